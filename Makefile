@@ -1,0 +1,87 @@
+# hoarfrost. `make report` on a fresh machine does everything; `make help` lists the rest.
+#
+#   DATA      folder, CSV or npz of images       (default: the embedded demo set)
+#   WEIGHTS   imagenet | PATH | random:SEED | auto
+#   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
+#   HEADS     heads to train                     (HEADS="linear mlp:512")
+#   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
+#   PYTHON    an environment to use as it is; nothing is installed then
+
+# Recipes read these from the environment, so that spaces and quotes in a path are safe.
+export DATA WEIGHTS CACHE RUN
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+endif
+
+HOARFROST := $(PY) -m pipeline
+
+# One place for each DATA and WEIGHTS: another data set of the same name gets another one.
+PLACES = set -e; \
+	if [ -n "$$DATA" ]; then \
+		name="$$(basename "$$DATA" | tr -c 'A-Za-z0-9._\n-' _)-$$(printf %s "$$DATA" | cksum | cut -d' ' -f1)"; \
+		weights="$${WEIGHTS:-imagenet}"; \
+	else \
+		name=demo; weights="$${WEIGHTS:-auto}"; \
+	fi; \
+	place="artifacts/$$name/$$(basename "$$weights" | tr -c 'A-Za-z0-9._\n-' _)"; \
+	data="$${DATA:-artifacts/demo/images}"; \
+	cache="$${CACHE:-$$place/embeddings.h5}"; \
+	set -- $(POSITIVE); [ $$\# -gt 0 ] || [ -n "$$DATA" ] || set -- malignant; \
+	run="$$place/run"; \
+	for label in "$$@"; do \
+		run="$$run-$$(printf %s "$$label" | tr -c 'A-Za-z0-9._-' _)"; shift; set -- "$$@" --positive "$$label"; \
+	done; \
+	run="$${RUN:-$$run}";
+
+.DEFAULT_GOAL := help
+.PHONY: help setup extract train report test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^#  / /p' Makefile
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv and install everything into it
+
+.venv/.ready: setup.cfg pyproject.toml
+	@python="$$(for p in python3 python3.13 python3.12 python3.11; do \
+		$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)"; \
+	if [ -z "$$python" ]; then echo "hoarfrost needs Python 3.11 or newer; none was found." >&2; exit 1; fi; \
+	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev]'
+	@touch $@
+
+extract: $(READY)  ## embed the images that the cache lacks
+	@$(PLACES) \
+	if [ -z "$$DATA" ]; then $(HOARFROST) demo "$$data"; fi; \
+	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights"
+
+train: $(READY)  ## train heads on the cache; images are not needed any more
+	@$(PLACES) \
+	if [ ! -e "$$cache" ]; then $(MAKE) --no-print-directory extract; fi; \
+	$(HOARFROST) train --cache "$$cache" --run "$$run" "$$@" $(foreach head,$(HEADS),--head '$(head)')
+
+report: extract  ## extract, train where needed, and write the report
+	@$(PLACES) \
+	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$(HEADS)" ] \
+		|| { [ -n "$$RUN" ] && [ -n "$(POSITIVE)" ]; }; then \
+		$(MAKE) --no-print-directory train; fi; \
+	$(HOARFROST) report --run "$$run"
+
+test: lint  ## lint and run the tests
+	$(PY) -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \
+		$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m mypy; \
+	else echo "ruff or mypy is not installed in this environment: lint is left out"; fi
+
+bench: $(READY)  ## measure; prints a table and writes artifacts/bench.json
+	$(PY) -m tests.benchmarks
+
+clean:  ## remove what was made, but not .venv
+	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,272 @@
+"""The frozen ResNet18: where its weights come from, and the forward pass. The sole user of torchvision.models."""
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from features.errors import WeightsError
+from features.fingerprint import weights_digest
+from features.images import PREPROCESSING
+
+ARCHITECTURE = "resnet18"
+DIM = 512
+IMAGENET = ResNet18_Weights.IMAGENET1K_V1
+DOWNLOAD_TIMEOUT_S = 20.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The backbone's tensors, and where they come from.
+
+    `name` is what the user asked for ("imagenet", "random:0", a file's name); `tensors` are
+    float32, named as torchvision names them, without the classifier.
+    """
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the tensors' names, shapes and values."""
+        return weights_digest((name, tensor.numpy()) for name, tensor in self.tensors.items())
+
+
+def load_weights(spec: str) -> Weights:
+    """Get the weights that a specification names.
+
+    Parameters
+    ----------
+    spec : str
+        "imagenet" (torchvision's IMAGENET1K_V1), "random:SEED", "auto" (imagenet where it can be
+        had, else random:0, said in the log) or the path of a `.pth` or `.safetensors` checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        If they cannot be had, are damaged, or are not a ResNet18's.
+    """
+    if spec == "imagenet":
+        return Weights(spec, _backbone_tensors(_imagenet_state(), "imagenet"))
+    if spec == "auto":
+        return _imagenet_or_random()
+    if spec.startswith("random:"):
+        return _random_weights(spec)
+    return Weights(Path(spec).name, _backbone_tensors(_read_checkpoint(Path(spec)), spec))
+
+
+def _imagenet_or_random() -> Weights:
+    try:
+        return load_weights("imagenet")
+    except WeightsError as error:
+        logger.warning(
+            "%s Going on with random:0, an untrained backbone: its figures are a floor, not a result.", error
+        )
+        return load_weights("random:0")
+
+
+def _random_weights(spec: str) -> Weights:
+    seed = spec.removeprefix("random:")
+    if not seed.isascii() or not seed.isdigit() or int(seed) >= 2**63:
+        raise WeightsError(f"--weights {spec}: the seed must be a whole number from 0, as in random:0.")
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.manual_seed(int(seed))
+        state = resnet18(weights=None).state_dict()
+    return Weights(f"random:{int(seed)}", _backbone_tensors(state, spec))
+
+
+# -- ImageNet weights: torchvision's loading, made safe for hospitals without a network ----------------------------------
+
+
+def _imagenet_state() -> dict[str, torch.Tensor]:
+    path = imagenet_path()
+    hash_prefix = path.stem.rpartition("-")[2]
+    if path.exists():
+        # torch checks the hash of what it downloads, not of what already lies there.
+        _check_hash(path, hash_prefix)
+    try:
+        with _network_timeout(DOWNLOAD_TIMEOUT_S):
+            return dict(IMAGENET.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"The ImageNet weights are not on this machine and could not be downloaded ({error}). Bring the file "
+            f"{path.name} (its SHA-256 begins with {hash_prefix}) from {IMAGENET.url} into {path.parent}, "
+            "or pass --weights with a checkpoint of your own."
+        ) from error
+
+
+def imagenet_path() -> Path:
+    """Give the file in which torch keeps the ImageNet weights, there or not."""
+    return Path(str(torch.hub.get_dir())) / "checkpoints" / os.path.basename(IMAGENET.url)
+
+
+def _check_hash(path: Path, prefix: str) -> None:
+    digest = sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            f"{path}: damaged, or not torchvision's file: its SHA-256 begins with {digest[: len(prefix)]}, not {prefix}. "
+            "Remove it, and it is downloaded again; or copy it again."
+        )
+
+
+@contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """Bound torch's download: a firewall that drops packets would hold it for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# -- checkpoints of one's own -------------------------------------------------------------------------------------------
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        raise WeightsError(
+            f"--weights {path}: no such file. Give a .pth or .safetensors checkpoint, imagenet, random:SEED or auto."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: holds more than tensors, and loading it could run foreign code; refused. "
+            "Save its state_dict() alone, with torch.save or as .safetensors."
+        ) from error
+    # A damaged archive surfaces as any of these (safetensors has an exception of its own, a plain Exception).
+    except Exception as error:
+        raise WeightsError(f"{path}: not a readable checkpoint: {error}") from error
+    return _state_dict(content, path)
+
+
+def _state_dict(content: object, path: Path) -> Mapping[str, object]:
+    """Find the tensors in what training scripts save: the dict itself, or under "state_dict" or "model"."""
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                return dict(content[key])
+        return dict(content)
+    raise WeightsError(f"{path}: holds a {type(content).__name__}, not a state_dict of named tensors.")
+
+
+def _backbone_tensors(state: Mapping[str, object], source: str) -> dict[str, torch.Tensor]:
+    """Pick a ResNet18's tensors out of a state_dict, whatever prefix and last layer it has.
+
+    Raises
+    ------
+    WeightsError
+        Naming the first tensor that is missing, of a wrong shape, not finite, or too many.
+    """
+    with torch.device("meta"):  # names and shapes alone
+        expected = {name: like for name, like in resnet18(weights=None).state_dict().items() if _decides_values(name)}
+    prefix = next((key.removesuffix("conv1.weight") for key in state if _is_stem(key)), "")
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    tensors = {}
+    for name, like in expected.items():
+        tensors[name] = _checked_tensor(found.get(name), like, prefix + name, source)
+    for name in found:
+        if name.startswith(("conv1.", "bn1.", "layer")) and _decides_values(name) and name not in expected:
+            raise WeightsError(f"{source} is no ResNet18: it has {prefix}{name}, which a ResNet18 does not.")
+    return tensors
+
+
+def _decides_values(name: str) -> bool:
+    """Leave out the classifier, and BatchNorm's counters, which no embedding depends on."""
+    return not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+
+
+def _is_stem(key: str) -> bool:
+    # "layer1.0.conv1.weight" ends so too; the stem is the conv1 that stands in no block.
+    return key.endswith("conv1.weight") and (key == "conv1.weight" or key[:-12].endswith(".")) and "layer" not in key
+
+
+def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise WeightsError(f"{source} is no ResNet18: the tensor {name} is missing.")
+    if value.shape != like.shape:
+        raise WeightsError(
+            f"{source} is no ResNet18: the tensor {name} has the shape {tuple(value.shape)}, not {tuple(like.shape)}."
+        )
+    tensor = value.detach().to("cpu", torch.float32).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f"{source}: the tensor {name} holds NaN or infinite values.")
+    return tensor
+
+
+# -- the forward pass ---------------------------------------------------------------------------------------------------
+
+
+class Backbone:
+    """The frozen ResNet18 on a device: uint8 images in, 512-d embeddings out.
+
+    Parameters
+    ----------
+    weights : Weights
+    device : str
+        "cpu", "cuda" or "mps".
+    precision : str
+        "float32" or "bfloat16".
+    """
+
+    def __init__(self, weights: Weights, *, device: str = "cpu", precision: str = "float32") -> None:
+        self.device = torch.device(device)
+        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        with torch.device("meta"):  # no time spent on initial values
+            network = resnet18(weights=None)
+        network.fc = nn.Identity()
+        # Not strict: BatchNorm's counters are absent, and gone once it is folded. The rest was checked on loading.
+        network.load_state_dict(dict(weights.tensors), strict=False, assign=True)
+        network.eval().requires_grad_(False)
+        _fold_batch_norm(network)
+        self.network = network.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.mean = torch.tensor(PREPROCESSING["mean"], device=self.device).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor(PREPROCESSING["std"], device=self.device).view(1, 3, 1, 1) * 255
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute embeddings.
+
+        Parameters
+        ----------
+        images : Tensor (B, 3, 224, 224) uint8, on any device
+
+        Returns
+        -------
+        Tensor (B, 512) float32, on the CPU
+        """
+        x = images.to(self.device).float().sub_(self.mean).div_(self.std)
+        x = x.to(self.dtype, memory_format=torch.channels_last)  # (B, 3, 224, 224)
+        embeddings: torch.Tensor = self.network(x).float().cpu()
+        return embeddings  # (B, 512)
+
+
+def _fold_batch_norm(network: ResNet) -> None:
+    """Fold each frozen BatchNorm into its convolution: the same function in fewer passes over memory."""
+    network.conv1, network.bn1 = fuse_conv_bn_eval(network.conv1, network.bn1), nn.Identity()
+    for module in network.modules():
+        if isinstance(module, BasicBlock):
+            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
+            module.conv2, module.bn2 = fuse_conv_bn_eval(module.conv2, module.bn2), nn.Identity()
+            if module.downsample is not None:
+                convolution, norm = module.downsample
+                module.downsample = nn.Sequential(fuse_conv_bn_eval(convolution, norm))

@@ -1,0 +1,127 @@
+"""EmbeddingCache: what one cache file and its parts hold, for readers."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from features.cache.layout import DatasetTable, Embeddings, Header, Rows
+from features.cache.reading import CacheFile
+from features.errors import CacheError, FingerprintMismatchError
+from features.fingerprint import Fingerprint
+
+PART_SUFFIX = ".h5"
+
+
+def parts_directory(path: Path) -> Path:
+    """Give the folder in which a cache's uncommitted-to-the-file parts lie."""
+    return path.with_name(path.name + ".parts")
+
+
+def part_paths(path: Path) -> list[Path]:
+    """List a cache's parts in the order in which they were committed."""
+    try:
+        with os.scandir(parts_directory(path)) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(PART_SUFFIX))
+    except FileNotFoundError:
+        return []
+
+
+class EmbeddingCache:
+    """A cache opened for reading; a context manager. Readers never block, and see the last finished extraction.
+
+    Parameters
+    ----------
+    path : Path
+        The cache's HDF5 file.
+
+    Raises
+    ------
+    CacheError
+        If it is missing, no cache, of a newer format version, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists() and part_paths(path):
+            raise CacheError(
+                f"{path}: its first extraction is not finished ({len(part_paths(path))} parts so far). "
+                "Wait for it, or run the same `hoarfrost extract` again: it goes on from there."
+            )
+        self.path = path
+        self._file = CacheFile(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, traceback)
+
+    @property
+    def header(self) -> Header:
+        """What the cache says of all its embeddings."""
+        return self._file.header
+
+    @property
+    def n_images(self) -> int:
+        """Number of embeddings."""
+        return self._file.n_images
+
+    def dataset_names(self) -> list[str]:
+        """Give the names of the data sets in the cache, sorted."""
+        return self._file.table_names()
+
+    def dataset(self, name: str | None = None) -> DatasetTable:
+        """Read a data set's table; without a name, that of the only one.
+
+        Raises
+        ------
+        CacheError
+            If there is none of that name, or several and none was named.
+        """
+        names = self.dataset_names()
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name is None or name not in names:
+            asked = f"no data set {name!r}" if name is not None else f"{len(names)} data sets"
+            raise CacheError(
+                f"{self.path} holds {asked}; choose with --dataset: {', '.join(names) or '(it has none)'}."
+            )
+        return self._file.table(name)
+
+    def embeddings(self, rows: Rows | None = None) -> Embeddings:
+        """Read embeddings by row, (n, 512) float32, checked; all by default."""
+        return self._file.embeddings(rows)
+
+    def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
+        """Read a data set's embeddings.
+
+        Returns
+        -------
+        embeddings : ndarray (m, 512) float32
+            Those of the m readable images, in the table's order.
+        readable : ndarray (n,) bool
+            Which of the table's n images they are.
+        """
+        readable = table.rows >= 0
+        return self.embeddings(table.rows[readable]), readable
+
+
+def check_fingerprint(path: Path, found: Header, wanted: Fingerprint, wanted_weights: str) -> None:
+    """Refuse to mix embeddings that were made in different ways.
+
+    Raises
+    ------
+    FingerprintMismatchError
+        Naming each part that differs, here (asked for) and there (in the cache).
+    """
+    differences = wanted.differences(found.fingerprint)
+    if differences:
+        raise FingerprintMismatchError(
+            f"{path} holds embeddings made in another way; nothing was mixed in. Asked for --weights {wanted_weights}, the "
+            f"cache has {found.weights}. What differs: {'; '.join(differences)}. "
+            "Name another --cache, or ask for what this one has."
+        )

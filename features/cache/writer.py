@@ -1,0 +1,267 @@
+"""CacheWriter: adds embeddings in parts that a crash cannot harm, and folds them into the one file."""
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from features.cache.keys import KeyIndex
+from features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys
+from features.cache.lock import WriterLock
+from features.cache.reading import CacheFile
+from features.cache.store import PART_SUFFIX, check_fingerprint, part_paths, parts_directory
+from features.cache.writing import write_cache_file
+from features.errors import CacheError
+from features.fingerprint import KEY_BYTES
+
+COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
+COMMIT_ROWS = 16_384  # 32 MiB: bounds the memory on fast machines
+
+logger = logging.getLogger(__name__)
+
+
+class KnownFile(NamedTuple):
+    """What an earlier extraction learnt of a file: while size and mtime stay, its key stays."""
+
+    size: int
+    mtime_ns: int
+    key: bytes
+
+
+class EmbeddedFile(NamedTuple):
+    """An image whose embedding is appended: where it was read, and the key of its bytes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    key: bytes
+
+
+class _Part(NamedTuple):
+    """A committed part; `known` is what it says of the data set's files (empty for those of this very extraction)."""
+
+    path: Path
+    keys: Keys
+    known: dict[str, KnownFile]
+    compute: str
+
+
+class CacheWriter:
+    """The only writer of a cache; a context manager that holds its lock.
+
+    Embeddings go to memory by `append`, to parts on disk by `commit` (by itself every few
+    seconds), and into the one file by `finish`.
+
+    Parameters
+    ----------
+    path : Path
+        The cache's HDF5 file; it and its folder are made where they are missing.
+    header : Header
+        What the new embeddings are made by.
+    dataset : str
+        The data set that the images belong to.
+
+    Raises
+    ------
+    CacheLockedError
+        If another process is writing.
+    FingerprintMismatchError
+        If the cache's embeddings were made in another way.
+    CacheError
+        If the cache is damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Header, dataset: str) -> None:
+        self.path = path
+        self.header = header
+        self.dataset = dataset
+        self._pending: list[EmbeddedFile] = []
+        self._embeddings: list[Embeddings] = []
+        self._new_keys: set[bytes] = set()
+        self._last_commit = time.monotonic()
+        self._last_append = self._last_commit
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{self.path.parent}: the cache's folder cannot be made: {error.strerror}.") from error
+        with ExitStack() as stack:
+            stack.enter_context(WriterLock(self.path))
+            self._sweep()
+            self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
+            if self._main is not None:
+                check_fingerprint(self.path, self._main.header, self.header.fingerprint, self.header.weights)
+            self._parts = list(self._sound_parts())
+            self._index = KeyIndex(self._stored_keys())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left half-written; the lock says that none is at work."""
+        for folder, prefix in ((self.path.parent, f"{self.path.name}."), (parts_directory(self.path), "part-")):
+            for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
+                if leftover.name.startswith(prefix):
+                    leftover.unlink(missing_ok=True)
+
+    def _sound_parts(self) -> Iterator[_Part]:
+        """Read each part whole once, so that damage shows before anything relies on it."""
+        for path in part_paths(self.path):
+            try:
+                with CacheFile(path) as part:
+                    part.embeddings()
+                    header, keys, known = part.header, part.keys, _known_files(part, self.dataset)
+            except CacheError as error:
+                logger.warning("%s It is set aside; its images are embedded again.", error)
+                os.replace(path, path.with_suffix(".damaged"))
+                continue
+            check_fingerprint(self.path, header, self.header.fingerprint, self.header.weights)
+            yield _Part(path, keys, known, header.compute)
+
+    def _stored_keys(self) -> Keys:
+        """All keys on the disk, (N, 32): those of the file, then those of the parts in order."""
+        main = [self._main.keys] if self._main is not None else []
+        return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *main, *(part.keys for part in self._parts)])
+
+    @property
+    def compute(self) -> str | None:
+        """The compute path of the interrupted extraction that this one resumes; None if it resumes none."""
+        return self._parts[0].compute if self._parts else None
+
+    def known_files(self) -> dict[str, KnownFile]:
+        """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
+        known = _known_files(self._main, self.dataset) if self._main is not None else {}
+        for part in self._parts:
+            known.update(part.known)
+        return known
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._new_keys or self._index.contains(key)
+
+    def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
+        """Add a batch; it is committed within the next few seconds.
+
+        Parameters
+        ----------
+        files : list of EmbeddedFile, length B
+        embeddings : ndarray (B, 512) float32
+        """
+        self._pending += files
+        self._new_keys.update(file.key for file in files)
+        self._embeddings.append(embeddings)
+        now = time.monotonic()
+        batch_s, self._last_append = now - self._last_append, now
+        if now - self._last_commit + batch_s > COMMIT_SECONDS or len(self._pending) >= COMMIT_ROWS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Put what was appended on the disk, as one part."""
+        if self._pending:
+            directory = parts_directory(self.path)
+            directory.mkdir(exist_ok=True)
+            # Zero-padded time first, so that names sort in the order of commits.
+            path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
+            block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
+            write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
+            self._parts.append(_Part(path, block.keys, {}, self.header.compute))
+            self._pending, self._embeddings = [], []
+            # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
+            if len(self._new_keys) > max(65_536, len(self._index) // 4):
+                self._index, self._new_keys = KeyIndex(self._stored_keys()), set()
+        self._last_commit = time.monotonic()
+
+    def _part_table(self) -> DatasetTable:
+        """Give what a resumed extraction needs to pass over the files of this part unread."""
+        n = len(self._pending)
+        return DatasetTable(
+            name=self.dataset,
+            source="",
+            paths=[file.path for file in self._pending],
+            rows=np.arange(n),
+            labels=[""] * n,
+            errors=[""] * n,
+            sizes=np.array([file.size for file in self._pending], np.int64),
+            mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
+        )
+
+    def finish(self, table: DatasetTable, keys: Keys) -> bool:
+        """Commit, fold all parts into the one file, and put the data set's table there.
+
+        Parameters
+        ----------
+        table : DatasetTable
+            Its `rows` say which images are readable (>= 0); where they point is found here.
+        keys : ndarray (n, 32) uint8
+            Each image's key; anything for unreadable ones.
+
+        Returns
+        -------
+        bool
+            False if there was nothing to write, and the file stays as it is, mtime and all.
+        """
+        self.commit()
+        stored = self._stored_keys()
+        index = KeyIndex(stored)
+        first = index.find(stored) == np.arange(len(stored))  # a part that a crash left behind is in the file already
+        new_row = np.append(np.cumsum(first) - 1, -1)  # the last is for keys that are not there: -1
+        rows = np.where(table.rows >= 0, new_row[index.find(keys)], -1)
+        if ((rows < 0) & (table.rows >= 0)).any():
+            raise CacheError(
+                f"{self.path}: {((rows < 0) & (table.rows >= 0)).sum()} images have no embedding; not finished."
+            )
+        table = replace(table, rows=rows)
+        if not self._parts and table.same_as(self._earlier_table()):
+            return False
+        write_cache_file(self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table))
+        for part in self._parts:
+            part.path.unlink()
+        self._parts = []
+        return True
+
+    def _earlier_table(self) -> DatasetTable | None:
+        if self._main is None or self.dataset not in self._main.table_names():
+            return None
+        return self._main.table(self.dataset)
+
+    def _tables_with(self, table: DatasetTable) -> list[DatasetTable]:
+        others = [name for name in self._main.table_names() if name != table.name] if self._main is not None else []
+        return [*(self._main.table(name) for name in others if self._main is not None), table]
+
+    def _blocks(self, keep: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Iterator[Block]:
+        start = 0
+        for block in self._stored_blocks():
+            kept = keep[start : start + len(block.keys)]
+            start += len(block.keys)
+            yield block if kept.all() else Block(block.keys[kept], block.embeddings[kept])
+
+    def _stored_blocks(self) -> Iterator[Block]:
+        if self._main is not None:
+            yield from self._main.blocks()
+        for part in self._parts:  # opened one at a time: there may be more parts than a process may open files
+            with CacheFile(part.path) as file:
+                yield from file.blocks()
+
+
+def _known_files(file: CacheFile, dataset: str) -> dict[str, KnownFile]:
+    if dataset not in file.table_names():
+        return {}
+    table = file.table(dataset)
+    columns = zip(table.paths, table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist(), strict=True)
+    return {path: KnownFile(size, mtime, file.keys[row].tobytes()) for path, row, size, mtime in columns if row >= 0}
+
+
+def _key_array(files: list[EmbeddedFile]) -> Keys:
+    return np.frombuffer(b"".join(file.key for file in files), np.uint8).reshape(-1, KEY_BYTES)

@@ -1,0 +1,188 @@
+"""Writing one cache file, whole or not at all."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from features.cache.layout import (
+    CHUNK_ROWS,
+    DIM,
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_CELL_BYTES,
+    Block,
+    DatasetTable,
+    Header,
+)
+from features.errors import CacheError
+from features.fingerprint import KEY_BYTES
+
+
+def write_cache_file(
+    path: Path, header: Header, n_images: int, blocks: Iterable[Block], tables: Iterable[DatasetTable]
+) -> None:
+    """Write one file whole: under a temporary name, synced, then renamed into place.
+
+    Parameters
+    ----------
+    path : Path
+        What is there is replaced at once, by the rename; before it, nothing has happened.
+    header : Header
+    n_images : int
+        Number of images in all blocks together.
+    blocks : iterable of Block
+        Read one at a time, so memory holds one.
+    tables : iterable of DatasetTable
+
+    Raises
+    ------
+    CacheError
+        If the file cannot be written (a full disk, say); the temporary file is gone then.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        # "v110": metadata with checksums of its own. No HDF5 file locking: it fails on network file systems.
+        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
+            _write_header(file, header)
+            _write_images(file, n_images, blocks)
+            datasets = file.create_group("datasets")
+            for table in tables:
+                _write_table(datasets, table)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    # h5py raises RuntimeError where a close fails.
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CacheError(
+            f"{path} cannot be written: {error}. What was committed before is safe. "
+            "Make room or mend the folder, and run the same command again: it goes on from there."
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_header(file: h5py.File, header: Header) -> None:
+    fingerprint = header.fingerprint
+    _write_text(file, "format", FORMAT)
+    file.attrs["format_version"] = FORMAT_VERSION
+    _write_text(file, "fingerprint", fingerprint.digest)
+    _write_text(file, "backbone", fingerprint.backbone)
+    _write_text(file, "weights", header.weights)
+    _write_text(file, "weights_sha256", fingerprint.weights_sha256)
+    _write_text(file, "preprocessing", json.dumps(dict(fingerprint.preprocessing), sort_keys=True))
+    _write_text(file, "precision", fingerprint.precision)
+    _write_text(file, "compute", header.compute)
+    file.attrs["dim"] = DIM
+    _write_text(file, "versions", json.dumps(library_versions(), sort_keys=True))
+
+
+def library_versions() -> dict[str, str]:
+    """Give the versions of what computes and stores embeddings, without importing it."""
+    found = {}
+    for package in ("hoarfrost", "torch", "torchvision", "pillow", "numpy", "h5py"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_text(target: h5py.Group, name: str, text: str) -> None:
+    # Fixed length, so that it lies inside the checksummed header; variable-length text lies in a heap without one.
+    content = text.encode("utf-8", "surrogateescape")
+    target.attrs.create(name, np.bytes_(content), dtype=h5py.string_dtype("utf-8", max(len(content), 1)))
+
+
+def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> None:
+    images = file.create_group("images")
+    chunk_rows = max(1, min(CHUNK_ROWS, n_images))
+    keys = _checked_dataset(images, "key", (n_images, KEY_BYTES), np.uint8, (chunk_rows, KEY_BYTES))
+    embeddings = _checked_dataset(images, "embedding", (n_images, DIM), np.float32, (chunk_rows, DIM))
+    row_sums = np.zeros(n_images, np.uint32)
+    chunk_sums = np.zeros(-(-n_images // chunk_rows), np.uint32)
+    start = 0
+    for block in _rechunked(blocks, chunk_rows):
+        stop = start + len(block.keys)
+        keys[start:stop] = block.keys
+        embeddings[start:stop] = block.embeddings
+        row_sums[start:stop] = row_checksums(block)
+        chunk_sums[start // chunk_rows] = zlib.crc32(np.ascontiguousarray(block.embeddings).data)
+        start = stop
+    if start != n_images:
+        raise CacheError(f"{start} images given where {n_images} were announced")
+    _checked_dataset(images, "row_crc32", (n_images,), np.uint32, (max(1, min(n_images, 1 << 16)),))[...] = row_sums
+    _checked_dataset(images, "chunk_crc32", chunk_sums.shape, np.uint32, (max(1, len(chunk_sums)),))[...] = chunk_sums
+
+
+def _checked_dataset(
+    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...], **filters: Any
+) -> h5py.Dataset:
+    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, **filters)
+
+
+def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:
+    """Cut blocks of any size into whole chunks; the last may be shorter."""
+    keys = np.empty((0, KEY_BYTES), np.uint8)
+    embeddings = np.empty((0, DIM), np.float32)
+    for block in blocks:
+        keys = np.concatenate([keys, block.keys]) if len(keys) else block.keys
+        embeddings = np.concatenate([embeddings, block.embeddings]) if len(embeddings) else block.embeddings
+        whole = len(keys) - len(keys) % chunk_rows
+        for start in range(0, whole, chunk_rows):
+            yield Block(keys[start : start + chunk_rows], embeddings[start : start + chunk_rows])
+        keys, embeddings = keys[whole:], embeddings[whole:]
+    if len(keys):
+        yield Block(keys, embeddings)
+
+
+def row_checksums(block: Block) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each image's key and embedding together: a row that slipped is seen, not only one that changed."""
+    pairs = zip(np.ascontiguousarray(block.keys), np.ascontiguousarray(block.embeddings), strict=True)
+    return np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(block.keys))
+
+
+def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
+    group = datasets.create_group(table.name)
+    _write_text(group, "source", table.source)
+    _write_text(group, "classes", json.dumps(sorted(set(table.labels))))
+    _write_text(group, "created", table.created or datetime.now(UTC).isoformat(timespec="seconds"))
+    for name, numbers in (("row", table.rows), ("size", table.sizes), ("mtime_ns", table.mtimes_ns)):
+        _checked_dataset(group, name, numbers.shape, np.int64, (max(1, min(len(numbers), 1 << 16)),))[...] = numbers
+    _write_column(group, "path", table.paths)
+    _write_column(group, "label", table.labels)
+    _write_column(group, "error", table.errors)
+    if table.splits is not None:
+        _write_column(group, "split", table.splits)
+    if table.patients is not None:
+        _write_column(group, "patient", table.patients)
+    attributes = group.create_group("attributes")
+    for name, column in table.attributes.items():
+        _write_column(attributes, name.replace("/", "\N{DIVISION SLASH}") or "unnamed", column)
+
+
+def _write_column(group: h5py.Group, name: str, texts: list[str]) -> None:
+    cells = [text.encode("utf-8", "surrogateescape") for text in texts]
+    width = max(map(len, cells), default=1) or 1
+    if width > MAX_CELL_BYTES:
+        raise CacheError(f"a {name} of {width} bytes is more than a cache holds ({MAX_CELL_BYTES})")
+    chunk = max(1, min(len(cells), (1 << 20) // width))
+    dtype = h5py.string_dtype("utf-8", width)
+    filters = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
+    _checked_dataset(group, name, (len(cells),), dtype, (chunk,), **filters)[...] = np.array(cells, dtype)

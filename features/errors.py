@@ -1,0 +1,40 @@
+"""What goes wrong, told to the user: what, where, why, and the way out."""
+
+
+class HoarfrostError(Exception):
+    """The work cannot go on for a reason that a user can act on.
+
+    Commands print the message and exit with status 1; it never becomes a traceback.
+    """
+
+
+class DatasetError(HoarfrostError):
+    """The description of the images (folder, CSV, npz) is missing, odd or contradictory."""
+
+
+class ImageDecodeError(HoarfrostError):
+    """One image cannot be read; the message says why. Extraction records it and goes on."""
+
+
+class WeightsError(HoarfrostError):
+    """The backbone's weights are missing, damaged or not those of a ResNet18."""
+
+
+class CacheError(HoarfrostError):
+    """The cache cannot be opened, written or trusted."""
+
+
+class FingerprintMismatchError(CacheError):
+    """The cache holds embeddings made in another way than the one asked for."""
+
+
+class CacheLockedError(CacheError):
+    """Another process is writing to the cache."""
+
+
+class TrainingError(HoarfrostError):
+    """Heads cannot be trained or scored: undefined split, head or metric."""
+
+
+class RunError(HoarfrostError):
+    """A run folder is missing, incomplete or not one of ours."""

@@ -1,0 +1,90 @@
+"""Identity: the digest of an image's bytes, and the digest of all that decides an embedding's value."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+KEY_BYTES = 32
+
+
+def bytes_key(content: bytes) -> bytes:
+    """Give an image file's key: the SHA-256 of its encoded bytes, 32 bytes."""
+    return hashlib.sha256(content).digest()
+
+
+def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
+    """Give the key of an image that is an array: the SHA-256 of its shape and pixels, 32 bytes.
+
+    The shape belongs to it: the same bytes as 28 x 28 and as 14 x 56 are two images.
+    """
+    digest = hashlib.sha256(f"uint8 {pixels.shape}\n".encode())
+    digest.update(pixels.tobytes())
+    return digest.digest()
+
+
+def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
+    """Give the SHA-256 of named weights, as hex: of names, shapes and values, not of the file they came in.
+
+    So the same weights as `.pth` and `.safetensors`, with or without a classifier, are the same.
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All that decides an embedding's value.
+
+    Attributes
+    ----------
+    backbone : str
+        The architecture, "resnet18".
+    weights_sha256 : str
+        `weights_digest` of the backbone's tensors, hex.
+    preprocessing : mapping
+        From decoded pixels to the backbone's input; JSON values.
+    precision : str
+        "float32" or "bfloat16": what the forward pass computes in.
+    """
+
+    backbone: str
+    weights_sha256: str
+    preprocessing: Mapping[str, Any]
+    precision: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parts in canonical JSON, hex."""
+        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Say which parts differ: "precision: float32 here, bfloat16 there"."""
+        mine, theirs = _parts(self), _parts(other)
+        return [
+            f"{part}: {mine.get(part, 'absent')} here, {theirs.get(part, 'absent')} there"
+            for part in sorted(mine.keys() | theirs.keys())
+            if mine.get(part) != theirs.get(part)
+        ]
+
+
+def _parts(fingerprint: Fingerprint) -> dict[str, str]:
+    preprocessing = {f"preprocessing.{key}": _canonical(value) for key, value in fingerprint.preprocessing.items()}
+    return {
+        "backbone": fingerprint.backbone,
+        "weights (SHA-256)": fingerprint.weights_sha256,
+        "precision": fingerprint.precision,
+        **preprocessing,
+    }
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -1,0 +1,180 @@
+"""The command line: each command parses, makes one call, prints. The sole user of click."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from features.errors import HoarfrostError
+from pipeline import __version__
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Turns what is wrong with the user's input into a message and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HoarfrostError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def cache_option(command: Command) -> Command:
+    """Add `--cache FILE`."""
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--cache", type=path, required=True, metavar="FILE", help="The cache's HDF5 file.")(command)
+
+
+def run_option(command: Command) -> Command:
+    """Add `--run DIR`."""
+    path = click.Path(path_type=Path)
+    return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
+
+
+def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
+    """Print a result: one JSON object, or text for people."""
+    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else text
+    # File names that are not UTF-8 must not end a finished command in an encoding error.
+    click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hoarfrost")
+def main() -> None:
+    r"""Frozen features, hoarded: trustworthy image classifiers in minutes.
+
+    `extract` runs a frozen ResNet18 once over every image and caches the embeddings; `train`
+    trains lightweight heads on the cache; `report` writes one HTML file.
+
+    \b
+    Example:
+      hoarfrost extract images/ --cache images.h5
+      hoarfrost train --cache images.h5 --run runs/first --positive malignant
+      hoarfrost report --run runs/first
+    """
+    from pipeline.console import show_warnings
+
+    show_warnings()
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@cache_option
+@click.option("--name", help="The data set's name in the cache; by default that of its folder or file.")
+@click.option(
+    "--weights", default="imagenet", show_default=True, metavar="imagenet|PATH|random:SEED|auto",
+    help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
+    "or imagenet where it can be had and else random:0.",
+)  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
+@click.option(
+    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
+    help="Record an unreadable image and go on, or stop at the first.",
+)  # fmt: skip
+@json_option
+def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
+    r"""Embed the images of DATA that the cache lacks.
+
+    DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
+    a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
+
+    \b
+    Example:
+      hoarfrost extract images/ --cache images.h5
+      hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
+    """
+    from features.extract import ExtractOptions
+    from features.extract import extract as run_extract
+    from pipeline.console import extract_text, extraction_progress
+
+    with extraction_progress() as show:
+        summary = run_extract(data, cache, name=name, options=ExtractOptions(**options), on_progress=show)
+    emit(as_json, dataclasses.asdict(summary), extract_text(summary))
+
+
+@main.command()
+@cache_option
+@run_option
+@click.option("--dataset", metavar="NAME", help="Which of the cache's data sets; not needed where there is one.")
+@click.option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1; may be repeated.")
+@click.option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train; may be repeated.")
+@click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without a better one.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, weights and batches.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@json_option
+def train(
+    cache: Path, run: Path, dataset: str | None, positive: tuple[str, ...], heads: tuple[str, ...], as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    r"""Train heads on cached embeddings, and score them. No image is opened.
+
+    Heads: linear; mlp:256 (one hidden layer); mlp:256x6 (six of 256, ReLU); with options, as in
+    mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. Default: linear, mlp:256 and mlp:256x6.
+
+    \b
+    Example:
+      hoarfrost train --cache images.h5 --run runs/first --positive malignant
+      hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
+    """
+    from pipeline.console import say, train_text
+    from pipeline.experiment import run_experiment
+    from pipeline.heads import parse_heads
+    from pipeline.runs import metrics_document
+    from pipeline.train import TrainingConfig
+
+    result = run_experiment(
+        cache, run, parse_heads(heads), dataset=dataset, positive=positive, config=TrainingConfig(**options),
+        command=["hoarfrost", *sys.argv[1:]], on_head=lambda name: say(f"training {name}"),
+    )  # fmt: skip
+    emit(as_json, metrics_document(result.selected, result.heads), train_text(result))
+
+
+@main.command()
+@run_option
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    r"""Write a run's report, one self-contained HTML file, to DIR/report.html.
+
+    \b
+    Example:
+      hoarfrost report --run runs/first
+    """
+    from pipeline.report import write_report
+
+    path = write_report(run)
+    emit(as_json, {"report": str(path)}, f"report {path}")
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@json_option
+def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
+    r"""Write the synthetic data set (ultrasound phantoms) to DIR, an image folder with a labels.csv.
+
+    \b
+    Example:
+      hoarfrost demo demo/
+    """
+    from pipeline.demo import write_demo
+
+    summary = write_demo(directory, n_images=images, seed=seed)
+    document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
+    emit(as_json, document, f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}")

@@ -1,0 +1,116 @@
+"""What a person sees while a command works: progress, warnings and tables. Never on stdout where JSON goes."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from features.extract import ExtractSummary, Progress
+    from pipeline.runs import HeadResult, Run
+
+LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
+
+
+def show_warnings() -> None:
+    """Send the library's warnings to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    for package in ("features", "pipeline"):
+        logging.getLogger(package).handlers = [handler]
+
+
+@contextmanager
+def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
+    """Show images done, images per second and time left: a bar on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TextColumn("{task.fields[rate]}"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("extract", total=None, rate="")
+
+        def show(progress: "Progress") -> None:
+            rate = f"{progress.images_per_second:.0f} images/s"
+            bar.update(task, completed=progress.done, total=progress.total, rate=rate)
+
+        yield show
+
+
+def _lines() -> "Callable[[Progress], None]":
+    last = time.monotonic()
+
+    def show(progress: "Progress") -> None:
+        nonlocal last
+        if time.monotonic() - last < LINE_SECONDS and progress.done < progress.total:
+            return
+        last = time.monotonic()
+        left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
+        print(
+            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s, {left_s:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show
+
+
+def say(text: str) -> None:
+    """Say on stderr what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def extract_text(summary: "ExtractSummary") -> str:
+    """Describe an extraction in two or three lines."""
+    done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
+    lines = [
+        f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
+        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}",
+    ]
+    if summary.weights.startswith("random:"):
+        lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
+    return "\n".join(lines)
+
+
+def train_text(run: "Run") -> str:
+    """Describe a run: the table of heads, and which one validation selected."""
+    split = "test" if run.heads[0].test is not None else "val"
+    rows: list[tuple[str, ...]] = [
+        ("", "head", "parameters", "epochs", "val AUC", f"{split} AUC (95% interval)", f"{split} accuracy")
+    ]
+    rows += [_head_row(head, head.name == run.selected) for head in run.heads]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    counts = ", ".join(f"{sum(by_class.values())} {name}" for name, by_class in run.config.dataset.counts.items())
+    lines.append(
+        f"* selected by validation ROC AUC; {counts} images, split {_split_words(run.config.dataset.split_by)}"
+    )
+    if split == "val":
+        lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
+    lines.append(f"run {run.directory}")
+    return "\n".join(lines)
+
+
+def _split_words(split_by: str) -> str:
+    return "as the data set says" if split_by == "given" else f"by {split_by}"
+
+
+def _head_row(head: "HeadResult", selected: bool) -> tuple[str, ...]:
+    scores = head.test if head.test is not None else head.val
+    low, high = scores["roc_auc_ci95"]
+    return (
+        "*" if selected else "",
+        head.name,
+        f"{head.n_parameters:,}",
+        f"{head.best_epoch} of {head.epochs}",
+        f"{head.val['roc_auc']:.3f}",
+        f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})",
+        f"{scores['accuracy']:.3f} (majority class {scores['majority_accuracy']:.3f})",
+    )

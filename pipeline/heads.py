@@ -1,0 +1,129 @@
+"""Heads: the grammar of their specifications, and the modules."""
+
+import math
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from features.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_HEADS = ("linear", "mlp:256", "mlp:256x6")
+MAX_WIDTH = 65_536
+MAX_DEPTH = 64
+GRAMMAR = "linear, mlp:WIDTH or mlp:WIDTHxDEPTH, then options as in mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One variant: an architecture and its hyperparameters.
+
+    Attributes
+    ----------
+    width, depth : int
+        Of the hidden layers (ReLU); depth 0 is a linear head.
+    dropout : float
+        After each hidden layer, 0 <= dropout < 1.
+    lr : float
+        AdamW's learning rate, > 0.
+    weight_decay : float
+        AdamW's decoupled weight decay, >= 0, on weight matrices only.
+    """
+
+    width: int = 0
+    depth: int = 0
+    dropout: float = 0.0
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+
+    @property
+    def name(self) -> str:
+        """The shortest specification that gives this head."""
+        shape = "linear" if not self.depth else f"mlp:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
+        options = [f"{key}={getattr(self, key):g}" for key in _OPTIONS if getattr(self, key) != getattr(HeadSpec, key)]
+        return ",".join([shape, *options])
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        readable = "".join(c if c.isalnum() or c in "-.=" else "-" for c in self.name)
+        return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+_OPTIONS = ("dropout", "lr", "weight_decay")
+
+
+def parse_head(text: str) -> HeadSpec:
+    """Read a head's specification.
+
+    Raises
+    ------
+    TrainingError
+        If it is not of the grammar, or a value is out of range.
+    """
+    shape, *options = text.strip().split(",")
+    spec = _parse_shape(shape.strip(), text)
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key.strip() not in _OPTIONS or not equals:
+            raise TrainingError(
+                f"--head {text}: {option.strip()!r} is no option. Known: {', '.join(_OPTIONS)}; {GRAMMAR}."
+            )
+        spec = replace(spec, **{key.strip(): _parse_value(key.strip(), value, text)})  # type: ignore[arg-type]
+    return spec
+
+
+def _parse_shape(shape: str, text: str) -> HeadSpec:
+    if shape == "linear":
+        return HeadSpec()
+    kind, _, size = shape.partition(":")
+    width, x, depth = size.partition("x")
+    numbers = [width, depth] if x else [width]
+    if kind != "mlp" or not all(number.isascii() and number.isdigit() for number in numbers):
+        raise TrainingError(f"--head {text}: not a head. Expected {GRAMMAR}.")
+    spec = HeadSpec(width=int(width), depth=int(depth) if x else 1)
+    if not (1 <= spec.width <= MAX_WIDTH and 1 <= spec.depth <= MAX_DEPTH):
+        raise TrainingError(f"--head {text}: width must be 1 to {MAX_WIDTH}, depth 1 to {MAX_DEPTH}.")
+    return spec
+
+
+def _parse_value(key: str, value: str, text: str) -> float:
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise TrainingError(f"--head {text}: {key}={value} is not a number.") from error
+    fits = {"dropout": 0 <= number < 1, "lr": number > 0, "weight_decay": number >= 0}[key]
+    if not (fits and math.isfinite(number)):
+        bounds = {"dropout": "from 0 to below 1", "lr": "above 0", "weight_decay": "0 or above"}[key]
+        raise TrainingError(f"--head {text}: {key} must be {bounds}, not {value}.")
+    return number
+
+
+def parse_heads(texts: "tuple[str, ...] | list[str]") -> list[HeadSpec]:
+    """Read several specifications; the defaults where there are none; the same head twice is an error."""
+    specs = [parse_head(text) for text in texts or DEFAULT_HEADS]
+    for i, spec in enumerate(specs):
+        if spec in specs[:i]:
+            raise TrainingError(f"--head {spec.name} is given twice. Give each head once.")
+    return specs
+
+
+def build_head(spec: HeadSpec, n_inputs: int, n_classes: int) -> "nn.Sequential":
+    """Make the module: (B, n_inputs) standardised embeddings to (B, n_classes) logits."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    width = n_inputs
+    for _ in range(spec.depth):
+        layers += [nn.Linear(width, spec.width), nn.ReLU()]
+        if spec.dropout:
+            layers.append(nn.Dropout(spec.dropout))
+        width = spec.width
+    return nn.Sequential(*layers, nn.Linear(width, n_classes))
+
+
+def count_parameters(module: "nn.Module") -> int:
+    """Count trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

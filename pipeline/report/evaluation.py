@@ -1,0 +1,69 @@
+"""The split that a report judges the heads on, and what its classes are called."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.runs import DatasetFacts, HeadResult, Run
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The images that the figures are about: the test split, or the validation split where there is no test split.
+
+    `y_true` is (n,) int64; `probabilities[head]` is (n, C) float64, in the same order.
+    """
+
+    split: str
+    classes: tuple[str, ...]
+    y_true: "npt.NDArray[np.int64]"
+    probabilities: "Mapping[str, npt.NDArray[np.float64]]"
+
+    @property
+    def is_binary(self) -> bool:
+        """Tell whether there is one positive class, and so one ROC curve a head."""
+        return len(self.classes) == 2
+
+    def images(self) -> str:
+        """Name the images, with their number: "156 test images"."""
+        return f"{len(self.y_true):,} {SPLIT_NAMES[self.split]} image{'' if len(self.y_true) == 1 else 's'}"
+
+    def scores(self, head: HeadResult) -> dict[str, Any]:
+        """Give a head's metrics on these images."""
+        return head.val if head.test is None else head.test
+
+
+def evaluation_of(run: Run) -> Evaluation:
+    """Pick the images that the report's figures are about.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Evaluation
+        Of the test split, or of the validation split where the heads have no test metrics.
+    """
+    split = "val" if run.head(run.selected).test is None else "test"
+    rows = np.array(run.predictions.splits) == split  # (all images,) bool
+    probabilities = {head: scores[rows] for head, scores in run.predictions.probabilities.items()}
+    return Evaluation(split, class_names(run.config.dataset), run.y_true()[rows], probabilities)
+
+
+def class_names(dataset: DatasetFacts) -> tuple[str, ...]:
+    """Name the classes that the heads tell apart, in the order of their numbers.
+
+    With `--positive`, several labels can make up a class: "benign + normal".
+    """
+    if dataset.positive is None:
+        return dataset.classes
+    negative = [label for label in dataset.classes if label not in dataset.positive]
+    return " + ".join(negative), " + ".join(dataset.positive)

@@ -1,0 +1,166 @@
+"""From a figure in data units to shapes in pixels, which the template writes as SVG."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.report.figures import Axis, Curve, Figure, Panel
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# The drawing is as wide as a phone, where its text has the size of the page's; on a wide page it only grows.
+WIDTH = 340
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM, X_LABEL_HEIGHT = 36, 10, 26, 20, 18
+# Nobody sees a fifth of a pixel, and the curve of 10,000 images shrinks to some hundred points.
+TOLERANCE_PX = 0.2
+N_COLOURS, N_DASHES = 6, 3
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: `at` pixels from the panel's left or top."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """A curve: the `d` of an SVG path, its CSS classes and its name."""
+
+    path: str
+    classes: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A panel in pixels. `diagonal` and `mark` as in `Panel`, with `mark` in pixels from the left."""
+
+    top: float
+    width: float
+    height: float
+    label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    strokes: tuple[Stroke, ...]
+    diagonal: bool
+    mark: float | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in pixels."""
+
+    width: float
+    height: float
+    left: float
+    message: str
+    x_label: str
+    frames: tuple[Frame, ...]
+
+
+def draw(figure: Figure, panel_height: float) -> Drawing:
+    """Lay a figure out.
+
+    Parameters
+    ----------
+    figure : Figure
+    panel_height : float
+        The height of each panel's plotting area, in pixels of a drawing that is `WIDTH` wide.
+
+    Returns
+    -------
+    Drawing
+    """
+    pitch = MARGIN_TOP + panel_height + MARGIN_BOTTOM
+    frames = tuple(
+        _frame(panel, MARGIN_TOP + number * pitch, panel_height) for number, panel in enumerate(figure.panels)
+    )
+    height = pitch * len(frames) + X_LABEL_HEIGHT
+    return Drawing(WIDTH, height, MARGIN_LEFT, figure.message, figure.panels[-1].x.label, frames)
+
+
+def _frame(panel: Panel, top: float, height: float) -> Frame:
+    width = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
+    return Frame(
+        top=top,
+        width=width,
+        height=height,
+        label=panel.y.label,
+        x_ticks=tuple(Tick(_pixel(tick, panel.x, width), f"{tick:g}") for tick in panel.x.ticks),
+        y_ticks=tuple(Tick(_pixel(tick, panel.y, height, upwards=True), f"{tick:g}") for tick in panel.y.ticks),
+        strokes=tuple(_stroke(curve, panel, width, height) for curve in panel.curves),
+        diagonal=panel.diagonal,
+        mark=None if panel.mark is None else _pixel(panel.mark, panel.x, width),
+    )
+
+
+def _pixel(value: float, axis: Axis, length: float, *, upwards: bool = False) -> float:
+    share = (value - axis.low) / (axis.high - axis.low)
+    return round(length * (1 - share if upwards else share), 1)
+
+
+def _stroke(curve: Curve, panel: Panel, width: float, height: float) -> Stroke:
+    x = (curve.x - panel.x.low) / (panel.x.high - panel.x.low) * width
+    y = (panel.y.high - curve.y) / (panel.y.high - panel.y.low) * height
+    points = simplify(np.column_stack([x, y]), TOLERANCE_PX)
+    return Stroke(path(points), series_classes(curve), curve.label)
+
+
+def series_classes(curve: Curve) -> str:
+    """Name the CSS classes of a curve: colours run out first, then dashes tell the curves apart."""
+    dash = curve.series // N_COLOURS % N_DASHES
+    return f"curve colour-{curve.series % N_COLOURS} dash-{dash}" + (" strong" if curve.strong else "")
+
+
+def path(points: "npt.NDArray[np.float64]") -> str:
+    """Write points, (n, 2) in pixels, as the `d` of an SVG path."""
+    if not len(points):
+        return ""
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + "h0"  # h0: a single point shows as a dot
+
+
+def simplify(points: "npt.NDArray[np.float64]", tolerance: float) -> "npt.NDArray[np.float64]":
+    """Leave out the points that nobody would miss.
+
+    Parameters
+    ----------
+    points : ndarray (n, 2)
+        A curve, in order.
+    tolerance : float
+        How far a point that is left out may lie from the curve that remains, in the points' unit.
+
+    Returns
+    -------
+    ndarray (m, 2), m <= n
+        A subset in the same order, with the first and the last point.
+
+    References
+    ----------
+    Douglas and Peucker (1973), Cartographica 10(2), 112-122.
+    """
+    keep = np.zeros(len(points), dtype=bool)
+    keep[:1] = keep[-1:] = True
+    open_spans = [(0, len(points) - 1)]
+    while open_spans:
+        first, last = open_spans.pop()
+        if last - first < 2:
+            continue
+        distance = _distance_to_chord(points[first : last + 1])
+        farthest = first + int(distance.argmax())
+        if distance.max() > tolerance:
+            keep[farthest] = True
+            open_spans += [(first, farthest), (farthest, last)]
+    return points[keep]
+
+
+def _distance_to_chord(points: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
+    """Measure how far each point lies from the straight line between the first and the last, (n,)."""
+    offset, chord = points - points[0], points[-1] - points[0]
+    length_squared = max(float(chord @ chord), np.finfo(float).tiny)
+    along = np.clip(offset @ chord / length_squared, 0, 1)  # (n,) share of the chord
+    distance: npt.NDArray[np.float64] = np.linalg.norm(offset - along[:, None] * chord, axis=1)
+    return distance

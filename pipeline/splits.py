@@ -1,0 +1,97 @@
+"""Train, validation and test: by patient, stratified by class, seeded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import TrainingError
+
+VAL_SHARE = 0.1
+TEST_SHARE = 0.2
+SMALLEST_CLASS = 3  # patients: one each for train, val and test
+
+Strings = npt.NDArray[np.str_]
+Ints = npt.NDArray[np.int64]
+
+
+def merged_groups(*memberships: Sequence[object]) -> Ints:
+    """Join images that share a patient, or bytes, or anything else given, into groups.
+
+    Parameters
+    ----------
+    *memberships : sequences of length n
+        Images with equal entries in any of them belong together.
+
+    Returns
+    -------
+    ndarray (n,) int64
+        Group numbers, 0 upwards in the order of first appearance.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(memberships[0])
+    edges: list[tuple[int, int]] = []
+    for membership in memberships:
+        first: dict[object, int] = {}
+        edges += [(first.setdefault(value, i), i) for i, value in enumerate(membership)]
+    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n))
+    labels: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
+    """Split images 70/10/20 into train, val and test.
+
+    Parameters
+    ----------
+    y : ndarray (n,) int64
+        Class numbers.
+    groups : ndarray (n,) int64
+        No group is ever in two splits.
+    classes : sequence of str
+        Names, for messages.
+    seed : int
+
+    Returns
+    -------
+    ndarray (n,) of "train", "val" or "test"
+        Each class's groups are shared out 70/10/20, at least one to each split.
+
+    Raises
+    ------
+    TrainingError
+        If a class has fewer than three groups.
+    """
+    return _share_out(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed)
+
+
+def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
+    """Split given training images into train and val (one in eight), as `split` does."""
+    return _share_out(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed)
+
+
+def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
+    rng = np.random.default_rng(seed)
+    # A patient with images of two classes counts for the rarer one, which can spare it least.
+    rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
+    by_rarity = np.argsort(rarity[y], kind="stable")
+    names, first = np.unique(groups[by_rarity], return_index=True)
+    stratum = y[by_rarity][first]  # (n_groups,)
+    assigned = np.full(len(names), "train", dtype="<U5")
+    for number, label in enumerate(classes):
+        members = rng.permutation(np.flatnonzero(stratum == number))
+        if len(members) < len(shares) + 1:
+            raise TrainingError(
+                f"The class {label!r} has {len(members)} patients (or images, where patients are unknown) of its own; "
+                f"at least {len(shares) + 1} are needed to put one into each of train, {' and '.join(shares)}. "
+                "Add images, or give a split column."
+            )
+        start = 0
+        for name, share in shares.items():
+            count = max(1, round(share * len(members)))
+            assigned[members[start : start + count]] = name
+            start += count
+    return assigned[np.searchsorted(names, groups)]

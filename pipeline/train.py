@@ -1,0 +1,188 @@
+"""AdamW and cross-entropy over cached tensors. Gets tensors, knows no files."""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from features.errors import TrainingError
+from pipeline.heads import HeadSpec, build_head
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How all heads of a run are trained.
+
+    Attributes
+    ----------
+    epochs : int
+        At most so many passes over the training split.
+    patience : int
+        Stop a head after so many epochs in which its validation loss did not fall.
+    batch_size : int
+    seed : int
+    device : str
+        "auto", "cpu" or "cuda".
+    """
+
+    epochs: int = 100
+    patience: int = 10
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One split: embeddings (n, 512) float32 and class numbers (n,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What one epoch came to: mean cross-entropy on train and val, ROC AUC on val."""
+
+    train_loss: float
+    val_loss: float
+    val_roc_auc: float
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head at its best epoch, which is the one with the lowest validation loss."""
+
+    spec: HeadSpec
+    module: nn.Module
+    history: tuple[TrainedEpoch, ...]
+    best_epoch: int  # counted from 1
+    seconds: float
+
+
+class Standardise(nn.Module):
+    """Embeddings to zero mean and unit deviation, by the training split's figures, kept as buffers."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)  # (512,)
+        self.register_buffer("std", std)  # (512,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (B, 512)."""
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def choose_device(asked: str) -> str:
+    """Turn "auto" into a device that is there; refuse one that is not."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: torch finds no CUDA device here. Pass --device cpu or auto.")
+    return asked
+
+
+def train_head(
+    spec: HeadSpec,
+    train: Labelled,
+    val: Labelled,
+    n_classes: int,
+    config: TrainingConfig,
+    roc_auc: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
+) -> TrainedHead:
+    """Train one head, and keep the epoch that validates best.
+
+    Parameters
+    ----------
+    spec : HeadSpec
+    train, val : Labelled
+    n_classes : int
+    config : TrainingConfig
+    roc_auc : callable
+        From class numbers (n,) and probabilities (n, C) to the validation ROC AUC of an epoch.
+
+    Returns
+    -------
+    TrainedHead
+
+    Raises
+    ------
+    TrainingError
+        If the loss stops being a number.
+    """
+    started = time.monotonic()
+    generator, module = _initialise(spec, train, n_classes, config)
+    optimizer = torch.optim.AdamW(_parameter_groups(module, spec), lr=spec.lr)
+    history: list[TrainedEpoch] = []
+    best_epoch, best_loss, best_state = 0, float("inf"), deepcopy(module.state_dict())
+    for epoch in range(1, config.epochs + 1):
+        train_loss = _train_epoch(module, optimizer, train, config.batch_size, generator)
+        logits = _logits(module, val.x)  # (n_val, C)
+        val_loss = float(cross_entropy(logits, val.y))
+        if not np.isfinite(val_loss):
+            raise TrainingError(
+                f"{spec.name}: the loss is no longer a number in epoch {epoch}. Lower the learning rate (lr=)."
+            )
+        probabilities = logits.double().softmax(1).cpu().numpy()
+        history.append(TrainedEpoch(train_loss, val_loss, roc_auc(val.y.cpu().numpy(), probabilities)))
+        if val_loss < best_loss:
+            best_epoch, best_loss, best_state = epoch, val_loss, deepcopy(module.state_dict())
+        elif epoch - best_epoch >= config.patience:
+            break
+    module.load_state_dict(best_state)
+    return TrainedHead(spec, module.eval(), tuple(history), best_epoch, time.monotonic() - started)
+
+
+def _initialise(
+    spec: HeadSpec, train: Labelled, n_classes: int, config: TrainingConfig
+) -> tuple[torch.Generator, nn.Sequential]:
+    # From the head's own name: what else is in the run must not change it.
+    seed = int.from_bytes(sha256(f"{config.seed} {spec.name}".encode()).digest()[:8]) >> 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(spec, train.x.shape[1], n_classes)
+    # Train-split figures only: the test split's would leak. Constant features must not divide by zero.
+    std, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
+    standardise = Standardise(mean.float(), torch.where(std > 1e-12, std, 1.0).float())
+    return torch.Generator().manual_seed(seed), nn.Sequential(standardise, head).to(train.x.device)
+
+
+def _parameter_groups(module: nn.Module, spec: HeadSpec) -> list[dict[str, object]]:
+    """Decay matrices, not biases: pulling a bias towards zero is no simpler a function."""
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in module.parameters() if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _train_epoch(
+    module: nn.Module, optimizer: torch.optim.Optimizer, train: Labelled, batch_size: int, generator: torch.Generator
+) -> float:
+    """Pass over the training split once, in a new order; give the mean loss."""
+    module.train()
+    total = torch.zeros((), dtype=torch.float64, device=train.x.device)
+    order = torch.randperm(len(train.y), generator=generator).to(train.x.device)
+    for rows in torch.split(order, batch_size):
+        loss = cross_entropy(module(train.x[rows]), train.y[rows])  # (B, C) logits against (B,) classes
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach() * len(rows)
+    return float(total) / len(train.y)
+
+
+@torch.no_grad()
+def _logits(module: nn.Module, x: Tensor) -> Tensor:
+    module.eval()
+    return torch.cat([module(part) for part in torch.split(x, 65_536)])  # (n, C)
+
+
+def predict_probabilities(module: nn.Module, x: Tensor) -> npt.NDArray[np.float64]:
+    """Give class probabilities, (n, C) float64, of embeddings (n, 512)."""
+    return _logits(module, x).double().softmax(1).cpu().numpy()
