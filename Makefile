@@ -29,7 +29,7 @@ PLACES = set -e; \
 		name=demo; weights="$${WEIGHTS:-auto}"; \
 	fi; \
 	place="artifacts/$$name/$$(basename "$$weights" | tr -c 'A-Za-z0-9._\n-' _)"; \
-	data="$${DATA:-artifacts/demo/images}"; \
+	data="$${DATA:-artifacts/demo/phantoms}"; \
 	cache="$${CACHE:-$$place/embeddings.h5}"; \
 	set -- $(POSITIVE); [ $$\# -gt 0 ] || [ -n "$$DATA" ] || set -- malignant; \
 	run="$$place/run"; \

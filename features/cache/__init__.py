@@ -1,8 +1,9 @@
 """The embedding cache: its HDF5 format, its guarantees, its readers and its one writer. The sole user of h5py."""
 
+from features.cache.checks import CacheInfo, CompactSummary, VerifyReport, compact, describe, verify
 from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, Keys, Rows
-from features.cache.reading import CacheFile, DamagedRowsError
-from features.cache.store import EmbeddingCache
+from features.cache.reading import CacheFile, DamagedCacheError, DamagedRowsError
+from features.cache.store import EmbeddingCache, begun_header
 from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
 from features.cache.writing import library_versions
 
@@ -10,7 +11,10 @@ __all__ = [
     "DIM",
     "Block",
     "CacheFile",
+    "CacheInfo",
     "CacheWriter",
+    "CompactSummary",
+    "DamagedCacheError",
     "DamagedRowsError",
     "DatasetTable",
     "EmbeddedFile",
@@ -20,5 +24,10 @@ __all__ = [
     "Keys",
     "KnownFile",
     "Rows",
+    "VerifyReport",
+    "begun_header",
+    "compact",
+    "describe",
     "library_versions",
+    "verify",
 ]

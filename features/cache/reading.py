@@ -42,7 +42,11 @@ _HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what 
 Text = TypeVar("Text", bound=h5py.Group)
 
 
-class DamagedRowsError(CacheError):
+class DamagedCacheError(CacheError):
+    """Bytes of the file are not what was written."""
+
+
+class DamagedRowsError(DamagedCacheError):
     """Some rows of a file failed their checksum; `rows` says which."""
 
     def __init__(self, message: str, rows: list[int]) -> None:
@@ -94,6 +98,11 @@ class CacheFile:
     ) -> None:
         self._file.close()
 
+    @property
+    def _size(self) -> int:
+        # Of the open file: another may have been renamed into its place.
+        return os.fstat(self._file.id.get_vfd_handle()).st_size
+
     def _not_opened(self, error: Exception) -> CacheError:
         try:
             with self.path.open("rb") as file:
@@ -101,13 +110,13 @@ class CacheFile:
         except OSError as unreadable:
             return CacheError(f"{self.path}: the cache cannot be read: {unreadable.strerror}.")
         if begins != b"\x89HDF\r\n\x1a\n":
-            return CacheError(
+            return DamagedCacheError(
                 f"{self.path} is no hoarfrost cache (not an HDF5 file). Check the path given with --cache."
             )
         return self._damaged(f"it is truncated, or its HDF5 structure is broken ({error})")
 
-    def _damaged(self, what: str) -> CacheError:
-        return CacheError(
+    def _damaged(self, what: str) -> DamagedCacheError:
+        return DamagedCacheError(
             f"{self.path}: the cache is damaged: {what}. `hoarfrost cache verify {self.path}` names what is lost, "
             "`hoarfrost cache compact` keeps what is sound; or remove the file and extract again."
         )
@@ -145,7 +154,12 @@ class CacheFile:
             )
             if fingerprint.digest != self._text(self._file, "fingerprint"):
                 raise self._damaged("its fingerprint is not that of the parts it names")
-            return Header(fingerprint, self._text(self._file, "weights"), self._text(self._file, "compute"))
+            return Header(
+                fingerprint,
+                weights=self._text(self._file, "weights"),
+                weights_origin=self._text(self._file, "weights_origin"),
+                compute=self._text(self._file, "compute"),
+            )
 
     def _text(self, owner: "h5py.Group", name: str) -> str:
         attribute = h5py.h5a.open(owner.id, name.encode())
@@ -185,7 +199,7 @@ class CacheFile:
         if h5py.h5z.FILTER_FLETCHER32 not in filters:
             raise self._damaged(f"{data.name} has no checksums")
         ratio = MAX_DEFLATE_RATIO if h5py.h5z.FILTER_DEFLATE in filters else 1
-        stored = min(data.id.get_storage_size(), os.stat(self.path).st_size)
+        stored = min(data.id.get_storage_size(), self._size)
         n_chunks = -(-data.shape[0] // data.chunks[0]) if data.shape else 0
         chunk_bytes = int(np.prod(data.chunks)) * data.dtype.itemsize
         if data.id.get_num_chunks() != n_chunks or data.nbytes > stored * ratio or chunk_bytes > (1 << 24):
@@ -232,7 +246,7 @@ class CacheFile:
     def _chunks(self) -> list[_Chunk]:
         """Where each chunk of embeddings lies: HDF5's own index, which carries a checksum."""
         data = self._file["images/embedding"]
-        size = os.stat(self.path).st_size
+        size = self._size
         chunks: list[_Chunk] = []
         with self._reading("the index of /images/embedding"):
             for number in range(data.id.get_num_chunks()):
@@ -294,12 +308,10 @@ class CacheFile:
             self._read_chunk(chunk, out)
             yield Block(self.keys[chunk.start : chunk.stop], out)
 
-    def sound_blocks(self) -> Iterator[Block]:
-        """Read what is sound and leave out each row that fails its checksum."""
-        damaged = set(self.damaged_rows())
+    def unchecked_blocks(self) -> Iterator[Block]:
+        """Read all images a chunk at a time without checking them; for who has asked `damaged_rows`."""
         for chunk in self._chunks:
-            keep = np.array([row not in damaged for row in range(chunk.start, chunk.stop)], bool)
-            yield Block(self.keys[chunk.start : chunk.stop][keep], self._raw_chunk(chunk)[keep])
+            yield Block(self.keys[chunk.start : chunk.stop], self._raw_chunk(chunk))
 
     def damaged_rows(self) -> list[int]:
         """List the rows whose key and embedding do not match their CRC-32."""
@@ -310,6 +322,15 @@ class CacheFile:
             bad = np.flatnonzero(np.array(sums, np.uint32) != self._row_sums[chunk.start : chunk.stop])
             damaged += (chunk.start + bad).tolist()
         return damaged
+
+    def unreadable_by_others(self) -> Iterator[str]:
+        """Name the rows that HDF5's own checks refuse though ours pass: other programs could not read them."""
+        data = self._file["images/embedding"]
+        for chunk in self._chunks:
+            try:
+                data[chunk.start : chunk.stop]
+            except _HDF5_ERRORS:
+                yield f"{self.path}: rows {chunk.start} to {chunk.stop - 1}: HDF5's own checksum (Fletcher-32) does not match"
 
     T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """EmbeddingCache: what one cache file and its parts hold, for readers."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -8,11 +9,12 @@ from typing import Self
 import numpy as np
 
 from features.cache.layout import DatasetTable, Embeddings, Header, Rows
-from features.cache.reading import CacheFile
+from features.cache.reading import CacheFile, DamagedCacheError
 from features.errors import CacheError, FingerprintMismatchError
 from features.fingerprint import Fingerprint
 
 PART_SUFFIX = ".h5"
+DAMAGED_SUFFIX = ".damaged"  # a part that was set aside; `cache compact` removes it
 
 
 def parts_directory(path: Path) -> Path:
@@ -22,11 +24,46 @@ def parts_directory(path: Path) -> Path:
 
 def part_paths(path: Path) -> list[Path]:
     """List a cache's parts in the order in which they were committed."""
+    return _parts_ending(path, PART_SUFFIX)
+
+
+def damaged_part_paths(path: Path) -> list[Path]:
+    """List the parts that were set aside as damaged."""
+    return _parts_ending(path, DAMAGED_SUFFIX)
+
+
+def _parts_ending(path: Path, suffix: str) -> list[Path]:
     try:
         with os.scandir(parts_directory(path)) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(PART_SUFFIX))
+            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(suffix))
     except FileNotFoundError:
         return []
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove the folder of parts once nothing is in it."""
+    with suppress(OSError):  # not there, or not empty
+        directory.rmdir()
+
+
+def require_cache(path: Path) -> None:
+    """Refuse a path at which there is neither a cache nor the parts of one."""
+    if not path.is_file() and not part_paths(path):
+        raise CacheError(f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`.")
+
+
+def begun_header(path: Path) -> Header | None:
+    """Give the header of a cache or, while its first extraction is not finished, of a part; None if there is neither."""
+    for file_path in [path, *part_paths(path)]:
+        if not file_path.exists():
+            continue
+        try:
+            with CacheFile(file_path) as file:
+                return file.header
+        except DamagedCacheError:
+            if file_path == path:
+                raise
+    return None
 
 
 class EmbeddingCache:

@@ -16,8 +16,15 @@ import numpy as np
 from features.cache.keys import KeyIndex
 from features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys
 from features.cache.lock import WriterLock
-from features.cache.reading import CacheFile
-from features.cache.store import PART_SUFFIX, check_fingerprint, part_paths, parts_directory
+from features.cache.reading import CacheFile, DamagedCacheError
+from features.cache.store import (
+    DAMAGED_SUFFIX,
+    PART_SUFFIX,
+    check_fingerprint,
+    part_paths,
+    parts_directory,
+    remove_if_empty,
+)
 from features.cache.writing import write_cache_file
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
@@ -124,9 +131,9 @@ class CacheWriter:
                 with CacheFile(path) as part:
                     part.embeddings()
                     header, keys, known = part.header, part.keys, _known_files(part, self.dataset)
-            except CacheError as error:
+            except DamagedCacheError as error:
                 logger.warning("%s It is set aside; its images are embedded again.", error)
-                os.replace(path, path.with_suffix(".damaged"))
+                os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
                 continue
             check_fingerprint(self.path, header, self.header.fingerprint, self.header.weights)
             yield _Part(path, keys, known, header.compute)
@@ -228,6 +235,7 @@ class CacheWriter:
         write_cache_file(self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table))
         for part in self._parts:
             part.path.unlink()
+        remove_if_empty(parts_directory(self.path))
         self._parts = []
         return True
 

@@ -1,5 +1,6 @@
 """Writing one cache file, whole or not at all."""
 
+import io
 import json
 import os
 import zlib
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -25,6 +26,9 @@ from features.cache.layout import (
 )
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def write_cache_file(
@@ -50,23 +54,90 @@ def write_cache_file(
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        # "v110": metadata with checksums of its own. No HDF5 file locking: it fails on network file systems.
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
-            _write_header(file, header)
-            _write_images(file, n_images, blocks)
-            datasets = file.create_group("datasets")
-            for table in tables:
-                _write_table(datasets, table)
-        sync(temporary)
+        with _Disk(temporary) as disk:
+            # "v110": metadata with checksums of its own.
+            with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+                _write_header(file, header)
+                _write_images(file, n_images, disk.checked(blocks))
+                datasets = file.create_group("datasets")
+                for table in tables:
+                    _write_table(datasets, table)
+            disk.settle()
         os.replace(temporary, path)
         sync(path.parent)
-    # h5py raises RuntimeError where a close fails.
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CacheError(
-            f"{path} cannot be written: {error}. What was committed before is safe. "
+            f"{path} cannot be written: {error.strerror or error}. What was committed before is safe. "
             "Make room or mend the folder, and run the same command again: it goes on from there."
         ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class _Disk(io.RawIOBase):
+    """The file that HDF5 writes to; it keeps a failed write to itself until `settle`.
+
+    HDF5 ends the whole process (a segmentation fault, with HDF5 2.0) when a write fails while a
+    file is being closed, so a full disk must not reach it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+
+    def write(self, content: "Buffer") -> int:
+        """Write all of it, or note why not."""
+        view = memoryview(content).cast("B")
+        try:
+            written = 0
+            while written < len(view) and self._error is None:
+                written += self._file.write(view[written:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def readinto(self, buffer: "Buffer") -> int:
+        """Read what lies there, and zeros beyond."""
+        view = memoryview(buffer).cast("B")
+        found = self._file.readinto(view) or 0
+        view[found:] = bytes(len(view) - found)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Tell the place."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size, or note why not."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def checked(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Pass blocks on for as long as the disk takes them."""
+        for block in blocks:
+            if self._error is not None:
+                raise self._error
+            yield block
+
+    def settle(self) -> None:
+        """Force everything to the disk; raise the error that was kept, if there was one."""
+        if self._error is not None:
+            raise self._error
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 def sync(path: Path) -> None:
@@ -85,6 +156,7 @@ def _write_header(file: h5py.File, header: Header) -> None:
     _write_text(file, "fingerprint", fingerprint.digest)
     _write_text(file, "backbone", fingerprint.backbone)
     _write_text(file, "weights", header.weights)
+    _write_text(file, "weights_origin", header.weights_origin)
     _write_text(file, "weights_sha256", fingerprint.weights_sha256)
     _write_text(file, "preprocessing", json.dumps(dict(fingerprint.preprocessing), sort_keys=True))
     _write_text(file, "precision", fingerprint.precision)
@@ -134,7 +206,8 @@ def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> No
 def _checked_dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...], **filters: Any
 ) -> h5py.Dataset:
-    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, **filters)
+    room = tuple(max(1, size) for size in shape)  # HDF5 has no chunks of nothing
+    return group.create_dataset(name, shape, dtype, maxshape=room, chunks=chunks, fletcher32=True, **filters)
 
 
 def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:

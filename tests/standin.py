@@ -1,0 +1,46 @@
+"""A backbone that costs next to nothing and tells images apart, for tests of everything around it.
+
+Run as a script it is `hoarfrost` with that backbone, slowed down and committing often:
+`python -m tests.standin SECONDS_A_BATCH extract …`.
+"""
+
+import os
+import sys
+import time
+
+import torch
+
+import features.backbone
+import features.cache.writer
+
+
+class StandIn:
+    """Takes the place of `features.backbone.Backbone`; counts the images it is given."""
+
+    forwarded = 0
+    seconds_a_batch = 0.0
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(StandIn.seconds_a_batch)
+        StandIn.forwarded += len(images)
+        cells = torch.nn.functional.adaptive_avg_pool2d(images.float(), (16, 16))  # (B, 3, 16, 16)
+        return cells.flatten(1)[:, :512].contiguous()
+
+
+def note_opened(log: int, event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and str(arguments[0]).endswith(".png"):
+        os.write(log, f"{arguments[0]}\n".encode())
+
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+
+    StandIn.seconds_a_batch = float(sys.argv.pop(1))
+    features.backbone.Backbone = StandIn  # type: ignore[assignment, misc]
+    features.cache.writer.COMMIT_SECONDS = 0.2
+    if "HOARFROST_TEST_OPENED" in os.environ:  # a file that is to list the images opened
+        log = os.open(os.environ["HOARFROST_TEST_OPENED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        sys.addaudithook(lambda event, args: note_opened(log, event, args))
+    main(prog_name="hoarfrost")

@@ -1,0 +1,242 @@
+"""Parts, resuming, the lock, full disks: what was committed stays, whatever happens."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.cache import CacheWriter, EmbeddingCache, verify
+from features.cache.store import part_paths, parts_directory
+from features.errors import CacheError, CacheLockedError
+from tests.caches import HEADER, some_files, some_images, some_table, write_cache
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_committed_parts_survive_a_writer_that_never_finished(tmp_path: Path) -> None:
+    keys, embeddings = some_images(10)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.append(some_files(keys[:6]), embeddings[:6])
+        writer.commit()
+        writer.append(some_files(keys[6:]), embeddings[6:])  # never committed
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        assert [key.tobytes() in writer for key in keys] == [True] * 6 + [False] * 4
+        assert set(writer.known_files()) == {f"image{i}.png" for i in range(6)}
+        assert writer.known_files()["image3.png"].key == keys[3].tobytes()
+
+
+def test_parts_are_folded_into_the_one_file(tmp_path: Path) -> None:
+    keys, embeddings = some_images(10)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        for i in range(0, 10, 2):
+            writer.append(some_files(keys[i : i + 2], f"{i}-"), embeddings[i : i + 2])
+            writer.commit()
+        assert len(part_paths(tmp_path / "c.h5")) == 5
+        writer.finish(some_table(10), keys)
+    assert not part_paths(tmp_path / "c.h5")
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+
+
+def test_a_part_left_behind_by_a_crash_after_folding_is_not_taken_twice(tmp_path: Path) -> None:
+    keys, embeddings = some_images(6)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.append(some_files(keys), embeddings)
+        writer.commit()
+        part = part_paths(tmp_path / "c.h5")[0]
+        content = part.read_bytes()
+        writer.finish(some_table(6), keys)
+    part.write_bytes(content)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.finish(some_table(6), keys)
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        assert cache.n_images == 6
+    assert not part_paths(tmp_path / "c.h5")
+
+
+def test_nothing_to_write_leaves_the_file_alone(tmp_path: Path) -> None:
+    keys, _ = write_cache(tmp_path / "c.h5", 5)
+    before = (tmp_path / "c.h5").stat()
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        assert not writer.finish(some_table(5), keys)
+    assert (tmp_path / "c.h5").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_damaged_part_costs_that_part_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys, embeddings = some_images(6)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        for i in range(0, 6, 2):
+            writer.append(some_files(keys[i : i + 2], f"{i}-"), embeddings[i : i + 2])
+            writer.commit()
+    damaged = part_paths(tmp_path / "c.h5")[1]
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        assert [key.tobytes() in writer for key in keys] == [True, True, False, False, True, True]
+    assert damaged.name in caplog.text
+    assert "embedded again" in caplog.text
+
+
+def test_half_written_files_of_a_killed_writer_are_swept_and_never_read(tmp_path: Path) -> None:
+    write_cache(tmp_path / "c.h5", 5)
+    parts_directory(tmp_path / "c.h5").mkdir(exist_ok=True)
+    leftovers = [parts_directory(tmp_path / "c.h5") / "part-1.h5.77.tmp", tmp_path / "c.h5.77.tmp"]
+    mine = tmp_path / "notes.tmp"
+    for leftover in [*leftovers, mine]:
+        leftover.write_bytes(b"half")
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        assert cache.n_images == 5
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo"):
+        assert not any(leftover.exists() for leftover in leftovers)
+    assert mine.exists()
+
+
+def test_a_reader_keeps_its_state_while_a_writer_replaces_the_file(tmp_path: Path) -> None:
+    _, embeddings = write_cache(tmp_path / "c.h5", 2000)
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        write_cache(tmp_path / "c.h5", 3000, seed=5, name="other")
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        assert cache.n_images == 5000
+
+
+def test_an_unfinished_first_extraction_says_so_to_a_reader(tmp_path: Path) -> None:
+    keys, embeddings = some_images(4)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.append(some_files(keys), embeddings)
+        writer.commit()
+    with pytest.raises(CacheError, match=r"first extraction is not finished \(1 parts.*goes on from there"):
+        EmbeddingCache(tmp_path / "c.h5")
+
+
+# -- the lock ---------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from features.cache.lock import WriterLock
+with WriterLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(path: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_told_at_once_who_the_first_is(tmp_path: Path) -> None:
+    write_cache(tmp_path / "c.h5")
+    process = holder(tmp_path / "c.h5")
+    try:
+        started = time.monotonic()
+        wanted = rf"being written by process {process.pid} on {re.escape(os.uname().nodename)}"
+        with pytest.raises(CacheLockedError, match=wanted), CacheWriter(tmp_path / "c.h5", HEADER, "demo"):
+            pass
+        assert time.monotonic() - started < 1
+        with EmbeddingCache(tmp_path / "c.h5") as cache:  # readers never block
+            assert cache.n_images == 20
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+    process = holder(tmp_path / "c.h5")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (tmp_path / "c.h5.lock").exists()
+    write_cache(tmp_path / "c.h5")
+
+
+def test_two_writers_in_one_process_are_kept_apart_too(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo"):
+        for _ in range(2):
+            with pytest.raises(CacheLockedError, match=f"process {os.getpid()}"):
+                CacheWriter(tmp_path / "c.h5", HEADER, "demo").__enter__()
+    write_cache(tmp_path / "c.h5")
+
+
+# -- full disks -------------------------------------------------------------------------------------------------------
+
+FILLER = """
+import resource, sys
+from pathlib import Path
+from features.cache import CacheWriter
+from features.errors import CacheError
+from tests.caches import HEADER, some_files, some_images, some_table
+path, limit = Path(sys.argv[1]), int(sys.argv[2])
+keys, embeddings = some_images(3000)
+try:
+    with CacheWriter(path, HEADER, "demo") as writer:
+        writer.append(some_files(keys[:1000]), embeddings[:1000])
+        writer.commit()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        writer.append(some_files(keys[1000:], "late"), embeddings[1000:])
+        writer.commit() if sys.argv[3] == "commit" else writer.finish(some_table(3000), keys)
+except CacheError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("limit", "when"), [(100_000, "commit"), (4_500_000, "finish"), (0, "commit")])
+def test_a_full_disk_is_a_clear_error_and_costs_nothing_committed(tmp_path: Path, limit: int, when: str) -> None:
+    path = tmp_path / "c.h5"
+    result = subprocess.run(
+        [sys.executable, "-c", FILLER, str(path), str(limit), when], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 7, result.stderr
+    assert "cannot be written" in result.stdout
+    assert "committed before is safe" in result.stdout
+    assert verify(path).sound
+    keys, embeddings = some_images(3000)
+    with CacheWriter(path, HEADER, "demo") as writer:  # there is room again
+        missing = [i for i, key in enumerate(keys) if key.tobytes() not in writer]
+        assert set(range(1000)).isdisjoint(missing)
+        if missing:
+            writer.append(some_files(keys[missing]), embeddings[missing])
+        writer.finish(some_table(3000), keys)
+    with EmbeddingCache(path) as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+
+
+def test_memory_of_the_writer_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from features.cache import CacheWriter
+from features.cache import writer as w
+from tests.caches import HEADER, some_files, some_images, some_table
+import numpy as np
+w.COMMIT_ROWS = 2048
+n = int(sys.argv[2])
+with CacheWriter(Path(sys.argv[1]), HEADER, "demo") as writer:
+    for i in range(n // 2048):
+        keys, embeddings = some_images(2048, seed=i)
+        writer.append(some_files(keys, str(i)), embeddings)
+    writer.finish(some_table(1), keys[:1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    peaks = []
+    for n in (8_192, 65_536):
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / f"{n}.h5"), str(n)],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(result.stdout))
+    assert peaks[1] - peaks[0] < 40, peaks  # MB; the embeddings themselves grew by 112
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="folder cannot be made"):
+        CacheWriter(tmp_path / "file" / "c.h5", HEADER, "demo").__enter__()
