@@ -3,13 +3,16 @@
 import logging
 import os
 import pickle
+import re
 import socket
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -18,13 +21,15 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from features.errors import WeightsError
-from features.fingerprint import weights_digest
-from features.images import PREPROCESSING
+from features.fingerprint import PREPROCESSING, weights_digest
 
 ARCHITECTURE = "resnet18"
 DIM = 512
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1
 DOWNLOAD_TIMEOUT_S = 20.0
+
+# The conv1 that stands in no block: "module.conv1.weight", but not "layer1.0.conv1.weight".
+_STEM = re.compile(r"((?:(?!layer\d+\.)[^.]+\.)*)conv1\.weight")
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +86,8 @@ def _imagenet_or_random() -> Weights:
 
 def _random_weights(spec: str) -> Weights:
     seed = spec.removeprefix("random:")
-    if not seed.isascii() or not seed.isdigit() or int(seed) >= 2**63:
-        raise WeightsError(f"--weights {spec}: the seed must be a whole number from 0, as in random:0.")
+    if not seed.isascii() or not seed.isdigit() or len(seed) > 19 or int(seed) >= 2**63:
+        raise WeightsError(f"--weights {spec}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0.")
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(int(seed))
         state = resnet18(weights=None).state_dict()
@@ -99,11 +104,14 @@ def _imagenet_state() -> dict[str, torch.Tensor]:
         # torch checks the hash of what it downloads, not of what already lies there.
         _check_hash(path, hash_prefix)
     try:
-        with _network_timeout(DOWNLOAD_TIMEOUT_S):
-            return dict(IMAGENET.get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+        # torch prints to stdout that it downloads; --json has that for itself.
+        with _network_timeout(DOWNLOAD_TIMEOUT_S), redirect_stdout(sys.stderr):
+            # weights_only: the hash in the name has 32 bits, too few to trust a pickle for.
+            return dict(IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    # OSError: no network, no room, no right to write; RuntimeError: another hash; ValueError: an odd proxy setting.
+    except (OSError, HTTPException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"The ImageNet weights are not on this machine and could not be downloaded ({error}). Bring the file "
+            f"The ImageNet weights are not on this machine and could not be downloaded ({_reason(error)}). Bring the file "
             f"{path.name} (its SHA-256 begins with {hash_prefix}) from {IMAGENET.url} into {path.parent}, "
             "or pass --weights with a checkpoint of your own."
         ) from error
@@ -111,11 +119,14 @@ def _imagenet_state() -> dict[str, torch.Tensor]:
 
 def imagenet_path() -> Path:
     """Give the file in which torch keeps the ImageNet weights, there or not."""
-    return Path(str(torch.hub.get_dir())) / "checkpoints" / os.path.basename(IMAGENET.url)
+    return Path(str(torch.hub.get_dir())) / "checkpoints" / os.path.basename(str(IMAGENET.url))
 
 
 def _check_hash(path: Path, prefix: str) -> None:
-    digest = sha256(path.read_bytes()).hexdigest()
+    try:
+        digest = sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: the ImageNet weights cannot be read: {error.strerror}.") from error
     if not digest.startswith(prefix):
         raise WeightsError(
             f"{path}: damaged, or not torchvision's file: its SHA-256 begins with {digest[: len(prefix)]}, not {prefix}. "
@@ -143,11 +154,14 @@ def _read_checkpoint(path: Path) -> Mapping[str, object]:
             f"--weights {path}: no such file. Give a .pth or .safetensors checkpoint, imagenet, random:SEED or auto."
         )
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_torch_file(path)
+        return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: holds more than tensors, and loading it could run foreign code; refused. "
@@ -155,18 +169,36 @@ def _read_checkpoint(path: Path) -> Mapping[str, object]:
         ) from error
     # A damaged archive surfaces as any of these (safetensors has an exception of its own, a plain Exception).
     except Exception as error:
-        raise WeightsError(f"{path}: not a readable checkpoint: {error}") from error
-    return _state_dict(content, path)
+        raise WeightsError(f"{path}: not a readable checkpoint ({_reason(error)}). Copy it again.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Give the first sentence of a message: torch's further ones advise to load the file in an unsafe way."""
+    return str(error).split(". ")[0] or type(error).__name__
+
+
+def _check_torch_file(path: Path) -> None:
+    """Tell what is no checkpoint at all: torch's own words for it are about pickles and unsafe loading."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if not start:
+            raise WeightsError(f"{path}: the file is empty. Copy it again.")
+        if not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle as before torch 1.6
+            raise WeightsError(
+                f"{path}: no checkpoint (it begins with {start!r}). Give a file written by torch.save, or a .safetensors."
+            )
+        if start.startswith(b"PK") and not zipfile.is_zipfile(file):
+            raise WeightsError(f"{path}: the checkpoint is truncated. Copy it again.")
 
 
 def _state_dict(content: object, path: Path) -> Mapping[str, object]:
     """Find the tensors in what training scripts save: the dict itself, or under "state_dict" or "model"."""
-    if isinstance(content, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                return dict(content[key])
-        return dict(content)
-    raise WeightsError(f"{path}: holds a {type(content).__name__}, not a state_dict of named tensors.")
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a state_dict of named tensors.")
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            return _state_dict(content[key], path)
+    return {name: value for name, value in content.items() if isinstance(name, str)}
 
 
 def _backbone_tensors(state: Mapping[str, object], source: str) -> dict[str, torch.Tensor]:
@@ -179,7 +211,7 @@ def _backbone_tensors(state: Mapping[str, object], source: str) -> dict[str, tor
     """
     with torch.device("meta"):  # names and shapes alone
         expected = {name: like for name, like in resnet18(weights=None).state_dict().items() if _decides_values(name)}
-    prefix = next((key.removesuffix("conv1.weight") for key in state if _is_stem(key)), "")
+    prefix = _prefix(state, source)
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     tensors = {}
     for name, like in expected.items():
@@ -195,9 +227,16 @@ def _decides_values(name: str) -> bool:
     return not name.startswith("fc.") and not name.endswith("num_batches_tracked")
 
 
-def _is_stem(key: str) -> bool:
-    # "layer1.0.conv1.weight" ends so too; the stem is the conv1 that stands in no block.
-    return key.endswith("conv1.weight") and (key == "conv1.weight" or key[:-12].endswith(".")) and "layer" not in key
+def _prefix(state: Mapping[str, object], source: str) -> str:
+    """Find what stands before the ResNet's own names ("module.", "backbone."): it is where the first layer is."""
+    prefixes = [match[1] for key in state if (match := _STEM.fullmatch(key))]
+    networks = [prefix for prefix in prefixes if f"{prefix}layer1.0.conv1.weight" in state]
+    if len(networks) > 1:
+        raise WeightsError(
+            f"{source}: holds several networks ({', '.join(prefix + 'conv1' for prefix in networks)}), and it is unclear "
+            "which one to take. Save the state_dict of one of them."
+        )
+    return next(iter(networks or prefixes), "")
 
 
 def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str) -> torch.Tensor:
@@ -207,9 +246,13 @@ def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str) -
         raise WeightsError(
             f"{source} is no ResNet18: the tensor {name} has the shape {tuple(value.shape)}, not {tuple(like.shape)}."
         )
+    if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
+        raise WeightsError(f"{source}: the tensor {name} holds no plain floating-point values, but {value.dtype}.")
     tensor = value.detach().to("cpu", torch.float32).contiguous()
     if not torch.isfinite(tensor).all():
         raise WeightsError(f"{source}: the tensor {name} holds NaN or infinite values.")
+    if name.endswith("running_var") and (tensor < 0).any():
+        raise WeightsError(f"{source}: the tensor {name} holds negative variances.")
     return tensor
 
 
@@ -238,7 +281,7 @@ class Backbone:
         network.load_state_dict(dict(weights.tensors), strict=False, assign=True)
         network.eval().requires_grad_(False)
         _fold_batch_norm(network)
-        self.network = network.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.network = network.eval().to(self.device, self.dtype, memory_format=torch.channels_last)
         self.mean = torch.tensor(PREPROCESSING["mean"], device=self.device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(PREPROCESSING["std"], device=self.device).view(1, 3, 1, 1) * 255
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +13,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 KEY_BYTES = 32
+SIZE = 224
+PREPROCESSING: Mapping[str, Any] = {
+    "decode": "to 8-bit RGB as Pillow's convert('RGB') does",
+    "resize": [SIZE, SIZE],
+    "interpolation": "bilinear, antialiased, 8-bit",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""From an image's bytes to the backbone's input. Whoever changes what a step does changes its text here."""
 
 
 def bytes_key(content: bytes) -> bytes:
@@ -38,6 +49,31 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
         digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
+
+
+def weights_origin(spec: str) -> str:
+    """Tell where weights come from, exactly enough that the same origin means the same tensors.
+
+    It costs no torch: an extraction with nothing to embed need not load the weights to know them.
+
+    Parameters
+    ----------
+    spec : str
+        "imagenet", "random:SEED" or the path of a checkpoint.
+
+    Returns
+    -------
+    str
+        Empty where it cannot be told (no such file).
+    """
+    if spec == "imagenet":
+        return "torchvision ResNet18_Weights.IMAGENET1K_V1"
+    if spec.startswith("random:"):
+        return f"{spec} by torch {version('torch')}, torchvision {version('torchvision')}"
+    try:
+        return f"file with SHA-256 {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
 
 if TYPE_CHECKING:
     from features.backbone import Backbone
-    from features.datasets import Content
+    from features.datasets.table import Content
 
 SHOWN_ERRORS = 5
 SHOW_SECONDS = 0.2  # between calls of on_progress
@@ -146,7 +146,9 @@ class EmbeddingLoop:
     def _embed(self) -> None:
         if not self.batch:
             return
-        embeddings = self.backbone.embed(self.pixels[: len(self.batch)]).numpy()  # (B, 512) float32
+        # A GPU's kernels depend on the batch's size: always whole batches there, the last one padded.
+        size = len(self.batch) if self.counts.device == "cpu" else len(self.pixels)
+        embeddings = self.backbone.embed(self.pixels[:size]).numpy()[: len(self.batch)]  # (B, 512) float32
         files = [
             EmbeddedFile(self.dataset.paths[item.index], item.stamp.size, item.stamp.mtime_ns, item.key)
             for item in self.batch

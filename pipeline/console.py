@@ -8,17 +8,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from features.extract import ExtractSummary, Progress
+    from features.cache import CacheInfo, CompactSummary, VerifyReport
+    from features.plan import ExtractSummary, Progress
     from pipeline.runs import HeadResult, Run
 
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
+class _WarningLines(logging.Handler):
+    """One line on stderr for each warning; on what is stderr then, not when logging was set up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning."""
+        say(f"warning: {record.getMessage()}")
+
+
 def show_warnings() -> None:
-    """Send the library's warnings to stderr, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    handler.setLevel(logging.WARNING)
+    """Send the library's warnings to stderr."""
+    handler = _WarningLines(logging.WARNING)
     for package in ("features", "pipeline"):
         logging.getLogger(package).handlers = [handler]
 
@@ -113,4 +120,42 @@ def _head_row(head: "HeadResult", selected: bool) -> tuple[str, ...]:
         f"{head.val['roc_auc']:.3f}",
         f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})",
         f"{scores['accuracy']:.3f} (majority class {scores['majority_accuracy']:.3f})",
+    )
+
+
+def cache_info_text(info: "CacheInfo") -> str:
+    """Describe what is in a cache."""
+    lines = [
+        f"{info.cache}: {info.images:,} embeddings, {info.bytes:,} bytes, {info.unused:,} not used by any data set",
+        f"fingerprint {info.fingerprint}",
+        f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
+    ]
+    if info.parts:
+        lines.append(
+            f"{info.parts} parts with {info.images_in_parts:,} embeddings of an extraction that is not finished"
+        )
+    for dataset in info.datasets:
+        labels = ", ".join(f"{count:,} {label}" for label, count in dataset.labels.items())
+        lines.append(
+            f"data set {dataset.name}: {dataset.images:,} images ({labels}), {dataset.unreadable:,} unreadable, "
+            f"{dataset.duplicates:,} duplicates; from {dataset.source}, {dataset.created}"
+        )
+    return "\n".join(lines)
+
+
+def cache_verify_text(report: "VerifyReport") -> str:
+    """Name each problem, or say that there is none."""
+    what = f"{report.images:,} embeddings, {report.datasets} data sets, {report.parts} parts"
+    if report.sound:
+        return f"{report.cache}: sound ({what})"
+    return "\n".join([*report.problems, f"{report.cache}: NOT sound, problems: {len(report.problems)} ({what})"])
+
+
+def cache_compact_text(summary: "CompactSummary") -> str:
+    """Describe what compacting did."""
+    lost = f", {len(summary.dropped_datasets)} damaged data sets dropped" if summary.dropped_datasets else ""
+    return (
+        f"{summary.cache}: {summary.images:,} embeddings; {summary.folded_parts} parts folded, "
+        f"{summary.dropped_unused:,} unused and {summary.dropped_damaged:,} damaged embeddings dropped{lost}; "
+        f"{summary.bytes_before:,} bytes before, {summary.bytes_after:,} after"
     )

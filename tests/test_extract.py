@@ -267,7 +267,8 @@ def test_unchanged_files_are_recognised_without_torch(images: Path) -> None:
     cache = images.parent / "c.h5"
     run(images)
     script = (
-        "import sys; from pathlib import Path; from features.extract import extract; from features.plan import ExtractOptions;"
+        "import sys; from pathlib import Path; from features.extract import extract;"
+        "from features.plan import ExtractOptions;"
         f"s = extract(Path({str(images)!r}), Path({str(cache)!r}), options=ExtractOptions(weights='random:0'));"
         "assert s.reused == 6, s; assert 'torch' not in sys.modules; assert 'PIL' not in sys.modules"
     )

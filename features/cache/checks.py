@@ -194,8 +194,10 @@ def _problems(file: CacheFile) -> Iterator[str]:
         return
     damaged = file.damaged_rows()
     for row in damaged[:SHOWN_ROWS]:
+        key = keys[row].tobytes().hex()[:12]
         yield (
-            f"{file.path}: row {row} (key {keys[row].tobytes().hex()[:12]}…{_users(tables, row)}) does not match its checksum"
+            f"{file.path}: row {row} (key {key}…{_users(tables, row)}) does not match its checksum; "
+            "`cache compact` drops it, and the next extract embeds it again"
         )
     if len(damaged) > SHOWN_ROWS:
         yield f"{file.path}: {len(damaged) - SHOWN_ROWS} more rows do not match their checksum"

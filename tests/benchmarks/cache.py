@@ -67,7 +67,7 @@ def kills(folder: Path) -> list[Measurement]:
         process = subprocess.Popen(
             extract_command(images, cache, SECONDS_A_BATCH), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(chance.uniform(0.5, 9))
+        time.sleep(chance.uniform(1, 6.5))
         n_working += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()

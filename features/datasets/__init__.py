@@ -1,0 +1,76 @@
+"""Where images come from: an image folder, a CSV or a MedMNIST npz becomes one table of images."""
+
+import os
+from pathlib import Path
+
+from features.datasets.folders import read_folder
+from features.datasets.manifest import read_manifest
+from features.datasets.npz import read_npz
+from features.datasets.table import Dataset, FileStamp, ImageSource
+from features.errors import DatasetError
+
+__all__ = ["MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "read_dataset"]
+
+MANIFEST_NAME = "labels.csv"
+
+
+def read_dataset(data: Path, *, name: str | None = None) -> Dataset:
+    """Read the table of images that a path stands for; no image is opened.
+
+    Parameters
+    ----------
+    data : Path
+        A folder (`train/val/test` with class folders, class folders alone, or with a `labels.csv`),
+        a CSV file (`path,label[,split][,patient][,attributes…]`) or an npz file in MedMNIST's layout.
+    name : str, optional
+        The data set's name in the cache; by default that of the folder or file.
+
+    Raises
+    ------
+    DatasetError
+        If there is nothing to read, or what there is contradicts itself.
+    """
+    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
+        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
+    name = _checked_name(name if name is not None else _default_name(data))
+    if data.is_dir():
+        manifest = data / MANIFEST_NAME
+        dataset = read_manifest(manifest, name, str(data)) if manifest.is_file() else read_folder(data, name)
+    elif data.suffix.lower() == ".npz":
+        dataset = read_npz(data, name)
+    elif data.suffix.lower() in {".csv", ".tsv"}:
+        dataset = read_manifest(data, name, str(data))
+    else:
+        raise DatasetError(
+            f"{data}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
+            "or a CSV with the columns path,label."
+        )
+    _check_classes(dataset)
+    return dataset
+
+
+def _default_name(data: Path) -> str:
+    """Name a data set by its folder or file; `labels.csv` says nothing, its folder does."""
+    resolved = data.resolve()
+    if resolved.is_dir():
+        return resolved.name or "dataset"
+    return resolved.parent.name if resolved.name == MANIFEST_NAME and resolved.parent.name else resolved.stem
+
+
+def _checked_name(name: str) -> str:
+    # The name becomes an HDF5 group: "/" would nest it and "." means the group itself.
+    if not name or "/" in name or name in {".", ".."} or not name.isprintable():
+        raise DatasetError(
+            f"{name!r} cannot name a data set (empty, '/', '.' or control characters). Pass --name NAME."
+        )
+    return name
+
+
+def _check_classes(dataset: Dataset) -> None:
+    if not len(dataset):
+        raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
+    if len(dataset.classes) < 2:
+        raise DatasetError(
+            f"{dataset.source}: all {len(dataset)} images have one class ({dataset.classes[0]!r}); a classifier needs "
+            "at least two. Give the folder above the class folders, or a CSV with both labels."
+        )

@@ -1,0 +1,135 @@
+"""One npz file in MedMNIST's layout."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from features.datasets.table import Dataset, FileStamp
+from features.errors import DatasetError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from features.datasets.table import Content
+
+
+@dataclass(frozen=True)
+class NpzImages:
+    """Images that are rows of `train_images`, `val_images` and `test_images` in one npz file."""
+
+    path: str
+    counts: dict[str, int]
+
+    def stamp(self, index: int) -> FileStamp:  # noqa: ARG002 - the protocol's
+        """Give size and mtime of the npz file: its rows change together."""
+        status = os.stat(self.path)
+        return FileStamp(status.st_size, status.st_mtime_ns)
+
+    def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
+        """Stream the wanted rows: the archive is decompressed once, never held whole."""
+        wanted = set(indices)
+        start = 0
+        for split, count in self.counts.items():
+            rows = {index - start for index in wanted if start <= index < start + count}
+            try:
+                for row, pixels in _npz_rows(self.path, f"{split}_images", rows) if rows else ():
+                    yield start + row, partial(_identity, pixels)
+            except Exception as error:  # as in _read_npz
+                raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
+            start += count
+
+
+def _identity(pixels: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
+    return pixels
+
+
+def read_npz(path: Path, name: str) -> Dataset:
+    """Read the table of an npz file; the pixels stay where they are."""
+    try:
+        labels = _npz_labels_of_splits(path)
+    except DatasetError:
+        raise
+    # Damaged archives and arrays surface as nearly anything: BadZipFile, zlib.error, KeyError, RuntimeError (encrypted)...
+    except Exception as error:
+        raise DatasetError(f"{path}: not a readable npz file: {error}. Copy it again, or write it anew.") from error
+    if "train" not in labels:
+        raise DatasetError(
+            f"{path}: no array 'train_images'; expected MedMNIST's train_images, train_labels, val_images…."
+        )
+    counts = {split: len(of_split) for split, of_split in labels.items()}
+    paths = [f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count)]
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    all_labels = [label for of_split in labels.values() for label in of_split]
+    return Dataset(name, str(path), paths, all_labels, splits, None, NpzImages(str(path), counts))
+
+
+def _npz_labels_of_splits(path: Path) -> dict[str, list[str]]:
+    """Read each split's labels, and check that its images match."""
+    labels = {}
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise DatasetError(f"{path}: not an npz file (a zip archive of arrays), or truncated. Copy it again.")
+        with zipfile.ZipFile(file) as archive:
+            arrays = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+            for split in ("train", "val", "test"):
+                if f"{split}_images" not in arrays:
+                    continue
+                if f"{split}_labels" not in arrays:
+                    raise DatasetError(f"{path}: {split}_images has no {split}_labels beside it.")
+                with archive.open(f"{split}_images.npy") as member:
+                    n_images = _npz_header(path, split, member)[0]
+                labels[split] = _npz_labels(path, f"{split}_labels", archive)
+                if n_images != len(labels[split]):
+                    raise DatasetError(f"{path}: {n_images} {split}_images but {len(labels[split])} {split}_labels.")
+    return labels
+
+
+def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> list[str]:
+    import numpy as np
+
+    with archive.open(f"{key}.npy") as member:
+        labels = np.lib.format.read_array(member, allow_pickle=False)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DatasetError(
+            f"{path}: {key} has the shape {labels.shape}; one label an image is needed (shape (n,) or (n, 1))."
+        )
+    if labels.dtype.kind not in "iubU":
+        raise DatasetError(f"{path}: {key} is {labels.dtype}; expected whole numbers or text.")
+    return [str(label) for label in labels.tolist()]
+
+
+def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
+    """Read an npy header and leave `member` at the first pixel."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(member)
+    is_image = len(shape) in {3, 4} and shape[3:] in {(), (1,), (3,)} and 0 not in shape[1:3]
+    if dtype != np.uint8 or fortran_order or not is_image:
+        order = " in Fortran order" if fortran_order else ""
+        raise DatasetError(
+            f"{path}: {split}_images is {dtype} of shape {shape}{order}; "
+            "expected uint8 (n, H, W) or (n, H, W, 3), in C order."
+        )
+    return tuple(shape)
+
+
+def _npz_rows(path: str, key: str, rows: set[int]) -> "Iterator[tuple[int, npt.NDArray[np.uint8]]]":
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+        shape = _npz_header(Path(path), key.removesuffix("_images"), member)
+        row_shape = shape[1:3] if shape[3:] == (1,) else shape[1:]
+        n_bytes = int(np.prod(row_shape))
+        for row in range(max(rows) + 1):
+            content = member.read(n_bytes)
+            if row in rows:
+                yield row, np.frombuffer(content, np.uint8).reshape(row_shape)

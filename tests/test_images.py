@@ -1,0 +1,364 @@
+"""Encoded bytes become the pixels that Pillow gives, or one error that says why not."""
+
+import io
+import struct
+import threading
+import time
+import warnings
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import Resize
+
+from features.errors import ImageDecodeError
+from features.images import MAX_PIXELS, decode_image, encode_png, load_image
+from tests.builders import encode, picture
+
+# pytest turns warnings into errors, those of Pillow about odd metadata too, which features.images silences.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
+RGB = picture(61, 47)
+GREY = RGB.convert("L")
+PALETTE = RGB.quantize(32)
+TRANSPARENT = RGB.convert("RGBA")
+TRANSPARENT.putalpha(GREY)
+BILEVEL = GREY.convert("1")
+
+
+def patched(content: bytes, old: bytes, new: bytes) -> bytes:
+    assert content.count(old) == 1
+    return content.replace(old, new)
+
+
+def without_jfif(jpeg: bytes) -> bytes:
+    """Remove the JFIF header, which says that the colours are YCbCr."""
+    assert jpeg[2:4] == b"\xff\xe0"
+    return jpeg[:2] + jpeg[4 + int.from_bytes(jpeg[4:6]) :]
+
+
+def with_adobe(jpeg: bytes, transform: int) -> bytes:
+    """Put Adobe's header in its place, which names the colour transform."""
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+    return jpeg[:2] + adobe + without_jfif(jpeg)[2:]
+
+
+def rotated_by_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(RGB, "JPEG", exif=exif)
+
+
+def interlaced_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Write an RGB PNG with Adam7 interlacing, which Pillow reads but does not write."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    rows = [row.tobytes() for x, y, dx, dy in passes for row in pixels[y::dy, x::dx]]
+    return png(pixels.shape[1], pixels.shape[0], rows, depth=8, colour=2, interlace=1)
+
+
+def png(width: int, height: int, rows: list[bytes], *, depth: int, colour: int, interlace: int = 0) -> bytes:
+    """Write a PNG of rows without filters."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+FILES = {
+    "PNG RGB": encode(RGB),
+    "PNG grey": encode(GREY),
+    "PNG palette": encode(PALETTE),
+    "PNG palette, one colour transparent": encode(PALETTE, transparency=3),
+    "PNG palette, alpha for each colour": encode(PALETTE, transparency=bytes(range(32))),
+    "PNG grey, one level transparent": encode(GREY, transparency=100),
+    "PNG RGB, one colour transparent": encode(RGB, transparency=RGB.getpixel((3, 3))),
+    "PNG RGBA": encode(TRANSPARENT),
+    "PNG LA": encode(TRANSPARENT.convert("LA")),
+    "PNG 1-bit": encode(BILEVEL),
+    "PNG 2-bit palette": encode(RGB.quantize(4), bits=2),
+    "PNG interlaced": interlaced_png(np.asarray(RGB)),
+    "PNG RGB of 16 bits": png(
+        61, 47, [row.tobytes() for row in np.asarray(RGB).astype(">u2") * 257], depth=16, colour=2
+    ),
+    "PNG 224 x 224": encode(picture(224, 224)),
+    "PNG 1 x 1": encode(RGB.resize((1, 1))),
+    "PNG 1 x 500": encode(picture(1, 500)),
+    "JPEG RGB": encode(RGB, "JPEG"),
+    "JPEG 4:4:4": encode(RGB, "JPEG", subsampling=0, quality=95),
+    "JPEG grey": encode(GREY, "JPEG"),
+    "JPEG progressive": encode(RGB, "JPEG", progressive=True),
+    "JPEG grey, progressive": encode(GREY, "JPEG", progressive=True),
+    "JPEG with restart markers": encode(RGB, "JPEG", restart_marker_rows=1),
+    "JPEG CMYK": encode(RGB.convert("CMYK"), "JPEG"),
+    "JPEG YCCK": patched(encode(RGB.convert("CMYK"), "JPEG"), b"Adobe\0d\0\0\0\0\0", b"Adobe\0d\0\0\0\0\2"),
+    "JPEG stored as RGB": encode(RGB, "JPEG", keep_rgb=True),
+    "JPEG, Adobe, YCbCr": with_adobe(encode(RGB, "JPEG"), 1),
+    "JPEG, Adobe, RGB": with_adobe(encode(RGB, "JPEG"), 0),
+    "JPEG without JFIF": without_jfif(encode(RGB, "JPEG")),
+    "JPEG turned by EXIF": rotated_by_exif(),
+    "JPEG with an ICC profile": encode(RGB, "JPEG", icc_profile=b"profile" * 20),
+    "MPO": encode(RGB, "MPO", save_all=True, append_images=[GREY.convert("RGB")]),
+    "WebP": encode(RGB, "WEBP"),
+    "WebP RGBA lossless": encode(TRANSPARENT, "WEBP", lossless=True),
+    "WebP animated": encode(RGB, "WEBP", save_all=True, append_images=[picture(61, 47, seed=1)]),
+    "BMP": encode(RGB, "BMP"),
+    "BMP palette": encode(PALETTE, "BMP"),
+    "GIF": encode(PALETTE, "GIF"),
+    "GIF animated": encode(PALETTE, "GIF", save_all=True, append_images=[picture(61, 47, seed=1).quantize(32)]),
+    "GIF transparent": encode(PALETTE, "GIF", transparency=3),
+    "TIFF RGB": encode(RGB, "TIFF"),
+    "TIFF LZW grey": encode(GREY, "TIFF", compression="tiff_lzw"),
+    "TIFF JPEG": encode(RGB, "TIFF", compression="jpeg"),
+    "TIFF CMYK": encode(RGB.convert("CMYK"), "TIFF"),
+    "TIFF palette": encode(PALETTE, "TIFF"),
+    "TIFF 1-bit, group 4": encode(BILEVEL, "TIFF", compression="group4"),
+    "TIFF of two pages": encode(RGB, "TIFF", save_all=True, append_images=[GREY]),
+    "PPM": encode(RGB, "PPM"),
+    "PGM": encode(GREY, "PPM"),
+    "JPEG 2000": encode(RGB, "JPEG2000"),
+}
+
+
+def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
+    """Give (C, H, W) as (H, W, 3), to compare with Pillow's."""
+    assert image.dtype == torch.uint8
+    assert image.shape[0] in {1, 3}
+    return image.expand(3, -1, -1).permute(1, 2, 0).numpy().astype(np.int64)
+
+
+# -- what is decoded ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_pixels_equal_pillows(kind: str) -> None:
+    with Image.open(io.BytesIO(FILES[kind])) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(in_rgb(decode_image(FILES[kind])), expected)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_resized_pixels_equal_torchvisions(kind: str) -> None:
+    with Image.open(io.BytesIO(FILES[kind])) as image:
+        expected = np.asarray(Resize((224, 224), antialias=True)(image.convert("RGB"))).astype(np.int64)
+    difference = np.abs(in_rgb(load_image(FILES[kind])) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (2000, 20), (225, 223), (700, 224)], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_other_sizes_are_resized_like_torchvision(size: tuple[int, int], mode: str) -> None:
+    image = picture(*size).convert(mode)
+    expected = np.asarray(Resize((224, 224), antialias=True)(image.convert("RGB"))).astype(np.int64)
+    assert np.abs(in_rgb(load_image(encode(image, compress_level=1))) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG grey", "PNG LA", "PNG 1-bit", "JPEG grey", "TIFF LZW grey", "PGM"])
+def test_grey_stays_one_channel(kind: str) -> None:
+    assert load_image(FILES[kind]).shape == (1, 224, 224)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3), (1, 1), (300, 10, 3), (224, 224), (224, 224, 3)], ids=str)
+def test_arrays_are_taken_like_the_same_image_as_a_file(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = load_image(pixels)
+    assert image.shape == (1 if len(shape) == 2 else 3, 224, 224)
+    assert torch.equal(image, load_image(encode_png(pixels)))
+
+
+def test_arrays_that_are_read_only_or_views_are_taken() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    read_only = np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape)
+    assert torch.equal(load_image(read_only), load_image(pixels))
+    assert torch.equal(load_image(pixels[::-1, :, ::-1]), load_image(pixels[::-1, :, ::-1].copy()))
+
+
+def test_result_is_independent_of_the_array_it_came_from() -> None:
+    pixels = np.zeros((224, 224), np.uint8)
+    image = load_image(pixels)
+    pixels[:] = 255
+    assert image.max() == 0
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_encoded_png_is_decoded_to_the_same_pixels(height: int, width: int, colour: bool, seed: int) -> None:
+    shape = (height, width, 3) if colour else (height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    decoded = decode_image(encode_png(pixels))
+    assert np.array_equal(decoded.permute(1, 2, 0).numpy() if colour else decoded[0].numpy(), pixels)
+
+
+def test_the_same_bytes_give_the_same_pixels_in_many_threads() -> None:
+    kinds = ["PNG RGB", "JPEG RGB", "PNG palette, alpha for each colour", "WebP", "TIFF LZW grey"] * 4
+    expected = {kind: load_image(FILES[kind]) for kind in kinds}
+    found: dict[int, torch.Tensor] = {}
+    filters = list(warnings.filters)
+    threads = [
+        threading.Thread(target=lambda i=i, kind=kind: found.update({i: load_image(FILES[kind])}))
+        for i, kind in enumerate(kinds)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], expected[kind]) for i, kind in enumerate(kinds))
+    assert warnings.filters == filters
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"^the file is empty$"),
+        (b"patient,diagnosis\n1,benign\n", r"no image format recognised \(the file begins with b'patient,'\)"),
+        (b"\0" * 100, r"no image format recognised"),
+        (b"\x89PNG\r\n\x1a\n", r"no image format recognised|truncated"),
+        (b"\xff\xd8\xff", r"no image format recognised|truncated"),
+        (b"PK\x03\x04" + b"\0" * 100, r"no image format recognised \(the file begins with b'PK"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"no image format recognised"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", r"no image format recognised"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 100, r"no image format recognised"),
+    ],
+    ids=["empty", "text", "zeros", "PNG's start", "JPEG's start", "zip", "SVG", "EPS", "DICOM"],
+)
+def test_what_is_no_image_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ImageDecodeError, match=message):
+        load_image(content)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "image_format"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF"), (np.uint16, "JPEG2000")]
+)
+def test_deep_grey_is_refused_not_clipped_to_white(dtype: npt.DTypeLike, image_format: str) -> None:
+    image = Image.fromarray((np.arange(600).reshape(20, 30) * 100).astype(dtype))
+    with pytest.raises(ImageDecodeError, match=f"{image_format} with more than 8 bits a pixel .*convert it to 8 bits"):
+        load_image(encode(image, image_format))
+
+
+def test_float_tiff_is_refused() -> None:
+    image = Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30))
+    with pytest.raises(ImageDecodeError, match=r"TIFF with more than 8 bits a pixel \(mode F\)"):
+        load_image(encode(image, "TIFF"))
+
+
+def test_bomb_of_png_is_refused() -> None:
+    with pytest.raises(ImageDecodeError, match=f"more than {MAX_PIXELS:,} pixels"):
+        load_image(png(60_000, 60_000, [bytes(60_000)], depth=8, colour=0))
+
+
+def test_image_over_the_limit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.images.MAX_PIXELS", 61 * 47 - 1)
+    with pytest.raises(ImageDecodeError, match="61 x 47 pixels are more than 2,866 allowed"):
+        load_image(FILES["PNG RGB"])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_bomb_of_jpeg_is_refused(progressive: bool) -> None:
+    jpeg = encode(GREY, "JPEG", progressive=progressive)
+    bomb = patched(jpeg, struct.pack(">HH", 47, 61), struct.pack(">HH", 60_000, 60_000))
+    with pytest.raises(ImageDecodeError, match=f"more than {MAX_PIXELS:,} pixels"):
+        load_image(bomb)
+
+
+@pytest.mark.parametrize("position", ["header", "pixels", "pixels' checksum", "last pixels"])
+def test_png_with_a_wrong_checksum_is_refused(position: str) -> None:
+    png = bytearray(FILES["PNG RGB"])
+    # Pillow alone stops at the last pixel, and never looks at the pixels' checksum.
+    at = {"header": 30, "pixels": 80, "pixels' checksum": len(png) - 14, "last pixels": len(png) - 22}[position]
+    png[at] ^= 0x10
+    with pytest.raises(ImageDecodeError, match="no image format recognised|damaged or truncated image: "):
+        load_image(bytes(png))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind.startswith("PNG")])
+def test_truncated_png_is_refused(kind: str) -> None:
+    content = FILES[kind]
+    end = len(content) - 5  # the very last chunk's checksum says nothing of the pixels
+    for length in (*range(1, end, max(1, len(content) // 10)), end - 7, end):
+        with pytest.raises(ImageDecodeError, match="truncated|no image format recognised|the file is empty"):
+            load_image(content[:length])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind.startswith("JPEG") and kind != "JPEG 2000"])
+def test_truncated_jpeg_is_refused_never_half_grey(kind: str) -> None:
+    content = FILES[kind]
+    for length in (*range(1, len(content), len(content) // 10), len(content) - 2, len(content) - 1):
+        with pytest.raises(ImageDecodeError, match=r"(?i)truncated|no image format recognised"):
+            load_image(content[:length])
+
+
+@pytest.mark.parametrize("kind", ["PNG RGB", "JPEG RGB", "JPEG progressive", "JPEG grey"])
+def test_copy_that_stopped_and_left_zeros_is_refused(kind: str) -> None:
+    half = len(FILES[kind]) // 2
+    with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
+        load_image(FILES[kind][:half] + bytes(len(FILES[kind]) - half))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_truncation_is_an_error_or_a_whole_image_in_under_a_second(kind: str) -> None:
+    content = FILES[kind]
+    whole = load_image(content)
+    for tenth in range(1, 10):
+        started = time.monotonic()
+        try:
+            image = load_image(content[: len(content) * tenth // 10])
+        except ImageDecodeError:
+            image = whole  # refused: as good
+        assert torch.equal(image, whole)
+        assert time.monotonic() - started < 1
+
+
+def test_running_out_of_memory_is_one_images_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", too_much)
+    with pytest.raises(ImageDecodeError, match="not enough memory"):
+        load_image(FILES["PNG palette"])
+
+
+def mutations(content: bytes) -> st.SearchStrategy[bytes]:
+    """Change bytes, cut pieces out, put pieces in, repeat the end."""
+    positions = st.integers(0, len(content) - 1)
+
+    def mutate(edits: list[tuple[int, int, bytes]]) -> bytes:
+        changed = bytearray(content)
+        for position, length, new in edits:
+            changed[position : position + length] = new
+        return bytes(changed)
+
+    return st.lists(st.tuples(positions, st.integers(0, 40), st.binary(max_size=8)), min_size=1, max_size=4).map(mutate)
+
+
+# The decoders that real data sets use; a few examples of each.
+@settings(max_examples=250)
+@given(st.data())
+def test_damaged_files_raise_nothing_but_image_decode_error(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(FILES)), label="kind")
+    content = data.draw(mutations(FILES[kind]), label="content")
+    try:
+        assert load_image(content).shape[1:] == (224, 224)
+    except ImageDecodeError as error:
+        assert str(error)  # noqa: PT017 - most examples are refused, some are not
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"P6"]), st.binary()
+)
+def test_noise_raises_nothing_but_image_decode_error(start: bytes, noise: bytes) -> None:
+    try:
+        load_image(start + noise)
+    except ImageDecodeError as error:
+        assert str(error)  # noqa: PT017

@@ -1,0 +1,118 @@
+"""`make report` and friends, as a user runs them, in a fresh copy of the project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_extract import write_images
+
+ROOT = Path(__file__).parents[1]
+BUSI = ROOT.parent / "shared" / "data" / "busi"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Copy what git would give, without anything that was made here."""
+    copy = tmp_path / "project"
+    ignored = shutil.ignore_patterns(".git", ".venv", "artifacts", "__pycache__", ".*_cache", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    return copy
+
+
+def make(project: Path, *arguments: str, succeeds: bool = True) -> str:
+    # What runs these tests is a make itself: its variables are not ours.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    for name in ("DATA", "CACHE", "RUN", "WEIGHTS", "POSITIVE", "HEADS", "PYTHON"):
+        environment.pop(name, None)
+    result = subprocess.run(
+        ["make", *arguments, f"PYTHON={sys.executable}"], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode == 0) == succeeds, result.stderr
+    return result.stdout if succeeds else result.stderr
+
+
+def reported(project: Path, output: str) -> tuple[Path, dict[str, object]]:
+    """Give the run folder that `make report` named, and its metrics."""
+    report = project / output.splitlines()[-1].removeprefix("report ")
+    assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    metrics = json.loads((report.parent / "metrics.json").read_text(encoding="utf-8"))
+    return report.parent, metrics
+
+
+def selected_auc(metrics: dict[str, object]) -> float:
+    heads = {head["name"]: head for head in metrics["heads"]}  # type: ignore[attr-defined]
+    return float(heads[metrics["selected"]]["test"]["roc_auc"])
+
+
+@pytest.mark.slow
+def test_make_report_alone_does_everything_on_the_demo_set(project: Path) -> None:
+    run, metrics = reported(project, make(project, "report", "WEIGHTS=random:0"))
+    assert 0.80 <= selected_auc(metrics) <= 0.98
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "random:0" in text
+    assert "floor, not a result" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUSI.is_dir(), reason="../shared/data/busi is not on this machine")
+def test_busi_with_random_weights_reaches_an_auc_of_three_quarters(project: Path) -> None:
+    _, metrics = reported(project, make(project, "report", f"DATA={BUSI}", "POSITIVE=malignant", "WEIGHTS=random:0"))
+    assert selected_auc(metrics) >= 0.75
+
+
+def test_train_needs_no_image_and_no_forward_pass(project: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my images ä"
+    write_images(data, 24)
+    wanted = (f"DATA={data}", "WEIGHTS=random:0")
+    run, _ = reported(project, make(project, "report", *wanted))
+    shutil.rmtree(data)
+    output = make(project, "train", *wanted, "HEADS=mlp:512 mlp:128x3")
+    assert "mlp:512" in output
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert [head["name"] for head in metrics["heads"]] == ["mlp:512", "mlp:128x3"]
+
+
+def test_report_trains_again_only_where_it_must(project: Path, tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    write_images(data, 24)
+    wanted = (f"DATA={data}", "WEIGHTS=random:0")
+    run, _ = reported(project, make(project, "report", *wanted, "HEADS=linear"))
+    trained = (run / "metrics.json").stat().st_mtime_ns
+    reported(project, make(project, "report", *wanted))
+    assert (run / "metrics.json").stat().st_mtime_ns == trained
+    write_images(data, 26)
+    _, metrics = reported(project, make(project, "report", *wanted))
+    assert (run / "metrics.json").stat().st_mtime_ns > trained
+    assert len(metrics["heads"]) == 3  # type: ignore[arg-type]
+
+
+def test_two_data_sets_of_one_name_do_not_meet(project: Path, tmp_path: Path) -> None:
+    for folder, n in (("a", 4), ("b", 6)):
+        write_images(tmp_path / folder / "images", n, seed=n)
+        output = make(project, "extract", f"DATA={tmp_path / folder / 'images'}", "WEIGHTS=random:0")
+        assert f"{n} embedded, 0 reused" in output
+    assert len(list(project.glob("artifacts/images-*/random_0/embeddings.h5"))) == 2
+
+
+def test_a_wrong_path_ends_make_with_a_message(project: Path) -> None:
+    errors = make(project, "report", "DATA=nowhere", "WEIGHTS=random:0", succeeds=False)
+    assert "nowhere: no such file or folder" in errors
+    assert "Traceback" not in errors
+
+
+def test_every_command_and_target_stands_in_the_readme() -> None:
+    from pipeline.cli import main
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = dict(main.commands)
+    for name in dict(commands.pop("cache").commands):  # type: ignore[attr-defined]
+        assert f"hoarfrost cache {name} " in readme
+    for name in commands:
+        assert f"hoarfrost {name} " in readme
+    for target in ("report", "test", "extract", "train", "setup", "bench"):
+        assert f"make {target}" in readme
