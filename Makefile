@@ -57,7 +57,7 @@ setup: $(READY)  ## make .venv and install everything into it
 
 extract: $(READY)  ## embed the images that the cache lacks
 	@$(PLACES) \
-	if [ -z "$$DATA" ]; then $(HOARFROST) demo "$$data"; fi; \
+	if [ -z "$$DATA" ] && [ ! -e "$$data/labels.csv" ]; then $(HOARFROST) demo "$$data"; fi; \
 	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights"
 
 train: $(READY)  ## train heads on the cache; images are not needed any more

@@ -383,7 +383,7 @@ def without(name: str) -> State:
         "number",
     ],
 )
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks")
 def test_what_is_no_resnet18_is_refused_by_its_first_wrong_tensor(
     tmp_path: Path, content: Callable[[], object], message: str
 ) -> None:

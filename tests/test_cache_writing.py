@@ -52,6 +52,7 @@ def test_a_part_left_behind_by_a_crash_after_folding_is_not_taken_twice(tmp_path
         part = part_paths(tmp_path / "c.h5")[0]
         content = part.read_bytes()
         writer.finish(some_table(6), keys)
+    part.parent.mkdir(exist_ok=True)
     part.write_bytes(content)
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
         writer.finish(some_table(6), keys)

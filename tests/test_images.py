@@ -301,7 +301,8 @@ def test_truncated_jpeg_is_refused_never_half_grey(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["PNG RGB", "JPEG RGB", "JPEG progressive", "JPEG grey"])
 def test_copy_that_stopped_and_left_zeros_is_refused(kind: str) -> None:
     half = len(FILES[kind]) // 2
-    with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
+    # Pillow before 11 does not even call such a JPEG a JPEG.
+    with pytest.raises(ImageDecodeError, match="damaged or truncated image|no image format recognised"):
         load_image(FILES[kind][:half] + bytes(len(FILES[kind]) - half))
 
 

@@ -407,7 +407,7 @@ def test_report_is_the_same_bytes_twice(tmp_path: Path) -> None:
 
 
 def test_missing_run_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere is not a run folder .*hoarfrost train --run"):
+    with pytest.raises(RunError, match=r"nowhere is not a run folder .*hoarfrost train --cache FILE --run"):
         write_report(tmp_path / "nowhere")
 
 

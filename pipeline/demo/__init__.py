@@ -1,0 +1,218 @@
+"""The embedded data set: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.datasets import MANIFEST_NAME
+from features.errors import HoarfrostError
+from pipeline.demo.phantoms import SCANNERS, Phantom, Scanner, draw_anatomy, draw_phantom
+
+# features.images loads torch, so it is imported where it is used: listing commands must stay fast.
+
+MIN_IMAGES = 30
+CLASS_SHARES: Mapping[str, float] = {"benign": 0.5, "malignant": 0.3, "normal": 0.2}
+"""Each class's share of the images."""
+
+# Patients with 1, 2, 3 and 4 images. Few each, so many patients: a test split of a fifth of them must say something.
+_SHARES_BY_IMAGES = (0.45, 0.35, 0.15, 0.05)
+
+_HEADER = "path,label,patient,scanner"
+_IMAGE = rf"(?:{'|'.join(CLASS_SHARES)})/p\d{{3,}}_\d\.png"
+_OWN_ROW = re.compile(rf"{_IMAGE},\w+,p\d+,\w")
+_OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A patient of the data set. `seed` decides the anatomy and all images, whatever other patients there are."""
+
+    name: str
+    label: str
+    scanner: Scanner
+    n_images: int
+    seed: np.random.SeedSequence
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The images' paths, relative to the data set's folder."""
+        return tuple(f"{self.label}/{self.name}_{number}.png" for number in range(1, self.n_images + 1))
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What `write_demo` made: how many images and patients, images by class, and in how many seconds."""
+
+    directory: Path
+    n_images: int
+    n_patients: int
+    n_images_by_class: dict[str, int]
+    seconds: float
+
+
+def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSummary:
+    """Write the demo data set: `CLASS/*.png` and `labels.csv` with the columns path,label,patient,scanner.
+
+    Parameters
+    ----------
+    directory : Path
+        New, empty, or an earlier demo set, which is brought up to date: files that would not change are
+        left alone, so that caches of their embeddings stay valid.
+    n_images : int
+        At least 30.
+    seed : int
+        At least 0. The same seed gives the same bytes (on one machine, with the same library versions).
+
+    Raises
+    ------
+    HoarfrostError
+        If `n_images` is too small, or the folder holds something else or cannot be written.
+    """
+    start = time.perf_counter()
+    if n_images < MIN_IMAGES:
+        raise HoarfrostError(
+            f"{directory}: {n_images} images are too few for a demo set: each class needs enough patients "
+            f"for train, validation and test. Ask for {MIN_IMAGES} or more."
+        )
+    patients = plan_patients(n_images, seed)
+    try:
+        _refuse_foreign(directory)
+        _write_files(directory, patients)
+    except OSError as error:
+        raise HoarfrostError(
+            f"{directory}: the demo set cannot be written: {error.strerror or error}. "
+            "Make room or mend the folder, or give another one; the same command goes on from there."
+        ) from error
+    seconds = time.perf_counter() - start
+    return DemoSummary(directory, n_images, len(patients), _quotas(n_images), seconds)
+
+
+def plan_patients(n_images: int, seed: int) -> tuple[Patient, ...]:
+    """Decide who is in the data set.
+
+    Parameters
+    ----------
+    n_images : int
+        Of all patients together; each class gets its share.
+    seed : int
+
+    Returns
+    -------
+    tuple of Patient
+        Each of one class and one scanner, with one to four images; the scanners are spread evenly over each class.
+    """
+    root = np.random.SeedSequence(seed)
+    rng = np.random.default_rng(root)
+    drawn = [
+        (label, scanner, n_views)
+        for label, quota in _quotas(n_images).items()
+        for scanner, n_views in _draw_visits(quota, rng)
+    ]
+    # In random order: a patient's number must not tell the class.
+    shuffled = [drawn[place] for place in rng.permutation(len(drawn)).tolist()]
+    return tuple(
+        Patient(f"p{number:03d}", label, scanner, n_views, child)
+        for number, ((label, scanner, n_views), child) in enumerate(
+            zip(shuffled, root.spawn(len(drawn)), strict=True), start=1
+        )
+    )
+
+
+def draw_patient(patient: Patient) -> Iterator[Phantom]:
+    """Draw a patient's images, in the order of `patient.paths`; the same ones at every call."""
+    rng = np.random.default_rng(patient.seed)
+    anatomy = draw_anatomy(patient.label, rng)
+    for _ in patient.paths:
+        yield draw_phantom(anatomy, patient.scanner, rng)
+
+
+def _quotas(n_images: int) -> dict[str, int]:
+    """Images of each class; rounding the running total makes them add up."""
+    edges = np.rint(np.cumsum([0, *CLASS_SHARES.values()]) * n_images).astype(int)
+    return dict(zip(CLASS_SHARES, np.diff(edges).tolist(), strict=True))
+
+
+def _draw_visits(quota: int, rng: np.random.Generator) -> list[tuple[Scanner, int]]:
+    """One class's patients: each one's scanner and number of images, `quota` images in all."""
+    n_views = rng.choice([1, 2, 3, 4], size=quota, p=_SHARES_BY_IMAGES)
+    n_views = np.minimum(n_views, quota // 3)  # at least three patients, or no split by patient is possible
+    n_views = n_views[: np.searchsorted(np.cumsum(n_views), quota) + 1]
+    n_views[-1] -= n_views.sum() - quota
+    # Dealt out in turn among patients with equally many images: the scanner tells nothing of the class.
+    first = int(rng.integers(len(SCANNERS)))
+    return [(SCANNERS[(first + turn) % len(SCANNERS)], n) for turn, n in enumerate(np.sort(n_views).tolist())]
+
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise HoarfrostError(f"{directory} is a file; the demo set needs a folder. Give another name.")
+    if directory.is_dir() and not _is_ours(directory):
+        raise HoarfrostError(
+            f"{directory} is not empty and holds no demo set ({MANIFEST_NAME} is missing or not ours). "
+            "Nothing was changed. Give a new or an empty folder."
+        )
+
+
+def _is_ours(directory: Path) -> bool:
+    """Tell whether a folder is empty, a demo set, or what an interrupted writing left of one."""
+    manifest = directory / MANIFEST_NAME
+    if manifest.is_file():
+        header, *rows = manifest.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        return header == _HEADER and all(_OWN_ROW.fullmatch(row) for row in rows)
+    entries = (path for path in directory.rglob("*") if not path.is_dir())
+    return all(_OWN_FILE.fullmatch(path.relative_to(directory).as_posix()) for path in entries)
+
+
+def _write_files(directory: Path, patients: tuple[Patient, ...]) -> None:
+    rows = [f"{path},{p.label},{p.name},{p.scanner.name}" for p in patients for path in p.paths]
+    table = "\n".join([_HEADER, *rows, ""]).encode()
+    manifest = directory / MANIFEST_NAME
+    for label in CLASS_SHARES:
+        (directory / label).mkdir(parents=True, exist_ok=True)
+    # A table stands beside the images that it describes, or not at all: one that is to change goes first, and comes last.
+    if manifest.exists() and manifest.read_bytes() != table:
+        manifest.unlink()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda patient: _write_patient(directory, patient), patients):
+            pass  # an error in a thread surfaces here
+    _remove_leftovers(directory, keep={path for patient in patients for path in patient.paths})
+    # Of all files only this one is forced to the disk: empty after a power cut, it would make the folder look foreign.
+    _replace_if_changed(manifest, table, durable=True)
+
+
+def _write_patient(directory: Path, patient: Patient) -> None:
+    from features.images import encode_png
+
+    for path, phantom in zip(patient.paths, draw_patient(patient), strict=True):
+        _replace_if_changed(directory / path, encode_png(phantom.image))
+
+
+def _replace_if_changed(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file whole or not at all, and leave its time stamp alone where nothing changes."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _remove_leftovers(directory: Path, *, keep: set[str]) -> None:
+    """Remove images of an earlier, larger or other demo set: a reader of the folder would count them."""
+    for label in CLASS_SHARES:
+        for path in (directory / label).iterdir():
+            name = path.relative_to(directory).as_posix()
+            if name not in keep and _OWN_FILE.fullmatch(name):
+                path.unlink()
