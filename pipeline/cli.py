@@ -1,6 +1,8 @@
 """The command line: each command parses, makes one call, prints. The sole user of click."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -16,13 +18,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Group(click.Group):
-    """Turns what is wrong with the user's input into a message and exit status 1."""
+    """Turns what is wrong with the user's input into a message and exit status 1; lists commands in order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HoarfrostError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:  # a full disk or a lost mount is nobody's defect; click itself ends on a closed pipe
+            if error.errno == errno.EPIPE:
+                raise
+            where = error.filename or "standard output"
+            raise click.ClickException(f"{where}: {error.strerror or error}. Mend that, and run it again.") from error
 
 
 def json_option(command: Command) -> Command:
@@ -49,10 +59,10 @@ def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
     click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Group, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hoarfrost")
 def main() -> None:
-    r"""Frozen features, hoarded: trustworthy image classifiers in minutes.
+    """Frozen features, hoarded: trustworthy image classifiers in minutes.
 
     `extract` runs a frozen ResNet18 once over every image and caches the embeddings; `train`
     trains lightweight heads on the cache; `report` writes one HTML file.
@@ -77,17 +87,24 @@ def main() -> None:
     help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
     "or imagenet where it can be had and else random:0.",
 )  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+    help="Where to compute; auto is cuda where there is one, else cpu.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+    help="What to compute in; auto is bfloat16 on cuda, else float32.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True, help="Images in a batch.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
 @click.option(
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
     help="Record an unreadable image and go on, or stop at the first.",
 )  # fmt: skip
+@click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
 @json_option
 def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
-    r"""Embed the images of DATA that the cache lacks.
+    """Embed the images of DATA that the cache lacks.
 
     DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
     a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
@@ -97,8 +114,8 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
       hoarfrost extract images/ --cache images.h5
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
     """
-    from features.extract import ExtractOptions
     from features.extract import extract as run_extract
+    from features.plan import ExtractOptions
     from pipeline.console import extract_text, extraction_progress
 
     with extraction_progress() as show:
@@ -114,15 +131,18 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 @click.option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train; may be repeated.")
 @click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without a better one.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=64, show_default=True, help="Images in a step.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, weights and batches.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to compute; auto is cuda where there is one, else cpu.",
+)  # fmt: skip
 @json_option
 def train(
     cache: Path, run: Path, dataset: str | None, positive: tuple[str, ...], heads: tuple[str, ...], as_json: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    r"""Train heads on cached embeddings, and score them. No image is opened.
+    """Train heads on cached embeddings, and score them. No image is opened.
 
     Heads: linear; mlp:256 (one hidden layer); mlp:256x6 (six of 256, ReLU); with options, as in
     mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. Default: linear, mlp:256 and mlp:256x6.
@@ -142,14 +162,16 @@ def train(
         cache, run, parse_heads(heads), dataset=dataset, positive=positive, config=TrainingConfig(**options),
         command=["hoarfrost", *sys.argv[1:]], on_head=lambda name: say(f"training {name}"),
     )  # fmt: skip
-    emit(as_json, metrics_document(result.selected, result.heads), train_text(result))
+    # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).
+    document = {**metrics_document(result.selected, result.heads), "run": str(run), "forward_images": 0}
+    emit(as_json, document, train_text(result))
 
 
 @main.command()
 @run_option
 @json_option
 def report(run: Path, as_json: bool) -> None:
-    r"""Write a run's report, one self-contained HTML file, to DIR/report.html.
+    """Write a run's report, one self-contained HTML file, to DIR/report.html.
 
     \b
     Example:
@@ -164,10 +186,10 @@ def report(run: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
 @json_option
 def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
-    r"""Write the synthetic data set (ultrasound phantoms) to DIR, an image folder with a labels.csv.
+    """Write the synthetic data set (ultrasound phantoms) to DIR, an image folder with a labels.csv.
 
     \b
     Example:
@@ -178,3 +200,71 @@ def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
     summary = write_demo(directory, n_images=images, seed=seed)
     document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
     emit(as_json, document, f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}")
+
+
+@main.group()
+def cache() -> None:
+    """Look at a cache, check every byte of it, or make it smaller.
+
+    \b
+    Example:
+      hoarfrost cache info images.h5
+    """
+
+
+def file_argument(command: Command) -> Command:
+    """Add the argument FILE, a cache."""
+    return click.argument("file", type=click.Path(path_type=Path))(command)
+
+
+@cache.command()
+@file_argument
+@json_option
+def info(file: Path, as_json: bool) -> None:
+    """Say what is in a cache: fingerprint, sizes, data sets, duplicates.
+
+    \b
+    Example:
+      hoarfrost cache info images.h5
+    """
+    from features.cache import describe
+    from pipeline.console import cache_info_text
+
+    found = describe(file)
+    emit(as_json, dataclasses.asdict(found), cache_info_text(found))
+
+
+@cache.command()
+@file_argument
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
+    """Check every byte and every reference of a cache; exit 1 where something is wrong.
+
+    \b
+    Example:
+      hoarfrost cache verify images.h5
+    """
+    from features.cache import verify as run_verify
+    from pipeline.console import cache_verify_text
+
+    found = run_verify(file)
+    emit(as_json, dataclasses.asdict(found), cache_verify_text(found))
+    ctx.exit(0 if found.sound else 1)
+
+
+@cache.command()
+@file_argument
+@json_option
+def compact(file: Path, as_json: bool) -> None:
+    """Fold parts, and drop the embeddings that are damaged or that no data set uses.
+
+    \b
+    Example:
+      hoarfrost cache compact images.h5
+    """
+    from features.cache import compact as run_compact
+    from pipeline.console import cache_compact_text
+
+    summary = run_compact(file)
+    emit(as_json, dataclasses.asdict(summary), cache_compact_text(summary))

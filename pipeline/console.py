@@ -106,7 +106,8 @@ def train_text(run: "Run") -> str:
 
 
 def _split_words(split_by: str) -> str:
-    return "as the data set says" if split_by == "given" else f"by {split_by}"
+    words = {"given": "as the data set says", "given, val from train": "as the data set says, val taken from train"}
+    return words.get(split_by, f"by {split_by}")
 
 
 def _head_row(head: "HeadResult", selected: bool) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """One experiment: from a cached data set to a run folder. Opens no image, and loads no backbone."""
 
+import json
 import platform
 import shlex
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -119,9 +121,9 @@ def run_experiment(
     device = choose_device(config.device)
     with EmbeddingCache(cache) as opened:
         header = opened.header
-        task = _task(opened, dataset, tuple(positive), config.seed)
+        task = _task(opened, dataset, tuple(normalize("NFC", label) for label in positive), config.seed)
     trained = [_train(head, task, config, device, on_head) for head in heads]
-    probabilities = {head.spec.name: predict_probabilities(head.module, _tensor(task.x, device)) for head in trained}
+    probabilities = {head.spec.name: _probabilities(head, task, device) for head in trained}
     results = tuple(_result(head, task, probabilities[head.spec.name]) for head in trained)
     selected = max(results, key=lambda result: (result.val["roc_auc"], -result.val["loss"])).name
     run = Run(
@@ -167,6 +169,7 @@ def run_experiment(
 def _task(cache: EmbeddingCache, dataset: str | None, positive: tuple[str, ...], seed: int) -> Task:
     table = cache.dataset(dataset)
     x, readable = cache.arrays(table)
+    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
     labels = [table.labels[i] for i in np.flatnonzero(readable)]
     classes = tuple(sorted(set(labels), key=_label_order))
     positive_labels = _positive_labels(classes, positive, table.name)
@@ -178,6 +181,16 @@ def _task(cache: EmbeddingCache, dataset: str | None, positive: tuple[str, ...],
     return task
 
 
+def _check_embeddings(x: Embeddings, paths: Sequence[str], cache: EmbeddingCache) -> None:
+    """Refuse NaN and infinity: standardisation would spread one image's over all."""
+    broken = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(broken):
+        raise TrainingError(
+            f"{cache.path}: the embeddings of {len(broken)} of {len(paths)} images are not finite (first: "
+            f"{paths[broken[0]]}). The weights {cache.header.weights} are probably damaged: extract with others."
+        )
+
+
 def _label_order(label: str) -> tuple[bool, int, str]:
     """Sort numbers as numbers (10 after 9), and before texts."""
     number = label.isascii() and label.isdigit()
@@ -186,7 +199,10 @@ def _label_order(label: str) -> tuple[bool, int, str]:
 
 def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
     if len(classes) < 2:
-        raise TrainingError(f"The data set {dataset!r} has readable images of one class only ({', '.join(classes)}).")
+        raise TrainingError(
+            f"The data set {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
+            "two apart. Mend the unreadable images or add others, and extract again."
+        )
     for label in positive:
         if label not in classes:
             raise TrainingError(
@@ -218,9 +234,10 @@ def _splits(
     train = given == "train"
     if not train.any():
         raise TrainingError(f"The data set {table.name!r} has no images in the split train.")
-    if not (given == "val").any():
-        given[train] = carve_validation(y[train], groups[train], names, seed=seed)
-    return given, "given"
+    if (given == "val").any():
+        return given, "given"
+    given[train] = carve_validation(y[train], groups[train], names, seed=seed)
+    return given, "given, val from train"
 
 
 def _check_splits(task: Task) -> None:
@@ -229,10 +246,10 @@ def _check_splits(task: Task) -> None:
         counts = np.bincount(task.y[task.splits == name], minlength=len(task.names))
         for label, count in zip(task.names, counts.tolist(), strict=True):
             if count < 2:
+                all_counts = ", ".join(f"{n} {other}" for other, n in zip(task.names, counts.tolist(), strict=True))
                 raise TrainingError(
                     f"The split {name} has {count} image(s) of the class {label!r}; at least 2 are needed to learn or "
-                    f"score it (the split's counts: {dict(zip(task.names, counts.tolist(), strict=True))}). "
-                    "Add images, or change the split."
+                    f"score it (the split has {all_counts}). Add images, or change the data set's split column or folders."
                 )
 
 
@@ -271,6 +288,15 @@ def _train(
     return train_head(spec, parts["train"], parts["val"], len(task.names), config, _roc_auc)
 
 
+def _probabilities(head: TrainedHead, task: Task, device: str) -> npt.NDArray[np.float64]:
+    found = predict_probabilities(head.module, _tensor(task.x, device))  # (n, C)
+    if not np.isfinite(found).all():
+        raise TrainingError(
+            f"{head.spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
+        )
+    return found
+
+
 def _roc_auc(y_true: Ints, probabilities: npt.NDArray[np.float64]) -> float:
     """ROC AUC of an epoch: of class 1, or the macro mean of one-vs-rest."""
     n_classes = probabilities.shape[1]
@@ -300,13 +326,17 @@ def _result(head: TrainedHead, task: Task, probabilities: npt.NDArray[np.float64
 
 def _head_file(head: TrainedHead, task: Task, config: RunConfig) -> bytes:
     """Give the head's tensors, standardisation included, with what is needed to use them alone."""
-    metadata = {
+    description = {
         "format": "hoarfrost-head",
+        "format_version": 1,
         "head": head.spec.name,
-        "classes": "\n".join(task.names),
+        "classes": task.names,
         "fingerprint": config.embeddings.fingerprint,
-        "n_inputs": str(DIM),
+        "n_inputs": DIM,
     }
+    # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
+    # writes several entries in random order, so that the same head would not be the same bytes.
+    metadata = {"hoarfrost": json.dumps(description, sort_keys=True)}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in head.module.state_dict().items()}
     content: bytes = save(tensors, metadata=metadata)
     return content

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DEFAULT_HEADS = ("linear", "mlp:256", "mlp:256x6")
 MAX_WIDTH = 65_536
 MAX_DEPTH = 64
+MAX_PARAMETERS = 100_000_000  # with AdamW's state 1.6 GB; more is no lightweight head
 GRAMMAR = "linear, mlp:WIDTH or mlp:WIDTHxDEPTH, then options as in mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2"
 
 
@@ -42,17 +43,24 @@ class HeadSpec:
     def name(self) -> str:
         """The shortest specification that gives this head."""
         shape = "linear" if not self.depth else f"mlp:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
-        options = [f"{key}={getattr(self, key):g}" for key in _OPTIONS if getattr(self, key) != getattr(HeadSpec, key)]
+        values = {key: getattr(self, key) for key in _OPTIONS if getattr(self, key) != getattr(HeadSpec, key)}
+        options = [f"{key}={_shortest(value)}" for key, value in values.items()]
         return ",".join([shape, *options])
 
     @property
     def slug(self) -> str:
         """The name as a file name."""
-        readable = "".join(c if c.isalnum() or c in "-.=" else "-" for c in self.name)
+        readable = "".join(c if c.isalnum() or c in "-+.=" else "-" for c in self.name)
         return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
 
 _OPTIONS = ("dropout", "lr", "weight_decay")
+
+
+def _shortest(value: float) -> str:
+    """Write a number briefly ("1", "0.001"), but never so that it reads back as another one."""
+    brief = f"{value:g}"
+    return brief if float(brief) == value else repr(value)
 
 
 def parse_head(text: str) -> HeadSpec:
@@ -65,14 +73,19 @@ def parse_head(text: str) -> HeadSpec:
     """
     shape, *options = text.strip().split(",")
     spec = _parse_shape(shape.strip(), text)
+    values: dict[str, float] = {}
     for option in options:
-        key, equals, value = option.partition("=")
-        if key.strip() not in _OPTIONS or not equals:
-            raise TrainingError(
-                f"--head {text}: {option.strip()!r} is no option. Known: {', '.join(_OPTIONS)}; {GRAMMAR}."
-            )
-        spec = replace(spec, **{key.strip(): _parse_value(key.strip(), value, text)})  # type: ignore[arg-type]
-    return spec
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if key not in _OPTIONS or not equals:
+            raise TrainingError(f"--head {text}: {option.strip()!r} is no option. Expected {GRAMMAR}.")
+        if key in values:
+            raise TrainingError(f"--head {text}: {key} is given twice. Give each option once.")
+        values[key] = _parse_value(key, value, text)
+    if values.get("dropout") and not spec.depth:
+        raise TrainingError(
+            f"--head {text}: a linear head has no hidden layer to drop out from. Leave dropout away, or take mlp:256."
+        )
+    return replace(spec, **values)  # type: ignore[arg-type]
 
 
 def _parse_shape(shape: str, text: str) -> HeadSpec:
@@ -83,9 +96,15 @@ def _parse_shape(shape: str, text: str) -> HeadSpec:
     numbers = [width, depth] if x else [width]
     if kind != "mlp" or not all(number.isascii() and number.isdigit() for number in numbers):
         raise TrainingError(f"--head {text}: not a head. Expected {GRAMMAR}.")
-    spec = HeadSpec(width=int(width), depth=int(depth) if x else 1)
+    # Python refuses to read numbers of thousands of digits; nine are too many already.
+    spec = HeadSpec(width=int(width[:9]), depth=int(depth[:9]) if x else 1)
     if not (1 <= spec.width <= MAX_WIDTH and 1 <= spec.depth <= MAX_DEPTH):
         raise TrainingError(f"--head {text}: width must be 1 to {MAX_WIDTH}, depth 1 to {MAX_DEPTH}.")
+    if spec.width**2 * (spec.depth - 1) > MAX_PARAMETERS:
+        raise TrainingError(
+            f"--head {text}: {spec.depth} layers of {spec.width} are more than {MAX_PARAMETERS:,} weights. "
+            "Take a smaller width or depth."
+        )
     return spec
 
 
@@ -98,7 +117,7 @@ def _parse_value(key: str, value: str, text: str) -> float:
     if not (fits and math.isfinite(number)):
         bounds = {"dropout": "from 0 to below 1", "lr": "above 0", "weight_decay": "0 or above"}[key]
         raise TrainingError(f"--head {text}: {key} must be {bounds}, not {value}.")
-    return number
+    return abs(number)  # -0 is 0
 
 
 def parse_heads(texts: "tuple[str, ...] | list[str]") -> list[HeadSpec]:

@@ -33,11 +33,15 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     Raises
     ------
     ValueError
-        If a class has no sample, or all samples: ROC AUC is undefined then.
+        If a class has fewer than two samples (ROC AUC or its interval is undefined then), or the
+        arrays do not fit one another.
     """
     n_classes = len(classes)
     y_true, probabilities = _checked(y_true, probabilities, n_classes)
     counts = np.bincount(y_true, minlength=n_classes)
+    if counts.min() < 2:
+        rarest = classes[int(counts.argmin())]
+        raise ValueError(f"ROC AUC and its interval need two samples of each class; {rarest!r} has {counts.min()}")
     result: dict[str, Any] = {
         "n": len(y_true),
         "accuracy": float(sk.accuracy_score(y_true, probabilities.argmax(axis=1))),
@@ -104,7 +108,8 @@ def delong_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[fl
     Raises
     ------
     ValueError
-        If a class has fewer than two samples, a score is not finite, or the lengths differ.
+        If a class has fewer than two samples, a score is not finite, the lengths differ, or
+        `level` is not between 0 and 1.
 
     Notes
     -----
@@ -121,14 +126,8 @@ def delong_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[fl
 
 def delong_variance(y_true: Ints, y_score: Floats) -> tuple[float, float]:
     """Give the ROC AUC and DeLong's estimate of its variance. Errors as `delong_ci`."""
-    y_true, y_score = _checked_binary(y_true, y_score)
-    n_pos, n_neg = int(y_true.sum()), int((1 - y_true).sum())
-    if min(n_pos, n_neg) < 2:
-        raise ValueError(
-            f"DeLong's variance needs two samples of each class; there are {n_pos} positive and {n_neg} negative"
-        )
     v10, v01 = _placements(y_true, y_score)
-    return float(v10.mean()), float(v10.var(ddof=1) / n_pos + v01.var(ddof=1) / n_neg)
+    return float(v10.mean()), float(v10.var(ddof=1) / len(v10) + v01.var(ddof=1) / len(v01))
 
 
 def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) -> tuple[float, float]:
@@ -144,28 +143,40 @@ def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) ->
     -------
     (low, high) : floats
 
+    Raises
+    ------
+    ValueError
+        As `score`; or if `level` is not between 0 and 1.
+
     Notes
     -----
     The infinitesimal jackknife: each one-vs-rest AUC is a mean over samples to first order, with
     DeLong's placements as terms, so the macro mean's variance is that of the terms' mean over the
-    classes, their correlation included. Assumes independent samples.
+    classes, their correlation included. Bessel's correction in each group makes it DeLong's own
+    interval where there are two classes. Assumes independent samples.
     """
-    n, n_classes = probabilities.shape
-    influence = np.zeros(n)  # of each sample on the macro AUC
+    y_true, probabilities = _checked(y_true, probabilities, probabilities.shape[1])
+    n_classes = probabilities.shape[1]
+    influence = np.zeros(len(y_true))  # of each sample on the macro AUC
     aucs = []
     for c in range(n_classes):
         one = (y_true == c).astype(np.int64)
-        v10, v01 = _placements(*_checked_binary(one, probabilities[:, c]))
+        v10, v01 = _placements(one, probabilities[:, c])
         aucs.append(v10.mean())
-        influence[one == 1] += (v10 - v10.mean()) * n / len(v10) / n_classes
-        influence[one == 0] += (v01 - v01.mean()) * n / len(v01) / n_classes
-    return _normal_interval(float(np.mean(aucs)), float(influence.var() / n), level)
+        for group, terms in ((one == 1, v10), (one == 0, v01)):
+            influence[group] += (terms - terms.mean()) / math.sqrt(len(terms) * (len(terms) - 1)) / n_classes
+    return _normal_interval(float(np.mean(aucs)), float((influence**2).sum()), level)
 
 
 def _placements(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats]:
     """For each positive the share of negatives below it, for each negative that of positives above; ties one half."""
+    y_true, y_score = _checked_binary(y_true, y_score)
     positive = y_true == 1
     n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    if min(n_pos, n_neg) < 2:
+        raise ValueError(
+            f"DeLong's variance needs two samples of each class; there are {n_pos} positive and {n_neg} negative"
+        )
     ranks = rankdata(y_score)
     v10 = (ranks[positive] - rankdata(y_score[positive])) / n_neg
     v01 = 1 - (ranks[~positive] - rankdata(y_score[~positive])) / n_pos
@@ -173,19 +184,25 @@ def _placements(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats]:
 
 
 def _normal_interval(estimate: float, variance: float, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
     half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
     return max(0.0, estimate - half), min(1.0, estimate + half)
 
 
 def _checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, Floats]:
-    y_true, probabilities = np.asarray(y_true, np.int64), np.asarray(probabilities, np.float64)
+    y_true, probabilities = np.asarray(y_true), np.asarray(probabilities, np.float64)
     if probabilities.shape != (len(y_true), n_classes):
         raise ValueError(
             f"{len(y_true)} labels of {n_classes} classes, but probabilities of shape {probabilities.shape}"
         )
     if not np.isfinite(probabilities).all():
         raise ValueError("some probabilities are NaN or infinite")
-    return y_true, probabilities
+    if not np.isin(y_true, np.arange(n_classes)).all():
+        raise ValueError(f"y_true holds values other than 0 to {n_classes - 1}")
+    if not len(y_true):
+        raise ValueError("there are no samples")
+    return y_true.astype(np.int64), probabilities
 
 
 def _checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:

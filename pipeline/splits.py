@@ -9,7 +9,6 @@ from features.errors import TrainingError
 
 VAL_SHARE = 0.1
 TEST_SHARE = 0.2
-SMALLEST_CLASS = 3  # patients: one each for train, val and test
 
 Strings = npt.NDArray[np.str_]
 Ints = npt.NDArray[np.int64]
@@ -58,7 +57,8 @@ def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> St
     Returns
     -------
     ndarray (n,) of "train", "val" or "test"
-        Each class's groups are shared out 70/10/20, at least one to each split.
+        Each class's groups are shared out 70/10/20, rounded, but at least one to each split, and at
+        least two where the class has six or more: a class with one image cannot be scored.
 
     Raises
     ------
@@ -89,9 +89,9 @@ def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, 
                 f"at least {len(shares) + 1} are needed to put one into each of train, {' and '.join(shares)}. "
                 "Add images, or give a split column."
             )
-        start = 0
+        fewest, start = 2 if len(members) >= 2 * (len(shares) + 1) else 1, 0
         for name, share in shares.items():
-            count = max(1, round(share * len(members)))
+            count = max(fewest, round(share * len(members)))
             assigned[members[start : start + count]] = name
             start += count
     return assigned[np.searchsorted(names, groups)]

@@ -1,7 +1,8 @@
 """AdamW and cross-entropy over cached tensors. Gets tensors, knows no files."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from features.errors import TrainingError
-from pipeline.heads import HeadSpec, build_head
+from pipeline.heads import HeadSpec, build_head, count_parameters
+
+NEARLY_CONSTANT = 1e-6  # deviation over mean: float32 has no digits left there, only its own rounding
+# Measured on two cores: with so few parameters a second thread gains a tenth where the cores are
+# idle, and takes four to twelve times as long where something else uses one of them.
+SMALL_HEAD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -118,17 +124,61 @@ def train_head(
         If the loss stops being a number.
     """
     started = time.monotonic()
-    generator, module = _initialise(spec, train, n_classes, config)
+    with _own_randomness(spec, config, train.x.device):
+        module = nn.Sequential(_standardise(train.x), build_head(spec, train.x.shape[1], n_classes)).to(train.x.device)
+        with _threads_for(module):
+            history, best_epoch = _fit(module, spec, train, val, config, roc_auc)
+    return TrainedHead(spec, module.eval(), tuple(history), best_epoch, time.monotonic() - started)
+
+
+@contextmanager
+def _own_randomness(spec: HeadSpec, config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Seed weights, order and dropout by the head's own name: what else is in the run must not change them."""
+    seed = int.from_bytes(sha256(f"{config.seed} {spec.name}".encode()).digest()[:8]) >> 1
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _threads_for(module: nn.Module) -> Iterator[None]:
+    """Keep a small head on one thread; its result then does not depend on the machine's number of cores either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if count_parameters(module) < SMALL_HEAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _standardise(x: Tensor) -> Standardise:
+    """Take mean and deviation of the training split alone: the test split's would leak."""
+    std, mean = torch.std_mean(x.double(), dim=0, correction=0)  # (512,) each
+    # A feature that is constant here must neither divide by zero nor blow up where it is not.
+    usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
+    return Standardise(mean.float(), torch.where(usable, std, 1.0).float())
+
+
+def _fit(
+    module: nn.Module,
+    spec: HeadSpec,
+    train: Labelled,
+    val: Labelled,
+    config: TrainingConfig,
+    roc_auc: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
+) -> tuple[list[TrainedEpoch], int]:
+    """Train until validation gets no better, and leave the module at its best epoch."""
     optimizer = torch.optim.AdamW(_parameter_groups(module, spec), lr=spec.lr)
     history: list[TrainedEpoch] = []
     best_epoch, best_loss, best_state = 0, float("inf"), deepcopy(module.state_dict())
     for epoch in range(1, config.epochs + 1):
-        train_loss = _train_epoch(module, optimizer, train, config.batch_size, generator)
+        train_loss = _train_epoch(module, optimizer, train, config.batch_size)
         logits = _logits(module, val.x)  # (n_val, C)
         val_loss = float(cross_entropy(logits, val.y))
         if not np.isfinite(val_loss):
             raise TrainingError(
-                f"{spec.name}: the loss is no longer a number in epoch {epoch}. Lower the learning rate (lr=)."
+                f"{spec.name}: the loss is no longer a number in epoch {epoch}. Lower the learning rate (lr=) or the "
+                "weight decay (weight_decay=)."
             )
         probabilities = logits.double().softmax(1).cpu().numpy()
         history.append(TrainedEpoch(train_loss, val_loss, roc_auc(val.y.cpu().numpy(), probabilities)))
@@ -137,21 +187,7 @@ def train_head(
         elif epoch - best_epoch >= config.patience:
             break
     module.load_state_dict(best_state)
-    return TrainedHead(spec, module.eval(), tuple(history), best_epoch, time.monotonic() - started)
-
-
-def _initialise(
-    spec: HeadSpec, train: Labelled, n_classes: int, config: TrainingConfig
-) -> tuple[torch.Generator, nn.Sequential]:
-    # From the head's own name: what else is in the run must not change it.
-    seed = int.from_bytes(sha256(f"{config.seed} {spec.name}".encode()).digest()[:8]) >> 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = build_head(spec, train.x.shape[1], n_classes)
-    # Train-split figures only: the test split's would leak. Constant features must not divide by zero.
-    std, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
-    standardise = Standardise(mean.float(), torch.where(std > 1e-12, std, 1.0).float())
-    return torch.Generator().manual_seed(seed), nn.Sequential(standardise, head).to(train.x.device)
+    return history, best_epoch
 
 
 def _parameter_groups(module: nn.Module, spec: HeadSpec) -> list[dict[str, object]]:
@@ -161,13 +197,11 @@ def _parameter_groups(module: nn.Module, spec: HeadSpec) -> list[dict[str, objec
     return [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _train_epoch(
-    module: nn.Module, optimizer: torch.optim.Optimizer, train: Labelled, batch_size: int, generator: torch.Generator
-) -> float:
+def _train_epoch(module: nn.Module, optimizer: torch.optim.Optimizer, train: Labelled, batch_size: int) -> float:
     """Pass over the training split once, in a new order; give the mean loss."""
     module.train()
     total = torch.zeros((), dtype=torch.float64, device=train.x.device)
-    order = torch.randperm(len(train.y), generator=generator).to(train.x.device)
+    order = torch.randperm(len(train.y)).to(train.x.device)
     for rows in torch.split(order, batch_size):
         loss = cross_entropy(module(train.x[rows]), train.y[rows])  # (B, C) logits against (B,) classes
         optimizer.zero_grad()

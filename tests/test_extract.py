@@ -295,7 +295,7 @@ def test_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path)
     write_images(tmp_path / "images", 200)
     cache = tmp_path / "c.h5"
     chance = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         process = start(tmp_path / "images", cache)
         time.sleep(chance.uniform(0, 0.5))
         committed = {key for part in part_paths(cache) for key in keys_of(part)}

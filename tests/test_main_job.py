@@ -12,13 +12,17 @@ import pytest
 from tests.test_extract import write_images
 
 ROOT = Path(__file__).parents[1]
+DATA = "my images ä"
 BUSI = ROOT.parent / "shared" / "data" / "busi"
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
+    return copy_project(tmp_path / "project")
+
+
+def copy_project(copy: Path) -> Path:
     """Copy what git would give, without anything that was made here."""
-    copy = tmp_path / "project"
     ignored = shutil.ignore_patterns(".git", ".venv", "artifacts", "__pycache__", ".*_cache", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
@@ -65,30 +69,46 @@ def test_busi_with_random_weights_reaches_an_auc_of_three_quarters(project: Path
     assert selected_auc(metrics) >= 0.75
 
 
-def test_train_needs_no_image_and_no_forward_pass(project: Path, tmp_path: Path) -> None:
-    data = tmp_path / "my images ä"
-    write_images(data, 24)
-    wanted = (f"DATA={data}", "WEIGHTS=random:0")
-    run, _ = reported(project, make(project, "report", *wanted))
-    shutil.rmtree(data)
-    output = make(project, "train", *wanted, "HEADS=mlp:512 mlp:128x3")
-    assert "mlp:512" in output
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    assert [head["name"] for head in metrics["heads"]] == ["mlp:512", "mlp:128x3"]
+@pytest.fixture(scope="module")
+def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with a copy of the project, images, and a report of one head on them; tests copy it."""
+    folder = tmp_path_factory.mktemp("reported")
+    copy_project(folder / "project")
+    write_images(folder / DATA, 24)
+    make(folder / "project", "report", f"DATA=../{DATA}", "WEIGHTS=random:0", "HEADS=linear")
+    return folder
 
 
-def test_report_trains_again_only_where_it_must(project: Path, tmp_path: Path) -> None:
-    data = tmp_path / "images"
-    write_images(data, 24)
-    wanted = (f"DATA={data}", "WEIGHTS=random:0")
-    run, _ = reported(project, make(project, "report", *wanted, "HEADS=linear"))
-    trained = (run / "metrics.json").stat().st_mtime_ns
-    reported(project, make(project, "report", *wanted))
-    assert (run / "metrics.json").stat().st_mtime_ns == trained
-    write_images(data, 26)
-    _, metrics = reported(project, make(project, "report", *wanted))
-    assert (run / "metrics.json").stat().st_mtime_ns > trained
-    assert len(metrics["heads"]) == 3  # type: ignore[arg-type]
+@pytest.fixture
+def after_report(reported_once: Path, tmp_path: Path) -> Path:
+    shutil.copytree(reported_once, tmp_path / "work")  # modification times are kept
+    return tmp_path / "work" / "project"
+
+
+def metrics_of(project: Path) -> Path:
+    return next(project.glob("artifacts/*/random_0/run/metrics.json"))
+
+
+def head_names(project: Path) -> list[str]:
+    return [head["name"] for head in json.loads(metrics_of(project).read_text(encoding="utf-8"))["heads"]]
+
+
+def test_train_needs_no_image_and_no_forward_pass(after_report: Path) -> None:
+    shutil.rmtree(after_report.parent / DATA)
+    make(after_report, "train", f"DATA=../{DATA}", "WEIGHTS=random:0", "HEADS=mlp:512 mlp:128x3")
+    assert head_names(after_report) == ["mlp:512", "mlp:128x3"]
+
+
+def test_report_does_not_train_what_is_trained(after_report: Path) -> None:
+    before = metrics_of(after_report).stat().st_mtime_ns
+    make(after_report, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
+    assert metrics_of(after_report).stat().st_mtime_ns == before
+
+
+def test_report_trains_again_when_there_are_new_images(after_report: Path) -> None:
+    write_images(after_report.parent / DATA, 26)
+    make(after_report, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
+    assert head_names(after_report) == ["linear", "mlp:256", "mlp:256x6"]
 
 
 def test_two_data_sets_of_one_name_do_not_meet(project: Path, tmp_path: Path) -> None:

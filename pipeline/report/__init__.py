@@ -35,7 +35,7 @@ def write_report(directory: Path) -> Path:
     page = render(read_run(directory))
     path = directory / "report.html"
     try:
-        _write_whole(path, page.encode("utf-8"))
+        _write_whole(path, page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(
             f"{path}: the report cannot be written: {error}. Free the disk or correct the folder's permissions, "

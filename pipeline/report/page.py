@@ -16,7 +16,12 @@ from pipeline.runs import SPLITS, DatasetFacts, HeadResult, Run, RunConfig, Unre
 
 N_LISTED = 50
 MAX_CLASSES_IN_TITLE = 5
-SPLIT_ORIGINS = {"given": "given by the data set", "patient": "made here, by patient", "image": "made here, by image"}
+SPLIT_ORIGINS = {
+    "given": "given by the data set",
+    "given, val from train": "given by the data set, but validation taken from its train split",
+    "patient": "made here, by patient",
+    "image": "made here, by image",
+}
 
 
 @dataclass(frozen=True)

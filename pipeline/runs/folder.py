@@ -1,0 +1,314 @@
+"""The run folder, written whole and read back with its contradictions found."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from features.errors import RunError
+from pipeline.runs.records import (
+    DatasetFacts,
+    EmbeddingFacts,
+    Epoch,
+    HeadResult,
+    Predictions,
+    Run,
+    RunConfig,
+    UnreadableImage,
+    class_numbers,
+)
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT = "hoarfrost-run"
+FORMAT_VERSION = 1
+OWN_FILES = frozenset({"config.json", "metrics.json", "predictions.csv", "history.csv", "heads", "report.html"})
+SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "roc_auc_ci95"})
+
+
+def metrics_document(selected: str, heads: Iterable[HeadResult]) -> dict[str, Any]:
+    """Give what `metrics.json` holds and `train --json` prints."""
+    return {"selected": selected, "heads": [asdict(head) for head in heads]}
+
+
+def check_run_directory(directory: Path) -> None:
+    """Refuse to write a run where something else lives.
+
+    Raises
+    ------
+    RunError
+        If `directory` is a file, the current folder, or a folder with content that is no run of ours.
+    """
+    try:
+        place = directory.resolve()
+        if Path.cwd().is_relative_to(place):
+            raise RunError(
+                f"{directory} is the current folder or above it, and a run's folder is replaced whole. "
+                "Name a folder in it with --run."
+            )
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not existing.is_dir():
+            raise RunError(f"{existing} is a file, not a folder to write a run into. Name another folder with --run.")
+        if existing == place and any(place.iterdir()):
+            _check_earlier_run(directory)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise RunError(f"{directory} cannot be a run's folder: {error}. Name another with --run.") from error
+
+
+def _check_earlier_run(directory: Path) -> None:
+    """Refuse to replace a folder with anything in it that no `train` or `report` wrote."""
+    if not (directory / "config.json").is_file():
+        raise RunError(
+            f"{directory} is not empty and holds no earlier run (no config.json), so nothing was written there. "
+            "Name another folder with --run."
+        )
+    try:
+        _read_config(directory)
+    except RunError as error:
+        raise RunError(
+            f"{directory} is not empty, and its config.json is not that of an earlier run of this version, so nothing "
+            f"was written there. Remove the folder, or name another with --run. ({error})"
+        ) from error
+    foreign = [entry.name for entry in directory.iterdir() if entry.name not in OWN_FILES]
+    foreign += [f"heads/{entry.name}" for entry in directory.glob("heads/*") if entry.suffix != ".safetensors"]
+    if foreign:
+        raise RunError(
+            f"{directory} holds an earlier run, but also {min(foreign)}, which would be lost with it. "
+            "Move it away, or name another folder with --run."
+        )
+
+
+def write_run(run: Run, head_files: Mapping[str, bytes]) -> None:
+    """Write a run folder whole, replacing an earlier run in the same place.
+
+    Parameters
+    ----------
+    run : Run
+        Its `directory` is where the folder goes.
+    head_files : mapping of file name -> bytes
+        The heads' weights, for `DIR/heads/`.
+
+    Raises
+    ------
+    RunError
+        If the place is taken by something that is not a run, or cannot be written.
+    """
+    check_run_directory(run.directory)
+    place = run.directory.resolve()  # a link to a folder stays a link
+    staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
+        (staging / "heads").mkdir(parents=True)
+        _write_json(staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(run.config)})
+        _write_json(staging / "metrics.json", metrics_document(run.selected, run.heads))
+        _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+        _write_history(staging / "history.csv", run.history)
+        for name, content in head_files.items():
+            (staging / "heads" / name).write_bytes(content)
+        _sync_tree(staging)
+        _swap(staging, place)
+    except OSError as error:
+        raise RunError(
+            f"{run.directory}: the run cannot be written: {error}. Name another folder with --run."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run folder back.
+
+    Raises
+    ------
+    RunError
+        If the folder is missing, is no run, was written by a newer version or is damaged.
+    """
+    config = _read_config(directory)
+    with _reading(directory / "metrics.json") as path:
+        metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        heads = tuple(_from_dict(HeadResult, head) for head in metrics["heads"])
+        selected = metrics["selected"]
+        _check_heads(selected, heads)
+    with _reading(directory / "predictions.csv") as path:
+        predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
+        _check_predictions(predictions, heads, config.dataset)
+    with _reading(directory / "history.csv") as path:
+        history = _read_history(path)
+    return Run(directory, config, selected, heads, history, predictions)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Say of whatever goes wrong in reading a file of a run which file it was, and the way out."""
+    again = "Remove the folder and train again."
+    try:
+        yield path
+    except FileNotFoundError as error:
+        raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
+    except KeyError as error:
+        raise RunError(f"{path}: the run is damaged: there is no {error}. {again}") from error
+    # What parsers and conversions raise on content that is not what this program wrote.
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
+        raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
+
+
+def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
+    """Refuse results that lack what every reader of a run relies on."""
+    if selected not in [head.name for head in heads]:
+        raise ValueError(f"the selected head {selected!r} is none of the run's heads")
+    for head in heads:
+        for scores in (head.val, head.test or head.val):
+            if not scores or not scores.keys() >= SCORES:
+                missing = min(SCORES - (scores or {}).keys())
+                raise ValueError(f"the head {head.name} lacks the score {missing}")
+
+
+def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:
+    """Refuse rows that are not those that config.json counted and metrics.json scored."""
+    class_numbers(predictions.labels, dataset.classes, dataset.positive)
+    found = Counter(zip(predictions.splits, predictions.labels, strict=True))
+    counted = Counter({(split, label): n for split, labels in dataset.counts.items() for label, n in labels.items()})
+    if found != counted:
+        split, label = min(key for key in found | counted if found[key] != counted[key])
+        raise ValueError(
+            f"{found[split, label]} rows of the split {split} and label {label!r}, {counted[split, label]} by config.json"
+        )
+    scored = {"val"} | {"test" for head in heads if head.test is not None}
+    if not scored <= dataset.counts.keys():
+        raise ValueError("there are no rows of a split that metrics.json scores")
+
+
+def _swap(staging: Path, directory: Path) -> None:
+    """Put the finished folder in its place; the earlier run is gone only when the new one is there."""
+    if not directory.exists():
+        staging.rename(directory)
+        return
+    retired = staging.with_suffix(".old")
+    directory.rename(retired)
+    try:
+        staging.rename(directory)
+    except OSError:
+        retired.rename(directory)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover is no failure of it
+
+
+def _sync_tree(directory: Path) -> None:
+    """Force every file to the disk before the folder gets its name."""
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(
+        text + "\n", encoding="utf-8", errors="surrogateescape"
+    )  # names that are not UTF-8 stay as they are
+
+
+def _read_config(directory: Path) -> RunConfig:
+    with _reading(directory / "config.json") as path:
+        if not path.is_file():
+            raise RunError(
+                f"{directory} is not a run folder (no config.json). "
+                f"Make one with `hoarfrost train --cache FILE --run {directory}`."
+            )
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise RunError(f'{path} is not a run\'s configuration (no "format": "{FORMAT}"). Check the path.')
+        if content["format_version"] > FORMAT_VERSION:
+            raise RunError(
+                f"{directory} was written by a newer hoarfrost (run format {content['format_version']}, "
+                f"this one reads up to {FORMAT_VERSION}). Upgrade hoarfrost, or train again."
+            )
+        dataset = content["dataset"]
+        dataset["unreadable"] = tuple(_from_dict(UnreadableImage, row) for row in dataset["unreadable"])
+        dataset["classes"] = tuple(dataset["classes"])
+        dataset["positive"] = None if dataset["positive"] is None else tuple(dataset["positive"])
+        content["dataset"] = _from_dict(DatasetFacts, dataset)
+        content["embeddings"] = _from_dict(EmbeddingFacts, content["embeddings"])
+        content["warnings"] = tuple(content["warnings"])
+        return _from_dict(RunConfig, content)
+
+
+T = TypeVar("T")
+
+
+def _from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Make a dataclass of a JSON object; keys of a later minor version are passed over."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in values.items() if key in known})
+
+
+def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
+    """Give a head's columns in predictions.csv: (name, class number)."""
+    if dataset.positive is not None:
+        return [(head, 1)]
+    return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
+
+
+def _write_predictions(path: Path, predictions: Predictions, dataset: DatasetFacts) -> None:
+    columns = [
+        (name, scores[:, number])
+        for head, scores in predictions.probabilities.items()
+        for name, number in _columns(head, dataset)
+    ]
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "patient", "split", "label", *(name for name, _ in columns)])
+        facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, strict=True)
+        for i, row in enumerate(facts):
+            writer.writerow([*row, *(repr(float(scores[i])) for _, scores in columns)])
+
+
+def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
+    rows = _read_table(path)
+    if not rows:
+        raise ValueError("there are no rows")
+    probabilities = {}
+    for head in heads:
+        scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(f"the column of {head} holds values that are no probabilities")
+        binary = dataset.positive is not None
+        probabilities[head] = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if binary else scores
+    paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
+    return Predictions(paths, patients, splits, labels, probabilities)
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        content = file.read()
+    if not content.endswith("\n"):
+        raise ValueError("its last line is cut off")
+    return list(csv.DictReader(io.StringIO(content, newline="")))
+
+
+def _write_history(path: Path, history: Iterable[Epoch]) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Epoch)])
+        writer.writerows([e.head, e.epoch, e.train_loss, e.val_loss, e.val_roc_auc] for e in history)
+
+
+def _read_history(path: Path) -> tuple[Epoch, ...]:
+    return tuple(
+        Epoch(
+            row["head"], int(row["epoch"]), float(row["train_loss"]), float(row["val_loss"]), float(row["val_roc_auc"])
+        )
+        for row in _read_table(path)
+    )

@@ -1,0 +1,56 @@
+"""What several files of tests share: one Hypothesis profile, synthetic caches, the command line in this process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from tests.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
+
+# No deadline: machines differ. Derandomised: the same examples everywhere, so a failure can be repeated.
+settings.register_profile("hoarfrost", deadline=None, derandomize=True)
+settings.load_profile("hoarfrost")
+
+
+@pytest.fixture
+def hoarfrost(capsys: pytest.CaptureFixture[str]) -> Hoarfrost:
+    """Run a command in this process: torch is loaded once, and patches hold."""
+    from pipeline.cli import main
+
+    def run(*arguments: object) -> Output:
+        capsys.readouterr()
+        status = 0
+        try:
+            main([str(argument) for argument in arguments], prog_name="hoarfrost")
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return Output(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_python() -> RunPython:
+    """Run Python in a process of its own, from the repository's root."""
+
+    def run(*arguments: object, **environment: str) -> Output:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+        )
+        return Output(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def n_threads() -> Iterator[NumberOfThreads]:
+    """Set torch's number of threads, for one test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

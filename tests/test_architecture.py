@@ -1,0 +1,138 @@
+"""The house: who may import whom. Read from the source, so that an import inside a function counts too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, RunPython
+
+LONGEST_COMMAND = 15  # lines; parse, one call, print
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): ast.parse(path.read_text(encoding="utf-8"))
+    for package in ("features", "pipeline")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    """Give what a module imports, anywhere in it: "package.module", and "package.module.name" for `from` imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what is imported"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+IMPORTS = {module: set(imports_of(tree)) for module, tree in SOURCES.items()}
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def importers_of(package: str) -> set[str]:
+    return {module for module, names in IMPORTS.items() if any(within(name, package) for name in names)}
+
+
+def neighbours(module: str) -> set[str]:
+    """Give the modules of the house that a module imports; a package's `__init__` does not count for its own modules."""
+    found = {name for name in IMPORTS[module] if name in SOURCES and name != module}
+    return {name for name in found if not within(module, name)}
+
+
+def test_sources_were_found() -> None:
+    assert {"features.cache.reading", "pipeline.cli", "pipeline.__main__", "pipeline"} <= SOURCES.keys()
+
+
+def test_features_never_import_pipeline() -> None:
+    assert [module for module in importers_of("pipeline") if within(module, "features")] == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(neighbours(module)):
+                walk(other, (*path, module))
+            done.add(module)
+
+    done: set[str] = set()
+    for module in SOURCES:
+        walk(module, ())
+
+
+@pytest.mark.parametrize(
+    ("library", "users"),
+    [
+        ("click", {"pipeline.cli"}),
+        ("h5py", {"features.cache"}),
+        ("PIL", {"features.images"}),
+        ("torchvision.io", {"features.images"}),
+        ("torchvision.models", {"features.backbone"}),
+        ("torchvision", {"features.images", "features.backbone"}),
+        ("sklearn.metrics", {"pipeline.metrics"}),
+        ("pydicom", {"features.dicom"}),
+        ("ray", {"features.cluster"}),
+    ],
+)
+def test_library_has_its_own_room(library: str, users: set[str]) -> None:
+    assert [module for module in importers_of(library) if not any(within(module, user) for user in users)] == []
+
+
+@pytest.mark.parametrize("room", ["pipeline.train", "pipeline.metrics", "pipeline.heads", "pipeline.splits"])
+def test_room_that_knows_no_files_imports_nothing_that_does(room: str) -> None:
+    knows_files = {"pathlib", "os", "io", "csv", "h5py", "features.cache", "features.datasets", "pipeline.runs"}
+    assert knows_files & IMPORTS[room] == set()
+
+
+def test_training_side_imports_no_module_that_opens_images() -> None:
+    def reached(module: str) -> set[str]:
+        return {module}.union(*(reached(other) for other in neighbours(module)))
+
+    assert {"features.images", "features.backbone", "features.datasets"} & reached("pipeline.experiment") == set()
+
+
+@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli"])
+def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str) -> None:
+    code = f"import sys, {package}; print(*({{'torch', 'numpy', 'h5py', 'PIL'}} & set(sys.modules)))"
+    assert run_python("-c", code) == (0, "\n", "")
+
+
+def cli_commands() -> dict[str, ast.FunctionDef]:
+    """Give the functions in cli.py that are commands, groups included."""
+    functions = [node for node in SOURCES["pipeline.cli"].body if isinstance(node, ast.FunctionDef)]
+    return {f.name: f for f in functions if any(is_command(decorator) for decorator in f.decorator_list)}
+
+
+def is_command(decorator: ast.expr) -> bool:
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(function, ast.Attribute) and function.attr in {"command", "group"}
+
+
+def test_commands_were_found() -> None:
+    assert {"main", "extract", "train", "report", "demo"} <= cli_commands().keys()
+
+
+@pytest.mark.parametrize("name", sorted(cli_commands()))
+def test_command_is_at_most_15_lines(name: str) -> None:
+    function = cli_commands()[name]
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    n_lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+    assert n_lines <= LONGEST_COMMAND
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_module_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(SOURCES[module])

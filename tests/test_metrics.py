@@ -1,0 +1,284 @@
+"""Metrics: against pROC's values, and each fast kernel against an obvious slow one."""
+
+import csv
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics import (
+    confusion_matrix,
+    delong_ci,
+    delong_variance,
+    macro_auc_ci,
+    roc_auc,
+    roc_curve,
+    score,
+)
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Sample = tuple[Ints, Floats]
+
+REFERENCE = Path(__file__).parent / "reference"  # what pROC 1.18.0 (R) says of five synthetic cases
+EXPECTED: dict[str, dict[str, float]] = json.loads((REFERENCE / "roc_expected.json").read_text())
+CASES_AND_SCORES = [(case, which) for case in EXPECTED for which in ("a", "b")]
+
+
+def reference_case(name: str, which: str) -> Sample:
+    with (REFERENCE / "roc_cases.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] == name]
+    return np.array([int(row["y"]) for row in rows]), np.array([float(row[f"score_{which}"]) for row in rows])
+
+
+@st.composite
+def samples(draw: st.DrawFn, fewest: int = 1) -> Sample:
+    """Draw a binary sample with at least so many of each class, and many ties."""
+    classes = [*draw(st.lists(st.integers(0, 1), max_size=25)), *[0, 1] * fewest]
+    scores = draw(st.lists(st.integers(0, 8), min_size=len(classes), max_size=len(classes)))
+    return np.array(classes), np.array(scores) / 8
+
+
+def pair_values(y_true: Ints, y_score: Floats) -> Floats:
+    """Compare each positive with each negative: 1 if it is above, 0.5 if tied; (positives, negatives)."""
+    differences = y_score[y_true == 1][:, None] - y_score[y_true == 0][None, :]
+    return np.asarray((np.sign(differences) + 1) / 2)
+
+
+def slow_delong_variance(y_true: Ints, y_score: Floats) -> float:
+    """DeLong's variance as in the paper, over all pairs."""
+    psi = pair_values(y_true, y_score)
+    n_pos, n_neg = psi.shape
+    of_positives = sum((row.mean() - psi.mean()) ** 2 for row in psi) / (n_pos - 1)
+    of_negatives = sum((column.mean() - psi.mean()) ** 2 for column in psi.T) / (n_neg - 1)
+    return float(of_positives / n_pos + of_negatives / n_neg)
+
+
+def drawn_probabilities(n: int, n_classes: int, seed: int) -> tuple[Ints, Floats]:
+    """Draw classes and the probabilities of a head that is often right."""
+    rng = np.random.default_rng(seed)
+    y_true = rng.choice(n_classes, n, p=np.arange(1, n_classes + 1) / np.arange(1, n_classes + 1).sum())
+    odds = np.exp(rng.normal(size=(n, n_classes)) + 1.2 * np.eye(n_classes)[y_true])
+    return y_true, odds / odds.sum(axis=1, keepdims=True)
+
+
+# -- against pROC -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "which"), CASES_AND_SCORES)
+def test_auc_is_procs(case: str, which: str) -> None:
+    assert roc_auc(*reference_case(case, which)) == pytest.approx(EXPECTED[case][f"auc_{which}"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("case", "which"), CASES_AND_SCORES)
+def test_delong_variance_is_procs(case: str, which: str) -> None:
+    variance = delong_variance(*reference_case(case, which))[1]
+    assert variance == pytest.approx(EXPECTED[case][f"var_{which}"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("case", "which"), CASES_AND_SCORES)
+def test_delong_interval_is_procs(case: str, which: str) -> None:
+    assert delong_ci(*reference_case(case, which)) == pytest.approx(EXPECTED[case][f"ci95_{which}"], rel=1e-9)
+
+
+# -- against slow, obvious versions -------------------------------------------------------------------------------------
+
+
+@given(samples())
+def test_auc_is_the_share_of_pairs_in_order_ties_counted_one_half(sample: Sample) -> None:
+    assert roc_auc(*sample) == pytest.approx(pair_values(*sample).mean(), abs=1e-12)
+
+
+@given(samples(fewest=2))
+def test_delong_variance_equals_the_papers_sum_over_pairs(sample: Sample) -> None:
+    auc, variance = delong_variance(*sample)
+    assert auc == pytest.approx(pair_values(*sample).mean(), abs=1e-12)
+    assert variance == pytest.approx(slow_delong_variance(*sample), rel=1e-9, abs=1e-15)
+
+
+@given(samples(fewest=2))
+def test_order_and_scale_of_scores_change_nothing(sample: Sample) -> None:
+    y_true, y_score = sample
+    order = np.random.default_rng(0).permutation(len(y_true))
+    moved = delong_variance(y_true[order], 1e-3 * y_score[order] - 5)
+    assert moved == pytest.approx(delong_variance(y_true, y_score), rel=1e-9, abs=1e-15)
+
+
+@given(samples(fewest=2))
+def test_naming_the_other_class_positive_mirrors_the_auc_and_keeps_its_variance(sample: Sample) -> None:
+    y_true, y_score = sample
+    auc, variance = delong_variance(y_true, y_score)
+    assert delong_variance(1 - y_true, y_score) == pytest.approx((1 - auc, variance), rel=1e-9, abs=1e-12)
+
+
+@given(samples(fewest=2))
+def test_interval_holds_the_estimate_and_lies_within_zero_and_one(sample: Sample) -> None:
+    low, high = delong_ci(*sample)
+    assert 0 <= low <= roc_auc(*sample) + 1e-12
+    assert roc_auc(*sample) - 1e-12 <= high <= 1
+
+
+@given(samples())
+def test_area_under_the_curve_is_the_auc(sample: Sample) -> None:
+    fpr, tpr, thresholds = roc_curve(*sample)
+    trapezoids = np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2
+    assert float(trapezoids.sum()) == pytest.approx(roc_auc(*sample), abs=1e-12)
+    assert len(fpr) == len(tpr) == len(thresholds)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_confusion_matrix_counts_true_classes_in_rows(pairs: list[tuple[int, int]]) -> None:
+    matrix = confusion_matrix(np.array([true for true, _ in pairs]), np.array([found for _, found in pairs]), 3)
+    assert matrix.tolist() == [[pairs.count((true, found)) for found in range(3)] for true in range(3)]
+
+
+def test_wider_level_gives_a_wider_interval() -> None:
+    sample = reference_case("balanced_300", "a")
+    auc, variance = delong_variance(*sample)
+    low, high = delong_ci(*sample, level=0.99)
+    assert (low, high) == pytest.approx((auc - 2.5758293 * variance**0.5, auc + 2.5758293 * variance**0.5), rel=1e-7)
+
+
+# -- more than two classes ----------------------------------------------------------------------------------------------
+
+
+def test_macro_interval_of_three_classes_agrees_with_a_bootstrap() -> None:
+    y_true, probabilities = drawn_probabilities(300, 3, seed=0)
+    rng = np.random.default_rng(1)
+    draws = []
+    for _ in range(1000):
+        rows = rng.integers(0, len(y_true), len(y_true))
+        aucs = [pair_auc(y_true[rows] == c, probabilities[rows, c]) for c in range(3)]
+        draws.append(float(np.mean(aucs)))
+    low, high = macro_auc_ci(y_true, probabilities)
+    half = 1.96 * float(np.std(draws))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.08)  # 1,000 draws: the deviation's own error is 2.2%
+    assert (low + high) / 2 == pytest.approx(float(np.mean(draws)), abs=0.1 * half)
+
+
+def pair_auc(positive: npt.NDArray[np.bool_], y_score: Floats) -> float:
+    """ROC AUC by counting for each positive the negatives below it: fast enough for a bootstrap."""
+    negatives = np.sort(y_score[~positive])
+    found = y_score[positive]
+    below = np.searchsorted(negatives, found, "left") + np.searchsorted(negatives, found, "right")
+    return float(below.mean() / 2 / len(negatives))
+
+
+@given(samples(fewest=2))
+def test_macro_interval_of_two_classes_is_delongs(sample: Sample) -> None:
+    y_true, y_score = sample
+    both = np.column_stack([1 - y_score, y_score])
+    assert macro_auc_ci(y_true, both) == pytest.approx(delong_ci(y_true, y_score), abs=1e-9)
+
+
+def test_macro_auc_is_the_mean_of_one_against_the_rest() -> None:
+    y_true, probabilities = drawn_probabilities(120, 3, seed=2)
+    result = score(y_true, probabilities, ("a", "b", "c"))
+    one_by_one = [float(pair_values((y_true == c).astype(int), probabilities[:, c]).mean()) for c in range(3)]
+    assert result["roc_auc_per_class"] == pytest.approx(dict(zip("abc", one_by_one, strict=True)), abs=1e-12)
+    assert result["roc_auc"] == pytest.approx(np.mean(one_by_one), abs=1e-12)
+    assert result["roc_auc_ci95"] == pytest.approx(macro_auc_ci(y_true, probabilities))
+
+
+# -- scores of a head ---------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_two_classes_are_what_they_say() -> None:
+    y_true = np.array([0, 0, 0, 1, 1])
+    p = np.array([0.1, 0.4, 0.6, 0.55, 0.9])
+    result = score(y_true, np.column_stack([1 - p, p]), ("benign", "malignant"))
+    assert result == {
+        "n": 5,
+        "accuracy": 0.8,
+        "majority_accuracy": 0.6,
+        "loss": pytest.approx(-np.log([0.9, 0.6, 0.4, 0.55, 0.9]).mean()),
+        "roc_auc": pytest.approx(5 / 6),
+        "roc_auc_ci95": pytest.approx(list(delong_ci(y_true, p))),
+    }
+
+
+def test_certain_and_wrong_probability_gives_a_finite_loss() -> None:
+    y_true = np.array([0, 0, 1, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = score(y_true, np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]), ("a", "b"))
+    assert np.isfinite(result["loss"])
+
+
+def test_scores_are_numbers_that_json_knows() -> None:
+    for n_classes in (2, 3):
+        y_true, probabilities = drawn_probabilities(60, n_classes, seed=3)
+        result = score(y_true, probabilities, "abc"[:n_classes])
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+# -- what is undefined is refused ---------------------------------------------------------------------------------------
+
+BINARY: list[Callable[[Ints, Floats], object]] = [roc_auc, roc_curve, delong_variance, delong_ci]
+
+
+@pytest.mark.parametrize("metric", BINARY)
+@pytest.mark.parametrize(
+    ("y_true", "y_score", "message"),
+    [
+        ([1, 1, 1], [0.1, 0.2, 0.3], "needs both classes; there are 3 positive and 0 negative"),
+        ([0, 0], [0.1, 0.2], "needs both classes; there are 0 positive and 2 negative"),
+        ([], [], "needs both classes; there are 0 positive and 0 negative"),
+        ([0, 1, 0, 1], [0.1, np.nan, 0.2, 0.3], "y_score holds NaN or infinite values"),
+        ([0, 1, 0, 1], [0.1, np.inf, 0.2, 0.3], "y_score holds NaN or infinite values"),
+        ([0, 1, 0], [0.1, 0.2], r"y_true has the shape \(3,\), y_score \(2,\)"),
+        ([[0, 1]], [[0.1, 0.2]], r"y_true has the shape \(1, 2\), y_score \(1, 2\); both must be \(n,\)"),
+        ([0, 1, 2], [0.1, 0.2, 0.3], "y_true holds values other than 0 and 1"),
+        ([0.0, 1.0, np.nan], [0.1, 0.2, 0.3], "y_true holds values other than 0 and 1"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_binary_metric_refuses_what_is_undefined(
+    metric: Callable[[Ints, Floats], object], y_true: list[int], y_score: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        metric(np.array(y_true), np.array(y_score))
+
+
+@pytest.mark.parametrize("metric", [delong_variance, delong_ci])
+def test_delong_refuses_a_class_with_one_sample(metric: Callable[[Ints, Floats], object]) -> None:
+    with pytest.raises(ValueError, match="needs two samples of each class; there are 1 positive and 3 negative"):
+        metric(np.array([0, 0, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -0.5, float("nan")])
+def test_interval_refuses_a_level_that_is_none(level: float) -> None:
+    with pytest.raises(ValueError, match="level must be between 0 and 1, not"):
+        delong_ci(np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.2, 0.4]), level=level)
+
+
+UNIFORM = np.full((6, 3), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "probabilities", "message"),
+    [
+        ([0, 0, 1, 1, 2], UNIFORM, r"5 labels of 3 classes, but probabilities of shape \(6, 3\)"),
+        ([0, 0, 1, 1, 2, 2], UNIFORM[:, :2], r"6 labels of 3 classes, but probabilities of shape \(6, 2\)"),
+        ([0, 0, 1, 1, 2, 2], UNIFORM * np.nan, "some probabilities are NaN or infinite"),
+        ([0, 0, 1, 1, 2, 3], UNIFORM, "y_true holds values other than 0 to 2"),
+        ([0, 0, 1, 1, 2, -1], UNIFORM, "y_true holds values other than 0 to 2"),
+        ([0, 0, 0, 1, 1, 2], UNIFORM, "two samples of each class; 'c' has 1"),
+        ([0, 0, 0, 2, 2, 2], UNIFORM, "two samples of each class; 'b' has 0"),
+        ([], UNIFORM[:0], "there are no samples"),
+    ],
+)
+def test_scoring_refuses_what_is_undefined(y_true: list[int], probabilities: Floats, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(np.array(y_true), probabilities, ("a", "b", "c"))
+
+
+def test_macro_interval_refuses_a_class_with_one_sample() -> None:
+    with pytest.raises(ValueError, match="two samples of each class; there are 1 positive and 5 negative"):
+        macro_auc_ci(np.array([0, 0, 0, 1, 1, 2]), UNIFORM)

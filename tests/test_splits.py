@@ -1,0 +1,161 @@
+"""Splits: by patient, stratified, seeded, and refused where they would be undefined."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from features.errors import TrainingError
+from pipeline.splits import carve_validation, merged_groups, split
+
+Ints = npt.NDArray[np.int64]
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> tuple[Ints, list[str], list[int]]:
+    """Draw images of a few classes, with patients and bytes: (classes, patients, bytes), each of length n."""
+    n = draw(st.integers(20, 120))
+    n_classes = draw(st.integers(2, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    patients = rng.integers(0, draw(st.integers(10, n)), n)
+    # Mostly one class a patient, but not always.
+    y = np.where(rng.random(n) < 0.9, patients % n_classes, rng.integers(0, n_classes, n))
+    contents = rng.integers(0, draw(st.integers(n, 20 * n)), n)
+    return y.astype(np.int64), [f"patient {p}" for p in patients], contents.tolist()
+
+
+def slow_groups(*memberships: list[object]) -> list[int]:
+    """Union-find at its most obvious: relabel until nothing changes, then number by first appearance."""
+    labels = list(range(len(memberships[0])))
+    changed = True
+    while changed:
+        changed = False
+        for membership in memberships:
+            for i in range(len(labels)):
+                for j in range(i):
+                    if membership[i] == membership[j] and labels[i] != labels[j]:
+                        labels[i] = labels[j] = min(labels[i], labels[j])
+                        changed = True
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(label, len(numbers)) for label in labels]
+
+
+def splits_of(groups: Ints, splits: npt.NDArray[np.str_]) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for group, name in zip(groups.tolist(), splits.tolist(), strict=True):
+        found.setdefault(group, set()).add(name)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(100, 300), (15, 17, 23), (1000, 99), (16, 16)], ids=str)
+def test_each_class_is_shared_out_70_10_20_within_rounding(sizes: tuple[int, ...]) -> None:
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    splits = split(y, np.arange(len(y)), [f"class {c}" for c in range(len(sizes))])
+    for number, size in enumerate(sizes):
+        for name, share in SHARES.items():
+            count = int(((y == number) & (splits == name)).sum())
+            assert abs(count - share * size) <= (1 if name == "train" else 0.5)
+
+
+def test_shares_are_of_patients_where_patients_have_several_images() -> None:
+    patients = np.repeat(np.arange(200), 3)
+    y = (patients % 2).astype(np.int64)
+    splits = split(y, patients, ["benign", "malignant"])
+    for number in (0, 1):
+        counts = {name: len(set(patients[(y == number) & (splits == name)].tolist())) for name in SHARES}
+        assert counts == {"train": 70, "val": 10, "test": 20}
+
+
+@given(cohorts(), st.integers(0, 2**32 - 1))
+def test_patient_is_never_in_two_splits_nor_are_the_same_bytes(
+    cohort: tuple[Ints, list[str], list[int]], seed: int
+) -> None:
+    y, patients, contents = cohort
+    groups = merged_groups(contents, patients)
+    names = [f"class {c}" for c in range(int(y.max()) + 1)]
+    try:
+        splits = split(y, groups, names, seed=seed)
+    except TrainingError:
+        assume(False)
+    for column in (patients, contents):
+        numbers = np.unique(np.array(column), return_inverse=True)[1]
+        assert all(len(found) == 1 for found in splits_of(numbers, splits).values())
+    assert set(splits.tolist()) == {"train", "val", "test"}
+
+
+@given(cohorts(), st.integers(0, 2**32 - 1))
+def test_same_seed_gives_the_same_split(cohort: tuple[Ints, list[str], list[int]], seed: int) -> None:
+    y, patients, _ = cohort
+    groups = merged_groups(patients)
+    names = [f"class {c}" for c in range(int(y.max()) + 1)]
+    try:
+        first = split(y, groups, names, seed=seed)
+    except TrainingError:
+        assume(False)
+    assert (split(y, groups, names, seed=seed) == first).all()
+
+
+def test_another_seed_gives_another_split() -> None:
+    y = np.repeat([0, 1], 50)
+    splits = {tuple(split(y, np.arange(100), ["a", "b"], seed=seed).tolist()) for seed in range(5)}
+    assert len(splits) == 5
+
+
+def test_patient_with_images_of_two_classes_counts_for_the_rarer_one() -> None:
+    # Ten patients have a lesion and nine normal images each: every split must get some of the lesions.
+    patients = np.concatenate([np.repeat(np.arange(10), 10), np.arange(10, 110)])
+    y = np.concatenate([np.tile([0] * 9 + [1], 10), np.zeros(100, np.int64)])
+    splits = split(y, patients, ["normal", "lesion"])
+    assert {name: int((splits[y == 1] == name).sum()) for name in SHARES} == {"train": 6, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize(("n_rare", "smallest"), [(3, 1), (5, 1), (6, 2), (12, 2)])
+def test_small_class_is_in_every_split_twice_where_it_can_be(n_rare: int, smallest: int) -> None:
+    y = np.repeat([0, 1], [40, n_rare])
+    splits = split(y, np.arange(len(y)), ["common", "rare"])
+    assert min(int((splits[y == 1] == name).sum()) for name in SHARES) == smallest
+
+
+@pytest.mark.parametrize("n_rare", [0, 1, 2])
+def test_class_of_fewer_than_three_patients_is_refused_with_its_number(n_rare: int) -> None:
+    y = np.repeat([0, 1], [20, n_rare])
+    message = rf"class 'rare' has {n_rare} patients .*at least 3 are needed .*train, test and val.*Add images"
+    with pytest.raises(TrainingError, match=message):
+        split(y, np.arange(len(y)), ["common", "rare"])
+
+
+def test_many_images_of_one_patient_are_not_many_patients() -> None:
+    y = np.repeat([0, 1], [20, 50])
+    groups = np.concatenate([np.arange(20), np.full(50, 20)])
+    with pytest.raises(TrainingError, match="class 'rare' has 1 patients"):
+        split(y, groups, ["common", "rare"])
+
+
+def test_carved_validation_is_one_in_eight_of_each_class_by_patient() -> None:
+    groups = np.repeat(np.arange(80), 2)
+    y = (groups % 2).astype(np.int64)
+    splits = carve_validation(y, groups, ["a", "b"])
+    assert all(len(found) == 1 for found in splits_of(groups, splits).values())
+    for number in (0, 1):
+        assert [int((splits[y == number] == name).sum()) for name in ("train", "val", "test")] == [70, 10, 0]
+
+
+def test_carving_validation_from_one_patient_is_refused() -> None:
+    with pytest.raises(TrainingError, match="class 'b' has 1 patients .*at least 2 are needed .*train, val"):
+        carve_validation(np.repeat([0, 1], 10), np.repeat([0, 1, 2], [5, 5, 10]), ["a", "b"])
+
+
+@given(
+    st.integers(0, 40).flatmap(
+        lambda n: st.lists(st.lists(st.integers(0, 12), min_size=n, max_size=n), min_size=1, max_size=3)
+    )
+)
+def test_merged_groups_equal_a_slow_union_find(memberships: list[list[object]]) -> None:
+    assert merged_groups(*memberships).tolist() == slow_groups(*memberships)
+
+
+def test_images_linked_through_others_are_one_group() -> None:
+    # 0 and 1 share a patient, 1 and 2 the bytes, so 0 and 2 belong together too.
+    assert merged_groups(["p", "p", "q", "r"], [10, 11, 11, 12]).tolist() == [0, 0, 0, 1]
