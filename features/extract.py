@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from features.cache import CacheWriter, Header, KnownFile, begun_header
 from features.datasets import Dataset, read_dataset
-from features.errors import HoarfrostError
+from features.errors import CacheError, HoarfrostError
 from features.fingerprint import PREPROCESSING, Fingerprint, weights_origin
 from features.plan import ExtractOptions, ExtractSummary, ImageTable, LoopCounts, Progress
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from features.backbone import Backbone, Weights
 
 ARCHITECTURE = "resnet18"
+COMPUTE = "eager"  # the compute path: not compiled
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def extract(
     dataset = read_dataset(data, name=name)
     recipe = _recipe(options, begun_header(cache))
     with CacheWriter(cache, recipe.header, dataset.name) as writer:
+        _check_compute(writer)
         table = ImageTable(len(dataset))
         todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
         counts = _embed(todo, dataset, writer, table, recipe, options, on_progress)
@@ -127,7 +129,7 @@ def _recipe(options: ExtractOptions, begun: Header | None) -> _Recipe:
         from features.loop import choose_device, choose_precision
 
         precision = choose_precision(precision, choose_device(options.device))
-    header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin)
+    header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin, COMPUTE)
     return _Recipe(header, options.device, spec, weights)
 
 
@@ -149,6 +151,15 @@ def _embed(
     return EmbeddingLoop(dataset, writer, table, partial(recipe.backbone, device), device, options, on_progress).run(
         todo
     )
+
+
+def _check_compute(writer: CacheWriter) -> None:
+    """Go on with the compute path that an interrupted extraction began with, or not at all: its bits would differ."""
+    if writer.compute not in {None, COMPUTE}:
+        raise CacheError(
+            f"{writer.path}: its interrupted extraction computed {writer.compute!r}, this hoarfrost computes {COMPUTE!r}, "
+            "and the last bits would differ. Finish it with the hoarfrost that began it, or name another --cache."
+        )
 
 
 def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:

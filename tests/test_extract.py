@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import features.backbone
-from features.cache import CacheFile, EmbeddingCache, verify
+from features.cache import CacheFile, CacheWriter, EmbeddedFile, EmbeddingCache, verify
 from features.cache.store import part_paths
-from features.errors import FingerprintMismatchError, HoarfrostError, ImageDecodeError
+from features.errors import CacheError, FingerprintMismatchError, HoarfrostError, ImageDecodeError
 from features.extract import extract
 from features.images import encode_png
 from features.plan import ExtractOptions, ExtractSummary
@@ -220,6 +221,18 @@ def test_auto_goes_on_with_what_the_cache_was_begun_with(images: Path) -> None:
     write_images(images, 8)
     summary = run(images, weights="auto", precision="auto", device="auto")
     assert (summary.weights, summary.precision, summary.embedded) == ("random:0", "float32", 2)
+
+
+def test_a_resumed_extraction_keeps_the_compute_path_that_it_began_with(images: Path) -> None:
+    cache = images.parent / "c.h5"
+    run(images)
+    with EmbeddingCache(cache) as opened:
+        compiled = replace(opened.header, compute="compiled")
+    with CacheWriter(cache, compiled, "images") as writer:
+        writer.append([EmbeddedFile("benign/new.png", 1, 1, bytes(32))], np.zeros((1, 512), np.float32))
+        writer.commit()
+    with pytest.raises(CacheError, match="interrupted extraction computed 'compiled', this hoarfrost computes 'eager'"):
+        run(images)
 
 
 def test_an_npz_is_embedded_row_by_row_and_reused(tmp_path: Path) -> None:

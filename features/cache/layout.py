@@ -37,14 +37,14 @@ class Header:
     """What a file says of all its embeddings.
 
     `weights` is the name that the weights were asked for by, `weights_origin` where they came
-    from (see `features.fingerprint.weights_origin`), `compute` the compute path ("eager" or
-    "compiled") that a resumed extraction goes on with.
+    from (see `features.fingerprint.weights_origin`), `compute` the compute path ("eager")
+    that a resumed extraction goes on with.
     """
 
     fingerprint: Fingerprint
     weights: str
     weights_origin: str = ""
-    compute: str = "eager"
+    compute: str = ""
 
 
 @dataclass(frozen=True)
