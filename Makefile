@@ -8,7 +8,7 @@
 #   PYTHON    an environment to use as it is; nothing is installed then
 
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
-export DATA WEIGHTS CACHE RUN
+export DATA WEIGHTS CACHE RUN HEADS
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -28,7 +28,7 @@ PLACES = set -e; \
 	else \
 		name=demo; weights="$${WEIGHTS:-auto}"; \
 	fi; \
-	place="artifacts/$$name/$$(basename "$$weights" | tr -c 'A-Za-z0-9._\n-' _)"; \
+	place="artifacts/$$name/$$(printf %s "$$weights" | tr -c 'A-Za-z0-9._-' _)"; \
 	data="$${DATA:-artifacts/demo/phantoms}"; \
 	cache="$${CACHE:-$$place/embeddings.h5}"; \
 	set -- $(POSITIVE); [ $$\# -gt 0 ] || [ -n "$$DATA" ] || set -- malignant; \
@@ -63,12 +63,12 @@ extract: $(READY)  ## embed the images that the cache lacks
 train: $(READY)  ## train heads on the cache; images are not needed any more
 	@$(PLACES) \
 	if [ ! -e "$$cache" ]; then $(MAKE) --no-print-directory extract; fi; \
-	$(HOARFROST) train --cache "$$cache" --run "$$run" "$$@" $(foreach head,$(HEADS),--head '$(head)')
+	for head in $$HEADS; do set -- "$$@" --head "$$head"; done; \
+	$(HOARFROST) train --cache "$$cache" --run "$$run" "$$@"
 
 report: extract  ## extract, train where needed, and write the report
 	@$(PLACES) \
-	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$(HEADS)" ] \
-		|| { [ -n "$$RUN" ] && [ -n "$(POSITIVE)" ]; }; then \
+	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$$HEADS$$RUN" ]; then \
 		$(MAKE) --no-print-directory train; fi; \
 	$(HOARFROST) report --run "$$run"
 

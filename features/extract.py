@@ -12,6 +12,7 @@ from features.cache import CacheWriter, Header, KnownFile, begun_header
 from features.datasets import Dataset, read_dataset
 from features.errors import CacheError, HoarfrostError
 from features.fingerprint import PREPROCESSING, Fingerprint, weights_origin
+from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ExtractSummary, ImageTable, LoopCounts, Progress
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ def extract(
     options = options or ExtractOptions()
     dataset = read_dataset(data, name=name)
     recipe = _recipe(options, begun_header(cache))
-    with CacheWriter(cache, recipe.header, dataset.name) as writer:
+    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
         _check_compute(writer)
         table = ImageTable(len(dataset))
         todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
-        counts = _embed(todo, dataset, writer, table, recipe, options, on_progress)
+        counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             raise HoarfrostError(
@@ -126,7 +127,7 @@ def _recipe(options: ExtractOptions, begun: Header | None) -> _Recipe:
     if precision == "auto" and begun is not None:
         precision = begun.fingerprint.precision
     elif precision == "auto":
-        from features.loop import choose_device, choose_precision
+        from features.devices import choose_device, choose_precision
 
         precision = choose_precision(precision, choose_device(options.device))
     header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin, COMPUTE)
@@ -141,16 +142,17 @@ def _embed(
     recipe: _Recipe,
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
+    stop: StopSignals,
 ) -> LoopCounts:
     if not todo:
         return LoopCounts(device="cpu" if options.device == "auto" else options.device)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.loop import EmbeddingLoop, choose_device
+    from features.devices import choose_device
+    from features.loop import EmbeddingLoop
 
     device = choose_device(options.device)
-    return EmbeddingLoop(dataset, writer, table, partial(recipe.backbone, device), device, options, on_progress).run(
-        todo
-    )
+    loop = EmbeddingLoop(dataset, writer, table, partial(recipe.backbone, device), device, options, on_progress)
+    return loop.run(todo, stop)
 
 
 def _check_compute(writer: CacheWriter) -> None:

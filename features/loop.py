@@ -1,25 +1,23 @@
 """The extraction loop: threads read, decode and resize, while the backbone computes."""
 
 import logging
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import torch
 
 from features.cache import CacheWriter, EmbeddedFile
 from features.datasets import Dataset, FileStamp
-from features.errors import HoarfrostError, ImageDecodeError
+from features.devices import usable_cpus
+from features.errors import ImageDecodeError
 from features.fingerprint import SIZE, bytes_key, pixels_key
 from features.images import load_image
+from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
 
 if TYPE_CHECKING:
@@ -48,29 +46,6 @@ class _Failed:
 
     index: int
     reason: str
-
-
-def choose_device(asked: str) -> str:
-    """Turn "auto" into a device that is there; refuse one that is not."""
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise HoarfrostError("--device cuda: torch finds no CUDA device here. Pass --device cpu or auto.")
-    if asked == "mps" and not torch.backends.mps.is_available():
-        raise HoarfrostError("--device mps: torch finds no Apple GPU here. Pass --device cpu or auto.")
-    return asked
-
-
-def choose_precision(asked: str, device: str) -> str:
-    """Turn "auto" into the precision that is fast on the device."""
-    if asked == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
-    return asked
-
-
-def usable_cpus() -> int:
-    """Count the CPUs that this process may use (its affinity), not those of the host."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class EmbeddingLoop:
@@ -102,20 +77,19 @@ class EmbeddingLoop:
         """Made when the first image needs it: renamed files need none."""
         return self._make_backbone()
 
-    def run(self, todo: Sequence[int]) -> LoopCounts:
+    def run(self, todo: Sequence[int], stop: StopSignals) -> LoopCounts:
         """Embed the images to do; whatever ends it early, what is finished is committed."""
         started = last_shown = time.monotonic()
         try:
-            with _StopSignals() as stop:
-                for done, result in enumerate(self._results(todo), start=1):
-                    self._take(result)
-                    if len(self.batch) == self.options.batch_size or done == len(todo):
-                        self._embed()
-                    now = time.monotonic()
-                    if now - last_shown > SHOW_SECONDS or done == len(todo):
-                        last_shown = now
-                        self.on_progress(Progress(done, len(todo), done / (now - started)))
-                    stop.check(done, len(todo))
+            for done, result in enumerate(self._results(todo), start=1):
+                self._take(result)
+                if len(self.batch) == self.options.batch_size or done == len(todo):
+                    self._embed()
+                now = time.monotonic()
+                if now - last_shown > SHOW_SECONDS or done == len(todo):
+                    last_shown = now
+                    self.on_progress(Progress(done, len(todo), done / (now - started)))
+                stop.check(done, len(todo))
         finally:
             self.writer.commit()
         return self.counts
@@ -187,38 +161,3 @@ class EmbeddingLoop:
             return _Failed(index, str(error))
         except OSError as error:
             return _Failed(index, error.strerror or str(error))
-
-
-class _StopSignals:
-    """Turns the first SIGINT or SIGTERM into a stop after the batch under way; a second one acts as ever."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is Python's
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def check(self, done: int, total: int) -> None:
-        """Stop here if a signal came, unless all is done."""
-        if self.received is not None and done < total:
-            raise HoarfrostError(
-                f"Stopped by {self.received.name} after {done} of {total} images; what is finished is committed. "
-                "Run the same command again to go on from there."
-            )

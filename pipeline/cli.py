@@ -35,6 +35,18 @@ class _Group(click.Group):
             raise click.ClickException(f"{where}: {error.strerror or error}. Mend that, and run it again.") from error
 
 
+class _PathType(click.Path):
+    """A path; an empty one, as from a variable that was never set, would mean the current folder."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def json_option(command: Command) -> Command:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
@@ -42,13 +54,13 @@ def json_option(command: Command) -> Command:
 
 def cache_option(command: Command) -> Command:
     """Add `--cache FILE`."""
-    path = click.Path(dir_okay=False, path_type=Path)
+    path = _PathType(dir_okay=False)
     return click.option("--cache", type=path, required=True, metavar="FILE", help="The cache's HDF5 file.")(command)
 
 
 def run_option(command: Command) -> Command:
     """Add `--run DIR`."""
-    path = click.Path(path_type=Path)
+    path = _PathType()
     return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
 
 
@@ -79,7 +91,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=_PathType())
 @cache_option
 @click.option("--name", help="The data set's name in the cache; by default that of its folder or file.")
 @click.option(
@@ -184,7 +196,7 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=_PathType())
 @click.option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
 @json_option
@@ -214,7 +226,7 @@ def cache() -> None:
 
 def file_argument(command: Command) -> Command:
     """Add the argument FILE, a cache."""
-    return click.argument("file", type=click.Path(path_type=Path))(command)
+    return click.argument("file", type=_PathType(dir_okay=False))(command)
 
 
 @cache.command()

@@ -135,6 +135,8 @@ def cache_info_text(info: "CacheInfo") -> str:
         lines.append(
             f"{info.parts} parts with {info.images_in_parts:,} embeddings of an extraction that is not finished"
         )
+    if info.damaged_parts:
+        lines.append(f"{info.damaged_parts} damaged parts, which are left out; `hoarfrost cache compact` removes them")
     for dataset in info.datasets:
         labels = ", ".join(f"{count:,} {label}" for label, count in dataset.labels.items())
         lines.append(

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from features.cache import DIM, DatasetTable, EmbeddingCache, Embeddings, library_versions
+from features.cache import DIM, DatasetTable, EmbeddingCache, Embeddings, Header, library_versions
+from features.devices import choose_device
 from features.errors import TrainingError
 from pipeline.heads import HeadSpec, count_parameters
 from pipeline.metrics import roc_auc, score
@@ -36,7 +37,7 @@ from pipeline.runs import (
     write_run,
 )
 from pipeline.splits import carve_validation, merged_groups, split
-from pipeline.train import Labelled, TrainedHead, TrainingConfig, choose_device, predict_probabilities, train_head
+from pipeline.train import Labelled, TrainedHead, TrainingConfig, predict_probabilities, train_head
 
 Ints = npt.NDArray[np.int64]
 
@@ -128,28 +129,7 @@ def run_experiment(
     selected = max(results, key=lambda result: (result.val["roc_auc"], -result.val["loss"])).name
     run = Run(
         directory,
-        RunConfig(
-            command=shlex.join(command),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=time.monotonic() - started,
-            seed=config.seed,
-            epochs=config.epochs,
-            patience=config.patience,
-            batch_size=config.batch_size,
-            device=device,
-            dataset=_dataset_facts(task),
-            embeddings=EmbeddingFacts(
-                cache=str(cache),
-                fingerprint=header.fingerprint.digest,
-                backbone=header.fingerprint.backbone,
-                weights=header.weights,
-                weights_sha256=header.fingerprint.weights_sha256,
-                preprocessing=dict(header.fingerprint.preprocessing),
-                precision=header.fingerprint.precision,
-            ),
-            versions={"python": platform.python_version(), **library_versions()},
-            machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        ),
+        _run_config(task, header, str(cache), config, device, shlex.join(command), trained, time.monotonic() - started),
         selected,
         results,
         tuple(
@@ -161,6 +141,41 @@ def run_experiment(
     )
     write_run(run, {f"{head.spec.slug}.safetensors": _head_file(head, task, run.config) for head in trained})
     return run
+
+
+def _run_config(
+    task: Task,
+    header: Header,
+    cache: str,
+    config: TrainingConfig,
+    device: str,
+    command: str,
+    trained: Sequence[TrainedHead],
+    seconds: float,
+) -> RunConfig:
+    return RunConfig(
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        head_seconds={head.spec.name: head.seconds for head in trained},
+        seed=config.seed,
+        epochs=config.epochs,
+        patience=config.patience,
+        batch_size=config.batch_size,
+        device=device,
+        dataset=_dataset_facts(task),
+        embeddings=EmbeddingFacts(
+            cache=cache,
+            fingerprint=header.fingerprint.digest,
+            backbone=header.fingerprint.backbone,
+            weights=header.weights,
+            weights_sha256=header.fingerprint.weights_sha256,
+            preprocessing=dict(header.fingerprint.preprocessing),
+            precision=header.fingerprint.precision,
+        ),
+        versions={"python": platform.python_version(), **library_versions()},
+        machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    )
 
 
 # -- the task -----------------------------------------------------------------------------------------------------------
@@ -317,7 +332,6 @@ def _result(head: TrainedHead, task: Task, probabilities: npt.NDArray[np.float64
         dropout=head.spec.dropout,
         best_epoch=head.best_epoch,
         epochs=len(head.history),
-        seconds=head.seconds,
         weights_file=f"heads/{head.spec.slug}.safetensors",
         val=scores["val"],
         test=scores.get("test"),

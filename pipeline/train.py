@@ -86,15 +86,6 @@ class Standardise(nn.Module):
         return (x - self.get_buffer("mean")) / self.get_buffer("std")
 
 
-def choose_device(asked: str) -> str:
-    """Turn "auto" into a device that is there; refuse one that is not."""
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: torch finds no CUDA device here. Pass --device cpu or auto.")
-    return asked
-
-
 def train_head(
     spec: HeadSpec,
     train: Labelled,

@@ -11,7 +11,7 @@ import pytest
 from features.cache import CacheWriter, EmbeddingCache, compact, describe, verify
 from features.cache.layout import ROW_BYTES
 from features.cache.store import part_paths
-from features.errors import CacheError
+from features.errors import CacheError, FingerprintMismatchError
 from tests.caches import HEADER, some_files, some_images, some_table, write_cache
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ import random, sys
 from pathlib import Path
 import numpy as np
 from features.cache import EmbeddingCache, verify
-from features.errors import CacheError
+from features.errors import CacheError, FingerprintMismatchError
 path, n_flips = Path(sys.argv[1]), int(sys.argv[2])
 sound = path.read_bytes()
 
@@ -127,10 +127,115 @@ def test_compact_drops_what_no_data_set_uses_and_folds_parts(tmp_path: Path) -> 
     summary = compact(path)
     assert (summary.dropped_unused, summary.folded_parts, summary.images) == (4, 1, 6)
     assert not part_paths(path)
+    assert compact(path).dropped_unused == 0  # the unfinished extraction's work is in use
     with EmbeddingCache(path) as cache:
         np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings[:4])
     with CacheWriter(path, HEADER, "demo") as writer:  # the unfinished extraction's work is kept
         assert all(key.tobytes() in writer for key in keys[8:])
+        assert {"late0.png", "late1.png"} <= set(writer.known_files())
+
+
+def test_compacting_an_unfinished_first_extraction_keeps_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    keys, embeddings = some_images(6)
+    with CacheWriter(path, HEADER, "demo", root="/images") as writer:
+        for i in range(0, 6, 2):
+            writer.append(some_files(keys[i : i + 2], f"{i}-"), embeddings[i : i + 2])
+            writer.commit()
+    for _ in range(2):
+        assert compact(path).images == 6
+    with pytest.raises(CacheError, match="first extraction is not finished"), EmbeddingCache(path) as cache:
+        cache.dataset()
+    with CacheWriter(path, HEADER, "demo", root="/images") as writer:
+        assert len(writer.known_files()) == 6
+        writer.finish(some_table(6), keys)
+    assert verify(path).sound
+    with EmbeddingCache(path) as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+
+
+def test_compact_refuses_a_part_of_another_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path, 3)
+    before = path.read_bytes()
+    plant_foreign_part(tmp_path, path)
+    with pytest.raises(FingerprintMismatchError, match="weights"):
+        compact(path)
+    assert path.read_bytes() == before
+
+
+def column_byte(path: Path, name: str) -> int:
+    with h5py.File(path) as file:
+        return int(file[name].id.get_chunk_info(0).byte_offset)
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("column", ["label", "path", "row"])
+def test_a_damaged_table_costs_no_embedding(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "c.h5"
+    keys, embeddings = write_cache(path, 20)
+    flip_byte(path, column_byte(path, f"datasets/demo/{column}") + 3)
+    assert not verify(path).sound
+    summary = compact(path)
+    assert (summary.images, summary.dropped_datasets) == (20, ("demo",))
+    with CacheWriter(path, HEADER, "demo") as writer:
+        assert all(key.tobytes() in writer for key in keys)
+        writer.finish(some_table(20), keys)
+    with EmbeddingCache(path) as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+
+
+def test_a_damaged_table_is_written_anew_by_its_own_extraction(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    keys, _ = write_cache(path, 20)
+    flip_byte(path, column_byte(path, "datasets/demo/label") + 3)
+    with CacheWriter(path, HEADER, "demo") as writer:
+        assert writer.known_files() == {}
+        writer.finish(some_table(20), keys)
+    assert verify(path).sound
+
+
+@pytest.mark.parametrize(("sums", "kept"), [("chunk_crc32", 20), ("row_crc32", 20), ("key", 0)])
+def test_damaged_sums_and_keys_are_found_and_mended_by_compact(tmp_path: Path, sums: str, kept: int) -> None:
+    path = tmp_path / "c.h5"
+    _, embeddings = write_cache(path, 20)
+    flip_byte(path, column_byte(path, f"images/{sums}"))
+    assert not verify(path).sound
+    assert compact(path).images == kept
+    assert verify(path).sound
+    with EmbeddingCache(path) as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings[:kept])
+
+
+def test_only_damaged_parts_are_a_clear_error_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "c.h5.parts").mkdir()
+    part = tmp_path / "c.h5.parts" / "part-1.h5"
+    part.write_text("x")
+    for look in (compact, describe):
+        with pytest.raises(CacheError, match=r"only damaged parts.*Remove .*c\.h5\.parts"):
+            look(tmp_path / "c.h5")
+    assert not verify(tmp_path / "c.h5").sound
+    assert part.exists()
+
+
+def test_info_counts_damaged_parts_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path, 5)
+    (tmp_path / "c.h5.parts").mkdir()
+    (tmp_path / "c.h5.parts" / "part-1.h5").write_text("x")
+    info = describe(path)
+    assert (info.images, info.damaged_parts) == (5, 1)
+
+
+def test_preprocessing_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    with tampered(tmp_path) as file:
+        file.attrs.create("preprocessing", np.bytes_(b"[1, 2]"), dtype=h5py.string_dtype("utf-8", 6))
+    refused(tmp_path, "not a JSON object")
 
 
 def test_compact_with_nothing_to_do_writes_nothing(tmp_path: Path) -> None:
@@ -152,17 +257,21 @@ def test_a_truncated_file_is_named_as_such(tmp_path: Path, share: int) -> None:
     assert not verify(path).sound
 
 
-def test_verify_names_a_mixed_fingerprint(tmp_path: Path) -> None:
-    path = tmp_path / "c.h5"
-    write_cache(path, 3)
+def plant_foreign_part(tmp_path: Path, path: Path) -> None:
     other = type(HEADER)(type(HEADER.fingerprint)("resnet18", "cd" * 32, {}, "float32"), "imagenet")
     keys, embeddings = some_images(2, 9)
     with CacheWriter(tmp_path / "other.h5", other, "demo") as writer:
         writer.append(some_files(keys), embeddings)
         writer.commit()
-    (tmp_path / "c.h5.parts").mkdir(exist_ok=True)
+    path.with_name(path.name + ".parts").mkdir(exist_ok=True)
     part = part_paths(tmp_path / "other.h5")[0]
-    part.rename(tmp_path / "c.h5.parts" / part.name)
+    part.rename(path.with_name(path.name + ".parts") / part.name)
+
+
+def test_verify_names_a_mixed_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path, 3)
+    plant_foreign_part(tmp_path, path)
     assert any("2 fingerprints are mixed" in problem for problem in verify(path).problems)
 
 

@@ -5,13 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from features.cache import CacheWriter, EmbeddingCache, verify
+from features.cache import CacheWriter, EmbeddingCache, compact, describe, verify
 from features.cache.store import part_paths, parts_directory
 from features.errors import CacheError, CacheLockedError
 from tests.caches import HEADER, some_files, some_images, some_table, write_cache
@@ -106,12 +107,52 @@ def test_a_reader_keeps_its_state_while_a_writer_replaces_the_file(tmp_path: Pat
         assert cache.n_images == 5000
 
 
+def test_looking_while_a_writer_folds_finds_nothing_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path, 5)
+    done = threading.Event()
+    problems: list[str] = []
+
+    def look() -> None:
+        while not done.is_set():
+            problems.extend(verify(path).problems)
+            describe(path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for seed in range(1, 15):
+            keys, embeddings = some_images(4, seed)
+            with CacheWriter(path, HEADER, "demo") as writer:
+                for i in range(4):
+                    writer.append(some_files(keys[i : i + 1]), embeddings[i : i + 1])
+                    writer.commit()
+                writer.finish(some_table(4), keys)
+    finally:
+        done.set()
+        watcher.join()
+    assert problems == []
+
+
+def test_a_linked_cache_is_written_where_it_lies_under_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    write_cache(tmp_path / "real" / "c.h5", 5)
+    link = tmp_path / "link.h5"
+    link.symlink_to(tmp_path / "real" / "c.h5")
+    with CacheWriter(link, HEADER, "demo"), pytest.raises(CacheLockedError, match="being written by"):
+        compact(tmp_path / "real" / "c.h5")
+    write_cache(link, 7, seed=1, name="other")
+    assert link.is_symlink()
+    with EmbeddingCache(tmp_path / "real" / "c.h5") as cache:
+        assert cache.n_images == 12
+
+
 def test_an_unfinished_first_extraction_says_so_to_a_reader(tmp_path: Path) -> None:
     keys, embeddings = some_images(4)
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
         writer.append(some_files(keys), embeddings)
         writer.commit()
-    with pytest.raises(CacheError, match=r"first extraction is not finished \(1 parts.*goes on from there"):
+    with pytest.raises(CacheError, match=r"first extraction is not finished.*goes on from there"):
         EmbeddingCache(tmp_path / "c.h5")
 
 

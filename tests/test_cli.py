@@ -318,3 +318,12 @@ def test_finished_work_survives_a_terminal_that_cannot_show_its_names(
     assert output.status == 0, output.stderr
     assert output.stdout.startswith("report ")
     assert (place / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["cache", "info", ""], ["extract", "", "--cache", "c.h5"], ["cache", "verify", "."]]
+)
+def test_an_empty_path_or_a_folder_for_a_file_is_wrong_usage(hoarfrost: Hoarfrost, arguments: list[str]) -> None:
+    output = hoarfrost(*arguments)
+    assert output.status == 2
+    assert "path is empty" in output.stderr or "is a directory" in output.stderr

@@ -741,3 +741,19 @@ def test_npz_with_fewer_pixels_than_its_header_says_is_refused(tmp_path: Path) -
     dataset = read_dataset(tmp_path / "x.npz")
     with pytest.raises(DatasetError, match="train_images is damaged: cannot reshape"):
         list(dataset.images.contents(range(6)))
+
+
+def test_a_cell_that_is_far_too_long_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text(f"path,label,note\na.png,x,\nb.png,y,{'n' * 9000}\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"cohort\.csv line 3: the note has 9000 characters"):
+        read_dataset(tmp_path / "cohort.csv")
+
+
+def test_a_column_that_hdf5_could_not_name_is_refused_or_renamed(tmp_path: Path) -> None:
+    csv = tmp_path / "cohort.csv"
+    csv.write_text("path,label,.\na.png,x,1\nb.png,y,2\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"'\.' cannot name a column"):
+        read_dataset(csv)
+    csv.write_text("path,label,a/b,a\N{DIVISION SLASH}b\na.png,x,1,3\nb.png,y,2,4\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="two columns have the name"):
+        read_dataset(csv)

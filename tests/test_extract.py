@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import features.backbone
+import features.cache.writer
 from features.cache import CacheFile, CacheWriter, EmbeddedFile, EmbeddingCache, verify
 from features.cache.store import part_paths
 from features.errors import CacheError, FingerprintMismatchError, HoarfrostError, ImageDecodeError
@@ -139,6 +140,25 @@ def test_several_data_sets_share_one_cache(images: Path) -> None:
     assert (summary.dataset, summary.forward_images) == ("copy", 0)
     with EmbeddingCache(images.parent / "c.h5") as cache:
         assert cache.dataset_names() == ["copy", "images"]
+
+
+def test_files_of_the_same_name_size_and_time_elsewhere_are_read(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = images.parent / "other" / "images"
+    for folder, seed in ((images, 1), (other, 2)):
+        rng = np.random.default_rng(seed)
+        for i in range(6):
+            path = folder / "ab"[i % 2] / f"{i}.ppm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"P6 4 4 255\n" + rng.bytes(48))
+            os.utime(path, ns=(0, 0))
+    for path in images.rglob("*.png"):
+        path.unlink()
+    run(images)
+    summary = extract(other, images.parent / "c.h5", options=RANDOM)
+    assert (summary.dataset, summary.embedded) == ("images", 6)
+    assert "was recorded from" in caplog.text
 
 
 def test_unreadable_images_are_recorded_with_their_reason(images: Path) -> None:
@@ -302,6 +322,19 @@ def test_a_stop_signal_commits_what_is_finished_and_says_how_to_go_on(tmp_path: 
     summary = finish(tmp_path / "images", cache)
     assert summary["reused"] >= int(said[1]) - 3  # the batch under way counts as done only when it is full
     assert summary["embedded"] + summary["reused"] == 200
+
+
+def test_a_signal_while_folding_lets_it_finish(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = features.cache.writer.write_cache_file
+
+    def signalled(path: Path, *rest: object) -> None:
+        if path.name == "c.h5":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(features.cache.writer, "write_cache_file", signalled)
+    assert run(images).embedded == 6
+    assert len(embeddings_by_path(images.parent / "c.h5")) == 6
 
 
 def test_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path) -> None:

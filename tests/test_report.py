@@ -63,6 +63,7 @@ def run_config(dataset: DatasetFacts) -> RunConfig:
         command="hoarfrost train --cache demo.h5 --run run",
         created="2025-11-22T10:11:12+00:00",
         seconds=134.2,
+        head_seconds={},
         seed=0,
         epochs=30,
         patience=10,
@@ -104,7 +105,6 @@ def head_result(
         dropout=0.0,
         best_epoch=20,
         epochs=30,
-        seconds=1.5,
         weights_file="heads/0.safetensors",
         val=val or {},
         test=test,
@@ -160,7 +160,9 @@ def make_run(
     per_class = classes if positive is None else ()
     results = tuple(head_result(rng, head, n_of_split, per_class) for head in heads)
     history = tuple(epoch for seed, head in enumerate(heads) for epoch in training_history(head, seed))
-    config = run_config(dataset_facts(classes, positive, labels, splits))
+    config = replace(
+        run_config(dataset_facts(classes, positive, labels, splits)), head_seconds=dict.fromkeys(heads, 1.5)
+    )
     return Run(directory, config, heads[min(1, len(heads) - 1)], results, history, predictions)
 
 

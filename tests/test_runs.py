@@ -68,6 +68,7 @@ def make_run(
             command=f"hoarfrost train --cache '{odd}'",
             created="2026-01-02T03:04:05+00:00",
             seconds=1.5,
+            head_seconds={},
             seed=0,
             epochs=3,
             patience=2,
@@ -92,7 +93,7 @@ def make_run(
         heads[0],
         tuple(
             HeadResult(
-                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, 0.1, f"heads/{i}.safetensors", SCORES, SCORES if with_test else None
+                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, f"heads/{i}.safetensors", SCORES, SCORES if with_test else None
             )
             for i, head in enumerate(heads)
         ),

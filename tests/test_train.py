@@ -17,7 +17,6 @@ from pipeline.train import (
     Labelled,
     TrainedHead,
     TrainingConfig,
-    choose_device,
     predict_probabilities,
     train_head,
 )
@@ -224,15 +223,6 @@ def test_predicting_does_not_depend_on_which_other_rows_are_predicted() -> None:
     together = predict_probabilities(head.module, x)
     alone = np.concatenate([predict_probabilities(head.module, row[None]) for row in x])
     assert together == pytest.approx(alone, abs=1e-6)
-
-
-def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        TrainingError, match=r"--device cuda: torch finds no CUDA device here\. Pass --device cpu or auto"
-    ):
-        choose_device("cuda")
-    assert choose_device("auto") == "cpu"
 
 
 def test_training_opens_no_file(run_python: RunPython) -> None:

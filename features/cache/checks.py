@@ -1,9 +1,11 @@
 """Looking at a cache, checking every byte of it, and making it smaller."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +15,12 @@ from features.cache.layout import Block, DatasetTable, Header, Keys, Rows
 from features.cache.lock import WriterLock
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import (
-    DAMAGED_SUFFIX,
+    begun_header,
+    check_fingerprint,
     damaged_part_paths,
     part_paths,
     parts_directory,
+    real_path,
     remove_if_empty,
     require_cache,
 )
@@ -48,6 +52,7 @@ class CacheInfo:
     images: int
     unused: int
     parts: int
+    damaged_parts: int
     images_in_parts: int
     fingerprint: str
     backbone: str
@@ -93,29 +98,61 @@ def describe(path: Path) -> CacheInfo:
     CacheError
         If it is missing, no cache, or damaged.
     """
-    require_cache(path)
-    parts = part_paths(path)
-    with CacheFile(path if path.exists() else parts[0]) as file:
-        tables = [file.table(name) for name in file.table_names()] if path.exists() else []
-        n_images = file.n_images if path.exists() else 0
-        used = _used_rows(tables, n_images)
-        fingerprint = file.header.fingerprint
-        return CacheInfo(
-            cache=str(path),
-            bytes=_bytes(path),
-            images=n_images,
-            unused=int((~used).sum()),
-            parts=len(parts),
-            images_in_parts=sum(_n_images(part) for part in parts),
-            fingerprint=fingerprint.digest,
-            backbone=fingerprint.backbone,
-            weights=file.header.weights,
-            weights_sha256=fingerprint.weights_sha256,
-            preprocessing=dict(fingerprint.preprocessing),
-            precision=fingerprint.precision,
-            compute=file.header.compute,
-            datasets=tuple(map(_dataset_info, tables)),
+    return _undisturbed(real_path(path), _describe)
+
+
+def _describe(path: Path, parts: list[Path]) -> CacheInfo:
+    header = begun_header(path)
+    if header is None:
+        raise CacheError(
+            f"{path}: there are only damaged parts of it. Remove {parts_directory(path)}, and extract again."
         )
+    tables, n_images = _tables_and_size(path)
+    used = _used_rows(tables, n_images)
+    in_parts = [_n_images(part) for part in parts]
+    return CacheInfo(
+        cache=str(path),
+        bytes=_bytes(path),
+        images=n_images,
+        unused=int((~used).sum()),
+        parts=len(parts),
+        damaged_parts=in_parts.count(None) + len(damaged_part_paths(path)),
+        images_in_parts=sum(n for n in in_parts if n is not None),
+        fingerprint=header.fingerprint.digest,
+        backbone=header.fingerprint.backbone,
+        weights=header.weights,
+        weights_sha256=header.fingerprint.weights_sha256,
+        preprocessing=dict(header.fingerprint.preprocessing),
+        precision=header.fingerprint.precision,
+        compute=header.compute,
+        datasets=tuple(map(_dataset_info, tables)),
+    )
+
+
+T = TypeVar("T")
+
+
+def _undisturbed(path: Path, look: Callable[[Path, list[Path]], T]) -> T:
+    """Look at a cache's files again where a writer folded its parts meanwhile."""
+    for _ in range(100):
+        require_cache(path)
+        parts = part_paths(path)
+        try:
+            result = look(path, parts)
+        except CacheError:
+            if all(part.exists() for part in parts):
+                raise
+        else:
+            if all(part.exists() for part in parts):
+                return result
+    raise CacheError(f"{path} is being written, and changes faster than it can be looked at. Try again later.")
+
+
+def _tables_and_size(path: Path) -> tuple[list[DatasetTable], int]:
+    if not path.exists():
+        return [], 0
+    with CacheFile(path) as file:
+        return [file.table(name) for name in file.table_names()], file.n_images
 
 
 def _dataset_info(table: DatasetTable) -> DatasetInfo:
@@ -138,14 +175,21 @@ def _used_rows(tables: list[DatasetTable], n_images: int) -> npt.NDArray[np.bool
     return used
 
 
-def _n_images(part: Path) -> int:
-    with CacheFile(part) as file:
-        return file.n_images
+def _n_images(part: Path) -> int | None:
+    """Count a part's images; None where it is damaged."""
+    try:
+        with CacheFile(part) as file:
+            return file.n_images
+    except DamagedCacheError:
+        return None
 
 
 def _bytes(path: Path) -> int:
-    files = [path, *part_paths(path), *damaged_part_paths(path)]
-    return sum(file.stat().st_size for file in files if file.exists())
+    total = 0
+    for file in [path, *part_paths(path), *damaged_part_paths(path)]:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 # -- verify -----------------------------------------------------------------------------------------------------------
@@ -159,13 +203,14 @@ def verify(path: Path) -> VerifyReport:
     CacheError
         Only if there is nothing of that name; what is damaged is reported, not raised.
     """
-    require_cache(path)
-    files = [path] if path.exists() else []
-    parts = part_paths(path)
+    return _undisturbed(real_path(path), _verify)
+
+
+def _verify(path: Path, parts: list[Path]) -> VerifyReport:
     problems: list[str] = []
     n_images, n_datasets = 0, 0
     fingerprints: dict[str, Path] = {}
-    for file_path in [*files, *parts]:
+    for file_path in [path, *parts] if path.exists() else parts:
         try:
             with CacheFile(file_path) as file:
                 fingerprints.setdefault(file.header.fingerprint.digest, file_path)
@@ -182,17 +227,14 @@ def verify(path: Path) -> VerifyReport:
 
 def _problems(file: CacheFile) -> Iterator[str]:
     tables: list[DatasetTable] = []
-    for name in file.table_names():
-        try:
-            tables.append(file.table(name))
-        except CacheError as error:
-            yield str(error)
-    try:
-        keys = file.keys
-    except CacheError as error:
-        yield str(error)
-        return
-    damaged = file.damaged_rows()
+    for members in ("datasets", "pending"):
+        for name in file.table_names(members):
+            try:
+                tables.append(file.table(name, members))
+            except CacheError as error:
+                yield str(error)
+    keys, sound = file.salvage()
+    damaged = np.flatnonzero(~sound).tolist()
     for row in damaged[:SHOWN_ROWS]:
         key = keys[row].tobytes().hex()[:12]
         yield (
@@ -202,8 +244,9 @@ def _problems(file: CacheFile) -> Iterator[str]:
     if len(damaged) > SHOWN_ROWS:
         yield f"{file.path}: {len(damaged) - SHOWN_ROWS} more rows do not match their checksum"
     if not damaged:
+        yield from file.damaged_sums()
         yield from file.unreadable_by_others()
-    twice = len(keys) - len(np.unique(keys, axis=0))
+    twice = int(sound.sum()) - len(np.unique(keys[sound], axis=0))
     if twice:
         yield f"{file.path}: {twice} keys stand there twice"
     for table in tables:
@@ -232,19 +275,23 @@ def compact(path: Path) -> CompactSummary:
     CacheError
         If there is no cache, another process writes to it, or it is damaged beyond its rows.
     """
+    path = real_path(path)
     require_cache(path)
     with WriterLock(path):
         before = _bytes(path)
         compaction = _Compaction(path)
         if compaction.changes:
-            write_cache_file(path, compaction.header, compaction.n_kept, compaction.blocks(), compaction.tables())
-            for part in [*compaction.parts, *damaged_part_paths(path)]:
+            write_cache_file(
+                path, compaction.header, compaction.n_kept, compaction.blocks(), compaction.tables("datasets"),
+                compaction.tables("pending"),
+            )  # fmt: skip
+            for part in [*part_paths(path), *damaged_part_paths(path)]:
                 part.unlink()
             remove_if_empty(parts_directory(path))
         return CompactSummary(
             cache=str(path),
             images=compaction.n_kept,
-            folded_parts=len(compaction.parts),
+            folded_parts=compaction.n_folded,
             dropped_unused=compaction.n_unused,
             dropped_damaged=compaction.n_damaged,
             dropped_datasets=tuple(compaction.lost_tables),
@@ -253,75 +300,114 @@ def compact(path: Path) -> CompactSummary:
         )
 
 
+class _Source(NamedTuple):
+    """One file to compact: its trusted keys, which rows are kept, and where the first of them goes."""
+
+    path: Path
+    keys: Keys
+    keep: npt.NDArray[np.bool_]
+
+
 class _Compaction:
-    """What to keep of a cache's files."""
+    """What to keep of a cache's files; looks at all of them before anything is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.parts = [part for part in part_paths(path) if _opens(part)]
-        self.files = [path, *self.parts] if path.exists() else self.parts
+        self.n_folded = self.n_unused = self.n_damaged = 0
         self.lost_tables: list[str] = []
-        self._tables: list[DatasetTable] = []
-        self.keep: list[npt.NDArray[np.bool_]] = []  # for each file, which of its rows
-        self.n_unused = self.n_damaged = 0
-        keys: list[Keys] = []
-        for file_path in self.files:
-            with CacheFile(file_path) as file:
-                self.header: Header = file.header
-                sound = np.ones(file.n_images, bool)
-                sound[file.damaged_rows()] = False
-                self._read_tables(file)
-                used = _used_rows(self._tables, file.n_images) if file_path == path else np.ones(file.n_images, bool)
-                self.n_damaged += int((~sound).sum())
-                self.n_unused += int((sound & ~used).sum())
-                self.keep.append(sound & used)
-                keys.append(file.keys)
-        all_keys, kept = np.concatenate(keys), np.concatenate(self.keep)
-        index = KeyIndex(all_keys[kept])
-        first = np.zeros(len(all_keys), bool)  # a part that a crash left behind repeats rows of the file
-        first[np.flatnonzero(kept)] = index.find(all_keys[kept]) == np.arange(int(kept.sum()))
-        self.keep = np.split(first, np.cumsum([len(k) for k in keys])[:-1])
+        self._rewrite = False
+        self._read: dict[str, list[tuple[int, DatasetTable]]] = {"datasets": [], "pending": []}
+        self._sources: list[_Source] = []
+        for file_path in [path, *part_paths(path)] if path.exists() else part_paths(path):
+            try:
+                with CacheFile(file_path) as file:
+                    self._add(file)
+            except DamagedCacheError:
+                if file_path == path:
+                    raise
+                self._rewrite = True
+        if not self._sources:
+            raise CacheError(
+                f"{path}: there are only damaged parts of it. Remove {parts_directory(path)}, and extract again."
+            )
+        keys = np.concatenate([source.keys for source in self._sources])
+        kept = np.flatnonzero(np.concatenate([source.keep for source in self._sources]))
+        first = np.zeros(len(keys), bool)  # a part that a crash left behind repeats rows of the file
+        first[kept] = KeyIndex(keys[kept]).find(keys[kept]) == np.arange(len(kept))
         self.n_kept = int(first.sum())
-        self._new_row = np.where(first, np.cumsum(first) - 1, -1)
+        place = KeyIndex(keys[first]).find(keys)  # of each row's key among those that are written
+        self._new_row = np.where(np.isin(np.arange(len(keys)), kept), place, -1)
+        self._first = first
 
     @property
     def changes(self) -> bool:
         """Whether the file would differ from what it is."""
-        return bool(self.n_unused or self.n_damaged or self.parts or self.lost_tables or damaged_part_paths(self.path))
+        return self._rewrite or bool(
+            self.n_unused or self.n_damaged or self.lost_tables or damaged_part_paths(self.path)
+        )
 
-    def _read_tables(self, file: CacheFile) -> None:
-        for name in file.table_names() if file.path == self.path else ():
-            try:
-                self._tables.append(file.table(name))
-            except DamagedCacheError:
-                self.lost_tables.append(name)
+    def _add(self, file: CacheFile) -> None:
+        is_main = file.path == self.path
+        if not self._sources:
+            self.header: Header = file.header
+        check_fingerprint(file.path, file.header, self.header.fingerprint, self.header.weights)
+        keys, sound = file.salvage()
+        start = sum(len(source.keys) for source in self._sources)
+        tables = self._tables_of(file, start)
+        # What parts hold belongs to an extraction that is not finished, and rows whose table is lost may be anyone's.
+        in_use = _used_rows(tables, file.n_images) if is_main and not self.lost_tables else np.ones(file.n_images, bool)
+        self.n_folded += not is_main
+        self.n_damaged += int((~sound).sum())
+        self.n_unused += int((sound & ~in_use).sum())
+        self._rewrite = self._rewrite or not is_main or any(True for _ in file.damaged_sums())
+        self._sources.append(_Source(file.path, keys, sound & in_use))
+
+    def _tables_of(self, file: CacheFile, start: int) -> list[DatasetTable]:
+        """Read a file's tables; what a part says of its files is pending until their extraction ends."""
+        found = []
+        for members in ("datasets", "pending"):
+            for name in file.table_names(members):
+                try:
+                    table = file.table(name, members)
+                except DamagedCacheError:
+                    self.lost_tables.append(name)
+                    continue
+                found.append(table)
+                self._read[members if file.path == self.path else "pending"].append((start, table))
+        return found
 
     def blocks(self) -> Iterator[Block]:
         """Give the rows to keep, in order."""
-        for file_path, keep in zip(self.files, self.keep, strict=True):
-            start = 0
-            with CacheFile(file_path) as file:
-                for block in file.unchecked_blocks():
-                    kept = keep[start : start + len(block.keys)]
+        start = 0
+        for source in self._sources:
+            with CacheFile(source.path) as file:
+                for block in file.raw_blocks(source.keys):
+                    kept = self._first[start : start + len(block.keys)]
                     start += len(block.keys)
                     yield Block(block.keys[kept], block.embeddings[kept])
 
-    def tables(self) -> Iterator[DatasetTable]:
-        """Give the data sets, pointing to the rows' new places."""
-        for table in self._tables:
-            rows: Rows = np.where(table.rows >= 0, self._new_row[table.rows], -1)
+    def tables(self, members: str) -> Iterator[DatasetTable]:
+        """Give the data sets, or what is pending of them, pointing to the rows' new places."""
+        merged: dict[str, DatasetTable] = {}
+        for start, table in self._read[members]:
+            rows: Rows = np.where(table.rows >= 0, self._new_row[start + table.rows], -1)
             lost = (rows < 0) & (table.rows >= 0)
             reason = "its embedding was damaged and dropped; extract again"
             errors = [reason if is_lost else error for is_lost, error in zip(lost, table.errors, strict=True)]
-            yield replace(table, rows=rows, errors=errors)
+            moved = replace(table, rows=rows, errors=errors)
+            earlier = merged.get(table.name)
+            merged[table.name] = moved if earlier is None or earlier.root != table.root else _joined(earlier, moved)
+        yield from merged.values()
 
 
-def _opens(part: Path) -> bool:
-    """Tell whether a part is sound enough to be read row by row; one that is not is dropped."""
-    try:
-        with CacheFile(part) as file:
-            file.damaged_rows()
-    except DamagedCacheError:
-        part.replace(part.with_suffix(DAMAGED_SUFFIX))
-        return False
-    return True
+def _joined(first: DatasetTable, second: DatasetTable) -> DatasetTable:
+    """Put the pending files of two parts into one table."""
+    return replace(
+        first,
+        paths=first.paths + second.paths,
+        labels=first.labels + second.labels,
+        errors=first.errors + second.errors,
+        rows=np.concatenate([first.rows, second.rows]),
+        sizes=np.concatenate([first.sizes, second.sizes]),
+        mtimes_ns=np.concatenate([first.mtimes_ns, second.mtimes_ns]),
+    )

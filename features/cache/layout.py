@@ -52,7 +52,8 @@ class DatasetTable:
     """A data set as the cache keeps it: columns of one entry an image.
 
     `rows` (n,) int64 points into the embeddings, -1 where the image could not be read, and then
-    `errors` says why. `sizes` and `mtimes_ns` (n,) int64 tell an unchanged file from a changed one.
+    `errors` says why. `root` is where the files were, resolved: only there do size and time of a path
+    tell anything. `sizes` and `mtimes_ns` (n,) int64 tell an unchanged file from a changed one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class DatasetTable:
     patients: list[str] | None = None
     attributes: Mapping[str, list[str]] = field(default_factory=dict)
     created: str = ""
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,5 +80,14 @@ class DatasetTable:
 
 def _comparable(table: DatasetTable) -> tuple[object, ...]:
     numbers = (table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist())
-    texts = (table.name, table.source, table.paths, table.labels, table.errors, table.splits, table.patients)
+    texts = (
+        table.name,
+        table.source,
+        table.root,
+        table.paths,
+        table.labels,
+        table.errors,
+        table.splits,
+        table.patients,
+    )
     return (*numbers, *texts, dict(table.attributes))

@@ -136,7 +136,7 @@ class CacheFile:
     def _read_header(self) -> Header:
         with self._reading("its root attributes"):
             if "format" not in self._file.attrs or self._text(self._file, "format") != FORMAT:
-                raise CacheError(
+                raise DamagedCacheError(
                     f"{self.path} is an HDF5 file but no hoarfrost cache (no attribute format = {FORMAT!r}). "
                     "Check the path given with --cache."
                 )
@@ -146,10 +146,13 @@ class CacheFile:
                     f"{self.path} was written by a newer hoarfrost (cache format {found}; this one reads up to "
                     f"{FORMAT_VERSION}). Upgrade hoarfrost, or name another --cache."
                 )
+            preprocessing = json.loads(self._text(self._file, "preprocessing"))
+            if not isinstance(preprocessing, dict):
+                raise self._damaged("its preprocessing is not a JSON object")
             fingerprint = Fingerprint(
                 backbone=self._text(self._file, "backbone"),
                 weights_sha256=self._text(self._file, "weights_sha256"),
-                preprocessing=json.loads(self._text(self._file, "preprocessing")),
+                preprocessing=preprocessing,
                 precision=self._text(self._file, "precision"),
             )
             if fingerprint.digest != self._text(self._file, "fingerprint"):
@@ -308,20 +311,55 @@ class CacheFile:
             self._read_chunk(chunk, out)
             yield Block(self.keys[chunk.start : chunk.stop], out)
 
-    def unchecked_blocks(self) -> Iterator[Block]:
-        """Read all images a chunk at a time without checking them; for who has asked `damaged_rows`."""
-        for chunk in self._chunks:
-            yield Block(self.keys[chunk.start : chunk.stop], self._raw_chunk(chunk))
+    def salvage(self) -> tuple[Keys, npt.NDArray[np.bool_]]:
+        """Read what can be trusted of a file that may be damaged.
 
-    def damaged_rows(self) -> list[int]:
-        """List the rows whose key and embedding do not match their CRC-32."""
-        damaged: list[int] = []
+        Returns
+        -------
+        keys : ndarray (N, 32) uint8
+            Zeros where they cannot be read.
+        sound : ndarray (N,) bool
+            Which rows' key and embedding match their checksum.
+        """
+        keys = np.zeros((self.n_images, KEY_BYTES), np.uint8)
+        sound = np.zeros(self.n_images, bool)
         for chunk in self._chunks:
-            pairs = zip(self.keys[chunk.start : chunk.stop], self._raw_chunk(chunk), strict=True)
-            sums = [zlib.crc32(embedding, zlib.crc32(key)) for key, embedding in pairs]
-            bad = np.flatnonzero(np.array(sums, np.uint32) != self._row_sums[chunk.start : chunk.stop])
-            damaged += (chunk.start + bad).tolist()
-        return damaged
+            rows = slice(chunk.start, chunk.stop)
+            try:
+                keys[rows] = self._file["images/key"][rows]
+                sound[rows] = self._row_is_sound(chunk, keys[rows])
+            except _HDF5_ERRORS:  # HDF5's checksum of the keys fails: none of these rows can be told
+                continue
+        return keys, sound
+
+    def _row_is_sound(self, chunk: _Chunk, keys: Keys) -> npt.NDArray[np.bool_]:
+        embeddings = self._raw_chunk(chunk)
+        try:
+            wanted = self._row_sums[chunk.start : chunk.stop]
+        except DamagedCacheError:  # the sums themselves are damaged: the chunk's and HDF5's vouch for the rows
+            return np.full(len(keys), zlib.crc32(embeddings.data) == self._chunk_sums[chunk.number])
+        pairs = zip(keys, embeddings, strict=True)
+        sums = np.array([zlib.crc32(embedding, zlib.crc32(key)) for key, embedding in pairs], np.uint32)
+        same: npt.NDArray[np.bool_] = sums == wanted
+        return same
+
+    def damaged_sums(self) -> Iterator[str]:
+        """Name the checksums that are damaged themselves, or are not those of sound rows."""
+        for name in ("keys", "_row_sums", "_chunk_sums"):
+            try:
+                getattr(self, name)
+            except DamagedCacheError as error:
+                yield str(error)
+                if name == "_chunk_sums":
+                    return
+        for chunk in self._chunks:
+            if zlib.crc32(self._raw_chunk(chunk).data) != self._chunk_sums[chunk.number]:
+                yield f"{self.path}: rows {chunk.start} to {chunk.stop - 1} do not match the checksum of their chunk"
+
+    def raw_blocks(self, keys: Keys) -> Iterator[Block]:
+        """Read all embeddings a chunk at a time without checking them; for who has asked `salvage`."""
+        for chunk in self._chunks:
+            yield Block(keys[chunk.start : chunk.stop], self._raw_chunk(chunk))
 
     def unreadable_by_others(self) -> Iterator[str]:
         """Name the rows that HDF5's own checks refuse though ours pass: other programs could not read them."""
@@ -363,13 +401,13 @@ class CacheFile:
 
     # -- data sets ------------------------------------------------------------------------------------------------
 
-    def table_names(self) -> list[str]:
-        """Give the names of the data sets in the file."""
-        with self._reading("/datasets"):
-            return sorted(self._child(self._file, "datasets", h5py.Group))
+    def table_names(self, members: str = "datasets") -> list[str]:
+        """Give the names of the data sets in the file, or of the "pending" ones."""
+        with self._reading(f"/{members}"):
+            return sorted(self._child(self._file, members, h5py.Group))
 
-    def table(self, name: str) -> DatasetTable:
-        """Read one data set's table.
+    def table(self, name: str, members: str = "datasets") -> DatasetTable:
+        """Read one data set's table, or what is "pending" of it.
 
         Raises
         ------
@@ -377,11 +415,12 @@ class CacheFile:
             If it is damaged, or points to embeddings that are not there.
         """
         with self._reading(f"the data set {name!r}"):
-            group = self._child(self._child(self._file, "datasets", h5py.Group), name, h5py.Group)
+            group = self._child(self._child(self._file, members, h5py.Group), name, h5py.Group)
             attributes = self._child(group, "attributes", h5py.Group)
             table = DatasetTable(
                 name=name,
                 source=self._text(group, "source"),
+                root=self._text(group, "root"),
                 created=self._text(group, "created"),
                 paths=self._column(group, "path"),
                 rows=self._numbers(group, "row"),

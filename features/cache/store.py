@@ -9,12 +9,17 @@ from typing import Self
 import numpy as np
 
 from features.cache.layout import DatasetTable, Embeddings, Header, Rows
-from features.cache.reading import CacheFile, DamagedCacheError
+from features.cache.reading import CacheFile
 from features.errors import CacheError, FingerprintMismatchError
 from features.fingerprint import Fingerprint
 
 PART_SUFFIX = ".h5"
 DAMAGED_SUFFIX = ".damaged"  # a part that was set aside; `cache compact` removes it
+
+
+def real_path(path: Path) -> Path:
+    """Follow links once, so that a linked cache is written where it lies, under one lock."""
+    return Path(os.path.realpath(path))
 
 
 def parts_directory(path: Path) -> Path:
@@ -54,14 +59,14 @@ def require_cache(path: Path) -> None:
 
 def begun_header(path: Path) -> Header | None:
     """Give the header of a cache or, while its first extraction is not finished, of a part; None if there is neither."""
+    path = real_path(path)
     for file_path in [path, *part_paths(path)]:
-        if not file_path.exists():
-            continue
         try:
             with CacheFile(file_path) as file:
                 return file.header
-        except DamagedCacheError:
-            if file_path == path:
+        except CacheError:
+            # A part may be damaged, or just have been folded into the file; the writer will see to it.
+            if file_path == path and path.exists():
                 raise
     return None
 
@@ -81,11 +86,9 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: Path) -> None:
+        path = real_path(path)
         if not path.exists() and part_paths(path):
-            raise CacheError(
-                f"{path}: its first extraction is not finished ({len(part_paths(path))} parts so far). "
-                "Wait for it, or run the same `hoarfrost extract` again: it goes on from there."
-            )
+            raise _unfinished(path)
         self.path = path
         self._file = CacheFile(path)
 
@@ -120,6 +123,8 @@ class EmbeddingCache:
             If there is none of that name, or several and none was named.
         """
         names = self.dataset_names()
+        if not names and self._file.table_names("pending"):
+            raise _unfinished(self.path)
         if name is None and len(names) == 1:
             name = names[0]
         if name is None or name not in names:
@@ -145,6 +150,13 @@ class EmbeddingCache:
         """
         readable = table.rows >= 0
         return self.embeddings(table.rows[readable]), readable
+
+
+def _unfinished(path: Path) -> CacheError:
+    return CacheError(
+        f"{path}: its first extraction is not finished. "
+        "Wait for it, or run the same `hoarfrost extract` again: it goes on from there."
+    )
 
 
 def check_fingerprint(path: Path, found: Header, wanted: Fingerprint, wanted_weights: str) -> None:

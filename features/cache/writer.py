@@ -23,6 +23,7 @@ from features.cache.store import (
     check_fingerprint,
     part_paths,
     parts_directory,
+    real_path,
     remove_if_empty,
 )
 from features.cache.writing import write_cache_file
@@ -75,6 +76,8 @@ class CacheWriter:
         What the new embeddings are made by.
     dataset : str
         The data set that the images belong to.
+    root : str
+        Where its files are, resolved: what is known of files elsewhere tells nothing of these.
 
     Raises
     ------
@@ -86,10 +89,11 @@ class CacheWriter:
         If the cache is damaged, or cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header, dataset: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, header: Header, dataset: str, *, root: str = "") -> None:
+        self.path = real_path(path)
         self.header = header
         self.dataset = dataset
+        self.root = root
         self._pending: list[EmbeddedFile] = []
         self._embeddings: list[Embeddings] = []
         self._new_keys: set[bytes] = set()
@@ -130,7 +134,7 @@ class CacheWriter:
             try:
                 with CacheFile(path) as part:
                     part.embeddings()
-                    header, keys, known = part.header, part.keys, _known_files(part, self.dataset)
+                    header, keys, known = part.header, part.keys, self._known_in(part)
             except DamagedCacheError as error:
                 logger.warning("%s It is set aside; its images are embedded again.", error)
                 os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
@@ -146,14 +150,38 @@ class CacheWriter:
     @property
     def compute(self) -> str | None:
         """The compute path of the interrupted extraction that this one resumes; None if it resumes none."""
-        return self._parts[0].compute if self._parts else None
+        if self._parts:
+            return self._parts[0].compute
+        return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
 
     def known_files(self) -> dict[str, KnownFile]:
         """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
-        known = _known_files(self._main, self.dataset) if self._main is not None else {}
+        known = self._known_in(self._main) if self._main is not None else {}
         for part in self._parts:
             known.update(part.known)
         return known
+
+    def _known_in(self, file: CacheFile) -> dict[str, KnownFile]:
+        known: dict[str, KnownFile] = {}
+        for members in ("datasets", "pending"):
+            table = self._own_table(file, members)
+            if table is None or table.root != self.root:
+                continue
+            columns = zip(table.paths, table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist(), strict=True)
+            for path, row, size, mtime_ns in columns:
+                if row >= 0:
+                    known[path] = KnownFile(size, mtime_ns, file.keys[row].tobytes())
+        return known
+
+    def _own_table(self, file: CacheFile, members: str = "datasets") -> DatasetTable | None:
+        """Read this data set's table; a damaged one is as good as none, for it is written anew."""
+        if self.dataset not in file.table_names(members):
+            return None
+        try:
+            return file.table(self.dataset, members)
+        except DamagedCacheError as error:
+            logger.warning("%s It is written anew; its files are read again.", error)
+            return None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._new_keys or self._index.contains(key)
@@ -196,6 +224,7 @@ class CacheWriter:
         return DatasetTable(
             name=self.dataset,
             source="",
+            root=self.root,
             paths=[file.path for file in self._pending],
             rows=np.arange(n),
             labels=[""] * n,
@@ -229,20 +258,25 @@ class CacheWriter:
             raise CacheError(
                 f"{self.path}: {((rows < 0) & (table.rows >= 0)).sum()} images have no embedding; not finished."
             )
-        table = replace(table, rows=rows)
-        if not self._parts and table.same_as(self._earlier_table()):
+        table = replace(table, rows=rows, root=self.root)
+        earlier = self._own_table(self._main) if self._main is not None else None
+        if not self._parts and table.same_as(earlier) and table.name not in self._pending_names():
             return False
-        write_cache_file(self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table))
+        if earlier is not None and earlier.root != table.root:
+            logger.warning("the data set %r was recorded from %s before; it is replaced", table.name, earlier.source)
+        others = [name for name in self._pending_names() if name != table.name]
+        pending = [self._main.table(name, "pending") for name in others if self._main is not None]
+        write_cache_file(
+            self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table), pending
+        )
         for part in self._parts:
             part.path.unlink()
         remove_if_empty(parts_directory(self.path))
         self._parts = []
         return True
 
-    def _earlier_table(self) -> DatasetTable | None:
-        if self._main is None or self.dataset not in self._main.table_names():
-            return None
-        return self._main.table(self.dataset)
+    def _pending_names(self) -> list[str]:
+        return self._main.table_names("pending") if self._main is not None else []
 
     def _tables_with(self, table: DatasetTable) -> list[DatasetTable]:
         others = [name for name in self._main.table_names() if name != table.name] if self._main is not None else []
@@ -261,14 +295,6 @@ class CacheWriter:
         for part in self._parts:  # opened one at a time: there may be more parts than a process may open files
             with CacheFile(part.path) as file:
                 yield from file.blocks()
-
-
-def _known_files(file: CacheFile, dataset: str) -> dict[str, KnownFile]:
-    if dataset not in file.table_names():
-        return {}
-    table = file.table(dataset)
-    columns = zip(table.paths, table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist(), strict=True)
-    return {path: KnownFile(size, mtime, file.keys[row].tobytes()) for path, row, size, mtime in columns if row >= 0}
 
 
 def _key_array(files: list[EmbeddedFile]) -> Keys:

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 
 def write_cache_file(
-    path: Path, header: Header, n_images: int, blocks: Iterable[Block], tables: Iterable[DatasetTable]
+    path: Path,
+    header: Header,
+    n_images: int,
+    blocks: Iterable[Block],
+    tables: Iterable[DatasetTable],
+    pending: Iterable[DatasetTable] = (),
 ) -> None:
     """Write one file whole: under a temporary name, synced, then renamed into place.
 
@@ -46,6 +51,8 @@ def write_cache_file(
     blocks : iterable of Block
         Read one at a time, so memory holds one.
     tables : iterable of DatasetTable
+    pending : iterable of DatasetTable
+        What is known of the files of extractions that are not finished.
 
     Raises
     ------
@@ -59,9 +66,10 @@ def write_cache_file(
             with h5py.File(disk, "w", libver=("v110", "v110")) as file:
                 _write_header(file, header)
                 _write_images(file, n_images, disk.checked(blocks))
-                datasets = file.create_group("datasets")
-                for table in tables:
-                    _write_table(datasets, table)
+                for group, group_tables in (("datasets", tables), ("pending", pending)):
+                    members = file.create_group(group)
+                    for table in group_tables:
+                        _write_table(members, table)
             disk.settle()
         os.replace(temporary, path)
         sync(path.parent)
@@ -234,6 +242,7 @@ def row_checksums(block: Block) -> npt.NDArray[np.uint32]:
 def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
     group = datasets.create_group(table.name)
     _write_text(group, "source", table.source)
+    _write_text(group, "root", table.root)
     _write_text(group, "classes", json.dumps(sorted(set(table.labels))))
     _write_text(group, "created", table.created or datetime.now(UTC).isoformat(timespec="seconds"))
     for name, numbers in (("row", table.rows), ("size", table.sizes), ("mtime_ns", table.mtimes_ns)):
@@ -247,7 +256,7 @@ def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
         _write_column(group, "patient", table.patients)
     attributes = group.create_group("attributes")
     for name, column in table.attributes.items():
-        _write_column(attributes, name.replace("/", "\N{DIVISION SLASH}") or "unnamed", column)
+        _write_column(attributes, name, column)
 
 
 def _write_column(group: h5py.Group, name: str, texts: list[str]) -> None:

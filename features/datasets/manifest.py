@@ -9,6 +9,8 @@ from pathlib import Path
 from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
 from features.errors import DatasetError
 
+MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
+
 
 def read_manifest(path: Path, name: str, source: str) -> Dataset:
     """Read the table of a CSV file; `source` is what the user gave."""
@@ -58,7 +60,7 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
         raise DatasetError(f"{path} after line {line}: not a well-formed CSV: {error}.") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
-    return _columns(path, header, rows), lines
+    return _columns(path, header, rows, lines), lines
 
 
 def _delimiter(header: str) -> str:
@@ -71,7 +73,14 @@ def _delimiter(header: str) -> str:
     return max(candidates, key=header.count)
 
 
-def _columns(path: Path, header: list[str], rows: list[list[str]]) -> dict[str, list[str]]:
+def _check_lengths(path: Path, columns: dict[str, list[str]], lines: list[int]) -> None:
+    for name, cells in columns.items():
+        for cell, line in zip(cells, lines, strict=True):
+            if len(cell) > MAX_CELL_CHARACTERS:
+                raise DatasetError(f"{path} line {line}: the {name} has {len(cell)} characters. Shorten it.")
+
+
+def _columns(path: Path, header: list[str], rows: list[list[str]], lines: list[int]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for i, name in enumerate(header):
         cells = [row[i] for row in rows]
@@ -79,9 +88,13 @@ def _columns(path: Path, header: list[str], rows: list[list[str]]) -> dict[str, 
             continue
         if not name:
             raise DatasetError(f"{path}: column {i + 1} has no name in the header. Name it, or remove it.")
+        name = name.replace("/", "\N{DIVISION SLASH}")  # the cache keeps columns by name, as HDF5 members
+        if name in {".", ".."}:
+            raise DatasetError(f"{path}: {name!r} cannot name a column. Rename it.")
         if name in columns:
             raise DatasetError(f"{path}: two columns have the name {name!r}. Rename one.")
         columns[name] = cells
+    _check_lengths(path, columns, lines)
     return columns
 
 

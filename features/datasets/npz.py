@@ -25,6 +25,11 @@ class NpzImages:
     path: str
     counts: dict[str, int]
 
+    @property
+    def location(self) -> str:
+        """The npz file, absolute and with links followed."""
+        return os.path.realpath(self.path)
+
     def stamp(self, index: int) -> FileStamp:  # noqa: ARG002 - the protocol's
         """Give size and mtime of the npz file: its rows change together."""
         status = os.stat(self.path)
@@ -102,7 +107,10 @@ def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> list[str]:
         )
     if labels.dtype.kind not in "iubU":
         raise DatasetError(f"{path}: {key} is {labels.dtype}; expected whole numbers or text.")
-    return [str(label) for label in labels.tolist()]
+    texts = [str(label) for label in labels.tolist()]
+    if any(not text.isprintable() for text in texts):
+        raise DatasetError(f"{path}: {key} holds text that cannot be printed.")
+    return texts
 
 
 def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:

@@ -35,6 +35,10 @@ class FileStamp:
 class ImageSource(Protocol):
     """Where the images' contents are, by their place in the data set."""
 
+    @property
+    def location(self) -> str:
+        """The folder or file that paths are relative to, absolute and with links followed."""
+
     def stamp(self, index: int) -> FileStamp:
         """Give size and mtime of the file that holds the image; OSError where there is none."""
 
@@ -74,6 +78,11 @@ class FileImages:
 
     root: str
     paths: list[str]
+
+    @property
+    def location(self) -> str:
+        """The folder, absolute and with links followed."""
+        return os.path.realpath(self.root)
 
     def stamp(self, index: int) -> FileStamp:
         """Give the file's size and mtime."""

@@ -57,11 +57,15 @@ class EmbeddingFacts:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that configures a run, saved beside its results."""
+    """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
+
+    `head_seconds` maps each head's name to how long its training took.
+    """
 
     command: str
     created: str
     seconds: float
+    head_seconds: dict[str, float]
     seed: int
     epochs: int
     patience: int
@@ -88,7 +92,6 @@ class HeadResult:
     dropout: float
     best_epoch: int
     epochs: int
-    seconds: float
     weights_file: str
     val: dict[str, Any]
     test: dict[str, Any] | None

@@ -47,33 +47,30 @@ def embeddings_by_path(cache: Path) -> dict[str, bytes]:
         return {path: row.tobytes() for path, row in zip(table.paths, embeddings, strict=True)}
 
 
-def committed_keys(cache: Path) -> set[bytes]:
-    found = set()
-    for path in [cache, *part_paths(cache)]:
-        if path.exists():
-            with CacheFile(path) as file:
-                found |= {key.tobytes() for key in file.keys}
-    return found
-
-
 def kills(folder: Path) -> list[Measurement]:
     """SIGKILL real extractions at random moments; images are added so that there is always work."""
     images, cache = folder / "images", folder / "c.h5"
     write_images(images, 0, 400)
     n_images, n_lost, n_unsound, n_working = 400, 0, 0, 0
+    keys: dict[str, bytes] = {}  # of each part that was ever seen committed
     chance = random.Random(0)
-    for _ in range(N_KILLS):
-        before = committed_keys(cache)
+    for kill in range(1, N_KILLS + 1):
         process = subprocess.Popen(
             extract_command(images, cache, SECONDS_A_BATCH), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         time.sleep(chance.uniform(1, 6.5))
+        for path in part_paths(cache):
+            keys.setdefault(path.name, _keys(path))
         n_working += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        n_lost += len(before - committed_keys(cache))
-        n_unsound += not verify(cache).sound if committed_keys(cache) else 0
-        if len(committed_keys(cache)) > n_images - 100:
+        left = {path.name for path in part_paths(cache)}
+        n_lost += sum(len(content) // 32 for name, content in keys.items() if name not in left)
+        if kill % 20 == 0:
+            n_unsound += not verify(cache).sound
+            n_lost += sum(_keys(path) != keys.get(path.name, _keys(path)) for path in part_paths(cache))
+            print(f"{kill} kills, {len(keys)} parts", file=sys.stderr, flush=True)
+        if 4 * len(keys) > n_images - 100:
             write_images(images, n_images, 100)
             n_images += 100
     subprocess.run(extract_command(images, cache, 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
@@ -118,6 +115,11 @@ def unchanged(folder: Path) -> list[Measurement]:
             {"opened": n_opened, "embedded": summary["embedded"], "seconds": summary["seconds"]},
         ),
     ]  # fmt: skip
+
+
+def _keys(part: Path) -> bytes:
+    with CacheFile(part) as file:
+        return file.keys.tobytes()
 
 
 def _seconds(command: list[str]) -> float:
