@@ -5,6 +5,7 @@
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
 #   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
+#   SLOW      SLOW=1 makes `make test` run the slow tests too
 #   PYTHON    an environment to use as it is; nothing is installed then
 
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
@@ -73,7 +74,7 @@ report: extract  ## extract, train where needed, and write the report
 	$(HOARFROST) report --run "$$run"
 
 test: lint  ## lint and run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(if $(SLOW),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
 	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \

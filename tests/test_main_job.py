@@ -99,10 +99,11 @@ def test_train_needs_no_image_and_no_forward_pass(after_report: Path) -> None:
     assert head_names(after_report) == ["mlp:512", "mlp:128x3"]
 
 
-def test_report_does_not_train_what_is_trained(after_report: Path) -> None:
-    before = metrics_of(after_report).stat().st_mtime_ns
-    make(after_report, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
-    assert metrics_of(after_report).stat().st_mtime_ns == before
+def test_report_does_not_train_what_is_trained(reported_once: Path) -> None:
+    project = reported_once / "project"
+    before = metrics_of(project).stat().st_mtime_ns
+    make(project, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
+    assert metrics_of(project).stat().st_mtime_ns == before
 
 
 def test_report_trains_again_when_there_are_new_images(after_report: Path) -> None:
