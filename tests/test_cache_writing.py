@@ -32,6 +32,23 @@ def test_committed_parts_survive_a_writer_that_never_finished(tmp_path: Path) ->
         assert writer.known_files()["image3.png"].key == keys[3].tobytes()
 
 
+@pytest.mark.parametrize("batch_s", [0.1, 0.9, 2.0, 3.5])
+def test_at_most_five_seconds_of_work_are_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr("features.cache.writer.time.monotonic", lambda: clock)
+    keys, embeddings = some_images(60)
+    committed_at, n_parts = 0.0, 0
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        for i in range(60):
+            clock += batch_s
+            assert clock - committed_at <= 5  # what a kill right before the append would cost
+            writer.append(some_files(keys[i : i + 1]), embeddings[i : i + 1])
+            if len(part_paths(tmp_path / "c.h5")) > n_parts:
+                committed_at, n_parts = clock, len(part_paths(tmp_path / "c.h5"))
+
+
 def test_parts_are_folded_into_the_one_file(tmp_path: Path) -> None:
     keys, embeddings = some_images(10)
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:

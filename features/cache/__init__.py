@@ -2,7 +2,7 @@
 
 from features.cache.checks import CacheInfo, CompactSummary, VerifyReport, compact, describe, verify
 from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, Keys, Rows
-from features.cache.reading import CacheFile, DamagedCacheError, DamagedRowsError
+from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import EmbeddingCache, begun_header
 from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
 from features.cache.writing import library_versions
@@ -15,7 +15,6 @@ __all__ = [
     "CacheWriter",
     "CompactSummary",
     "DamagedCacheError",
-    "DamagedRowsError",
     "DatasetTable",
     "EmbeddedFile",
     "EmbeddingCache",

@@ -39,19 +39,11 @@ MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; what declares more declare
 READ_THREADS = 2
 _HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises on damaged files
 
-Text = TypeVar("Text", bound=h5py.Group)
+Member = TypeVar("Member", bound=h5py.Group)
 
 
 class DamagedCacheError(CacheError):
     """Bytes of the file are not what was written."""
-
-
-class DamagedRowsError(DamagedCacheError):
-    """Some rows of a file failed their checksum; `rows` says which."""
-
-    def __init__(self, message: str, rows: list[int]) -> None:
-        super().__init__(message)
-        self.rows = rows
 
 
 class _Chunk(NamedTuple):
@@ -183,7 +175,7 @@ class CacheFile:
 
     # -- structure ------------------------------------------------------------------------------------------------
 
-    def _child(self, group: h5py.Group, name: str, kind: "type[Text]") -> "Text":
+    def _child(self, group: h5py.Group, name: str, kind: "type[Member]") -> "Member":
         """Get a member that lies in this very file: a hard link, never a soft or external one."""
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise self._damaged(f"{group.name}/{name} is a link, not data")
@@ -282,7 +274,7 @@ class CacheFile:
 
         Raises
         ------
-        DamagedRowsError
+        DamagedCacheError
             If a wanted row's chunk fails its checksum; it names the rows.
         """
         if rows is None:
@@ -327,12 +319,12 @@ class CacheFile:
             rows = slice(chunk.start, chunk.stop)
             try:
                 keys[rows] = self._file["images/key"][rows]
-                sound[rows] = self._row_is_sound(chunk, keys[rows])
+                sound[rows] = self._sound_rows(chunk, keys[rows])
             except _HDF5_ERRORS:  # HDF5's checksum of the keys fails: none of these rows can be told
                 continue
         return keys, sound
 
-    def _row_is_sound(self, chunk: _Chunk, keys: Keys) -> npt.NDArray[np.bool_]:
+    def _sound_rows(self, chunk: _Chunk, keys: Keys) -> npt.NDArray[np.bool_]:
         embeddings = self._raw_chunk(chunk)
         try:
             wanted = self._row_sums[chunk.start : chunk.stop]
@@ -381,11 +373,10 @@ class CacheFile:
     def _read_chunk(self, chunk: _Chunk, out: Embeddings) -> None:
         self._fill(chunk, out)
         if zlib.crc32(out.data) != self._chunk_sums[chunk.number]:
-            raise DamagedRowsError(
-                f"{self.path}: the embeddings of rows {chunk.start} to {chunk.stop - 1} do not match their checksum: the "
-                f"file was altered or the disk failed. `hoarfrost cache verify {self.path}` names the images, "
-                f"`hoarfrost cache compact {self.path}` drops them, and the next extract embeds them again.",
-                list(range(chunk.start, chunk.stop)),
+            raise DamagedCacheError(
+                f"{self.path}: the embeddings of rows {chunk.start} to {chunk.stop - 1} do not match their checksum: "
+                f"the file was altered or the disk failed. `hoarfrost cache verify {self.path}` names the images, "
+                f"`hoarfrost cache compact {self.path}` drops them, and the next extract embeds them again."
             )
 
     def _raw_chunk(self, chunk: _Chunk) -> Embeddings:
