@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from features.cache import CacheWriter, Header, KnownFile, begun_header
 from features.datasets import Dataset, read_dataset
-from features.errors import CacheError, HoarfrostError
+from features.errors import HoarfrostError
 from features.fingerprint import PREPROCESSING, Fingerprint, weights_origin
 from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ExtractSummary, ImageTable, LoopCounts, Progress
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from features.backbone import Backbone, Weights
 
 ARCHITECTURE = "resnet18"
-COMPUTE = "eager"  # the compute path: not compiled
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +57,8 @@ def extract(
     started = time.monotonic()
     options = options or ExtractOptions()
     dataset = read_dataset(data, name=name)
-    recipe = _recipe(options, begun_header(cache))
+    recipe = _recipe(options, begun_header(cache), dataset)
     with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
-        _check_compute(writer)
         table = ImageTable(len(dataset))
         todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
         counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
@@ -99,15 +97,19 @@ class _Recipe:
     weights_spec: str
     weights: "Weights | None"
 
-    def backbone(self, device: str) -> "Backbone":
-        """Make the backbone."""
-        from features.backbone import Backbone, load_weights
+    def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
+        """Make the backbone, on the compute path that an interrupted extraction began with."""
+        from features.backbone import Backbone, load_weights, settle_compute
 
         weights = self.weights or load_weights(self.weights_spec)
-        return Backbone(weights, device=device, precision=self.header.fingerprint.precision)
+        precision = self.header.fingerprint.precision
+        backbone = Backbone(weights, device=device, precision=precision, batch_size=batch_size)
+        settle_compute(backbone, n_images, resumed=writer.compute)
+        writer.begin(backbone.compute)
+        return backbone
 
 
-def _recipe(options: ExtractOptions, begun: Header | None) -> _Recipe:
+def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> _Recipe:
     """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun."""
     spec, weights = options.weights, None
     if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
@@ -123,15 +125,33 @@ def _recipe(options: ExtractOptions, begun: Header | None) -> _Recipe:
         weights = load_weights(spec)
         name, sha256 = weights.name, weights.sha256
         origin = weights_origin(name if spec == "auto" else spec)
-    precision = options.precision
-    if precision == "auto" and begun is not None:
-        precision = begun.fingerprint.precision
-    elif precision == "auto":
+    precision = _begun_precision(options.precision, begun)
+    if precision is None:
         from features.devices import choose_device, choose_precision
 
-        precision = choose_precision(precision, choose_device(options.device))
-    header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin, COMPUTE)
+        precision = choose_precision(options.precision, choose_device(options.device))
+    if precision == "int8":
+        weights = weights or load_weights(spec)
+        precision = _calibrated(weights, dataset)
+    header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin)
     return _Recipe(header, options.device, spec, weights)
+
+
+def _begun_precision(asked: str, begun: Header | None) -> str | None:
+    """Give the precision that the cache was begun with, if that is what is asked for."""
+    if begun is None:
+        return None
+    found = begun.fingerprint.precision
+    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
+
+
+def _calibrated(weights: "Weights", dataset: Dataset) -> str:
+    """Calibrate 8-bit integers on the data set's own images."""
+    from features.backbone.int8 import calibrated_precision, require_openvino
+    from features.loop import sample_images
+
+    require_openvino()
+    return calibrated_precision(weights, sample_images(dataset))
 
 
 def _embed(
@@ -147,21 +167,13 @@ def _embed(
     if not todo:
         return LoopCounts(device="cpu" if options.device == "auto" else options.device)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.devices import choose_device
+    from features.devices import choose_device, default_batch_size
     from features.loop import EmbeddingLoop
 
     device = choose_device(options.device)
-    loop = EmbeddingLoop(dataset, writer, table, partial(recipe.backbone, device), device, options, on_progress)
-    return loop.run(todo, stop)
-
-
-def _check_compute(writer: CacheWriter) -> None:
-    """Go on with the compute path that an interrupted extraction began with, or not at all: its bits would differ."""
-    if writer.compute not in {None, COMPUTE}:
-        raise CacheError(
-            f"{writer.path}: its interrupted extraction computed {writer.compute!r}, this hoarfrost computes {COMPUTE!r}, "
-            "and the last bits would differ. Finish it with the hoarfrost that began it, or name another --cache."
-        )
+    batch_size = options.batch_size or default_batch_size(device)
+    backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
+    return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
 
 
 def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 SIZE = 224
+JPEG_SHORT_SIDE = 2 * SIZE
 PREPROCESSING: Mapping[str, Any] = {
     "decode": "to 8-bit RGB as Pillow's convert('RGB') does",
+    "jpeg": f"DCT-scaled by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
     "resize": [SIZE, SIZE],
     "interpolation": "bilinear, antialiased, 8-bit",
     "mean": [0.485, 0.456, 0.406],
@@ -89,7 +91,7 @@ class Fingerprint:
     preprocessing : mapping
         From decoded pixels to the backbone's input; JSON values.
     precision : str
-        "float32" or "bfloat16": what the forward pass computes in.
+        What the forward pass computes in: "float32", "bfloat16", or "int8:" and the ranges that it was calibrated to.
     """
 
     backbone: str

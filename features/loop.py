@@ -5,16 +5,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from features.cache import CacheWriter, EmbeddedFile
 from features.datasets import Dataset, FileStamp
 from features.devices import usable_cpus
-from features.errors import ImageDecodeError
+from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import SIZE, bytes_key, pixels_key
 from features.images import load_image
 from features.interrupts import StopSignals
@@ -26,18 +28,21 @@ if TYPE_CHECKING:
 
 SHOWN_ERRORS = 5
 SHOW_SECONDS = 0.2  # between calls of on_progress
+N_BUFFERS = 3  # batches on the CPU: one that the backbone computes on, two that are filled
+TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
+SAMPLE_IMAGES = 256
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One image read: its key, and pixels (C, 224, 224) uint8 unless an embedding is there already."""
+    """One image read, its pixels in the batch's buffer unless its embedding is there already."""
 
     index: int
     stamp: FileStamp
     key: bytes
-    pixels: torch.Tensor | None
+    decoded: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,24 @@ class _Failed:
 
     index: int
     reason: str
+
+
+@dataclass
+class _Batch:
+    """Images that are read together: each worker fills places of its own in `pixels` (B, 3, 224, 224) uint8."""
+
+    pixels: torch.Tensor
+    tasks: "list[Future[list[_Loaded | _Failed]]]" = field(default_factory=list)
+    n_images: int = 0
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch on the device: what of it is embedded, and how to get the embeddings."""
+
+    batch: _Batch
+    images: list[_Loaded]
+    embeddings: Callable[[], torch.Tensor]
 
 
 class EmbeddingLoop:
@@ -58,6 +81,7 @@ class EmbeddingLoop:
         table: ImageTable,
         backbone: "Callable[[], Backbone]",
         device: str,
+        batch_size: int,
         options: ExtractOptions,
         on_progress: Callable[[Progress], None],
     ) -> None:
@@ -65,12 +89,17 @@ class EmbeddingLoop:
         self.writer = writer
         self.table = table
         self._make_backbone = backbone
-        self.options = options
+        self.batch_size = batch_size
+        self.on_error = options.on_error
+        self.workers = options.workers or usable_cpus()
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
-        self.batch: list[_Loaded] = []
-        self.batch_keys: set[bytes] = set()
-        self.pixels = torch.empty((options.batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
+        self._on_device: deque[_Started] = deque()
+        self._keys_on_device: set[bytes] = set()
+        # A GPU copies from pinned memory beside its computation, and has one more batch under way.
+        n_buffers, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
+        shape = (batch_size, 3, SIZE, SIZE)
+        self._free = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(n_buffers)]
 
     @cached_property
     def backbone(self) -> "Backbone":
@@ -80,11 +109,15 @@ class EmbeddingLoop:
     def run(self, todo: Sequence[int], stop: StopSignals) -> LoopCounts:
         """Embed the images to do; whatever ends it early, what is finished is committed."""
         started = last_shown = time.monotonic()
+        done = 0
+        if torch.get_num_threads() > usable_cpus():  # torch counts the host's; a container may have fewer
+            torch.set_num_threads(usable_cpus())
         try:
-            for done, result in enumerate(self._results(todo), start=1):
-                self._take(result)
-                if len(self.batch) == self.options.batch_size or done == len(todo):
-                    self._embed()
+            for batch in self._batches(todo):
+                self._start(batch)
+                done += batch.n_images
+                if done == len(todo):
+                    self._finish(keep=0)
                 now = time.monotonic()
                 if now - last_shown > SHOW_SECONDS or done == len(todo):
                     last_shown = now
@@ -94,20 +127,46 @@ class EmbeddingLoop:
             self.writer.commit()
         return self.counts
 
-    def _take(self, result: "_Loaded | _Failed") -> None:
-        """Put one image where it belongs: among the errors, the known, or into the batch."""
-        if isinstance(result, _Failed):
-            self._fail(result)
-        elif result.pixels is None or result.key in self.writer or result.key in self.batch_keys:
-            self.table.set(result.index, result.stamp, result.key)
-        else:
-            self.pixels[len(self.batch)] = result.pixels  # one grey channel becomes three here
-            self.batch.append(replace(result, pixels=None))
-            self.batch_keys.add(result.key)
+    def _start(self, batch: _Batch) -> None:
+        """Put each image where it belongs: among the errors, the known, or onto the device."""
+        new, places = [], []
+        for place, result in enumerate(result for task in batch.tasks for result in task.result()):
+            if isinstance(result, _Failed):
+                self._fail(result)
+            elif result.key in self._keys_on_device or not result.decoded or result.key in self.writer:
+                self.table.set(result.index, result.stamp, result.key)
+            else:
+                new.append(result)
+                places.append(place)
+                self._keys_on_device.add(result.key)
+        if not new:
+            self._free.append(batch.pixels)
+            return
+        whole = len(new) == batch.n_images
+        pixels = batch.pixels[: len(new)] if whole else batch.pixels[places]
+        self._on_device.append(_Started(batch, new, self.backbone.start(pixels)))
+        self._finish(keep=self.backbone.n_in_flight)
+
+    def _finish(self, *, keep: int) -> None:
+        """Take embeddings from the device, but for the latest batches, and give them to the cache."""
+        while len(self._on_device) > keep:
+            started = self._on_device.popleft()
+            embeddings = started.embeddings().numpy()  # (B, 512) float32
+            files = [
+                EmbeddedFile(self.dataset.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
+                for image in started.images
+            ]
+            self.writer.append(files, embeddings)
+            for image in started.images:
+                self.table.set(image.index, image.stamp, image.key)
+                self._keys_on_device.remove(image.key)
+            self.counts.embedded += len(files)
+            self.counts.forward_images += len(files)
+            self._free.append(started.batch.pixels)
 
     def _fail(self, failed: _Failed) -> None:
         path = self.dataset.paths[failed.index]
-        if self.options.on_error == "fail":
+        if self.on_error == "fail":
             raise ImageDecodeError(
                 f"{path}: {failed.reason}. Copy it again, or pass --on-error skip to list it and go on."
             )
@@ -117,47 +176,68 @@ class EmbeddingLoop:
         elif len(self.table.errors) == SHOWN_ERRORS + 1:
             logger.warning("more unreadable images; from here on they are recorded without a message each")
 
-    def _embed(self) -> None:
-        if not self.batch:
-            return
-        # A GPU's kernels depend on the batch's size: always whole batches there, the last one padded.
-        size = len(self.batch) if self.counts.device == "cpu" else len(self.pixels)
-        embeddings = self.backbone.embed(self.pixels[:size]).numpy()[: len(self.batch)]  # (B, 512) float32
-        files = [
-            EmbeddedFile(self.dataset.paths[item.index], item.stamp.size, item.stamp.mtime_ns, item.key)
-            for item in self.batch
-        ]
-        self.writer.append(files, embeddings)
-        for item in self.batch:
-            self.table.set(item.index, item.stamp, item.key)
-        self.counts.embedded += len(self.batch)
-        self.counts.forward_images += len(self.batch)
-        self.batch, self.batch_keys = [], set()
-
-    def _results(self, todo: Sequence[int]) -> "Iterator[_Loaded | _Failed]":
-        """Load images in threads, a bounded number ahead, in order."""
-        workers = self.options.workers or usable_cpus()
-        ahead: deque[Future[_Loaded | _Failed]] = deque()
+    def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
+        """Fill batches in threads, as many ahead as there are buffers, in order."""
+        source = self.dataset.images.contents(todo)
+        ahead: deque[_Batch] = deque()
         # One torch thread in each worker: the backbone's own threads have the cores already.
-        with ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(self.workers, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                for index, read in self.dataset.images.contents(todo):
-                    ahead.append(pool.submit(self._load, index, read))
-                    if len(ahead) >= 2 * self.options.batch_size + workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
+                while True:
+                    while self._free and (images := list(islice(source, self.batch_size))):
+                        ahead.append(self._fill(self._free.pop(), images, pool))
+                    if not ahead:
+                        return
+                    yield ahead.popleft()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, index: int, read: "Callable[[], Content]") -> "_Loaded | _Failed":
+    def _fill(
+        self, pixels: torch.Tensor, images: "list[tuple[int, Callable[[], Content]]]", pool: ThreadPoolExecutor
+    ) -> _Batch:
+        batch = _Batch(pixels, n_images=len(images))
+        size = -(-self.batch_size // (TASKS_A_WORKER * self.workers))
+        for first in range(0, len(images), size):
+            batch.tasks.append(pool.submit(self._load_some, images[first : first + size], pixels[first : first + size]))
+        return batch
+
+    def _load_some(
+        self, images: "list[tuple[int, Callable[[], Content]]]", pixels: torch.Tensor
+    ) -> "list[_Loaded | _Failed]":
+        return [self._load(index, read, place) for (index, read), place in zip(images, pixels, strict=False)]
+
+    def _load(self, index: int, read: "Callable[[], Content]", place: torch.Tensor) -> "_Loaded | _Failed":
         try:
             # Before reading: a file that changes from here on will be seen as changed the next time.
             stamp = self.dataset.images.stamp(index)
             content = read()
             key = bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
-            return _Loaded(index, stamp, key, None if key in self.writer else load_image(content))
+            if key in self.writer:
+                return _Loaded(index, stamp, key, decoded=False)
+            place.copy_(load_image(content))  # one grey channel becomes three here
+            return _Loaded(index, stamp, key, decoded=True)
         except ImageDecodeError as error:
             return _Failed(index, str(error))
         except OSError as error:
             return _Failed(index, error.strerror or str(error))
+
+
+def sample_images(dataset: Dataset) -> torch.Tensor:
+    """Load images from all over a data set, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
+
+    Raises
+    ------
+    HoarfrostError
+        If none of them can be read.
+    """
+    n_images = min(len(dataset), SAMPLE_IMAGES)
+    indices = np.linspace(0, len(dataset) - 1, n_images).astype(int).tolist()
+    images = []
+    for _, read in dataset.images.contents(indices):
+        try:
+            images.append(load_image(read()).expand(3, -1, -1))
+        except (ImageDecodeError, OSError):
+            continue  # the extraction itself will say why
+    if not images:
+        raise HoarfrostError(f"{dataset.source}: none of {n_images} images tried could be read.")
+    return torch.stack(images)

@@ -20,8 +20,10 @@ class ExtractOptions:
     device : str
         "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "mps".
     precision : str
-        "auto" (the cache's own; for a new one float32 on the CPU and bfloat16 on cuda), "float32" or "bfloat16".
-    batch_size : int
+        "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
+        float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+    batch_size : int or None
+        By default 256 on a GPU, else 32.
     workers : int or None
         Threads that read and decode; by default as many as CPUs that this process may use.
     on_error : str
@@ -33,7 +35,7 @@ class ExtractOptions:
     weights: str = "imagenet"
     device: str = "auto"
     precision: str = "auto"
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int | None = None
     on_error: str = "skip"
     rehash: bool = False

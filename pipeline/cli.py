@@ -104,10 +104,11 @@ def main() -> None:
     help="Where to compute; auto is cuda where there is one, else cpu.",
 )  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-    help="What to compute in; auto is bfloat16 on cuda, else float32.",
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True,
+    help="What to compute in; auto is bfloat16 where the device multiplies it natively, else float32; "
+    "int8 is about twice as fast as float32 on a CPU, calibrated on DATA's images, and needs OpenVINO.",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True, help="Images in a batch.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch.  [default: 32; on a GPU 256]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
 @click.option(
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ from tests.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
 # No deadline: machines differ. Derandomised: the same examples everywhere, so a failure can be repeated.
 settings.register_profile("hoarfrost", deadline=None, derandomize=True)
 settings.load_profile("hoarfrost")
+
+# What compiling brings is measured anew for the tests, and the user's own measurements stay as they are.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hoarfrost-tests-")
 
 
 @pytest.fixture

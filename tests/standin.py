@@ -7,6 +7,7 @@ Run as a script it is `hoarfrost` with that backbone, slowed down and committing
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -19,8 +20,14 @@ class StandIn:
 
     forwarded = 0
     seconds_a_batch = 0.0
+    compute = "eager"
+    n_in_flight = 0
 
     def __init__(self, *_: object, **__: object) -> None: ...
+
+    def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+        embeddings = self.embed(images)
+        return lambda: embeddings
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         time.sleep(StandIn.seconds_a_batch)
@@ -39,6 +46,7 @@ def stand_in_module() -> ModuleType:
     module = ModuleType("features.backbone")
     module.Backbone = StandIn  # type: ignore[attr-defined]
     module.load_weights = lambda spec: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
+    module.settle_compute = lambda *_, **__: None  # type: ignore[attr-defined]
     return module
 
 

@@ -24,7 +24,7 @@ from torchvision import transforms
 from torchvision.models import ResNet, WeightsEnum, resnet18, resnet34, resnet50
 from torchvision.models._api import Weights as TorchvisionWeights
 
-import features.backbone
+import features.backbone.weights
 from features.backbone import DIM, Backbone, Weights, load_weights
 from features.errors import WeightsError
 from features.images import load_image
@@ -207,7 +207,7 @@ def saved(path: Path, content: object) -> str:
 @pytest.fixture(scope="module")
 def digest() -> str:
     """Give the digest that the constants must have in whatever form they come."""
-    return Weights("", features.backbone._backbone_tensors(constants(), "")).sha256
+    return Weights("", features.backbone.weights._backbone_tensors(constants(), "")).sha256
 
 
 WITHOUT_FC = {name: value for name, value in constants().items() if not name.startswith("fc.")}
@@ -503,7 +503,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
         class Published(WeightsEnum):
             IMAGENET1K_V1 = TorchvisionWeights(url=path.as_uri(), transforms=torch.nn.Identity, meta={})
 
-        monkeypatch.setattr(features.backbone, "IMAGENET", Published.IMAGENET1K_V1)
+        monkeypatch.setattr(features.backbone.weights, "IMAGENET", Published.IMAGENET1K_V1)
         return path
 
     return publish
@@ -613,10 +613,10 @@ def test_download_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     before = socket.getdefaulttimeout()
     with contextlib.suppress(WeightsError):
         load_weights("imagenet")
-    assert timeouts == [features.backbone.DOWNLOAD_TIMEOUT_S]
+    assert timeouts == [features.backbone.weights.DOWNLOAD_TIMEOUT_S]
     assert socket.getdefaulttimeout() == before
 
 
 def test_the_true_imagenet_file_is_the_one_asked_for() -> None:
-    assert features.backbone.imagenet_path().name == "resnet18-f37072fd.pth"
-    assert features.backbone.IMAGENET.url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert features.backbone.weights.imagenet_path().name == "resnet18-f37072fd.pth"
+    assert features.backbone.weights.IMAGENET.url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"

@@ -37,8 +37,8 @@ class Header:
     """What a file says of all its embeddings.
 
     `weights` is the name that the weights were asked for by, `weights_origin` where they came
-    from (see `features.fingerprint.weights_origin`), `compute` the compute path ("eager")
-    that a resumed extraction goes on with.
+    from (see `features.fingerprint.weights_origin`), `compute` the compute path of the latest
+    ("eager", "compiled", "openvino") that a resumed extraction goes on with.
     """
 
     fingerprint: Fingerprint

@@ -111,6 +111,7 @@ class CacheWriter:
             self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
             if self._main is not None:
                 check_fingerprint(self.path, self._main.header, self.header.fingerprint, self.header.weights)
+                self.begin(self.header.compute or self._main.header.compute)
             self._parts = list(self._sound_parts())
             self._index = KeyIndex(self._stored_keys())
             self._stack = stack.pop_all()
@@ -153,6 +154,10 @@ class CacheWriter:
         if self._parts:
             return self._parts[0].compute
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
+
+    def begin(self, compute: str) -> None:
+        """Note the compute path of the embeddings that follow."""
+        self.header = replace(self.header, compute=compute)
 
     def known_files(self) -> dict[str, KnownFile]:
         """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""

@@ -1,4 +1,4 @@
-"""The frozen ResNet18: where its weights come from, and the forward pass. The sole user of torchvision.models."""
+"""Where the backbone's weights come from, and whether they are a ResNet18's."""
 
 import logging
 import os
@@ -15,16 +15,11 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet18_Weights, resnet18
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from features.errors import WeightsError
-from features.fingerprint import PREPROCESSING, weights_digest
+from features.fingerprint import weights_digest
 
-ARCHITECTURE = "resnet18"
-DIM = 512
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1
 DOWNLOAD_TIMEOUT_S = 20.0
 
@@ -254,62 +249,3 @@ def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str) -
     if name.endswith("running_var") and (tensor < 0).any():
         raise WeightsError(f"{source}: the tensor {name} holds negative variances.")
     return tensor
-
-
-# -- the forward pass ---------------------------------------------------------------------------------------------------
-
-
-class Backbone:
-    """The frozen ResNet18 on a device: uint8 images in, 512-d embeddings out.
-
-    Parameters
-    ----------
-    weights : Weights
-    device : str
-        "cpu", "cuda" or "mps".
-    precision : str
-        "float32" or "bfloat16".
-    """
-
-    def __init__(self, weights: Weights, *, device: str = "cpu", precision: str = "float32") -> None:
-        self.device = torch.device(device)
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-        with torch.device("meta"):  # no time spent on initial values
-            network = resnet18(weights=None)
-        network.fc = nn.Identity()
-        # Not strict: BatchNorm's counters are absent, and gone once it is folded. The rest was checked on loading.
-        network.load_state_dict(dict(weights.tensors), strict=False, assign=True)
-        network.eval().requires_grad_(False)
-        _fold_batch_norm(network)
-        self.network = network.eval().to(self.device, self.dtype, memory_format=torch.channels_last)
-        self.mean = torch.tensor(PREPROCESSING["mean"], device=self.device).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(PREPROCESSING["std"], device=self.device).view(1, 3, 1, 1) * 255
-
-    @torch.inference_mode()
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute embeddings.
-
-        Parameters
-        ----------
-        images : Tensor (B, 3, 224, 224) uint8, on any device
-
-        Returns
-        -------
-        Tensor (B, 512) float32, on the CPU
-        """
-        x = images.to(self.device).float().sub_(self.mean).div_(self.std)
-        x = x.to(self.dtype, memory_format=torch.channels_last)  # (B, 3, 224, 224)
-        embeddings: torch.Tensor = self.network(x).float().cpu()
-        return embeddings  # (B, 512)
-
-
-def _fold_batch_norm(network: ResNet) -> None:
-    """Fold each frozen BatchNorm into its convolution: the same function in fewer passes over memory."""
-    network.conv1, network.bn1 = fuse_conv_bn_eval(network.conv1, network.bn1), nn.Identity()
-    for module in network.modules():
-        if isinstance(module, BasicBlock):
-            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
-            module.conv2, module.bn2 = fuse_conv_bn_eval(module.conv2, module.bn2), nn.Identity()
-            if module.downsample is not None:
-                convolution, norm = module.downsample
-                module.downsample = nn.Sequential(fuse_conv_bn_eval(convolution, norm))
