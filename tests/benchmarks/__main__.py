@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache
+from tests.benchmarks import cache, extraction
 from tests.benchmarks.measurement import Measurement
 
-GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {"cache": cache.MEASUREMENTS}
+GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
+    "extraction": extraction.MEASUREMENTS,
+    "cache": cache.MEASUREMENTS,
+}
 
 
 def main(wanted: list[str]) -> None:
