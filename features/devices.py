@@ -9,11 +9,17 @@ import torch
 
 from features.errors import HoarfrostError
 
+CPUINFO = Path("/proc/cpuinfo")
 CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
-def choose_device(asked: str) -> str:
-    """Turn "auto" into a device that is there; refuse one that is not."""
+def choose_device(asked: str, precision: str = "auto") -> str:
+    """Turn "auto" into a device that is there and computes in the precision; refuse one that is not or does not."""
+    if precision.startswith("int8"):
+        if asked not in {"auto", "cpu"}:
+            raise HoarfrostError(f"--precision int8 runs on the CPU, not on {asked}. Pass --device cpu with it.")
+        return "cpu"
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
@@ -42,7 +48,7 @@ def default_batch_size(device: str) -> int:
 def _has(flag: str) -> bool:
     """Tell whether Linux lists a feature of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
     return any(flag in line.split() for line in lines if line.startswith("flags"))
@@ -74,12 +80,14 @@ def usable_cpus() -> int:
 def _cgroup_quota() -> float:
     """Give how many CPUs' time the cgroup, or one above it, may use; infinity where nothing limits it."""
     try:
-        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        lines = OWN_CGROUP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return math.inf
     quotas = [math.inf]
-    for controllers, path in groups:
-        if controllers and "cpu" not in controllers.split(","):
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, separator, path = rest.partition(":")
+        if not separator or (controllers and "cpu" not in controllers.split(",")):
             continue
         mount = CGROUPS / "cpu" if controllers else CGROUPS  # version 1 mounts each controller, version 2 one tree
         group = mount / path.lstrip("/")
@@ -96,5 +104,5 @@ def _quota(folder: Path) -> float:
             quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
             period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
         return math.inf if quota in {"max", "-1"} else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return math.inf

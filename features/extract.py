@@ -129,10 +129,12 @@ def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> 
     if precision is None:
         from features.devices import choose_device, choose_precision
 
-        precision = choose_precision(options.precision, choose_device(options.device))
+        precision = choose_precision(options.precision, choose_device(options.device, options.precision))
     if precision == "int8":
-        weights = weights or load_weights(spec)
-        precision = _calibrated(weights, dataset)
+        if begun is not None:
+            precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
+        else:
+            weights, precision = _calibrated(weights, spec, dataset)
     header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin)
     return _Recipe(header, options.device, spec, weights)
 
@@ -145,13 +147,15 @@ def _begun_precision(asked: str, begun: Header | None) -> str | None:
     return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
 
 
-def _calibrated(weights: "Weights", dataset: Dataset) -> str:
+def _calibrated(weights: "Weights | None", spec: str, dataset: Dataset) -> "tuple[Weights, str]":
     """Calibrate 8-bit integers on the data set's own images."""
+    from features.backbone import load_weights
     from features.backbone.int8 import calibrated_precision, require_openvino
     from features.loop import sample_images
 
     require_openvino()
-    return calibrated_precision(weights, sample_images(dataset))
+    weights = weights or load_weights(spec)
+    return weights, calibrated_precision(weights, sample_images(dataset))
 
 
 def _embed(
@@ -170,7 +174,7 @@ def _embed(
     from features.devices import choose_device, default_batch_size
     from features.loop import EmbeddingLoop
 
-    device = choose_device(options.device)
+    device = choose_device(options.device, recipe.header.fingerprint.precision)
     batch_size = options.batch_size or default_batch_size(device)
     backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
     return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)

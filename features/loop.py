@@ -122,6 +122,8 @@ class EmbeddingLoop:
                 if now - last_shown > SHOW_SECONDS or done == len(todo):
                     last_shown = now
                     self.on_progress(Progress(done, len(todo), done / (now - started)))
+                if stop.received is not None:
+                    self._finish(keep=0)
                 stop.check(done, len(todo))
         finally:
             self.writer.commit()
@@ -167,6 +169,7 @@ class EmbeddingLoop:
     def _fail(self, failed: _Failed) -> None:
         path = self.dataset.paths[failed.index]
         if self.on_error == "fail":
+            self._finish(keep=0)
             raise ImageDecodeError(
                 f"{path}: {failed.reason}. Copy it again, or pass --on-error skip to list it and go on."
             )

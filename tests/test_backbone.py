@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,11 +27,14 @@ from torchvision.models._api import Weights as TorchvisionWeights
 
 import features.backbone.weights
 from features.backbone import DIM, Backbone, Weights, load_weights
-from features.errors import WeightsError
+from features.datasets import read_dataset
+from features.errors import HoarfrostError, WeightsError
 from features.images import load_image
-from tests.builders import encode, picture
+from tests.builders import SHARED_DATA, encode, picture
 
 State = dict[str, torch.Tensor]
+
+BUSI = SHARED_DATA / "busi"
 
 RGB = picture(61, 47)
 RGBA = RGB.convert("RGBA")
@@ -146,6 +150,105 @@ def test_bfloat16_gives_float32_embeddings_near_float32s(
     found = Backbone(weights, precision="bfloat16").embed(pixels[:1])
     assert found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(found[0], embeddings[0], dim=0) >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUSI.is_dir(), reason="../shared/data/busi is not on this machine")
+def test_bfloat16_is_near_float32_on_every_image_of_busi(weights: Weights, backbone: Backbone) -> None:
+    dataset = read_dataset(BUSI)
+    chosen = range(0, len(dataset), len(dataset) // 40)  # all over it
+    images = torch.stack([load_image(read()).expand(3, -1, -1) for _, read in dataset.images.contents(chosen)])
+    in_bfloat16 = Backbone(weights, precision="bfloat16").embed(images)
+    assert (torch.nn.functional.cosine_similarity(in_bfloat16, backbone.embed(images)) >= 0.999).all()
+
+
+# -- large JPEGs --------------------------------------------------------------------------------------------------------
+
+
+def textured(width: int, height: int) -> Image.Image:
+    """Draw waves in all directions, from fine to coarse, and noise: what scaling changes most."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(x**2 / (4 * width)) * np.cos(y**2 / (4 * height))
+    return Image.fromarray((128 + 80 * waves + rng.normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8))
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray((127 + 60 * np.sin(x / 200) + 60 * np.cos(y / 150)).astype(np.uint8))
+
+
+LARGE = {
+    "colour": encode(picture(1800, 1000, seed=3), "JPEG"),
+    "colour, progressive": encode(picture(950, 2000, seed=4), "JPEG", progressive=True),
+    "grey": encode(picture(2048, 2048, seed=5).convert("L"), "JPEG"),
+    "smooth": encode(smooth(2048, 1024), "JPEG", quality=95),
+    "textured": encode(textured(1500, 1000), "JPEG", quality=95),
+    "textured, by a quarter": encode(textured(2000, 1900), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_jpegs_embedding_is_that_of_the_fully_decoded_image(
+    monkeypatch: pytest.MonkeyPatch, backbone: Backbone, kind: str
+) -> None:
+    scaled = load_image(LARGE[kind]).expand(3, -1, -1)
+    monkeypatch.setattr("features.images.JPEG_SHORT_SIDE", 10**6)  # larger than any: nothing is scaled
+    whole = load_image(LARGE[kind]).expand(3, -1, -1)
+    found, expected = backbone.embed(torch.stack([scaled, whole]))
+    assert not torch.equal(scaled, whole)
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) >= 0.995
+    assert torch.linalg.vector_norm(found - expected) <= 0.04 * torch.linalg.vector_norm(expected)
+
+
+# -- out of memory ------------------------------------------------------------------------------------------------------
+
+
+def with_memory_for(n_images: int, backbone: Backbone) -> Backbone:
+    """Let a backbone take 16 images at once, as a GPU would, and run out of memory on more than `n_images`."""
+    forward = backbone._forward
+
+    def limited(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > n_images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(images)
+
+    backbone._forward, backbone._group = limited, 16
+    return backbone
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = Backbone(weights)
+    reference._group = 4
+    backbone = with_memory_for(4, Backbone(weights))
+    assert torch.equal(backbone.embed(pixels), reference.embed(pixels))
+    assert caplog.messages == [
+        "cpu: out of memory with batches of 16; going on with 8",
+        "cpu: out of memory with batches of 8; going on with 4",
+    ]
+
+
+def test_after_running_out_of_memory_the_batch_stays_small(
+    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = with_memory_for(4, Backbone(weights))
+    backbone.embed(pixels[:1])
+    caplog.clear()
+    backbone.embed(pixels[:5])
+    assert caplog.messages == []
+
+
+def test_no_memory_for_a_single_image_is_an_error(
+    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = with_memory_for(0, Backbone(weights))
+    with pytest.raises(
+        HoarfrostError, match="cpu: not enough memory for a single image. Free it, or pass --device cpu"
+    ):
+        backbone.embed(pixels[:1])
+    assert len(caplog.messages) == 4  # 8, 4, 2, 1
 
 
 # -- random weights -----------------------------------------------------------------------------------------------------

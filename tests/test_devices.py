@@ -1,10 +1,36 @@
 """What is computed on: asked for, or chosen."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import features.devices
 from features.devices import choose_device, choose_precision, usable_cpus
 from features.errors import HoarfrostError
+
+# -- device and precision -----------------------------------------------------------------------------------------------
+
+
+def pretend_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str) -> None:
+    """Make Linux list these features for each of two CPUs."""
+    (folder / "cpuinfo").write_text(
+        f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu {flags}\n"
+    )
+    monkeypatch.setattr(features.devices, "CPUINFO", folder / "cpuinfo")
+
+
+def pretend_speed(monkeypatch: pytest.MonkeyPatch, *, float32_s: float, bfloat16_s: float) -> None:
+    seconds = {torch.float32: float32_s, torch.bfloat16: bfloat16_s}
+    monkeypatch.setattr(features.devices, "_layer_seconds", seconds.__getitem__)
+
+
+@pytest.fixture
+def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dtype: torch.dtype) -> float:
+        raise AssertionError(f"{dtype} was timed, although nothing depends on it")
+
+    monkeypatch.setattr(features.devices, "_layer_seconds", refuse)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -20,10 +46,187 @@ def test_auto_takes_the_gpu_that_is_there_in_bfloat16(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == "cuda"
     assert choose_precision("auto", "cuda") == "bfloat16"
-    assert choose_precision("auto", "cpu") == "float32"
     assert choose_precision("float32", "cuda") == "float32"
 
 
-def test_threads_are_counted_by_the_cpus_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nothing_timed")
+def test_a_cpu_with_amx_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend_processor(monkeypatch, tmp_path, "avx512f avx512_bf16 amx_bf16 amx_tile amx_int8")
+    assert choose_precision("auto", "cpu") == "bfloat16"
+
+
+@pytest.mark.parametrize(("bfloat16_s", "precision"), [(0.5, "bfloat16"), (1.5, "float32")])
+def test_a_cpu_with_avx512_bf16_alone_computes_in_what_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16_s: float, precision: str
+) -> None:
+    pretend_processor(monkeypatch, tmp_path, "avx2 avx512f avx512_bf16")
+    pretend_speed(monkeypatch, float32_s=1.0, bfloat16_s=bfloat16_s)
+    assert choose_precision("auto", "cpu") == precision
+
+
+@pytest.mark.usefixtures("nothing_timed")
+@pytest.mark.parametrize("flags", ["avx2 fma", "avx512f avx512_vnni", "amx_bf16_of_tomorrow xavx512_bf16", ""])
+def test_other_cpus_compute_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str) -> None:
+    pretend_processor(monkeypatch, tmp_path, flags)
+    assert choose_precision("auto", "cpu") == "float32"
+
+
+@pytest.mark.usefixtures("nothing_timed")
+def test_a_machine_that_does_not_list_its_cpus_features_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(features.devices, "CPUINFO", tmp_path / "missing")
+    assert choose_precision("auto", "cpu") == "float32"
+
+
+@pytest.mark.usefixtures("nothing_timed")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_precision_that_was_asked_for_is_taken_on_any_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
+) -> None:
+    pretend_processor(monkeypatch, tmp_path, "amx_bf16")
+    assert choose_precision(precision, "cpu") == precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_layer_can_be_timed_in_both_precisions(dtype: torch.dtype) -> None:
+    assert 0 < features.devices._layer_seconds(dtype) < 60
+
+
+# -- processors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give a folder in the place of /sys/fs/cgroup, to a process that may use three CPUs."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(features.devices, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(features.devices, "OWN_CGROUP", tmp_path / "own")
+    return tmp_path / "cgroup"
+
+
+def join(cgroups: Path, lines: str) -> None:
+    """Put the process into cgroups, as /proc/self/cgroup lists them."""
+    (cgroups.parent / "own").write_text(lines, encoding="utf-8")
+
+
+def limit(folder: Path, **files: str) -> None:
+    """Write a cgroup's files; "cpu_max" stands for `cpu.max`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("cpu_", "cpu.", 1)).write_text(content, encoding="utf-8")
+
+
+def test_threads_are_counted_by_the_cpus_that_the_process_may_use(cgroups: Path) -> None:
+    assert not cgroups.exists()
+    assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "n_cpus"),
+    [
+        ("150000 100000", 2),
+        ("200000 100000\n", 2),
+        ("50000 100000", 1),
+        ("1000 100000", 1),
+        ("25000 10000", 3),
+        ("300000 100000", 3),
+        ("6400000 100000", 3),
+        ("max 100000", 3),
+    ],
+)
+def test_a_quota_of_version_2_bounds_the_cpus(cgroups: Path, quota: str, n_cpus: int) -> None:
+    join(cgroups, "0::/app\n")
+    limit(cgroups / "app", cpu_max=quota)
+    assert usable_cpus() == n_cpus
+
+
+@pytest.mark.parametrize(
+    ("parent", "own", "n_cpus"), [("150000 100000", "max 100000", 2), ("200000 100000", "100000 100000", 1)]
+)
+def test_the_least_quota_on_the_way_up_counts(cgroups: Path, parent: str, own: str, n_cpus: int) -> None:
+    join(cgroups, "0::/users/me/app\n")
+    limit(cgroups / "users", cpu_max=parent)
+    limit(cgroups / "users" / "me" / "app", cpu_max=own)
+    assert usable_cpus() == n_cpus
+
+
+def test_a_container_sees_its_quota_at_the_root(cgroups: Path) -> None:
+    limit(cgroups, cpu_max="150000 100000")
+    for path in ("/", "/docker/0123abcd"):  # with a cgroup namespace of its own, and with its host's
+        join(cgroups, f"0::{path}\n")
+        assert usable_cpus() == 2
+
+
+def test_another_groups_quota_does_not_count(cgroups: Path) -> None:
+    join(cgroups, "0::/app\n")
+    limit(cgroups / "application", cpu_max="100000 100000")
+    limit(cgroups / "app" / "child", cpu_max="100000 100000")
+    limit(cgroups.parent, cpu_max="100000 100000")  # above the mount there are no cgroups
+    assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize(("quota", "n_cpus"), [("150000\n", 2), ("50000\n", 1), ("900000\n", 3), ("-1\n", 3)])
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+def test_a_quota_of_version_1_bounds_the_cpus(cgroups: Path, controllers: str, quota: str, n_cpus: int) -> None:
+    join(cgroups, f"5:memory:/docker/other\n4:{controllers}:/docker/abc\n3:cpuset:/\n1:name=systemd:/\n0::/\n")
+    limit(cgroups / "cpu" / "docker" / "abc", cpu_cfs_quota_us=quota, cpu_cfs_period_us="100000\n")
+    assert usable_cpus() == n_cpus
+
+
+def test_a_quota_of_version_1_at_a_parent_counts(cgroups: Path) -> None:
+    join(cgroups, "4:cpu,cpuacct:/docker/abc\n")
+    limit(cgroups / "cpu" / "docker" / "abc", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000")
+    limit(cgroups / "cpu" / "docker", cpu_cfs_quota_us="150000", cpu_cfs_period_us="100000")
+    assert usable_cpus() == 2
+
+
+def test_a_path_with_a_colon_is_read_whole(cgroups: Path) -> None:
+    join(cgroups, "0::/kubepods:besteffort/pod:1\n")
+    limit(cgroups / "kubepods:besteffort" / "pod:1", cpu_max="150000 100000")
+    assert usable_cpus() == 2
+
+
+@pytest.mark.parametrize("content", ["", "\n", "x", "100000", "100000 x", "1 2 3", "max", "1e5 100000", "½ 1"])
+def test_a_quota_of_version_2_that_cannot_be_read_is_none(cgroups: Path, content: str) -> None:
+    join(cgroups, "0::/app\n")
+    limit(cgroups / "app", cpu_max=content)
+    assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize(("quota", "period"), [("", "100000"), ("max", "100000"), ("100000", ""), ("100000", "½")])
+def test_a_quota_of_version_1_that_cannot_be_read_is_none(cgroups: Path, quota: str, period: str) -> None:
+    join(cgroups, "4:cpu:/app\n")
+    limit(cgroups / "cpu" / "app", cpu_cfs_quota_us=quota, cpu_cfs_period_us=period)
+    assert usable_cpus() == 3
+
+
+def test_a_quota_of_version_1_without_its_period_is_none(cgroups: Path) -> None:
+    join(cgroups, "4:cpu:/app\n")
+    limit(cgroups / "cpu" / "app", cpu_cfs_quota_us="100000")
+    assert usable_cpus() == 3
+
+
+def test_a_quota_that_is_a_folder_is_none(cgroups: Path) -> None:
+    join(cgroups, "0::/app\n")
+    (cgroups / "app" / "cpu.max").mkdir(parents=True)
+    assert usable_cpus() == 3
+
+
+def test_a_process_in_no_cgroup_has_no_quota(cgroups: Path) -> None:
+    limit(cgroups, cpu_max="100000 100000")
+    join(cgroups, "")
+    assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize("quota", ["100000 0", "0 0"])
+def test_a_quota_of_no_period_is_none(cgroups: Path, quota: str) -> None:
+    join(cgroups, "0::/app\n")
+    limit(cgroups / "app", cpu_max=quota)
+    assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize("lines", [b"\n", b"garbage\n", b"0:\n", b"0::/caf\xe9\n"], ids=repr)
+def test_a_list_of_cgroups_that_cannot_be_read_limits_nothing(cgroups: Path, lines: bytes) -> None:
+    (cgroups.parent / "own").write_bytes(lines)
     assert usable_cpus() == 3

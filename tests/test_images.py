@@ -214,6 +214,74 @@ def test_the_same_bytes_give_the_same_pixels_in_many_threads() -> None:
     assert warnings.filters == filters
 
 
+# -- large JPEGs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [
+        ((2048, 2048), (512, 512)),
+        ((1500, 1000), (750, 500)),
+        ((1000, 1500), (500, 750)),
+        ((800, 800), (800, 800)),
+        ((896, 896), (448, 448)),
+        ((895, 900), (895, 900)),
+        ((4000, 897), (2000, 449)),
+        ((901, 1791), (451, 896)),
+        ((1792, 1792), (448, 448)),
+        ((1791, 1800), (896, 900)),
+        ((3583, 3600), (896, 900)),
+        ((3584, 3600), (448, 450)),
+        ((447, 5000), (447, 5000)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_large_jpeg_is_decoded_scaled_its_short_side_never_below_448(
+    mode: str, size: tuple[int, int], decoded: tuple[int, int]
+) -> None:
+    jpeg = encode(Image.new(mode, size, 90), "JPEG")
+    width, height = decoded
+    assert decode_image(jpeg).shape == (1 if mode == "L" else 3, height, width)
+    assert load_image(jpeg).shape == (1 if mode == "L" else 3, 224, 224)
+
+
+LARGE = picture(1500, 1000)
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}, {"restart_marker_rows": 1}], ids=str
+)
+def test_large_jpeg_of_any_kind_is_scaled(options: dict[str, bool]) -> None:
+    assert decode_image(encode(LARGE, "JPEG", **options)).shape == (3, 500, 750)
+
+
+def test_large_jpeg_in_cmyk_is_scaled() -> None:
+    assert decode_image(encode(LARGE.convert("CMYK"), "JPEG")).shape == (3, 500, 750)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_other_formats_are_never_scaled(image_format: str) -> None:
+    assert decode_image(encode(LARGE, image_format)).shape == (3, 1000, 1500)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_scaled_pixels_are_near_those_of_the_whole_image(mode: str) -> None:
+    image = LARGE.convert(mode)
+    expected = np.asarray(image.resize((750, 500), Image.Resampling.BOX).convert("RGB")).astype(np.int64)
+    difference = np.abs(in_rgb(decode_image(encode(image, "JPEG", quality=95))) - expected)
+    assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_truncated_large_jpeg_is_refused(mode: str, progressive: bool) -> None:
+    content = encode(LARGE.convert(mode), "JPEG", progressive=progressive)
+    for length in (len(content) // 10, len(content) // 2, len(content) * 9 // 10, len(content) - 2, len(content) - 1):
+        with pytest.raises(ImageDecodeError, match=r"(?i)truncated|no image format recognised"):
+            load_image(content[:length])
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------------
 
 

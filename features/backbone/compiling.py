@@ -4,8 +4,8 @@ import json
 import logging
 import os
 import platform
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,18 +128,21 @@ def read_speeds() -> Mapping[str, Speeds]:
     try:
         content = json.loads(speeds_path().read_text(encoding="utf-8"))
         return {key: Speeds(**{name: float(value) for name, value in entry.items()}) for key, entry in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: a user without a home
         return {}
 
 
 def keep_speeds(key: str, speeds: Speeds) -> None:
     """Keep a measurement; where that is not possible, it is measured again the next time."""
-    path = speeds_path()
     content = {name: asdict(entry) for name, entry in {**read_speeds(), key: speeds}.items()}
     try:
+        path = speeds_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-        os.replace(file.name, path)
-    except OSError as error:
-        logger.debug("%s: not written: %s", path, error)
+        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            staging.write_text(json.dumps(content, indent=2), encoding="utf-8")
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        logger.debug("what compiling took and brought is not kept: %s", error)

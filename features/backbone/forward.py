@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
 from features.backbone.network import CPU_GROUP, Network
 from features.backbone.weights import Weights
+from features.devices import choose_device
 from features.errors import HoarfrostError
 from features.fingerprint import SIZE
 
@@ -48,8 +49,7 @@ class Backbone:
         if precision.startswith("int8"):
             from features.backbone.int8 import Int8Network
 
-            if device != "cpu":
-                raise HoarfrostError(f"--precision int8 runs on the CPU, not on {device}. Pass --device cpu with it.")
+            choose_device(device, precision)  # refuses a GPU
             self._forward, self.compute = Int8Network(weights, precision), "openvino"
         else:
             self._forward = self.network = self._make_network(weights)
@@ -80,7 +80,7 @@ class Backbone:
         """
         return self.start(images)()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its kind of tensor
     def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to compute embeddings; on a GPU they are ready when the result is asked for.
 

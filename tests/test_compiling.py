@@ -1,0 +1,485 @@
+"""The network is compiled where that pays, by what was measured on this machine; where it fails, all goes on without."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import features.backbone.compiling
+from features.backbone import Backbone, load_weights, settle_compute
+from features.backbone.compiling import (
+    EXPECTED_COMPILE_S,
+    FEWEST_IMAGES,
+    Speeds,
+    compile_or_say_why,
+    keep_speeds,
+    read_speeds,
+    speeds_path,
+)
+from features.errors import HoarfrostError
+from tests.commands import RunPython
+
+# -- with a backbone that only says how long it takes -------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Time that passes only when something is computed."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class FakeBackbone:
+    """Takes so many seconds an image as it is and compiled, and so many to compile, by a clock of its own."""
+
+    clock: Clock
+    eager_s: float = 0.1
+    compiled_s: float = 0.05
+    compile_s: float = 20.0
+    error: Exception | None = None
+    compute: str = "eager"
+    precision: str = "float32"
+    batch_size: int = 4
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    done: list[str] = field(default_factory=list)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        self.done.append(self.compute)
+        self.clock.now += len(images) * (self.eager_s if self.compute == "eager" else self.compiled_s)
+        return torch.zeros((len(images), 512))
+
+    def compile(self) -> None:
+        self.done.append("compile")
+        if self.error is not None:
+            raise self.error
+        self.clock.now += self.compile_s
+        self.compute = "compiled"
+
+    def uncompile(self) -> None:
+        self.compute = "eager"
+
+
+MakeBackbone = Callable[..., FakeBackbone]
+
+
+@pytest.fixture
+def make_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeBackbone:
+    """Make fake backbones on a machine that has measured nothing yet."""
+    clock = Clock()
+    monkeypatch.setattr(features.backbone.compiling, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return lambda **values: FakeBackbone(clock, **values)
+
+
+def known(backbone: FakeBackbone, speeds: Speeds) -> None:
+    """Let the speeds of such a backbone have been measured before."""
+    keep_speeds(features.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
+
+
+def settle(backbone: FakeBackbone, n_images: int, *, resumed: str | None = None) -> list[str]:
+    """Settle the compute path; give what the backbone had to do for it."""
+    settle_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
+    return backbone.done
+
+
+def test_few_images_are_neither_measured_nor_compiled_for(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(eager_s=1000.0)
+    assert settle(backbone, FEWEST_IMAGES - 1) == []
+    assert not speeds_path().exists()
+
+
+def test_few_images_are_not_compiled_for_even_where_it_is_known_to_pay(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    known(backbone, Speeds(eager_s=1.0, compiled_s=0.1, compile_s=1.0))
+    assert settle(backbone, FEWEST_IMAGES - 1) == []
+
+
+def test_what_is_expected_to_pay_is_measured_compiled_and_kept(
+    make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "features")
+    backbone = make_backbone(eager_s=0.125, compiled_s=0.0625, compile_s=20.0)
+    done = settle(backbone, FEWEST_IMAGES)
+    assert (done[0], backbone.compute) == ("eager", "compiled")
+    assert list(read_speeds().values()) == [Speeds(eager_s=0.125, compiled_s=0.0625, compile_s=20.0)]
+    assert caplog.messages == ["compiled in 20 s: 16.0 images/s, 8.0 before"]
+
+
+def test_what_is_not_expected_to_pay_is_not_compiled(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(eager_s=EXPECTED_COMPILE_S / FEWEST_IMAGES)  # 15 s, of which it cannot save 15
+    assert "compile" not in settle(backbone, FEWEST_IMAGES)
+    assert backbone.compute == "eager"
+    assert not speeds_path().exists()
+
+
+def test_more_images_make_it_pay(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(eager_s=EXPECTED_COMPILE_S / FEWEST_IMAGES, compiled_s=0.001)
+    settle(backbone, 10 * FEWEST_IMAGES)
+    assert backbone.compute == "compiled"
+
+
+@pytest.mark.parametrize("n_images", [1_999, 2_000, 2_001, 100_000])
+def test_known_speeds_decide_without_measuring(make_backbone: MakeBackbone, n_images: int) -> None:
+    backbone = make_backbone()
+    known(backbone, Speeds(eager_s=0.25, compiled_s=0.125, compile_s=250.0))  # repaid after 2,000 images
+    done = settle(backbone, n_images)
+    assert done[:1] == (["compile"] if n_images > 2_000 else [])
+    assert backbone.compute == ("compiled" if n_images > 2_000 else "eager")
+
+
+def test_speeds_are_known_for_the_same_precision_and_batch_alone(make_backbone: MakeBackbone) -> None:
+    known(make_backbone(), Speeds(eager_s=0.1, compiled_s=0.2, compile_s=1.0))
+    assert settle(make_backbone(), FEWEST_IMAGES) == []
+    assert settle(make_backbone(precision="bfloat16"), FEWEST_IMAGES)[0] == "eager"
+    assert settle(make_backbone(batch_size=8), FEWEST_IMAGES)[0] == "eager"
+    assert len(read_speeds()) == 3
+
+
+def test_compiled_code_that_is_slower_is_given_up_and_remembered(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(eager_s=0.125, compiled_s=0.25)
+    assert "compile" in settle(backbone, FEWEST_IMAGES)
+    assert backbone.compute == "eager"
+    assert list(read_speeds().values()) == [Speeds(eager_s=0.125, compiled_s=0.25, compile_s=20.0)]
+    assert settle(make_backbone(eager_s=0.125, compiled_s=0.25), 1_000_000) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("No C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1 for more"), "No C\\+\\+ compiler found"),
+        (ImportError("\n  no triton  \n\n"), "no triton"),
+        (NotImplementedError(), "NotImplementedError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failing_compile_is_one_warning_and_it_goes_on_without(
+    make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+) -> None:
+    backbone = make_backbone(error=error)
+    settle(backbone, FEWEST_IMAGES)
+    assert (backbone.compute, backbone.done[-1]) == ("eager", "compile")  # nothing is measured after it
+    assert read_speeds() == {}
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        f"the network could not be compiled ({reason.replace(chr(92), '')}); going on without, which is only slower"
+    )
+
+
+def test_interrupting_a_compile_interrupts(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    backbone.error = KeyboardInterrupt("^C")  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt, match="C"):
+        settle(backbone, FEWEST_IMAGES)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no")], ids=["compiles", "fails"])
+def test_torchs_own_log_is_as_before_afterwards(
+    make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    torch_log = logging.getLogger("torch")
+    monkeypatch.setattr(torch_log, "level", logging.INFO)
+    assert compile_or_say_why(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
+    assert torch_log.level == logging.INFO
+
+
+@pytest.mark.parametrize("n_images", [1, 1_000_000])
+def test_openvinos_network_is_never_compiled(make_backbone: MakeBackbone, n_images: int) -> None:
+    assert settle(make_backbone(compute="openvino"), n_images) == []
+
+
+# -- an interrupted extraction that is gone on with ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_images", [1, FEWEST_IMAGES - 1, 1_000_000])
+def test_an_extraction_begun_compiled_goes_on_compiled_whatever_the_number(
+    make_backbone: MakeBackbone, n_images: int
+) -> None:
+    backbone = make_backbone(eager_s=0.1, compiled_s=0.2)  # even where that is slower: the bits decide
+    assert settle(backbone, n_images, resumed="compiled") == ["compile"]
+    assert backbone.compute == "compiled"
+
+
+@pytest.mark.parametrize("compute", ["eager", "openvino"])
+def test_an_extraction_goes_on_as_it_is_where_it_was_begun_so(make_backbone: MakeBackbone, compute: str) -> None:
+    assert settle(make_backbone(compute=compute), 1_000_000, resumed=compute) == []
+
+
+@pytest.mark.parametrize(
+    ("compute", "resumed"), [("eager", "openvino"), ("openvino", "eager"), ("eager", "of tomorrow"), ("eager", "")]
+)
+def test_an_extraction_on_a_path_that_is_not_possible_here_is_refused(
+    make_backbone: MakeBackbone, compute: str, resumed: str
+) -> None:
+    backbone = make_backbone(compute=compute)
+    with pytest.raises(
+        HoarfrostError,
+        match=f"computed '{resumed}', which is not possible here, and '{compute}' would differ in the last bits. "
+        "Finish it where it began, or name another --cache",
+    ):
+        settle(backbone, 1_000_000, resumed=resumed)
+    assert backbone.done == []
+
+
+def test_an_extraction_begun_compiled_is_refused_where_compiling_fails(
+    make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(HoarfrostError, match="computed 'compiled', which is not possible here, and 'eager' would"):
+        settle(make_backbone(error=RuntimeError("no C++ compiler")), 5, resumed="compiled")
+    assert ["could not be compiled (no C++ compiler)" in message for message in caplog.messages] == [True]
+
+
+# -- the file of speeds -------------------------------------------------------------------------------------------------
+
+SPEEDS = Speeds(eager_s=0.5, compiled_s=0.25, compile_s=30.0)
+
+
+@pytest.fixture
+def cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_nothing_is_known_at_first(cache_home: Path) -> None:
+    assert read_speeds() == {}
+    assert not cache_home.exists()
+
+
+def test_speeds_are_kept_in_the_users_cache_folder(cache_home: Path) -> None:
+    keep_speeds("a", SPEEDS)
+    keep_speeds("b", Speeds(1.0, 2.0, 3.0))
+    keep_speeds("b", Speeds(4.0, 5.0, 6.0))
+    assert read_speeds() == {"a": SPEEDS, "b": Speeds(4.0, 5.0, 6.0)}
+    assert [path.relative_to(cache_home) for path in cache_home.rglob("*.*")] == [Path("hoarfrost/compiling.json")]
+
+
+@pytest.mark.parametrize("cache_home", [None, ""])
+def test_without_a_cache_folder_of_its_own_it_is_the_homes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_home: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    if cache_home is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
+    assert speeds_path() == tmp_path / ".cache" / "hoarfrost" / "compiling.json"
+
+
+@pytest.mark.usefixtures("cache_home")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"a": {"eager_s": 0.5, "compi',
+        b"null",
+        b"[]",
+        b'["a"]',
+        b"7",
+        b'{"a": 7}',
+        b'{"a": null}',
+        b'{"a": [1, 2, 3]}',
+        b'{"a": {}}',
+        b'{"a": {"eager_s": 1, "compiled_s": 1}}',
+        b'{"a": {"eager_s": 1, "compiled_s": 1, "compile_s": 1, "more": 1}}',
+        b'{"a": {"eager_s": "x", "compiled_s": 1, "compile_s": 1}}',
+        b'{"a": {"eager_s": null, "compiled_s": 1, "compile_s": 1}}',
+        b'{"a": {"eager_s": [], "compiled_s": 1, "compile_s": 1}}',
+        b"\xff\xfe\x00",
+        b"\0" * 100,
+    ],
+    ids=repr,
+)
+def test_a_damaged_or_foreign_file_is_ignored_and_written_anew(content: bytes) -> None:
+    speeds_path().parent.mkdir(parents=True)
+    speeds_path().write_bytes(content)
+    assert read_speeds() == {}
+    keep_speeds("a", SPEEDS)
+    assert read_speeds() == {"a": SPEEDS}
+
+
+@pytest.mark.usefixtures("cache_home")
+def test_speeds_that_are_no_numbers_repay_nothing() -> None:
+    speeds_path().parent.mkdir(parents=True)
+    speeds_path().write_text('{"a": {"eager_s": NaN, "compiled_s": 1, "compile_s": 1}}', encoding="utf-8")
+    assert not read_speeds()["a"].repay(1_000_000)
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    backbone = make_backbone()
+    settle(backbone, FEWEST_IMAGES)
+    assert backbone.compute == "compiled"
+    assert read_speeds() == {}
+
+
+@pytest.mark.usefixtures("cache_home")
+def test_a_file_that_cannot_be_replaced_is_no_error_and_leaves_nothing_behind() -> None:
+    speeds_path().mkdir(parents=True)
+    keep_speeds("a", SPEEDS)
+    assert read_speeds() == {}
+    assert os.listdir(speeds_path().parent) == [speeds_path().name]
+
+
+def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number that no user has."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(features.backbone.compiling.Path, "home", nowhere)
+    keep_speeds("a", SPEEDS)
+    assert read_speeds() == {}
+
+
+@pytest.mark.usefixtures("cache_home")
+def test_writers_at_the_same_time_leave_a_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_speeds("a", SPEEDS)
+    replace = os.replace
+
+    def late(source: str, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        keep_speeds("b", SPEEDS)  # another process, between this one's reading and writing
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    keep_speeds("c", SPEEDS)
+    assert {"a", "c"} <= read_speeds().keys()
+    assert json.loads(speeds_path().read_text(encoding="utf-8")).keys() == read_speeds().keys()
+
+
+# -- the real network ---------------------------------------------------------------------------------------------------
+
+
+def some_noise(n_images: int) -> torch.Tensor:
+    return torch.randint(0, 256, (n_images, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_backbone_that_could_not_be_compiled_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    backbone, images = Backbone(load_weights("random:0"), batch_size=4), some_noise(3)
+    before = backbone.embed(images)
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        backbone.compile()
+    assert backbone.compute == "eager"
+    assert torch.equal(backbone.embed(images), before)
+
+
+def test_compiled_code_is_given_whole_batches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    def pretend(network: torch.nn.Module, **_: object) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda images: network(given.append(len(images)) or images)
+
+    monkeypatch.setattr(torch, "compile", pretend)
+    backbone = Backbone(load_weights("random:0"), batch_size=4)
+    backbone.compile()
+    given.clear()
+    backbone.embed(some_noise(6))
+    assert (backbone.compute, given) == ("compiled", [4, 4])
+    backbone.uncompile()
+    backbone.embed(some_noise(6))
+    assert (backbone.compute, given) == ("eager", [4, 4])
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a backbone gave before, while and after it was compiled; `some` by how many images it was given."""
+
+    before: torch.Tensor
+    compute: str
+    all: torch.Tensor
+    some: dict[int, torch.Tensor]
+    reversed: torch.Tensor
+    n_compiled_again: int
+    after: torch.Tensor
+    compute_after: str
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    images = some_noise(11)
+    backbone = Backbone(load_weights("random:0"), batch_size=8)
+    before = backbone.embed(images)
+    backbone.compile()
+    n_compiled = n_graphs_compiled()
+    compute, embeddings = backbone.compute, backbone.embed(images)
+    some = {n: backbone.embed(images[-n:]) for n in (1, 5, 8)}
+    backwards = backbone.embed(images.flip(0)).flip(0)
+    n_compiled_again = n_graphs_compiled() - n_compiled
+    backbone.uncompile()
+    after = backbone.embed(images)
+    return Compiled(before, compute, embeddings, some, backwards, n_compiled_again, after, backbone.compute)
+
+
+def n_graphs_compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.slow
+def test_compiled_embeddings_are_the_networks_but_for_rounding(compiled: Compiled) -> None:
+    assert compiled.compute == "compiled"
+    assert (torch.nn.functional.cosine_similarity(compiled.all, compiled.before) >= 0.99999).all()
+    assert (compiled.all - compiled.before).abs().max() <= 1e-4 * compiled.before.abs().max()
+
+
+@pytest.mark.slow
+def test_a_compiled_embeddings_bits_do_not_depend_on_the_number_of_images(compiled: Compiled) -> None:
+    assert all(torch.equal(some, compiled.all[-n:]) for n, some in compiled.some.items())
+
+
+@pytest.mark.slow
+def test_a_compiled_embeddings_bits_do_not_depend_on_its_batch_mates(compiled: Compiled) -> None:
+    assert torch.equal(compiled.reversed, compiled.all)
+
+
+@pytest.mark.slow
+def test_a_last_batch_that_is_short_compiles_nothing_again(compiled: Compiled) -> None:
+    assert compiled.n_compiled_again == 0
+
+
+@pytest.mark.slow
+def test_uncompiling_gives_the_bits_from_before(compiled: Compiled) -> None:
+    assert compiled.compute_after == "eager"
+    assert torch.equal(compiled.after, compiled.before)
+
+
+WITHOUT_A_COMPILER = """
+import logging, torch
+from features.backbone import Backbone, load_weights
+from features.backbone.compiling import compile_or_say_why
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+backbone = Backbone(load_weights("random:0"), batch_size=2)
+images = torch.zeros((3, 3, 224, 224), dtype=torch.uint8)
+before = backbone.embed(images)
+print(compile_or_say_why(backbone), backbone.compute, torch.equal(backbone.embed(images), before))
+"""
+
+
+@pytest.mark.slow
+def test_without_a_cplusplus_compiler_it_says_so_once_and_goes_on(run_python: RunPython, tmp_path: Path) -> None:
+    done = run_python(
+        "-c",
+        WITHOUT_A_COMPILER,
+        CXX="/nonexistent/c++",
+        PATH=str(tmp_path),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"),
+    )
+    assert (done.status, done.stdout) == (0, "False eager True\n")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("WARNING the network could not be compiled (")
+    assert line.endswith("); going on without, which is only slower")
