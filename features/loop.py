@@ -1,10 +1,12 @@
-"""The extraction loop: threads read, decode and resize, while the backbone computes."""
+"""The extraction loop: threads read, decode and resize ahead of the backbone."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -36,6 +38,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class _Read:
+    """One file read; `content` is None where its embedding is there already."""
+
+    index: int
+    stamp: FileStamp
+    key: bytes
+    content: "Content | None"
+
+
+@dataclass(frozen=True)
 class _Loaded:
     """One image read, its pixels in the batch's buffer unless its embedding is there already."""
 
@@ -58,8 +70,13 @@ class _Batch:
     """Images that are read together: each worker fills places of its own in `pixels` (B, 3, 224, 224) uint8."""
 
     pixels: torch.Tensor
-    tasks: "list[Future[list[_Loaded | _Failed]]]" = field(default_factory=list)
+    tasks: "list[Future[Future[list[_Loaded | _Failed]]]]" = field(default_factory=list)  # reading gives decoding
     n_images: int = 0
+
+    def results(self) -> "Iterator[_Loaded | _Failed]":
+        """Give the images in order, as soon as they are there."""
+        for task in self.tasks:
+            yield from task.result().result()
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,8 @@ class EmbeddingLoop:
         self.workers = options.workers or usable_cpus()
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
+        self._may_decode = threading.Event()
+        self._may_decode.set()
         self._on_device: deque[_Started] = deque()
         self._keys_on_device: set[bytes] = set()
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
@@ -132,7 +151,7 @@ class EmbeddingLoop:
     def _start(self, batch: _Batch) -> None:
         """Put each image where it belongs: among the errors, the known, or onto the device."""
         new, places = [], []
-        for place, result in enumerate(result for task in batch.tasks for result in task.result()):
+        for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
             elif result.key in self._keys_on_device or not result.decoded or result.key in self.writer:
@@ -146,8 +165,24 @@ class EmbeddingLoop:
             return
         whole = len(new) == batch.n_images
         pixels = batch.pixels[: len(new)] if whole else batch.pixels[places]
-        self._on_device.append(_Started(batch, new, self.backbone.start(pixels)))
+        backbone = self.backbone
+        with self._cores_of_its_own():
+            self._on_device.append(_Started(batch, new, backbone.start(pixels)))
         self._finish(keep=self.backbone.n_in_flight)
+
+    @contextmanager
+    def _cores_of_its_own(self) -> Iterator[None]:
+        """Hold decoding back while the backbone computes on the CPU; reading goes on.
+
+        The threads of a layer wait for one another at its end, and wait long where a decoding thread has one of the
+        cores: by turns both are done sooner.
+        """
+        if self.counts.device == "cpu":
+            self._may_decode.clear()
+        try:
+            yield
+        finally:
+            self._may_decode.set()
 
     def _finish(self, *, keep: int) -> None:
         """Take embeddings from the device, but for the latest batches, and give them to the cache."""
@@ -181,48 +216,68 @@ class EmbeddingLoop:
 
     def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
+        # One torch thread in each: the backbone's own threads have the cores already.
+        decoders = ThreadPoolExecutor(self.workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        readers = ThreadPoolExecutor(self.workers, "read")
         source = self.dataset.images.contents(todo)
         ahead: deque[_Batch] = deque()
-        # One torch thread in each worker: the backbone's own threads have the cores already.
-        with ThreadPoolExecutor(self.workers, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                while True:
-                    while self._free and (images := list(islice(source, self.batch_size))):
-                        ahead.append(self._fill(self._free.pop(), images, pool))
-                    if not ahead:
-                        return
-                    yield ahead.popleft()
-            finally:
+        try:
+            while True:
+                while self._free and (images := list(islice(source, self.batch_size))):
+                    ahead.append(self._fill(self._free.pop(), images, readers, decoders))
+                if not ahead:
+                    return
+                yield ahead.popleft()
+        finally:
+            for pool in (readers, decoders):  # in this order: who reads hands on to who decodes
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(
-        self, pixels: torch.Tensor, images: "list[tuple[int, Callable[[], Content]]]", pool: ThreadPoolExecutor
+        self,
+        pixels: torch.Tensor,
+        images: "list[tuple[int, Callable[[], Content]]]",
+        readers: ThreadPoolExecutor,
+        decoders: ThreadPoolExecutor,
     ) -> _Batch:
         batch = _Batch(pixels, n_images=len(images))
         size = -(-self.batch_size // (TASKS_A_WORKER * self.workers))
         for first in range(0, len(images), size):
-            batch.tasks.append(pool.submit(self._load_some, images[first : first + size], pixels[first : first + size]))
+            some, places = images[first : first + size], pixels[first : first + size]
+            batch.tasks.append(readers.submit(self._read_some, some, places, decoders))
         return batch
 
-    def _load_some(
-        self, images: "list[tuple[int, Callable[[], Content]]]", pixels: torch.Tensor
-    ) -> "list[_Loaded | _Failed]":
-        return [self._load(index, read, place) for (index, read), place in zip(images, pixels, strict=False)]
+    def _read_some(
+        self, images: "list[tuple[int, Callable[[], Content]]]", places: torch.Tensor, decoders: ThreadPoolExecutor
+    ) -> "Future[list[_Loaded | _Failed]]":
+        return decoders.submit(self._decode_some, [self._read(index, read) for index, read in images], places)
 
-    def _load(self, index: int, read: "Callable[[], Content]", place: torch.Tensor) -> "_Loaded | _Failed":
+    def _read(self, index: int, read: "Callable[[], Content]") -> "_Read | _Failed":
         try:
             # Before reading: a file that changes from here on will be seen as changed the next time.
             stamp = self.dataset.images.stamp(index)
             content = read()
             key = bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
-            if key in self.writer:
-                return _Loaded(index, stamp, key, decoded=False)
-            place.copy_(load_image(content))  # one grey channel becomes three here
-            return _Loaded(index, stamp, key, decoded=True)
+            return _Read(index, stamp, key, None if key in self.writer else content)
         except ImageDecodeError as error:
             return _Failed(index, str(error))
         except OSError as error:
             return _Failed(index, error.strerror or str(error))
+
+    def _decode_some(self, images: "list[_Read | _Failed]", places: torch.Tensor) -> "list[_Loaded | _Failed]":
+        return [
+            image if isinstance(image, _Failed) else self._decode(image, place)
+            for image, place in zip(images, places, strict=False)
+        ]
+
+    def _decode(self, image: _Read, place: torch.Tensor) -> "_Loaded | _Failed":
+        if image.content is None:
+            return _Loaded(image.index, image.stamp, image.key, decoded=False)
+        self._may_decode.wait()
+        try:
+            place.copy_(load_image(image.content))  # one grey channel becomes three here
+        except ImageDecodeError as error:
+            return _Failed(image.index, str(error))
+        return _Loaded(image.index, image.stamp, image.key, decoded=True)
 
 
 def sample_images(dataset: Dataset) -> torch.Tensor:
