@@ -142,6 +142,34 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 @click.option("--dataset", metavar="NAME", help="Which of the cache's data sets; not needed where there is one.")
 @click.option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1; may be repeated.")
 @click.option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train; may be repeated.")
+@click.option(
+    "--grid", "grids", multiple=True, metavar="KEY=V,V",
+    help="Cross every head with these values of lr, weight_decay or dropout; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
+    help="Train each head so many times; the selection is by their mean.",
+)  # fmt: skip
+@click.option(
+    "--folds", "n_folds", type=click.IntRange(2, 100),
+    help="Cross-validate too: select in each training fold, pool the outer folds' predictions.",
+)  # fmt: skip
+@click.option(
+    "--learning-curve", "with_learning_curve", is_flag=True,
+    help="Train the selected head on 5, 10, 20 and 50% of the training patients too.",
+)  # fmt: skip
+@click.option(
+    "--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True,
+    help="Of the learning rate; cosine has a warm-up.",
+)  # fmt: skip
+@click.option(
+    "--class-weight", type=click.Choice(["none", "balanced"]), default="none", show_default=True,
+    help="balanced: each class counts the same in the loss, however many images it has.",
+)  # fmt: skip
+@click.option(
+    "--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+    help="Share of each label that is spread over all classes.",
+)  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without a better one.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=64, show_default=True, help="Images in a step.")
@@ -152,8 +180,8 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 )  # fmt: skip
 @json_option
 def train(
-    cache: Path, run: Path, dataset: str | None, positive: tuple[str, ...], heads: tuple[str, ...], as_json: bool,
-    **options: Any,
+    cache: Path, run: Path, dataset: str | None, positive: tuple[str, ...], heads: tuple[str, ...],
+    grids: tuple[str, ...], n_folds: int | None, with_learning_curve: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train heads on cached embeddings, and score them. No image is opened.
 
@@ -164,19 +192,22 @@ def train(
     Example:
       hoarfrost train --cache images.h5 --run runs/first --positive malignant
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
+      hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
-    from pipeline.console import say, train_text
+    from pipeline.console import train_text, training_progress
     from pipeline.experiment import run_experiment
-    from pipeline.heads import parse_heads
+    from pipeline.heads import cross_heads, parse_heads
     from pipeline.runs import metrics_document
     from pipeline.train import TrainingConfig
 
+    specs, config = cross_heads(parse_heads(heads), grids), TrainingConfig(**options)
     result = run_experiment(
-        cache, run, parse_heads(heads), dataset=dataset, positive=positive, config=TrainingConfig(**options),
-        command=["hoarfrost", *sys.argv[1:]], on_head=lambda name: say(f"training {name}"),
+        cache, run, specs, dataset=dataset, positive=positive, config=config, n_folds=n_folds or 0,
+        with_learning_curve=with_learning_curve,
+        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(config.epochs),
     )  # fmt: skip
     # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).
-    document = {**metrics_document(result.selected, result.heads), "run": str(run), "forward_images": 0}
+    document = {**metrics_document(result), "run": str(run), "forward_images": 0}
     emit(as_json, document, train_text(result))
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from features.cache import CacheInfo, CompactSummary, VerifyReport
     from features.plan import ExtractSummary, Progress
-    from pipeline.runs import HeadResult, Run
+    from pipeline.runs import CrossValidation, HeadResult, ReferenceResult, Run
 
+SHOWN_HEADS = 20  # in a table
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
@@ -74,6 +75,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
+    """Say which heads are trained, and every few seconds how far they are."""
+    last_said: dict[str, float] = {}
+
+    def show(shape: str, epoch: int) -> None:
+        now = time.monotonic()
+        if shape not in last_said:
+            say(f"training {shape}")
+        elif now - last_said[shape] > LINE_SECONDS:
+            say(f"training {shape}: epoch {epoch} of at most {n_epochs}")
+        else:
+            return
+        last_said[shape] = now
+
+    return show
+
+
 def extract_text(summary: "ExtractSummary") -> str:
     """Describe an extraction in two or three lines."""
     done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
@@ -92,12 +110,20 @@ def train_text(run: "Run") -> str:
     rows: list[tuple[str, ...]] = [
         ("", "head", "parameters", "epochs", "val AUC", f"{split} AUC (95% interval)", f"{split} accuracy")
     ]
-    rows += [_head_row(head, head.name == run.selected) for head in run.heads]
+    shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -head.val["roc_auc"]))[:SHOWN_HEADS]
+    rows += [_head_row(head, head.name == run.selected) for head in run.heads if head in shown]
+    rows += [_reference_row(reference) for reference in run.references]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(run.heads) > len(shown):
+        lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
+    lines += _cross_validation_lines(run.cross_validation)
+    lines += _learning_curve_lines(run, split)
+    lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     counts = ", ".join(f"{sum(by_class.values())} {name}" for name, by_class in run.config.dataset.counts.items())
     lines.append(
-        f"* selected by validation ROC AUC; {counts} images, split {_split_words(run.config.dataset.split_by)}"
+        f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
+        f"split {_split_words(run.config.dataset.split_by)}"
     )
     if split == "val":
         lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
@@ -110,15 +136,49 @@ def _split_words(split_by: str) -> str:
     return words.get(split_by, f"by {split_by}")
 
 
+def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:
+    """Describe the pooled predictions of all folds: those of the nested selection, and those of each head."""
+    if folds is None:
+        return []
+    lines = [f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% interval):"]
+    for result in folds.results:
+        low, high = result.pooled["roc_auc_ci95"]
+        by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
+        lines.append(f"  {result.name}: {result.pooled['roc_auc']:.3f} ({low:.3f} to {high:.3f}); by fold {by_fold}")
+    return lines
+
+
+def _learning_curve_lines(run: "Run", split: str) -> list[str]:
+    if not run.learning_curve:
+        return []
+    lines = [f"learning curve of {run.selected}, {split} ROC AUC (mean, least and greatest of the draws):"]
+    for point in run.learning_curve:
+        aucs = point.roc_aucs
+        lines.append(
+            f"  {point.share:.0%} of the training patients, {point.n_images:,} images: {sum(aucs) / len(aucs):.3f} "
+            f"({min(aucs):.3f} to {max(aucs):.3f})"
+        )
+    return lines
+
+
+def _over_seeds(n_seeds: int) -> str:
+    return f", the mean over {n_seeds} seeds" if n_seeds > 1 else ""
+
+
+def _reference_row(reference: "ReferenceResult") -> tuple[str, ...]:
+    return ("", reference.name, "", "", *_score_cells(reference))
+
+
 def _head_row(head: "HeadResult", selected: bool) -> tuple[str, ...]:
-    scores = head.test if head.test is not None else head.val
+    epochs = f"{head.best_epoch} of {head.epochs}"
+    return ("*" if selected else "", head.name, f"{head.n_parameters:,}", epochs, *_score_cells(head))
+
+
+def _score_cells(result: "HeadResult | ReferenceResult") -> tuple[str, str, str]:
+    scores = result.test if result.test is not None else result.val
     low, high = scores["roc_auc_ci95"]
     return (
-        "*" if selected else "",
-        head.name,
-        f"{head.n_parameters:,}",
-        f"{head.best_epoch} of {head.epochs}",
-        f"{head.val['roc_auc']:.3f}",
+        f"{result.val['roc_auc']:.3f}",
         f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})",
         f"{scores['accuracy']:.3f} (majority class {scores['majority_accuracy']:.3f})",
     )

@@ -1,80 +1,47 @@
 """One experiment: from a cached data set to a run folder. Opens no image, and loads no backbone."""
 
 import json
+import logging
 import platform
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from features.cache import DIM, DatasetTable, EmbeddingCache, Embeddings, Header, library_versions
+from features.cache import DIM, EmbeddingCache, Embeddings, Header, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
+from pipeline.crossval import cross_validate
+from pipeline.curve import learning_curve
 from pipeline.heads import HeadSpec, count_parameters
-from pipeline.metrics import roc_auc, score
+from pipeline.metrics import macro_roc_auc, macro_roc_aucs, score
+from pipeline.references import LOGISTIC_REGRESSION, reference_probabilities
 from pipeline.runs import (
-    SPLITS,
-    DatasetFacts,
     EmbeddingFacts,
     Epoch,
     HeadResult,
     Predictions,
+    ReferenceResult,
     Run,
     RunConfig,
-    UnreadableImage,
+    SeedResult,
     check_run_directory,
-    class_numbers,
     write_run,
 )
-from pipeline.splits import carve_validation, merged_groups, split
-from pipeline.train import Labelled, TrainedHead, TrainingConfig, predict_probabilities, train_head
+from pipeline.task import Task, dataset_facts, read_task
+from pipeline.train import Fold, Labelled, TrainedHead, TrainingConfig, predict_probabilities, train_heads
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be told apart, on which images.
-
-    Attributes
-    ----------
-    x : ndarray (n, 512) float32
-        Embeddings of the readable images.
-    y : ndarray (n,) int64
-        Class numbers.
-    splits : ndarray (n,) of "train", "val" or "test"
-    names : tuple of str
-        What the class numbers stand for.
-    """
-
-    table: DatasetTable
-    readable: npt.NDArray[np.bool_]
-    x: Embeddings
-    y: Ints
-    splits: npt.NDArray[np.str_]
-    split_by: str
-    classes: tuple[str, ...]
-    positive: tuple[str, ...] | None
-    names: tuple[str, ...]
-
-    @property
-    def scored_splits(self) -> tuple[str, ...]:
-        """The splits that heads are scored on: val, and test where there is one."""
-        return tuple(name for name in ("val", "test") if (self.splits == name).any())
-
-    def labels(self) -> list[str]:
-        """Give the data set's own labels of the readable images."""
-        return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
+logger = logging.getLogger(__name__)
 
 
 def run_experiment(
@@ -85,8 +52,10 @@ def run_experiment(
     dataset: str | None = None,
     positive: Sequence[str] = (),
     config: TrainingConfig | None = None,
+    n_folds: int = 0,
+    with_learning_curve: bool = False,
     command: Sequence[str] = (),
-    on_head: Callable[[str], None] = lambda _: None,
+    on_epoch: Callable[[str, int], None] = lambda *_: None,
 ) -> Run:
     """Train heads on a cached data set, select by validation, score, and write the run folder.
 
@@ -102,10 +71,14 @@ def run_experiment(
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     config : TrainingConfig, optional
+    n_folds : int
+        Cross-validate the whole procedure, selection included, over so many folds; 0 leaves it out.
+    with_learning_curve : bool
+        Train the selected head on growing shares of the training patients too.
     command : sequence of str
         What the user typed, for the record.
-    on_head : callable
-        Called with each head's name before it is trained.
+    on_epoch : callable
+        Called with an architecture and the number of the epoch that its heads have finished.
 
     Returns
     -------
@@ -122,25 +95,41 @@ def run_experiment(
     device = choose_device(config.device)
     with EmbeddingCache(cache) as opened:
         header = opened.header
-        task = _task(opened, dataset, tuple(normalize("NFC", label) for label in positive), config.seed)
-    trained = [_train(head, task, config, device, on_head) for head in heads]
-    probabilities = {head.spec.name: _probabilities(head, task, device) for head in trained}
-    results = tuple(_result(head, task, probabilities[head.spec.name]) for head in trained)
-    selected = max(results, key=lambda result: (result.val["roc_auc"], -result.val["loss"])).name
+        task = read_task(opened, dataset, positive, config.seed)
+    data = Labelled(_tensor(task.x, device), torch.from_numpy(task.y).to(device))
+    variants = _train(heads, task, data, config, on_epoch)
+    folds = cross_validate(heads, task, data, n_folds, config, macro_roc_aucs, on_epoch) if n_folds else None
+    references = _references(task)
+    probabilities = {name: _probabilities(trained, task, device) for name, trained in variants.items()}
+    results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
+    selected = max(results, key=_selection_order).name
+    chosen = next(spec for spec in heads if spec.name == selected)
+    curve = learning_curve(chosen, task, data, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
     run = Run(
         directory,
-        _run_config(task, header, str(cache), config, device, shlex.join(command), trained, time.monotonic() - started),
+        _run_config(
+            task, header, str(cache), config, device, shlex.join(command), variants, time.monotonic() - started
+        ),
         selected,
         results,
-        tuple(
-            Epoch(head.spec.name, number, epoch.train_loss, epoch.val_loss, epoch.val_roc_auc)
-            for head in trained
-            for number, epoch in enumerate(head.history, start=1)
-        ),
-        _predictions(task, probabilities),
+        tuple(references),
+        folds,
+        curve,
+        tuple(_epochs(variants)),
+        _predictions(task, {name: found.mean(axis=0) for name, found in probabilities.items()}),
     )
-    write_run(run, {f"{head.spec.slug}.safetensors": _head_file(head, task, run.config) for head in trained})
+    files = {
+        _file_name(head, config): _head_file(head, task, run.config)
+        for trained in variants.values()
+        for head in trained
+    }
+    write_run(run, files)
     return run
+
+
+def _selection_order(result: HeadResult) -> tuple[float, float]:
+    """Select by validation alone: the mean ROC AUC over seeds, then the loss."""
+    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -float(result.val["loss"])
 
 
 def _run_config(
@@ -150,20 +139,24 @@ def _run_config(
     config: TrainingConfig,
     device: str,
     command: str,
-    trained: Sequence[TrainedHead],
+    variants: dict[str, list[TrainedHead]],
     seconds: float,
 ) -> RunConfig:
     return RunConfig(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
-        head_seconds={head.spec.name: head.seconds for head in trained},
+        head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
         seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         patience=config.patience,
         batch_size=config.batch_size,
+        schedule=config.schedule,
+        class_weight=config.class_weight,
+        label_smoothing=config.label_smoothing,
         device=device,
-        dataset=_dataset_facts(task),
+        dataset=dataset_facts(task),
         embeddings=EmbeddingFacts(
             cache=cache,
             fingerprint=header.fingerprint.digest,
@@ -178,113 +171,6 @@ def _run_config(
     )
 
 
-# -- the task -----------------------------------------------------------------------------------------------------------
-
-
-def _task(cache: EmbeddingCache, dataset: str | None, positive: tuple[str, ...], seed: int) -> Task:
-    table = cache.dataset(dataset)
-    x, readable = cache.arrays(table)
-    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
-    labels = [table.labels[i] for i in np.flatnonzero(readable)]
-    classes = tuple(sorted(set(labels), key=_label_order))
-    positive_labels = _positive_labels(classes, positive, table.name)
-    y = class_numbers(labels, classes, positive_labels)
-    names = _class_names(classes, positive_labels)
-    splits, split_by = _splits(table, readable, y, names, seed)
-    task = Task(table, readable, x, y, splits, split_by, classes, positive_labels, names)
-    _check_splits(task)
-    return task
-
-
-def _check_embeddings(x: Embeddings, paths: Sequence[str], cache: EmbeddingCache) -> None:
-    """Refuse NaN and infinity: standardisation would spread one image's over all."""
-    broken = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(broken):
-        raise TrainingError(
-            f"{cache.path}: the embeddings of {len(broken)} of {len(paths)} images are not finite (first: "
-            f"{paths[broken[0]]}). The weights {cache.header.weights} are probably damaged: extract with others."
-        )
-
-
-def _label_order(label: str) -> tuple[bool, int, str]:
-    """Sort numbers as numbers (10 after 9), and before texts."""
-    number = label.isascii() and label.isdigit()
-    return (not number, int(label) if number else 0, label)
-
-
-def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
-    if len(classes) < 2:
-        raise TrainingError(
-            f"The data set {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
-            "two apart. Mend the unreadable images or add others, and extract again."
-        )
-    for label in positive:
-        if label not in classes:
-            raise TrainingError(
-                f"--positive {label}: the data set {dataset!r} has no such label. It has: {', '.join(classes)}."
-            )
-    if set(positive) == set(classes):
-        raise TrainingError(f"--positive names all labels ({', '.join(classes)}); leave at least one for class 0.")
-    if positive:
-        return tuple(label for label in classes if label in positive)
-    return classes[1:] if len(classes) == 2 else None
-
-
-def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> tuple[str, ...]:
-    if positive is None:
-        return classes
-    return " + ".join(label for label in classes if label not in positive), " + ".join(positive)
-
-
-def _splits(
-    table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, names: tuple[str, ...], seed: int
-) -> tuple[npt.NDArray[np.str_], str]:
-    """Take the data set's own splits, or make them by patient; the same bytes are never in two splits of ours."""
-    places = np.flatnonzero(readable)
-    known = [[column[i] for i in places] for column in (table.patients,) if column is not None]
-    groups = merged_groups(table.rows[readable].tolist(), *known)
-    if table.splits is None:
-        return split(y, groups, names, seed=seed), "patient" if known else "image"
-    given = np.array([table.splits[i] for i in places], dtype="<U5")
-    train = given == "train"
-    if not train.any():
-        raise TrainingError(f"The data set {table.name!r} has no images in the split train.")
-    if (given == "val").any():
-        return given, "given"
-    given[train] = carve_validation(y[train], groups[train], names, seed=seed)
-    return given, "given, val from train"
-
-
-def _check_splits(task: Task) -> None:
-    """Refuse a split in which a class is missing: nothing could be learnt or scored there."""
-    for name in ("train", *task.scored_splits):
-        counts = np.bincount(task.y[task.splits == name], minlength=len(task.names))
-        for label, count in zip(task.names, counts.tolist(), strict=True):
-            if count < 2:
-                all_counts = ", ".join(f"{n} {other}" for other, n in zip(task.names, counts.tolist(), strict=True))
-                raise TrainingError(
-                    f"The split {name} has {count} image(s) of the class {label!r}; at least 2 are needed to learn or "
-                    f"score it (the split has {all_counts}). Add images, or change the data set's split column or folders."
-                )
-
-
-def _dataset_facts(task: Task) -> DatasetFacts:
-    table = task.table
-    found = Counter(zip(task.splits.tolist(), task.labels(), strict=True))
-    present = [name for name in SPLITS if (task.splits == name).any()]
-    return DatasetFacts(
-        name=table.name,
-        source=table.source,
-        classes=task.classes,
-        positive=task.positive,
-        split_by=task.split_by,
-        n_images=len(table),
-        n_patients=len(set(table.patients)) if table.patients is not None else None,
-        counts={name: {label: found[name, label] for label in task.classes} for name in present},
-        unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
-    )
-
-
 # -- heads --------------------------------------------------------------------------------------------------------------
 
 
@@ -293,49 +179,102 @@ def _tensor(x: Embeddings, device: str) -> torch.Tensor:
 
 
 def _train(
-    spec: HeadSpec, task: Task, config: TrainingConfig, device: str, on_head: Callable[[str], None]
-) -> TrainedHead:
-    on_head(spec.name)
-    parts = {}
-    for name in ("train", "val"):
-        rows = task.splits == name
-        parts[name] = Labelled(_tensor(task.x[rows], device), torch.from_numpy(task.y[rows]).to(device))
-    return train_head(spec, parts["train"], parts["val"], len(task.names), config, _roc_auc)
+    specs: Sequence[HeadSpec], task: Task, data: Labelled, config: TrainingConfig, on_epoch: Callable[[str, int], None]
+) -> dict[str, list[TrainedHead]]:
+    """Train all variants with all seeds; give the heads of each variant by its name."""
+    fold = Fold(np.flatnonzero(task.splits == "train"), np.flatnonzero(task.splits == "val"))
+    trained = train_heads(specs, data, [fold], len(task.names), config, macro_roc_aucs, on_epoch)
+    variants: dict[str, list[TrainedHead]] = {}
+    for head in trained:
+        variants.setdefault(head.spec.name, []).append(head)
+    for spec in specs:
+        n_lost = config.seeds - len(variants.get(spec.name, ()))
+        if n_lost:
+            variants.pop(spec.name, None)
+            logger.warning("%s: left out, its loss is no longer a number with %d of its seeds", spec.name, n_lost)
+    if not variants:
+        raise TrainingError(
+            "Each head's loss stopped being a number with one of its seeds. Lower the learning rates (lr=)."
+        )
+    return variants
 
 
-def _probabilities(head: TrainedHead, task: Task, device: str) -> npt.NDArray[np.float64]:
-    found = predict_probabilities(head.module, _tensor(task.x, device))  # (n, C)
+def _probabilities(trained: Sequence[TrainedHead], task: Task, device: str) -> Floats:
+    """Give each seed's class probabilities of all images, (S, n, C)."""
+    found = np.stack([predict_probabilities(head.module, _tensor(task.x, device)) for head in trained])
     if not np.isfinite(found).all():
         raise TrainingError(
-            f"{head.spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
+            f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
         )
     return found
 
 
-def _roc_auc(y_true: Ints, probabilities: npt.NDArray[np.float64]) -> float:
-    """ROC AUC of an epoch: of class 1, or the macro mean of one-vs-rest."""
-    n_classes = probabilities.shape[1]
-    numbers = [1] if n_classes == 2 else range(n_classes)
-    return float(np.mean([roc_auc((y_true == c).astype(np.int64), probabilities[:, c]) for c in numbers]))
+def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
+    """Score probabilities (n, C) on each split that heads are scored on."""
+    return {
+        name: score(task.y[task.splits == name], probabilities[task.splits == name], task.names)
+        for name in task.scored_splits
+    }
 
 
-def _result(head: TrainedHead, task: Task, probabilities: npt.NDArray[np.float64]) -> HeadResult:
-    scores: dict[str, dict[str, Any]] = {}
-    for name in task.scored_splits:
-        rows = task.splits == name
-        scores[name] = score(task.y[rows], probabilities[rows], task.names)
+def _result(
+    trained: Sequence[TrainedHead], task: Task, probabilities: Floats, references: Sequence[ReferenceResult]
+) -> HeadResult:
+    """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
+    first, spec = trained[0], trained[0].spec
+    scores = _scores(task, probabilities.mean(axis=0))
+    rows = {name: task.splits == name for name in task.scored_splits}
+    aucs = [
+        {name: macro_roc_auc(task.y[which], found[which]) for name, which in rows.items()} for found in probabilities
+    ]
+    seeds = tuple(
+        SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
+        for head, auc in zip(trained, aucs, strict=True)
+    )
     return HeadResult(
-        name=head.spec.name,
-        n_parameters=count_parameters(head.module),
-        learning_rate=head.spec.lr,
-        weight_decay=head.spec.weight_decay,
-        dropout=head.spec.dropout,
-        best_epoch=head.best_epoch,
-        epochs=len(head.history),
-        weights_file=f"heads/{head.spec.slug}.safetensors",
+        name=spec.name,
+        n_parameters=count_parameters(first.module),
+        learning_rate=spec.lr,
+        weight_decay=spec.weight_decay,
+        dropout=spec.dropout,
+        best_epoch=first.best_epoch,
+        epochs=len(first.history),
+        weights_file=f"heads/{spec.slug}.safetensors",
         val=scores["val"],
         test=scores.get("test"),
+        seeds=seeds,
+        alarms=tuple(_alarms(task, probabilities.mean(axis=0), seeds, references)),
     )
+
+
+def _alarms(
+    task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
+) -> list[str]:
+    """Say what is wrong with a head, by its validation split."""
+    alarms = []
+    answers = np.unique(probabilities[task.splits == "val"].argmax(axis=1))
+    if len(answers) == 1:
+        alarms.append(f"collapsed: it calls every validation image {task.names[answers[0]]!r}")
+    found = float(np.mean([seed.val_roc_auc for seed in seeds]))
+    to_beat = next(float(reference.val["roc_auc"]) for reference in references if reference.name == LOGISTIC_REGRESSION)
+    if found < to_beat:
+        alarms.append(f"loses to {LOGISTIC_REGRESSION}: validation ROC AUC {found:.3f} against {to_beat:.3f}")
+    return alarms
+
+
+def _references(task: Task) -> list[ReferenceResult]:
+    train = task.splits == "train"
+    found = reference_probabilities(task.x[train], task.y[train], task.x)
+    results = []
+    for name, probabilities in found.items():
+        scores = _scores(task, probabilities)
+        results.append(ReferenceResult(name, scores["val"], scores.get("test")))
+    return results
+
+
+def _file_name(head: TrainedHead, config: TrainingConfig) -> str:
+    seed = f"-seed{head.seed}" if head.seed != config.seed else ""
+    return f"{head.spec.slug}{seed}.safetensors"
 
 
 def _head_file(head: TrainedHead, task: Task, config: RunConfig) -> bytes:
@@ -356,7 +295,16 @@ def _head_file(head: TrainedHead, task: Task, config: RunConfig) -> bytes:
     return content
 
 
-def _predictions(task: Task, probabilities: dict[str, npt.NDArray[np.float64]]) -> Predictions:
+def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:
+    return [
+        Epoch(name, head.seed, number, *(epoch.train_loss, epoch.val_loss, epoch.val_roc_auc, epoch.learning_rate))
+        for name, trained in variants.items()
+        for head in trained
+        for number, epoch in enumerate(head.history, start=1)
+    ]
+
+
+def _predictions(task: Task, probabilities: dict[str, Floats]) -> Predictions:
     places = np.flatnonzero(task.readable)
     patients = task.table.patients
     return Predictions(

@@ -1,8 +1,10 @@
 """Heads: the grammar of their specifications, and the modules."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import product
 from typing import TYPE_CHECKING
 
 from features.errors import TrainingError
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_HEADS = ("linear", "mlp:256", "mlp:256x6")
 MAX_WIDTH = 65_536
 MAX_DEPTH = 64
+MAX_VARIANTS = 10_000
 MAX_PARAMETERS = 100_000_000  # with AdamW's state 1.6 GB; more is no lightweight head
 GRAMMAR = "linear, mlp:WIDTH or mlp:WIDTHxDEPTH, then options as in mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2"
 
@@ -40,12 +43,16 @@ class HeadSpec:
     weight_decay: float = 1e-2
 
     @property
+    def shape(self) -> str:
+        """The architecture alone: "linear", "mlp:256", "mlp:256x6"."""
+        return "linear" if not self.depth else f"mlp:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
+
+    @property
     def name(self) -> str:
         """The shortest specification that gives this head."""
-        shape = "linear" if not self.depth else f"mlp:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
         values = {key: getattr(self, key) for key in _OPTIONS if getattr(self, key) != getattr(HeadSpec, key)}
         options = [f"{key}={_shortest(value)}" for key, value in values.items()]
-        return ",".join([shape, *options])
+        return ",".join([self.shape, *options])
 
     @property
     def slug(self) -> str:
@@ -108,16 +115,44 @@ def _parse_shape(shape: str, text: str) -> HeadSpec:
     return spec
 
 
-def _parse_value(key: str, value: str, text: str) -> float:
+def _parse_value(key: str, value: str, text: str, *, option: str = "--head") -> float:
     try:
         number = float(value)
     except ValueError as error:
-        raise TrainingError(f"--head {text}: {key}={value} is not a number.") from error
+        raise TrainingError(f"{option} {text}: {key}={value} is not a number.") from error
     fits = {"dropout": 0 <= number < 1, "lr": number > 0, "weight_decay": number >= 0}[key]
     if not (fits and math.isfinite(number)):
         bounds = {"dropout": "from 0 to below 1", "lr": "above 0", "weight_decay": "0 or above"}[key]
-        raise TrainingError(f"--head {text}: {key} must be {bounds}, not {value}.")
+        raise TrainingError(f"{option} {text}: {key} must be {bounds}, not {value}.")
     return abs(number)  # -0 is 0
+
+
+def cross_heads(specs: "Sequence[HeadSpec]", grids: "Sequence[str]") -> list[HeadSpec]:
+    """Cross heads with grids such as "lr=1e-4,1e-3": each head with each combination of their values.
+
+    Raises
+    ------
+    TrainingError
+        If a grid is not of this form, names no hyperparameter, or names the same as another.
+    """
+    values: dict[str, list[float]] = {}
+    for grid in grids:
+        key, equals, listed = (part.strip() for part in grid.partition("="))
+        if key not in _OPTIONS or not equals:
+            raise TrainingError(f"--grid {grid}: expected one of {', '.join(_OPTIONS)}, as in lr=1e-4,1e-3.")
+        if key in values:
+            raise TrainingError(f"--grid {grid}: {key} has a grid already. Put all its values into one.")
+        values[key] = [_parse_value(key, value.strip(), key, option="--grid") for value in listed.split(",")]
+    crossed = [
+        # A linear head has no hidden layer to drop out from: one of it is enough.
+        replace(spec, **{key: value for key, value in chosen.items() if key != "dropout" or spec.depth})  # type: ignore[arg-type]
+        for spec in specs
+        for chosen in (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+    ]
+    found = list(dict.fromkeys(crossed))
+    if len(found) > MAX_VARIANTS:
+        raise TrainingError(f"--grid: {len(found):,} variants are more than {MAX_VARIANTS:,}. Give fewer values.")
+    return found
 
 
 def parse_heads(texts: "tuple[str, ...] | list[str]") -> list[HeadSpec]:

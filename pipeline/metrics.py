@@ -77,6 +77,60 @@ def roc_auc(y_true: Ints, y_score: Floats) -> float:
     return float(sk.roc_auc_score(y_true, y_score))
 
 
+def roc_aucs(y_true: Ints, y_scores: Floats) -> Floats:
+    """Give the areas under many ROC curves over the same samples at once.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values {0, 1}
+    y_scores : ndarray (m, n) float64
+        Each row as the `y_score` of `roc_auc`, which this equals to rounding.
+
+    Returns
+    -------
+    ndarray (m,) float64
+
+    Raises
+    ------
+    ValueError
+        As `roc_auc`.
+
+    Notes
+    -----
+    The Mann-Whitney statistic, by mid-ranks.
+    """
+    for y_score in y_scores:
+        y_true, _ = _checked_binary(y_true, y_score)
+    n_pos = int(y_true.sum())
+    rank_sums = rankdata(y_scores, axis=1)[:, y_true == 1].sum(axis=1)
+    areas: Floats = (rank_sums - n_pos * (n_pos + 1) / 2) / (n_pos * (len(y_true) - n_pos))
+    return areas
+
+
+def macro_roc_auc(y_true: Ints, probabilities: Floats) -> float:
+    """Give the ROC AUC of class 1, or with more than two classes the macro mean of one-vs-rest.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1
+    probabilities : ndarray (n, C) float64
+
+    Raises
+    ------
+    ValueError
+        As `roc_auc`.
+    """
+    return float(macro_roc_aucs(y_true, probabilities[None])[0])
+
+
+def macro_roc_aucs(y_true: Ints, probabilities: Floats) -> Floats:
+    """Give `macro_roc_auc` for many heads at once: (m,) float64 of probabilities (m, n, C)."""
+    n_classes = probabilities.shape[2]
+    classes = [1] if n_classes == 2 else range(n_classes)
+    areas: Floats = np.mean([roc_aucs((y_true == c).astype(np.int64), probabilities[:, :, c]) for c in classes], axis=0)
+    return areas
+
+
 def roc_curve(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
     """Give the ROC curve: false positive rates, true positive rates, thresholds, each (k,) float64."""
     y_true, y_score = _checked_binary(y_true, y_score)

@@ -95,3 +95,56 @@ def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, 
             assigned[members[start : start + count]] = name
             start += count
     return assigned[np.searchsorted(names, groups)]
+
+
+def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed: int = 0) -> Ints:
+    """Share images out over folds, stratified by class, a group always in one fold.
+
+    Parameters
+    ----------
+    y : ndarray (n,) int64
+        Class numbers.
+    groups : ndarray (n,) int64
+    classes : sequence of str
+        Names, for messages.
+    n_folds : int
+        At least two.
+    seed : int
+
+    Returns
+    -------
+    ndarray (n,) int64
+        The fold that each image is held out in, 0 to n_folds - 1; every class is in each.
+
+    Raises
+    ------
+    TrainingError
+        If there are fewer groups than folds, of all images or of a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n_groups = len(np.unique(groups))
+    if n_groups < n_folds:
+        raise TrainingError(
+            f"--folds {n_folds}: there are {n_groups} patients (or images, where patients are unknown). "
+            f"Give at most --folds {n_groups}."
+        )
+    for number, label in enumerate(classes):
+        n_groups = len(np.unique(groups[y == number]))
+        if n_groups < n_folds:
+            raise TrainingError(
+                f"--folds {n_folds}: the class {label!r} has {n_groups} patients (or images, where patients are unknown), "
+                f"too few to be in each fold. Give at most --folds {n_groups}, or add images."
+            )
+    folds = np.empty(len(y), np.int64)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), y, groups)):
+        folds[held_out] = fold
+    for fold in range(n_folds):
+        missing = set(range(len(classes))) - set(y[folds == fold].tolist())
+        if missing:
+            raise TrainingError(
+                f"--folds {n_folds}: the patients cannot be shared out so that {classes[min(missing)]!r} is in each fold. "
+                "Give fewer folds."
+            )
+    return folds

@@ -26,8 +26,10 @@ from pipeline.runs import (
     Epoch,
     HeadResult,
     Predictions,
+    ReferenceResult,
     Run,
     RunConfig,
+    SeedResult,
     UnreadableImage,
     write_run,
 )
@@ -65,9 +67,13 @@ def run_config(dataset: DatasetFacts) -> RunConfig:
         seconds=134.2,
         head_seconds={},
         seed=0,
+        seeds=1,
         epochs=30,
         patience=10,
         batch_size=32,
+        schedule="constant",
+        class_weight="none",
+        label_smoothing=0.0,
         device="cpu",
         dataset=dataset,
         embeddings=EmbeddingFacts(
@@ -108,6 +114,7 @@ def head_result(
         weights_file="heads/0.safetensors",
         val=val or {},
         test=test,
+        seeds=(SeedResult(0, 0.8, 0.8, 20, 30),),
     )
 
 
@@ -132,7 +139,7 @@ def training_history(head: str, seed: int, n_epochs: int = 30) -> list[Epoch]:
     falling = np.exp(-np.arange(n_epochs) / 8)
     train, val = 0.3 + 0.5 * falling, 0.45 + 0.35 * falling + rng.normal(0, 0.01, n_epochs)
     area = 0.88 - 0.2 * falling + rng.normal(0, 0.01, n_epochs)
-    return [Epoch(head, i + 1, float(train[i]), float(val[i]), float(area[i])) for i in range(n_epochs)]
+    return [Epoch(head, 0, i + 1, float(train[i]), float(val[i]), float(area[i]), 1e-3) for i in range(n_epochs)]
 
 
 def make_run(
@@ -163,7 +170,8 @@ def make_run(
     config = replace(
         run_config(dataset_facts(classes, positive, labels, splits)), head_seconds=dict.fromkeys(heads, 1.5)
     )
-    return Run(directory, config, heads[min(1, len(heads) - 1)], results, history, predictions)
+    references = (ReferenceResult("logistic regression", results[0].val, results[0].test),)
+    return Run(directory, config, heads[min(1, len(heads) - 1)], results, references, None, (), history, predictions)
 
 
 def with_dataset(run: Run, **changes: object) -> Run:
@@ -276,7 +284,7 @@ def test_every_auc_in_the_table_is_in_metrics(tmp_path: Path, n_of_split: dict[s
     ranked = [run.head("mlp:256"), *sorted((run.heads[0], run.heads[2]), key=lambda head: -head.val["roc_auc"])]
     expected = [
         f"{scores['roc_auc']:.3f} ({scores['roc_auc_ci95'][0]:.3f} to {scores['roc_auc_ci95'][1]:.3f})"
-        for head in ranked
+        for head in (*ranked, *run.references)
         for scores in (head.val, head.test)
         if scores is not None
     ]

@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 
 from features.errors import RunError
 from pipeline.runs import (
+    CrossValidated,
+    CrossValidation,
     DatasetFacts,
     EmbeddingFacts,
     Epoch,
     HeadResult,
+    LearningPoint,
     Predictions,
+    ReferenceResult,
     Run,
     RunConfig,
+    SeedResult,
     UnreadableImage,
     check_run_directory,
     class_numbers,
@@ -70,9 +75,13 @@ def make_run(
             seconds=1.5,
             head_seconds={},
             seed=0,
+            seeds=1,
             epochs=3,
             patience=2,
             batch_size=64,
+            schedule="constant",
+            class_weight="none",
+            label_smoothing=0.0,
             device="cpu",
             dataset=DatasetFacts(
                 name=odd,
@@ -93,11 +102,15 @@ def make_run(
         heads[0],
         tuple(
             HeadResult(
-                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, f"heads/{i}.safetensors", SCORES, SCORES if with_test else None
+                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, f"heads/{i}.safetensors", SCORES, SCORES if with_test else None,
+                (SeedResult(0, 0.8, 0.8 if with_test else None, 1, 2),), (odd,),
             )
             for i, head in enumerate(heads)
         ),
-        tuple(Epoch(head, epoch, 0.1 + epoch / 3, 0.7, 0.8) for head in heads for epoch in (1, 2)),
+        (ReferenceResult("logistic regression", SCORES, SCORES if with_test else None),),
+        CrossValidation(2, 6, (heads[0], heads[-1]), (CrossValidated(odd, SCORES, (0.5, 0.75)),)),
+        (LearningPoint(0.5, 3, 6, (0.5, 0.75)),),
+        tuple(Epoch(head, 0, epoch, 0.1 + epoch / 3, 0.7, 0.8, 1e-3) for head in heads for epoch in (1, 2)),
         Predictions(
             tuple(f"{odd}{i}" for i in range(len(rows))),
             tuple(odd for _ in rows),
@@ -243,7 +256,7 @@ def refused_places(root: Path) -> dict[str, tuple[Path, str]]:
         written(root / name)
         (root / name / extra).write_text("dear")
     written(root / "newer")
-    edit_json(root / "newer" / "config.json", lambda content: content.update({"format_version": 2}))
+    edit_json(root / "newer" / "config.json", lambda content: content.update({"format_version": 3}))
     other = "is not that of an earlier run .*nothing was written there. Remove the folder, or name another with --run"
     return {
         "folder of something else": (root / "photos", r"photos is not empty and holds no earlier run .*--run"),
@@ -371,7 +384,7 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("config.json", lambda c: c.update(format_version=2), "newer hoarfrost .run format 2.* Upgrade hoarfrost"),
+        ("config.json", lambda c: c.update(format_version=3), "newer hoarfrost .run format 3.* Upgrade hoarfrost"),
         ("config.json", lambda c: c.update(format="a cake"), "is not a run's configuration"),
         ("config.json", lambda c: c.pop("dataset"), "config.json: the run is damaged: there is no 'dataset'"),
         ("config.json", lambda c: c.pop("seed"), "config.json: the run is damaged: .*'seed'"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.runs import DatasetFacts, HeadResult, Run
+from pipeline.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +35,7 @@ class Evaluation:
         """Name the images, with their number: "156 test images"."""
         return f"{len(self.y_true):,} {SPLIT_NAMES[self.split]} image{'' if len(self.y_true) == 1 else 's'}"
 
-    def scores(self, head: HeadResult) -> dict[str, Any]:
+    def scores(self, head: HeadResult | ReferenceResult) -> dict[str, Any]:
         """Give a head's metrics on these images."""
         return head.val if head.test is None else head.test
 

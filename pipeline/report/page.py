@@ -12,7 +12,17 @@ from pipeline.metrics import confusion_matrix
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from pipeline.report.figures import roc_figure, training_figures
 from pipeline.report.svg import Drawing, draw
-from pipeline.runs import SPLITS, DatasetFacts, HeadResult, Run, RunConfig, UnreadableImage
+from pipeline.runs import (
+    SPLITS,
+    CrossValidation,
+    DatasetFacts,
+    HeadResult,
+    LearningPoint,
+    ReferenceResult,
+    Run,
+    RunConfig,
+    UnreadableImage,
+)
 
 N_LISTED = 50
 MAX_CLASSES_IN_TITLE = 5
@@ -62,6 +72,10 @@ class Page:
     selected: HeadResult
     scores: dict[str, Any]
     heads: tuple[HeadResult, ...]
+    references: tuple[ReferenceResult, ...]
+    cross_validation: CrossValidation | None
+    learning_curve: tuple[LearningPoint, ...]
+    alarms: tuple[tuple[str, str], ...]
     counts: Counts
     unreadable: tuple[UnreadableImage, ...]
     n_unlisted: int
@@ -109,16 +123,21 @@ def page_of(run: Run) -> Page:
     evaluation = evaluation_of(run)
     heads = _ranked(run)
     unreadable = run.config.dataset.unreadable
-    training = training_figures(heads, run.history)
+    first_seed = [epoch for epoch in run.history if epoch.seed == run.config.seed]
+    training = training_figures(heads, first_seed)
     return Page(
         task=_task(evaluation.classes, run.config.dataset),
-        banners=_banners(run.config, evaluation),
+        banners=_banners(run.config, evaluation, heads[0]),
         config=run.config,
         evaluation=evaluation,
         split=SPLIT_NAMES[evaluation.split],
         selected=heads[0],
         scores=evaluation.scores(heads[0]),
         heads=heads,
+        references=run.references,
+        cross_validation=run.cross_validation,
+        learning_curve=run.learning_curve,
+        alarms=tuple((head.name, alarm) for head in heads for alarm in head.alarms),
         counts=_counts(run.config.dataset),
         unreadable=unreadable[:N_LISTED],
         n_unlisted=len(unreadable[N_LISTED:]),
@@ -153,8 +172,8 @@ def _task(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
     return f"{', '.join(classes[:-1])} or {classes[-1]}"
 
 
-def _banners(config: RunConfig, evaluation: Evaluation) -> tuple[str, ...]:
-    banners = list(config.warnings)
+def _banners(config: RunConfig, evaluation: Evaluation, selected: HeadResult) -> tuple[str, ...]:
+    banners = [*config.warnings, *(f"The selected head {selected.name}: {alarm}." for alarm in selected.alarms)]
     if evaluation.split == "val":
         banners.insert(
             0,
@@ -203,6 +222,10 @@ def _run_facts(config: RunConfig) -> tuple[Fact, ...]:
     return (
         Fact("command", config.command, is_code=True),
         Fact("seed", str(config.seed)),
+        Fact("seeds", str(config.seeds)),
+        Fact("learning rate", config.schedule),
+        Fact("class weight", config.class_weight),
+        Fact("label smoothing", f"{config.label_smoothing:g}"),
         Fact("created", config.created),
         Fact("took", duration(config.seconds)),
         Fact("epochs, at most", str(config.epochs)),

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,13 +16,18 @@ import numpy as np
 
 from features.errors import RunError
 from pipeline.runs.records import (
+    CrossValidated,
+    CrossValidation,
     DatasetFacts,
     EmbeddingFacts,
     Epoch,
     HeadResult,
+    LearningPoint,
     Predictions,
+    ReferenceResult,
     Run,
     RunConfig,
+    SeedResult,
     UnreadableImage,
     class_numbers,
 )
@@ -31,14 +36,20 @@ if TYPE_CHECKING:
     pass
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OWN_FILES = frozenset({"config.json", "metrics.json", "predictions.csv", "history.csv", "heads", "report.html"})
 SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "roc_auc_ci95"})
 
 
-def metrics_document(selected: str, heads: Iterable[HeadResult]) -> dict[str, Any]:
+def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
-    return {"selected": selected, "heads": [asdict(head) for head in heads]}
+    return {
+        "selected": run.selected,
+        "heads": [asdict(head) for head in run.heads],
+        "references": [asdict(reference) for reference in run.references],
+        "cross_validation": asdict(run.cross_validation) if run.cross_validation is not None else None,
+        "learning_curve": [asdict(point) for point in run.learning_curve],
+    }
 
 
 def check_run_directory(directory: Path) -> None:
@@ -110,7 +121,7 @@ def write_run(run: Run, head_files: Mapping[str, bytes]) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
         (staging / "heads").mkdir(parents=True)
         _write_json(staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(run.config)})
-        _write_json(staging / "metrics.json", metrics_document(run.selected, run.heads))
+        _write_json(staging / "metrics.json", metrics_document(run))
         _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
         _write_history(staging / "history.csv", run.history)
         for name, content in head_files.items():
@@ -136,7 +147,11 @@ def read_run(directory: Path) -> Run:
     config = _read_config(directory)
     with _reading(directory / "metrics.json") as path:
         metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        heads = tuple(_from_dict(HeadResult, head) for head in metrics["heads"])
+        heads = tuple(_head_result(head) for head in metrics["heads"])
+        references = tuple(_from_dict(ReferenceResult, reference) for reference in metrics["references"])
+        cross_validation = _cross_validation(metrics["cross_validation"])
+        points = [{**point, "roc_aucs": tuple(point["roc_aucs"])} for point in metrics["learning_curve"]]
+        learning_curve = tuple(_from_dict(LearningPoint, point) for point in points)
         selected = metrics["selected"]
         _check_heads(selected, heads)
     with _reading(directory / "predictions.csv") as path:
@@ -144,7 +159,7 @@ def read_run(directory: Path) -> Run:
         _check_predictions(predictions, heads, config.dataset)
     with _reading(directory / "history.csv") as path:
         history = _read_history(path)
-    return Run(directory, config, selected, heads, history, predictions)
+    return Run(directory, config, selected, heads, references, cross_validation, learning_curve, history, predictions)
 
 
 @contextmanager
@@ -235,6 +250,10 @@ def _read_config(directory: Path) -> RunConfig:
                 f"{directory} was written by a newer hoarfrost (run format {content['format_version']}, "
                 f"this one reads up to {FORMAT_VERSION}). Upgrade hoarfrost, or train again."
             )
+        if content["format_version"] < FORMAT_VERSION:
+            raise RunError(
+                f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
+            )
         dataset = content["dataset"]
         dataset["unreadable"] = tuple(_from_dict(UnreadableImage, row) for row in dataset["unreadable"])
         dataset["classes"] = tuple(dataset["classes"])
@@ -243,6 +262,20 @@ def _read_config(directory: Path) -> RunConfig:
         content["embeddings"] = _from_dict(EmbeddingFacts, content["embeddings"])
         content["warnings"] = tuple(content["warnings"])
         return _from_dict(RunConfig, content)
+
+
+def _head_result(values: dict[str, Any]) -> HeadResult:
+    seeds = tuple(_from_dict(SeedResult, seed) for seed in values["seeds"])
+    return _from_dict(HeadResult, {**values, "seeds": seeds, "alarms": tuple(values["alarms"])})
+
+
+def _cross_validation(values: dict[str, Any] | None) -> CrossValidation | None:
+    if values is None:
+        return None
+    results = tuple(
+        CrossValidated(result["name"], result["pooled"], tuple(result["fold_roc_aucs"])) for result in values["results"]
+    )
+    return _from_dict(CrossValidation, {**values, "selected": tuple(values["selected"]), "results": results})
 
 
 T = TypeVar("T")
@@ -302,13 +335,16 @@ def _write_history(path: Path, history: Iterable[Epoch]) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Epoch)])
-        writer.writerows([e.head, e.epoch, e.train_loss, e.val_loss, e.val_roc_auc] for e in history)
+        writer.writerows(astuple(epoch) for epoch in history)
 
 
 def _read_history(path: Path) -> tuple[Epoch, ...]:
     return tuple(
         Epoch(
-            row["head"], int(row["epoch"]), float(row["train_loss"]), float(row["val_loss"]), float(row["val_roc_auc"])
+            row["head"],
+            int(row["seed"]),
+            int(row["epoch"]),
+            *(float(row[name]) for name in ("train_loss", "val_loss", "val_roc_auc", "learning_rate")),
         )
         for row in _read_table(path)
     )

@@ -59,7 +59,7 @@ class EmbeddingFacts:
 class RunConfig:
     """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
 
-    `head_seconds` maps each head's name to how long its training took.
+    `head_seconds` maps each head's name to its share of the training time, all seeds together.
     """
 
     command: str
@@ -67,9 +67,13 @@ class RunConfig:
     seconds: float
     head_seconds: dict[str, float]
     seed: int
+    seeds: int
     epochs: int
     patience: int
     batch_size: int
+    schedule: str
+    class_weight: str
+    label_smoothing: float
     device: str
     dataset: DatasetFacts
     embeddings: EmbeddingFacts
@@ -79,10 +83,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class SeedResult:
+    """One training of a head: its own ROC AUCs; `test_roc_auc` is None where there is no test split."""
+
+    seed: int
+    val_roc_auc: float
+    test_roc_auc: float | None
+    best_epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class HeadResult:
     """One head's scores. `test` is None where the data set has no test split.
 
-    `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval.
+    `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval. With several seeds they are
+    those of the mean of the seeds' probabilities; `best_epoch`, `epochs` and `weights_file` are the first seed's.
+    `alarms` say what is wrong with it.
     """
 
     name: str
@@ -95,6 +112,46 @@ class HeadResult:
     weights_file: str
     val: dict[str, Any]
     test: dict[str, Any] | None
+    seeds: tuple[SeedResult, ...]
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """The scores of a classifier that heads are compared to; never selected."""
+
+    name: str
+    val: dict[str, Any]
+    test: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """One head, or reference, over all folds: the scores of its pooled predictions, and each fold's ROC AUC."""
+
+    name: str
+    pooled: dict[str, Any]
+    fold_roc_aucs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What cross-validation found. `selected` is the head that each fold's own validation chose."""
+
+    n_folds: int
+    n_images: int
+    selected: tuple[str, ...]
+    results: tuple[CrossValidated, ...]
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """The selected head, trained on a share of the training patients: the ROC AUCs of each draw and seed."""
+
+    share: float
+    n_patients: int
+    n_images: int
+    roc_aucs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -102,10 +159,12 @@ class Epoch:
     """One line of a head's training curve."""
 
     head: str
+    seed: int
     epoch: int
     train_loss: float
     val_loss: float
     val_roc_auc: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -131,6 +190,9 @@ class Run:
     config: RunConfig
     selected: str
     heads: tuple[HeadResult, ...]
+    references: tuple[ReferenceResult, ...]
+    cross_validation: CrossValidation | None
+    learning_curve: tuple[LearningPoint, ...]
     history: tuple[Epoch, ...]
     predictions: Predictions
 

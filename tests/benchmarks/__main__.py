@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction
+from tests.benchmarks import cache, extraction, heads
 from tests.benchmarks.measurement import Measurement
 
 GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
+    "heads": heads.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
 }
 

@@ -1,0 +1,326 @@
+"""The training loop: stacks of heads over the same batches, each head stopped by its own validation."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from features.errors import TrainingError
+from pipeline.heads import HeadSpec, build_head, count_parameters
+from pipeline.train.batches import Batch, Batches, Group, seed_of
+from pipeline.train.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from pipeline.train.stack import Member, Stack
+
+NEARLY_CONSTANT = 1e-6  # deviation over mean: float32 has no digits left there, only its own rounding
+# Measured on two cores: with so few parameters a second thread gains a tenth where the cores are
+# idle, and takes four to twelve times as long where something else uses one of them.
+SMALL_STACK = 1_000_000
+LARGEST_STACK = 32_000_000  # parameters; AdamW holds five times that, and the best weights once more
+WARM_UP = 0.05  # of all steps, with the cosine schedule
+VALIDATED_AT_ONCE = 16_000_000  # activations
+
+RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], "npt.NDArray[np.float64]"]
+
+
+class Standardise(nn.Module):
+    """Embeddings to zero mean and unit deviation, by the training split's figures, kept as buffers."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)  # (512,)
+        self.register_buffer("std", std)  # (512,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (B, 512)."""
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def train_heads(
+    specs: Sequence[HeadSpec],
+    data: Labelled,
+    folds: Sequence[Fold],
+    n_classes: int,
+    config: TrainingConfig,
+    roc_aucs: RocAucs,
+    on_epoch: Callable[[str, int], None] = lambda *_: None,
+) -> list[TrainedHead]:
+    """Train every variant with every seed on every fold, those of one architecture together.
+
+    Parameters
+    ----------
+    specs : sequence of HeadSpec
+    data : Labelled
+    folds : sequence of Fold
+    n_classes : int
+    config : TrainingConfig
+    roc_aucs : callable
+        From class numbers (n,) and probabilities (V, n, C) to V validation ROC AUCs of an epoch.
+    on_epoch : callable
+        Called with the architecture and the epoch's number after each.
+
+    Returns
+    -------
+    list of TrainedHead
+        By spec, seed and fold, in this order. Without the heads whose loss stopped being a number.
+
+    Raises
+    ------
+    TrainingError
+        If no head is left.
+    """
+    seeds = range(config.seed, config.seed + config.seeds)
+    groups = [Group(seed, fold) for seed in seeds for fold in range(len(folds))]
+    trained: list[TrainedHead] = []
+    failures: list[TrainingError] = []
+    for stacked in _stacked_specs(specs, len(groups), data.x.shape[1], n_classes):
+        run = _StackRun(stacked, groups, data, folds, n_classes, config, roc_aucs)
+        trained += run.train(on_epoch)
+        failures += run.failures
+    if not trained:
+        raise failures[0]
+    order = {spec: i for i, spec in enumerate(specs)}
+    return sorted(trained, key=lambda head: (order[head.spec], head.seed, head.fold))
+
+
+def train_head(
+    spec: HeadSpec,
+    train: Labelled,
+    val: Labelled,
+    n_classes: int,
+    config: TrainingConfig,
+    roc_auc: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
+) -> TrainedHead:
+    """Train one head, and keep the epoch that validates best. As `train_heads`, of one head and one fold."""
+    data = Labelled(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
+    fold = Fold(np.arange(len(train.y)), np.arange(len(train.y), len(data.y)))
+
+    def roc_aucs(y_true: npt.NDArray[np.int64], found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([roc_auc(y_true, probabilities) for probabilities in found])
+
+    return train_heads([spec], data, [fold], n_classes, replace(config, seeds=1), roc_aucs)[0]
+
+
+def _stacked_specs(
+    specs: Sequence[HeadSpec], n_groups: int, n_inputs: int, n_classes: int
+) -> Iterator[Sequence[HeadSpec]]:
+    """Put variants of one architecture together, as many as the memory is for."""
+    by_shape: dict[tuple[int, int], list[HeadSpec]] = {}
+    for spec in specs:
+        by_shape.setdefault((spec.width, spec.depth), []).append(spec)
+    for alike in by_shape.values():
+        with torch.device("meta"):
+            n_parameters = count_parameters(build_head(alike[0], n_inputs, n_classes))
+        at_once = max(1, LARGEST_STACK // (n_parameters * n_groups))
+        for first in range(0, len(alike), at_once):
+            yield alike[first : first + at_once]
+
+
+class _StackRun:
+    """One stack from its first epoch until the last of its heads has stopped."""
+
+    def __init__(
+        self,
+        specs: Sequence[HeadSpec],
+        groups: Sequence[Group],
+        data: Labelled,
+        folds: Sequence[Fold],
+        n_classes: int,
+        config: TrainingConfig,
+        roc_aucs: RocAucs,
+    ) -> None:
+        self.data, self.folds, self.n_classes, self.config, self.roc_aucs = data, folds, n_classes, config, roc_aucs
+        self.batches = Batches(groups, folds, data, n_classes, config)
+        self.standardise = [_standardise(data.x[torch.from_numpy(fold.train).to(data.x.device)]) for fold in folds]
+        members = [Member(spec, group.seed, group.fold) for group in groups for spec in specs]
+        initial = {(spec, seed): self._initial(spec, seed) for spec in specs for seed in {g.seed for g in groups}}
+        self.stack = Stack(members, [initial[member.spec, member.seed] for member in members], len(groups))
+        self.shape = specs[0].shape
+        self.histories: dict[Member, list[TrainedEpoch]] = {member: [] for member in members}
+        self.best: dict[Member, tuple[int, float]] = dict.fromkeys(members, (0, math.inf))
+        self.stopped: set[Member] = set()
+        self.finished: dict[Member, nn.Module] = {}
+        self.failures: list[TrainingError] = []
+        self._use_groups(groups)
+
+    def _initial(self, spec: HeadSpec, seed: int) -> nn.Sequential:
+        """Draw initial weights by the head's own name and seed: what else is in the run must not change them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(f"{seed} {spec.name}"))
+            return build_head(spec, self.data.x.shape[1], self.n_classes).to(self.data.x)
+
+    def _use_groups(self, groups: Sequence[Group]) -> None:
+        """Make what each group of the stack standardises by and validates on."""
+        self.batches.keep(groups)
+        of_groups = [self.standardise[group.fold] for group in groups]
+        self.mean = torch.stack([one.get_buffer("mean") for one in of_groups])[:, None]  # (G, 1, D)
+        self.std = torch.stack([one.get_buffer("std") for one in of_groups])[:, None]
+
+    def train(self, on_epoch: Callable[[str, int], None]) -> list[TrainedHead]:
+        """Train all heads."""
+        started = time.monotonic()
+        n_members = self.stack.n_heads
+        with _threads_for(self.stack):
+            for epoch in range(1, self.config.epochs + 1):
+                train_losses = self._train_epoch(epoch)
+                self._validate(epoch, train_losses)
+                on_epoch(self.shape, epoch)
+                if not self._drop_stopped():
+                    break
+            self._finish(range(self.stack.n_heads) if len(self.stopped) < n_members else ())
+        seconds = (time.monotonic() - started) / n_members
+        return [
+            TrainedHead(
+                member.spec, member.seed, member.fold, module, tuple(self.histories[member]), self.best[member][0], seconds
+            )
+            for member, module in self.finished.items()
+        ]  # fmt: skip
+
+    # -- one epoch ----------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, epoch: int) -> npt.NDArray[np.float64]:
+        """Pass over the training rows once; give each head's mean loss."""
+        total = torch.zeros(self.stack.n_heads, dtype=torch.float64, device=self.data.x.device)
+        n_rows = torch.zeros_like(total)
+        for step, batch in enumerate(self.batches.epoch()):
+            losses = self._losses(batch)  # (M,)
+            self.stack.step(losses, self._rate((epoch - 1) * self.batches.n_steps + step))
+            sizes = torch.tensor(batch.sizes, device=total.device)
+            sizes = sizes.repeat_interleave(self.stack.n_heads // self.stack.n_groups)
+            total += losses.detach() * sizes
+            n_rows += sizes
+        return (total / n_rows).cpu().numpy()
+
+    def _losses(self, batch: Batch) -> Tensor:
+        x = (self.data.x[batch.rows] - self.mean) / self.std  # (G, B, D)
+        log_probabilities = self.stack.logits(x, sizes=batch.sizes).log_softmax(2)  # (M, B, C)
+        n_variants = self.stack.n_heads // self.stack.n_groups
+        by_group = log_probabilities.view(self.stack.n_groups, n_variants, *log_probabilities.shape[1:])
+        return -(by_group * batch.targets.to(x.dtype)[:, None]).sum((2, 3)).flatten()
+
+    def _rate(self, step: int) -> float:
+        """Give the share of its learning rate that a step takes."""
+        if self.config.schedule == "constant":
+            return 1.0
+        n_steps = self.config.epochs * self.batches.n_steps
+        n_warm = max(1, round(WARM_UP * n_steps))
+        if step < n_warm:
+            return (step + 1) / n_warm
+        return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(1, n_steps - n_warm)))
+
+    @torch.no_grad()
+    def _validate(self, epoch: int, train_losses: npt.NDArray[np.float64]) -> None:
+        """Score every head on its fold's validation rows, and remember those that are better than before."""
+        n_variants = self.stack.n_heads // self.stack.n_groups
+        rate = self._rate(epoch * self.batches.n_steps - 1)
+        improved = torch.zeros(self.stack.n_heads, dtype=torch.bool)
+        for place, (y_true, log_probabilities) in enumerate(self._validation_scores()):
+            losses = -log_probabilities[:, torch.arange(len(y_true)), y_true].double().mean(1)  # (V,)
+            probabilities = log_probabilities.double().softmax(2).cpu().numpy()
+            aucs = self.roc_aucs(y_true.cpu().numpy(), np.nan_to_num(probabilities))
+            for variant in range(n_variants):
+                head = place * n_variants + variant
+                member, loss = self.stack.members[head], float(losses[variant])
+                if member in self.stopped:
+                    continue
+                self.histories[member].append(
+                    TrainedEpoch(float(train_losses[head]), loss, float(aucs[variant]), rate * member.spec.lr)
+                )
+                if not math.isfinite(loss):
+                    self.stopped.add(member)
+                    self.failures.append(_exploded(member, epoch))
+                elif loss < self.best[member][1]:
+                    self.best[member] = (epoch, loss)
+                    improved[head] = True
+                elif epoch - self.best[member][0] >= self.config.patience:
+                    self.stopped.add(member)
+        self.stack.remember(improved.to(self.data.x.device))
+
+    def _validation_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give for each group its validation labels (n,) and its heads' log-probabilities (V, n, C)."""
+        folds = [self.folds[group.fold] for group in self.batches.groups]
+        longest = max(len(fold.val) for fold in folds)
+        rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.data.x.device)
+        width = max(value.shape[2] for value in self.stack.parameters)
+        at_once = max(1, VALIDATED_AT_ONCE // (width * self.stack.n_heads))
+        parts = [
+            self.stack.logits((self.data.x[part] - self.mean) / self.std).log_softmax(2)
+            for part in torch.split(rows, at_once, dim=1)
+        ]
+        found = torch.cat(parts, dim=1)  # (M, n, C)
+        found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, C)
+        for place, fold in enumerate(folds):
+            yield self.data.y[rows[place, : len(fold.val)]], found[place, :, : len(fold.val)]
+
+    # -- early stopping -----------------------------------------------------------------------------------------------
+
+    def _drop_stopped(self) -> bool:
+        """Take heads that have stopped out of the stack, where that saves something; False if none goes on."""
+        going_on = np.array([member not in self.stopped for member in self.stack.members])
+        by_group = going_on.reshape(self.stack.n_groups, -1)
+        groups, variants = np.any(by_group, axis=1, keepdims=True), np.any(by_group, axis=0, keepdims=True)
+        if not going_on.any():
+            self._finish(range(self.stack.n_heads))
+            return False
+        if going_on.sum() * 2 <= groups.sum() * variants.sum():  # half of the rectangle is idle: each head for itself
+            self._keep(np.flatnonzero(going_on), int(going_on.sum()))
+        elif not (groups.all() and variants.all()):
+            self._keep(np.flatnonzero((groups & variants).ravel()), int(groups.sum()))
+        return True
+
+    def _keep(self, heads: npt.NDArray[np.int64], n_groups: int) -> None:
+        self._finish(sorted(set(range(self.stack.n_heads)) - set(heads.tolist())))
+        self.stack.keep(heads.tolist(), n_groups)
+        n_variants = self.stack.n_heads // n_groups
+        self._use_groups([Group(member.seed, member.fold) for member in self.stack.members[::n_variants]])
+
+    def _finish(self, heads: Sequence[int]) -> None:
+        """Make modules of heads at their best; those whose loss stopped being a number are left out."""
+        failed = {member for member in self.stack.members if not self._is_sound(member)}
+        for head in heads:
+            member = self.stack.members[head]
+            if member not in failed and member not in self.finished:
+                best = self.stack.best_module(head, self.data.x.shape[1], self.n_classes)
+                self.finished[member] = nn.Sequential(self.standardise[member.fold], best).eval()
+
+    def _is_sound(self, member: Member) -> bool:
+        return all(math.isfinite(epoch.val_loss) for epoch in self.histories[member])
+
+
+def _exploded(member: Member, epoch: int) -> TrainingError:
+    return TrainingError(
+        f"{member.spec.name}: the loss is no longer a number in epoch {epoch}. Lower the learning rate (lr=) or the "
+        "weight decay (weight_decay=)."
+    )
+
+
+@contextmanager
+def _threads_for(stack: Stack) -> Iterator[None]:
+    """Keep a small stack on one thread; its result then does not depend on the machine's number of cores either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if sum(value.numel() for value in stack.parameters) < SMALL_STACK else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _standardise(x: Tensor) -> Standardise:
+    """Take mean and deviation of the training split alone: the test split's would leak."""
+    std, mean = torch.std_mean(x.double(), dim=0, correction=0)  # (512,) each
+    # A feature that is constant here must neither divide by zero nor blow up where it is not.
+    usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
+    return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype))
+
+
+@torch.no_grad()
+def predict_probabilities(module: nn.Module, x: Tensor) -> npt.NDArray[np.float64]:
+    """Give class probabilities, (n, C) float64, of embeddings (n, 512)."""
+    module.eval()
+    logits = torch.cat([module(part) for part in torch.split(x, 65_536)])  # (n, C)
+    return logits.double().softmax(1).cpu().numpy()

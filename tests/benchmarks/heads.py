@@ -1,0 +1,100 @@
+"""Stage two: many heads in one pass against one after another, and against the original's way."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from features.devices import choose_device
+from features.extract import extract
+from features.plan import ExtractOptions
+from pipeline.experiment import run_experiment
+from pipeline.heads import HeadSpec, parse_heads
+from pipeline.train import Fold, Labelled, TrainingConfig, train_heads
+from tests.benchmarks import usual
+from tests.benchmarks.extraction import BUSI, COMPARED_IMAGES, WEIGHTS
+from tests.benchmarks.measurement import Measurement
+
+N_ROWS, N_EPOCHS, BATCH = 4_000, 50, 256
+ALONE = 4  # heads trained one after another, by turns with the stack; 64 would only take longer
+VARIANTS = ("linear", "linear,lr=1e-4", "mlp:256", "mlp:512,dropout=0.2", "mlp:256x6")
+ORIGINAL_EPOCHS = 10
+N_FOLDS = 5
+
+DEVICE = choose_device("auto")
+
+
+def stacked(_: Path) -> list[Measurement]:
+    """64 variants together, and as many one after another in a plain PyTorch loop over tensors."""
+    return [_stacked(shape, demanded) for shape, demanded in ((HeadSpec(), 10), (HeadSpec(256, 1), 3))]
+
+
+def _stacked(shape: HeadSpec, demanded: int) -> Measurement:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N_ROWS, 512, generator=generator)
+    y = (x[:, :5].sum(1) + torch.randn(N_ROWS, generator=generator) > 0).long()
+    data = Labelled(x.to(DEVICE), y.to(DEVICE))
+    rates, decays = np.logspace(-4, -2, 8).tolist(), np.logspace(-4, -0.5, 8).tolist()
+    specs = [HeadSpec(shape.width, shape.depth, lr=lr, weight_decay=decay) for lr in rates for decay in decays]
+    alone = _seconds_alone(shape, data, ALONE // 2)
+    config = TrainingConfig(epochs=N_EPOCHS, patience=N_EPOCHS, batch_size=BATCH)
+    fold = Fold(np.arange(N_ROWS), np.arange(N_ROWS - 400, N_ROWS))
+    started = time.perf_counter()
+    train_heads(specs, data, [fold], 2, config, lambda _, found: np.zeros(len(found)))
+    together = time.perf_counter() - started
+    alone = (alone + _seconds_alone(shape, data, ALONE // 2)) / 2 * len(specs)
+    return Measurement(
+        f"{len(specs)} variants of `{shape.name}`, {N_ROWS:,} embeddings, {N_EPOCHS} epochs, in one pass",
+        f"{together:.1f} s against {alone:.0f} s one after another ({alone / together:.1f} times)",
+        f"{demanded} times", {"together_s": together, "alone_s": alone, "ratio": alone / together},
+    )  # fmt: skip
+
+
+def _seconds_alone(shape: HeadSpec, data: Labelled, n_heads: int) -> float:
+    """Train heads one after another as everyone does; seconds a head."""
+    started = time.perf_counter()
+    for _ in range(n_heads):
+        layers: list[nn.Module] = [nn.Linear(512, shape.width), nn.ReLU()] if shape.depth else []
+        module = nn.Sequential(*layers, nn.Linear(shape.width or 512, 2)).to(DEVICE)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=shape.lr)
+        for _ in range(N_EPOCHS):
+            for rows in torch.randperm(N_ROWS).to(DEVICE).split(BATCH):
+                loss = nn.functional.cross_entropy(module(data.x[rows]), data.y[rows])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    return (time.perf_counter() - started) / n_heads
+
+
+def busi(folder: Path) -> list[Measurement]:
+    """Five variants with five seeds on BUSI's cache, against the original's way: the backbone in each epoch of each head."""
+    if not BUSI.is_dir():
+        return []
+    extract(BUSI, folder / "c.h5", options=ExtractOptions(weights=WEIGHTS))
+    started = time.perf_counter()
+    run = run_experiment(
+        folder / "c.h5",
+        folder / "run",
+        parse_heads(VARIANTS),
+        positive=["malignant"],
+        config=TrainingConfig(seeds=5),
+        n_folds=N_FOLDS,
+    )
+    ours_s = time.perf_counter() - started
+    n_heads = sum(len(head.seeds) for head in run.heads) * (1 + N_FOLDS)
+    original_s = (
+        usual.usual(BUSI, COMPARED_IMAGES) * 780 * ORIGINAL_EPOCHS
+    )  # of one head; its own training comes on top
+    return [
+        Measurement(
+            f"BUSI, {len(run.heads)} variants x 5 seeds, on the split and {N_FOLDS} folds, early stopping, references",
+            f"{ours_s:.1f} s for {n_heads} heads; the backbone's {ORIGINAL_EPOCHS} epochs for one head of the original's "
+            f"way {original_s:.0f} s ({original_s / (ours_s / n_heads):.0f} times a head)",
+            "60 s", {"seconds": ours_s, "heads": n_heads, "original_s": original_s},
+        )
+    ]  # fmt: skip
+
+
+MEASUREMENTS = {"stacked": stacked, "busi": busi}

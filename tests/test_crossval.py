@@ -1,0 +1,113 @@
+"""Nested cross-validation: nobody is predicted by a head that saw him, and selection never sees the outer fold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.errors import TrainingError
+from pipeline.crossval import NESTED
+from pipeline.experiment import run_experiment
+from pipeline.heads import parse_heads
+from pipeline.runs import CrossValidation, Run, read_run
+from pipeline.splits import k_folds
+from pipeline.train import TrainingConfig
+from tests.labelled import embeddings_of, mixed, write_labelled_cache
+
+QUICK = TrainingConfig(epochs=4, patience=2, seeds=2)
+LABELS = mixed({"benign": 60, "malignant": 40})
+CLASSES = ("benign", "malignant")
+
+
+def cross_validated(cache: Path, n_folds: int = 3, heads: tuple[str, ...] = ("linear", "mlp:8")) -> Run:
+    return run_experiment(cache, cache.parent / "run", parse_heads(list(heads)), config=QUICK, n_folds=n_folds)
+
+
+def folds_of(run: Run) -> CrossValidation:
+    assert run.cross_validation is not None
+    return run.cross_validation
+
+
+@given(
+    n_folds=st.integers(2, 5),
+    patients=st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=12, max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_a_patient_is_never_in_two_folds_and_every_class_is_in_each(
+    n_folds: int, patients: list[tuple[int, bool]], seed: int
+) -> None:
+    groups = np.repeat(np.arange(len(patients)), [n for n, _ in patients])
+    y = np.repeat([int(positive) for _, positive in patients], [n for n, _ in patients])
+    try:
+        folds = k_folds(y, groups, CLASSES, n_folds, seed=seed)
+    except TrainingError:
+        # Only where it may: a class with hardly more patients than folds, and patients of very different size.
+        assert min(len(np.unique(groups[y == c])) for c in (0, 1)) < 2 * n_folds
+        return
+    for group in range(len(patients)):
+        assert len(set(folds[groups == group].tolist())) == 1
+    for fold in range(n_folds):
+        assert set(y[folds == fold].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("groups", "n_folds", "message"),
+    [
+        ([0, 0, 1, 1], 3, r"--folds 3: there are 2 patients .* Give at most --folds 2"),
+        ([0, 1, 2, 2], 2, r"--folds 2: the class 'malignant' has 1 patients"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused_with_the_numbers(groups: list[int], n_folds: int, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        k_folds(np.array([0, 0, 1, 1]), np.array(groups), CLASSES, n_folds)
+
+
+def test_every_head_and_reference_is_scored_on_the_pooled_predictions(tmp_path: Path) -> None:
+    found = folds_of(cross_validated(write_labelled_cache(tmp_path / "c.h5", LABELS)))
+    names = [result.name for result in found.results]
+    assert names[:3] == [NESTED, "linear", "mlp:8"]
+    assert "logistic regression" in names
+    assert (found.n_folds, found.n_images, len(found.selected)) == (3, 100, 3)
+    for result in found.results:
+        assert result.pooled["n"] == 100
+        assert len(result.fold_roc_aucs) == 3
+        low, high = result.pooled["roc_auc_ci95"]
+        assert low <= result.pooled["roc_auc"] <= high
+
+
+def test_embeddings_that_say_nothing_get_no_auc_out_of_it(tmp_path: Path) -> None:
+    # A patient's images share an embedding: whoever let a patient into both sides would score high.
+    rng = np.random.default_rng(0)
+    patients = [f"p{i // 4}" for i in range(200)]
+    by_patient = rng.standard_normal((50, 512)).astype(np.float32)
+    labels = [CLASSES[int(number)] for number in np.repeat(rng.permutation(50) % 2, 4)]
+    embeddings = np.repeat(by_patient, 4, axis=0) + 0.01 * rng.standard_normal((200, 512)).astype(np.float32)
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=patients, embeddings=embeddings)
+    for result in folds_of(cross_validated(cache, 5)).results:
+        assert abs(result.pooled["roc_auc"] - 0.5) < 0.25
+
+
+def test_separable_classes_are_told_apart_in_every_fold(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=1))
+    nested = folds_of(cross_validated(cache)).results[0]
+    assert nested.pooled["roc_auc"] == 1.0
+    assert nested.fold_roc_aucs == (1.0, 1.0, 1.0)
+
+
+def test_a_given_test_split_stays_out_of_all_folds(tmp_path: Path) -> None:
+    splits = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
+    run = cross_validated(write_labelled_cache(tmp_path / "c.h5", LABELS, splits=splits))
+    assert folds_of(run).n_images == 80
+
+
+def test_cross_validation_is_read_back_as_it_was(tmp_path: Path) -> None:
+    run = cross_validated(write_labelled_cache(tmp_path / "c.h5", LABELS))
+    assert read_run(tmp_path / "run").cross_validation == run.cross_validation
+
+
+def test_pooled_auc_lies_between_chance_and_the_folds_own(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=0.1))
+    found = folds_of(cross_validated(cache)).results[0]
+    assert found.pooled["roc_auc"] == pytest.approx(float(np.mean(found.fold_roc_aucs)), abs=0.15)
