@@ -52,10 +52,10 @@ def _classifiers(n_train: int) -> "dict[str, Callable[[], ClassifierMixin]]":
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    n_neighbours = min(N_NEIGHBOURS, n_train)
+    n_neighbours = min(N_NEIGHBOURS, n_train)  # the name stays: folds differ by an image, and are pooled by name
     return {
         LOGISTIC_REGRESSION: lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS)),
-        f"{n_neighbours} nearest neighbours": lambda: make_pipeline(
+        f"{N_NEIGHBOURS} nearest neighbours": lambda: make_pipeline(
             StandardScaler(), KNeighborsClassifier(n_neighbours)
         ),
         # Shrunken: with fewer images than features the covariance is singular.

@@ -111,3 +111,8 @@ def test_pooled_auc_lies_between_chance_and_the_folds_own(tmp_path: Path) -> Non
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=0.1))
     found = folds_of(cross_validated(cache)).results[0]
     assert found.pooled["roc_auc"] == pytest.approx(float(np.mean(found.fold_roc_aucs)), abs=0.15)
+
+
+def test_a_handful_of_images_is_cross_validated_too(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 12, "malignant": 7}))
+    assert all(result.pooled["n"] == 19 for result in folds_of(cross_validated(cache, 5)).results)

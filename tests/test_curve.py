@@ -1,0 +1,50 @@
+"""The learning curve: growing shares of the training patients, several draws, scored on the test split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.curve import N_DRAWS, SHARES
+from pipeline.experiment import run_experiment
+from pipeline.heads import parse_heads
+from pipeline.runs import Run, read_run
+from pipeline.train import TrainingConfig
+from tests.labelled import embeddings_of, mixed, write_labelled_cache
+
+QUICK = TrainingConfig(epochs=10, patience=5)
+
+
+def with_curve(cache: Path) -> Run:
+    return run_experiment(cache, cache.parent / "run", parse_heads(["linear"]), config=QUICK, with_learning_curve=True)
+
+
+def test_more_training_patients_make_a_better_head(tmp_path: Path) -> None:
+    labels = mixed({"benign": 300, "malignant": 200})
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, embeddings=embeddings_of(labels, distance=0.1))
+    points = with_curve(cache).learning_curve
+    assert [point.share for point in points] == list(SHARES)
+    assert [len(point.roc_aucs) for point in points] == [N_DRAWS] * 4 + [1]
+    assert [point.n_images for point in points] == sorted(point.n_images for point in points)
+    means = [np.mean(point.roc_aucs) for point in points]
+    assert means[0] < means[2] < means[-1]
+
+
+def test_the_last_point_is_the_whole_training_split_and_the_selected_head(tmp_path: Path) -> None:
+    run = with_curve(write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 60, "malignant": 40})))
+    last = run.learning_curve[-1]
+    assert last.n_images == sum(run.config.dataset.counts["train"].values())
+    assert last.roc_aucs[0] == pytest.approx(run.heads[0].test["roc_auc"], abs=1e-12)  # type: ignore[index]
+
+
+def test_patients_are_drawn_whole(tmp_path: Path) -> None:
+    labels = [label for label in mixed({"benign": 60, "malignant": 40}) for _ in range(3)]
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=[f"p{i // 3}" for i in range(300)])
+    for point in with_curve(cache).learning_curve:
+        assert point.n_images == 3 * point.n_patients
+
+
+def test_shares_that_leave_a_class_with_one_image_are_left_out(tmp_path: Path) -> None:
+    run = with_curve(write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 40, "malignant": 10})))
+    assert [point.share for point in run.learning_curve] == [0.5, 1.0]
+    assert read_run(tmp_path / "run").learning_curve == run.learning_curve
