@@ -32,6 +32,7 @@ SHOWN_ERRORS = 5
 SHOW_SECONDS = 0.2  # between calls of on_progress
 N_BUFFERS = 3  # batches on the CPU: one that the backbone computes on, two that are filled
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
+BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
 SAMPLE_IMAGES = 256
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Read:
-    """One file read; `content` is None where its embedding is there already."""
+    """One file read; `content` is None where its embedding is there already, or where it is read again to be decoded."""
 
     index: int
     stamp: FileStamp
     key: bytes
+    is_known: bool
     content: "Content | None"
+    read: "Callable[[], Content]"
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class EmbeddingLoop:
         self.workers = options.workers or usable_cpus()
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
+        self._n_bytes_ahead = 0
+        self._counting = threading.Lock()
         self._may_decode = threading.Event()
         self._may_decode.set()
         self._on_device: deque[_Started] = deque()
@@ -165,9 +170,8 @@ class EmbeddingLoop:
             return
         whole = len(new) == batch.n_images
         pixels = batch.pixels[: len(new)] if whole else batch.pixels[places]
-        backbone = self.backbone
-        with self._cores_of_its_own():
-            self._on_device.append(_Started(batch, new, backbone.start(pixels)))
+        with self._cores_of_its_own():  # the first time, the backbone is made and timed too
+            self._on_device.append(_Started(batch, new, self.backbone.start(pixels)))
         self._finish(keep=self.backbone.n_in_flight)
 
     @contextmanager
@@ -177,9 +181,9 @@ class EmbeddingLoop:
         The threads of a layer wait for one another at its end, and wait long where a decoding thread has one of the
         cores: by turns both are done sooner.
         """
-        if self.counts.device == "cpu":
-            self._may_decode.clear()
         try:
+            if self.counts.device == "cpu":
+                self._may_decode.clear()
             yield
         finally:
             self._may_decode.set()
@@ -229,6 +233,7 @@ class EmbeddingLoop:
                     return
                 yield ahead.popleft()
         finally:
+            self._may_decode.set()
             for pool in (readers, decoders):  # in this order: who reads hands on to who decodes
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -256,28 +261,53 @@ class EmbeddingLoop:
             # Before reading: a file that changes from here on will be seen as changed the next time.
             stamp = self.dataset.images.stamp(index)
             content = read()
-            key = bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
-            return _Read(index, stamp, key, None if key in self.writer else content)
+            key = _key(content)
+            is_known = key in self.writer
+            return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
             return _Failed(index, str(error))
         except OSError as error:
             return _Failed(index, error.strerror or str(error))
 
+    def _within_budget(self, content: "Content") -> "Content | None":
+        """Keep what was read, or let it go where too much is waiting to be decoded: memory counts more than a second read."""
+        with self._counting:
+            if self._n_bytes_ahead + _n_bytes(content) > BYTES_AHEAD:
+                return None
+            self._n_bytes_ahead += _n_bytes(content)
+        return content
+
     def _decode_some(self, images: "list[_Read | _Failed]", places: torch.Tensor) -> "list[_Loaded | _Failed]":
-        return [
-            image if isinstance(image, _Failed) else self._decode(image, place)
-            for image, place in zip(images, places, strict=False)
-        ]
+        results: list[_Loaded | _Failed] = []
+        for place in places[: len(images)]:
+            image = images.pop(0)  # nothing keeps a file's bytes once it is decoded
+            results.append(image if isinstance(image, _Failed) else self._decode(image, place))
+        return results
 
     def _decode(self, image: _Read, place: torch.Tensor) -> "_Loaded | _Failed":
-        if image.content is None:
+        if image.is_known:
             return _Loaded(image.index, image.stamp, image.key, decoded=False)
         self._may_decode.wait()
         try:
-            place.copy_(load_image(image.content))  # one grey channel becomes three here
+            content = image.read() if image.content is None else image.content
+            if image.content is None and _key(content) != image.key:
+                return _Failed(image.index, "changed while it was read")
+            place.copy_(load_image(content))  # one grey channel becomes three here
         except ImageDecodeError as error:
             return _Failed(image.index, str(error))
+        finally:
+            if image.content is not None:
+                with self._counting:
+                    self._n_bytes_ahead -= _n_bytes(image.content)
         return _Loaded(image.index, image.stamp, image.key, decoded=True)
+
+
+def _key(content: "Content") -> bytes:
+    return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
+
+
+def _n_bytes(content: "Content") -> int:
+    return len(content) if isinstance(content, bytes) else content.nbytes
 
 
 def sample_images(dataset: Dataset) -> torch.Tensor:

@@ -54,8 +54,7 @@ class Progress:
 class ExtractSummary:
     """What an extraction did; `extract --json` prints it.
 
-    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone (fewer
-    than `embedded` where the same bytes stand under several paths).
+    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone.
     """
 
     images: int

@@ -1,11 +1,14 @@
 """Nested cross-validation: selection inside each training fold, the outer folds' predictions pooled."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from features.errors import TrainingError
 from pipeline.heads import HeadSpec
 from pipeline.metrics import macro_roc_auc, score
 from pipeline.references import MAJORITY, reference_probabilities
@@ -18,13 +21,40 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 NESTED = "selected in each fold"
+FEWEST_TO_LEARN = 2  # images of a class
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OuterFold:
+    """The rows that a fold holds out, and what the others are learnt from and validated on."""
+
+    held_out: Ints
+    inner: Fold
+
+
+def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
+    """Share a task's images out over folds; a given test split, if there is one, stays out of all.
+
+    Raises
+    ------
+    TrainingError
+        If the images cannot be shared out over so many folds.
+    """
+    rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
+    places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed)
+    return [
+        OuterFold(rows[places == fold], _inner_fold(task, rows[places != fold], n_folds, seed))
+        for fold in range(n_folds)
+    ]
 
 
 def cross_validate(
     specs: Sequence[HeadSpec],
     task: Task,
     data: Labelled,
-    n_folds: int,
+    folds: Sequence[OuterFold],
     config: TrainingConfig,
     roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
@@ -35,10 +65,9 @@ def cross_validate(
     ----------
     specs : sequence of HeadSpec
     task : Task
-        Its given test split, if it has one, stays out of all folds.
     data : Labelled
         The task's embeddings and class numbers as tensors.
-    n_folds : int
+    folds : sequence of OuterFold
     config : TrainingConfig
     roc_aucs : callable
         As `pipeline.train.train_heads` takes it.
@@ -48,69 +77,90 @@ def cross_validate(
     Raises
     ------
     TrainingError
-        If the images cannot be shared out over so many folds.
+        If no head can be trained on all folds.
     """
-    rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
-    held_out = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=config.seed)
-    folds = [_inner_fold(task, rows[held_out != fold], config.seed) for fold in range(n_folds)]
-    outer = [rows[held_out == fold] for fold in range(n_folds)]
-    trained = train_heads(specs, data, folds, len(task.names), config, roc_aucs, on_epoch)
-    complete = [spec for spec in specs if sum(head.spec == spec for head in trained) == n_folds * config.seeds]
-    pooled = {
-        spec.name: _pooled([[h for h in trained if (h.spec, h.fold) == (spec, f)] for f in range(n_folds)], outer, task, data)
-        for spec in complete
-    }  # fmt: skip
-    selected = [_selected(trained, complete, fold) for fold in range(n_folds)]
-    pooled = {NESTED: np.full((len(task.y), len(task.names)), np.nan), **pooled}
-    for fold, name in enumerate(selected):
-        pooled[NESTED][outer[fold]] = pooled[name][outer[fold]]
-    for name, found in _references(task, folds, outer).items():
-        pooled[name] = found
+    trained: dict[tuple[str, int], list[TrainedHead]] = {}
+    inner = [fold.inner for fold in folds]
+    for head in train_heads(specs, data, inner, len(task.names), config, roc_aucs, on_epoch):
+        trained.setdefault((head.spec.name, head.fold), []).append(head)
+    pooled: dict[str, Floats] = {}
+    for spec in specs:
+        by_fold = [trained.get((spec.name, fold), []) for fold in range(len(folds))]
+        found = _pooled(by_fold, folds, task, data) if all(len(heads) == config.seeds for heads in by_fold) else None
+        if found is None:
+            logger.warning("%s: left out of the cross-validation, its loss or predictions are no numbers", spec.name)
+        else:
+            pooled[spec.name] = found
+    if not pooled:
+        raise TrainingError("Cross-validation: no head can be trained on all folds. Lower the learning rates (lr=).")
+    selected = [_selected(trained, list(pooled), fold) for fold in range(len(folds))]
+    pooled = {NESTED: np.full((len(task.y), len(task.names)), np.nan), **pooled, **_references(task, folds)}
+    for name, fold in zip(selected, folds, strict=True):
+        pooled[NESTED][fold.held_out] = pooled[name][fold.held_out]
+    rows = np.concatenate([fold.held_out for fold in folds])
     return CrossValidation(
-        n_folds=n_folds,
+        n_folds=len(folds),
         n_images=len(rows),
         selected=tuple(selected),
         results=tuple(
             CrossValidated(
                 name,
                 score(task.y[rows], found[rows], task.names),
-                tuple(macro_roc_auc(task.y[part], found[part]) for part in outer),
+                tuple(macro_roc_auc(task.y[fold.held_out], found[fold.held_out]) for fold in folds),
             )
             for name, found in pooled.items()
         ),
     )
 
 
-def _inner_fold(task: Task, rows: Ints, seed: int) -> Fold:
+def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
     """Take a validation split out of an outer fold's training rows, by patient."""
-    inner = carve_validation(task.y[rows], task.groups[rows], task.names, seed=seed)
-    return Fold(rows[inner == "train"], rows[inner == "val"])
+    try:
+        inner = carve_validation(task.y[rows], task.groups[rows], task.names, seed=seed)
+    except TrainingError as error:
+        raise TrainingError(f"--folds {n_folds}, the images that a fold leaves to learn from: {error}") from error
+    fold = Fold(rows[inner == "train"], rows[inner == "val"])
+    for part, fewest, purpose in ((fold.train, FEWEST_TO_LEARN, "learn from"), (fold.val, 1, "validate on")):
+        counts = np.bincount(task.y[part], minlength=len(task.names))
+        if counts.min() < fewest:
+            raise TrainingError(
+                f"--folds {n_folds}: a fold leaves {counts.min()} image(s) of the class "
+                f"{task.names[int(counts.argmin())]!r} to {purpose}. Add images, or leave --folds out."
+            )
+    return fold
 
 
-def _pooled(by_fold: Sequence[Sequence[TrainedHead]], outer: Sequence[Ints], task: Task, data: Labelled) -> Floats:
-    """Predict each image by the heads that never saw it, the mean over seeds; (n, C), NaN for images of no fold."""
+def _pooled(
+    by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold], task: Task, data: Labelled
+) -> Floats | None:
+    """Predict each image by the heads that never saw it, the mean over seeds: (n, C), NaN for images of no fold.
+
+    None if a prediction is no number.
+    """
     pooled = np.full((len(task.y), len(task.names)), np.nan)
-    for heads, rows in zip(by_fold, outer, strict=True):
-        x = data.x[torch.from_numpy(rows).to(data.x.device)]
-        pooled[rows] = np.mean([predict_probabilities(head.module, x) for head in heads], axis=0)
+    for heads, fold in zip(by_fold, folds, strict=True):
+        x = data.x[torch.from_numpy(fold.held_out).to(data.x.device)]
+        pooled[fold.held_out] = np.mean([predict_probabilities(head.module, x) for head in heads], axis=0)
+        if not np.isfinite(pooled[fold.held_out]).all():
+            return None
     return pooled
 
 
-def _selected(trained: Sequence[TrainedHead], specs: Sequence[HeadSpec], fold: int) -> str:
+def _selected(trained: Mapping[tuple[str, int], Sequence[TrainedHead]], names: Sequence[str], fold: int) -> str:
     """Select one fold's variant by the mean over seeds of its inner validation ROC AUC at the best epoch."""
 
-    def validated(spec: HeadSpec) -> float:
-        heads = [head for head in trained if (head.spec, head.fold) == (spec, fold)]
-        return float(np.mean([head.history[head.best_epoch - 1].val_roc_auc for head in heads]))
+    def validated(name: str) -> float:
+        return float(np.mean([head.history[head.best_epoch - 1].val_roc_auc for head in trained[name, fold]]))
 
-    return max(specs, key=validated).name
+    return max(names, key=validated)
 
 
-def _references(task: Task, folds: Sequence[Fold], outer: Sequence[Ints]) -> dict[str, Floats]:
+def _references(task: Task, folds: Sequence[OuterFold]) -> dict[str, Floats]:
     """Fit scikit-learn's classifiers on each fold's training rows, those that the heads learn from."""
     pooled: dict[str, Floats] = {}
-    for fold, rows in zip(folds, outer, strict=True):
-        for name, found in reference_probabilities(task.x[fold.train], task.y[fold.train], task.x[rows]).items():
+    for fold in folds:
+        train, rows = fold.inner.train, fold.held_out
+        for name, found in reference_probabilities(task.x[train], task.y[train], task.x[rows]).items():
             if name == MAJORITY:
                 continue  # pooled over folds its constants differ, and their AUC means nothing
             pooled.setdefault(name, np.full((len(task.y), len(task.names)), np.nan))[rows] = found

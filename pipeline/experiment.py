@@ -18,7 +18,7 @@ from safetensors.torch import save
 from features.cache import DIM, EmbeddingCache, Embeddings, Header, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
-from pipeline.crossval import cross_validate
+from pipeline.crossval import cross_validate, outer_folds
 from pipeline.curve import learning_curve
 from pipeline.heads import HeadSpec, count_parameters
 from pipeline.metrics import macro_roc_auc, macro_roc_aucs, score
@@ -96,9 +96,10 @@ def run_experiment(
     with EmbeddingCache(cache) as opened:
         header = opened.header
         task = read_task(opened, dataset, positive, config.seed)
+    folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
     data = Labelled(_tensor(task.x, device), torch.from_numpy(task.y).to(device))
     variants = _train(heads, task, data, config, on_epoch)
-    folds = cross_validate(heads, task, data, n_folds, config, macro_roc_aucs, on_epoch) if n_folds else None
+    folded = cross_validate(heads, task, data, folds, config, macro_roc_aucs, on_epoch) if folds else None
     references = _references(task)
     probabilities = {name: _probabilities(trained, task, device) for name, trained in variants.items()}
     results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
@@ -113,7 +114,7 @@ def run_experiment(
         selected,
         results,
         tuple(references),
-        folds,
+        folded,
         curve,
         tuple(_epochs(variants)),
         _predictions(task, {name: found.mean(axis=0) for name, found in probabilities.items()}),

@@ -137,7 +137,7 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
                 f"too few to be in each fold. Give at most --folds {n_groups}, or add images."
             )
     folds = np.empty(len(y), np.int64)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), y, groups)):
         folds[held_out] = fold
     for fold in range(n_folds):

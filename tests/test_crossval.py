@@ -116,3 +116,19 @@ def test_pooled_auc_lies_between_chance_and_the_folds_own(tmp_path: Path) -> Non
 def test_a_handful_of_images_is_cross_validated_too(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 12, "malignant": 7}))
     assert all(result.pooled["n"] == 19 for result in folds_of(cross_validated(cache, 5)).results)
+
+
+def test_folds_that_leave_too_few_to_learn_from_are_refused_before_any_training(tmp_path: Path) -> None:
+    splits = ["train", "train", "val", "val"] * 2
+    labels = ["benign"] * 4 + ["malignant"] * 4
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, splits=splits)
+    with pytest.raises(
+        TrainingError, match=r"--folds 2: a fold leaves 1 image\(s\) of the class 'benign' to learn from"
+    ):
+        cross_validated(cache, 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_beyond_32_bits_give_folds_too() -> None:
+    y, groups = np.arange(20) % 2, np.arange(20)
+    assert k_folds(y, groups, CLASSES, 2, seed=2**32 + 3).tolist() == k_folds(y, groups, CLASSES, 2, seed=3).tolist()

@@ -142,7 +142,7 @@ def test_selected_head_is_the_best_on_validation_whatever_test_says(
     def perverse(y_true: Any, _: Any) -> float:
         return next(on_val if len(y_true) == 30 else on_test)
 
-    monkeypatch.setattr("pipeline.experiment._roc_auc", perverse)
+    monkeypatch.setattr("pipeline.experiment.macro_roc_auc", perverse)
     splits = ["train"] * 50 + ["val"] * 30 + ["test"] * 20
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), splits=splits)
     assert train(cache, heads=("linear,lr=1e-4", "linear")).selected == "linear"

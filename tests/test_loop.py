@@ -377,3 +377,30 @@ def test_unreadable_images_are_left_out_of_a_sample() -> None:
 def test_a_sample_of_no_readable_image_is_an_error() -> None:
     with pytest.raises(HoarfrostError, match="memory: none of 3 images tried could be read"):
         sample_images(dataset_of(Memory([UNREADABLE] * 3)))
+
+
+# -- the budget of bytes that wait to be decoded ------------------------------------------------------------------------
+
+
+def test_files_beyond_the_budget_are_read_again_and_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.loop.BYTES_AHEAD", 40)  # two images of 16 bytes
+    memory = Memory([square(i) for i in range(24)])
+    found = extract(memory, StandIn(), tmp_path)
+    assert found.embeddings == one_by_one(memory.images)
+    assert 24 < memory.n_read <= 48
+
+
+def test_a_file_that_is_another_when_it_is_read_again_is_one_images_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changing(Memory):
+        def read(self, index: int) -> Content:
+            super().read(index)
+            return square(self.n_read if index == 3 else index)
+
+    monkeypatch.setattr("features.loop.BYTES_AHEAD", 0)
+    found = extract(Changing([square(i) for i in range(8)]), StandIn(), tmp_path)
+    assert found.errors == {3: "changed while it was read"}
+    assert len(found.embeddings) == 7

@@ -89,8 +89,13 @@ class Backbone:
         if self._copies is None:
             embeddings = self._run(images.to(self.device)).cpu()
             return lambda: embeddings
-        with torch.cuda.stream(self._copies):  # beside the computation on the batch before
-            on_device = images.to(self.device, non_blocking=True)
+        try:
+            with torch.cuda.stream(self._copies):  # beside the computation on the batch before
+                on_device = images.to(self.device, non_blocking=True)
+        except torch.OutOfMemoryError as error:
+            raise HoarfrostError(
+                f"{self.device}: not enough memory for a batch of {len(images)} images. Pass a smaller --batch-size."
+            ) from error
         torch.cuda.current_stream().wait_stream(self._copies)
         on_device.record_stream(torch.cuda.current_stream())
         result = self._run(on_device)

@@ -78,8 +78,8 @@ def train_heads(
     groups = [Group(seed, fold) for seed in seeds for fold in range(len(folds))]
     trained: list[TrainedHead] = []
     failures: list[TrainingError] = []
-    for stacked in _stacked_specs(specs, len(groups), data.x.shape[1], n_classes):
-        run = _StackRun(stacked, groups, data, folds, n_classes, config, roc_aucs)
+    for stacked, of_groups in _stacks(specs, groups, data.x.shape[1], n_classes):
+        run = _StackRun(stacked, of_groups, data, folds, n_classes, config, roc_aucs)
         trained += run.train(on_epoch)
         failures += run.failures
     if not trained:
@@ -106,19 +106,22 @@ def train_head(
     return train_heads([spec], data, [fold], n_classes, replace(config, seeds=1), roc_aucs)[0]
 
 
-def _stacked_specs(
-    specs: Sequence[HeadSpec], n_groups: int, n_inputs: int, n_classes: int
-) -> Iterator[Sequence[HeadSpec]]:
-    """Put variants of one architecture together, as many as the memory is for."""
+def _stacks(
+    specs: Sequence[HeadSpec], groups: Sequence[Group], n_inputs: int, n_classes: int
+) -> Iterator[tuple[Sequence[HeadSpec], Sequence[Group]]]:
+    """Put variants of one architecture and their groups together, as many as the memory is for."""
     by_shape: dict[tuple[int, int], list[HeadSpec]] = {}
     for spec in specs:
         by_shape.setdefault((spec.width, spec.depth), []).append(spec)
     for alike in by_shape.values():
         with torch.device("meta"):
             n_parameters = count_parameters(build_head(alike[0], n_inputs, n_classes))
-        at_once = max(1, LARGEST_STACK // (n_parameters * n_groups))
-        for first in range(0, len(alike), at_once):
-            yield alike[first : first + at_once]
+        n_heads = max(1, LARGEST_STACK // n_parameters)
+        n_groups = min(len(groups), n_heads)
+        n_specs = max(1, n_heads // n_groups)
+        for first in range(0, len(alike), n_specs):
+            for first_group in range(0, len(groups), n_groups):
+                yield alike[first : first + n_specs], groups[first_group : first_group + n_groups]
 
 
 class _StackRun:
@@ -246,8 +249,9 @@ class _StackRun:
         folds = [self.folds[group.fold] for group in self.batches.groups]
         longest = max(len(fold.val) for fold in folds)
         rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.data.x.device)
-        width = max(value.shape[2] for value in self.stack.parameters)
-        at_once = max(1, VALIDATED_AT_ONCE // (width * self.stack.n_heads))
+        # The inputs of a group three times (gathered, centred, scaled), and a layer's outputs of all its heads.
+        outputs = max(value.numel() // value.shape[1] for value in self.stack.parameters[::2])
+        at_once = max(1, VALIDATED_AT_ONCE // (3 * self.stack.n_groups * self.data.x.shape[1] + outputs))
         parts = [
             self.stack.logits((self.data.x[part] - self.mean) / self.std).log_softmax(2)
             for part in torch.split(rows, at_once, dim=1)
