@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from features.cache import DIM, EmbeddingCache, Embeddings, Header, library_versions
+from features.cache import DIM, EmbeddingCache, Header, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
 from pipeline.crossval import cross_validate, outer_folds
@@ -97,11 +97,11 @@ def run_experiment(
         header = opened.header
         task = read_task(opened, dataset, positive, config.seed)
     folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
-    data = Labelled(_tensor(task.x, device), torch.from_numpy(task.y).to(device))
+    data = Labelled(torch.from_numpy(task.x).to(device), torch.from_numpy(task.y).to(device))
     variants = _train(heads, task, data, config, on_epoch)
     folded = cross_validate(heads, task, data, folds, config, macro_roc_aucs, on_epoch) if folds else None
     references = _references(task)
-    probabilities = {name: _probabilities(trained, task, device) for name, trained in variants.items()}
+    probabilities = {name: _probabilities(trained, data) for name, trained in variants.items()}
     results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
     selected = max(results, key=_selection_order).name
     chosen = next(spec for spec in heads if spec.name == selected)
@@ -175,10 +175,6 @@ def _run_config(
 # -- heads --------------------------------------------------------------------------------------------------------------
 
 
-def _tensor(x: Embeddings, device: str) -> torch.Tensor:
-    return torch.from_numpy(x).to(device)
-
-
 def _train(
     specs: Sequence[HeadSpec], task: Task, data: Labelled, config: TrainingConfig, on_epoch: Callable[[str, int], None]
 ) -> dict[str, list[TrainedHead]]:
@@ -200,9 +196,9 @@ def _train(
     return variants
 
 
-def _probabilities(trained: Sequence[TrainedHead], task: Task, device: str) -> Floats:
+def _probabilities(trained: Sequence[TrainedHead], data: Labelled) -> Floats:
     """Give each seed's class probabilities of all images, (S, n, C)."""
-    found = np.stack([predict_probabilities(head.module, _tensor(task.x, device)) for head in trained])
+    found = np.stack([predict_probabilities(head.module, data.x) for head in trained])
     if not np.isfinite(found).all():
         raise TrainingError(
             f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."

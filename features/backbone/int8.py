@@ -95,7 +95,7 @@ def require_openvino() -> None:
     """Say how to get OpenVINO where it is missing."""
     if importlib.util.find_spec("openvino") is None:
         raise HoarfrostError(
-            "--precision int8 needs OpenVINO. Install it: pip install 'hoarfrost[openvino]'; or pass --precision auto."
+            "--precision int8 needs OpenVINO. Install it: pip install openvino; or pass --precision auto."
         )
 
 
