@@ -1,0 +1,38 @@
+"""What every metric demands of its arrays."""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, Floats]:
+    """Give labels (n,) int64 and probabilities (n, C) float64; ValueError if they do not fit one another."""
+    y_true, probabilities = np.asarray(y_true), np.asarray(probabilities, np.float64)
+    if probabilities.shape != (len(y_true), n_classes):
+        raise ValueError(
+            f"{len(y_true)} labels of {n_classes} classes, but probabilities of shape {probabilities.shape}"
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some probabilities are NaN or infinite")
+    if not np.isin(y_true, np.arange(n_classes)).all():
+        raise ValueError(f"y_true holds values other than 0 to {n_classes - 1}")
+    if not len(y_true):
+        raise ValueError("there are no samples")
+    return y_true.astype(np.int64), probabilities
+
+
+def checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:
+    """Give labels (n,) int64 of 0 and 1, both there, and finite scores (n,) float64; else ValueError."""
+    y_true, y_score = np.asarray(y_true), np.asarray(y_score, np.float64)
+    if y_true.shape != y_score.shape or y_true.ndim != 1:
+        raise ValueError(f"y_true has the shape {y_true.shape}, y_score {y_score.shape}; both must be (n,)")
+    if not np.isin(y_true, (0, 1)).all():
+        raise ValueError("y_true holds values other than 0 and 1")
+    if not np.isfinite(y_score).all():
+        raise ValueError("y_score holds NaN or infinite values")
+    n_pos = int((y_true == 1).sum())
+    if n_pos in {0, len(y_true)}:
+        raise ValueError(f"ROC AUC needs both classes; there are {n_pos} positive and {len(y_true) - n_pos} negative")
+    return y_true.astype(np.int64), y_score
