@@ -1,8 +1,9 @@
-"""What this machine computes on: device, precision, processors."""
+"""What this machine computes on: device, precision, processors, memory."""
 
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from features.errors import HoarfrostError
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -79,20 +81,23 @@ def usable_cpus() -> int:
 
 def _cgroup_quota() -> float:
     """Give how many CPUs' time the cgroup, or one above it, may use; infinity where nothing limits it."""
+    return min([math.inf, *(_quota(folder) for folder in _own_cgroups("cpu"))])
+
+
+def _own_cgroups(controller: str) -> Iterator[Path]:
+    """Give the folders of the cgroups that this process is in, and of those above them, for one controller."""
     try:
         lines = OWN_CGROUP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
-        return math.inf
-    quotas = [math.inf]
+        return
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, separator, path = rest.partition(":")
-        if not separator or (controllers and "cpu" not in controllers.split(",")):
+        if not separator or (controllers and controller not in controllers.split(",")):
             continue
-        mount = CGROUPS / "cpu" if controllers else CGROUPS  # version 1 mounts each controller, version 2 one tree
+        mount = CGROUPS / controller if controllers else CGROUPS  # version 1 mounts each controller, version 2 one tree
         group = mount / path.lstrip("/")
-        quotas += [_quota(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-    return min(quotas)
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
 
 
 def _quota(folder: Path) -> float:
@@ -105,4 +110,24 @@ def _quota(folder: Path) -> float:
             period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
         return math.inf if quota in {"max", "-1"} else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def usable_memory() -> float:
+    """Give how many bytes this process may use: what the system has, within its cgroup's limit; infinity if unknown."""
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        total = next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemTotal:"))
+    except (OSError, ValueError, StopIteration):
+        total = math.inf
+    return min([total, *(_memory_limit(folder) for folder in _own_cgroups("memory"))])
+
+
+def _memory_limit(folder: Path) -> float:
+    """Read one cgroup's limit, of version 2 or 1, in bytes."""
+    name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
+    try:
+        limit = (folder / name).read_text(encoding="ascii").strip()
+        return math.inf if limit == "max" else int(limit)
+    except (OSError, ValueError):
         return math.inf

@@ -4,6 +4,7 @@
 import dataclasses
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import click
 
 from features.errors import HoarfrostError
 from pipeline import __version__
+
+SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as much for rows that are held
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,6 +48,21 @@ class _PathType(click.Path):
         if not str(value).strip():
             self.fail("the path is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class _SizeType(click.ParamType[int]):
+    """A number of bytes: 1GB, 500MB, 2GiB, or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no size; write 1GB, 500MB or 2GiB", param, ctx)
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+        if size < SMALLEST_LIMIT:
+            self.fail(f"{value} is too little; give at least {SMALLEST_LIMIT // 1_000_000}MB", param, ctx)
+        return size
 
 
 def json_option(command: Command) -> Command:
@@ -141,6 +159,8 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 @run_option
 @click.option("--dataset", metavar="NAME", help="Which of the cache's data sets; not needed where there is one.")
 @click.option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1; may be repeated.")
+@click.option("--multilabel", is_flag=True, help="Images may have several labels: columns of 0 and 1, one a label.")
+@click.option("--label", "labels", multiple=True, metavar="COLUMN", help="Which columns; by default all of 0 and 1.")
 @click.option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train; may be repeated.")
 @click.option(
     "--grid", "grids", multiple=True, metavar="KEY=V,V",
@@ -157,6 +177,16 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 @click.option(
     "--learning-curve", "with_learning_curve", is_flag=True,
     help="Train the selected head on 5, 10, 20 and 50% of the training patients too.",
+)  # fmt: skip
+@click.option(
+    "--tensorboard",
+    "with_tensorboard",
+    is_flag=True,
+    help="Write the training curves for TensorBoard too, to DIR/tensorboard.",
+)
+@click.option(
+    "--memory-limit", type=_SizeType(), metavar="SIZE",
+    help="Stream embeddings that take more (1GB, 500MB) from the cache.  [default: half of the memory]",
 )  # fmt: skip
 @click.option(
     "--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True,
@@ -180,8 +210,8 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 )  # fmt: skip
 @json_option
 def train(
-    cache: Path, run: Path, dataset: str | None, positive: tuple[str, ...], heads: tuple[str, ...],
-    grids: tuple[str, ...], n_folds: int | None, with_learning_curve: bool, as_json: bool, **options: Any,
+    cache: Path, run: Path, heads: tuple[str, ...], grids: tuple[str, ...], multilabel: bool, labels: tuple[str, ...],
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train heads on cached embeddings, and score them. No image is opened.
 
@@ -192,6 +222,7 @@ def train(
     Example:
       hoarfrost train --cache images.h5 --run runs/first --positive malignant
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
+      hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from pipeline.console import train_text, training_progress
@@ -200,10 +231,10 @@ def train(
     from pipeline.runs import metrics_document
     from pipeline.train import TrainingConfig
 
-    specs, config = cross_heads(parse_heads(heads), grids), TrainingConfig(**options)
+    config = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     result = run_experiment(
-        cache, run, specs, dataset=dataset, positive=positive, config=config, n_folds=n_folds or 0,
-        with_learning_curve=with_learning_curve,
+        cache, run, cross_heads(parse_heads(heads), grids), config=config, **options,
+        label_columns=labels if multilabel or labels else None,
         command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(config.epochs),
     )  # fmt: skip
     # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).

@@ -119,8 +119,12 @@ def train_text(run: "Run") -> str:
         lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
     lines += _cross_validation_lines(run.cross_validation)
     lines += _learning_curve_lines(run, split)
+    lines += _label_lines(run, split)
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
-    counts = ", ".join(f"{sum(by_class.values())} {name}" for name, by_class in run.config.dataset.counts.items())
+    n_train = run.config.dataset.n_split["train"]
+    if run.references and run.references[0].n_train < n_train:
+        lines.append(f"the references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images")
+    counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
     lines.append(
         f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
         f"split {_split_words(run.config.dataset.split_by)}"
@@ -129,6 +133,21 @@ def train_text(run: "Run") -> str:
         lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
     lines.append(f"run {run.directory}")
     return "\n".join(lines)
+
+
+def _label_lines(run: "Run", split: str) -> list[str]:
+    """Describe the selected head's area by label, where an image may have several."""
+    if not run.config.dataset.is_multilabel:
+        return []
+    head = run.head(run.selected)
+    scores = head.val if head.test is None else head.test
+    lines = [f"{head.name}, {split} ROC AUC by label (95% interval):"]
+    for label, area in scores["roc_auc_per_class"].items():
+        low, high = scores["roc_auc_ci95_per_class"][label]
+        lines.append(
+            f"  {label}: {area:.3f} ({low:.3f} to {high:.3f}), known of {scores['n_known_per_class'][label]:,} images"
+        )
+    return lines
 
 
 def _split_words(split_by: str) -> str:

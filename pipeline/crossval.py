@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from features.errors import TrainingError
 from pipeline.heads import HeadSpec
-from pipeline.metrics import macro_roc_auc, score
+from pipeline.metrics import macro_roc_auc
 from pipeline.references import MAJORITY, reference_probabilities
-from pipeline.runs import CrossValidated, CrossValidation
-from pipeline.splits import carve_validation, k_folds
+from pipeline.runs import CrossValidated, CrossValidation, OutOfFold
+from pipeline.splits import carve_validation, class_masks, k_folds
 from pipeline.task import Task
-from pipeline.train import Fold, Labelled, TrainedHead, TrainingConfig, predict_probabilities, train_heads
+from pipeline.train import Fold, TrainedHead, TrainingConfig, train_heads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -53,26 +52,27 @@ def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
 def cross_validate(
     specs: Sequence[HeadSpec],
     task: Task,
-    data: Labelled,
     folds: Sequence[OuterFold],
     config: TrainingConfig,
     roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
-) -> CrossValidation:
+) -> tuple[CrossValidation, OutOfFold]:
     """Train every variant on every fold, select inside each, and score the pooled predictions.
 
     Parameters
     ----------
     specs : sequence of HeadSpec
     task : Task
-    data : Labelled
-        The task's embeddings and class numbers as tensors.
     folds : sequence of OuterFold
     config : TrainingConfig
     roc_aucs : callable
         As `pipeline.train.train_heads` takes it.
     on_epoch : callable
         As `pipeline.train.train_heads` takes it.
+
+    Returns
+    -------
+    (CrossValidation, OutOfFold)
 
     Raises
     ------
@@ -81,12 +81,12 @@ def cross_validate(
     """
     trained: dict[tuple[str, int], list[TrainedHead]] = {}
     inner = [fold.inner for fold in folds]
-    for head in train_heads(specs, data, inner, len(task.names), config, roc_aucs, on_epoch):
+    for head in train_heads(specs, task.labelled(), inner, len(task.names), config, roc_aucs, on_epoch):
         trained.setdefault((head.spec.name, head.fold), []).append(head)
     pooled: dict[str, Floats] = {}
     for spec in specs:
         by_fold = [trained.get((spec.name, fold), []) for fold in range(len(folds))]
-        found = _pooled(by_fold, folds, task, data) if all(len(heads) == config.seeds for heads in by_fold) else None
+        found = _pooled(by_fold, folds, task) if all(len(heads) == config.seeds for heads in by_fold) else None
         if found is None:
             logger.warning("%s: left out of the cross-validation, its loss or predictions are no numbers", spec.name)
         else:
@@ -98,19 +98,23 @@ def cross_validate(
     for name, fold in zip(selected, folds, strict=True):
         pooled[NESTED][fold.held_out] = pooled[name][fold.held_out]
     rows = np.concatenate([fold.held_out for fold in folds])
-    return CrossValidation(
+    number = np.full(len(task.y), -1)
+    for i, fold in enumerate(folds):
+        number[fold.held_out] = i
+    summary = CrossValidation(
         n_folds=len(folds),
         n_images=len(rows),
         selected=tuple(selected),
         results=tuple(
             CrossValidated(
                 name,
-                score(task.y[rows], found[rows], task.names),
+                task.score(rows, found[rows]),
                 tuple(macro_roc_auc(task.y[fold.held_out], found[fold.held_out]) for fold in folds),
             )
             for name, found in pooled.items()
         ),
     )
+    return summary, OutOfFold(tuple(number.tolist()), pooled)
 
 
 def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
@@ -121,26 +125,25 @@ def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
         raise TrainingError(f"--folds {n_folds}, the images that a fold leaves to learn from: {error}") from error
     fold = Fold(rows[inner == "train"], rows[inner == "val"])
     for part, fewest, purpose in ((fold.train, FEWEST_TO_LEARN, "learn from"), (fold.val, 1, "validate on")):
-        counts = np.bincount(task.y[part], minlength=len(task.names))
-        if counts.min() < fewest:
+        counts = {which: int(mask.sum()) for which, mask in class_masks(task.y[part], task.names).items()}
+        rarest = min(counts, key=counts.__getitem__)
+        if counts[rarest] < fewest:
             raise TrainingError(
-                f"--folds {n_folds}: a fold leaves {counts.min()} image(s) of the class "
-                f"{task.names[int(counts.argmin())]!r} to {purpose}. Add images, or leave --folds out."
+                f"--folds {n_folds}: a fold leaves {counts[rarest]} image(s) of {rarest} to {purpose}. "
+                "Add images, or leave --folds out."
             )
     return fold
 
 
-def _pooled(
-    by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold], task: Task, data: Labelled
-) -> Floats | None:
+def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold], task: Task) -> Floats | None:
     """Predict each image by the heads that never saw it, the mean over seeds: (n, C), NaN for images of no fold.
 
     None if a prediction is no number.
     """
     pooled = np.full((len(task.y), len(task.names)), np.nan)
     for heads, fold in zip(by_fold, folds, strict=True):
-        x = data.x[torch.from_numpy(fold.held_out).to(data.x.device)]
-        pooled[fold.held_out] = np.mean([predict_probabilities(head.module, x) for head in heads], axis=0)
+        found = [task.predicted(head.module, fold.held_out) for head in heads]
+        pooled[fold.held_out] = np.mean(found, axis=0)
         if not np.isfinite(pooled[fold.held_out]).all():
             return None
     return pooled
@@ -160,7 +163,7 @@ def _references(task: Task, folds: Sequence[OuterFold]) -> dict[str, Floats]:
     pooled: dict[str, Floats] = {}
     for fold in folds:
         train, rows = fold.inner.train, fold.held_out
-        for name, found in reference_probabilities(task.x[train], task.y[train], task.x[rows]).items():
+        for name, found in reference_probabilities(task.x, task.y, train, rows).items():
             if name == MAJORITY:
                 continue  # pooled over folds its constants differ, and their AUC means nothing
             pooled.setdefault(name, np.full((len(task.y), len(task.names)), np.nan))[rows] = found

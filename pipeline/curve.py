@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.heads import HeadSpec
 from pipeline.metrics import macro_roc_auc
 from pipeline.runs import LearningPoint
+from pipeline.splits import class_masks
 from pipeline.task import Task
-from pipeline.train import Fold, Labelled, TrainingConfig, predict_probabilities, train_heads
+from pipeline.train import Fold, TrainingConfig, train_heads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -23,7 +23,6 @@ FEWEST_OF_A_CLASS = 2  # images
 def learning_curve(
     spec: HeadSpec,
     task: Task,
-    data: Labelled,
     config: TrainingConfig,
     roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
@@ -35,8 +34,6 @@ def learning_curve(
     spec : HeadSpec
     task : Task
         Scored on its validation split where it has no test split.
-    data : Labelled
-        The task's embeddings and class numbers as tensors.
     config : TrainingConfig
     roc_aucs, on_epoch : callable
         As `pipeline.train.train_heads` takes them.
@@ -47,7 +44,6 @@ def learning_curve(
         Without the shares of which a draw would leave a class with fewer than two images.
     """
     scored = np.flatnonzero(task.splits == task.scored_splits[-1])
-    x = data.x[torch.from_numpy(scored).to(data.x.device)]
     val = np.flatnonzero(task.splits == "val")
     points = []
     for share in SHARES:
@@ -55,8 +51,8 @@ def learning_curve(
         if min(_rarest(task, rows) for rows in draws) < FEWEST_OF_A_CLASS:
             continue
         folds = [Fold(rows, val) for rows in draws]
-        trained = train_heads([spec], data, folds, len(task.names), config, roc_aucs, on_epoch)
-        aucs = [macro_roc_auc(task.y[scored], predict_probabilities(head.module, x)) for head in trained]
+        trained = train_heads([spec], task.labelled(), folds, len(task.names), config, roc_aucs, on_epoch)
+        aucs = [macro_roc_auc(task.y[scored], task.predicted(head.module, scored)) for head in trained]
         n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
         points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), tuple(aucs)))
     return tuple(points)
@@ -66,14 +62,16 @@ def _draw(task: Task, share: float, seed: int) -> Ints:
     """Draw a share of each class's training patients; give the rows of their images."""
     train = np.flatnonzero(task.splits == "train")
     groups, first = np.unique(task.groups[train], return_index=True)
-    classes = task.y[train][first]
+    classes = (
+        task.y[train][first] if task.y.ndim == 1 else np.zeros(len(first), np.int64)
+    )  # several labels: of all alike
     rng = np.random.default_rng(seed)
     drawn = []
-    for number in range(len(task.names)):
+    for number in np.unique(classes):
         of_class = rng.permutation(groups[classes == number])
         drawn.append(of_class[: max(1, round(share * len(of_class)))])
     return train[np.isin(task.groups[train], np.concatenate(drawn))]
 
 
 def _rarest(task: Task, rows: Ints) -> int:
-    return int(np.bincount(task.y[rows], minlength=len(task.names)).min())
+    return min(int(mask.sum()) for mask in class_masks(task.y[rows], task.names).values())

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from features.cache import DIM, EmbeddingCache, Header, library_versions
+from features.cache import DIM, EmbeddingCache, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
 from pipeline.crossval import cross_validate, outer_folds
 from pipeline.curve import learning_curve
 from pipeline.heads import HeadSpec, count_parameters
-from pipeline.metrics import macro_roc_auc, macro_roc_aucs, score
-from pipeline.references import LOGISTIC_REGRESSION, reference_probabilities
+from pipeline.metrics import macro_roc_auc, macro_roc_aucs
+from pipeline.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
 from pipeline.runs import (
     EmbeddingFacts,
     Epoch,
@@ -33,10 +33,11 @@ from pipeline.runs import (
     RunConfig,
     SeedResult,
     check_run_directory,
+    require_tensorboard,
     write_run,
 )
 from pipeline.task import Task, dataset_facts, read_task
-from pipeline.train import Fold, Labelled, TrainedHead, TrainingConfig, predict_probabilities, train_heads
+from pipeline.train import Fold, StreamedRows, TrainedHead, TrainingConfig, train_heads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -51,9 +52,12 @@ def run_experiment(
     *,
     dataset: str | None = None,
     positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
     config: TrainingConfig | None = None,
-    n_folds: int = 0,
+    memory_limit: int | None = None,
+    n_folds: int | None = None,
     with_learning_curve: bool = False,
+    with_tensorboard: bool = False,
     command: Sequence[str] = (),
     on_epoch: Callable[[str, int], None] = lambda *_: None,
 ) -> Run:
@@ -70,11 +74,17 @@ def run_experiment(
         Which of the cache's data sets; not needed where there is one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
     config : TrainingConfig, optional
-    n_folds : int
-        Cross-validate the whole procedure, selection included, over so many folds; 0 leaves it out.
+    memory_limit : int, optional
+        Bytes that embeddings may take; by default half of the memory that this process may use.
+    n_folds : int, optional
+        Cross-validate the whole procedure, selection included, over so many folds.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
+    with_tensorboard : bool
+        Write the training curves for TensorBoard too.
     command : sequence of str
         What the user typed, for the record.
     on_epoch : callable
@@ -91,40 +101,42 @@ def run_experiment(
     """
     started = time.monotonic()
     check_run_directory(directory)
+    if with_tensorboard:
+        require_tensorboard()
     config = config or TrainingConfig()
     device = choose_device(config.device)
-    with EmbeddingCache(cache) as opened:
-        header = opened.header
-        task = read_task(opened, dataset, positive, config.seed)
-    folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
-    data = Labelled(torch.from_numpy(task.x).to(device), torch.from_numpy(task.y).to(device))
-    variants = _train(heads, task, data, config, on_epoch)
-    folded = cross_validate(heads, task, data, folds, config, macro_roc_aucs, on_epoch) if folds else None
-    references = _references(task)
-    probabilities = {name: _probabilities(trained, data) for name, trained in variants.items()}
-    results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
-    selected = max(results, key=_selection_order).name
-    chosen = next(spec for spec in heads if spec.name == selected)
-    curve = learning_curve(chosen, task, data, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
-    run = Run(
-        directory,
-        _run_config(
-            task, header, str(cache), config, device, shlex.join(command), variants, time.monotonic() - started
-        ),
-        selected,
-        results,
-        tuple(references),
-        folded,
-        curve,
-        tuple(_epochs(variants)),
-        _predictions(task, {name: found.mean(axis=0) for name, found in probabilities.items()}),
-    )
-    files = {
-        _file_name(head, config): _head_file(head, task, run.config)
-        for trained in variants.values()
-        for head in trained
-    }
-    write_run(run, files)
+    with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
+        task = read_task(
+            opened, dataset, positive, config.seed,
+            label_columns=label_columns, memory_limit=memory_limit, device=device,
+        )  # fmt: skip
+        folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
+        variants = _train(heads, task, config, on_epoch)
+        folded, out_of_fold = (
+            cross_validate(heads, task, folds, config, macro_roc_aucs, on_epoch) if folds else (None, None)
+        )
+        references = _references(task)
+        probabilities = {name: _probabilities(trained, task) for name, trained in variants.items()}
+        results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
+        selected = max(results, key=_selection_order).name
+        chosen = next(spec for spec in heads if spec.name == selected)
+        curve = learning_curve(chosen, task, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
+        head_seconds = {name: sum(head.seconds for head in trained) for name, trained in variants.items()}
+        run = Run(
+            directory,
+            _run_config(task, opened, config, device, shlex.join(command), head_seconds, time.monotonic() - started),
+            selected,
+            results,
+            tuple(references),
+            folded,
+            curve,
+            tuple(_epochs(variants)),
+            _predictions(task, {name: found.mean(axis=0) for name, found in probabilities.items()}),
+            out_of_fold,
+        )
+    heads_of_run = [head for trained in variants.values() for head in trained]
+    files = {_file_name(head, config): _head_file(head, task, run.config) for head in heads_of_run}
+    write_run(run, files, with_tensorboard=with_tensorboard)
     return run
 
 
@@ -135,19 +147,19 @@ def _selection_order(result: HeadResult) -> tuple[float, float]:
 
 def _run_config(
     task: Task,
-    header: Header,
-    cache: str,
+    cache: EmbeddingCache,
     config: TrainingConfig,
     device: str,
     command: str,
-    variants: dict[str, list[TrainedHead]],
+    head_seconds: dict[str, float],
     seconds: float,
 ) -> RunConfig:
+    header = cache.header
     return RunConfig(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
-        head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
+        head_seconds=head_seconds,
         seed=config.seed,
         seeds=config.seeds,
         epochs=config.epochs,
@@ -157,9 +169,10 @@ def _run_config(
         class_weight=config.class_weight,
         label_smoothing=config.label_smoothing,
         device=device,
+        streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
         embeddings=EmbeddingFacts(
-            cache=cache,
+            cache=str(cache.path),
             fingerprint=header.fingerprint.digest,
             backbone=header.fingerprint.backbone,
             weights=header.weights,
@@ -176,11 +189,11 @@ def _run_config(
 
 
 def _train(
-    specs: Sequence[HeadSpec], task: Task, data: Labelled, config: TrainingConfig, on_epoch: Callable[[str, int], None]
+    specs: Sequence[HeadSpec], task: Task, config: TrainingConfig, on_epoch: Callable[[str, int], None]
 ) -> dict[str, list[TrainedHead]]:
     """Train all variants with all seeds; give the heads of each variant by its name."""
     fold = Fold(np.flatnonzero(task.splits == "train"), np.flatnonzero(task.splits == "val"))
-    trained = train_heads(specs, data, [fold], len(task.names), config, macro_roc_aucs, on_epoch)
+    trained = train_heads(specs, task.labelled(), [fold], len(task.names), config, macro_roc_aucs, on_epoch)
     variants: dict[str, list[TrainedHead]] = {}
     for head in trained:
         variants.setdefault(head.spec.name, []).append(head)
@@ -196,9 +209,9 @@ def _train(
     return variants
 
 
-def _probabilities(trained: Sequence[TrainedHead], data: Labelled) -> Floats:
+def _probabilities(trained: Sequence[TrainedHead], task: Task) -> Floats:
     """Give each seed's class probabilities of all images, (S, n, C)."""
-    found = np.stack([predict_probabilities(head.module, data.x) for head in trained])
+    found = np.stack([task.predicted(head.module) for head in trained])
     if not np.isfinite(found).all():
         raise TrainingError(
             f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
@@ -209,7 +222,7 @@ def _probabilities(trained: Sequence[TrainedHead], data: Labelled) -> Floats:
 def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
     """Score probabilities (n, C) on each split that heads are scored on."""
     return {
-        name: score(task.y[task.splits == name], probabilities[task.splits == name], task.names)
+        name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
         for name in task.scored_splits
     }
 
@@ -249,9 +262,9 @@ def _alarms(
 ) -> list[str]:
     """Say what is wrong with a head, by its validation split."""
     alarms = []
-    answers = np.unique(probabilities[task.splits == "val"].argmax(axis=1))
+    answers = np.unique(task.answers(probabilities[task.splits == "val"]))
     if len(answers) == 1:
-        alarms.append(f"collapsed: it calls every validation image {task.names[answers[0]]!r}")
+        alarms.append(f"collapsed: it calls every validation image {answers[0]}")
     found = float(np.mean([seed.val_roc_auc for seed in seeds]))
     to_beat = next(float(reference.val["roc_auc"]) for reference in references if reference.name == LOGISTIC_REGRESSION)
     if found < to_beat:
@@ -260,12 +273,14 @@ def _alarms(
 
 
 def _references(task: Task) -> list[ReferenceResult]:
-    train = task.splits == "train"
-    found = reference_probabilities(task.x[train], task.y[train], task.x)
+    train = np.flatnonzero(task.splits == "train")
+    scored = np.flatnonzero(np.isin(task.splits, task.scored_splits))
+    probabilities = np.full((len(task.y), len(task.names)), np.nan)
     results = []
-    for name, probabilities in found.items():
+    for name, found in reference_probabilities(task.x, task.y, train, scored).items():
+        probabilities[scored] = found
         scores = _scores(task, probabilities)
-        results.append(ReferenceResult(name, scores["val"], scores.get("test")))
+        results.append(ReferenceResult(name, len(fitted_rows(train)), scores["val"], scores.get("test")))
     return results
 
 
@@ -281,6 +296,7 @@ def _head_file(head: TrainedHead, task: Task, config: RunConfig) -> bytes:
         "format_version": 1,
         "head": head.spec.name,
         "classes": task.names,
+        "activation": "sigmoid" if task.is_multilabel else "softmax",
         "fingerprint": config.embeddings.fingerprint,
         "n_inputs": DIM,
     }
@@ -310,4 +326,5 @@ def _predictions(task: Task, probabilities: dict[str, Floats]) -> Predictions:
         splits=tuple(task.splits.tolist()),
         labels=tuple(task.labels()),
         probabilities=probabilities,
+        truth=task.y if task.is_multilabel else None,
     )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.train import Rows
+
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
 
@@ -17,32 +19,62 @@ MAJORITY = "majority class"
 LOGISTIC_REGRESSION = "logistic regression"
 N_NEIGHBOURS = 20
 MAX_ITERATIONS = 2_000
+MOST_TRAINED = 20_000
 
 
-def reference_probabilities(
-    x_train: npt.NDArray[np.float32], y_train: Ints, x: npt.NDArray[np.float32]
-) -> dict[str, Floats]:
-    """Fit each reference on the training split, and give its class probabilities.
+def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints) -> dict[str, Floats]:
+    """Fit each reference on training rows, at most `MOST_TRAINED` of them, and give its probabilities of others.
 
     Parameters
     ----------
-    x_train : ndarray (n, 512) float32
-    y_train : ndarray (n,) int64, values 0 to C-1, each present
-    x : ndarray (m, 512) float32
+    x : Rows
+        Embeddings (n, 512).
+    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
+        Each class is in the training rows; of several labels each both ways.
+    train : ndarray (t,) int64
+    rows : ndarray (m,) int64
 
     Returns
     -------
     dict of ndarray (m, C) float64, by the reference's name
+        Of several labels, each is learnt for itself.
     """
-    # In float64: with float32 the discriminant's probabilities do not sum to one.
-    x_train, x = x_train.astype(np.float64), x.astype(np.float64)
-    found = {MAJORITY: np.tile(np.bincount(y_train) / len(y_train), (len(x), 1))}
+    train = fitted_rows(train)
+    x_train = np.empty((len(train), x.n_features))  # in float64: with float32 the discriminant's do not sum to one
+    for places, part in x.blocks(train):
+        x_train[places] = part.cpu().numpy()
+    if y.ndim == 1:
+        models = [_fitted(x_train, y[train])]
+    else:
+        known = [y[train, label] >= 0 for label in range(y.shape[1])]
+        models = [_fitted(x_train[rows], y[train[rows], label]) for label, rows in enumerate(known)]
+    n_classes = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
+    found = {name: np.empty((len(rows), n_classes)) for name in models[0]}
+    for places, part in x.blocks(rows):
+        x_part = part.cpu().numpy().astype(np.float64)
+        for name, probabilities in found.items():
+            of_models = [of_label[name](x_part) for of_label in models]
+            probabilities[places] = of_models[0] if y.ndim == 1 else np.stack([p[:, 1] for p in of_models], axis=1)
+    return found
+
+
+def fitted_rows(train: Ints) -> Ints:
+    """Give the training rows that references are fitted on: all, or a drawn part of so many that it would take hours."""
+    if len(train) <= MOST_TRAINED:
+        return train
+    return np.sort(np.random.default_rng(0).choice(train, MOST_TRAINED, replace=False))
+
+
+def _fitted(x_train: Floats, y_train: Ints) -> dict[str, Callable[[Floats], Floats]]:
+    """Fit each reference; give functions from embeddings (m, 512) to probabilities (m, C)."""
+    shares = np.bincount(y_train) / len(y_train)
+    fitted: dict[str, Callable[[Floats], Floats]] = {MAJORITY: lambda x: np.tile(shares, (len(x), 1))}
     for name, make in _classifiers(len(y_train)).items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of columns that are collinear, or of iterations that are used up
             model: Any = make().fit(x_train, y_train)
-            found[name] = np.asarray(model.predict_proba(x), np.float64)
-    return found
+        fitted[name] = model.predict_proba
+    return fitted
 
 
 def _classifiers(n_train: int) -> "dict[str, Callable[[], ClassifierMixin]]":

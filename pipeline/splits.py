@@ -41,13 +41,51 @@ def merged_groups(*memberships: Sequence[object]) -> Ints:
     return labels
 
 
+def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bool_]]":
+    """Tell which images are of each class; with several labels an image, which have each label, and which do not.
+
+    Parameters
+    ----------
+    y : ndarray (n,) int64, class numbers; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    classes : sequence of str, length C
+
+    Returns
+    -------
+    dict of ndarray (n,) bool, by words for messages
+    """
+    if y.ndim == 1:
+        return {f"the class {label!r}": y == number for number, label in enumerate(classes)}
+    having = {f"the label {label!r}": y[:, number] == 1 for number, label in enumerate(classes)}
+    return having | {f"the absence of {label!r}": y[:, number] == 0 for number, label in enumerate(classes)}
+
+
+def _strata(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Sequence[str]]:
+    """Give each image one class to stratify by: its own, or of several labels the rarest that it has.
+
+    Strata of fewer than `fewest` groups are put to the largest: which labels meet in an image is no class of its own.
+    """
+    if y.ndim == 1:
+        return y, classes
+    has = y == 1  # (n, C)
+    rarity = np.where(has, has.sum(0), len(y) + 1)
+    stratum = np.where(has.any(1), rarity.argmin(1) + 1, 0)  # 0: none of the labels
+    present, sizes = np.unique(stratum, return_counts=True)
+    largest = present[sizes.argmax()]
+    for number in present:
+        if len(np.unique(groups[stratum == number])) < fewest:
+            stratum[stratum == number] = largest
+    present, renumbered = np.unique(stratum, return_inverse=True)
+    names = ["none of the labels", *classes]
+    return renumbered.astype(np.int64), [names[number] for number in present]
+
+
 def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
     """Split images 70/10/20 into train, val and test.
 
     Parameters
     ----------
-    y : ndarray (n,) int64
-        Class numbers.
+    y : ndarray (n,) or (n, C) int64
+        Class numbers, or labels; see `class_masks`.
     groups : ndarray (n,) int64
         No group is ever in two splits.
     classes : sequence of str
@@ -75,6 +113,7 @@ def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int
 
 def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
     rng = np.random.default_rng(seed)
+    y, classes = _strata(y, groups, classes, len(shares) + 1)
     # A patient with images of two classes counts for the rarer one, which can spare it least.
     rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
     by_rarity = np.argsort(rarity[y], kind="stable")
@@ -102,8 +141,8 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
 
     Parameters
     ----------
-    y : ndarray (n,) int64
-        Class numbers.
+    y : ndarray (n,) or (n, C) int64
+        Class numbers, or labels; see `class_masks`.
     groups : ndarray (n,) int64
     classes : sequence of str
         Names, for messages.
@@ -129,22 +168,22 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
             f"--folds {n_folds}: there are {n_groups} patients (or images, where patients are unknown). "
             f"Give at most --folds {n_groups}."
         )
-    for number, label in enumerate(classes):
-        n_groups = len(np.unique(groups[y == number]))
+    masks = class_masks(y, classes)
+    for which, mask in masks.items():
+        n_groups = len(np.unique(groups[mask]))
         if n_groups < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: the class {label!r} has {n_groups} patients (or images, where patients are unknown), "
+                f"--folds {n_folds}: {which} has {n_groups} patients (or images, where patients are unknown), "
                 f"too few to be in each fold. Give at most --folds {n_groups}, or add images."
             )
+    strata, _ = _strata(y, groups, classes, n_folds)
     folds = np.empty(len(y), np.int64)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), y, groups)):
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), strata, groups)):
         folds[held_out] = fold
-    for fold in range(n_folds):
-        missing = set(range(len(classes))) - set(y[folds == fold].tolist())
-        if missing:
+    for which, mask in masks.items():
+        if len(np.unique(folds[mask])) < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: the patients cannot be shared out so that {classes[min(missing)]!r} is in each fold. "
-                "Give fewer folds."
+                f"--folds {n_folds}: the patients cannot be shared out so that {which} is in each fold. Give fewer folds."
             )
     return folds

@@ -1,19 +1,33 @@
 """What is to be learnt: a cached data set's embeddings, classes and splits, checked."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from features.cache import DatasetTable, EmbeddingCache, Embeddings
+from features.cache import DIM, DatasetTable, EmbeddingCache
+from features.devices import usable_memory
 from features.errors import TrainingError
+from features.labels import LABEL_VALUES, is_label_column
+from pipeline.metrics import score, score_labels
 from pipeline.runs import SPLITS, DatasetFacts, UnreadableImage, class_numbers
-from pipeline.splits import carve_validation, merged_groups, split
+from pipeline.splits import carve_validation, class_masks, merged_groups, split
+from pipeline.train import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
 
 Ints = npt.NDArray[np.int64]
+
+FEWEST_TO_SCORE = 2  # images of a class in a split
+MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, where no limit is given
+GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
+_OTHER_SPLITS = "or change the data set's split column or folders."
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,10 +36,10 @@ class Task:
 
     Attributes
     ----------
-    x : ndarray (n, 512) float32
-        Embeddings of the readable images.
-    y : ndarray (n,) int64
-        Class numbers.
+    x : Rows
+        Embeddings (n, 512) float32 of the readable images.
+    y : ndarray (n,) or (n, C) int64
+        Class numbers; or with several labels an image 1, 0, and -1 where a label is unknown.
     groups : ndarray (n,) int64
         Images of the same patient, or of the same bytes, have the same number.
     splits : ndarray (n,) of "train", "val" or "test"
@@ -35,7 +49,7 @@ class Task:
 
     table: DatasetTable
     readable: npt.NDArray[np.bool_]
-    x: Embeddings
+    x: Rows
     y: Ints
     groups: Ints
     splits: npt.NDArray[np.str_]
@@ -43,6 +57,11 @@ class Task:
     classes: tuple[str, ...]
     positive: tuple[str, ...] | None
     names: tuple[str, ...]
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Tell whether an image may have several labels."""
+        return self.y.ndim == 2
 
     @property
     def has_given_test(self) -> bool:
@@ -55,22 +74,59 @@ class Task:
         return tuple(name for name in ("val", "test") if (self.splits == name).any())
 
     def labels(self) -> list[str]:
-        """Give the data set's own labels of the readable images."""
+        """Give the data set's own labels of the readable images; of several labels those that an image has, "a|b"."""
+        if self.is_multilabel:
+            return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
         return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
 
+    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> npt.NDArray[np.float64]:
+        """Give a trained head's probabilities (m, C) of some rows, all by default."""
+        return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
 
-def read_task(cache: EmbeddingCache, dataset: str | None, positive: Sequence[str], seed: int) -> Task:
+    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """Score probabilities (m, C) of some rows."""
+        return (score_labels if self.is_multilabel else score)(self.y[rows], probabilities, self.names)
+
+    def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
+        """Name what each image is called: its most probable class, or all labels that are more probable than not."""
+        if not self.is_multilabel:
+            return [repr(self.names[number]) for number in probabilities.argmax(axis=1)]
+        found = [[self.names[i] for i in np.flatnonzero(row >= 0.5)] for row in probabilities]
+        return [" + ".join(names) or "none of the labels" for names in found]
+
+    def labelled(self) -> Labelled:
+        """Give embeddings and labels for training, on the device."""
+        return Labelled(self.x, torch.from_numpy(self.y).to(self.x.device))
+
+
+def read_task(
+    cache: EmbeddingCache,
+    dataset: str | None,
+    positive: Sequence[str],
+    seed: int,
+    *,
+    label_columns: Sequence[str] | None = None,
+    memory_limit: int | None = None,
+    device: str = "cpu",
+) -> Task:
     """Read a data set from the cache, and settle classes and splits.
 
     Parameters
     ----------
     cache : EmbeddingCache
+        Must stay open while the task is used: what is larger than the memory limit is streamed from it.
     dataset : str or None
         Which of the cache's data sets; not needed where there is one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     seed : int
         Of the splits, where the data set has none.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    memory_limit : int, optional
+        Bytes that embeddings may take; by default half of the memory that this process may use.
+    device : str
+        Where heads are trained.
 
     Raises
     ------
@@ -78,28 +134,108 @@ def read_task(cache: EmbeddingCache, dataset: str | None, positive: Sequence[str
         One of its children: the cache, labels or splits are not fit to train on.
     """
     table = cache.dataset(dataset)
-    x, readable = cache.arrays(table)
-    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
-    labels = [table.labels[i] for i in np.flatnonzero(readable)]
-    classes = tuple(sorted(set(labels), key=_label_order))
-    positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
-    y = class_numbers(labels, classes, positive_labels)
+    readable = table.rows >= 0
+    if label_columns is None:
+        classes, positive_labels, y = _classes(table, readable, positive)
+    else:
+        classes, y = _label_matrix(table, readable, label_columns, positive)
+        positive_labels = None
     names = _class_names(classes, positive_labels)
     groups = _groups(table, readable)
     splits, split_by = _splits(table, readable, y, groups, names, seed)
+    x = _rows(cache, table, memory_limit, device)
+    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
     task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names)
     _check_splits(task)
     return task
 
 
-def _check_embeddings(x: Embeddings, paths: Sequence[str], cache: EmbeddingCache) -> None:
-    """Refuse NaN and infinity: standardisation would spread one image's over all."""
-    broken = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(broken):
-        raise TrainingError(
-            f"{cache.path}: the embeddings of {len(broken)} of {len(paths)} images are not finite (first: "
-            f"{paths[broken[0]]}). The weights {cache.header.weights} are probably damaged: extract with others."
+def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
+    """Hold the embeddings in memory, on a GPU in its own, if they fit; else stream them."""
+    readable = table.rows[table.rows >= 0]
+    n_bytes, limit = len(readable) * DIM * 4, memory_limit or MEMORY_SHARE * usable_memory()
+    if n_bytes > limit:
+        logger.warning(
+            "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time",
+            table.name,
+            n_bytes / 1e9,
+            limit / 1e9,
         )
+        return StreamedRows(cache.embeddings, readable, DIM, int(limit), torch.device(device))
+    x = torch.from_numpy(cache.embeddings(readable))
+    if device == "cuda":
+        fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]
+        x = x.to(device) if fits else x.pin_memory()
+    return HeldRows(x, torch.device(device))
+
+
+def _check_embeddings(x: Rows, paths: Sequence[str], cache: EmbeddingCache) -> None:
+    """Refuse NaN and infinity: standardisation would spread one image's over all."""
+    broken = np.zeros(len(x), bool)
+    for places, part in x.blocks(np.arange(len(x))):
+        broken[places] = ~part.isfinite().all(dim=1).cpu().numpy()
+    if broken.any():
+        raise TrainingError(
+            f"{cache.path}: the embeddings of {broken.sum()} of {len(paths)} images are not finite (first: "
+            f"{paths[int(broken.argmax())]}). The weights {cache.header.weights} are probably damaged: extract with others."
+        )
+
+
+def _classes(
+    table: DatasetTable, readable: npt.NDArray[np.bool_], positive: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, Ints]:
+    """Give the classes, the positive ones, and each readable image's class number."""
+    labels = [table.labels[i] for i in np.flatnonzero(readable)]
+    if not any(labels):
+        columns = _columns_of_labels(table)
+        raise TrainingError(
+            f"The data set {table.name!r} has no label column. Its columns {', '.join(columns)} hold 0 and 1: pass "
+            "--multilabel to learn them."
+        )
+    classes = tuple(sorted(set(labels), key=_label_order))
+    positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
+    return classes, positive_labels, class_numbers(labels, classes, positive_labels)
+
+
+def _label_matrix(
+    table: DatasetTable, readable: npt.NDArray[np.bool_], wanted: Sequence[str], positive: Sequence[str]
+) -> tuple[tuple[str, ...], Ints]:
+    """Read columns of labels, (n, C) int64."""
+    if positive:
+        raise TrainingError(
+            "--positive is for one label an image; with --multilabel each column is a label for itself."
+        )
+    names = tuple(dict.fromkeys(normalize("NFC", name).lower() for name in wanted)) or _columns_of_labels(table)
+    if not names:
+        raise TrainingError(
+            f"--multilabel: the data set {table.name!r} has no column of 0 and 1 with both in it. "
+            f"Its columns: {', '.join(table.attributes) or '(none)'}."
+        )
+    columns = []
+    for name in names:
+        if name not in table.attributes:
+            raise TrainingError(
+                f"--label {name}: the data set {table.name!r} has no such column. It has: "
+                f"{', '.join(table.attributes) or '(none)'}."
+            )
+        columns.append(_label_column(table, name))
+    return names, np.column_stack(columns)[readable]
+
+
+def _label_column(table: DatasetTable, name: str) -> Ints:
+    cells = table.attributes[name]
+    for path, cell in zip(table.paths, cells, strict=True):
+        if cell.lower() not in LABEL_VALUES:
+            raise TrainingError(
+                f"--label {name}: {path} has {cell!r}; expected 1, 0, or nothing (or -1) where it is unknown. "
+                "Mend the column, or leave it out."
+            )
+    return np.array([LABEL_VALUES[cell.lower()] for cell in cells], np.int64)
+
+
+def _columns_of_labels(table: DatasetTable) -> tuple[str, ...]:
+    """List the columns that hold 0 and 1 and nothing else."""
+    return tuple(name for name, cells in table.attributes.items() if is_label_column(cells))
 
 
 def _label_order(label: str) -> tuple[bool, int, str]:
@@ -157,21 +293,24 @@ def _splits(
 def _check_splits(task: Task) -> None:
     """Refuse a split in which a class is missing: nothing could be learnt or scored there."""
     for name in ("train", *task.scored_splits):
-        counts = np.bincount(task.y[task.splits == name], minlength=len(task.names))
-        for label, count in zip(task.names, counts.tolist(), strict=True):
-            if count < 2:
-                all_counts = ", ".join(f"{n} {other}" for other, n in zip(task.names, counts.tolist(), strict=True))
+        counts = {
+            which: int(mask.sum()) for which, mask in class_masks(task.y[task.splits == name], task.names).items()
+        }
+        for which, count in counts.items():
+            if count < FEWEST_TO_SCORE:
+                all_counts = ", ".join(f"{n} {label}" for label, n in zip(task.names, counts.values(), strict=False))
                 raise TrainingError(
-                    f"The split {name} has {count} image(s) of the class {label!r}; at least 2 are needed to learn or "
-                    f"score it (the split has {all_counts}). Add images, or change the data set's split column or folders."
+                    f"The split {name} has {count} image(s) of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
+                    f"score it (the split has {all_counts}). Add images, "
+                    + ("leave the label out (--label)." if task.is_multilabel else _OTHER_SPLITS)
                 )
 
 
 def dataset_facts(task: Task) -> DatasetFacts:
     """Describe the data set for the run's record."""
     table = task.table
-    found = Counter(zip(task.splits.tolist(), task.labels(), strict=True))
     present = [name for name in SPLITS if (task.splits == name).any()]
+    sizes = Counter(task.splits.tolist())
     return DatasetFacts(
         name=table.name,
         source=table.source,
@@ -180,6 +319,17 @@ def dataset_facts(task: Task) -> DatasetFacts:
         split_by=task.split_by,
         n_images=len(table),
         n_patients=len(set(table.patients)) if table.patients is not None else None,
-        counts={name: {label: found[name, label] for label in task.classes} for name in present},
+        counts={name: _counts(task, name) for name in present},
+        n_split={name: sizes[name] for name in present},
+        is_multilabel=task.is_multilabel,
         unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
     )
+
+
+def _counts(task: Task, split: str) -> dict[str, int]:
+    """Count a split's images of each class or, of several labels an image, those that have each label."""
+    here = task.splits == split
+    if task.is_multilabel:
+        return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}
+    found = Counter(label for label, is_here in zip(task.labels(), here.tolist(), strict=True) if is_here)
+    return {label: found[label] for label in task.classes}

@@ -83,6 +83,7 @@ def test_no_module_imports_itself_through_others() -> None:
         ("torchvision.models", {"features.backbone"}),
         ("torchvision", {"features.backbone"}),
         ("openvino", {"features.backbone"}),
+        ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
         ("pydicom", {"features.dicom"}),
         ("ray", {"features.cluster"}),

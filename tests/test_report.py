@@ -56,6 +56,7 @@ def dataset_facts(
         n_images=len(labels),
         n_patients=41,
         counts=counts,
+        n_split={split: sum(by_class.values()) for split, by_class in counts.items()},
         unreadable=(),
     )
 
@@ -75,6 +76,7 @@ def run_config(dataset: DatasetFacts) -> RunConfig:
         class_weight="none",
         label_smoothing=0.0,
         device="cpu",
+        streamed_bytes=None,
         dataset=dataset,
         embeddings=EmbeddingFacts(
             cache="demo.h5",
@@ -170,7 +172,7 @@ def make_run(
     config = replace(
         run_config(dataset_facts(classes, positive, labels, splits)), head_seconds=dict.fromkeys(heads, 1.5)
     )
-    references = (ReferenceResult("logistic regression", results[0].val, results[0].test),)
+    references = (ReferenceResult("logistic regression", n_of_split["train"], results[0].val, results[0].test),)
     return Run(directory, config, heads[min(1, len(heads) - 1)], results, references, None, (), history, predictions)
 
 

@@ -22,6 +22,7 @@ from pipeline.runs import (
     Epoch,
     HeadResult,
     LearningPoint,
+    OutOfFold,
     Predictions,
     ReferenceResult,
     Run,
@@ -33,6 +34,7 @@ from pipeline.runs import (
     read_run,
     write_run,
 )
+from pipeline.runs.folder import FORMAT_VERSION
 
 # What a file system, and so a data set, can hold: Latin-1 bytes come through as surrogates.
 ODD_NAMES = (
@@ -83,6 +85,7 @@ def make_run(
             class_weight="none",
             label_smoothing=0.0,
             device="cpu",
+            streamed_bytes=None,
             dataset=DatasetFacts(
                 name=odd,
                 source=odd,
@@ -92,6 +95,7 @@ def make_run(
                 n_images=len(rows) + 1,
                 n_patients=None,
                 counts={split: dict.fromkeys(labels, 2) for split in splits},
+                n_split={split: 2 * len(labels) for split in splits},
                 unreadable=(UnreadableImage(odd, f"truncated: {odd}"),),
             ),
             embeddings=EmbeddingFacts(odd, "f" * 64, "resnet18", odd, "a" * 64, {"resize": [224, 224]}, "float32"),
@@ -107,7 +111,7 @@ def make_run(
             )
             for i, head in enumerate(heads)
         ),
-        (ReferenceResult("logistic regression", SCORES, SCORES if with_test else None),),
+        (ReferenceResult("logistic regression", 4, SCORES, SCORES if with_test else None),),
         CrossValidation(2, 6, (heads[0], heads[-1]), (CrossValidated(odd, SCORES, (0.5, 0.75)),)),
         (LearningPoint(0.5, 3, 6, (0.5, 0.75)),),
         tuple(Epoch(head, 0, epoch, 0.1 + epoch / 3, 0.7, 0.8, 1e-3) for head in heads for epoch in (1, 2)),
@@ -117,6 +121,10 @@ def make_run(
             tuple(split for split, _ in rows),
             tuple(label for _, label in rows),
             {head: some_probabilities(rng, len(rows), n_classes) for head in heads},
+        ),
+        OutOfFold(
+            tuple(i % 3 - 1 for i in range(len(rows))),
+            {odd: np.where(np.arange(len(rows))[:, None] % 3 > 0, some_probabilities(rng, len(rows), n_classes), np.nan)},
         ),
     )  # fmt: skip
 
@@ -131,12 +139,22 @@ def some_probabilities(rng: np.random.Generator, n: int, n_classes: int) -> "np.
 
 def same(one: Run, other: Run) -> bool:
     """Compare two runs, arrays and all."""
-    bare_one, bare_other = (replace(r, predictions=replace(r.predictions, probabilities={})) for r in (one, other))
-    mine, theirs = one.predictions.probabilities, other.predictions.probabilities
+    assert one.out_of_fold is not None
+    assert other.out_of_fold is not None
+    bare_one, bare_other = (
+        replace(r, predictions=replace(r.predictions, probabilities={}, truth=None), out_of_fold=None)
+        for r in (one, other)
+    )
+    pairs = (
+        (one.predictions.probabilities, other.predictions.probabilities),
+        (one.out_of_fold.probabilities, other.out_of_fold.probabilities),
+    )
     return (
         bare_one == bare_other
-        and list(mine) == list(theirs)
-        and all(np.array_equal(mine[head], theirs[head]) for head in mine)
+        and one.out_of_fold.folds == other.out_of_fold.folds
+        and np.array_equal(one.y_true(), other.y_true())
+        and all(list(mine) == list(theirs) for mine, theirs in pairs)
+        and all(np.array_equal(mine[head], theirs[head], equal_nan=True) for mine, theirs in pairs for head in mine)
     )
 
 
@@ -156,7 +174,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_run_folder_holds_the_files_of_the_contract(tmp_path: Path) -> None:
     written(tmp_path / "run")
     assert list(contents(tmp_path / "run")) == [
-        "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json", "predictions.csv",
+        "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json", "out_of_fold.csv",
+        "predictions.csv",
     ]  # fmt: skip
     assert os.listdir(tmp_path) == ["run"]
 
@@ -256,7 +275,7 @@ def refused_places(root: Path) -> dict[str, tuple[Path, str]]:
         written(root / name)
         (root / name / extra).write_text("dear")
     written(root / "newer")
-    edit_json(root / "newer" / "config.json", lambda content: content.update({"format_version": 3}))
+    edit_json(root / "newer" / "config.json", lambda content: content.update({"format_version": FORMAT_VERSION + 1}))
     other = "is not that of an earlier run .*nothing was written there. Remove the folder, or name another with --run"
     return {
         "folder of something else": (root / "photos", r"photos is not empty and holds no earlier run .*--run"),
@@ -384,7 +403,11 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("config.json", lambda c: c.update(format_version=3), "newer hoarfrost .run format 3.* Upgrade hoarfrost"),
+        (
+            "config.json",
+            lambda c: c.update(format_version=FORMAT_VERSION + 1),
+            r"newer hoarfrost .run format \d.* Upgrade hoarfrost",
+        ),
         ("config.json", lambda c: c.update(format="a cake"), "is not a run's configuration"),
         ("config.json", lambda c: c.pop("dataset"), "config.json: the run is damaged: there is no 'dataset'"),
         ("config.json", lambda c: c.pop("seed"), "config.json: the run is damaged: .*'seed'"),

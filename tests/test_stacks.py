@@ -13,6 +13,7 @@ from features.errors import TrainingError
 from pipeline.heads import HeadSpec, build_head, cross_heads, parse_head, parse_heads
 from pipeline.train import Fold, Labelled, TrainedHead, TrainingConfig, train_heads
 from pipeline.train.batches import Batches, Group, seed_of
+from pipeline.train.objective import SingleLabel
 
 N_FEATURES = 12
 CONFIG = TrainingConfig(epochs=20, patience=20, batch_size=16, seeds=2)
@@ -101,7 +102,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
     std, mean = torch.std_mean(data.x[rows], dim=0, correction=0)
     counts = torch.bincount(data.y[rows], minlength=2)
     weight = len(rows) / (2 * counts.double()) if config.class_weight == "balanced" else None
-    batches = Batches([Group(config.seed, 0)], [fold], data, 2, config)
+    batches = Batches([Group(config.seed, 0)], [fold], data.rows, data.y, SingleLabel(2), config)
     n_steps, n_warm = config.epochs * batches.n_steps, max(1, round(0.05 * config.epochs * batches.n_steps))
     step = 0
     for _ in range(n_epochs):
@@ -124,7 +125,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
 
 def test_every_training_row_is_in_one_batch_of_an_epoch_and_no_other_row_is() -> None:
     folds = [Fold(np.arange(0, 50), np.arange(50, 60)), Fold(np.arange(20, 63), np.arange(63, 70))]
-    batches = Batches([Group(0, 0), Group(0, 1)], folds, drawn(), 2, CONFIG)
+    batches = Batches([Group(0, 0), Group(0, 1)], folds, drawn().rows, drawn().y, SingleLabel(2), CONFIG)
     steps = batches.epoch()
     assert len(steps) == 4
     for place, fold in enumerate(folds):
@@ -139,7 +140,7 @@ def test_orders_differ_between_epochs_and_seeds_but_not_by_who_else_is_there() -
     fold = Fold(np.arange(50), np.arange(50, 60))
 
     def rows(groups: Sequence[Group], seed: int) -> list[list[int]]:
-        batches = Batches(groups, [fold], drawn(), 2, CONFIG)
+        batches = Batches(groups, [fold], drawn().rows, drawn().y, SingleLabel(2), CONFIG)
         place = list(groups).index(Group(seed, 0))
         return [torch.cat([b.rows[place, : b.sizes[place]] for b in batches.epoch()]).tolist() for _ in range(2)]
 

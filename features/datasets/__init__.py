@@ -8,6 +8,7 @@ from features.datasets.manifest import read_manifest
 from features.datasets.npz import read_npz
 from features.datasets.table import Dataset, FileStamp, ImageSource
 from features.errors import DatasetError
+from features.labels import is_label_column
 
 __all__ = ["MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "read_dataset"]
 
@@ -69,6 +70,12 @@ def _checked_name(name: str) -> str:
 def _check_classes(dataset: Dataset) -> None:
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
+    if any(map(is_label_column, dataset.attributes.values())):
+        return
+    if not any(dataset.labels):
+        raise DatasetError(
+            f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
+        )
     if len(dataset.classes) < 2:
         raise DatasetError(
             f"{dataset.source}: all {len(dataset)} images have one class ({dataset.classes[0]!r}); a classifier needs "

@@ -1,4 +1,4 @@
-"""CSV manifests: `path,label[,split][,patient][,attributes…]`."""
+"""CSV manifests: `path,label[,split][,patient][,attributes…]`, or with one column of 0 and 1 for each label."""
 
 import csv
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
 from features.errors import DatasetError
+from features.labels import is_label_column
 
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
@@ -15,20 +16,28 @@ MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores colu
 def read_manifest(path: Path, name: str, source: str) -> Dataset:
     """Read the table of a CSV file; `source` is what the user gave."""
     columns, lines = _read_csv(path)
-    for wanted in ("path", "label"):
-        if wanted not in columns:
-            raise DatasetError(
-                f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
-                "Needed: path,label; known besides: split,patient; others become attributes."
-            )
+    _check_columns(path, columns)
     root = path.parent
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
-    labels = [composed(cell) for cell in _filled(path, "label", columns.pop("label"), lines)]
+    labels = [""] * len(paths)
+    if "label" in columns:
+        labels = [composed(cell) for cell in _filled(path, "label", columns.pop("label"), lines)]
     splits = _manifest_splits(path, columns.pop("split"), lines) if "split" in columns else None
     patients = None
     if "patient" in columns:
         patients = [composed(cell) for cell in _filled(path, "patient", columns.pop("patient"), lines)]
     return Dataset(name, source, paths, labels, splits, patients, FileImages(str(root), paths), columns)
+
+
+def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
+    """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
+    for wanted in ("path", "label"):
+        if wanted not in columns and not (wanted == "label" and any(map(is_label_column, columns.values()))):
+            raise DatasetError(
+                f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
+                "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
+                "others become attributes."
+            )
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:

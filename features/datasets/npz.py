@@ -55,6 +55,8 @@ def _identity(pixels: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
 
 def read_npz(path: Path, name: str) -> Dataset:
     """Read the table of an npz file; the pixels stay where they are."""
+    import numpy as np
+
     try:
         labels = _npz_labels_of_splits(path)
     except DatasetError:
@@ -69,11 +71,17 @@ def read_npz(path: Path, name: str) -> Dataset:
     counts = {split: len(of_split) for split, of_split in labels.items()}
     paths = [f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count)]
     splits = [split for split, count in counts.items() for _ in range(count)]
-    all_labels = [label for of_split in labels.values() for label in of_split]
-    return Dataset(name, str(path), paths, all_labels, splits, None, NpzImages(str(path), counts))
+    if len({of_split.shape[1] for of_split in labels.values()}) > 1:
+        raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Write the file anew.")
+    columns = np.concatenate(list(labels.values())).T.tolist()  # one, or one a label
+    images = NpzImages(str(path), counts)
+    if len(columns) == 1:
+        return Dataset(name, str(path), paths, columns[0], splits, None, images)
+    attributes = {f"label {i}": column for i, column in enumerate(columns)}
+    return Dataset(name, str(path), paths, [""] * len(paths), splits, None, images, attributes)
 
 
-def _npz_labels_of_splits(path: Path) -> dict[str, list[str]]:
+def _npz_labels_of_splits(path: Path) -> "dict[str, npt.NDArray[np.str_]]":
     """Read each split's labels, and check that its images match."""
     labels = {}
     with path.open("rb") as file:
@@ -94,23 +102,25 @@ def _npz_labels_of_splits(path: Path) -> dict[str, list[str]]:
     return labels
 
 
-def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> list[str]:
+def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> "npt.NDArray[np.str_]":
+    """Read labels as texts, (n, C): one column, or one of 0 and 1 for each label as in ChestMNIST."""
     import numpy as np
 
     with archive.open(f"{key}.npy") as member:
         labels = np.lib.format.read_array(member, allow_pickle=False)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
+    labels = labels[:, None] if labels.ndim == 1 else labels
+    if labels.ndim != 2 or labels.shape[1] == 0:
         raise DatasetError(
-            f"{path}: {key} has the shape {labels.shape}; one label an image is needed (shape (n,) or (n, 1))."
+            f"{path}: {key} has the shape {labels.shape}; expected (n,) or (n, 1), or (n, C) of 0 and 1, a column a label."
         )
     if labels.dtype.kind not in "iubU":
         raise DatasetError(f"{path}: {key} is {labels.dtype}; expected whole numbers or text.")
-    texts = [str(label) for label in labels.tolist()]
-    if any(not text.isprintable() for text in texts):
+    if labels.shape[1] > 1 and not np.isin(labels, (0, 1)).all():
+        raise DatasetError(f"{path}: {key} has {labels.shape[1]} columns, and not only 0 and 1 in them.")
+    texts = np.array([[str(label) for label in row] for row in labels.tolist()])
+    if any(not text.isprintable() for text in texts.ravel().tolist()):
         raise DatasetError(f"{path}: {key} holds text that cannot be printed.")
-    return texts
+    return texts.reshape(labels.shape)
 
 
 def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:

@@ -1,14 +1,18 @@
 """What every metric demands of its arrays."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+UNKNOWN = -1  # a label that an image may or may not have
+
 
 def checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, Floats]:
-    """Give labels (n,) int64 and probabilities (n, C) float64; ValueError if they do not fit one another."""
+    """Give labels (n,) or (n, C) int64 and probabilities (n, C) float64; ValueError if they do not fit one another."""
     y_true, probabilities = np.asarray(y_true), np.asarray(probabilities, np.float64)
     if probabilities.shape != (len(y_true), n_classes):
         raise ValueError(
@@ -16,7 +20,9 @@ def checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, 
         )
     if not np.isfinite(probabilities).all():
         raise ValueError("some probabilities are NaN or infinite")
-    if not np.isin(y_true, np.arange(n_classes)).all():
+    if y_true.ndim == 2 and (y_true.shape != probabilities.shape or not np.isin(y_true, (UNKNOWN, 0, 1)).all()):
+        raise ValueError(f"y_true of several labels must be {probabilities.shape} of 0, 1 and {UNKNOWN} (unknown)")
+    if y_true.ndim == 1 and not np.isin(y_true, np.arange(n_classes)).all():
         raise ValueError(f"y_true holds values other than 0 to {n_classes - 1}")
     if not len(y_true):
         raise ValueError("there are no samples")
@@ -36,3 +42,27 @@ def checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:
     if n_pos in {0, len(y_true)}:
         raise ValueError(f"ROC AUC needs both classes; there are {n_pos} positive and {len(y_true) - n_pos} negative")
     return y_true.astype(np.int64), y_score
+
+
+def binary_problems(y_true: Ints, n_classes: int) -> Iterator[tuple[int, Ints, Ints]]:
+    """Divide a task into binary ones: class 1 of two, each of more classes against the rest, each label for itself.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, class numbers; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    n_classes : int
+
+    Yields
+    ------
+    number : int
+        Of the class or label.
+    rows : ndarray (m,) int64
+        The samples that it is known of.
+    y : ndarray (m,) int64, values {0, 1}
+    """
+    for number in [1] if y_true.ndim == 1 and n_classes == 2 else range(n_classes):
+        if y_true.ndim == 1:
+            yield number, np.arange(len(y_true)), (y_true == number).astype(np.int64)
+        else:
+            rows = np.flatnonzero(y_true[:, number] != UNKNOWN)
+            yield number, rows, y_true[rows, number]

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import norm, rankdata
 from sklearn import metrics as sk
 
-from pipeline.metrics.checks import Floats, Ints, checked, checked_binary
+from pipeline.metrics.checks import Floats, Ints, binary_problems, checked, checked_binary
 
 
 def roc_auc(y_true: Ints, y_score: Floats) -> float:
@@ -58,11 +58,11 @@ def roc_aucs(y_true: Ints, y_scores: Floats) -> Floats:
 
 
 def macro_roc_auc(y_true: Ints, probabilities: Floats) -> float:
-    """Give the ROC AUC of class 1, or with more than two classes the macro mean of one-vs-rest.
+    """Give the ROC AUC of class 1; with more classes the macro mean of one-vs-rest, with several labels that of labels.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
     probabilities : ndarray (n, C) float64
 
     Raises
@@ -75,9 +75,8 @@ def macro_roc_auc(y_true: Ints, probabilities: Floats) -> float:
 
 def macro_roc_aucs(y_true: Ints, probabilities: Floats) -> Floats:
     """Give `macro_roc_auc` for many heads at once: (m,) float64 of probabilities (m, n, C)."""
-    n_classes = probabilities.shape[2]
-    classes = [1] if n_classes == 2 else range(n_classes)
-    areas: Floats = np.mean([roc_aucs((y_true == c).astype(np.int64), probabilities[:, :, c]) for c in classes], axis=0)
+    problems = binary_problems(y_true, probabilities.shape[2])
+    areas: Floats = np.mean([roc_aucs(y, probabilities[:, rows, number]) for number, rows, y in problems], axis=0)
     return areas
 
 
@@ -129,11 +128,11 @@ def delong_variance(y_true: Ints, y_score: Floats) -> tuple[float, float]:
 
 
 def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) -> tuple[float, float]:
-    """Give a confidence interval of the macro one-vs-rest ROC AUC, clipped to [0, 1].
+    """Give a confidence interval of `macro_roc_auc`, clipped to [0, 1].
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1, each present
+    y_true : ndarray (n,) int64, values 0 to C-1, each present; or (n, C) int64 of 0, 1 and -1 where a label is unknown
     probabilities : ndarray (n, C) float64
     level : float
 
@@ -148,21 +147,20 @@ def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) ->
 
     Notes
     -----
-    The infinitesimal jackknife: each one-vs-rest AUC is a mean over samples to first order, with
+    The infinitesimal jackknife: the AUC of each class or label is a mean over samples to first order, with
     DeLong's placements as terms, so the macro mean's variance is that of the terms' mean over the
     classes, their correlation included. Bessel's correction in each group makes it DeLong's own
     interval where there are two classes. Assumes independent samples.
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
-    n_classes = probabilities.shape[1]
+    problems = list(binary_problems(y_true, probabilities.shape[1]))
     influence = np.zeros(len(y_true))  # of each sample on the macro AUC
     aucs = []
-    for c in range(n_classes):
-        one = (y_true == c).astype(np.int64)
-        v10, v01 = _placements(one, probabilities[:, c])
+    for number, rows, one in problems:
+        v10, v01 = _placements(one, probabilities[rows, number])
         aucs.append(v10.mean())
         for group, terms in ((one == 1, v10), (one == 0, v01)):
-            influence[group] += (terms - terms.mean()) / math.sqrt(len(terms) * (len(terms) - 1)) / n_classes
+            influence[rows[group]] += (terms - terms.mean()) / math.sqrt(len(terms) * (len(terms) - 1)) / len(problems)
     return _normal_interval(float(np.mean(aucs)), float((influence**2).sum()), level)
 
 

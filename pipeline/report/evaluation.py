@@ -18,7 +18,7 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 class Evaluation:
     """The images that the figures are about: the test split, or the validation split where there is no test split.
 
-    `y_true` is (n,) int64; `probabilities[head]` is (n, C) float64, in the same order.
+    `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
     """
 
     split: str
@@ -29,7 +29,12 @@ class Evaluation:
     @property
     def is_binary(self) -> bool:
         """Tell whether there is one positive class, and so one ROC curve a head."""
-        return len(self.classes) == 2
+        return len(self.classes) == 2 and not self.is_multilabel
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Tell whether an image may have several labels."""
+        return self.y_true.ndim == 2
 
     def images(self) -> str:
         """Name the images, with their number: "156 test images"."""

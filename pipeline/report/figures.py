@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import roc_curve
+from pipeline.metrics import binary_problems, roc_curve
 from pipeline.report.evaluation import Evaluation
 from pipeline.runs import Epoch, HeadResult
 
@@ -97,7 +97,8 @@ def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation) -> Figure:
     Returns
     -------
     Figure
-        With two classes a curve for each head. With more, the selected head's curves: each class against the rest.
+        With two classes a curve for each head. With more, the selected head's curves: each class against the rest, or
+        each label.
     """
     if evaluation.is_binary:
         curves, message = _curves_of_heads(heads, evaluation), _message_on_heads(heads, evaluation)
@@ -120,9 +121,9 @@ def _curves_of_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> tup
 def _curves_of_classes(head: HeadResult, evaluation: Evaluation) -> tuple[Curve, ...]:
     curves = []
     areas = evaluation.scores(head)["roc_auc_per_class"]
-    for number, label in enumerate(evaluation.classes):
-        is_class = (evaluation.y_true == number).astype(np.int64)
-        fpr, tpr, _ = roc_curve(is_class, evaluation.probabilities[head.name][:, number])
+    for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
+        label = evaluation.classes[number]
+        fpr, tpr, _ = roc_curve(y, evaluation.probabilities[head.name][rows, number])
         curves.append(Curve(f"{label}: {areas[label]:.3f}", fpr, tpr, series=number))
     return tuple(curves)
 
@@ -142,7 +143,8 @@ def _message_on_classes(head: HeadResult, evaluation: Evaluation) -> str:
     areas = evaluation.scores(head)["roc_auc_per_class"]
     best, worst = (choose(areas, key=areas.__getitem__) for choose in (max, min))
     return (
-        f"ROC curves of {head.name} on {evaluation.images()}, each of {len(areas)} classes against the rest; "
+        f"ROC curves of {head.name} on {evaluation.images()}, "
+        f"{'one for each label' if evaluation.is_multilabel else f'each of {len(areas)} classes against the rest'}; "
         f"{best} has the largest area, {areas[best]:.2f}, {worst} the smallest, {areas[worst]:.2f}."
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.metrics import confusion_matrix
+from pipeline.metrics import binary_problems, confusion_matrix
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from pipeline.report.figures import roc_figure, training_figures
 from pipeline.report.svg import Drawing, draw
@@ -36,7 +36,7 @@ SPLIT_ORIGINS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """Images with an embedding: `rows` are (label, number in each split, sum), and `total` is the sum of the rows."""
+    """Images with an embedding: `rows` are (label, number in each split, sum), `total` is of all images."""
 
     splits: tuple[str, ...]
     rows: tuple[tuple[str, tuple[int, ...], int], ...]
@@ -49,6 +49,16 @@ class Cell:
 
     count: int
     share: float | None
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """One of several labels an image: images that it is known of, those that have it, and the ROC AUC as text."""
+
+    label: str
+    n_known: int
+    n_with: int
+    roc_auc: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Page:
     n_unlisted: int
     roc: Drawing
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
+    labels: tuple[LabelScores, ...]
     training: tuple[tuple[str, Drawing], ...]
     provenance: Mapping[str, tuple[Fact, ...]]
 
@@ -142,7 +153,8 @@ def page_of(run: Run) -> Page:
         unreadable=unreadable[:N_LISTED],
         n_unlisted=len(unreadable[N_LISTED:]),
         roc=draw(roc_figure(heads, evaluation), panel_height=294),
-        confusion=_confusion(heads[0], evaluation),
+        confusion=() if evaluation.is_multilabel else _confusion(heads[0], evaluation),
+        labels=_label_scores(heads[0], evaluation),
         training=tuple((name, draw(figure, panel_height=90)) for name, figure in training.items()),
         provenance=_provenance(run.config),
     )
@@ -168,7 +180,9 @@ def _task(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
     if dataset.positive is not None:
         return f"{classes[1]} against {classes[0]}"
     if len(classes) > MAX_CLASSES_IN_TITLE:
-        return f"{dataset.name}: {len(classes)} classes"
+        return f"{dataset.name}: {len(classes)} {'labels' if dataset.is_multilabel else 'classes'}"
+    if dataset.is_multilabel:
+        return f"Which of {', '.join(classes)}"
     return f"{', '.join(classes[:-1])} or {classes[-1]}"
 
 
@@ -195,7 +209,8 @@ def _counts(dataset: DatasetFacts) -> Counts:
         (label, tuple(numbers.tolist()), int(numbers.sum()))
         for label, numbers in zip(dataset.classes, table, strict=True)
     )
-    total = tuple(table.sum(axis=0).tolist()), int(table.sum())
+    sizes = tuple(dataset.n_split[split] for split in splits)
+    total = sizes, sum(sizes)
     return Counts(tuple(SPLIT_NAMES[split] for split in splits), rows, total)
 
 
@@ -207,6 +222,19 @@ def _confusion(head: HeadResult, evaluation: Evaluation) -> tuple[tuple[str, tup
         n_images = int(counts.sum())
         rows.append((label, tuple(Cell(int(count), count / n_images if n_images else None) for count in counts)))
     return tuple(rows)
+
+
+def _label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores, ...]:
+    """Give the selected head's area by label, where an image may have several."""
+    if not evaluation.is_multilabel:
+        return ()
+    scores = evaluation.scores(head)
+    found = []
+    for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
+        label = evaluation.classes[number]
+        area = {"roc_auc": scores["roc_auc_per_class"][label], "roc_auc_ci95": scores["roc_auc_ci95_per_class"][label]}
+        found.append(LabelScores(label, len(y), int(y.sum()), auc_text(area)))
+    return tuple(found)
 
 
 def _provenance(config: RunConfig) -> dict[str, tuple[Fact, ...]]:
@@ -231,9 +259,16 @@ def _run_facts(config: RunConfig) -> tuple[Fact, ...]:
         Fact("epochs, at most", str(config.epochs)),
         Fact("patience", f"{config.patience} epochs"),
         Fact("batch size", str(config.batch_size)),
+        *_streaming_facts(config),
         Fact("device", config.device),
         Fact("machine", config.machine),
     )
+
+
+def _streaming_facts(config: RunConfig) -> tuple[Fact, ...]:
+    if config.streamed_bytes is None:
+        return ()
+    return (Fact("embeddings", f"streamed from the cache, {config.streamed_bytes / 1e9:.2f} GB at a time"),)
 
 
 def _dataset_facts(dataset: DatasetFacts) -> tuple[Fact, ...]:

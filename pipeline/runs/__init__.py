@@ -4,8 +4,10 @@
 DIR/config.json      what was asked and where it came from
 DIR/metrics.json     every head's scores, and which head was selected
 DIR/predictions.csv  path, patient, split, label, one probability column per head
+DIR/out_of_fold.csv  the same of cross-validation, with the fold that held the image out
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
+DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 ```
 """
 
@@ -19,6 +21,7 @@ from pipeline.runs.records import (
     Epoch,
     HeadResult,
     LearningPoint,
+    OutOfFold,
     Predictions,
     ReferenceResult,
     Run,
@@ -27,6 +30,7 @@ from pipeline.runs.records import (
     UnreadableImage,
     class_numbers,
 )
+from pipeline.runs.tensorboard import require_tensorboard
 
 __all__ = [
     "SPLITS",
@@ -37,6 +41,7 @@ __all__ = [
     "Epoch",
     "HeadResult",
     "LearningPoint",
+    "OutOfFold",
     "Predictions",
     "ReferenceResult",
     "Run",
@@ -47,5 +52,6 @@ __all__ = [
     "class_numbers",
     "metrics_document",
     "read_run",
+    "require_tensorboard",
     "write_run",
 ]

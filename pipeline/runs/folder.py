@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ from pipeline.runs.records import (
     Epoch,
     HeadResult,
     LearningPoint,
+    OutOfFold,
     Predictions,
     ReferenceResult,
     Run,
@@ -31,13 +33,25 @@ from pipeline.runs.records import (
     UnreadableImage,
     class_numbers,
 )
+from pipeline.runs.tensorboard import write_tensorboard
 
 if TYPE_CHECKING:
-    pass
+    import numpy.typing as npt
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 2
-OWN_FILES = frozenset({"config.json", "metrics.json", "predictions.csv", "history.csv", "heads", "report.html"})
+FORMAT_VERSION = 3
+OWN_FILES = frozenset(
+    {
+        "config.json",
+        "metrics.json",
+        "predictions.csv",
+        "out_of_fold.csv",
+        "history.csv",
+        "heads",
+        "tensorboard",
+        "report.html",
+    }
+)
 SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "roc_auc_ci95"})
 
 
@@ -99,7 +113,7 @@ def _check_earlier_run(directory: Path) -> None:
         )
 
 
-def write_run(run: Run, head_files: Mapping[str, bytes]) -> None:
+def write_run(run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bool = False) -> None:
     """Write a run folder whole, replacing an earlier run in the same place.
 
     Parameters
@@ -108,6 +122,8 @@ def write_run(run: Run, head_files: Mapping[str, bytes]) -> None:
         Its `directory` is where the folder goes.
     head_files : mapping of file name -> bytes
         The heads' weights, for `DIR/heads/`.
+    with_tensorboard : bool
+        Write the training curves to `DIR/tensorboard/` too.
 
     Raises
     ------
@@ -123,9 +139,13 @@ def write_run(run: Run, head_files: Mapping[str, bytes]) -> None:
         _write_json(staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(run.config)})
         _write_json(staging / "metrics.json", metrics_document(run))
         _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+        if run.out_of_fold is not None:
+            _write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
         _write_history(staging / "history.csv", run.history)
         for name, content in head_files.items():
             (staging / "heads" / name).write_bytes(content)
+        if with_tensorboard:
+            write_tensorboard(staging / "tensorboard", run.history)
         _sync_tree(staging)
         _swap(staging, place)
     except OSError as error:
@@ -157,9 +177,25 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "predictions.csv") as path:
         predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
         _check_predictions(predictions, heads, config.dataset)
+    out_of_fold = None
+    if cross_validation is not None:
+        with _reading(directory / "out_of_fold.csv") as path:
+            names = [result.name for result in cross_validation.results]
+            out_of_fold = _read_out_of_fold(path, names, config.dataset, predictions.paths)
     with _reading(directory / "history.csv") as path:
         history = _read_history(path)
-    return Run(directory, config, selected, heads, references, cross_validation, learning_curve, history, predictions)
+    return Run(
+        directory,
+        config,
+        selected,
+        heads,
+        references,
+        cross_validation,
+        learning_curve,
+        history,
+        predictions,
+        out_of_fold,
+    )
 
 
 @contextmanager
@@ -190,14 +226,20 @@ def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
 
 def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:
     """Refuse rows that are not those that config.json counted and metrics.json scored."""
-    class_numbers(predictions.labels, dataset.classes, dataset.positive)
-    found = Counter(zip(predictions.splits, predictions.labels, strict=True))
+    if predictions.truth is None:
+        class_numbers(predictions.labels, dataset.classes, dataset.positive)
+        found = Counter(zip(predictions.splits, predictions.labels, strict=True))
+    else:
+        pairs = zip(predictions.splits, predictions.truth == 1, strict=True)
+        found = Counter((split, dataset.classes[i]) for split, has in pairs for i in np.flatnonzero(has))
     counted = Counter({(split, label): n for split, labels in dataset.counts.items() for label, n in labels.items()})
     if found != counted:
         split, label = min(key for key in found | counted if found[key] != counted[key])
         raise ValueError(
             f"{found[split, label]} rows of the split {split} and label {label!r}, {counted[split, label]} by config.json"
         )
+    if Counter(predictions.splits) != dataset.n_split:
+        raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
     scored = {"val"} | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
         raise ValueError("there are no rows of a split that metrics.json scores")
@@ -295,32 +337,79 @@ def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
 
 
 def _write_predictions(path: Path, predictions: Predictions, dataset: DatasetFacts) -> None:
+    truth = predictions.truth
+    known = [[_TRUTHS[value] for value in row] for row in truth.tolist()] if truth is not None else repeat([])
+    facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, known, strict=False)
+    header = ["path", "patient", "split", "label", *(_truth_columns(dataset) if truth is not None else [])]
+    _write_probabilities(path, header, ([*row[:4], *row[4]] for row in facts), predictions.probabilities, dataset)
+
+
+def _write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, dataset: DatasetFacts) -> None:
+    rows = [i for i, fold in enumerate(found.folds) if fold >= 0]
+    facts = ([predictions.paths[i], predictions.patients[i], found.folds[i], predictions.labels[i]] for i in rows)
+    probabilities = {name: scores[rows] for name, scores in found.probabilities.items()}
+    _write_probabilities(path, ["path", "patient", "fold", "label"], facts, probabilities, dataset)
+
+
+def _write_probabilities(
+    path: Path,
+    header: Sequence[str],
+    facts: Iterable[Sequence[object]],
+    probabilities: "Mapping[str, npt.NDArray[np.float64]]",
+    dataset: DatasetFacts,
+) -> None:
     columns = [
-        (name, scores[:, number])
-        for head, scores in predictions.probabilities.items()
-        for name, number in _columns(head, dataset)
+        (name, scores[:, number]) for head, scores in probabilities.items() for name, number in _columns(head, dataset)
     ]
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "patient", "split", "label", *(name for name, _ in columns)])
-        facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, strict=True)
+        writer.writerow([*header, *(name for name, _ in columns)])
         for i, row in enumerate(facts):
             writer.writerow([*row, *(repr(float(scores[i])) for _, scores in columns)])
+
+
+_TRUTHS = {1: "1", 0: "0", -1: ""}
+
+
+def _truth_columns(dataset: DatasetFacts) -> list[str]:
+    """Name the columns that say which labels an image has."""
+    return [f"label:{label}" for label in dataset.classes]
 
 
 def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
     rows = _read_table(path)
     if not rows:
         raise ValueError("there are no rows")
-    probabilities = {}
-    for head in heads:
-        scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
-        if not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"the column of {head} holds values that are no probabilities")
-        binary = dataset.positive is not None
-        probabilities[head] = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if binary else scores
+    probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
     paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
-    return Predictions(paths, patients, splits, labels, probabilities)
+    truth = None
+    if dataset.is_multilabel:
+        values = {text: value for value, text in _TRUTHS.items()}
+        truth = np.array([[values[row[name]] for name in _truth_columns(dataset)] for row in rows], np.int64)
+    return Predictions(paths, patients, splits, labels, probabilities, truth)
+
+
+def _read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, paths: Sequence[str]) -> OutOfFold:
+    rows = _read_table(path)
+    place = {name: i for i, name in enumerate(paths)}
+    places = [place[row["path"]] for row in rows]
+    folds = np.full(len(paths), -1)
+    folds[places] = [int(row["fold"]) for row in rows]
+    probabilities = {}
+    for name in names:
+        found = _read_probabilities(rows, name, dataset)
+        probabilities[name] = np.full((len(paths), found.shape[1]), np.nan)
+        probabilities[name][places] = found
+    return OutOfFold(tuple(folds.tolist()), probabilities)
+
+
+def _read_probabilities(
+    rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts
+) -> "npt.NDArray[np.float64]":
+    scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"the column of {head} holds values that are no probabilities")
+    return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

@@ -28,7 +28,8 @@ class DatasetFacts:
     `positive` names the labels that count as class 1; it is None with more than two classes.
     `n_images` counts the unreadable too. `split_by` is "given" (the data set says), "given, val
     from train" (it has no validation split), "patient" or "image" (we split, by what).
-    `counts` maps split -> label -> number of images with an embedding.
+    `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
+    several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels.
     """
 
     name: str
@@ -39,7 +40,9 @@ class DatasetFacts:
     n_images: int
     n_patients: int | None
     counts: dict[str, dict[str, int]]
+    n_split: dict[str, int]
     unreadable: tuple[UnreadableImage, ...]
+    is_multilabel: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class EmbeddingFacts:
 class RunConfig:
     """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
 
-    `head_seconds` maps each head's name to its share of the training time, all seeds together.
+    `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
+    memory limit where embeddings were streamed, which decides the order of batches; else None.
     """
 
     command: str
@@ -75,6 +79,7 @@ class RunConfig:
     class_weight: str
     label_smoothing: float
     device: str
+    streamed_bytes: int | None
     dataset: DatasetFacts
     embeddings: EmbeddingFacts
     versions: dict[str, str]
@@ -118,9 +123,10 @@ class HeadResult:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The scores of a classifier that heads are compared to; never selected."""
+    """The scores of a classifier that heads are compared to; never selected. `n_train` images were enough to fit it on."""
 
     name: str
+    n_train: int
     val: dict[str, Any]
     test: dict[str, Any] | None
 
@@ -171,14 +177,27 @@ class Epoch:
 class Predictions:
     """Every image's probabilities: one row an image, in the data set's order.
 
-    `probabilities[head]` is (n, C) float64, rows summing to one, columns in the order of the classes.
-    `labels` are the data set's own (before `--positive` made them binary).
+    `probabilities[head]` is (n, C) float64, columns in the order of the classes; rows sum to one, but where an image may
+    have several labels. `labels` are the data set's own (before `--positive` made them binary), or all that an image has,
+    "a|b"; then `truth` is (n, C) int64 of 1, 0 and -1 (unknown).
     """
 
     paths: tuple[str, ...]
     patients: tuple[str, ...]
     splits: tuple[str, ...]
     labels: tuple[str, ...]
+    probabilities: "Mapping[str, npt.NDArray[np.float64]]"
+    truth: "npt.NDArray[np.int64] | None" = None
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What cross-validation predicts of each image by heads that never saw it, in the order of `Predictions`.
+
+    `folds` numbers the fold that held the image out, -1 where none did; there `probabilities[name]`, (n, C) float64, is NaN.
+    """
+
+    folds: tuple[int, ...]
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
 
 
@@ -195,13 +214,19 @@ class Run:
     learning_curve: tuple[LearningPoint, ...]
     history: tuple[Epoch, ...]
     predictions: Predictions
+    out_of_fold: OutOfFold | None = None
 
     def head(self, name: str) -> HeadResult:
         """Give the result of one head by its name."""
         return next(head for head in self.heads if head.name == name)
 
     def y_true(self) -> "npt.NDArray[np.int64]":
-        """Give each image's class number, (n,) int64: 1 for the positive labels, or the label's place in `classes`."""
+        """Give each image's class number, (n,) int64: 1 for the positive labels, or the label's place in `classes`.
+
+        With several labels an image, (n, C) int64 of 1, 0 and -1 where a label is unknown.
+        """
+        if self.predictions.truth is not None:
+            return self.predictions.truth
         return class_numbers(self.predictions.labels, self.config.dataset.classes, self.config.dataset.positive)
 
 

@@ -1,11 +1,15 @@
 """AdamW and cross-entropy over cached tensors, hundreds of heads in one pass. Gets tensors, knows no files."""
 
 from pipeline.train.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from pipeline.train.rows import HeldRows, Rows, StreamedRows
 from pipeline.train.training import predict_probabilities, train_head, train_heads
 
 __all__ = [
     "Fold",
+    "HeldRows",
     "Labelled",
+    "Rows",
+    "StreamedRows",
     "TrainedEpoch",
     "TrainedHead",
     "TrainingConfig",

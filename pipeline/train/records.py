@@ -7,6 +7,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from pipeline.heads import HeadSpec
+from pipeline.train.rows import HeldRows, Rows
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embeddings (n, 512) and class numbers (n,) int64."""
+    """Embeddings (n, 512), and class numbers (n,) int64, or labels (n, C) int64 of 0, 1 and -1 (unknown)."""
 
-    x: Tensor
+    x: Tensor | Rows
     y: Tensor
+
+    @property
+    def rows(self) -> Rows:
+        """The embeddings by row, wherever they are."""
+        return HeldRows(self.x) if isinstance(self.x, Tensor) else self.x
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from features.errors import TrainingError
 from pipeline.heads import HeadSpec, build_head, count_parameters
 from pipeline.train.batches import Batch, Batches, Group, seed_of
+from pipeline.train.objective import objective_for
 from pipeline.train.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from pipeline.train.rows import HeldRows, Rows, moments
 from pipeline.train.stack import Member, Stack
 
 NEARLY_CONSTANT = 1e-6  # deviation over mean: float32 has no digits left there, only its own rounding
@@ -25,7 +27,7 @@ LARGEST_STACK = 32_000_000  # parameters; AdamW holds five times that, and the b
 WARM_UP = 0.05  # of all steps, with the cosine schedule
 VALIDATED_AT_ONCE = 16_000_000  # activations
 
-RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], "npt.NDArray[np.float64]"]
+RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 class Standardise(nn.Module):
@@ -78,7 +80,7 @@ def train_heads(
     groups = [Group(seed, fold) for seed in seeds for fold in range(len(folds))]
     trained: list[TrainedHead] = []
     failures: list[TrainingError] = []
-    for stacked, of_groups in _stacks(specs, groups, data.x.shape[1], n_classes):
+    for stacked, of_groups in _stacks(specs, groups, data.rows.n_features, n_classes):
         run = _StackRun(stacked, of_groups, data, folds, n_classes, config, roc_aucs)
         trained += run.train(on_epoch)
         failures += run.failures
@@ -97,7 +99,8 @@ def train_head(
     roc_auc: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
 ) -> TrainedHead:
     """Train one head, and keep the epoch that validates best. As `train_heads`, of one head and one fold."""
-    data = Labelled(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
+    x = torch.cat([part.rows.take(torch.arange(len(part.y))) for part in (train, val)])
+    data = Labelled(x, torch.cat([train.y, val.y]))
     fold = Fold(np.arange(len(train.y)), np.arange(len(train.y), len(data.y)))
 
     def roc_aucs(y_true: npt.NDArray[np.int64], found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -137,9 +140,11 @@ class _StackRun:
         config: TrainingConfig,
         roc_aucs: RocAucs,
     ) -> None:
-        self.data, self.folds, self.n_classes, self.config, self.roc_aucs = data, folds, n_classes, config, roc_aucs
-        self.batches = Batches(groups, folds, data, n_classes, config)
-        self.standardise = [_standardise(data.x[torch.from_numpy(fold.train).to(data.x.device)]) for fold in folds]
+        self.x, self.y, self.folds, self.config, self.roc_aucs = data.rows, data.y, folds, config, roc_aucs
+        self.objective = objective_for(data.y, n_classes)
+        self.batches = Batches(groups, folds, self.x, self.y, self.objective, config)
+        self.standardise = [_standardise(self.x, fold.train) for fold in folds]
+        self.x.hold(np.unique(np.concatenate([fold.val for fold in folds])))
         members = [Member(spec, group.seed, group.fold) for group in groups for spec in specs]
         initial = {(spec, seed): self._initial(spec, seed) for spec in specs for seed in {g.seed for g in groups}}
         self.stack = Stack(members, [initial[member.spec, member.seed] for member in members], len(groups))
@@ -155,7 +160,8 @@ class _StackRun:
         """Draw initial weights by the head's own name and seed: what else is in the run must not change them."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(f"{seed} {spec.name}"))
-            return build_head(spec, self.data.x.shape[1], self.n_classes).to(self.data.x)
+            head = build_head(spec, self.x.n_features, self.objective.n_outputs)
+            return head.to(self.x.device, self.x.dtype)
 
     def _use_groups(self, groups: Sequence[Group]) -> None:
         """Make what each group of the stack standardises by and validates on."""
@@ -188,7 +194,7 @@ class _StackRun:
 
     def _train_epoch(self, epoch: int) -> npt.NDArray[np.float64]:
         """Pass over the training rows once; give each head's mean loss."""
-        total = torch.zeros(self.stack.n_heads, dtype=torch.float64, device=self.data.x.device)
+        total = torch.zeros(self.stack.n_heads, dtype=torch.float64, device=self.x.device)
         n_rows = torch.zeros_like(total)
         for step, batch in enumerate(self.batches.epoch()):
             losses = self._losses(batch)  # (M,)
@@ -200,8 +206,8 @@ class _StackRun:
         return (total / n_rows).cpu().numpy()
 
     def _losses(self, batch: Batch) -> Tensor:
-        x = (self.data.x[batch.rows] - self.mean) / self.std  # (G, B, D)
-        log_probabilities = self.stack.logits(x, sizes=batch.sizes).log_softmax(2)  # (M, B, C)
+        x = (self.x.take(batch.rows) - self.mean) / self.std  # (G, B, D)
+        log_probabilities = self.objective.log_probabilities(self.stack.logits(x, sizes=batch.sizes))  # (M, B, K)
         n_variants = self.stack.n_heads // self.stack.n_groups
         by_group = log_probabilities.view(self.stack.n_groups, n_variants, *log_probabilities.shape[1:])
         return -(by_group * batch.targets.to(x.dtype)[:, None]).sum((2, 3)).flatten()
@@ -223,8 +229,8 @@ class _StackRun:
         rate = self._rate(epoch * self.batches.n_steps - 1)
         improved = torch.zeros(self.stack.n_heads, dtype=torch.bool)
         for place, (y_true, log_probabilities) in enumerate(self._validation_scores()):
-            losses = -log_probabilities[:, torch.arange(len(y_true)), y_true].double().mean(1)  # (V,)
-            probabilities = log_probabilities.double().softmax(2).cpu().numpy()
+            losses = self.objective.mean_losses(log_probabilities, y_true)  # (V,)
+            probabilities = self.objective.probabilities(log_probabilities).cpu().numpy()  # (V, n, C)
             aucs = self.roc_aucs(y_true.cpu().numpy(), np.nan_to_num(probabilities))
             for variant in range(n_variants):
                 head = place * n_variants + variant
@@ -242,24 +248,24 @@ class _StackRun:
                     improved[head] = True
                 elif epoch - self.best[member][0] >= self.config.patience:
                     self.stopped.add(member)
-        self.stack.remember(improved.to(self.data.x.device))
+        self.stack.remember(improved.to(self.x.device))
 
     def _validation_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give for each group its validation labels (n,) and its heads' log-probabilities (V, n, C)."""
+        """Give for each group its validation labels and its heads' log-probabilities (V, n, K)."""
         folds = [self.folds[group.fold] for group in self.batches.groups]
         longest = max(len(fold.val) for fold in folds)
-        rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.data.x.device)
+        rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.x.device)
         # The inputs of a group three times (gathered, centred, scaled), and a layer's outputs of all its heads.
         outputs = max(value.numel() // value.shape[1] for value in self.stack.parameters[::2])
-        at_once = max(1, VALIDATED_AT_ONCE // (3 * self.stack.n_groups * self.data.x.shape[1] + outputs))
+        at_once = max(1, VALIDATED_AT_ONCE // (3 * self.stack.n_groups * self.x.n_features + outputs))
         parts = [
-            self.stack.logits((self.data.x[part] - self.mean) / self.std).log_softmax(2)
+            self.objective.log_probabilities(self.stack.logits((self.x.take(part) - self.mean) / self.std))
             for part in torch.split(rows, at_once, dim=1)
         ]
-        found = torch.cat(parts, dim=1)  # (M, n, C)
-        found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, C)
+        found = torch.cat(parts, dim=1)  # (M, n, K)
+        found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
         for place, fold in enumerate(folds):
-            yield self.data.y[rows[place, : len(fold.val)]], found[place, :, : len(fold.val)]
+            yield self.y[rows[place, : len(fold.val)].to(self.y.device)], found[place, :, : len(fold.val)]
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 
@@ -289,7 +295,7 @@ class _StackRun:
         for head in heads:
             member = self.stack.members[head]
             if member not in failed and member not in self.finished:
-                best = self.stack.best_module(head, self.data.x.shape[1], self.n_classes)
+                best = self.stack.best_module(head, self.x.n_features, self.objective.n_outputs)
                 self.finished[member] = nn.Sequential(self.standardise[member.fold], best).eval()
 
     def _is_sound(self, member: Member) -> bool:
@@ -314,17 +320,44 @@ def _threads_for(stack: Stack) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _standardise(x: Tensor) -> Standardise:
+def _standardise(x: Rows, rows: npt.NDArray[np.int64]) -> Standardise:
     """Take mean and deviation of the training split alone: the test split's would leak."""
-    std, mean = torch.std_mean(x.double(), dim=0, correction=0)  # (512,) each
+    mean, std = moments(x, rows)  # (512,) each
     # A feature that is constant here must neither divide by zero nor blow up where it is not.
     usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
     return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype))
 
 
 @torch.no_grad()
-def predict_probabilities(module: nn.Module, x: Tensor) -> npt.NDArray[np.float64]:
-    """Give class probabilities, (n, C) float64, of embeddings (n, 512)."""
+def predict_probabilities(
+    module: nn.Module, x: Tensor | Rows, rows: npt.NDArray[np.int64] | None = None, *, multilabel: bool = False
+) -> npt.NDArray[np.float64]:
+    """Predict.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A trained head.
+    x : Tensor (n, 512) or Rows
+    rows : ndarray (m,) int64, optional
+        Which rows; all by default.
+    multilabel : bool
+        Each class is a label for itself.
+
+    Returns
+    -------
+    ndarray (m, C) float64
+        Class probabilities, which sum to one; or with `multilabel` those of having each label.
+    """
     module.eval()
-    logits = torch.cat([module(part) for part in torch.split(x, 65_536)])  # (n, C)
-    return logits.double().softmax(1).cpu().numpy()
+    held = HeldRows(x) if isinstance(x, Tensor) else x
+    wanted = np.arange(len(held)) if rows is None else rows
+    logits: Tensor | None = None
+    for places, part in held.blocks(wanted):
+        found = module(part).cpu()
+        logits = found.new_empty((len(wanted), found.shape[1])) if logits is None else logits
+        logits[torch.from_numpy(places)] = found
+    if logits is None:
+        raise ValueError("there are no rows to predict")
+    probabilities = logits.double().sigmoid() if multilabel else logits.double().softmax(1)
+    return probabilities.numpy()

@@ -1,6 +1,5 @@
 """Stage one: the forward pass, decoding, the roof that both leave, what `extract` reaches, and the ways of others."""
 
-import os
 import subprocess
 import sys
 import time
@@ -200,9 +199,9 @@ def memory(folder: Path) -> list[Measurement]:
     are what could grow, and 50,000 real forward passes take most of an hour on a CPU.
     """
     few, many = (image_sets.write_images(folder / str(n), n, 32, suffix=".png", colour=True) for n in (2_000, 50_000))
-    real = _peak_mb("pipeline", "extract", str(few), "--cache", str(folder / "real.h5"), "--weights", WEIGHTS)
+    real = peak_mb("pipeline", "extract", str(few), "--cache", str(folder / "real.h5"), "--weights", WEIGHTS)
     grown = [
-        _peak_mb("tests.standin", "0", "extract", str(images), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS)
+        peak_mb("tests.standin", "0", "extract", str(images), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS)
         for i, images in enumerate((few, many))
     ]
     ratio = (real + grown[1] - grown[0]) / real
@@ -215,14 +214,11 @@ def memory(folder: Path) -> list[Measurement]:
     ]  # fmt: skip
 
 
-def _peak_mb(module: str, *arguments: str) -> float:
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        raise RuntimeError(f"{module} {arguments[0]} ended with status {status}")
-    return usage.ru_maxrss / 1024
+def peak_mb(module: str, *arguments: str) -> float:
+    """Run a module as a script in a process of its own; give the memory that it took at most."""
+    command = [sys.executable, "-m", "tests.benchmarks.peak", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stderr.splitlines()[-1].split()[1])
 
 
 MEASUREMENTS = {"roof": roof, "compiling": compiling, "int8": int8, "cold": cold, "memory": memory}

@@ -1,0 +1,15 @@
+"""What a column of labels may hold, where an image may have several."""
+
+from collections.abc import Sequence
+
+LABEL_VALUES = {
+    **dict.fromkeys(("1", "1.0", "true"), 1), **dict.fromkeys(("0", "0.0", "false"), 0),
+    **dict.fromkeys(("", "-1", "-1.0", "nan", "na"), -1),
+}  # fmt: skip
+"""By their text in lower case; -1: unknown. CheXpert writes -1.0 where a report is uncertain."""
+
+
+def is_label_column(cells: Sequence[str]) -> bool:
+    """Tell whether a column says which images have a label: 0 and 1, both there, and nothing else but unknown."""
+    values = {LABEL_VALUES.get(cell.lower()) for cell in cells}
+    return None not in values and {0, 1} <= values

@@ -1,0 +1,62 @@
+"""One head on one split, where an image may have several labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics as sk
+
+from pipeline.metrics.checks import UNKNOWN, Floats, Ints, binary_problems, checked
+from pipeline.metrics.discrimination import delong_ci, macro_auc_ci, roc_auc
+
+THRESHOLD = 0.5
+
+
+def score_labels(y_true: Ints, probabilities: Floats, labels: Sequence[str]) -> dict[str, Any]:
+    """Score one head on one split, each label for itself; what is unknown is left out.
+
+    Parameters
+    ----------
+    y_true : ndarray (n, C) int64
+        1, 0, and -1 where a label is unknown.
+    probabilities : ndarray (n, C) float64
+        Of having each label.
+    labels : sequence of str, length C
+
+    Returns
+    -------
+    dict
+        `n`; `accuracy` at a probability of 0.5, `majority_accuracy` (of always giving each label's more frequent
+        answer) and `loss` (binary cross-entropy, nats), each over all known labels; `roc_auc`, the mean over labels,
+        with `roc_auc_ci95`; and by label `roc_auc_per_class`, `roc_auc_ci95_per_class` and `n_known_per_class`.
+
+    Raises
+    ------
+    ValueError
+        If a label is there, or absent, in fewer than two samples, or the arrays do not fit one another.
+    """
+    y_true, probabilities = checked(y_true, probabilities, len(labels))
+    areas, intervals, n_known, n_majority = {}, {}, {}, 0
+    for number, rows, y in binary_problems(y_true, len(labels)):
+        label, n_with = labels[number], int(y.sum())
+        if min(n_with, len(y) - n_with) < 2:
+            raise ValueError(
+                f"ROC AUC and its interval need two samples with and two without a label; {label!r} has {n_with} and "
+                f"{len(y) - n_with}"
+            )
+        areas[label] = roc_auc(y, probabilities[rows, number])
+        intervals[label] = list(delong_ci(y, probabilities[rows, number]))
+        n_known[label] = len(y)
+        n_majority += max(n_with, len(y) - n_with)
+    known = y_true != UNKNOWN
+    return {
+        "n": len(y_true),
+        "accuracy": float(((probabilities >= THRESHOLD) == (y_true == 1))[known].mean()),
+        "majority_accuracy": n_majority / int(known.sum()),
+        "loss": float(sk.log_loss(y_true[known], probabilities[known], labels=[0, 1])),
+        "roc_auc": float(np.mean(list(areas.values()))),
+        "roc_auc_ci95": list(macro_auc_ci(y_true, probabilities)),
+        "roc_auc_per_class": areas,
+        "roc_auc_ci95_per_class": intervals,
+        "n_known_per_class": n_known,
+    }

@@ -1,0 +1,39 @@
+"""Training curves as TensorBoard reads them. The sole user of tensorboard."""
+
+import importlib.util
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from features.errors import RunError
+from pipeline.heads import parse_head
+from pipeline.runs.records import Epoch
+
+
+def require_tensorboard() -> None:
+    """Say how to get TensorBoard where it is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RunError("--tensorboard needs the package tensorboard. Install it: pip install tensorboard.")
+
+
+def write_tensorboard(directory: Path, history: Iterable[Epoch]) -> None:
+    """Write one log a head and seed: losses, validation ROC AUC and learning rate by epoch.
+
+    Parameters
+    ----------
+    directory : Path
+        Each head's log goes into a folder of its name.
+    history : iterable of Epoch
+        Each head's and seed's epochs together, in order.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    for (head, seed), epochs in groupby(history, key=lambda epoch: (epoch.head, epoch.seed)):
+        with SummaryWriter(str(directory / parse_head(head).slug / f"seed{seed}")) as writer:
+            for epoch in epochs:
+                values = {
+                    "loss/train": epoch.train_loss, "loss/validation": epoch.val_loss,
+                    "roc_auc/validation": epoch.val_roc_auc, "learning_rate": epoch.learning_rate,
+                }  # fmt: skip
+                for tag, value in values.items():
+                    writer.add_scalar(tag, value, epoch.epoch)

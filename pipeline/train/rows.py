@@ -1,0 +1,208 @@
+"""Embeddings by row, wherever they are: in memory, on a GPU, or streamed from a file that is larger than the memory."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.int64]
+
+BLOCK_ROWS = 32_768  # of a pass over many rows
+CHUNK_ROWS = 1_024  # streamed rows are read, kept and let go in such pieces, as the cache keeps them
+READ_CHUNKS = 16  # at once: enough for two threads, 32 MB besides the limit
+
+
+class Rows(Protocol):
+    """Embeddings (n, D) by row number; `device` is where `take` puts them."""
+
+    device: torch.device
+    dtype: torch.dtype
+    n_features: int
+
+    def __len__(self) -> int:
+        """Count the rows."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Give the embeddings (..., D) of rows (...) int64, in any order, repeated or not."""
+
+    def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """Give the embeddings of rows (m,) in the order that costs least: places in `rows` (k,), embeddings (k, D)."""
+
+    def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
+        """Put rows (m,) into the order of an epoch; give their places in `rows`."""
+
+    def hold(self, rows: Ints) -> None:
+        """Be told that these rows will be taken again and again."""
+
+
+class HeldRows:
+    """A tensor (n, D) in memory.
+
+    Parameters
+    ----------
+    x : Tensor (n, D)
+    device : torch.device, optional
+        Where `take` puts rows; by default where `x` is.
+    """
+
+    def __init__(self, x: Tensor, device: torch.device | None = None) -> None:
+        self.x = x
+        self.device = device or x.device
+        self.dtype = x.dtype
+        self.n_features = x.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Give rows."""
+        return self.x[rows.to(self.x.device)].to(self.device)
+
+    def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """Give blocks in the order of `rows`."""
+        for first in range(0, len(rows), BLOCK_ROWS):
+            places = np.arange(first, min(first + BLOCK_ROWS, len(rows)))
+            yield places, self.take(torch.from_numpy(rows[places]))
+
+    def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:  # noqa: ARG002 - the protocol's
+        """Draw any order of all rows."""
+        order: Ints = torch.randperm(len(rows), generator=generator).numpy()
+        return order
+
+    def hold(self, rows: Ints) -> None:
+        """All rows are held."""
+
+
+class StreamedRows:
+    """Rows of a file, of which no more than a number of bytes is in memory.
+
+    An epoch's order is drawn in two steps: the file's chunks in random windows, the same for all heads, so that they
+    read the file once; and the rows of each window, by each head's own generator.
+
+    Parameters
+    ----------
+    read : callable
+        From rows of the file (m,) int64, ascending, to their embeddings (m, D) float32.
+    file_rows : ndarray (n,) int64
+        Where in the file each row is.
+    n_features : int
+    limit_bytes : int
+        For embeddings; half is for windows, half for rows that are asked to be held.
+    device : torch.device
+        Where `take` puts rows.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Ints], npt.NDArray[np.float32]],
+        file_rows: Ints,
+        n_features: int,
+        limit_bytes: int,
+        device: torch.device,
+    ) -> None:
+        self.device, self.dtype, self.n_features, self.limit_bytes = device, torch.float32, n_features, limit_bytes
+        self._read, self._file_rows = read, file_rows
+        self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # used ones; each row's
+        self._n_file_rows = int(file_rows.max()) + 1
+        n_slots = max(2, limit_bytes // 2 // (CHUNK_ROWS * n_features * 4))
+        self._window_chunks = n_slots // 2  # two windows: heads of unlike folds are not quite at the same place
+        n_slots = min(n_slots, len(self._chunks))
+        self._buffer = torch.empty((n_slots * CHUNK_ROWS, n_features))
+        self._slot = np.full(len(self._chunks), -1, np.int64)  # of each chunk in the buffer
+        self._in_slot = np.full(n_slots, -1, np.int64)
+        self._last_used = np.zeros(n_slots, np.int64)
+        self._clock = 0
+        self._most_held = limit_bytes // 2 // (n_features * 4)
+        self._held = torch.empty((0, n_features))
+        self._held_at = np.full(len(file_rows), -1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._file_rows)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Give rows, from memory where they are there."""
+        wanted = rows.cpu().numpy().ravel()
+        held = self._held_at[wanted]
+        are_held = len(held) and held.min() >= 0
+        found = self._held[torch.from_numpy(held)] if are_held else self._through_buffer(wanted)
+        return found.view(*rows.shape, self.n_features).to(self.device)
+
+    def _through_buffer(self, wanted: Ints) -> Tensor:
+        chunks = self._chunk[wanted]
+        if (self._slot[chunks] < 0).any():
+            needed = np.unique(chunks)
+            if len(needed) > len(self._in_slot):  # rows from all over the file, not of a window
+                return self._from_file(wanted)
+            self._load(needed)
+        slots = self._slot[chunks]
+        self._clock += 1
+        self._last_used[slots] = self._clock
+        return self._buffer[torch.from_numpy(slots * CHUNK_ROWS + self._file_rows[wanted] % CHUNK_ROWS)]
+
+    def _load(self, needed: Ints) -> None:
+        """Bring chunks into the buffer, in the place of those that were not used for longest."""
+        missing = needed[self._slot[needed] < 0]
+        stays = np.isin(self._in_slot, needed)
+        order = np.argsort(np.where(stays, np.iinfo(np.int64).max, self._last_used), kind="stable")
+        slots = order[: len(missing)]
+        evicted = self._in_slot[slots]
+        self._slot[evicted[evicted >= 0]] = -1
+        self._slot[missing], self._in_slot[slots] = slots, missing
+        for first in range(0, len(missing), READ_CHUNKS):
+            starts = self._chunks[missing[first : first + READ_CHUNKS]] * CHUNK_ROWS
+            ends = np.minimum(starts + CHUNK_ROWS, self._n_file_rows)
+            found = self._read(np.concatenate([np.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)]))
+            parts = np.split(found, np.cumsum(ends - starts)[:-1])
+            for slot, part in zip(slots[first:], parts, strict=False):
+                self._buffer[slot * CHUNK_ROWS :][: len(part)] = torch.from_numpy(part)
+
+    def _from_file(self, wanted: Ints) -> Tensor:
+        order = np.argsort(self._file_rows[wanted], kind="stable")
+        found = torch.empty((len(wanted), self.n_features))
+        found[torch.from_numpy(order)] = torch.from_numpy(self._read(self._file_rows[wanted[order]]))
+        return found
+
+    def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """Give blocks in the order of the file."""
+        order = np.argsort(self._file_rows[rows], kind="stable")
+        for first in range(0, len(rows), BLOCK_ROWS):
+            places = order[first : first + BLOCK_ROWS]
+            yield places, torch.from_numpy(self._read(self._file_rows[rows[places]])).to(self.device)
+
+    def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
+        """Draw windows of chunks by the epoch's number, and the order within each by the generator."""
+        n_chunks = len(self._slot)
+        window = np.empty(n_chunks, np.int32)
+        window[np.random.default_rng(epoch).permutation(n_chunks)] = np.arange(n_chunks) // self._window_chunks
+        order: Ints = torch.randperm(len(rows), generator=generator).numpy()
+        return order[np.argsort(window[self._chunk[rows[order]]], kind="stable")]
+
+    def hold(self, rows: Ints) -> None:
+        """Keep rows in memory, if half of the limit is enough for them; else they are read whenever they are asked for."""
+        if len(rows) > self._most_held or (self._held_at[rows] >= 0).all():
+            return
+        self._held_at[:] = -1
+        self._held = torch.empty((len(rows), self.n_features))
+        for places, x in self.blocks(rows):
+            self._held[torch.from_numpy(places)] = x.cpu()
+        self._held_at[rows] = np.arange(len(rows))
+
+
+def moments(x: Rows, rows: Ints) -> tuple[Tensor, Tensor]:
+    """Give mean and standard deviation of some rows, (D,) float64 each, in one pass.
+
+    References
+    ----------
+    Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, The American Statistician 37(3).
+    """
+    n, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for _, part in x.blocks(rows):
+        variance, part_mean = torch.var_mean(part.double(), dim=0, correction=0)
+        distance, total = part_mean - mean.to(part_mean), n + len(part)
+        squares = squares.to(part_mean) + variance * len(part) + distance**2 * (n * len(part) / total)
+        mean = mean.to(part_mean) + distance * (len(part) / total)
+        n = total
+    return mean, (squares / n).sqrt()
