@@ -319,11 +319,12 @@ def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:
 
 def _predictions(task: Task, probabilities: dict[str, Floats]) -> Predictions:
     places = np.flatnonzero(task.readable)
+    names, number = np.unique(task.splits, return_inverse=True)
     patients = task.table.patients
     return Predictions(
         paths=tuple(task.table.paths[i] for i in places),
         patients=tuple(patients[i] for i in places) if patients is not None else ("",) * len(places),
-        splits=tuple(task.splits.tolist()),
+        splits=tuple(names.astype(object)[number]),  # three texts, not one an image
         labels=tuple(task.labels()),
         probabilities=probabilities,
         truth=task.y if task.is_multilabel else None,

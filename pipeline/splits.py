@@ -14,7 +14,7 @@ Strings = npt.NDArray[np.str_]
 Ints = npt.NDArray[np.int64]
 
 
-def merged_groups(*memberships: Sequence[object]) -> Ints:
+def merged_groups(*memberships: Sequence[object] | Ints) -> Ints:
     """Join images that share a patient, or bytes, or anything else given, into groups.
 
     Parameters
@@ -31,14 +31,21 @@ def merged_groups(*memberships: Sequence[object]) -> Ints:
     from scipy.sparse.csgraph import connected_components
 
     n = len(memberships[0])
-    edges: list[tuple[int, int]] = []
-    for membership in memberships:
-        first: dict[object, int] = {}
-        edges += [(first.setdefault(value, i), i) for i, value in enumerate(membership)]
-    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T
+    firsts = [_first_places(membership) for membership in memberships]
+    rows, columns = np.concatenate(firsts), np.tile(np.arange(n), len(firsts))
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n))
     labels: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
     return labels
+
+
+def _first_places(membership: Sequence[object] | Ints) -> Ints:
+    """Give for each entry the place of the first that equals it."""
+    if isinstance(membership, np.ndarray):
+        _, first, number = np.unique(membership, return_index=True, return_inverse=True)
+        places: Ints = first[number]
+        return places
+    seen: dict[object, int] = {}
+    return np.fromiter((seen.setdefault(value, i) for i, value in enumerate(membership)), np.int64, len(membership))
 
 
 def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bool_]]":

@@ -271,7 +271,7 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
 def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
     """Join images of the same patient, where patients are known, and of the same bytes."""
     known = [[column[i] for i in np.flatnonzero(readable)] for column in (table.patients,) if column is not None]
-    return merged_groups(table.rows[readable].tolist(), *known)
+    return merged_groups(table.rows[readable], *known)
 
 
 def _splits(

@@ -1,7 +1,7 @@
 """Synthetic caches whose embeddings tell their labels apart, so that heads have something to learn."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ def write_labelled_cache(
     unreadable: Collection[int] = (),
     contents: Sequence[int] | None = None,
     embeddings: npt.NDArray[np.float32] | None = None,
+    attributes: Mapping[str, list[str]] | None = None,
 ) -> Path:
     """Write a cache, or one more data set into it. Images of equal `contents` have the same bytes."""
     n = len(labels)
@@ -53,6 +54,7 @@ def write_labelled_cache(
             mtimes_ns=np.ones(n, np.int64),
             splits=splits,
             patients=patients,
+            attributes=attributes or {},
         )
         writer.finish(table, np.frombuffer(b"".join(keys), np.uint8).reshape(n, -1))
     return path

@@ -126,7 +126,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
 def test_every_training_row_is_in_one_batch_of_an_epoch_and_no_other_row_is() -> None:
     folds = [Fold(np.arange(0, 50), np.arange(50, 60)), Fold(np.arange(20, 63), np.arange(63, 70))]
     batches = Batches([Group(0, 0), Group(0, 1)], folds, drawn().rows, drawn().y, SingleLabel(2), CONFIG)
-    steps = batches.epoch()
+    steps = list(batches.epoch())
     assert len(steps) == 4
     for place, fold in enumerate(folds):
         seen = torch.cat([batch.rows[place, : batch.sizes[place]] for batch in steps])

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -40,6 +40,7 @@ READ_THREADS = 2
 _HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises on damaged files
 
 Member = TypeVar("Member", bound=h5py.Group)
+Item = TypeVar("Item")
 
 
 class DamagedCacheError(CacheError):
@@ -362,9 +363,7 @@ class CacheFile:
             except _HDF5_ERRORS:
                 yield f"{self.path}: rows {chunk.start} to {chunk.stop - 1}: HDF5's own checksum (Fletcher-32) does not match"
 
-    T = TypeVar("T")
-
-    def _each_chunk(self, items: "list[T]", read: "Callable[[T], None]") -> None:
+    def _each_chunk(self, items: "list[Item]", read: "Callable[[Item], None]") -> None:
         # Reading and CRC-32 release the interpreter's lock, so two threads check twice as fast.
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for _ in pool.map(read, items):
@@ -446,4 +445,8 @@ class CacheFile:
         data = self._dataset(group, name)
         if data.dtype.kind != "S" or data.ndim != 1 or data.dtype.itemsize > MAX_CELL_BYTES:
             raise self._damaged(f"{data.name} is not a column of texts")
-        return [cell.decode("utf-8", "surrogateescape") for cell in data[...].tolist()]
+        text = lru_cache(1024)(
+            lambda cell: cell.decode("utf-8", "surrogateescape")
+        )  # of a million equal labels keep one
+        parts = (data[first : first + CHUNK_ROWS] for first in range(0, len(data), CHUNK_ROWS))
+        return [text(cell) for part in parts for cell in part.tolist()]

@@ -1,6 +1,6 @@
 """The rows of each step: one order for each seed and fold, in batches of even size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -70,11 +70,12 @@ class Batches:
         """Go on with these groups; one may stand several times."""
         self.groups = list(groups)
 
-    def epoch(self) -> "list[Batch]":
+    def epoch(self) -> "Iterator[Batch]":
         """Give an epoch's steps."""
         self._n_epochs += 1
         orders = {group: self._shared_out(group) for group in dict.fromkeys(self.groups)}
-        return [self._batch([orders[group][step] for group in self.groups]) for step in range(self.n_steps)]
+        for step in range(self.n_steps):
+            yield self._batch([orders[group][step] for group in self.groups])
 
     def _shared_out(self, group: Group) -> "list[tuple[int, npt.NDArray[np.int64]]]":
         order = self._x.shuffled(self.folds[group.fold].train, self._orders[group], self._n_epochs)

@@ -17,6 +17,10 @@ class Objective(Protocol):
     def n_outputs(self) -> int:
         """C."""
 
+    @property
+    def n_weighed(self) -> int:
+        """K."""
+
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits (..., C) into log-probabilities (..., K)."""
 
@@ -50,6 +54,11 @@ class SingleLabel:
 
     n_outputs: int
 
+    @property
+    def n_weighed(self) -> int:
+        """C."""
+        return self.n_outputs
+
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Give (..., C) of (..., C)."""
         return logits.log_softmax(-1)
@@ -81,6 +90,11 @@ class MultiLabel:
     """
 
     n_outputs: int
+
+    @property
+    def n_weighed(self) -> int:
+        """2 C."""
+        return 2 * self.n_outputs
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Give (..., 2 C) of (..., C)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 32_768  # of a pass over many rows
+BLOCK_ROWS = 16_384  # of a pass over many rows
 CHUNK_ROWS = 1_024  # streamed rows are read, kept and let go in such pieces, as the cache keeps them
 READ_CHUNKS = 16  # at once: enough for two threads, 32 MB besides the limit
 
@@ -36,6 +36,9 @@ class Rows(Protocol):
 
     def hold(self, rows: Ints) -> None:
         """Be told that these rows will be taken again and again."""
+
+    def release(self) -> None:
+        """Be told that training is over: let go what was kept for it."""
 
 
 class HeldRows:
@@ -75,6 +78,9 @@ class HeldRows:
     def hold(self, rows: Ints) -> None:
         """All rows are held."""
 
+    def release(self) -> None:
+        """All rows stay."""
+
 
 class StreamedRows:
     """Rows of a file, of which no more than a number of bytes is in memory.
@@ -90,7 +96,8 @@ class StreamedRows:
         Where in the file each row is.
     n_features : int
     limit_bytes : int
-        For embeddings; half is for windows, half for rows that are asked to be held.
+        For embeddings: an eighth for the windows, at most half for rows that are asked to be held, and the
+        rest for what passes through.
     device : torch.device
         Where `take` puts rows.
     """
@@ -107,17 +114,22 @@ class StreamedRows:
         self._read, self._file_rows = read, file_rows
         self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # used ones; each row's
         self._n_file_rows = int(file_rows.max()) + 1
-        n_slots = max(2, limit_bytes // 2 // (CHUNK_ROWS * n_features * 4))
+        n_slots = max(2, limit_bytes // 8 // (CHUNK_ROWS * n_features * 4))
         self._window_chunks = n_slots // 2  # two windows: heads of unlike folds are not quite at the same place
         n_slots = min(n_slots, len(self._chunks))
-        self._buffer = torch.empty((n_slots * CHUNK_ROWS, n_features))
-        self._slot = np.full(len(self._chunks), -1, np.int64)  # of each chunk in the buffer
-        self._in_slot = np.full(n_slots, -1, np.int64)
-        self._last_used = np.zeros(n_slots, np.int64)
-        self._clock = 0
         self._most_held = limit_bytes // 2 // (n_features * 4)
-        self._held = torch.empty((0, n_features))
-        self._held_at = np.full(len(file_rows), -1, np.int64)
+        self._n_slots = n_slots
+        self.release()
+
+    def release(self) -> None:
+        """Let windows and held rows go."""
+        self._buffer = torch.empty((self._n_slots * CHUNK_ROWS, self.n_features))  # no memory before it is written
+        self._slot = np.full(len(self._chunks), -1, np.int64)  # of each chunk in the buffer
+        self._in_slot = np.full(self._n_slots, -1, np.int64)
+        self._last_used = np.zeros(self._n_slots, np.int64)
+        self._clock = 0
+        self._held = torch.empty((0, self.n_features))
+        self._held_at = np.full(len(self), -1, np.int32)
 
     def __len__(self) -> int:
         return len(self._file_rows)

@@ -25,7 +25,7 @@ NEARLY_CONSTANT = 1e-6  # deviation over mean: float32 has no digits left there,
 SMALL_STACK = 1_000_000
 LARGEST_STACK = 32_000_000  # parameters; AdamW holds five times that, and the best weights once more
 WARM_UP = 0.05  # of all steps, with the cosine schedule
-VALIDATED_AT_ONCE = 16_000_000  # activations
+VALIDATED_AT_ONCE = 8_000_000  # activations
 
 RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
@@ -84,6 +84,7 @@ def train_heads(
         run = _StackRun(stacked, of_groups, data, folds, n_classes, config, roc_aucs)
         trained += run.train(on_epoch)
         failures += run.failures
+    data.rows.release()
     if not trained:
         raise failures[0]
     order = {spec: i for i, spec in enumerate(specs)}
@@ -258,11 +259,11 @@ class _StackRun:
         # The inputs of a group three times (gathered, centred, scaled), and a layer's outputs of all its heads.
         outputs = max(value.numel() // value.shape[1] for value in self.stack.parameters[::2])
         at_once = max(1, VALIDATED_AT_ONCE // (3 * self.stack.n_groups * self.x.n_features + outputs))
-        parts = [
-            self.objective.log_probabilities(self.stack.logits((self.x.take(part) - self.mean) / self.std))
-            for part in torch.split(rows, at_once, dim=1)
-        ]
-        found = torch.cat(parts, dim=1)  # (M, n, K)
+        # All results' place first: small ones between large ones would keep the allocator from giving these back.
+        found = self.mean.new_empty((self.stack.n_heads, longest, self.objective.n_weighed))
+        for first in range(0, longest, at_once):
+            x = (self.x.take(rows[:, first : first + at_once]) - self.mean) / self.std  # (G, B, D)
+            found[:, first : first + at_once] = self.objective.log_probabilities(self.stack.logits(x))
         found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
         for place, fold in enumerate(folds):
             yield self.y[rows[place, : len(fold.val)].to(self.y.device)], found[place, :, : len(fold.val)]
