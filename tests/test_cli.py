@@ -328,3 +328,24 @@ def test_an_empty_path_or_a_folder_for_a_file_is_wrong_usage(hoarfrost: Hoarfros
     output = hoarfrost(*arguments)
     assert output.status == 2
     assert "path is empty" in output.stderr or "is a directory" in output.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("1GB", 10**9),
+        ("500MB", 5 * 10**8),
+        ("2GiB", 2 << 30),
+        ("1.5g", 15 * 10**8),
+        ("64 MiB", 64 << 20),
+        ("20000000", 2 * 10**7),
+    ],
+)
+def test_a_size_is_read_as_people_write_it(text: str, n_bytes: int) -> None:
+    assert pipeline.cli._SizeType().convert(text, None, None) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1XB", "-1GB", "1e9", "nan", "1GB!", "1MB", "0"])
+def test_what_is_no_size_is_wrong_usage(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no size; write 1GB|is too little; give at least 16MB"):
+        pipeline.cli._SizeType().convert(text, None, None)
