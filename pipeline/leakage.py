@@ -175,11 +175,13 @@ def distinguishing(x: Floats32) -> Floats32:
         raise ValueError("some embeddings are NaN or infinite")
     n = len(x)
     mean = x.mean(axis=0, dtype=np.float64)
-    z = x - mean.astype(np.float32)
+    z: Floats32 = x - mean.astype(np.float32)
     # By blocks: in float64 all at once would double the memory.
     squares = np.sum([np.square(z[rows], dtype=np.float64).sum(axis=0) for rows in _blocks(n, _LEFT_ROWS)], axis=0)
     deviation = np.sqrt(squares / max(n, 1))
-    z /= np.where(deviation > 1e-5 * np.abs(mean), deviation, np.inf).astype(np.float32)  # a constant column becomes zero
+    z /= np.where(deviation > 1e-5 * np.abs(mean), deviation, np.inf).astype(
+        np.float32
+    )  # a constant column becomes zero
     # A unit that is silent but for two images must not make them alike on its own.
     np.clip(z, -FARTHEST, FARTHEST, out=z)
     n_axes = min(N_SHARED_AXES, n // ROWS_PER_AXIS)

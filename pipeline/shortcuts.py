@@ -80,7 +80,7 @@ class AttributeAudit:
 def audit_shortcuts(
     x: Embeddings, y: Ints, groups: Ints, attributes: Mapping[str, Sequence[str]], *, seed: int = 0
 ) -> tuple[AttributeAudit, ...]:
-    """Audit each attribute: can it be told from the embeddings, and does it go with the class?
+    """Ask of each attribute whether embeddings tell it, and whether it goes with the class.
 
     Parameters
     ----------
@@ -208,4 +208,3 @@ def _probe_auc(x: Embeddings, numbers: Ints, groups: Ints, seed: int) -> float:
     if not aucs:
         raise ValueError("no fold has all of its values: they belong to too few patients")
     return float(np.mean(aucs))
-

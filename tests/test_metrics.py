@@ -198,6 +198,11 @@ def test_scores_of_two_classes_are_what_they_say() -> None:
         "accuracy": 0.8,
         "majority_accuracy": 0.6,
         "loss": pytest.approx(-np.log([0.9, 0.6, 0.4, 0.55, 0.9]).mean()),
+        "brier": pytest.approx(np.square([0.1, 0.4, 0.6, 0.45, 0.1]).mean()),
+        "balanced_accuracy": pytest.approx((2 / 3 + 1) / 2),
+        "f1": pytest.approx(0.8),  # two found, one of them thrice: precision 2/3, sensitivity 1
+        "matthews": pytest.approx(2 / 3),
+        "average_precision": pytest.approx((1 + 2 / 3) / 2),
         "roc_auc": pytest.approx(5 / 6),
         "roc_auc_ci95": pytest.approx(list(delong_ci(y_true, p))),
     }

@@ -140,7 +140,7 @@ def bootstrap_share_ci(
 
     def share(weights: Floats) -> Floats:
         total = weights @ of
-        return np.divide(weights @ (hit * of), total, out=np.full(len(total), np.nan), where=total > 0)
+        return _quotient(weights @ (hit * of), total)
 
     return bootstrap_ci(share, numbers, level=level, n_draws=n_draws, seed=seed)
 
@@ -228,7 +228,7 @@ def weighted_auc(positive: "np.ndarray[tuple[int], np.dtype[np.bool_]]", y_score
         total = positives.sum(axis=1) * below[:, -1]
         below -= negatives / 2
         ordered = np.einsum("ij,ij->i", positives, below)
-        return np.divide(ordered, total, out=np.full(len(total), np.nan), where=total > 0)
+        return _quotient(ordered, total)
 
     return areas
 
@@ -295,6 +295,13 @@ def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws:
         times = np.bincount(drawn.ravel(), minlength=n_rows * n_patients).reshape(n_rows, n_patients)
         values.append(statistic(times.astype(np.float64)[:, numbers]))
     return np.concatenate(values)
+
+
+def _quotient(numerators: Floats, denominators: Floats) -> Floats:
+    """Divide, with NaN where there is nothing to divide by."""
+    found: Floats = np.full(len(denominators), np.nan)
+    np.divide(numerators, denominators, out=found, where=denominators > 0)
+    return found
 
 
 def _block_rows(n: int) -> int:

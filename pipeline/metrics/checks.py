@@ -64,7 +64,7 @@ def normal_interval(estimate: float, variance: float, level: float) -> tuple[flo
 
 
 def tied_groups(ascending: Floats) -> tuple[Ints, Ints]:
-    """Number the groups of equal values in a sorted array.
+    """Tell apart the groups of equal values in a sorted array.
 
     Parameters
     ----------
