@@ -58,7 +58,7 @@ from pipeline.metrics.shares import (
 from pipeline.metrics.subgroups import (
     Subgroup,
     banded,
-    subgroups,
+    score_subgroups,
 )
 
 __all__ = [
