@@ -1,10 +1,8 @@
 """Metrics: against pROC's values, and each fast kernel against an obvious slow one."""
 
-import csv
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,34 +19,8 @@ from pipeline.metrics import (
     roc_curve,
     score,
 )
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Sample = tuple[Ints, Floats]
-
-REFERENCE = Path(__file__).parent / "reference"  # what pROC 1.18.0 (R) says of five synthetic cases
-EXPECTED: dict[str, dict[str, float]] = json.loads((REFERENCE / "roc_expected.json").read_text())
-CASES_AND_SCORES = [(case, which) for case in EXPECTED for which in ("a", "b")]
-
-
-def reference_case(name: str, which: str) -> Sample:
-    with (REFERENCE / "roc_cases.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["case"] == name]
-    return np.array([int(row["y"]) for row in rows]), np.array([float(row[f"score_{which}"]) for row in rows])
-
-
-@st.composite
-def samples(draw: st.DrawFn, fewest: int = 1) -> Sample:
-    """Draw a binary sample with at least so many of each class, and many ties."""
-    classes = [*draw(st.lists(st.integers(0, 1), max_size=25)), *[0, 1] * fewest]
-    scores = draw(st.lists(st.integers(0, 8), min_size=len(classes), max_size=len(classes)))
-    return np.array(classes), np.array(scores) / 8
-
-
-def pair_values(y_true: Ints, y_score: Floats) -> Floats:
-    """Compare each positive with each negative: 1 if it is above, 0.5 if tied; (positives, negatives)."""
-    differences = y_score[y_true == 1][:, None] - y_score[y_true == 0][None, :]
-    return np.asarray((np.sign(differences) + 1) / 2)
+from tests.procs import CASES_AND_SCORES, EXPECTED, reference_case
+from tests.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples
 
 
 def slow_delong_variance(y_true: Ints, y_score: Floats) -> float:
@@ -58,14 +30,6 @@ def slow_delong_variance(y_true: Ints, y_score: Floats) -> float:
     of_positives = sum((row.mean() - psi.mean()) ** 2 for row in psi) / (n_pos - 1)
     of_negatives = sum((column.mean() - psi.mean()) ** 2 for column in psi.T) / (n_neg - 1)
     return float(of_positives / n_pos + of_negatives / n_neg)
-
-
-def drawn_probabilities(n: int, n_classes: int, seed: int) -> tuple[Ints, Floats]:
-    """Draw classes and the probabilities of a head that is often right."""
-    rng = np.random.default_rng(seed)
-    y_true = rng.choice(n_classes, n, p=np.arange(1, n_classes + 1) / np.arange(1, n_classes + 1).sum())
-    odds = np.exp(rng.normal(size=(n, n_classes)) + 1.2 * np.eye(n_classes)[y_true])
-    return y_true, odds / odds.sum(axis=1, keepdims=True)
 
 
 # -- against pROC -------------------------------------------------------------------------------------------------------
@@ -198,6 +162,11 @@ def test_scores_of_two_classes_are_what_they_say() -> None:
         "accuracy": 0.8,
         "majority_accuracy": 0.6,
         "loss": pytest.approx(-np.log([0.9, 0.6, 0.4, 0.55, 0.9]).mean()),
+        "brier": pytest.approx(np.square([0.1, 0.4, 0.6, 0.45, 0.1]).mean()),
+        "balanced_accuracy": pytest.approx((2 / 3 + 1) / 2),
+        "f1": pytest.approx(0.8),  # three are found, two of them rightly: precision 2/3, sensitivity 1
+        "matthews": pytest.approx(2 / 3),
+        "average_precision": pytest.approx((1 + 2 / 3) / 2),
         "roc_auc": pytest.approx(5 / 6),
         "roc_auc_ci95": pytest.approx(list(delong_ci(y_true, p))),
     }
@@ -282,3 +251,34 @@ def test_scoring_refuses_what_is_undefined(y_true: list[int], probabilities: Flo
 def test_macro_interval_refuses_a_class_with_one_sample() -> None:
     with pytest.raises(ValueError, match="two samples of each class; there are 1 positive and 5 negative"):
         macro_auc_ci(np.array([0, 0, 0, 1, 1, 2]), UNIFORM)
+
+
+# -- one class against the rest -----------------------------------------------------------------------------------------
+
+
+def test_each_of_several_classes_has_the_scores_of_that_class_against_the_rest() -> None:
+    y_true, probabilities = drawn_probabilities(90, 3, seed=4)
+    result = score(y_true, probabilities, ("a", "b", "c"))
+    for c, label in enumerate("abc"):
+        one, found = result["per_class"][label], probabilities.argmax(axis=1) == c
+        bears = y_true == c
+        assert one["n"] == bears.sum()
+        assert one["sensitivity"] == pytest.approx(found[bears].mean())
+        assert one["specificity"] == pytest.approx((~found[~bears]).mean())
+        assert one["precision"] == pytest.approx(bears[found].mean())
+        assert one["brier"] == pytest.approx(((probabilities[:, c] - bears) ** 2).mean())
+        assert one["roc_auc"] == result["roc_auc_per_class"][label]
+    sensitivities = [one["sensitivity"] for one in result["per_class"].values()]
+    assert result["balanced_accuracy"] == pytest.approx(np.mean(sensitivities))
+    assert result["brier"] == pytest.approx(((probabilities - np.eye(3)[y_true]) ** 2).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_constant_prediction_has_scores_and_no_warning(n_classes: int) -> None:
+    y_true = np.repeat(np.arange(n_classes), 4)
+    certain = np.zeros((len(y_true), n_classes))
+    certain[:, 0] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = score(y_true, certain, "abc"[:n_classes])
+    assert (result["matthews"], result["balanced_accuracy"]) == (0, pytest.approx(1 / n_classes))

@@ -1,8 +1,37 @@
 """How good predictions are, with intervals. NumPy in, floats out; the sole user of scikit-learn's metrics."""
 
+from pipeline.metrics.bootstrap import (
+    BootstrapInterval,
+    PerPatient,
+    bootstrap_auc_ci,
+    bootstrap_ci,
+    bootstrap_share_ci,
+    per_patient,
+)
+from pipeline.metrics.calibration import (
+    Bin,
+    Calibration,
+    CalibrationLine,
+    TemperatureFit,
+    apply_temperature,
+    assess_calibration,
+    calibration_line,
+    fit_temperature,
+)
 from pipeline.metrics.checks import binary_problems
+from pipeline.metrics.comparison import (
+    Comparison,
+    compare_heads,
+    delong_test,
+    holm,
+)
+from pipeline.metrics.decision import (
+    DecisionCurve,
+    decision_curve,
+)
 from pipeline.metrics.discrimination import (
     delong_ci,
+    delong_covariance,
     delong_variance,
     macro_auc_ci,
     macro_roc_auc,
@@ -12,19 +41,71 @@ from pipeline.metrics.discrimination import (
     roc_curve,
 )
 from pipeline.metrics.multilabel import score_labels
-from pipeline.metrics.scores import confusion_matrix, score
+from pipeline.metrics.operating import (
+    AtPrevalence,
+    OperatingPoint,
+    PointResult,
+    Ratio,
+    choose_thresholds,
+    evaluate_threshold,
+)
+from pipeline.metrics.scores import (
+    confusion_matrix,
+    score,
+)
+from pipeline.metrics.shares import (
+    Share,
+    wilson,
+)
+from pipeline.metrics.subgroups import (
+    Subgroup,
+    banded,
+    score_subgroups,
+)
 
 __all__ = [
+    "AtPrevalence",
+    "Bin",
+    "BootstrapInterval",
+    "Calibration",
+    "CalibrationLine",
+    "Comparison",
+    "DecisionCurve",
+    "OperatingPoint",
+    "PerPatient",
+    "PointResult",
+    "Ratio",
+    "Share",
+    "Subgroup",
+    "TemperatureFit",
+    "apply_temperature",
+    "assess_calibration",
+    "banded",
     "binary_problems",
+    "bootstrap_auc_ci",
+    "bootstrap_ci",
+    "bootstrap_share_ci",
+    "calibration_line",
+    "choose_thresholds",
+    "compare_heads",
     "confusion_matrix",
+    "decision_curve",
     "delong_ci",
+    "delong_covariance",
+    "delong_test",
     "delong_variance",
+    "evaluate_threshold",
+    "fit_temperature",
+    "holm",
     "macro_auc_ci",
     "macro_roc_auc",
     "macro_roc_aucs",
+    "per_patient",
     "roc_auc",
     "roc_aucs",
     "roc_curve",
     "score",
     "score_labels",
+    "score_subgroups",
+    "wilson",
 ]

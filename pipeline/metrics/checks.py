@@ -1,9 +1,11 @@
-"""What every metric demands of its arrays."""
+"""What every metric demands of its arrays, and the small steps that several share."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -66,3 +68,43 @@ def binary_problems(y_true: Ints, n_classes: int) -> Iterator[tuple[int, Ints, I
         else:
             rows = np.flatnonzero(y_true[:, number] != UNKNOWN)
             yield number, rows, y_true[rows, number]
+
+
+def checked_groups(groups: Ints, n: int) -> tuple[Ints, int]:
+    """Give group numbers (n,) int64, 0 to n_groups - 1 without gaps, and n_groups; ValueError if they are not n."""
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"groups has the shape {groups.shape}; there are {n} samples")
+    names, numbers = np.unique(groups, return_inverse=True)
+    return numbers.astype(np.int64), len(names)
+
+
+def normal_quantile(level: float) -> float:
+    """Give how many standard deviations a two-sided interval of this coverage reaches; ValueError if it is no level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    return float(ndtri((1 + level) / 2))
+
+
+def normal_interval(estimate: float, variance: float, level: float) -> tuple[float, float]:
+    """Give the normal interval (low, high) of an estimate that lies in [0, 1], clipped to it."""
+    half = normal_quantile(level) * math.sqrt(variance)
+    return max(0.0, estimate - half), min(1.0, estimate + half)
+
+
+def tied_groups(ascending: Floats) -> tuple[Ints, Ints]:
+    """Tell apart the groups of equal values in a sorted array.
+
+    Parameters
+    ----------
+    ascending : ndarray (n,) float64, n at least 1
+
+    Returns
+    -------
+    group : ndarray (n,) int64
+        Each value's group, 0 upwards.
+    starts : ndarray (n_groups,) int64
+        Where each group begins.
+    """
+    starts_here = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+    return np.cumsum(starts_here) - 1, np.flatnonzero(starts_here)

@@ -23,9 +23,14 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     Returns
     -------
     dict
-        `n`, `accuracy`, `majority_accuracy` (of always answering the most frequent class), `loss`
-        (mean cross-entropy, nats), `roc_auc` with `roc_auc_ci95`; with more than two classes the
-        AUC is the macro mean of one-vs-rest, and `roc_auc_per_class` has its terms.
+        `n`, `accuracy`, `majority_accuracy` (of always answering the most frequent class), `loss` (mean
+        cross-entropy, nats), `brier` (two classes: mean squared error of the probability of class 1, 0 to 1;
+        more: summed over the classes, 0 to 2), `balanced_accuracy` (mean sensitivity over the classes),
+        `f1` (of class 1; more classes: the mean), `matthews` (-1 to 1), `average_precision`, `roc_auc` with
+        `roc_auc_ci95`. With more than two classes `average_precision` and `roc_auc` are macro means of
+        one-vs-rest; `roc_auc_per_class` has the latter's terms, and `per_class` maps each class to its `n`,
+        `roc_auc`, `average_precision`, `brier`, `sensitivity` (recall), `specificity`, `precision` (0 where
+        nothing is predicted as it) and `f1`. What needs a decision takes the most probable class.
 
     Raises
     ------
@@ -39,21 +44,45 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     if counts.min() < 2:
         rarest = classes[int(counts.argmin())]
         raise ValueError(f"ROC AUC and its interval need two samples of each class; {rarest!r} has {counts.min()}")
+    predicted = probabilities.argmax(axis=1)
     result: dict[str, Any] = {
         "n": len(y_true),
-        "accuracy": float(sk.accuracy_score(y_true, probabilities.argmax(axis=1))),
+        "accuracy": float(sk.accuracy_score(y_true, predicted)),
         "majority_accuracy": float(counts.max() / len(y_true)),
         "loss": float(sk.log_loss(y_true, probabilities, labels=np.arange(n_classes))),
+        "balanced_accuracy": float(sk.balanced_accuracy_score(y_true, predicted)),
+        "matthews": float(sk.matthews_corrcoef(y_true, predicted)),
     }
     if n_classes == 2:
-        result["roc_auc"] = roc_auc(y_true, probabilities[:, 1])
+        one = _one_against_rest(y_true, predicted, probabilities[:, 1])
+        result |= {name: one[name] for name in ("brier", "f1", "average_precision", "roc_auc")}
         result["roc_auc_ci95"] = list(delong_ci(y_true, probabilities[:, 1]))
         return result
-    per_class = [roc_auc((y_true == c).astype(np.int64), probabilities[:, c]) for c in range(n_classes)]
-    result["roc_auc"] = float(np.mean(per_class))
+    each = [
+        _one_against_rest((y_true == c).astype(np.int64), (predicted == c).astype(np.int64), probabilities[:, c])
+        for c in range(n_classes)
+    ]
+    result["brier"] = float(np.sum([one["brier"] for one in each]))
+    for name in ("f1", "average_precision", "roc_auc"):
+        result[name] = float(np.mean([one[name] for one in each]))
     result["roc_auc_ci95"] = list(macro_auc_ci(y_true, probabilities))
-    result["roc_auc_per_class"] = dict(zip(classes, per_class, strict=True))
+    result["roc_auc_per_class"] = {label: one["roc_auc"] for label, one in zip(classes, each, strict=True)}
+    result["per_class"] = dict(zip(classes, each, strict=True))
     return result
+
+
+def _one_against_rest(y_true: Ints, predicted: Ints, p: Floats) -> dict[str, Any]:
+    """Score one class against all others: labels and predictions (n,) of 0 and 1, the class's probability."""
+    return {
+        "n": int(y_true.sum()),
+        "roc_auc": roc_auc(y_true, p),
+        "average_precision": float(sk.average_precision_score(y_true, p)),
+        "brier": float(np.mean((p - y_true) ** 2)),
+        "sensitivity": float(sk.recall_score(y_true, predicted, zero_division=0)),
+        "specificity": float(sk.recall_score(y_true, predicted, pos_label=0, zero_division=0)),
+        "precision": float(sk.precision_score(y_true, predicted, zero_division=0)),
+        "f1": float(sk.f1_score(y_true, predicted, zero_division=0)),
+    }
 
 
 def confusion_matrix(y_true: Ints, y_pred: Ints, n_classes: int) -> Ints:

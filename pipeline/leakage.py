@@ -1,0 +1,263 @@
+"""The leakage gate: what two splits share that they must not. Knows no files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats32 = npt.NDArray[np.float32]
+
+NEAR_DUPLICATE_COSINE = 0.9
+N_SHARED_AXES = 8
+ROWS_PER_AXIS = 20
+FARTHEST = 8.0  # standard deviations
+MOST_LISTED = 100
+_LEFT_ROWS, _RIGHT_ROWS = 2048, 4096  # a block of products of 32 MiB: large enough for BLAS at full speed
+_MOST_KEPT = 100_000  # pairs in memory; beyond them only the closest stay
+
+
+@dataclass(frozen=True)
+class SharedByTwo:
+    """Two images in two splits, by their places, that have `what` in common: a patient, or the same bytes.
+
+    One pair stands for each group that is shared; `n_images` of the group are in the two splits.
+    """
+
+    first: int
+    second: int
+    n_images: int
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two images in two splits, by their places, and the cosine of their standardised embeddings."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """What two splits share.
+
+    Attributes
+    ----------
+    n_patients, n_contents : int
+        How many patients, and how many images by their bytes, are in more than one split.
+    patients, contents : tuple of SharedByTwo
+        A pair of images for each of them, the first hundred.
+    n_near_duplicates : int
+        Pairs of different bytes with a cosine above `threshold` in two splits; all are counted.
+    near_duplicates : tuple of NearDuplicate
+        The closest hundred, the closest first.
+    threshold : float
+    """
+
+    n_patients: int
+    patients: tuple[SharedByTwo, ...]
+    n_contents: int
+    contents: tuple[SharedByTwo, ...]
+    n_near_duplicates: int
+    near_duplicates: tuple[NearDuplicate, ...]
+    threshold: float
+
+    @property
+    def refused(self) -> bool:
+        """Tell whether patients or bytes are shared: such a test says nothing of new patients."""
+        return bool(self.n_patients or self.n_contents)
+
+    @property
+    def clean(self) -> bool:
+        """Tell whether nothing was found."""
+        return not (self.refused or self.n_near_duplicates)
+
+
+def find_leakage(
+    x: Floats32,
+    splits: npt.NDArray[np.str_],
+    contents: Sequence[object],
+    patients: Sequence[str] | None = None,
+    *,
+    threshold: float = NEAR_DUPLICATE_COSINE,
+    most_listed: int = MOST_LISTED,
+) -> LeakageReport:
+    """Find patients, bytes and near-duplicates that are in two splits.
+
+    Parameters
+    ----------
+    x : ndarray (n, d) float32
+        Embeddings, finite.
+    splits : ndarray (n,) of str
+    contents : sequence of length n
+        Equal for images of the same bytes: their keys, or their rows in the cache.
+    patients : sequence of str, length n, optional
+        An empty text is an unknown patient, whom nobody shares.
+    threshold : float
+        Cosine above which two images are near-duplicates, see Notes.
+    most_listed : int
+        Pairs of each kind to list; all are counted.
+
+    Returns
+    -------
+    LeakageReport
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, an embedding is not finite, or the threshold is not between 0 and 1.
+
+    Notes
+    -----
+    Raw embeddings of one modality are nearly parallel (median cosine of two breast ultrasounds: 0.995).
+    So columns are standardised, and the eight leading principal axes, which say what kind of image
+    it is and hold some 85% of the variance, are projected out ("all but the top"): what is left tells
+    one image from another. Measured with untrained weights: a JPEG of quality 90 has a cosine of at least
+    0.98 to its original, of quality 50 at least 0.94, an image scaled to three quarters at least 0.94.
+    The closest images of two patients of the demo set have 0.37; of 5,000,000 pairs of chest radiographs of
+    28 x 28 pixels none but equal ones is above 0.88. In the public breast ultrasound set BUSI, of
+    780 images, 63 pairs are above 0.9: copies of a scan, with markers added or cropped anew, some under another label.
+    A crop by 6% changes an embedding more (0.3 to 0.9): it may be missed.
+
+    All pairs across splits are looked at, by blocked matrix products: exact, 2 n_a n_b d operations,
+    memory of two copies of `x` at most.
+
+    References
+    ----------
+    Mu and Viswanath (2018), All-but-the-Top, ICLR. Barz and Denzler (2020), Do we train on test
+    data? Journal of Imaging 6(6), 41.
+    """
+    n = len(x)
+    if len(splits) != n or len(contents) != n or (patients is not None and len(patients) != n):
+        raise ValueError(f"{n} embeddings, but {len(splits)} splits, {len(contents)} contents or other patients")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
+    content_numbers = _numbered(contents)
+    shared_contents = _shared(content_numbers, splits)
+    shared_patients: list[SharedByTwo] = []
+    if patients is not None:
+        known = np.array([patient != "" for patient in patients], bool)
+        shared_patients = _shared(np.where(known, _numbered(patients), -1), splits)
+    near, n_near = _near_duplicates(x, splits, content_numbers, threshold, most_listed)
+    return LeakageReport(
+        len(shared_patients), tuple(shared_patients[:most_listed]),
+        len(shared_contents), tuple(shared_contents[:most_listed]),
+        n_near, near, threshold,
+    )  # fmt: skip
+
+
+def distinguishing(x: Floats32) -> Floats32:
+    """Standardise embeddings, project the leading axes out, and scale rows to length one.
+
+    Parameters
+    ----------
+    x : ndarray (n, d) float32
+
+    Returns
+    -------
+    ndarray (n, d) float32
+        Rows of length one, or zero where nothing is left of an embedding.
+
+    Raises
+    ------
+    ValueError
+        If an embedding is not finite.
+
+    Notes
+    -----
+    One axis for every twenty rows, at most eight: of a handful of images the leading axes would
+    leave nothing.
+    """
+    if not np.isfinite(x).all():
+        raise ValueError("some embeddings are NaN or infinite")
+    n = len(x)
+    mean = x.mean(axis=0, dtype=np.float64)
+    z: Floats32 = x - mean.astype(np.float32)
+    # By blocks: in float64 all at once would double the memory.
+    squares = np.sum([np.square(z[rows], dtype=np.float64).sum(axis=0) for rows in _blocks(n, _LEFT_ROWS)], axis=0)
+    deviation = np.sqrt(squares / max(n, 1))
+    z /= np.where(deviation > 1e-5 * np.abs(mean), deviation, np.inf).astype(
+        np.float32
+    )  # a constant column becomes zero
+    # A unit that is silent but for two images must not make them alike on its own.
+    np.clip(z, -FARTHEST, FARTHEST, out=z)
+    n_axes = min(N_SHARED_AXES, n // ROWS_PER_AXIS)
+    if n_axes:
+        _, vectors = np.linalg.eigh(z.T @ z)  # ascending
+        axes = vectors[:, -n_axes:]  # (d, n_axes)
+        for rows in _blocks(n, _LEFT_ROWS):
+            z[rows] -= (z[rows] @ axes) @ axes.T
+    lengths = np.sqrt(np.einsum("ij,ij->i", z, z))[:, None]
+    # What rounding left of an image like the mean, or of the axes alone, has no direction.
+    z /= np.where(lengths > 1e-3, lengths, np.inf)
+    return z
+
+
+def _numbered(values: Sequence[object]) -> Ints:
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+
+
+def _shared(numbers: Ints, splits: npt.NDArray[np.str_]) -> list[SharedByTwo]:
+    """Give for each number (at least 0) that is in several splits a pair of places, the first in two of them."""
+    order = np.argsort(numbers, kind="stable")
+    order = order[numbers[order] >= 0]
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    found = []
+    for places in np.split(order, starts[1:]):
+        others = places[splits[places] != splits[places[:1]]]
+        if len(others):
+            found.append(SharedByTwo(int(places[0]), int(others[0]), len(places)))
+    return sorted(found, key=lambda pair: pair.first)
+
+
+def _near_duplicates(
+    x: Floats32, splits: npt.NDArray[np.str_], contents: Ints, threshold: float, most_listed: int
+) -> tuple[tuple[NearDuplicate, ...], int]:
+    """Count the pairs above the threshold across splits, and give the closest."""
+    # Sorted by split, so that each pair of splits is two slices and nothing is gathered.
+    order = np.argsort(splits, kind="stable")
+    z = distinguishing(x[order])
+    names, starts = np.unique(splits[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(order)]
+    ranges = [range(start, end) for start, end in zip(starts.tolist(), ends, strict=True)]
+    n_found = 0
+    kept = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    for first, second in combinations(range(len(names)), 2):
+        for places, cosines in _pairs_above(z, ranges[first], ranges[second], threshold):
+            pairs = order[places]
+            different = contents[pairs[:, 0]] != contents[pairs[:, 1]]  # the same bytes are told of already
+            n_found += int(different.sum())
+            kept = np.concatenate([kept[0], pairs[different]]), np.concatenate([kept[1], cosines[different]])
+            if len(kept[1]) > _MOST_KEPT:
+                kept = _closest(*kept, most_listed)
+    pairs, cosines = _closest(*kept, most_listed)
+    return tuple(
+        NearDuplicate(min(pair), max(pair), min(1.0, cosine))
+        for pair, cosine in zip(pairs.tolist(), cosines.tolist(), strict=True)
+    ), n_found
+
+
+def _pairs_above(z: Floats32, left: range, right: range, threshold: float) -> Iterator[tuple[Ints, Floats32]]:
+    """Give the pairs of places (k, 2), one of each range, whose product is above the threshold, and the products."""
+    products = np.empty((_LEFT_ROWS, _RIGHT_ROWS), np.float32)
+    for a in _blocks(len(left), _LEFT_ROWS, left.start):
+        for b in _blocks(len(right), _RIGHT_ROWS, right.start):
+            block = products[: a.stop - a.start, : b.stop - b.start]
+            np.matmul(z[a], z[b].T, out=block)
+            if block.max() > threshold:
+                rows, columns = np.nonzero(block > threshold)
+                yield np.column_stack([rows + a.start, columns + b.start]), block[rows, columns]
+
+
+def _blocks(n: int, size: int, start: int = 0) -> Iterator[slice]:
+    for begin in range(start, start + n, size):
+        yield slice(begin, min(begin + size, start + n))
+
+
+def _closest(pairs: Ints, cosines: Floats32, most: int) -> tuple[Ints, Floats32]:
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], -cosines))[:most]
+    return pairs[order], cosines[order]

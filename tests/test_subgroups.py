@@ -1,0 +1,117 @@
+"""Subgroups: every value of every attribute is named, with its figures or the reason why there are none."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics import banded, bootstrap_auc_ci, delong_ci, roc_auc, score_subgroups, wilson
+from tests.samples import calibrated, drawn_probabilities, two_columns
+
+
+def scanners(n: int) -> list[str]:
+    return ["A" if i % 3 else "B" for i in range(n)]
+
+
+def test_subgroup_has_the_figures_of_its_samples_alone() -> None:
+    y_true, p = calibrated(120, seed=0)
+    found = score_subgroups(y_true, two_columns(p), {"scanner": scanners(120)}, threshold=0.4)
+    assert [(one.attribute, one.value) for one in found] == [("scanner", "A"), ("scanner", "B")]
+    for one in found:
+        rows = np.array(scanners(120)) == one.value
+        y, own = y_true[rows], p[rows]
+        assert (one.n, one.counts) == (rows.sum(), ((y == 0).sum(), (y == 1).sum()))
+        assert one.roc_auc == pytest.approx(roc_auc(y, own))
+        assert (one.low, one.high) == pytest.approx(delong_ci(y, own))
+        assert one.sensitivity == wilson(int((own[y == 1] >= 0.4).sum()), int((y == 1).sum()))
+        assert one.specificity == wilson(int((own[y == 0] < 0.4).sum()), int((y == 0).sum()))
+        assert (one.interval, one.reason) == ("DeLong", "")
+
+
+def test_subgroup_of_patients_with_several_images_has_the_bootstraps_interval() -> None:
+    y_true, p = calibrated(40, seed=1)
+    y_true, p, patients = np.repeat(y_true, 3), np.repeat(p, 3), np.repeat(np.arange(40), 3)
+    one = score_subgroups(y_true, two_columns(p), {"site": ["x"] * 120}, groups=patients)[0]
+    expected = bootstrap_auc_ci(y_true, two_columns(p), patients)
+    assert (one.low, one.high, one.interval) == (expected.low, expected.high, "bootstrap over patients")
+
+
+def test_subgroup_whose_positives_are_of_one_patient_has_no_interval_and_says_why() -> None:
+    y_true = np.array([1, 1] + [0] * 28)
+    patients = np.array([0, 0, *range(1, 29)])
+    one = score_subgroups(y_true, two_columns(np.linspace(0.9, 0.1, 30)), {"site": ["x"] * 30}, groups=patients)[0]
+    assert (one.roc_auc, one.low, one.high) == (1, None, None)
+    assert one.reason.startswith("no interval: a bootstrap over patients needs two patients of each class")
+
+
+def test_subgroups_that_are_too_small_are_named_with_their_counts_and_the_reason() -> None:
+    y_true = np.array([0, 1] * 20 + [0] * 24 + [1] + [0, 1] * 3)
+    values = ["large"] * 40 + ["one positive"] * 25 + ["small"] * 6
+    found = {one.value: one for one in score_subgroups(y_true, two_columns(np.linspace(0, 1, 71)), {"site": values})}
+    assert found["one positive"].reason == "fewer than two samples of a class"
+    assert found["one positive"].counts == (24, 1)
+    assert found["small"].reason == "fewer than 20 samples"
+    assert (found["small"].roc_auc, found["small"].sensitivity) == (None, None)
+    assert found["large"].reason == ""
+
+
+def test_three_classes_have_a_macro_area_and_no_operating_point() -> None:
+    y_true, probabilities = drawn_probabilities(90, 3, seed=0)
+    one = score_subgroups(y_true, probabilities, {"site": ["x"] * 90}, threshold=0.5)[0]
+    assert one.roc_auc is not None
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low < one.roc_auc < one.high
+    assert (one.sensitivity, one.specificity) == (None, None)
+
+
+def test_of_very_many_values_the_most_frequent_are_scored_and_the_rest_counted() -> None:
+    values = [f"v{i}" for i in range(30)] * 2 + ["often"] * 40
+    y_true, p = calibrated(100, seed=2)
+    found = score_subgroups(y_true, two_columns(p), {"id": values})
+    assert len(found) == 21
+    assert found[-1].value == "(11 further values)"
+    assert sum(one.n for one in found) == 100
+    assert next(one for one in found if one.value == "often").roc_auc is not None
+
+
+# -- bands --------------------------------------------------------------------------------------------------------------
+
+
+def test_ages_are_banded_by_quartiles_that_are_named() -> None:
+    assert banded([str(age) for age in range(21, 61)]) == (
+        ["21 to 30"] * 10 + ["31 to 40"] * 10 + ["41 to 50"] * 10 + ["51 to 60"] * 10
+    )
+
+
+@given(st.lists(st.integers(0, 90).map(str) | st.sampled_from(["", "NaN"]), max_size=60))
+def test_every_number_is_in_the_band_that_names_it(ages: list[str]) -> None:
+    for age, band in zip(ages, banded(ages), strict=True):
+        if age in {"", "NaN"}:
+            assert band == "(missing)"
+        elif " to " in band:
+            low, high = map(float, band.split(" to "))
+            assert low <= float(age) <= high
+        else:
+            assert band == age
+
+
+@pytest.mark.parametrize("values", [["1", "2", "3"] * 10, ["A", "B"], [f"p{i}" for i in range(30)], []])
+def test_few_numbers_and_texts_stay_as_they_are(values: list[str]) -> None:
+    assert banded(values) == values
+
+
+def test_bands_stand_in_the_order_of_their_numbers_and_the_missing_last() -> None:
+    ages = [str(age) for age in (*range(5, 105), *[""] * 20)]
+    found = score_subgroups(*_sample(120), {"age": ages})
+    assert [one.value for one in found] == ["5 to 29", "30 to 54", "55 to 79", "80 to 104", "(missing)"]
+
+
+def _sample(n: int) -> "tuple[np.ndarray, np.ndarray]":
+    y_true, p = calibrated(n, seed=3)
+    return y_true, two_columns(p)
+
+
+def test_column_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="30 samples, but 2 values of 'site'"):
+        score_subgroups(*_sample(30), {"site": ["a", "b"]})
