@@ -197,7 +197,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     help="balanced: each class counts the same in the loss, however many images it has.",
 )  # fmt: skip
 @click.option(
-    "--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+    "--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
     help="Share of each label that is spread over all classes.",
 )  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")

@@ -40,7 +40,7 @@ class HeadSpec:
     depth: int = 0
     dropout: float = 0.0
     lr: float = 1e-3
-    weight_decay: float = 1e-2
+    weight_decay: float = 1.0
 
     @property
     def shape(self) -> str:

@@ -122,7 +122,7 @@ def test_name_reads_back_as_the_same_head_with_the_same_name(spec: HeadSpec) -> 
     ("text", "name"),
     [
         ("mlp:256x1,lr=1e-3", "mlp:256"),
-        ("linear,weight_decay=0.010", "linear"),
+        ("linear,weight_decay=1.00", "linear"),
         ("linear,lr=1.0", "linear,lr=1"),
         ("mlp:8,weight_decay=0,dropout=.5", "mlp:8,dropout=0.5,weight_decay=0"),
     ],

@@ -44,7 +44,7 @@ class TrainingConfig:
     device: str = "auto"
     schedule: str = "constant"
     class_weight: str = "none"
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ Floats = npt.NDArray[np.float64]
 
 N_SPLITS = 8  # seeds of the split; the test rows of each are left alone
 SHAPES = {
-    "linear": ["lr=1e-4,3e-4,1e-3,3e-3,1e-2", "weight_decay=0,1e-2,1e-1,1"],
-    "mlp:256": ["lr=1e-4,3e-4,1e-3", "weight_decay=0,1e-2,1", "dropout=0,0.5"],
-    "mlp:256x6": ["lr=1e-4,3e-4,1e-3", "weight_decay=0,1e-2", "dropout=0,0.2"],
+    "linear": ["lr=3e-4,1e-3,3e-3,1e-2", "weight_decay=0,1e-2,1e-1,1"],
+    "mlp:256": ["lr=3e-4,1e-3,3e-3", "weight_decay=1e-2,1", "dropout=0,0.5"],
+    "mlp:256x6": ["lr=3e-4,1e-3", "weight_decay=1e-2,1", "dropout=0,0.2"],
 }
 SETTINGS = {
     "as it is": TrainingConfig(),
     "--schedule cosine": TrainingConfig(schedule="cosine"),
     "--class-weight balanced": TrainingConfig(class_weight="balanced"),
-    "--label-smoothing 0.1": TrainingConfig(label_smoothing=0.1),
+    "--label-smoothing 0": TrainingConfig(label_smoothing=0),
     "--patience 20": TrainingConfig(patience=20),
     "--batch-size 32": TrainingConfig(batch_size=32),
     "--batch-size 256": TrainingConfig(batch_size=256),
