@@ -61,6 +61,9 @@ class SingleLabel:
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Give (..., C) of (..., C)."""
+        if self.n_outputs == 2:  # the same; softmax over two is slow, as it cannot be vectorised
+            difference = logits[..., 1] - logits[..., 0]
+            return torch.stack([F.logsigmoid(-difference), F.logsigmoid(difference)], dim=-1)
         return logits.log_softmax(-1)
 
     def probabilities(self, log_probabilities: Tensor) -> Tensor:
