@@ -15,6 +15,7 @@ from pipeline.metrics import (
     delong_ci,
     delong_variance,
     macro_auc_ci,
+    newcombe_ci,
     roc_auc,
     roc_curve,
     score,
@@ -109,6 +110,36 @@ def test_wider_level_gives_a_wider_interval() -> None:
     assert (low, high) == pytest.approx((auc - 2.5758293 * variance**0.5, auc + 2.5758293 * variance**0.5), rel=1e-7)
 
 
+def test_newcombes_interval_covers_an_area_near_one_of_ten_positives_where_delongs_does_not() -> None:
+    rng = np.random.default_rng(0)
+    y_true = np.array([1] * 10 + [0] * 90)
+    covered = np.zeros(2)
+    for _ in range(400):
+        y_score = rng.normal(size=100) + 1.812388 * y_true  # an area of 0.9
+        covered += [low <= 0.9 <= high for low, high in (newcombe_ci(y_true, y_score), delong_ci(y_true, y_score))]
+    assert covered[0] / 400 > 0.93
+    assert covered[1] / 400 < 0.9
+
+
+def test_newcombes_interval_of_perfect_scores_is_no_point() -> None:
+    y_true = np.array([0] * 20 + [1] * 20)
+    assert delong_ci(y_true, y_true.astype(float)) == (1, 1)
+    low, high = newcombe_ci(y_true, y_true.astype(float))
+    assert (0.8 < low < 0.95, high) == (True, 1)
+    assert newcombe_ci(y_true, 1.0 - y_true) == pytest.approx((0, 1 - low))
+
+
+@given(samples())
+def test_newcombes_limits_are_as_many_of_their_own_deviations_away(sample: Sample) -> None:
+    y_true, y_score = sample
+    auc, m, n = roc_auc(y_true, y_score), int(y_true.sum()), int((1 - y_true).sum())
+    for limit in newcombe_ci(y_true, y_score):
+        if 0 < limit < 1:
+            spread = 1 + ((m + n) / 2 - 1) * ((1 - limit) / (2 - limit) + limit / (1 + limit))
+            deviation = (limit * (1 - limit) * spread / (m * n)) ** 0.5
+            assert abs(auc - limit) == pytest.approx(1.959964 * deviation, rel=1e-4)
+
+
 # -- more than two classes ----------------------------------------------------------------------------------------------
 
 
@@ -189,7 +220,7 @@ def test_scores_are_numbers_that_json_knows() -> None:
 
 # -- what is undefined is refused ---------------------------------------------------------------------------------------
 
-BINARY: list[Callable[[Ints, Floats], object]] = [roc_auc, roc_curve, delong_variance, delong_ci]
+BINARY: list[Callable[[Ints, Floats], object]] = [roc_auc, roc_curve, delong_variance, delong_ci, newcombe_ci]
 
 
 @pytest.mark.parametrize("metric", BINARY)

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads
+from tests.benchmarks import cache, extraction, heads, statistics
 from tests.benchmarks.measurement import Measurement
 
 GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
+    "statistics": statistics.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
 }
 

@@ -1,0 +1,153 @@
+"""Whether intervals cover the truth as often as they say, and how fast the statistics are."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm
+
+from pipeline.metrics import bootstrap_auc_ci, delong_ci, newcombe_ci
+from tests.benchmarks.measurement import Measurement
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+N_SIMULATED = 2_000
+PREVALENCES, AUCS = (0.1, 0.5), (0.75, 0.9)
+N_PATIENTS = (100, 300)
+IMAGES_A_PATIENT, SHARED_VARIANCE = 3, 0.7  # of the scores of one patient's images
+N_SCORES, N_BOOTSTRAPPED, N_EMBEDDINGS = 1_000_000, 10_000, 100_000
+REPEATS = 3
+
+_GATE = f"""
+import json, resource, time
+import numpy as np
+from pipeline.leakage import find_leakage
+n = {N_EMBEDDINGS}
+rng = np.random.default_rng(0)
+x = rng.standard_normal((n, 512), dtype=np.float32)
+splits = rng.permutation(np.repeat(["train", "val", "test"], [7 * n // 10, n // 10, n // 5]))
+started = time.perf_counter()
+assert find_leakage(x, splits, range(n), [str(i) for i in range(n)]).clean
+print(json.dumps([time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+def delong_coverage(_: Path) -> list[Measurement]:
+    """Binormal scores of independent samples, of fixed numbers of each class."""
+    return [_delong_cell(*cell) for cell in product((100, 500), PREVALENCES, AUCS)]
+
+
+def _delong_cell(n: int, prevalence: float, auc: float) -> Measurement:
+    rng = np.random.default_rng(0)
+    y_true = (np.arange(n) < prevalence * n).astype(np.int64)
+    found: dict[str, list[tuple[float, float]]] = {"DeLong": [], "Newcombe": []}
+    for _ in range(N_SIMULATED):
+        score = rng.normal(size=n) + _distance(auc) * y_true
+        found["DeLong"].append(delong_ci(y_true, score))
+        found["Newcombe"].append(newcombe_ci(y_true, score))
+    what = f"DeLong's interval, n = {n}, prevalence {prevalence}, AUC {auc}: covers"
+    return _coverage(what, found, auc)
+
+
+def clustered_coverage(_: Path) -> list[Measurement]:
+    """Patients with three images each, whose scores have most of their variance in common."""
+    cells = list(product(N_PATIENTS, PREVALENCES, AUCS))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        return list(pool.map(_clustered_cell, *zip(*reversed(cells), strict=True)))[::-1]
+
+
+def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measurement:
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(n_patients), IMAGES_A_PATIENT)
+    y_true = (patients < prevalence * n_patients).astype(np.int64)
+    found: dict[str, list[tuple[float, float]]] = {"patients": [], "DeLong": []}
+    for seed in range(N_SIMULATED):
+        own = np.sqrt(1 - SHARED_VARIANCE) * rng.normal(size=len(patients))
+        shared = np.sqrt(SHARED_VARIANCE) * rng.normal(size=n_patients)[patients]
+        score = own + shared + _distance(auc) * y_true
+        drawn = bootstrap_auc_ci(y_true, np.column_stack([-score, score]), patients, seed=seed)
+        found["patients"].append((drawn.low, drawn.high))
+        found["DeLong"].append(delong_ci(y_true, score))
+    what = (
+        f"bootstrap over {n_patients} patients of {IMAGES_A_PATIENT} images, prevalence {prevalence}, AUC {auc}: covers"
+    )
+    return _coverage(what, found, auc)
+
+
+def _distance(auc: float) -> float:
+    """Give how far apart the means of two unit normals are whose scores have this AUC."""
+    return float(np.sqrt(2) * norm.ppf(auc))
+
+
+def _coverage(what: str, found: dict[str, list[tuple[float, float]]], auc: float) -> Measurement:
+    """Count covering intervals, and those that lie above or below; of the first method in words."""
+    figures = {}
+    for method, intervals in found.items():
+        low, high = np.array(intervals).T
+        figures[f"{method} covers"] = float(((low <= auc) & (auc <= high)).mean())
+        figures[f"{method} above"] = float((low > auc).mean())
+        figures[f"{method} below"] = float((high < auc).mean())
+    first, *others = found
+    measured = f"{figures[f'{first} covers']:.1%} (too high {figures[f'{first} above']:.1%}, too low "
+    measured += f"{figures[f'{first} below']:.1%})"
+    if not 0.93 <= figures[f"{first} covers"] <= 0.97:
+        measured += " OUTSIDE"
+    measured += "".join(f"; {method} {figures[f'{method} covers']:.1%}" for method in others)
+    return Measurement(what, measured, "93 to 97%", figures)
+
+
+def delong_speed(_: Path) -> list[Measurement]:
+    y_true, y_score = _some_scores(N_SCORES)
+    seconds = _fastest(lambda: delong_ci(y_true, y_score))
+    return [Measurement(f"DeLong's interval of {N_SCORES:,} scores", f"{seconds:.2f} s", "1 s", {"seconds": seconds})]
+
+
+def bootstrap_speed(_: Path) -> list[Measurement]:
+    y_true, y_score = _some_scores(N_BOOTSTRAPPED)
+    probabilities = np.column_stack([-y_score, y_score])
+    seconds = _fastest(lambda: bootstrap_auc_ci(y_true, probabilities, np.arange(N_BOOTSTRAPPED)))
+    what = f"bootstrap of 2,000 draws on {N_BOOTSTRAPPED:,} scores of as many patients"
+    return [Measurement(what, f"{seconds:.2f} s", "5 s", {"seconds": seconds})]
+
+
+def leakage_gate(_: Path) -> list[Measurement]:
+    """In a process of its own, so that the peak is the gate's: the embeddings themselves are in it."""
+    done = subprocess.run([sys.executable, "-c", _GATE], capture_output=True, text=True, check=True)
+    seconds, peak_kib = json.loads(done.stdout)
+    what = f"leakage gate on {N_EMBEDDINGS:,} x 512, 70/10/20"
+    measured = f"{seconds:.1f} s, peak {peak_kib / 2**20:.2f} GiB"
+    return [Measurement(what, measured, "30 s, 1 GB", {"seconds": seconds, "peak_bytes": peak_kib * 1024})]
+
+
+def _some_scores(n: int) -> tuple[Ints, Floats]:
+    rng = np.random.default_rng(0)
+    y_true = (rng.random(n) < 0.3).astype(np.int64)
+    return y_true, rng.normal(size=n) + y_true
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+MEASUREMENTS = {
+    "delong_coverage": delong_coverage,
+    "clustered_coverage": clustered_coverage,
+    "delong_speed": delong_speed,
+    "bootstrap_speed": bootstrap_speed,
+    "leakage_gate": leakage_gate,
+}
