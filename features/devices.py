@@ -1,9 +1,14 @@
 """What this machine computes on: device, precision, processors, memory."""
 
+import copy
+import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +19,14 @@ CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+
+MOST_ON_CPU = 64  # images at once: a CPU gains nothing from more, and must commit, and stop, within seconds
+BFLOAT16_MARGIN = 1.1  # so many times faster it must be; less is noise, and costs digits
+TURNS = 5
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+logger = logging.getLogger(__name__)
+_setting_threads = threading.Lock()
 
 
 def choose_device(asked: str, precision: str = "auto") -> str:
@@ -35,9 +48,9 @@ def choose_precision(asked: str, device: str) -> str:
     """Turn "auto" into the precision that is fast on the device: bfloat16 where it is multiplied natively, else float32."""
     if asked != "auto":
         return asked
-    if device == "cuda":
-        return "bfloat16"
-    if device == "cpu" and (_has("amx_bf16") or (_has("avx512_bf16") and _bfloat16_is_faster())):
+    if device == "cuda":  # older ones emulate it
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cpu" and (has_amx() or (_has("avx512_bf16") and _bfloat16_is_faster())):
         return "bfloat16"
     return "float32"
 
@@ -45,6 +58,39 @@ def choose_precision(asked: str, device: str) -> str:
 def default_batch_size(device: str) -> int:
     """Give the images in a batch: many where a GPU computes on all at once."""
     return 32 if device == "cpu" else 256
+
+
+def choose_batch_size(asked: int | None, device: str) -> int:
+    """Give the images that are taken at once: as asked, but on a CPU, whose results do not depend on it, not too many."""
+    batch_size = asked or default_batch_size(device)
+    return min(batch_size, MOST_ON_CPU) if device == "cpu" else batch_size
+
+
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:
+    """Make an empty tensor in the host's memory: pinned, which a GPU copies from by itself, as long as there is any."""
+    if pinned:
+        try:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        _say_unpinned()
+    return torch.empty(shape, dtype=dtype)
+
+
+@cache  # once is enough
+def _say_unpinned() -> None:
+    logger.warning("no more memory can be pinned (see ulimit -l); going on without, which is only slower")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether a GPU ran out of memory: torch has an error of its own for that, the libraries below it have not."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def has_amx() -> bool:
+    """Tell whether the CPU has matrix units for bfloat16."""
+    return _has("amx_bf16")
 
 
 def _has(flag: str) -> bool:
@@ -57,20 +103,61 @@ def _has(flag: str) -> bool:
 
 
 def _bfloat16_is_faster() -> bool:
-    """Time a typical layer in both: AVX-512 BF16 is twice as fast on some processors, and slower on others."""
-    return _layer_seconds(torch.bfloat16) < _layer_seconds(torch.float32)
+    """Time typical layers in both: AVX-512 BF16 is twice as fast on some processors, and slower on others."""
+    float32_s, bfloat16_s = _layer_seconds()
+    return bfloat16_s * BFLOAT16_MARGIN < float32_s
 
 
-def _layer_seconds(dtype: torch.dtype) -> float:
-    layer = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.zeros((8, 256, 14, 14), dtype=dtype).contiguous(memory_format=torch.channels_last)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(5):
-            started = time.perf_counter()
-            layer(x)
-            seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def _layer_seconds() -> tuple[float, float]:
+    """Time layers as they run in float32, the wide one by Winograd's method, and in bfloat16.
+
+    By turns, and the least of each, for other work on the machine hits both.
+    """
+    from features.backbone.winograd import WinogradConv2d  # torchvision comes with it
+
+    narrow, wide = (torch.nn.Conv2d(n, n, 3, padding=1).requires_grad_(False) for n in (128, 256))
+    candidates = []
+    for dtype, layers in ((torch.float32, [narrow, WinogradConv2d(wide)]), (torch.bfloat16, [narrow, wide])):
+        copies = [copy.deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]  # type: ignore[call-overload]
+        inputs = [torch.zeros((8, n, size, size), dtype=dtype) for n, size in ((128, 28), (256, 14))]
+        candidates.append((copies, [x.contiguous(memory_format=torch.channels_last) for x in inputs]))
+    seconds = [[_seconds_of(*candidate) for candidate in candidates] for _ in range(TURNS)]
+    float32_s, bfloat16_s = map(min, zip(*seconds, strict=True))
+    return float32_s, bfloat16_s
+
+
+@torch.inference_mode()
+def _seconds_of(layers: list[torch.nn.Module], inputs: list[torch.Tensor]) -> float:
+    started = time.perf_counter()
+    for layer, x in zip(layers, inputs, strict=True):
+        layer(x)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def threads_of_its_own() -> Iterator[int]:
+    """Let torch compute on the CPUs that this process may use, as a number of threads; afterwards as before."""
+    with _setting_threads:
+        before = torch.get_num_threads()
+        n_threads = min(before, usable_cpus())  # torch counts the host's; a container may have fewer
+        torch.set_num_threads(n_threads)
+    try:
+        yield n_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def compute_on_one_thread(n_elsewhere: int) -> None:
+    """Let this thread compute on one core, and threads to come on `n_elsewhere`.
+
+    What a thread sets is the default of later threads too, so another thread that ends at once sets it back.
+    """
+    with _setting_threads:
+        torch.get_num_threads()  # else the first layer would take the default
+        torch.set_num_threads(1)
+        keeper = threading.Thread(target=torch.set_num_threads, args=(n_elsewhere,))
+        keeper.start()
+        keeper.join()
 
 
 def usable_cpus() -> int:

@@ -171,11 +171,11 @@ def _embed(
     if not todo:
         return LoopCounts(device="cpu" if options.device == "auto" else options.device)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.devices import choose_device, default_batch_size
+    from features.devices import choose_batch_size, choose_device
     from features.loop import EmbeddingLoop
 
     device = choose_device(options.device, recipe.header.fingerprint.precision)
-    batch_size = options.batch_size or default_batch_size(device)
+    batch_size = choose_batch_size(options.batch_size, device)
     backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
     return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
 

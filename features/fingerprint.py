@@ -37,7 +37,7 @@ def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
     The shape belongs to it: the same bytes as 28 x 28 and as 14 x 56 are two images.
     """
     digest = hashlib.sha256(f"uint8 {pixels.shape}\n".encode())
-    digest.update(pixels.tobytes())
+    digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
     return digest.digest()
 
 

@@ -1,7 +1,10 @@
 """Encoded bytes to pixels the backbone can take. The sole user of Pillow."""
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from features.datasets.table import Content
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: beyond it a small file may be made to fill the memory
+PIXELS_AT_ONCE = 64 << 20  # of all threads together
+STRIP_PIXELS = 1 << 20
 
 # Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
@@ -30,12 +35,36 @@ _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def load_image(content: "Content") -> torch.Tensor:
+class PixelBudget:
+    """How many pixels may be decoded at once, by all threads together: each takes up to ten bytes for a moment."""
+
+    def __init__(self, n_pixels: int = PIXELS_AT_ONCE) -> None:
+        self._n_pixels = n_pixels
+        self._n_taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, n_pixels: int) -> Iterator[None]:
+        """Wait until there is room; an image that is larger than all of it goes through alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._n_taken or self._n_taken + n_pixels <= self._n_pixels)
+            self._n_taken += n_pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_taken -= n_pixels
+                self._changed.notify_all()
+
+
+def load_image(content: "Content", budget: PixelBudget | None = None) -> torch.Tensor:
     """Turn an encoded file, or an array's pixels, into what the backbone takes.
 
     Parameters
     ----------
     content : bytes or ndarray (H, W) or (H, W, 3) uint8
+    budget : PixelBudget, optional
+        Shared by threads, it bounds what they take together.
 
     Returns
     -------
@@ -47,10 +76,19 @@ def load_image(content: "Content") -> torch.Tensor:
     ImageDecodeError
         If the bytes are no image that can be read whole.
     """
-    image = decode_image(content) if isinstance(content, bytes) else _planes(content)
+    if not isinstance(content, bytes):
+        return _resized(_planes(content.copy() if content.shape[:2] == (SIZE, SIZE) else content))
+    with _opened(content) as image, budget.of(image.width * image.height) if budget else nullcontext():
+        return _resized(_planes(_pixels(image)))
+
+
+def _resized(image: torch.Tensor) -> torch.Tensor:
     if image.shape[1:] == (SIZE, SIZE):
         return image
-    resized = torch.nn.functional.interpolate(image[None], (SIZE, SIZE), mode="bilinear", antialias=True)
+    try:
+        resized = torch.nn.functional.interpolate(image[None], (SIZE, SIZE), mode="bilinear", antialias=True)
+    except RuntimeError as error:
+        raise ImageDecodeError(f"cannot be resized: {str(error).splitlines()[0]}") from error
     return resized[0]  # (C, 224, 224) uint8
 
 
@@ -71,6 +109,13 @@ def decode_image(content: bytes) -> torch.Tensor:
     Pillow alone decodes. torchvision's decoders take 10 to 30% less time, but are deprecated, and damaged
     PNGs end the process there with a segmentation fault.
     """
+    with _opened(content) as image:
+        return _planes(_pixels(image))
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
     if not content:
         raise ImageDecodeError("the file is empty")
     try:
@@ -78,9 +123,9 @@ def decode_image(content: bytes) -> torch.Tensor:
             _check_limits(image)
             if image.format == "PNG":
                 _check_png(content)
-            if image.format == "JPEG":
+            if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
                 image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))
-            return _planes(_pixels(image))
+            yield image
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
@@ -124,11 +169,23 @@ def _check_png(content: bytes) -> None:
 
 
 def _pixels(image: Image.Image) -> "npt.NDArray[np.uint8]":
+    """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and handing over take as much again each."""
     image.info.pop("transparency", None)  # unused without alpha, and Pillow warns of it
+    image.load()
     mode = "L" if image.mode in {"1", "L", "LA"} else "RGB"
-    return np.asarray(image if image.mode == mode else image.convert(mode))
+    n_rows = max(1, STRIP_PIXELS // image.width)
+    if n_rows >= image.height:
+        return np.array(image if image.mode == mode else image.convert(mode))
+    pixels = np.empty((image.height, image.width) if mode == "L" else (image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, n_rows):
+        strip = image.crop((0, top, image.width, min(top + n_rows, image.height)))
+        pixels[top : top + n_rows] = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+    return pixels
 
 
 def _planes(pixels: "npt.NDArray[np.uint8]") -> torch.Tensor:
-    tensor = torch.from_numpy(np.array(pixels))  # a copy: torch wants writable memory
-    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)  # (C, H, W), channels last in memory
+    """Make (C, H, W) of it, channels last in memory; the pixels are shared where torch can."""
+    if not pixels.flags.writeable or any(stride < 0 for stride in pixels.strides):
+        pixels = pixels.copy()
+    tensor = torch.from_numpy(pixels)
+    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -17,10 +17,10 @@ import torch
 
 from features.cache import CacheWriter, EmbeddedFile
 from features.datasets import Dataset, FileStamp
-from features.devices import usable_cpus
+from features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import SIZE, bytes_key, pixels_key
-from features.images import load_image
+from features.images import PixelBudget, load_image
 from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
 
@@ -89,6 +89,7 @@ class _Started:
     batch: _Batch
     images: list[_Loaded]
     embeddings: Callable[[], torch.Tensor]
+    compute: str  # the path that it took
 
 
 class EmbeddingLoop:
@@ -114,6 +115,7 @@ class EmbeddingLoop:
         self.workers = options.workers or usable_cpus()
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
+        self._pixels = PixelBudget()
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
@@ -123,7 +125,9 @@ class EmbeddingLoop:
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
         n_buffers, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
         shape = (batch_size, 3, SIZE, SIZE)
-        self._free = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(n_buffers)]
+        self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
+        # Whoever reads looks a key up in the cache; what may be missed then is in batches that had a buffer still.
+        self._keys_of_late: deque[set[bytes]] = deque(maxlen=n_buffers)
 
     @cached_property
     def backbone(self) -> "Backbone":
@@ -134,10 +138,10 @@ class EmbeddingLoop:
         """Embed the images to do; whatever ends it early, what is finished is committed."""
         started = last_shown = time.monotonic()
         done = 0
-        if torch.get_num_threads() > usable_cpus():  # torch counts the host's; a container may have fewer
-            torch.set_num_threads(usable_cpus())
-        try:
-            for batch in self._batches(todo):
+        with ExitStack() as stack:
+            stack.callback(self.writer.commit)
+            n_threads = stack.enter_context(threads_of_its_own())
+            for batch in self._batches(todo, n_threads):
                 self._start(batch)
                 done += batch.n_images
                 if done == len(todo):
@@ -149,8 +153,6 @@ class EmbeddingLoop:
                 if stop.received is not None:
                     self._finish(keep=0)
                 stop.check(done, len(todo))
-        finally:
-            self.writer.commit()
         return self.counts
 
     def _start(self, batch: _Batch) -> None:
@@ -159,7 +161,7 @@ class EmbeddingLoop:
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
-            elif result.key in self._keys_on_device or not result.decoded or result.key in self.writer:
+            elif not result.decoded or self._is_new_since_reading(result.key):
                 self.table.set(result.index, result.stamp, result.key)
             else:
                 new.append(result)
@@ -171,8 +173,13 @@ class EmbeddingLoop:
         whole = len(new) == batch.n_images
         pixels = batch.pixels[: len(new)] if whole else batch.pixels[places]
         with self._cores_of_its_own():  # the first time, the backbone is made and timed too
-            self._on_device.append(_Started(batch, new, self.backbone.start(pixels)))
+            embeddings = self.backbone.start(pixels)
+        self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
+
+    def _is_new_since_reading(self, key: bytes) -> bool:
+        """Tell whether an image's twin went to the device after the image itself was looked up and not found."""
+        return key in self._keys_on_device or any(key in keys for keys in self._keys_of_late)
 
     @contextmanager
     def _cores_of_its_own(self) -> Iterator[None]:
@@ -193,6 +200,7 @@ class EmbeddingLoop:
         while len(self._on_device) > keep:
             started = self._on_device.popleft()
             embeddings = started.embeddings().numpy()  # (B, 512) float32
+            self._note(started.compute)
             files = [
                 EmbeddedFile(self.dataset.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
                 for image in started.images
@@ -200,10 +208,18 @@ class EmbeddingLoop:
             self.writer.append(files, embeddings)
             for image in started.images:
                 self.table.set(image.index, image.stamp, image.key)
-                self._keys_on_device.remove(image.key)
+            keys = {image.key for image in started.images}
+            self._keys_on_device -= keys
+            self._keys_of_late.append(keys)
             self.counts.embedded += len(files)
             self.counts.forward_images += len(files)
             self._free.append(started.batch.pixels)
+
+    def _note(self, compute: str) -> None:
+        """Let no part hold embeddings of another path than it says: a GPU out of memory gives compiled code up."""
+        if self.writer.header.compute != compute:
+            self.writer.commit()
+            self.writer.begin(compute)
 
     def _fail(self, failed: _Failed) -> None:
         path = self.dataset.paths[failed.index]
@@ -218,10 +234,10 @@ class EmbeddingLoop:
         elif len(self.table.errors) == SHOWN_ERRORS + 1:
             logger.warning("more unreadable images; from here on they are recorded without a message each")
 
-    def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
+    def _batches(self, todo: Sequence[int], n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the backbone's own threads have the cores already.
-        decoders = ThreadPoolExecutor(self.workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        decoders = ThreadPoolExecutor(self.workers, "decode", initializer=compute_on_one_thread, initargs=(n_threads,))
         readers = ThreadPoolExecutor(self.workers, "read")
         source = self.dataset.images.contents(todo)
         ahead: deque[_Batch] = deque()
@@ -268,6 +284,8 @@ class EmbeddingLoop:
             return _Failed(index, str(error))
         except OSError as error:
             return _Failed(index, error.strerror or str(error))
+        except MemoryError:
+            return _Failed(index, "not enough memory to read the file")
 
     def _within_budget(self, content: "Content") -> "Content | None":
         """Keep what was read, or let it go where too much is waiting to be decoded: memory counts more than a second read."""
@@ -292,9 +310,13 @@ class EmbeddingLoop:
             content = image.read() if image.content is None else image.content
             if image.content is None and _key(content) != image.key:
                 return _Failed(image.index, "changed while it was read")
-            place.copy_(load_image(content))  # one grey channel becomes three here
+            place.copy_(load_image(content, self._pixels))  # one grey channel becomes three here
         except ImageDecodeError as error:
             return _Failed(image.index, str(error))
+        except OSError as error:  # it was there when it was read first
+            return _Failed(image.index, error.strerror or str(error))
+        except MemoryError:
+            return _Failed(image.index, "not enough memory to read the file")
         finally:
             if image.content is not None:
                 with self._counting:

@@ -23,7 +23,8 @@ class ExtractOptions:
         "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
         float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
     batch_size : int or None
-        By default 256 on a GPU, else 32.
+        By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, no more than 64 are taken at
+        once, so that an extraction commits and stops within seconds.
     workers : int or None
         Threads that read and decode; by default as many as CPUs that this process may use.
     on_error : str

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -44,6 +45,7 @@ def note_opened(log: int, event: str, arguments: tuple[object, ...]) -> None:
 def stand_in_module() -> ModuleType:
     """Make what takes the place of features.backbone in a process of its own; torchvision takes seconds to import."""
     module = ModuleType("features.backbone")
+    module.__path__ = [str(Path(features.cache.writer.__file__).parents[1] / "backbone")]  # its modules are there
     module.Backbone = StandIn  # type: ignore[attr-defined]
     module.load_weights = lambda spec: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
     module.settle_compute = lambda *_, **__: None  # type: ignore[attr-defined]

@@ -204,25 +204,34 @@ def test_a_large_jpegs_embedding_is_that_of_the_fully_decoded_image(
 # -- out of memory ------------------------------------------------------------------------------------------------------
 
 
-def with_memory_for(n_images: int, backbone: Backbone) -> Backbone:
+MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+def with_memory_for(n_images: int, backbone: Backbone, error: RuntimeError = MEMORY_ERRORS[0]) -> Backbone:
     """Let a backbone take 16 images at once, as a GPU would, and run out of memory on more than `n_images`."""
     forward = backbone._forward
 
     def limited(images: torch.Tensor) -> torch.Tensor:
         if len(images) > n_images:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise error
         return forward(images)
 
     backbone._forward, backbone._group = limited, 16
     return backbone
 
 
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=str)
 def test_out_of_memory_halves_the_batch_and_goes_on(
-    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
+    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture, error: RuntimeError
 ) -> None:
     reference = Backbone(weights)
     reference._group = 4
-    backbone = with_memory_for(4, Backbone(weights))
+    backbone = with_memory_for(4, Backbone(weights), error)
     assert torch.equal(backbone.embed(pixels), reference.embed(pixels))
     assert caplog.messages == [
         "cpu: out of memory with batches of 16; going on with 8",
@@ -249,6 +258,69 @@ def test_no_memory_for_a_single_image_is_an_error(
     ):
         backbone.embed(pixels[:1])
     assert len(caplog.messages) == 4  # 8, 4, 2, 1
+
+
+def test_another_error_of_the_device_is_not_taken_for_it(weights: Weights, pixels: torch.Tensor) -> None:
+    backbone = with_memory_for(0, Backbone(weights), RuntimeError("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        backbone.embed(pixels[:1])
+
+
+def test_compiled_code_is_given_up_where_a_batch_is_halved(
+    weights: Weights, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(images: torch.Tensor) -> torch.Tensor:
+        if warmed.pop():
+            return torch.zeros((len(images), 512))
+        raise MEMORY_ERRORS[0]
+
+    warmed = [False, True]
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: too_large)
+    backbone = Backbone(weights, batch_size=16)
+    backbone.compile()
+    assert backbone.compute == "compiled"
+    found = backbone.embed(pixels)
+    assert (backbone.compute, backbone.group) == ("eager", 8)
+    assert torch.equal(found, Backbone(weights).embed(pixels))
+
+
+def test_no_memory_to_try_compiled_code_is_a_compile_that_failed(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(_: torch.Tensor) -> torch.Tensor:
+        raise MEMORY_ERRORS[0]
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: too_large)
+    backbone = Backbone(weights, batch_size=16)
+    group = backbone.group
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        backbone.compile()
+    assert (backbone.compute, backbone.group, caplog.messages) == ("eager", group, [])
+
+
+def test_a_batch_that_cannot_even_be_copied_goes_in_pieces(
+    weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Copied:
+        """Images on the host, of which no more than 4 fit on the device."""
+
+        def __init__(self, images: torch.Tensor) -> None:
+            self.images = images
+
+        def split(self, n_images: int, dim: int) -> list["Copied"]:
+            return [Copied(piece) for piece in torch.split(self.images, n_images, dim)]
+
+        def to(self, _: torch.device) -> torch.Tensor:
+            if len(self.images) > 4:
+                raise MEMORY_ERRORS[1]
+            return self.images
+
+    backbone = Backbone(weights)
+    reference = Backbone(weights)
+    reference._group = 4
+    found = backbone._in_pieces(Copied(pixels))  # type: ignore[arg-type]
+    assert torch.equal(found, reference.embed(pixels))
+    assert caplog.messages == ["cpu: out of memory with batches of 8; going on with 4"]
 
 
 # -- random weights -----------------------------------------------------------------------------------------------------

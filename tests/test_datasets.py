@@ -739,8 +739,42 @@ def test_npz_with_fewer_pixels_than_its_header_says_is_refused(tmp_path: Path) -
         for name in whole.namelist():
             short.writestr(name, whole.read(name)[: -100 if "images" in name else None])
     dataset = read_dataset(tmp_path / "x.npz")
-    with pytest.raises(DatasetError, match="train_images is damaged: cannot reshape"):
+    with pytest.raises(
+        DatasetError, match="train_images is damaged: its header promises 4,704 bytes, of which 4,604 are there"
+    ):
         list(dataset.images.contents(range(6)))
+
+
+def test_stored_rows_are_read_by_whoever_wants_them_also_after_the_last_was_given(tmp_path: Path) -> None:
+    arrays = write_npz(tmp_path / "x.npz", {"train": 6}, compressed=False)
+    n_open = len(os.listdir("/proc/self/fd"))
+    read = [read for _, read in read_dataset(tmp_path / "x.npz").images.contents([1, 4])]
+    (tmp_path / "x.npz").unlink()
+    assert all(np.array_equal(arrays["train_images"][row], one()) for row, one in zip([1, 4], read, strict=True))
+    del read
+    assert len(os.listdir("/proc/self/fd")) == n_open
+
+
+def test_a_stored_npz_that_is_cut_short_while_it_is_read_is_one_images_error(tmp_path: Path) -> None:
+    write_npz(tmp_path / "x.npz", {"train": 6}, compressed=False)
+    (_, first), (_, last) = read_dataset(tmp_path / "x.npz").images.contents([0, 5])
+    os.truncate(tmp_path / "x.npz", 2000)
+    assert first().shape == (28, 28)
+    with pytest.raises(ImageDecodeError, match="cut short while it was read"):
+        last()
+
+
+@pytest.mark.parametrize("check_s", [0.0, 1.0])
+def test_a_stored_npz_with_a_wrong_checksum_is_refused_at_its_end_at_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_s: float
+) -> None:
+    monkeypatch.setattr("features.datasets.npz.CHECK_SECONDS", check_s)
+    write_npz(tmp_path / "x.npz", {"train": 6}, compressed=False)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[2000] ^= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"x\.npz: train_images is damaged: its checksum is wrong"):
+        list(read_dataset(tmp_path / "x.npz").images.contents(range(6)))
 
 
 def test_a_cell_that_is_far_too_long_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -1,13 +1,25 @@
 """What is computed on: asked for, or chosen."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import features.devices
-from features.devices import choose_device, choose_precision, usable_cpus
+from features.devices import (
+    TURNS,
+    choose_batch_size,
+    choose_device,
+    choose_precision,
+    compute_on_one_thread,
+    host_tensor,
+    threads_of_its_own,
+    usable_cpus,
+)
 from features.errors import HoarfrostError
+from tests.commands import NumberOfThreads
 
 # -- device and precision -----------------------------------------------------------------------------------------------
 
@@ -21,14 +33,13 @@ def pretend_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str)
 
 
 def pretend_speed(monkeypatch: pytest.MonkeyPatch, *, float32_s: float, bfloat16_s: float) -> None:
-    seconds = {torch.float32: float32_s, torch.bfloat16: bfloat16_s}
-    monkeypatch.setattr(features.devices, "_layer_seconds", seconds.__getitem__)
+    monkeypatch.setattr(features.devices, "_layer_seconds", lambda: (float32_s, bfloat16_s))
 
 
 @pytest.fixture
 def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(dtype: torch.dtype) -> float:
-        raise AssertionError(f"{dtype} was timed, although nothing depends on it")
+    def refuse() -> tuple[float, float]:
+        raise AssertionError("layers were timed, although nothing depends on it")
 
     monkeypatch.setattr(features.devices, "_layer_seconds", refuse)
 
@@ -45,6 +56,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_auto_takes_the_gpu_that_is_there_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert choose_precision("auto", "cuda") == "bfloat16"
     assert choose_precision("float32", "cuda") == "float32"
 
@@ -55,7 +67,9 @@ def test_a_cpu_with_amx_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, tm
     assert choose_precision("auto", "cpu") == "bfloat16"
 
 
-@pytest.mark.parametrize(("bfloat16_s", "precision"), [(0.5, "bfloat16"), (1.5, "float32")])
+@pytest.mark.parametrize(
+    ("bfloat16_s", "precision"), [(0.5, "bfloat16"), (0.9, "bfloat16"), (0.92, "float32"), (1.5, "float32")]
+)
 def test_a_cpu_with_avx512_bf16_alone_computes_in_what_was_measured_to_be_faster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16_s: float, precision: str
 ) -> None:
@@ -88,9 +102,99 @@ def test_a_precision_that_was_asked_for_is_taken_on_any_cpu(
     assert choose_precision(precision, "cpu") == precision
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_layer_can_be_timed_in_both_precisions(dtype: torch.dtype) -> None:
-    assert 0 < features.devices._layer_seconds(dtype) < 60
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation=True: including_emulation)
+    assert choose_precision("auto", "cuda") == "float32"
+    assert choose_precision("bfloat16", "cuda") == "bfloat16"
+
+
+def test_both_precisions_are_timed_by_turns_on_the_layers_that_run_and_the_least_of_each_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed = []
+    seconds = iter([5.0, 4.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+
+    def pretend(layers: list[torch.nn.Module], inputs: list[torch.Tensor]) -> float:
+        timed.append([inputs[0].dtype, *(type(layer).__name__ for layer in layers)])
+        return next(seconds)
+
+    monkeypatch.setattr(features.devices, "_seconds_of", pretend)
+    assert features.devices._layer_seconds() == (2.0, 3.0)
+    float32, bfloat16 = [torch.float32, "Conv2d", "WinogradConv2d"], [torch.bfloat16, "Conv2d", "Conv2d"]
+    assert timed == [float32, bfloat16] * TURNS
+
+
+def test_layers_can_be_timed_in_both_precisions() -> None:
+    assert all(0 < seconds < 60 for seconds in features.devices._layer_seconds())
+
+
+# -- batches ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "n_images"),
+    [(None, "cpu", 32), (7, "cpu", 7), (780, "cpu", 64), (None, "cuda", 256), (780, "cuda", 780), (780, "mps", 780)],
+)
+def test_a_cpu_takes_no_more_at_once_than_it_embeds_in_seconds(asked: int | None, device: str, n_images: int) -> None:
+    assert choose_batch_size(asked, device) == n_images
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_memory_that_cannot_be_pinned_is_taken_unpinned_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+) -> None:
+    empty = torch.empty
+
+    def limited(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError(said)
+        return empty(*sizes, **options)
+
+    monkeypatch.setattr(torch, "empty", limited)
+    features.devices._say_unpinned.cache_clear()
+    for _ in range(2):
+        assert host_tensor((2, 3), torch.uint8, pinned=True).shape == (2, 3)
+    assert len(caplog.messages) == 1
+    assert "no more memory can be pinned" in caplog.messages[0]
+
+
+def test_another_error_of_pinning_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "empty", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        host_tensor((1,), torch.uint8, pinned=True)
+
+
+# -- threads ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_threads_single_core_is_its_own_alone(n_threads: NumberOfThreads) -> None:
+    n_threads(2)
+    counts = []
+
+    def work() -> None:
+        compute_on_one_thread(2)
+        torch.ones(100, 100) @ torch.ones(100, 100)
+        counts.append(torch.get_num_threads())
+
+    for target in (work, lambda: counts.append(torch.get_num_threads())):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert (counts, torch.get_num_threads()) == ([1, 2], 2)
+
+
+def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
+    n_threads: NumberOfThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.devices, "usable_cpus", lambda: 2)
+    for before, inside in ((3, 2), (1, 1)):
+        n_threads(before)
+        with threads_of_its_own() as count:
+            assert count == torch.get_num_threads() == inside
+        assert torch.get_num_threads() == before
 
 
 # -- processors ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_bytes_keys_are_equal_for_equal_bytes_only(one: bytes, other: bytes) -> 
 def test_pixels_key_is_pinned() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert pixels_key(pixels).hex() == "58fa111d99505cbfa5540adbe3f6b988461f46ad8cfc086a332961f2a66afd4a"
+
+
+def test_pixels_key_copies_no_pixels() -> None:
+    pixels = np.zeros((3000, 3000), np.uint8)
+    tracemalloc.start()
+    pixels_key(pixels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < pixels.nbytes / 10
 
 
 def test_pixels_key_tells_shapes_apart() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import Resize
 
+import features.images
 from features.errors import ImageDecodeError
-from features.images import MAX_PIXELS, decode_image, encode_png, load_image
+from features.images import MAX_PIXELS, PixelBudget, decode_image, encode_png, load_image
 from tests.builders import encode, picture
 
 # pytest turns warnings into errors, those of Pillow about odd metadata too, which features.images silences.
@@ -431,3 +433,69 @@ def test_noise_raises_nothing_but_image_decode_error(start: bytes, noise: bytes)
         load_image(start + noise)
     except ImageDecodeError as error:
         assert str(error)  # noqa: PT017
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_pixels_taken_in_strips_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    expected = decode_image(FILES[kind])
+    monkeypatch.setattr("features.images.STRIP_PIXELS", 7 * expected.shape[2])
+    assert torch.equal(decode_image(FILES[kind]), expected)
+
+
+def most_at_once(monkeypatch: pytest.MonkeyPatch, budget: PixelBudget, n_images: int) -> int:
+    """Load as many images of 1200 pixels in a thread each; tell how many were decoded at the same time at most."""
+    now, most, lock = [0], [0], threading.Lock()
+    pixels = features.images._pixels
+
+    def slow(image: Image.Image) -> npt.NDArray[np.uint8]:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return pixels(image)
+
+    monkeypatch.setattr(features.images, "_pixels", slow)
+    content = encode(picture(40, 30))
+    with ThreadPoolExecutor(n_images) as pool:
+        list(pool.map(lambda _: load_image(content, budget), range(n_images)))
+    return most[0]
+
+
+@pytest.mark.parametrize(("n_pixels", "most"), [(1, 1), (1200, 1), (2399, 1), (2400, 2), (3600, 3)])
+def test_no_more_pixels_are_decoded_at_once_than_the_budget_has(
+    monkeypatch: pytest.MonkeyPatch, n_pixels: int, most: int
+) -> None:
+    assert most_at_once(monkeypatch, PixelBudget(n_pixels), 6) <= most
+
+
+def test_an_image_that_cannot_be_read_gives_its_share_of_the_budget_back() -> None:
+    budget = PixelBudget(1200)
+    with pytest.raises(ImageDecodeError, match="truncated"):
+        load_image(encode(picture(40, 30), "JPEG")[:-200], budget)
+    assert load_image(encode(picture(40, 30)), budget).shape == (3, 224, 224)
+
+
+def test_a_resize_without_memory_is_one_images_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nat file.cpp")
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", fail)
+    for content in (encode(picture(40, 30)), np.zeros((40, 30), np.uint8)):
+        with pytest.raises(ImageDecodeError, match="cannot be resized: .*can't allocate memory$"):
+            load_image(content)
+
+
+# -- phones' JPEGs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_mpo_is_scaled_as_the_jpeg_that_it_begins_with() -> None:
+    large = picture(2400, 2000)
+    mpo = encode(large, "MPO", save_all=True, append_images=[picture(640, 480, seed=1)])
+    assert Image.open(io.BytesIO(mpo)).format == "MPO"
+    assert torch.equal(decode_image(mpo), decode_image(encode(large, "JPEG")))
+    assert decode_image(mpo).shape == (3, 500, 600)

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.cache import CacheFile, CacheWriter, EmbeddingCache
+from features.cache.store import part_paths
 from features.datasets import Dataset, FileStamp
+from features.devices import usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import pixels_key
 from features.images import load_image
@@ -25,6 +27,7 @@ from features.interrupts import StopSignals
 from features.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, sample_images
 from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
 from tests.caches import HEADER
+from tests.commands import NumberOfThreads
 from tests.standin import StandIn
 
 Content = bytes | npt.NDArray[np.uint8]
@@ -404,3 +407,67 @@ def test_a_file_that_is_another_when_it_is_read_again_is_one_images_error(
     found = extract(Changing([square(i) for i in range(8)]), StandIn(), tmp_path)
     assert found.errors == {3: "changed while it was read"}
     assert len(found.embeddings) == 7
+
+
+# -- memory and threads -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_memory_does_not_hold_is_one_images_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TooLarge(Memory):
+        def read(self, index: int) -> Content:
+            if index == 3 and (self.n_read > 3 or not is_read_again):
+                raise MemoryError
+            return super().read(index)
+
+    for i, is_read_again in enumerate((False, True)):
+        monkeypatch.setattr("features.loop.BYTES_AHEAD", 0 if is_read_again else 1 << 20)
+        found = extract(TooLarge([square(i) for i in range(8)]), StandIn(), tmp_path / str(i), workers=1)
+        assert found.errors == {3: "not enough memory to read the file"}
+        assert len(found.embeddings) == 7
+
+
+def test_an_extraction_leaves_threads_to_come_and_this_one_their_number(
+    tmp_path: Path, n_threads: NumberOfThreads
+) -> None:
+    n_threads(2)
+    counts = []
+
+    class Counts(StandIn):
+        def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+            other = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+            counts.append(torch.get_num_threads())
+            return super().start(images)
+
+    extract(Memory([square(i) for i in range(8)]), Counts(), tmp_path)
+    expected = min(2, usable_cpus())
+    assert counts == [expected] * 4
+    assert torch.get_num_threads() == 2
+
+
+# -- the compute path that is recorded ----------------------------------------------------------------------------------
+
+
+class GivesCompiledCodeUp(CopiesAtStart):
+    """Is out of memory at its third batch, and goes on without compiled code, as a GPU does."""
+
+    compute = "compiled"
+    n_started = 0
+
+    def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self.n_started += 1
+        if self.n_started == 3:
+            self.compute = "eager"
+        return super().start(images)
+
+
+def test_each_part_says_the_path_that_its_embeddings_took(tmp_path: Path) -> None:
+    images = [*(square(i) for i in range(20)), UNREADABLE]
+    with pytest.raises(ImageDecodeError, match="no image format"):
+        extract(Memory(images), GivesCompiledCodeUp(), tmp_path, on_error="fail")
+    parts = []
+    for path in part_paths(tmp_path / "c.h5"):
+        with CacheFile(path) as part:
+            parts.append((part.header.compute, len(part.keys)))
+    assert parts == [("compiled", 8), ("eager", 12)]

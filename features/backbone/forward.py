@@ -8,11 +8,12 @@ from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
 from features.backbone.network import CPU_GROUP, Network
 from features.backbone.weights import Weights
-from features.devices import choose_device
+from features.devices import choose_device, host_tensor, is_out_of_memory
 from features.errors import HoarfrostError
 from features.fingerprint import SIZE
 
 DIM = 512
+COMPILED_GROUP = 32  # on a CPU compiled code gains nothing from more, and takes longer to be compiled and measured
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,13 @@ class Backbone:
     precision : str
         "float32", "bfloat16", or "int8:" and activation ranges (see `features.backbone.int8`).
     batch_size : int
-        How many images a GPU, or compiled code, takes at once.
+        How many images a GPU takes at once; on a CPU compiled code does so, but for `COMPILED_GROUP` at most.
 
     Attributes
     ----------
     compute : str
-        The compute path: "eager", "compiled" or "openvino". Another one differs in the last bits.
+        The compute path: "eager", "compiled" or "openvino". Another one differs in the last bits. A GPU that runs
+        out of memory goes over from "compiled" to "eager".
     """
 
     def __init__(
@@ -61,6 +63,16 @@ class Backbone:
         if self.device.type == "cpu" and self.precision == "float32":
             network.use_winograd()
         return network.to_precision(DTYPES[self.precision]).to(self.device)
+
+    @property
+    def group(self) -> int:
+        """How many images go through the layers at once."""
+        return self._group
+
+    @property
+    def compiled_group(self) -> int:
+        """How many images go through compiled layers at once."""
+        return min(self.batch_size, COMPILED_GROUP) if self.device.type == "cpu" else self.batch_size
 
     @property
     def n_in_flight(self) -> int:
@@ -92,14 +104,16 @@ class Backbone:
         try:
             with torch.cuda.stream(self._copies):  # beside the computation on the batch before
                 on_device = images.to(self.device, non_blocking=True)
-        except torch.OutOfMemoryError as error:
-            raise HoarfrostError(
-                f"{self.device}: not enough memory for a batch of {len(images)} images. Pass a smaller --batch-size."
-            ) from error
+        except RuntimeError as error:
+            self._halve(error)
+            on_device = None
+        if on_device is None:
+            embeddings = self._in_pieces(images)
+            return lambda: embeddings
         torch.cuda.current_stream().wait_stream(self._copies)
         on_device.record_stream(torch.cuda.current_stream())
         result = self._run(on_device)
-        on_host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        on_host = host_tensor(result.shape, result.dtype, pinned=True)
         on_host.copy_(result, non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
@@ -115,16 +129,40 @@ class Backbone:
         while True:
             try:
                 return torch.cat([self._run_group(group) for group in torch.split(images, self._group)])
-            except torch.OutOfMemoryError as error:
-                if self._group == 1:
-                    raise HoarfrostError(
-                        f"{self.device}: not enough memory for a single image. Free it, or pass --device cpu."
-                    ) from error
-                logger.warning(
-                    "%s: out of memory with batches of %d; going on with %d", self.device, self._group, self._group // 2
-                )
-                self._group //= 2
-            torch.cuda.empty_cache()  # outside the handler: its error holds on to tensors
+            except RuntimeError as error:
+                self._halve(error)
+            self._free_memory()
+
+    def _in_pieces(self, images: torch.Tensor) -> torch.Tensor:
+        """Copy and run one group after the other, where a GPU's memory does not even hold the batch."""
+        while True:
+            self._free_memory()
+            try:
+                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in torch.split(images, self._group)])
+            except RuntimeError as error:
+                self._halve(error)
+
+    def _halve(self, error: RuntimeError) -> None:
+        """Halve the group where a GPU ran out of memory; raise any other error again.
+
+        Compiled code is given up then: another size would be compiled anew, with nothing left to do it in.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if self._group == 1:
+            raise HoarfrostError(
+                f"{self.device}: not enough memory for a single image. Free it, or pass --device cpu."
+            ) from error
+        group = self._group
+        logger.warning("%s: out of memory with batches of %d; going on with %d", self.device, group, group // 2)
+        if self.compute == "compiled":
+            self.uncompile()
+        self._group = group // 2
+
+    def _free_memory(self) -> None:
+        """Give what is cached back; outside of handlers, whose errors hold on to tensors."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _run_group(self, images: torch.Tensor) -> torch.Tensor:
         padding = self._group - len(images)
@@ -136,7 +174,7 @@ class Backbone:
         """Go over to code made by torch.compile; raises whatever goes wrong there, and stays as it is then."""
         before = self._group
         compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
-        self._group, self._forward = self.batch_size, compiled
+        self._group, self._forward = self.compiled_group, compiled
         try:
             self._warm_up()
         except Exception:
@@ -149,5 +187,7 @@ class Backbone:
         self._group = CPU_GROUP if self.device.type == "cpu" else self.batch_size
         self._forward, self.compute = self.network, "eager"
 
+    @torch.no_grad()
     def _warm_up(self) -> None:
-        self.embed(torch.zeros((self.batch_size, 3, SIZE, SIZE), dtype=torch.uint8))
+        """Run one group; where there is not enough memory, compiling has failed, and nothing is halved."""
+        self._run_group(torch.zeros((self._group, 3, SIZE, SIZE), dtype=torch.uint8, device=self.device))

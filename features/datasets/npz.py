@@ -1,21 +1,31 @@
 """One npz file in MedMNIST's layout."""
 
+import math
 import os
+import struct
+import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from features.datasets.table import Dataset, FileStamp
-from features.errors import DatasetError
+from features.errors import DatasetError, ImageDecodeError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from features.datasets.table import Content
+
+CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
+_BLOCK_BYTES = 1 << 20
+_ENCRYPTED = 1  # of a zip member's flags
+_LENGTHS_AT = 26  # in a zip member's local header: those of its name and of its extra field, which end it
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,14 @@ class NpzImages:
         return FileStamp(status.st_size, status.st_mtime_ns)
 
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
-        """Stream the wanted rows: the archive is decompressed once, never held whole."""
+        """Stream the wanted rows: what is compressed is decompressed once, never held whole; the rest is read row by row."""
         wanted = set(indices)
         start = 0
         for split, count in self.counts.items():
             rows = {index - start for index in wanted if start <= index < start + count}
             try:
-                for row, pixels in _npz_rows(self.path, f"{split}_images", rows) if rows else ():
-                    yield start + row, partial(_identity, pixels)
+                for row, read in _npz_rows(self.path, f"{split}_images", rows) if rows else ():
+                    yield start + row, read
             except Exception as error:  # as in _read_npz
                 raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
             start += count
@@ -140,14 +150,82 @@ def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _npz_rows(path: str, key: str, rows: set[int]) -> "Iterator[tuple[int, npt.NDArray[np.uint8]]]":
+def _npz_rows(path: str, key: str, rows: set[int]) -> "Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]":
+    """Give a function that reads it for each wanted row, in order."""
     import numpy as np
 
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape = _npz_header(Path(path), key.removesuffix("_images"), member)
         row_shape = shape[1:3] if shape[3:] == (1,) else shape[1:]
         n_bytes = int(np.prod(row_shape))
+        info = archive.getinfo(f"{key}.npy")
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED:
+            yield from _stored_rows(path, info, member.tell(), row_shape, shape[0], rows)
+            return
         for row in range(max(rows) + 1):
             content = member.read(n_bytes)
             if row in rows:
-                yield row, np.frombuffer(content, np.uint8).reshape(row_shape)
+                yield row, partial(_identity, np.frombuffer(content, np.uint8).reshape(row_shape))
+
+
+def _stored_rows(
+    path: str, info: zipfile.ZipInfo, header_bytes: int, shape: tuple[int, ...], n_rows: int, rows: set[int]
+) -> "Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]":
+    """Read rows that are not compressed from their places in the file, in whichever thread wants them.
+
+    By `pread`, not mapped: where a mapped file is cut short, the process is killed. The member's checksum covers all of
+    its rows, so it is compared where the last one is wanted, in a thread of its own: up to `CHECK_SECONDS` before any
+    row is given, for as long as a gigabyte takes; that of larger ones while theirs are given, and at their end.
+    """
+    n_bytes = math.prod(shape)
+    if header_bytes + n_rows * n_bytes > info.file_size:
+        raise ValueError(
+            f"its header promises {n_rows * n_bytes:,} bytes, of which {info.file_size - header_bytes:,} are there"
+        )
+    file = _OpenFile(path)
+    name_bytes, extra_bytes = struct.unpack("<HH", os.pread(file.number, 4, info.header_offset + _LENGTHS_AT))
+    start = info.header_offset + _LENGTHS_AT + 4 + name_bytes + extra_bytes
+    is_abandoned = threading.Event()
+    with ThreadPoolExecutor(1, "checksum") as pool:
+        try:
+            check = pool.submit(_check, file, info, start, is_abandoned) if n_rows - 1 in rows else None
+            if check is not None and wait([check], CHECK_SECONDS).done:
+                check.result()
+            for row in sorted(rows):
+                yield row, partial(file.pixels, start + header_bytes + row * n_bytes, shape)
+            if check is not None:
+                check.result()
+        finally:
+            is_abandoned.set()
+
+
+def _check(file: "_OpenFile", info: zipfile.ZipInfo, start: int, is_abandoned: threading.Event) -> None:
+    """Compare a stored member's checksum."""
+    checksum = 0
+    for offset in range(0, info.file_size, _BLOCK_BYTES):
+        if is_abandoned.is_set():
+            return
+        block = os.pread(file.number, min(_BLOCK_BYTES, info.file_size - offset), start + offset)
+        checksum = zlib.crc32(block, checksum)
+    if checksum != info.CRC:
+        raise ValueError("its checksum is wrong")
+
+
+class _OpenFile:
+    """A file that is open as long as someone may read from it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+    def pixels(self, start: int, shape: tuple[int, ...]) -> "npt.NDArray[np.uint8]":
+        """Read one image."""
+        import numpy as np
+
+        content = os.pread(self.number, math.prod(shape), start)
+        if len(content) < math.prod(shape):
+            raise ImageDecodeError("the npz file was cut short while it was read")
+        return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""`make bench`: measures what the README claims, prints a table, writes artifacts/bench.json.
+"""`make bench`: measures what the README claims, prints a table, writes it into README.md, and artifacts/bench.json.
 
 `python -m tests.benchmarks cache` runs one group, `python -m tests.benchmarks cache.kills` one measurement.
 """
@@ -8,14 +8,16 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads, statistics
+from tests.benchmarks import cache, extraction, heads, statistics, table
 from tests.benchmarks.measurement import Measurement
 
+README = Path(__file__).parents[2] / "README.md"
 GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
@@ -25,16 +27,22 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
 
 
 def main(wanted: list[str]) -> None:
+    rows: dict[str, list[str]] = {}
     results = []
-    print(f"{machine()}\n\n| what | measured | demanded |\n|---|---|---|")
+    print(f"{machine()}\n\n{table.HEAD}")
     for group, measurements in GROUPS.items():
         for name, measure in measurements.items():
             if wanted and group not in wanted and f"{group}.{name}" not in wanted:
                 continue
-            with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+            with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder, nothing_kept(Path(folder)):
+                rows[f"{group}.{name}"] = []
                 for result in measure(Path(folder)):
-                    print(f"| {result.what} | {result.measured} | {result.demanded} |", flush=True)
+                    line = table.row(result)
+                    print(line, flush=True)
+                    rows[f"{group}.{name}"].append(line)
                     results.append({"group": group, "name": name, **vars(result)})
+    if rows:
+        README.write_text(table.updated(README.read_text(encoding="utf-8"), machine(), rows), encoding="utf-8")
     Path("artifacts").mkdir(exist_ok=True)
     document = {
         "machine": machine(),
@@ -43,6 +51,22 @@ def main(wanted: list[str]) -> None:
         "results": results,
     }
     Path("artifacts/bench.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def nothing_kept(folder: Path) -> Iterator[None]:
+    """Let a measurement, and the processes that it starts, find no speeds and no compiled code of earlier runs."""
+    places = {"XDG_CACHE_HOME": folder / "cache-home", "TORCHINDUCTOR_CACHE_DIR": folder / "inductor"}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update({name: str(place) for name, place in places.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def machine() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from features.backbone import Backbone, load_weights
+from features.backbone import Backbone, load_weights, settle_compute
 from features.backbone.compiling import compile_or_say_why, seconds_an_image
 from features.backbone.int8 import calibrated_precision
 from features.datasets import read_dataset
@@ -59,6 +59,7 @@ def roof(folder: Path) -> list[Measurement]:
 
 def _measure(name: str, data: Path, folder: Path) -> Measurement:
     backbone = _backbone(PRECISION)
+    settle_compute(backbone, len(read_dataset(data)))  # as `extract` will compute; it finds the speeds measured here
     # Before and after, as the machine's speed drifts; means, as the extraction too meets its slow moments.
     forward_before = sustained(backbone)
     decoding = decoded_per_second(data)
@@ -69,8 +70,9 @@ def _measure(name: str, data: Path, folder: Path) -> Measurement:
     top = min(forward, decoding) if DEVICE == "cuda" else 1 / (1 / forward + 1 / decoding)
     usual_way = 1 / usual.usual(data, COMPARED_IMAGES)
     competent_way = 1 / usual.competent(data, usable_cpus(), NATIVE, COMPARED_IMAGES)
+    path = "" if backbone.compute == "eager" else f" ({backbone.compute})"
     return Measurement(
-        f"{name}: F {forward:.0f}, D {decoding:.0f}, roof {top:.1f} images/s",
+        f"{name}: F {forward:.0f}{path}, D {decoding:.0f}, roof {top:.1f} images/s",
         f"extract {reached:.1f} images/s, {reached / top:.2f} of the roof; {reached / usual_way:.1f} times the usual way "
         f"({usual_way:.1f}), {reached / competent_way:.1f} times the competent way ({competent_way:.1f})",
         _demanded(name),

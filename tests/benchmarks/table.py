@@ -1,0 +1,52 @@
+"""The benchmark's table: printed, and in README.md between two comments, where rows of what did not run stay."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from tests.benchmarks.measurement import Measurement
+
+HEAD = "| what | measured | demanded |\n|---|---|---|"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+_OWNER = re.compile(r" <!-- ([\w.]+) --> \|$")  # unseen at a row's end: which measurement it is of
+
+
+def row(measurement: Measurement) -> str:
+    """Give a measurement as a line of the table."""
+    return f"| {measurement.what} | {measurement.measured} | {measurement.demanded} |"
+
+
+def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
+    """Put rows, by the measurement that they are of, and the machine into a text that has the two comments.
+
+    Raises
+    ------
+    ValueError
+        If the comments are not there, once each and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in old + after or END in after:
+        raise ValueError(f"expected {BEGIN} and {END}, once each")
+    kept, was_on = _rows_of(old), next((line for line in old.splitlines() if line.startswith("On ")), "")
+    merged = {**kept, **{name: [_owned(line, name) for line in lines] for name, lines in rows.items()}}
+    on = f"On {machine}."
+    if kept.keys() - rows.keys() and was_on and machine not in was_on:
+        on += f" What is not of {', '.join(sorted(rows))}: {was_on}"
+    elif kept.keys() - rows.keys() and was_on:
+        on = was_on
+    table = "\n".join([HEAD, *(line for lines in merged.values() for line in lines)])
+    return f"{before}{BEGIN}\n{on}\n\n{table}\n{END}{after}"
+
+
+def _owned(line: str, name: str) -> str:
+    return f"{line[:-2].rstrip()} <!-- {name} --> |"
+
+
+def _rows_of(block: str) -> dict[str, list[str]]:
+    """Give the rows of a block by the measurement that they are of; those that do not say are of none."""
+    found: dict[str, list[str]] = {}
+    for line in block.splitlines():
+        if line.startswith("|") and line not in HEAD.splitlines():
+            owner = _OWNER.search(line)
+            found.setdefault(owner[1] if owner else "", []).append(line)
+    return found

@@ -1,0 +1,60 @@
+"""`make bench` writes the README's table: what ran anew, what did not as it was."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.__main__ import GROUPS, README, nothing_kept
+from tests.benchmarks.measurement import Measurement
+from tests.benchmarks.table import BEGIN, END, HEAD, _rows_of, row, updated
+
+TEXT = f"# Title\n\n{BEGIN}\n{HEAD}\n{END}\n\nmore\n"
+
+
+def line(what: str, measured: str = "1 s", demanded: str = "2 s") -> str:
+    return row(Measurement(what, measured, demanded))
+
+
+def test_rows_and_machine_come_between_the_comments_and_nothing_else_changes() -> None:
+    text = updated(TEXT, "2 cores", {"cache.kills": [line("kills", demanded="")], "heads.stack": [line("stack")]})
+    assert text == (
+        f"# Title\n\n{BEGIN}\nOn 2 cores.\n\n{HEAD}\n| kills | 1 s | <!-- cache.kills --> |\n"
+        f"| stack | 1 s | 2 s <!-- heads.stack --> |\n{END}\n\nmore\n"
+    )
+    assert updated(text, "2 cores", {"heads.stack": [line("stack")]}) == text
+
+
+def test_only_what_ran_is_replaced_whatever_it_measured_before() -> None:
+    text = updated(TEXT, "2 cores", {"a.one": [line("F 50"), line("F 60")], "b": [line("b")]})
+    text = updated(text, "2 cores", {"a.one": [line("F 70")], "c": [line("c")]})
+    rows = ["| F 70 | 1 s | 2 s <!-- a.one --> |", "| b | 1 s | 2 s <!-- b --> |", "| c | 1 s | 2 s <!-- c --> |"]
+    assert [each for lines in _rows_of(text).values() for each in lines] == rows
+
+
+def test_rows_of_another_machine_are_told_apart() -> None:
+    text = updated(TEXT, "2 cores", {"a": [line("a")], "b": [line("b")]})
+    assert "\nOn 9 cores. What is not of b: On 2 cores.\n" in updated(text, "9 cores", {"b": [line("b")]})
+    assert "\nOn 9 cores.\n" in updated(text, "9 cores", {"a": [line("a")], "b": [line("b")]})
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END])
+def test_a_text_without_its_comments_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="bench:begin.*once each"):
+        updated(text, "2 cores", {})
+
+
+def test_every_row_of_the_readme_is_of_a_measurement_that_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    names = {f"{group}.{name}" for group, measurements in GROUPS.items() for name in measurements}
+    assert _rows_of(text.partition(BEGIN)[2].partition(END)[0]).keys() <= names
+
+
+def test_a_measurement_finds_nothing_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/.cache")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with nothing_kept(tmp_path):
+        assert os.environ["XDG_CACHE_HOME"].startswith(str(tmp_path))
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path))
+    assert os.environ["XDG_CACHE_HOME"] == "/home/me/.cache"
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
