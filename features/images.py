@@ -34,6 +34,9 @@ _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 # and catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# Of Pillow's own 16 MB blocks, malloc keeps what is freed for each thread; those of more than 32 MB go back at once.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
+
 
 class PixelBudget:
     """How many pixels may be decoded at once, by all threads together: each takes up to ten bytes for a moment."""

@@ -480,6 +480,10 @@ def test_an_image_that_cannot_be_read_gives_its_share_of_the_budget_back() -> No
     assert load_image(encode(picture(40, 30)), budget).shape == (3, 224, 224)
 
 
+def test_large_pictures_memory_goes_back_to_the_system() -> None:
+    assert Image.core.get_block_size() > 32 << 20  # glibc maps what is larger by itself, whatever was freed before
+
+
 def test_a_resize_without_memory_is_one_images_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nat file.cpp")
