@@ -17,7 +17,7 @@ SIZE = 224
 JPEG_SHORT_SIDE = 2 * SIZE
 PREPROCESSING: Mapping[str, Any] = {
     "decode": "to 8-bit RGB as Pillow's convert('RGB') does",
-    "jpeg": f"DCT-scaled by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
+    "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
     "resize": [SIZE, SIZE],
     "interpolation": "bilinear, antialiased, 8-bit",
     "mean": [0.485, 0.456, 0.406],

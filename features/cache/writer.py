@@ -31,7 +31,7 @@ from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
-COMMIT_ROWS = 16_384  # 32 MiB: bounds the memory on fast machines
+COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
 
 logger = logging.getLogger(__name__)
 
