@@ -19,7 +19,7 @@ MAJORITY = "majority class"
 LOGISTIC_REGRESSION = "logistic regression"
 N_NEIGHBOURS = 20
 MAX_ITERATIONS = 2_000
-MOST_TRAINED = 10_000
+MOST_TRAINED = 5_000
 
 
 def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints) -> dict[str, Floats]:
