@@ -185,6 +185,15 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     help="Write the training curves for TensorBoard too, to DIR/tensorboard.",
 )
 @click.option(
+    "--per-patient", type=click.Choice(["mean", "max"]),
+    help="Score patients in place of images: the mean, or the largest, of their images' probabilities.",
+)  # fmt: skip
+@click.option(
+    "--prevalence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+    help="Of the positive class where the head is to be used: predictive values and net benefit for there.",
+)  # fmt: skip
+@click.option("--allow-leakage", is_flag=True, help="Go on though two splits share patients or the same images.")
+@click.option(
     "--memory-limit", type=_SizeType(), metavar="SIZE",
     help="Stream embeddings that take more (1GB, 500MB) from the cache.  [default: half of the memory]",
 )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from features.cache import CacheInfo, CompactSummary, VerifyReport
     from features.plan import ExtractSummary, Progress
-    from pipeline.runs import CrossValidation, HeadResult, ReferenceResult, Run
+    from pipeline.metrics import Share
+    from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
@@ -120,6 +121,7 @@ def train_text(run: "Run") -> str:
     lines += _cross_validation_lines(run.cross_validation)
     lines += _learning_curve_lines(run, split)
     lines += _label_lines(run, split)
+    lines += _assessment_lines(run.assessment)
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
     if run.references and run.references[0].n_train < n_train:
@@ -129,6 +131,8 @@ def train_text(run: "Run") -> str:
         f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
         f"split {_split_words(run.config.dataset.split_by)}"
     )
+    if run.config.per_patient is not None:
+        lines.append(f"scores are of patients, by the {run.config.per_patient} of their images' probabilities")
     if split == "val":
         lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
     lines.append(f"run {run.directory}")
@@ -148,6 +152,49 @@ def _label_lines(run: "Run", split: str) -> list[str]:
             f"  {label}: {area:.3f} ({low:.3f} to {high:.3f}), known of {scores['n_known_per_class'][label]:,} images"
         )
     return lines
+
+
+def _assessment_lines(found: "Assessment | None") -> list[str]:
+    """Describe what thresholds that validation fixed do, and the calibration, where there is one positive class."""
+    if found is None or len(found.classes) > 1:
+        return []
+    lines = [f"{found.head} on {found.split}, thresholds fixed on val (95% intervals):"]
+    lines += [f"  {text}" for point in found.classes[0].points for text in _point_lines(point)]
+    if found.calibration is not None:
+        before, after = found.calibration.before, found.calibration.after
+        lines.append(
+            f"calibration error {before.error:.3f}, by a temperature of {found.calibration.temperature.temperature:.2f} "
+            f"{after.error:.3f} (perfectly calibrated probabilities: {after.error_by_chance:.3f} by chance)"
+        )
+    return lines
+
+
+def _point_lines(fixed: "FixedPoint") -> list[str]:
+    point, result = fixed.point, fixed.result
+    if result is None:
+        return [f"{point.name}: {point.reason}"]
+    shares = {name: getattr(result, name) for name in ("sensitivity", "specificity", "ppv", "npv")}
+    words = {"ppv": "PPV", "npv": "NPV"}
+    texts = [
+        f"{words.get(name, name)} {_share_text(share, getattr(fixed.by_patient, name, None))}"
+        for name, share in shares.items()
+    ]
+    lines = [f"{point.name}, from {result.threshold:.3f} on: {', '.join(texts)}"]
+    there = result.at_prevalence
+    if there is not None:
+        values = [
+            f"{word} {'undefined' if value is None else f'{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})'}"
+            for word, value in (("PPV", there.ppv), ("NPV", there.npv))
+        ]
+        lines.append(f"  at a prevalence of {there.prevalence:g}: {', '.join(values)}")
+    return lines
+
+
+def _share_text(share: "Share", by_patient: tuple[float, float] | None) -> str:
+    if share.value is None:
+        return "undefined"
+    low, high = by_patient or (share.low, share.high)
+    return f"{share.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _split_words(split_by: str) -> str:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from features.errors import TrainingError
 from pipeline.heads import HeadSpec
-from pipeline.metrics import macro_roc_auc
 from pipeline.references import MAJORITY, reference_probabilities
 from pipeline.runs import CrossValidated, CrossValidation, OutOfFold
 from pipeline.splits import carve_validation, class_masks, k_folds
@@ -43,6 +42,15 @@ def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
     """
     rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
     places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed)
+    for fold in range(n_folds):
+        counts = {
+            which: mask.any() for which, mask in class_masks(task.units(rows[places == fold]).y, task.names).items()
+        }
+        if not all(
+            counts.values()
+        ):  # not of images, which are shared out by class, but of patients with several classes
+            which = next(name for name, found in counts.items() if not found)
+            raise TrainingError(f"--folds {n_folds}: a fold has no patient of {which} alone. Give fewer folds.")
     return [
         OuterFold(rows[places == fold], _inner_fold(task, rows[places != fold], n_folds, seed))
         for fold in range(n_folds)
@@ -93,7 +101,7 @@ def cross_validate(
             pooled[spec.name] = found
     if not pooled:
         raise TrainingError("Cross-validation: no head can be trained on all folds. Lower the learning rates (lr=).")
-    selected = [_selected(trained, list(pooled), fold) for fold in range(len(folds))]
+    selected = [_selected(trained, list(pooled), task, fold, rows.inner) for fold, rows in enumerate(folds)]
     pooled = {NESTED: np.full((len(task.y), len(task.names)), np.nan), **pooled, **_references(task, folds)}
     for name, fold in zip(selected, folds, strict=True):
         pooled[NESTED][fold.held_out] = pooled[name][fold.held_out]
@@ -109,7 +117,7 @@ def cross_validate(
             CrossValidated(
                 name,
                 task.score(rows, found[rows]),
-                tuple(macro_roc_auc(task.y[fold.held_out], found[fold.held_out]) for fold in folds),
+                tuple(task.roc_auc(fold.held_out, found[fold.held_out]) for fold in folds),
             )
             for name, found in pooled.items()
         ),
@@ -124,8 +132,9 @@ def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
     except TrainingError as error:
         raise TrainingError(f"--folds {n_folds}, the images that a fold leaves to learn from: {error}") from error
     fold = Fold(rows[inner == "train"], rows[inner == "val"])
-    for part, fewest, purpose in ((fold.train, FEWEST_TO_LEARN, "learn from"), (fold.val, 1, "validate on")):
-        counts = {which: int(mask.sum()) for which, mask in class_masks(task.y[part], task.names).items()}
+    learnt, validated = task.y[fold.train], task.units(fold.val).y
+    for y, fewest, purpose in ((learnt, FEWEST_TO_LEARN, "learn from"), (validated, 1, "validate on")):
+        counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}
         rarest = min(counts, key=counts.__getitem__)
         if counts[rarest] < fewest:
             raise TrainingError(
@@ -149,11 +158,14 @@ def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold]
     return pooled
 
 
-def _selected(trained: Mapping[tuple[str, int], Sequence[TrainedHead]], names: Sequence[str], fold: int) -> str:
-    """Select one fold's variant by the mean over seeds of its inner validation ROC AUC at the best epoch."""
+def _selected(
+    trained: Mapping[tuple[str, int], Sequence[TrainedHead]], names: Sequence[str], task: Task, fold: int, inner: Fold
+) -> str:
+    """Select one fold's variant by the mean over seeds of its inner validation ROC AUC."""
 
     def validated(name: str) -> float:
-        return float(np.mean([head.history[head.best_epoch - 1].val_roc_auc for head in trained[name, fold]]))
+        found = [task.predicted(head.module, inner.val) for head in trained[name, fold]]
+        return float(np.mean([task.roc_auc(inner.val, probabilities) for probabilities in found]))
 
     return max(names, key=validated)
 

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.heads import HeadSpec
-from pipeline.metrics import macro_roc_auc
 from pipeline.runs import LearningPoint
 from pipeline.splits import class_masks
 from pipeline.task import Task
@@ -52,7 +51,7 @@ def learning_curve(
             continue
         folds = [Fold(rows, val) for rows in draws]
         trained = train_heads([spec], task.labelled(), folds, len(task.names), config, roc_aucs, on_epoch)
-        aucs = [macro_roc_auc(task.y[scored], task.predicted(head.module, scored)) for head in trained]
+        aucs = [task.roc_auc(scored, task.predicted(head.module, scored)) for head in trained]
         n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
         points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), tuple(aucs)))
     return tuple(points)

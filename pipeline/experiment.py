@@ -5,7 +5,8 @@ import logging
 import platform
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,21 @@ from safetensors.torch import save
 from features.cache import DIM, EmbeddingCache, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
-from pipeline.crossval import cross_validate, outer_folds
+from pipeline.assessment import assess, audit, find_suspects
+from pipeline.crossval import NESTED, cross_validate, outer_folds
 from pipeline.curve import learning_curve
-from pipeline.heads import HeadSpec, count_parameters
-from pipeline.metrics import macro_roc_auc, macro_roc_aucs
-from pipeline.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from pipeline.gate import check_leakage, leakage_warnings
+from pipeline.heads import HeadSpec
+from pipeline.metrics import macro_roc_aucs
+from pipeline.results import Scored, compare, score_variants
 from pipeline.runs import (
     EmbeddingFacts,
     Epoch,
-    HeadResult,
+    Leakage,
+    OutOfFold,
     Predictions,
-    ReferenceResult,
     Run,
     RunConfig,
-    SeedResult,
     check_run_directory,
     require_tensorboard,
     write_run,
@@ -39,7 +41,6 @@ from pipeline.runs import (
 from pipeline.task import Task, dataset_facts, read_task
 from pipeline.train import Fold, StreamedRows, TrainedHead, TrainingConfig, train_heads
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ def run_experiment(
     n_folds: int | None = None,
     with_learning_curve: bool = False,
     with_tensorboard: bool = False,
+    per_patient: str | None = None,
+    prevalence: float | None = None,
+    allow_leakage: bool = False,
     command: Sequence[str] = (),
     on_epoch: Callable[[str, int], None] = lambda *_: None,
 ) -> Run:
@@ -85,6 +89,12 @@ def run_experiment(
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
         Write the training curves for TensorBoard too.
+    per_patient : "mean", "max" or None
+        Score patients, whose images' probabilities are so joined, in place of images.
+    prevalence : float, optional
+        Of the positive class where the head is to be used: predictive values and net benefit for there.
+    allow_leakage : bool
+        Go on where two splits share patients or images' bytes.
     command : sequence of str
         What the user typed, for the record.
     on_epoch : callable
@@ -108,41 +118,72 @@ def run_experiment(
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = read_task(
             opened, dataset, positive, config.seed,
-            label_columns=label_columns, memory_limit=memory_limit, device=device,
+            label_columns=label_columns, memory_limit=memory_limit, device=device, per_patient=per_patient,
         )  # fmt: skip
+        leakage = _gate(task, allowed=allow_leakage)
         folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
         variants = _train(heads, task, config, on_epoch)
         folded, out_of_fold = (
             cross_validate(heads, task, folds, config, macro_roc_aucs, on_epoch) if folds else (None, None)
         )
-        references = _references(task)
-        probabilities = {name: _probabilities(trained, task) for name, trained in variants.items()}
-        results = tuple(_result(variants[name], task, found, references) for name, found in probabilities.items())
-        selected = max(results, key=_selection_order).name
-        chosen = next(spec for spec in heads if spec.name == selected)
+        scored = score_variants(variants, task)
+        chosen = next(spec for spec in heads if spec.name == scored.selected)
         curve = learning_curve(chosen, task, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
-        head_seconds = {name: sum(head.seconds for head in trained) for name, trained in variants.items()}
+        reviewed = _review(task, scored, out_of_fold, config.seed, prevalence)
         run = Run(
             directory,
-            _run_config(task, opened, config, device, shlex.join(command), head_seconds, time.monotonic() - started),
-            selected,
-            results,
-            tuple(references),
+            _run_config(task, opened, config, device, variants, prevalence, shlex.join(command), started),
+            scored.selected,
+            scored.heads,
+            scored.references,
             folded,
             curve,
             tuple(_epochs(variants)),
-            _predictions(task, {name: found.mean(axis=0) for name, found in probabilities.items()}),
+            _predictions(task, scored.probabilities),
             out_of_fold,
+            leakage,
+            **reviewed,
         )
-    heads_of_run = [head for trained in variants.values() for head in trained]
-    files = {_file_name(head, config): _head_file(head, task, run.config) for head in heads_of_run}
+    run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
+    files = {
+        _file_name(head, config): _head_file(head, task, run.config)
+        for trained in variants.values()
+        for head in trained
+    }
     write_run(run, files, with_tensorboard=with_tensorboard)
     return run
 
 
-def _selection_order(result: HeadResult) -> tuple[float, float]:
-    """Select by validation alone: the mean ROC AUC over seeds, then the loss."""
-    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -float(result.val["loss"])
+def _gate(task: Task, *, allowed: bool) -> Leakage:
+    """Refuse splits that share patients or bytes; say at once what else they share."""
+    leakage = check_leakage(task, allowed=allowed)
+    for warning in leakage_warnings(leakage):
+        logger.warning("%s", warning)
+    return leakage
+
+
+def _review(
+    task: Task, scored: Scored, out_of_fold: OutOfFold | None, seed: int, prevalence: float | None
+) -> dict[str, Any]:
+    """Ask of a selected head, and of the data set, what a reviewer would."""
+    probabilities = scored.probabilities[scored.selected]
+    shortcuts = audit(task, seed)
+    for attribute in shortcuts:
+        if attribute.is_shortcut:
+            logger.warning("%s", attribute.warning)
+    return {
+        "comparisons": compare(task, scored),
+        "assessment": assess(task, scored.selected, probabilities, prevalence=prevalence),
+        "shortcuts": shortcuts,
+        "suspects": find_suspects(task, NESTED, out_of_fold, probabilities, seed),
+    }
+
+
+def _warnings(run: Run) -> Iterator[str]:
+    """List what must be known before believing the run's scores."""
+    if run.leakage is not None:
+        yield from leakage_warnings(run.leakage)
+    yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
 
 
 def _run_config(
@@ -150,16 +191,17 @@ def _run_config(
     cache: EmbeddingCache,
     config: TrainingConfig,
     device: str,
+    variants: Mapping[str, Sequence[TrainedHead]],
+    prevalence: float | None,
     command: str,
-    head_seconds: dict[str, float],
-    seconds: float,
+    started: float,
 ) -> RunConfig:
     header = cache.header
     return RunConfig(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
-        head_seconds=head_seconds,
+        seconds=time.monotonic() - started,
+        head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
         seed=config.seed,
         seeds=config.seeds,
         epochs=config.epochs,
@@ -182,6 +224,8 @@ def _run_config(
         ),
         versions={"python": platform.python_version(), **library_versions()},
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        per_patient=task.per_patient,
+        prevalence=prevalence,
     )
 
 
@@ -207,81 +251,6 @@ def _train(
             "Each head's loss stopped being a number with one of its seeds. Lower the learning rates (lr=)."
         )
     return variants
-
-
-def _probabilities(trained: Sequence[TrainedHead], task: Task) -> Floats:
-    """Give each seed's class probabilities of all images, (S, n, C)."""
-    found = np.stack([task.predicted(head.module) for head in trained])
-    if not np.isfinite(found).all():
-        raise TrainingError(
-            f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
-        )
-    return found
-
-
-def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
-    """Score probabilities (n, C) on each split that heads are scored on."""
-    return {
-        name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
-        for name in task.scored_splits
-    }
-
-
-def _result(
-    trained: Sequence[TrainedHead], task: Task, probabilities: Floats, references: Sequence[ReferenceResult]
-) -> HeadResult:
-    """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
-    first, spec = trained[0], trained[0].spec
-    scores = _scores(task, probabilities.mean(axis=0))
-    rows = {name: task.splits == name for name in task.scored_splits}
-    aucs = [
-        {name: macro_roc_auc(task.y[which], found[which]) for name, which in rows.items()} for found in probabilities
-    ]
-    seeds = tuple(
-        SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
-        for head, auc in zip(trained, aucs, strict=True)
-    )
-    return HeadResult(
-        name=spec.name,
-        n_parameters=count_parameters(first.module),
-        learning_rate=spec.lr,
-        weight_decay=spec.weight_decay,
-        dropout=spec.dropout,
-        best_epoch=first.best_epoch,
-        epochs=len(first.history),
-        weights_file=f"heads/{spec.slug}.safetensors",
-        val=scores["val"],
-        test=scores.get("test"),
-        seeds=seeds,
-        alarms=tuple(_alarms(task, probabilities.mean(axis=0), seeds, references)),
-    )
-
-
-def _alarms(
-    task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
-) -> list[str]:
-    """Say what is wrong with a head, by its validation split."""
-    alarms = []
-    answers = np.unique(task.answers(probabilities[task.splits == "val"]))
-    if len(answers) == 1:
-        alarms.append(f"collapsed: it calls every validation image {answers[0]}")
-    found = float(np.mean([seed.val_roc_auc for seed in seeds]))
-    to_beat = next(float(reference.val["roc_auc"]) for reference in references if reference.name == LOGISTIC_REGRESSION)
-    if found < to_beat:
-        alarms.append(f"loses to {LOGISTIC_REGRESSION}: validation ROC AUC {found:.3f} against {to_beat:.3f}")
-    return alarms
-
-
-def _references(task: Task) -> list[ReferenceResult]:
-    train = np.flatnonzero(task.splits == "train")
-    scored = np.flatnonzero(np.isin(task.splits, task.scored_splits))
-    probabilities = np.full((len(task.y), len(task.names)), np.nan)
-    results = []
-    for name, found in reference_probabilities(task.x, task.y, train, scored).items():
-        probabilities[scored] = found
-        scores = _scores(task, probabilities)
-        results.append(ReferenceResult(name, len(fitted_rows(train)), scores["val"], scores.get("test")))
-    return results
 
 
 def _file_name(head: TrainedHead, config: TrainingConfig) -> str:
@@ -317,7 +286,7 @@ def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:
     ]
 
 
-def _predictions(task: Task, probabilities: dict[str, Floats]) -> Predictions:
+def _predictions(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:
     places = np.flatnonzero(task.readable)
     names, number = np.unique(task.splits, return_inverse=True)
     patients = task.table.patients

@@ -55,6 +55,8 @@ class LeakageReport:
     near_duplicates : tuple of NearDuplicate
         The closest hundred, the closest first.
     threshold : float
+    compared : bool
+        Whether near-duplicates were looked for.
     """
 
     n_patients: int
@@ -64,6 +66,7 @@ class LeakageReport:
     n_near_duplicates: int
     near_duplicates: tuple[NearDuplicate, ...]
     threshold: float
+    compared: bool = True
 
     @property
     def refused(self) -> bool:
@@ -77,7 +80,7 @@ class LeakageReport:
 
 
 def find_leakage(
-    x: Floats32,
+    x: Floats32 | None,
     splits: npt.NDArray[np.str_],
     contents: Sequence[object],
     patients: Sequence[str] | None = None,
@@ -89,8 +92,8 @@ def find_leakage(
 
     Parameters
     ----------
-    x : ndarray (n, d) float32
-        Embeddings, finite.
+    x : ndarray (n, d) float32 or None
+        Embeddings, finite; without them near-duplicates are not looked for.
     splits : ndarray (n,) of str
     contents : sequence of length n
         Equal for images of the same bytes: their keys, or their rows in the cache.
@@ -130,7 +133,7 @@ def find_leakage(
     Mu and Viswanath (2018), All-but-the-Top, ICLR. Barz and Denzler (2020), Do we train on test
     data? Journal of Imaging 6(6), 41.
     """
-    n = len(x)
+    n = len(splits) if x is None else len(x)
     if len(splits) != n or len(contents) != n or (patients is not None and len(patients) != n):
         raise ValueError(f"{n} embeddings, but {len(splits)} splits, {len(contents)} contents or other patients")
     if not 0 < threshold < 1:
@@ -141,11 +144,14 @@ def find_leakage(
     if patients is not None:
         known = np.array([patient != "" for patient in patients], bool)
         shared_patients = _shared(np.where(known, _numbered(patients), -1), splits)
-    near, n_near = _near_duplicates(x, splits, content_numbers, threshold, most_listed)
+    near: tuple[NearDuplicate, ...] = ()
+    n_near = 0
+    if x is not None:
+        near, n_near = _near_duplicates(x, splits, content_numbers, threshold, most_listed)
     return LeakageReport(
         len(shared_patients), tuple(shared_patients[:most_listed]),
         len(shared_contents), tuple(shared_contents[:most_listed]),
-        n_near, near, threshold,
+        n_near, near, threshold, x is not None,
     )  # fmt: skip
 
 

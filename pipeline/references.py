@@ -22,7 +22,7 @@ MAX_ITERATIONS = 2_000
 MOST_TRAINED = 5_000
 
 
-def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints) -> dict[str, Floats]:
+def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: str | None = None) -> dict[str, Floats]:
     """Fit each reference on training rows, at most `MOST_TRAINED` of them, and give its probabilities of others.
 
     Parameters
@@ -33,6 +33,8 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints) -> dict[s
         Each class is in the training rows; of several labels each both ways.
     train : ndarray (t,) int64
     rows : ndarray (m,) int64
+    only : str, optional
+        The name of the one that is wanted.
 
     Returns
     -------
@@ -44,10 +46,10 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints) -> dict[s
     for places, part in x.blocks(train):
         x_train[places] = part.cpu().numpy()
     if y.ndim == 1:
-        models = [_fitted(x_train, y[train])]
+        models = [_fitted(x_train, y[train], only)]
     else:
         known = [y[train, label] >= 0 for label in range(y.shape[1])]
-        models = [_fitted(x_train[rows], y[train[rows], label]) for label, rows in enumerate(known)]
+        models = [_fitted(x_train[rows], y[train[rows], label], only) for label, rows in enumerate(known)]
     n_classes = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
     found = {name: np.empty((len(rows), n_classes)) for name in models[0]}
     for places, part in x.blocks(rows):
@@ -65,16 +67,18 @@ def fitted_rows(train: Ints) -> Ints:
     return np.sort(np.random.default_rng(0).choice(train, MOST_TRAINED, replace=False))
 
 
-def _fitted(x_train: Floats, y_train: Ints) -> dict[str, Callable[[Floats], Floats]]:
-    """Fit each reference; give functions from embeddings (m, 512) to probabilities (m, C)."""
+def _fitted(x_train: Floats, y_train: Ints, only: str | None) -> dict[str, Callable[[Floats], Floats]]:
+    """Fit each reference, or one; give functions from embeddings (m, 512) to probabilities (m, C)."""
     shares = np.bincount(y_train) / len(y_train)
     fitted: dict[str, Callable[[Floats], Floats]] = {MAJORITY: lambda x: np.tile(shares, (len(x), 1))}
     for name, make in _classifiers(len(y_train)).items():
+        if only not in {None, name}:
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of columns that are collinear, or of iterations that are used up
             model: Any = make().fit(x_train, y_train)
         fitted[name] = model.predict_proba
-    return fitted
+    return fitted if only is None else {only: fitted[only]}
 
 
 def _classifiers(n_train: int) -> "dict[str, Callable[[], ClassifierMixin]]":

@@ -47,11 +47,12 @@ class AttributeAudit:
     values : tuple of str
         Those that were told apart.
     counts : dict
-        Value -> images of each class, all values.
+        Value -> images of each class, or with each label, all values.
     roc_auc : float or None
         Of a linear probe for the attribute, cross-validated by patient; the macro mean of one-vs-rest
         where there are more than two values. None where `reason` says why.
     association : Association or None
+        With the class; of several labels, with the one that it goes with most.
     is_shortcut : bool
         The embeddings tell the attribute, and it is unevenly spread over the classes.
     reason : str
@@ -85,7 +86,7 @@ def audit_shortcuts(
     Parameters
     ----------
     x : ndarray (n, d) float32
-    y : ndarray (n,) int64, values 0 to C-1
+    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
     groups : ndarray (n,) int64
         Patients: in one fold each, and the unit that associations are counted in.
     attributes : mapping of sequences of length n
@@ -156,10 +157,7 @@ def cramers_v(first: Sequence[object] | Ints, second: Sequence[object] | Ints) -
 
 def _audit(x: Embeddings, y: Ints, groups: Ints, name: str, column: Sequence[str], seed: int) -> AttributeAudit:
     values = np.array([str(value) for value in column])
-    n_classes = int(y.max(initial=0)) + 1
-    counts = {
-        str(v): tuple(np.bincount(y[values == v], minlength=n_classes).tolist()) for v in sorted(set(values.tolist()))
-    }
+    counts = {str(v): _counts(y, values == v) for v in sorted(set(values.tolist()))}
     tellable = [v for v in counts if v and len(np.unique(groups[values == v])) >= FEWEST_PATIENTS]
     if not 2 <= len(tellable) <= MOST_VALUES:
         few = f"{len(tellable)} of its values are of {FEWEST_PATIENTS} patients or more"
@@ -175,8 +173,18 @@ def _audit(x: Embeddings, y: Ints, groups: Ints, name: str, column: Sequence[str
     return AttributeAudit(name, tuple(tellable), counts, auc, association, auc >= TELLS_AUC and uneven)
 
 
+def _counts(y: Ints, rows: "npt.NDArray[np.bool_]") -> tuple[int, ...]:
+    if y.ndim == 2:
+        return tuple((y[rows] == 1).sum(axis=0).tolist())
+    return tuple(np.bincount(y[rows], minlength=int(y.max(initial=0)) + 1).tolist())
+
+
 def _association_of_patients(numbers: Ints, y: Ints, groups: Ints) -> Association | None:
     """Count each patient once for each value and class: images of one patient are no independent evidence."""
+    if y.ndim == 2:
+        known = [(label, label >= 0) for label in y.T]
+        found = [_association_of_patients(numbers[rows], label[rows], groups[rows]) for label, rows in known]
+        return max((one for one in found if one is not None), key=lambda one: one.cramers_v, default=None)
     once = np.unique(np.column_stack([groups, numbers, y]), axis=0)
     if len(np.unique(once[:, 1])) < 2 or len(np.unique(once[:, 2])) < 2:
         return None

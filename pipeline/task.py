@@ -15,10 +15,11 @@ from features.cache import DIM, DatasetTable, EmbeddingCache
 from features.devices import usable_memory
 from features.errors import TrainingError
 from features.labels import LABEL_VALUES, is_label_column
-from pipeline.metrics import score, score_labels
+from pipeline.metrics import macro_roc_auc, score, score_labels
 from pipeline.runs import SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from pipeline.splits import carve_validation, class_masks, merged_groups, split
 from pipeline.train import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
+from pipeline.units import Units, patient_numbers, units_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,6 +46,10 @@ class Task:
     splits : ndarray (n,) of "train", "val" or "test"
     names : tuple of str
         What the class numbers stand for.
+    patients : ndarray (n,) int64 or None
+        Each image's patient, where patients are known.
+    per_patient : str or None
+        "mean" or "max": metrics count patients, whose images' probabilities are so joined.
     """
 
     table: DatasetTable
@@ -57,6 +62,8 @@ class Task:
     classes: tuple[str, ...]
     positive: tuple[str, ...] | None
     names: tuple[str, ...]
+    patients: Ints | None
+    per_patient: str | None = None
 
     @property
     def is_multilabel(self) -> bool:
@@ -83,9 +90,39 @@ class Task:
         """Give a trained head's probabilities (m, C) of some rows, all by default."""
         return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
 
+    @property
+    def is_streamed(self) -> bool:
+        """Tell whether embeddings stay in the cache, since they are more than the memory limit."""
+        return isinstance(self.x, StreamedRows)
+
+    def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
+        """Give the embeddings (m, 512) of some rows."""
+        found = np.empty((len(rows), self.x.n_features), np.float32)
+        for places, part in self.x.blocks(rows):
+            found[places] = part.cpu().numpy()
+        return found
+
+    def units(self, rows: Ints) -> Units:
+        """Give what metrics of some rows count: the images, or their patients."""
+        patients = None if self.patients is None else self.patients[rows]
+        return units_of(self.y[rows], len(self.names), patients, self.per_patient)
+
     def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> dict[str, Any]:
         """Score probabilities (m, C) of some rows."""
-        return (score_labels if self.is_multilabel else score)(self.y[rows], probabilities, self.names)
+        units = self.units(rows)
+        scored = score_labels if self.is_multilabel else score
+        return scored(units.y, units.joined(probabilities), self.names, units.groups)
+
+    def roc_auc(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> float:
+        """Give the ROC AUC alone, as `score` does."""
+        units = self.units(rows)
+        return macro_roc_auc(units.y, units.joined(probabilities))
+
+    def attributes(self) -> dict[str, list[str]]:
+        """Give the readable images' further columns, those that are labels left out."""
+        places = np.flatnonzero(self.readable)
+        labels = self.classes if self.is_multilabel else ()
+        return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items() if name not in labels}
 
     def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
         """Name what each image is called: its most probable class, or all labels that are more probable than not."""
@@ -108,6 +145,7 @@ def read_task(
     label_columns: Sequence[str] | None = None,
     memory_limit: int | None = None,
     device: str = "cpu",
+    per_patient: str | None = None,
 ) -> Task:
     """Read a data set from the cache, and settle classes and splits.
 
@@ -127,6 +165,8 @@ def read_task(
         Bytes that embeddings may take; by default half of the memory that this process may use.
     device : str
         Where heads are trained.
+    per_patient : "mean", "max" or None
+        Metrics count patients, and so join their images' probabilities.
 
     Raises
     ------
@@ -145,9 +185,35 @@ def read_task(
     splits, split_by = _splits(table, readable, y, groups, names, seed)
     x = _rows(cache, table, memory_limit, device)
     _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
-    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names)
+    patients = (
+        None if table.patients is None else patient_numbers([table.patients[i] for i in np.flatnonzero(readable)])
+    )
+    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, patients, per_patient)
+    _check_per_patient(task)
     _check_splits(task)
     return task
+
+
+def _check_per_patient(task: Task) -> None:
+    if task.per_patient is None:
+        return
+    option = f"--per-patient {task.per_patient}"
+    if task.patients is None:
+        raise TrainingError(
+            f"{option}: the data set {task.table.name!r} does not say which patient an image is of. Give its CSV a patient "
+            "column and extract again, or leave the option out."
+        )
+    if task.is_multilabel:
+        raise TrainingError(
+            f"{option}: images have several labels each, and are scored as images. Leave the option out."
+        )
+    for name in task.scored_splits:
+        try:
+            task.units(np.flatnonzero(task.splits == name))
+        except ValueError as error:
+            raise TrainingError(
+                f"{option}, the split {name}: {error} (--positive), or leave the option out."
+            ) from error
 
 
 def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
@@ -293,14 +359,15 @@ def _splits(
 def _check_splits(task: Task) -> None:
     """Refuse a split in which a class is missing: nothing could be learnt or scored there."""
     for name in ("train", *task.scored_splits):
-        counts = {
-            which: int(mask.sum()) for which, mask in class_masks(task.y[task.splits == name], task.names).items()
-        }
+        rows = np.flatnonzero(task.splits == name)
+        y = task.units(rows).y if name in task.scored_splits else task.y[rows]
+        unit = "image(s)" if task.per_patient is None or name == "train" else "patient(s)"
+        counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}
         for which, count in counts.items():
             if count < FEWEST_TO_SCORE:
                 all_counts = ", ".join(f"{n} {label}" for label, n in zip(task.names, counts.values(), strict=False))
                 raise TrainingError(
-                    f"The split {name} has {count} image(s) of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
+                    f"The split {name} has {count} {unit} of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
                     f"score it (the split has {all_counts}). Add images, "
                     + ("leave the label out (--label)." if task.is_multilabel else _OTHER_SPLITS)
                 )

@@ -41,6 +41,7 @@ from pipeline.metrics.discrimination import (
     roc_aucs,
     roc_curve,
 )
+from pipeline.metrics.intervals import auc_intervals
 from pipeline.metrics.multilabel import score_labels
 from pipeline.metrics.operating import (
     AtPrevalence,
@@ -81,6 +82,7 @@ __all__ = [
     "TemperatureFit",
     "apply_temperature",
     "assess_calibration",
+    "auc_intervals",
     "banded",
     "binary_problems",
     "bootstrap_auc_ci",

@@ -9,6 +9,7 @@ from scipy.special import ndtr, ndtri
 from pipeline.metrics.checks import (
     Floats,
     Ints,
+    binary_problems,
     checked,
     checked_groups,
     normal_quantile,
@@ -60,7 +61,8 @@ def bootstrap_auc_ci(
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1, each of at least two patients
+    y_true : ndarray (n,) int64, values 0 to C-1, each of at least two patients; or (n, C) int64 of 0, 1 and -1 where a
+        label is unknown
     probabilities : ndarray (n, C) float64
     groups : ndarray (n,) int64
         Each sample's patient.
@@ -92,17 +94,23 @@ def bootstrap_auc_ci(
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     numbers, _ = checked_groups(groups, len(y_true))
-    n_classes = probabilities.shape[1]
-    for c in range(n_classes):
-        n_patients = len(np.unique(numbers[y_true == c]))
-        if n_patients < 2:
-            raise ValueError(f"a bootstrap over patients needs two patients of each class; class {c} has {n_patients}")
-    classes = [1] if n_classes == 2 else range(n_classes)
-    areas = [weighted_auc(y_true == c, probabilities[:, c]) for c in classes]
-    return bootstrap_ci(
-        lambda weights: np.mean([area(weights) for area in areas], axis=0),
-        numbers, level=level, n_draws=n_draws, seed=seed,
-    )  # fmt: skip
+    areas = []
+    for c, rows, y in binary_problems(y_true, probabilities.shape[1]):
+        for value in (0, 1):
+            n_patients = len(np.unique(numbers[rows][y == value]))
+            if n_patients < 2:
+                which = f"class {value if probabilities.shape[1] == 2 else c}"
+                raise ValueError(
+                    f"a bootstrap over patients needs two patients of each class; {which} has {n_patients}"
+                )
+        areas.append((rows, weighted_auc(y == 1, probabilities[rows, c])))
+
+    def area(weights: Floats) -> Floats:
+        of_problems = [of(weights if len(rows) == len(numbers) else weights[:, rows]) for rows, of in areas]
+        mean: Floats = np.mean(of_problems, axis=0)
+        return mean
+
+    return bootstrap_ci(area, numbers, level=level, n_draws=n_draws, seed=seed)
 
 
 def bootstrap_share_ci(

@@ -7,12 +7,15 @@ import numpy as np
 from sklearn import metrics as sk
 
 from pipeline.metrics.checks import UNKNOWN, Floats, Ints, binary_problems, checked
-from pipeline.metrics.discrimination import delong_ci, macro_auc_ci, roc_auc
+from pipeline.metrics.discrimination import roc_auc
+from pipeline.metrics.intervals import auc_intervals
 
 THRESHOLD = 0.5
 
 
-def score_labels(y_true: Ints, probabilities: Floats, labels: Sequence[str]) -> dict[str, Any]:
+def score_labels(
+    y_true: Ints, probabilities: Floats, labels: Sequence[str], groups: Ints | None = None
+) -> dict[str, Any]:
     """Score one head on one split, each label for itself; what is unknown is left out.
 
     Parameters
@@ -22,13 +25,15 @@ def score_labels(y_true: Ints, probabilities: Floats, labels: Sequence[str]) -> 
     probabilities : ndarray (n, C) float64
         Of having each label.
     labels : sequence of str, length C
+    groups : ndarray (n,) int64, optional
+        Patients, for the intervals where some have several samples.
 
     Returns
     -------
     dict
         `n`; `accuracy` at a probability of 0.5, `majority_accuracy` (of always giving each label's more frequent
         answer) and `loss` (binary cross-entropy, nats), each over all known labels; `roc_auc`, the mean over labels,
-        with `roc_auc_ci95`; and by label `roc_auc_per_class`, `roc_auc_ci95_per_class` and `n_known_per_class`.
+        with what `auc_intervals` gives; and by label `roc_auc_per_class`, `roc_auc_ci95_per_class` and `n_known_per_class`.
 
     Raises
     ------
@@ -45,7 +50,9 @@ def score_labels(y_true: Ints, probabilities: Floats, labels: Sequence[str]) -> 
                 f"{len(y) - n_with}"
             )
         areas[label] = roc_auc(y, probabilities[rows, number])
-        intervals[label] = list(delong_ci(y, probabilities[rows, number]))
+        p = probabilities[rows, number]
+        members = None if groups is None else groups[rows]
+        intervals[label] = auc_intervals(y, np.column_stack([1 - p, p]), members)["roc_auc_ci95"]
         n_known[label] = len(y)
         n_majority += max(n_with, len(y) - n_with)
     known = y_true != UNKNOWN
@@ -55,7 +62,7 @@ def score_labels(y_true: Ints, probabilities: Floats, labels: Sequence[str]) -> 
         "majority_accuracy": n_majority / int(known.sum()),
         "loss": float(sk.log_loss(y_true[known], probabilities[known], labels=[0, 1])),
         "roc_auc": float(np.mean(list(areas.values()))),
-        "roc_auc_ci95": list(macro_auc_ci(y_true, probabilities)),
+        **auc_intervals(y_true, probabilities, groups),
         "roc_auc_per_class": areas,
         "roc_auc_ci95_per_class": intervals,
         "n_known_per_class": n_known,

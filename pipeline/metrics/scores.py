@@ -7,10 +7,11 @@ import numpy as np
 from sklearn import metrics as sk
 
 from pipeline.metrics.checks import Floats, Ints, checked
-from pipeline.metrics.discrimination import delong_ci, macro_auc_ci, roc_auc
+from pipeline.metrics.discrimination import roc_auc
+from pipeline.metrics.intervals import auc_intervals
 
 
-def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[str, Any]:
+def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: Ints | None = None) -> dict[str, Any]:
     """Score one head on one split.
 
     Parameters
@@ -19,6 +20,8 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     probabilities : ndarray (n, C) float64
         Rows sum to one.
     classes : sequence of str, length C
+    groups : ndarray (n,) int64, optional
+        Patients, for the interval where some have several samples.
 
     Returns
     -------
@@ -27,7 +30,7 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
         cross-entropy, nats), `brier` (two classes: mean squared error of the probability of class 1, 0 to 1;
         more: summed over the classes, 0 to 2), `balanced_accuracy` (mean sensitivity over the classes),
         `f1` (of class 1; more classes: the mean), `matthews` (-1 to 1), `average_precision`, `roc_auc` with
-        `roc_auc_ci95`. With more than two classes `average_precision` and `roc_auc` are macro means of
+        what `auc_intervals` gives. With more than two classes `average_precision` and `roc_auc` are macro means of
         one-vs-rest; `roc_auc_per_class` has the latter's terms, and `per_class` maps each class to its `n`,
         `roc_auc`, `average_precision`, `brier`, `sensitivity` (recall), `specificity`, `precision` (0 where
         nothing is predicted as it) and `f1`. What needs a decision takes the most probable class.
@@ -56,8 +59,7 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     if n_classes == 2:
         one = _one_against_rest(y_true, predicted, probabilities[:, 1])
         result |= {name: one[name] for name in ("brier", "f1", "average_precision", "roc_auc")}
-        result["roc_auc_ci95"] = list(delong_ci(y_true, probabilities[:, 1]))
-        return result
+        return result | auc_intervals(y_true, probabilities, groups)
     each = [
         _one_against_rest((y_true == c).astype(np.int64), (predicted == c).astype(np.int64), probabilities[:, c])
         for c in range(n_classes)
@@ -65,7 +67,7 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[s
     result["brier"] = float(np.sum([one["brier"] for one in each]))
     for name in ("f1", "average_precision", "roc_auc"):
         result[name] = float(np.mean([one[name] for one in each]))
-    result["roc_auc_ci95"] = list(macro_auc_ci(y_true, probabilities))
+    result |= auc_intervals(y_true, probabilities, groups)
     result["roc_auc_per_class"] = {label: one["roc_auc"] for label, one in zip(classes, each, strict=True)}
     result["per_class"] = dict(zip(classes, each, strict=True))
     return result

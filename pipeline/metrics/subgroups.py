@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.metrics.bootstrap import bootstrap_auc_ci
-from pipeline.metrics.checks import Floats, Ints, checked
+from pipeline.metrics.checks import Floats, Ints, binary_problems, checked
 from pipeline.metrics.discrimination import auc_influence, macro_auc_ci
 from pipeline.metrics.shares import Share, wilson
 
@@ -25,8 +25,9 @@ MISSING = "(missing)"
 class Subgroup:
     """One value of one attribute, and how a head does there.
 
-    `counts` are samples of each class. `roc_auc`, its interval (by `interval`: "DeLong" or "bootstrap over patients"),
-    `sensitivity` and `specificity` (two classes, at the chosen threshold) are None where `reason` says why.
+    `counts` are samples of each class, or with each label. `roc_auc`, its interval (by `interval`: "DeLong" or
+    "bootstrap over patients"), `sensitivity` and `specificity` (two classes, at the chosen threshold) are None where
+    `reason` says why.
     """
 
     attribute: str
@@ -56,7 +57,7 @@ def score_subgroups(
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
     probabilities : ndarray (n, C) float64
     attributes : mapping of sequences of length n
         Column's name -> values. Numbers of more than ten different values are banded by quartiles.
@@ -73,7 +74,8 @@ def score_subgroups(
     tuple of Subgroup
         In the order of the columns, and of their values. A subgroup of fewer than twenty samples, or of fewer
         than two of a class, is named with its counts and the reason. Of a column with more than twenty values
-        the most frequent twenty are scored, and one entry names the number of the others.
+        the most frequent twenty are scored, and one entry names the number of the others; if none of them has
+        twenty samples (an identifier, a free text), one entry stands for all.
 
     Raises
     ------
@@ -87,6 +89,10 @@ def score_subgroups(
             raise ValueError(f"{len(y_true)} samples, but {len(values)} values of {name!r}")
         names = banded(values)
         column, order, sizes = np.array(names), _in_order(names), Counter(names)
+        if len(order) > MOST_VALUES and max(sizes.values()) < FEWEST:
+            counts, reason = _counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
+            found.append(_without_figures(name, f"({len(order)} values)", counts, reason))
+            continue
         scored = set(sorted(order, key=lambda value: -sizes[value])[:MOST_VALUES])
         for value in (value for value in order if value in scored):
             rows = column == value
@@ -133,7 +139,7 @@ def _subgroup(
     counts = _counts(y_true, probabilities.shape[1])
     if len(y_true) < FEWEST:
         return _without_figures(name, value, counts, f"fewer than {FEWEST} samples")
-    if min(counts) < 2:
+    if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
         return _without_figures(name, value, counts, "fewer than two samples of a class")
     auc, _ = auc_influence(y_true, probabilities)
     method, reason = "DeLong", ""
@@ -149,7 +155,7 @@ def _subgroup(
             interval, reason = None, f"no interval: {error}"
     low, high = interval if interval is not None else (None, None)
     sensitivity, specificity = None, None
-    if threshold is not None and len(counts) == 2:
+    if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
         found = probabilities[:, 1] >= threshold
         sensitivity = wilson(int(found[y_true == 1].sum()), counts[1], level=level)
         specificity = wilson(int((~found[y_true == 0]).sum()), counts[0], level=level)
@@ -161,6 +167,8 @@ def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str
 
 
 def _counts(y_true: Ints, n_classes: int) -> tuple[int, ...]:
+    if y_true.ndim == 2:
+        return tuple((y_true == 1).sum(axis=0).tolist())
     return tuple(np.bincount(y_true, minlength=n_classes).tolist())
 
 

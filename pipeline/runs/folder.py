@@ -8,19 +8,19 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, fields
+from dataclasses import astuple, fields
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.errors import RunError
+from pipeline.metrics import Comparison
+from pipeline.runs.decoding import from_json, to_json
 from pipeline.runs.records import (
-    CrossValidated,
     CrossValidation,
     DatasetFacts,
-    EmbeddingFacts,
     Epoch,
     HeadResult,
     LearningPoint,
@@ -29,17 +29,17 @@ from pipeline.runs.records import (
     ReferenceResult,
     Run,
     RunConfig,
-    SeedResult,
-    UnreadableImage,
     class_numbers,
 )
 from pipeline.runs.tensorboard import write_tensorboard
+from pipeline.runs.trust import Assessment, Leakage, Suspects
+from pipeline.shortcuts import AttributeAudit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 OWN_FILES = frozenset(
     {
         "config.json",
@@ -52,18 +52,26 @@ OWN_FILES = frozenset(
         "report.html",
     }
 )
+METRICS: dict[str, Any] = {
+    "selected": str,
+    "heads": tuple[HeadResult, ...],
+    "references": tuple[ReferenceResult, ...],
+    "comparisons": tuple[Comparison, ...],
+    "assessment": Assessment | None,
+    "cross_validation": CrossValidation | None,
+    "learning_curve": tuple[LearningPoint, ...],
+    "leakage": Leakage | None,
+    "shortcuts": tuple[AttributeAudit, ...],
+    "suspects": Suspects | None,
+}
+"""What `metrics.json` holds of a run."""
 SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "roc_auc_ci95"})
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
-    return {
-        "selected": run.selected,
-        "heads": [asdict(head) for head in run.heads],
-        "references": [asdict(reference) for reference in run.references],
-        "cross_validation": asdict(run.cross_validation) if run.cross_validation is not None else None,
-        "learning_curve": [asdict(point) for point in run.learning_curve],
-    }
+    document: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
+    return document
 
 
 def check_run_directory(directory: Path) -> None:
@@ -136,7 +144,9 @@ def write_run(run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bo
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
         (staging / "heads").mkdir(parents=True)
-        _write_json(staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(run.config)})
+        _write_json(
+            staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **to_json(run.config)}
+        )
         _write_json(staging / "metrics.json", metrics_document(run))
         _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
         if run.out_of_fold is not None:
@@ -167,13 +177,9 @@ def read_run(directory: Path) -> Run:
     config = _read_config(directory)
     with _reading(directory / "metrics.json") as path:
         metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        heads = tuple(_head_result(head) for head in metrics["heads"])
-        references = tuple(_from_dict(ReferenceResult, reference) for reference in metrics["references"])
-        cross_validation = _cross_validation(metrics["cross_validation"])
-        points = [{**point, "roc_aucs": tuple(point["roc_aucs"])} for point in metrics["learning_curve"]]
-        learning_curve = tuple(_from_dict(LearningPoint, point) for point in points)
-        selected = metrics["selected"]
-        _check_heads(selected, heads)
+        found = {name: from_json(metrics[name], kind) for name, kind in METRICS.items()}
+        heads, cross_validation = found["heads"], found["cross_validation"]
+        _check_heads(found["selected"], heads)
     with _reading(directory / "predictions.csv") as path:
         predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
         _check_predictions(predictions, heads, config.dataset)
@@ -185,16 +191,12 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "history.csv") as path:
         history = _read_history(path)
     return Run(
-        directory,
-        config,
-        selected,
-        heads,
-        references,
-        cross_validation,
-        learning_curve,
-        history,
-        predictions,
-        out_of_fold,
+        directory=directory,
+        config=config,
+        history=history,
+        predictions=predictions,
+        out_of_fold=out_of_fold,
+        **found,
     )
 
 
@@ -296,37 +298,7 @@ def _read_config(directory: Path) -> RunConfig:
             raise RunError(
                 f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
             )
-        dataset = content["dataset"]
-        dataset["unreadable"] = tuple(_from_dict(UnreadableImage, row) for row in dataset["unreadable"])
-        dataset["classes"] = tuple(dataset["classes"])
-        dataset["positive"] = None if dataset["positive"] is None else tuple(dataset["positive"])
-        content["dataset"] = _from_dict(DatasetFacts, dataset)
-        content["embeddings"] = _from_dict(EmbeddingFacts, content["embeddings"])
-        content["warnings"] = tuple(content["warnings"])
-        return _from_dict(RunConfig, content)
-
-
-def _head_result(values: dict[str, Any]) -> HeadResult:
-    seeds = tuple(_from_dict(SeedResult, seed) for seed in values["seeds"])
-    return _from_dict(HeadResult, {**values, "seeds": seeds, "alarms": tuple(values["alarms"])})
-
-
-def _cross_validation(values: dict[str, Any] | None) -> CrossValidation | None:
-    if values is None:
-        return None
-    results = tuple(
-        CrossValidated(result["name"], result["pooled"], tuple(result["fold_roc_aucs"])) for result in values["results"]
-    )
-    return _from_dict(CrossValidation, {**values, "selected": tuple(values["selected"]), "results": results})
-
-
-T = TypeVar("T")
-
-
-def _from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Make a dataclass of a JSON object; keys of a later minor version are passed over."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in values.items() if key in known})
+        return from_json(content, RunConfig)
 
 
 def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.metrics import Comparison
+from pipeline.runs.trust import Assessment, Leakage, Suspects
+from pipeline.shortcuts import AttributeAudit
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -63,7 +67,9 @@ class RunConfig:
     """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
 
     `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
-    memory limit where embeddings were streamed, which decides the order of batches; else None.
+    memory limit where embeddings were streamed, which decides the order of batches; else None. `per_patient` is how
+    patients' probabilities were joined before scoring ("mean", "max"), or None; `prevalence` the stated one, or None.
+    `warnings` are what must be known before believing the scores.
     """
 
     command: str
@@ -84,6 +90,8 @@ class RunConfig:
     embeddings: EmbeddingFacts
     versions: dict[str, str]
     machine: str
+    per_patient: str | None = None
+    prevalence: float | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -203,7 +211,11 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read back."""
+    """One run folder, read back.
+
+    `comparisons` are of the other heads, and the references, against the selected one, on the split that `assessment`
+    is of. `leakage`, `assessment` and `suspects` are there in every run that `train` wrote.
+    """
 
     directory: Path
     config: RunConfig
@@ -215,6 +227,11 @@ class Run:
     history: tuple[Epoch, ...]
     predictions: Predictions
     out_of_fold: OutOfFold | None = None
+    leakage: Leakage | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    assessment: Assessment | None = None
+    shortcuts: tuple[AttributeAudit, ...] = ()
+    suspects: Suspects | None = None
 
     def head(self, name: str) -> HeadResult:
         """Give the result of one head by its name."""

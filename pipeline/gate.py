@@ -1,0 +1,109 @@
+"""The leakage gate: before anything is trained, what the splits of a task share."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from features.errors import TrainingError
+from pipeline.leakage import SharedByTwo, find_leakage
+from pipeline.runs import Leakage, SharedImages, SimilarImages
+from pipeline.task import Task
+
+MOST_COMPARED = 200_000  # images: a minute on two cores; the time grows with the square of their number
+
+logger = logging.getLogger(__name__)
+
+
+def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
+    """Look for patients, bytes and near-duplicates that are in two splits.
+
+    Parameters
+    ----------
+    task : Task
+    allowed : bool
+        Go on where patients or bytes are shared.
+
+    Returns
+    -------
+    Leakage
+
+    Raises
+    ------
+    TrainingError
+        If two splits share a patient or an image's bytes, and that is not allowed.
+    """
+    table, places = task.table, np.flatnonzero(task.readable)
+    patients = None if table.patients is None else [table.patients[i] for i in places]
+    x, not_compared = None, ""
+    if len(places) > MOST_COMPARED:
+        not_compared = f"{len(places):,} images are too many to compare with one another"
+    elif task.is_streamed:
+        not_compared = "the embeddings do not fit into the memory limit"
+    else:
+        x = task.embeddings(np.arange(len(places)))
+    found = find_leakage(x, task.splits, table.rows[places].tolist(), patients)
+    paths, splits = [table.paths[i] for i in places], task.splits.tolist()
+
+    def shared(pairs: Sequence[SharedByTwo], what: "Sequence[str]") -> tuple[SharedImages, ...]:
+        return tuple(
+            SharedImages(name, paths[a], splits[a], paths[b], splits[b], pair.n_images)
+            for name, pair in zip(what, pairs, strict=True)
+            for a, b in [(pair.first, pair.second)]
+        )
+
+    leakage = Leakage(
+        n_patients=found.n_patients,
+        patients=shared(
+            found.patients, [f"the patient {patients[p.first]!r}" for p in found.patients] if patients else []
+        ),
+        n_contents=found.n_contents,
+        contents=shared(found.contents, ["the same bytes"] * len(found.contents)),
+        n_near_duplicates=found.n_near_duplicates,
+        near_duplicates=tuple(
+            SimilarImages(paths[p.first], splits[p.first], paths[p.second], splits[p.second], p.cosine)
+            for p in found.near_duplicates
+        ),
+        threshold=found.threshold,
+        allowed=allowed and found.refused,
+        not_compared=not_compared,
+    )
+    if found.refused and not allowed:
+        raise TrainingError(
+            f"The data set {table.name!r} leaks: {_shared_text(leakage)}. What a head scores there says nothing of new "
+            "patients. Mend the split column or folders, or go on with --allow-leakage; the report will say so."
+        )
+    return leakage
+
+
+def leakage_warnings(leakage: Leakage) -> list[str]:
+    """Say what a run's reader must know of leakage, a sentence each."""
+    warnings = []
+    if leakage.allowed:
+        warnings.append(f"Leakage, allowed by --allow-leakage: {_shared_text(leakage)}. The figures flatter all heads.")
+    if leakage.n_near_duplicates:
+        closest = leakage.near_duplicates[0]
+        pairs = "pair of images is" if leakage.n_near_duplicates == 1 else "pairs of images are"
+        warnings.append(
+            f"{leakage.n_near_duplicates:,} {pairs} nearly the same in two splits (cosine above {leakage.threshold:g}); the "
+            f"closest: {closest.first} ({closest.first_split}) and {closest.second} ({closest.second_split}), "
+            f"{closest.cosine:.3f}. If they are of one patient, the figures flatter all heads: give a patient column."
+        )
+    return warnings
+
+
+def _shared_text(leakage: Leakage) -> str:
+    """Name how much is shared, with an example of each kind."""
+    kinds = [
+        (leakage.n_patients, leakage.patients, "patient is", "patients are"),
+        (leakage.n_contents, leakage.contents, "image, by its bytes, is", "images, by their bytes, are"),
+    ]
+    texts = []
+    for n, pairs, one, several in kinds:
+        if n:
+            pair = pairs[0]
+            texts.append(
+                f"{n:,} {one if n == 1 else several} in two splits ({pair.what}: {pair.first} in {pair.first_split}, "
+                f"{pair.second} in {pair.second_split})"
+            )
+    return "; ".join(texts)

@@ -1,0 +1,147 @@
+"""From trained heads to results: each variant's and each reference's scores, and which head validation selects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import TrainingError
+from pipeline.heads import count_parameters
+from pipeline.metrics import Comparison, compare_heads
+from pipeline.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from pipeline.runs import HeadResult, ReferenceResult, SeedResult
+from pipeline.task import Task
+from pipeline.train import TrainedHead
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All variants of a run, scored.
+
+    `probabilities[head]` and `of_references[name]` are (n, C) float64 of all images: the mean over seeds; NaN where a
+    reference was not asked.
+    """
+
+    heads: tuple[HeadResult, ...]
+    references: tuple[ReferenceResult, ...]
+    selected: str
+    probabilities: Mapping[str, Floats]
+    of_references: Mapping[str, Floats]
+
+
+def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) -> Scored:
+    """Score every variant, and the references; select a head by validation alone.
+
+    Parameters
+    ----------
+    variants : mapping of sequences of TrainedHead
+        Each variant's heads, one a seed, by its name.
+    task : Task
+
+    Raises
+    ------
+    TrainingError
+        If a head's predictions are no numbers.
+    """
+    of_references = _reference_probabilities(task)
+    n_fitted = len(fitted_rows(np.flatnonzero(task.splits == "train")))
+    references = []
+    for name, found in of_references.items():
+        scores = _scores(task, found)
+        references.append(ReferenceResult(name, n_fitted, scores["val"], scores.get("test")))
+    probabilities, results = {}, []
+    for name, trained in variants.items():
+        found = _probabilities(trained, task)
+        probabilities[name] = found.mean(axis=0)
+        results.append(_result(trained, task, found, references))
+    selected = max(results, key=_selection_order).name
+    return Scored(tuple(results), tuple(references), selected, probabilities, of_references)
+
+
+def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
+    """Compare all other heads, and the references, with the selected head on the split that is reported."""
+    rows = np.flatnonzero(task.splits == task.scored_splits[-1])
+    units = task.units(rows)
+    everyone = {**scored.probabilities, **scored.of_references}
+    joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
+    return compare_heads(units.y, joined, scored.selected, groups=units.groups)
+
+
+def _selection_order(result: HeadResult) -> tuple[float, float]:
+    """Select by validation alone: the mean ROC AUC over seeds, then the loss."""
+    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -float(result.val["loss"])
+
+
+def _reference_probabilities(task: Task) -> dict[str, Floats]:
+    train = np.flatnonzero(task.splits == "train")
+    scored = np.flatnonzero(np.isin(task.splits, task.scored_splits))
+    found = {}
+    for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
+        found[name] = np.full((len(task.y), len(task.names)), np.nan)
+        found[name][scored] = probabilities
+    return found
+
+
+def _probabilities(trained: Sequence[TrainedHead], task: Task) -> Floats:
+    """Give each seed's class probabilities of all images, (S, n, C)."""
+    found = np.stack([task.predicted(head.module) for head in trained])
+    if not np.isfinite(found).all():
+        raise TrainingError(
+            f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
+        )
+    return found
+
+
+def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
+    """Score probabilities (n, C) on each split that heads are scored on."""
+    return {
+        name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
+        for name in task.scored_splits
+    }
+
+
+def _result(
+    trained: Sequence[TrainedHead], task: Task, probabilities: Floats, references: Sequence[ReferenceResult]
+) -> HeadResult:
+    """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
+    first, spec = trained[0], trained[0].spec
+    scores = _scores(task, probabilities.mean(axis=0))
+    rows = {name: np.flatnonzero(task.splits == name) for name in task.scored_splits}
+    aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in probabilities]
+    seeds = tuple(
+        SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
+        for head, auc in zip(trained, aucs, strict=True)
+    )
+    return HeadResult(
+        name=spec.name,
+        n_parameters=count_parameters(first.module),
+        learning_rate=spec.lr,
+        weight_decay=spec.weight_decay,
+        dropout=spec.dropout,
+        best_epoch=first.best_epoch,
+        epochs=len(first.history),
+        weights_file=f"heads/{spec.slug}.safetensors",
+        val=scores["val"],
+        test=scores.get("test"),
+        seeds=seeds,
+        alarms=tuple(_alarms(task, probabilities.mean(axis=0), seeds, references)),
+    )
+
+
+def _alarms(
+    task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
+) -> list[str]:
+    """Say what is wrong with a head, by its validation split."""
+    alarms = []
+    answers = np.unique(task.answers(probabilities[task.splits == "val"]))
+    if len(answers) == 1:
+        alarms.append(f"collapsed: it calls every validation image {answers[0]}")
+    found = float(np.mean([seed.val_roc_auc for seed in seeds]))
+    to_beat = next(float(reference.val["roc_auc"]) for reference in references if reference.name == LOGISTIC_REGRESSION)
+    if found < to_beat:
+        alarms.append(f"loses to {LOGISTIC_REGRESSION}: validation ROC AUC {found:.3f} against {to_beat:.3f}")
+    return alarms
