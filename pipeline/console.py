@@ -121,6 +121,7 @@ def train_text(run: "Run") -> str:
     lines += _cross_validation_lines(run.cross_validation)
     lines += _learning_curve_lines(run, split)
     lines += _label_lines(run, split)
+    lines += _interval_lines(run, split)
     lines += _assessment_lines(run.assessment)
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
@@ -152,6 +153,17 @@ def _label_lines(run: "Run", split: str) -> list[str]:
             f"  {label}: {area:.3f} ({low:.3f} to {high:.3f}), known of {scores['n_known_per_class'][label]:,} images"
         )
     return lines
+
+
+def _interval_lines(run: "Run", split: str) -> list[str]:
+    """Give the selected head's other interval where DeLong's covers too seldom."""
+    head = run.head(run.selected)
+    scores = head.val if head.test is None else head.test
+    if "roc_auc_ci95_newcombe" not in scores:
+        return []
+    low, high = scores["roc_auc_ci95_newcombe"]
+    why = "of few cases, or near one, DeLong's interval is too narrow"
+    return [f"{head.name}, {split} AUC: {why}; Newcombe's is {low:.3f} to {high:.3f}"]
 
 
 def _assessment_lines(found: "Assessment | None") -> list[str]:

@@ -142,7 +142,7 @@ def test_selected_head_is_the_best_on_validation_whatever_test_says(
     def perverse(y_true: Any, _: Any) -> float:
         return next(on_val if len(y_true) == 30 else on_test)
 
-    monkeypatch.setattr("pipeline.experiment.macro_roc_auc", perverse)
+    monkeypatch.setattr("pipeline.task.macro_roc_auc", perverse)
     splits = ["train"] * 50 + ["val"] * 30 + ["test"] * 20
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), splits=splits)
     assert train(cache, heads=("linear,lr=1e-4", "linear")).selected == "linear"
@@ -270,7 +270,8 @@ def test_without_a_test_split_nothing_is_called_test(tmp_path: Path) -> None:
 
 
 def test_without_a_val_split_it_is_carved_from_train_alone_by_patient(tmp_path: Path) -> None:
-    splits, patients = given_splits(100, "train", "train", "train", "test"), [f"p{i // 4}" for i in range(100)]
+    patients = [f"p{i // 4}" for i in range(100)]
+    splits = ["test" if i // 4 % 5 == 4 else "train" for i in range(100)]
     labels = ["benign" if i // 4 % 2 else "malignant" for i in range(100)]
     run = train(write_labelled_cache(tmp_path / "cache.h5", labels, splits=splits, patients=patients))
     pairs = list(zip(splits, run.predictions.splits, strict=True))

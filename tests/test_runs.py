@@ -420,7 +420,7 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
         ("metrics.json", lambda c: c.update(heads=["linear"]), "metrics.json: the run is damaged"),
         ("metrics.json", lambda c: c["heads"][0].pop("n_parameters"), "metrics.json: the run is damaged"),
         ("metrics.json", lambda c: c["heads"][0]["val"].pop("roc_auc"), "the head linear lacks the score roc_auc"),
-        ("metrics.json", lambda c: c["heads"][0].update(val=None), "the head linear lacks the score accuracy"),
+        ("metrics.json", lambda c: c["heads"][0].update(val=None), "metrics.json: the run is damaged"),
         ("metrics.json", lambda c: c["heads"][1].update(name="mlp:9"), "predictions.csv: .*there is no 'mlp:9'"),
     ],
 )
