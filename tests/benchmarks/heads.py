@@ -11,8 +11,12 @@ from torch import nn
 from features.devices import choose_device
 from features.extract import extract
 from features.plan import ExtractOptions
+from pipeline.crossval import NESTED
 from pipeline.experiment import run_experiment
 from pipeline.heads import HeadSpec, parse_heads
+from pipeline.metrics import compare_heads
+from pipeline.references import LOGISTIC_REGRESSION
+from pipeline.runs import Run
 from pipeline.train import Fold, Labelled, TrainingConfig, train_heads
 from tests.benchmarks import usual
 from tests.benchmarks.defaults import defaults
@@ -97,8 +101,25 @@ def busi(folder: Path) -> list[Measurement]:
             f"{ours_s:.1f} s for {n_heads} heads; the backbone's {ORIGINAL_EPOCHS} epochs for one head of the original's "
             f"way {original_s:.0f} s ({original_s / (ours_s / n_heads):.0f} times a head)",
             "60 s", {"seconds": ours_s, "heads": n_heads, "original_s": original_s},
-        )
+        ),
+        _against_logistic_regression(run),
     ]  # fmt: skip
+
+
+def _against_logistic_regression(run: Run) -> Measurement:
+    """Compare what each fold selected with logistic regression on the same folds, by DeLong's paired test."""
+    assert run.out_of_fold is not None
+    assert run.cross_validation is not None
+    areas = {result.name: result.pooled["roc_auc"] for result in run.cross_validation.results}
+    both = {name: run.out_of_fold.probabilities[name] for name in (LOGISTIC_REGRESSION, NESTED)}
+    (found,) = compare_heads(run.y_true(), both, LOGISTIC_REGRESSION)
+    return Measurement(
+        f"BUSI, pooled over the {N_FOLDS} folds: ROC AUC of what each fold selected, and of logistic regression",
+        f"{areas[NESTED]:.3f} and {areas[LOGISTIC_REGRESSION]:.3f}, difference {found.difference:+.3f} "
+        f"({found.low:+.3f} to {found.high:+.3f}), p {found.p:.2g}",
+        "0.80, not below logistic regression",
+        {"nested": areas[NESTED], "logistic_regression": areas[LOGISTIC_REGRESSION], "p": found.p or 0.0},
+    )
 
 
 def streamed(folder: Path) -> list[Measurement]:
