@@ -280,7 +280,7 @@ def _references(task: Task) -> list[ReferenceResult]:
     for name, found in reference_probabilities(task.x, task.y, train, scored).items():
         probabilities[scored] = found
         scores = _scores(task, probabilities)
-        results.append(ReferenceResult(name, len(fitted_rows(train)), scores["val"], scores.get("test")))
+        results.append(ReferenceResult(name, len(fitted_rows(task.y, train)), scores["val"], scores.get("test")))
     return results
 
 
