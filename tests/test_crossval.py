@@ -4,15 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.cache import EmbeddingCache
 from features.errors import TrainingError
-from pipeline.crossval import NESTED
+from pipeline.crossval import NESTED, outer_folds
 from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
 from pipeline.runs import CrossValidation, Run, read_run
 from pipeline.splits import k_folds
+from pipeline.task import read_task
 from pipeline.train import TrainingConfig
 from tests.labelled import embeddings_of, mixed, write_labelled_cache
 
@@ -50,6 +52,38 @@ def test_a_patient_is_never_in_two_folds_and_every_class_is_in_each(
         assert len(set(folds[groups == group].tolist())) == 1
     for fold in range(n_folds):
         assert set(y[folds == fold].tolist()) == {0, 1}
+
+
+@settings(max_examples=25)
+@given(
+    n_folds=st.integers(2, 4),
+    sizes=st.tuples(*[st.lists(st.integers(1, 4), min_size=12, max_size=20)] * 2),
+    seed=st.integers(0, 5),
+    has_test=st.booleans(),
+)
+def test_a_patient_is_on_one_side_of_every_fold(
+    tmp_path_factory: pytest.TempPathFactory,
+    n_folds: int,
+    sizes: tuple[list[int], list[int]],
+    seed: int,
+    has_test: bool,
+) -> None:
+    patients = np.repeat([f"p{i}" for i in range(len(sizes[0] + sizes[1]))], sizes[0] + sizes[1])
+    labels = np.repeat(CLASSES, [sum(of_class) for of_class in sizes])
+    # Every third patient is for the test, the others are learnt from.
+    splits = ["test" if int(patient[1:]) % 3 == 0 else "train" for patient in patients] if has_test else None
+    path = tmp_path_factory.mktemp("folds") / "c.h5"
+    with EmbeddingCache(
+        write_labelled_cache(path, labels.tolist(), patients=patients.tolist(), splits=splits)
+    ) as cache:
+        task = read_task(cache, None, (), seed)
+    held_out = []
+    for fold in outer_folds(task, n_folds, seed):
+        sides = [set(patients[rows].tolist()) for rows in (fold.held_out, fold.inner.train, fold.inner.val)]
+        assert sum(map(len, sides)) == len(set.union(*sides))
+        assert all(set(labels[rows].tolist()) == set(CLASSES) for rows in (fold.inner.train, fold.inner.val))
+        held_out += fold.held_out.tolist()
+    assert sorted(held_out) == np.flatnonzero((task.splits != "test") | (not has_test)).tolist()
 
 
 @pytest.mark.parametrize(
