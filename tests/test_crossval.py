@@ -1,9 +1,11 @@
 """Nested cross-validation: nobody is predicted by a head that saw him, and selection never sees the outer fold."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from pipeline.heads import parse_heads
 from pipeline.runs import CrossValidation, Run, read_run
 from pipeline.splits import k_folds
 from pipeline.task import read_task
-from pipeline.train import TrainingConfig
+from pipeline.train import TrainedHead, TrainingConfig, train_heads
 from tests.labelled import embeddings_of, mixed, write_labelled_cache
 
 QUICK = TrainingConfig(epochs=4, patience=2, seeds=2)
@@ -121,6 +123,27 @@ def test_embeddings_that_say_nothing_get_no_auc_out_of_it(tmp_path: Path) -> Non
     cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=patients, embeddings=embeddings)
     for result in folds_of(cross_validated(cache, 5)).results:
         assert abs(result.pooled["roc_auc"] - 0.5) < 0.25
+
+
+def test_held_out_images_have_no_say_in_the_heads_of_their_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[list[TrainedHead]] = []
+
+    def watched(*arguments: Any) -> list[TrainedHead]:
+        heads.append(train_heads(*arguments))
+        return heads[-1]
+
+    monkeypatch.setattr("pipeline.crossval.train_heads", watched)
+    x = embeddings_of(LABELS)
+    first = cross_validated(write_labelled_cache(tmp_path / "a" / "c.h5", LABELS, embeddings=x))
+    assert first.out_of_fold is not None
+    x[np.array(first.out_of_fold.folds) == 0] *= -3
+    second = cross_validated(write_labelled_cache(tmp_path / "b" / "c.h5", LABELS, embeddings=x))
+    assert folds_of(first).selected[0] == folds_of(second).selected[0]
+    for one, other in zip(*heads, strict=True):
+        pairs = zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs) == (one.fold == 0)
 
 
 def test_separable_classes_are_told_apart_in_every_fold(tmp_path: Path) -> None:
