@@ -16,7 +16,7 @@ from features.devices import usable_memory
 from features.errors import TrainingError
 from features.labels import LABEL_VALUES, is_label_column
 from pipeline.metrics import score, score_labels
-from pipeline.runs import SPLITS, DatasetFacts, UnreadableImage, class_numbers
+from pipeline.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from pipeline.splits import carve_validation, class_masks, merged_groups, split
 from pipeline.train import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
 
@@ -322,6 +322,7 @@ def dataset_facts(task: Task) -> DatasetFacts:
         counts={name: _counts(task, name) for name in present},
         n_split={name: sizes[name] for name in present},
         is_multilabel=task.is_multilabel,
+        no_test_split=None if "test" in present else NO_TEST_SPLIT,
         unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
     )
 

@@ -13,6 +13,7 @@ DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 
 from pipeline.runs.folder import check_run_directory, metrics_document, read_run, write_run
 from pipeline.runs.records import (
+    NO_TEST_SPLIT,
     SPLITS,
     CrossValidated,
     CrossValidation,
@@ -33,6 +34,7 @@ from pipeline.runs.records import (
 from pipeline.runs.tensorboard import require_tensorboard
 
 __all__ = [
+    "NO_TEST_SPLIT",
     "SPLITS",
     "CrossValidated",
     "CrossValidation",

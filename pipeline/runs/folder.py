@@ -59,6 +59,7 @@ def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
     return {
         "selected": run.selected,
+        "no_test_split": run.config.dataset.no_test_split,
         "heads": [asdict(head) for head in run.heads],
         "references": [asdict(reference) for reference in run.references],
         "cross_validation": asdict(run.cross_validation) if run.cross_validation is not None else None,
