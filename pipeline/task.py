@@ -205,21 +205,28 @@ def _label_matrix(
         raise TrainingError(
             "--positive is for one label an image; with --multilabel each column is a label for itself."
         )
-    names = tuple(dict.fromkeys(normalize("NFC", name).lower() for name in wanted)) or _columns_of_labels(table)
+    names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
     if not names:
         raise TrainingError(
             f"--multilabel: the data set {table.name!r} has no column of 0 and 1 with both in it. "
             f"Its columns: {', '.join(table.attributes) or '(none)'}."
         )
-    columns = []
-    for name in names:
-        if name not in table.attributes:
-            raise TrainingError(
-                f"--label {name}: the data set {table.name!r} has no such column. It has: "
-                f"{', '.join(table.attributes) or '(none)'}."
-            )
-        columns.append(_label_column(table, name))
-    return names, np.column_stack(columns)[readable]
+    return names, np.column_stack([_label_column(table, name) for name in names])[readable]
+
+
+def _column_named(table: DatasetTable, wanted: str) -> str:
+    """Find a column by the name that its CSV has, whatever the case, and whether umlauts are composed or not."""
+
+    def spelled(name: str) -> str:
+        return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
+
+    for name in table.attributes:
+        if spelled(name) == spelled(wanted):
+            return name
+    raise TrainingError(
+        f"--label {wanted}: the data set {table.name!r} has no such column. It has: "
+        f"{', '.join(table.attributes) or '(none)'}."
+    )
 
 
 def _label_column(table: DatasetTable, name: str) -> Ints:
