@@ -133,6 +133,7 @@ def test_commands_are_listed_in_the_order_of_their_use(hoarfrost: Hoarfrost) -> 
         (["train", "--cache", "a.h5", "--run", "r", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["train", "--cache", "a.h5", "--run", "r", "--batch-size", "9" * 30], "Invalid value for '--batch-size'"),
         (["train", "--cache", "a.h5", "--run", "r", "--device", "tpu"], "Invalid value for '--device'"),
+        (["train", "--cache", "a.h5", "--run", "r", "--label-smoothing", "nan"], "'--label-smoothing': nan is not a"),
         (["train", "--cache", ".", "--run", "r"], "Invalid value for '--cache'"),
         (["extract", "--cache", "a.h5"], "Missing argument 'DATA'"),
         (["report"], "Missing option '--run'"),
