@@ -144,7 +144,7 @@ def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
     attributes = task.attributes()
     if not attributes:
         return ()
-    rows = fitted_rows(np.arange(len(task.y)))
+    rows = fitted_rows(task.y, np.arange(len(task.y)))
     columns = {name: [cells[i] for i in rows] for name, cells in attributes.items()}
     return audit_shortcuts(task.embeddings(rows), task.y[rows], task.groups[rows], columns, seed=seed)
 

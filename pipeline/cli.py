@@ -4,6 +4,7 @@
 import dataclasses
 import errno
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -63,6 +64,16 @@ class _SizeType(click.ParamType[int]):
         if size < SMALLEST_LIMIT:
             self.fail(f"{value} is too little; give at least {SMALLEST_LIMIT // 1_000_000}MB", param, ctx)
         return size
+
+
+class _ShareType(click.FloatRange):
+    """A share; NaN is none, though to a range it is neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        share = float(super().convert(value, param, ctx))
+        if math.isnan(share):
+            self.fail(f"{value} is not a number", param, ctx)
+        return share
 
 
 def json_option(command: Command) -> Command:
@@ -189,7 +200,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     help="Score patients in place of images: the mean, or the largest, of their images' probabilities.",
 )  # fmt: skip
 @click.option(
-    "--prevalence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+    "--prevalence", type=_ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
     help="Of the positive class where the head is to be used: predictive values and net benefit for there.",
 )  # fmt: skip
 @click.option("--allow-leakage", is_flag=True, help="Go on though two splits share patients or the same images.")
@@ -206,7 +217,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     help="balanced: each class counts the same in the loss, however many images it has.",
 )  # fmt: skip
 @click.option(
-    "--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
+    "--label-smoothing", type=_ShareType(0, 1, max_open=True), default=0.1, show_default=True,
     help="Share of each label that is spread over all classes.",
 )  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")

@@ -161,11 +161,13 @@ def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold]
 def _selected(
     trained: Mapping[tuple[str, int], Sequence[TrainedHead]], names: Sequence[str], task: Task, fold: int, inner: Fold
 ) -> str:
-    """Select one fold's variant by the mean over seeds of its inner validation ROC AUC."""
+    """Select one fold's variant by the mean over seeds of its inner validation ROC AUC, then by the loss."""
 
-    def validated(name: str) -> float:
-        found = [task.predicted(head.module, inner.val) for head in trained[name, fold]]
-        return float(np.mean([task.roc_auc(inner.val, probabilities) for probabilities in found]))
+    def validated(name: str) -> tuple[float, float]:
+        heads = trained[name, fold]
+        found = [task.predicted(head.module, inner.val) for head in heads]
+        losses = [head.history[head.best_epoch - 1].val_loss for head in heads]
+        return float(np.mean([task.roc_auc(inner.val, p) for p in found])), -float(np.mean(losses))
 
     return max(names, key=validated)
 

@@ -1,5 +1,6 @@
 """The learning curve: what more cases would bring."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy.typing as npt
 
 from pipeline.heads import HeadSpec
 from pipeline.runs import LearningPoint
-from pipeline.splits import class_masks
+from pipeline.splits import class_masks, strata_of_groups
 from pipeline.task import Task
 from pipeline.train import Fold, TrainingConfig, train_heads
 
@@ -16,7 +17,9 @@ Floats = npt.NDArray[np.float64]
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 N_DRAWS = 5
-FEWEST_OF_A_CLASS = 2  # images
+FEWEST_OF_A_CLASS = 1  # images: that can be learnt from, if badly
+
+logger = logging.getLogger(__name__)
 
 
 def learning_curve(
@@ -40,14 +43,19 @@ def learning_curve(
     Returns
     -------
     tuple of LearningPoint
-        Without the shares of which a draw would leave a class with fewer than two images.
+        Without the shares of which a draw would leave a class, or a label, without an image.
     """
     scored = np.flatnonzero(task.splits == task.scored_splits[-1])
     val = np.flatnonzero(task.splits == "val")
     points = []
     for share in SHARES:
         draws = [_draw(task, share, config.seed + draw) for draw in range(N_DRAWS if share < 1 else 1)]
-        if min(_rarest(task, rows) for rows in draws) < FEWEST_OF_A_CLASS:
+        n_rarest = min(_rarest(task, rows) for rows in draws)
+        if n_rarest < FEWEST_OF_A_CLASS:
+            logger.warning(
+                "learning curve: %.0f%% of the training patients are left out, a draw has %d image(s) of a class",
+                *(100 * share, n_rarest),
+            )
             continue
         folds = [Fold(rows, val) for rows in draws]
         trained = train_heads([spec], task.labelled(), folds, len(task.names), config, roc_aucs, on_epoch)
@@ -58,12 +66,9 @@ def learning_curve(
 
 
 def _draw(task: Task, share: float, seed: int) -> Ints:
-    """Draw a share of each class's training patients; give the rows of their images."""
+    """Draw a share of each class's training patients, or of each label's; give the rows of their images."""
     train = np.flatnonzero(task.splits == "train")
-    groups, first = np.unique(task.groups[train], return_index=True)
-    classes = (
-        task.y[train][first] if task.y.ndim == 1 else np.zeros(len(first), np.int64)
-    )  # several labels: of all alike
+    groups, classes, _ = strata_of_groups(task.y[train], task.groups[train], task.names, 1)
     rng = np.random.default_rng(seed)
     drawn = []
     for number in np.unique(classes):

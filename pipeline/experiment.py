@@ -127,6 +127,7 @@ def run_experiment(
             cross_validate(heads, task, folds, config, macro_roc_aucs, on_epoch) if folds else (None, None)
         )
         scored = score_variants(variants, task)
+        variants = {name: variants[name] for name in scored.probabilities}
         chosen = next(spec for spec in heads if spec.name == scored.selected)
         curve = learning_curve(chosen, task, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
         reviewed = _review(task, scored, out_of_fold, config.seed, prevalence)

@@ -143,16 +143,18 @@ def cross_heads(specs: "Sequence[HeadSpec]", grids: "Sequence[str]") -> list[Hea
         if key in values:
             raise TrainingError(f"--grid {grid}: {key} has a grid already. Put all its values into one.")
         values[key] = [_parse_value(key, value.strip(), key, option="--grid") for value in listed.split(",")]
-    crossed = [
+    crossed = (
         # A linear head has no hidden layer to drop out from: one of it is enough.
         replace(spec, **{key: value for key, value in chosen.items() if key != "dropout" or spec.depth})  # type: ignore[arg-type]
         for spec in specs
         for chosen in (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-    ]
-    found = list(dict.fromkeys(crossed))
-    if len(found) > MAX_VARIANTS:
-        raise TrainingError(f"--grid: {len(found):,} variants are more than {MAX_VARIANTS:,}. Give fewer values.")
-    return found
+    )
+    found: dict[HeadSpec, None] = {}
+    for variant in crossed:  # counted while they are made: three long lists would fill the memory
+        found[variant] = None
+        if len(found) > MAX_VARIANTS:
+            raise TrainingError(f"--grid: more than {MAX_VARIANTS:,} variants. Give fewer values.")
+    return list(found)
 
 
 def parse_heads(texts: "tuple[str, ...] | list[str]") -> list[HeadSpec]:

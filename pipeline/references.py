@@ -20,6 +20,7 @@ LOGISTIC_REGRESSION = "logistic regression"
 N_NEIGHBOURS = 20
 MAX_ITERATIONS = 2_000
 MOST_TRAINED = 5_000
+FEWEST_FITTED = 10  # of each class; by chance there might be none of a rare one
 
 
 def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: str | None = None) -> dict[str, Floats]:
@@ -41,7 +42,7 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: 
     dict of ndarray (m, C) float64, by the reference's name
         Of several labels, each is learnt for itself.
     """
-    train = fitted_rows(train)
+    train = fitted_rows(y, train)
     x_train = np.empty((len(train), x.n_features))  # in float64: with float32 the discriminant's do not sum to one
     for places, part in x.blocks(train):
         x_train[places] = part.cpu().numpy()
@@ -60,11 +61,24 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: 
     return found
 
 
-def fitted_rows(train: Ints) -> Ints:
-    """Give the training rows that references are fitted on: all, or a drawn part of so many that it would take hours."""
+def fitted_rows(y: Ints, train: Ints) -> Ints:
+    """Give the training rows that references are fitted on: all, or a drawn part of so many that it would take hours.
+
+    A few of each class, and of several labels of those with and without each, are always among them.
+    """
     if len(train) <= MOST_TRAINED:
         return train
-    return np.sort(np.random.default_rng(0).choice(train, MOST_TRAINED, replace=False))
+    drawn = np.random.default_rng(0).permutation(train)
+    kept = np.unique(
+        [
+            place
+            for column in y[drawn].reshape(len(drawn), -1).T
+            for value in np.unique(column)
+            for place in np.flatnonzero(column == value)[:FEWEST_FITTED]
+        ]
+    )
+    others = np.setdiff1d(np.arange(len(drawn)), kept)[: max(0, MOST_TRAINED - len(kept))]
+    return np.sort(drawn[np.concatenate([kept, others])])
 
 
 def _fitted(x_train: Floats, y_train: Ints, only: str | None) -> dict[str, Callable[[Floats], Floats]]:

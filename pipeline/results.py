@@ -1,5 +1,6 @@
 """From trained heads to results: each variant's and each reference's scores, and which head validation selects."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,15 @@ from pipeline.train import TrainedHead
 
 Floats = npt.NDArray[np.float64]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Scored:
     """All variants of a run, scored.
 
     `probabilities[head]` and `of_references[name]` are (n, C) float64 of all images: the mean over seeds; NaN where a
-    reference was not asked.
+    reference was not asked. Variants whose predictions overflow are left out.
     """
 
     heads: tuple[HeadResult, ...]
@@ -45,19 +48,24 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
     Raises
     ------
     TrainingError
-        If a head's predictions are no numbers.
+        If no head is left whose predictions are numbers.
     """
     of_references = _reference_probabilities(task)
-    n_fitted = len(fitted_rows(np.flatnonzero(task.splits == "train")))
+    n_fitted = len(fitted_rows(task.y, np.flatnonzero(task.splits == "train")))
     references = []
     for name, found in of_references.items():
         scores = _scores(task, found)
         references.append(ReferenceResult(name, n_fitted, scores["val"], scores.get("test")))
     probabilities, results = {}, []
     for name, trained in variants.items():
-        found = _probabilities(trained, task)
+        found = np.stack([task.predicted(head.module) for head in trained])  # (S, n, C)
+        if not np.isfinite(found).all():
+            logger.warning("%s: left out, its predictions overflow on some images", name)
+            continue
         probabilities[name] = found.mean(axis=0)
         results.append(_result(trained, task, found, references))
+    if not results:
+        raise TrainingError("Each head's predictions overflow on some images. Lower the learning rates (lr=).")
     selected = max(results, key=_selection_order).name
     return Scored(tuple(results), tuple(references), selected, probabilities, of_references)
 
@@ -83,16 +91,6 @@ def _reference_probabilities(task: Task) -> dict[str, Floats]:
     for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
         found[name] = np.full((len(task.y), len(task.names)), np.nan)
         found[name][scored] = probabilities
-    return found
-
-
-def _probabilities(trained: Sequence[TrainedHead], task: Task) -> Floats:
-    """Give each seed's class probabilities of all images, (S, n, C)."""
-    found = np.stack([task.predicted(head.module) for head in trained])
-    if not np.isfinite(found).all():
-        raise TrainingError(
-            f"{trained[0].spec.name}: its predictions overflow on some images. Lower the learning rate (lr=)."
-        )
     return found
 
 

@@ -86,6 +86,18 @@ def _strata(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple
     return renumbered.astype(np.int64), [names[number] for number in present]
 
 
+def strata_of_groups(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Ints, Sequence[str]]:
+    """Give the groups, the class that each is to be shared out by, and the names of these classes.
+
+    A patient with images of two classes counts for the rarer one, which can spare it least.
+    """
+    y, classes = _strata(y, groups, classes, fewest)
+    rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
+    by_rarity = np.argsort(rarity[y], kind="stable")
+    names, first = np.unique(groups[by_rarity], return_index=True)
+    return names, y[by_rarity][first], classes
+
+
 def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
     """Split images 70/10/20 into train, val and test.
 
@@ -120,12 +132,7 @@ def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int
 
 def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
     rng = np.random.default_rng(seed)
-    y, classes = _strata(y, groups, classes, len(shares) + 1)
-    # A patient with images of two classes counts for the rarer one, which can spare it least.
-    rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
-    by_rarity = np.argsort(rarity[y], kind="stable")
-    names, first = np.unique(groups[by_rarity], return_index=True)
-    stratum = y[by_rarity][first]  # (n_groups,)
+    names, stratum, classes = strata_of_groups(y, groups, classes, len(shares) + 1)
     assigned = np.full(len(names), "train", dtype="<U5")
     for number, label in enumerate(classes):
         members = rng.permutation(np.flatnonzero(stratum == number))

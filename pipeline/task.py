@@ -16,7 +16,7 @@ from features.devices import usable_memory
 from features.errors import TrainingError
 from features.labels import LABEL_VALUES, is_label_column
 from pipeline.metrics import macro_roc_auc, score, score_labels
-from pipeline.runs import SPLITS, DatasetFacts, UnreadableImage, class_numbers
+from pipeline.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from pipeline.splits import carve_validation, class_masks, merged_groups, split
 from pipeline.train import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
 from pipeline.units import Units, patient_numbers, units_of
@@ -271,21 +271,28 @@ def _label_matrix(
         raise TrainingError(
             "--positive is for one label an image; with --multilabel each column is a label for itself."
         )
-    names = tuple(dict.fromkeys(normalize("NFC", name).lower() for name in wanted)) or _columns_of_labels(table)
+    names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
     if not names:
         raise TrainingError(
             f"--multilabel: the data set {table.name!r} has no column of 0 and 1 with both in it. "
             f"Its columns: {', '.join(table.attributes) or '(none)'}."
         )
-    columns = []
-    for name in names:
-        if name not in table.attributes:
-            raise TrainingError(
-                f"--label {name}: the data set {table.name!r} has no such column. It has: "
-                f"{', '.join(table.attributes) or '(none)'}."
-            )
-        columns.append(_label_column(table, name))
-    return names, np.column_stack(columns)[readable]
+    return names, np.column_stack([_label_column(table, name) for name in names])[readable]
+
+
+def _column_named(table: DatasetTable, wanted: str) -> str:
+    """Find a column by the name that its CSV has, whatever the case, and whether umlauts are composed or not."""
+
+    def spelled(name: str) -> str:
+        return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
+
+    for name in table.attributes:
+        if spelled(name) == spelled(wanted):
+            return name
+    raise TrainingError(
+        f"--label {wanted}: the data set {table.name!r} has no such column. It has: "
+        f"{', '.join(table.attributes) or '(none)'}."
+    )
 
 
 def _label_column(table: DatasetTable, name: str) -> Ints:
@@ -389,6 +396,7 @@ def dataset_facts(task: Task) -> DatasetFacts:
         counts={name: _counts(task, name) for name in present},
         n_split={name: sizes[name] for name in present},
         is_multilabel=task.is_multilabel,
+        no_test_split=None if "test" in present else NO_TEST_SPLIT,
         unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
     )
 

@@ -133,6 +133,7 @@ def test_commands_are_listed_in_the_order_of_their_use(hoarfrost: Hoarfrost) -> 
         (["train", "--cache", "a.h5", "--run", "r", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["train", "--cache", "a.h5", "--run", "r", "--batch-size", "9" * 30], "Invalid value for '--batch-size'"),
         (["train", "--cache", "a.h5", "--run", "r", "--device", "tpu"], "Invalid value for '--device'"),
+        (["train", "--cache", "a.h5", "--run", "r", "--label-smoothing", "nan"], "'--label-smoothing': nan is not a"),
         (["train", "--cache", ".", "--run", "r"], "Invalid value for '--cache'"),
         (["extract", "--cache", "a.h5"], "Missing argument 'DATA'"),
         (["report"], "Missing option '--run'"),
@@ -298,6 +299,7 @@ def test_train_says_which_head_won_by_what_and_where_the_run_is(
     low, high = scores["roc_auc_ci95"]
     assert f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})" in output.stdout
     assert "* selected by validation ROC AUC; 42 train, 6 val, 12 test images, split by image" in output.stdout
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["no_test_split"] is None
     assert output.stdout.endswith(f"run {tmp_path / 'run'}\n")
 
 
@@ -309,6 +311,10 @@ def test_train_without_a_test_split_says_so_and_calls_nothing_test(hoarfrost: Ho
     assert "There is no test split: these are validation figures" in output.stdout
     assert "test AUC" not in output.stdout
     assert "test accuracy" not in output.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for said in (config["dataset"]["no_test_split"], metrics["no_test_split"]):
+        assert said.startswith("There is no test split: all scores are of the validation split")
 
 
 def test_finished_work_survives_a_terminal_that_cannot_show_its_names(

@@ -1,19 +1,23 @@
 """Nested cross-validation: nobody is predicted by a head that saw him, and selection never sees the outer fold."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.cache import EmbeddingCache
 from features.errors import TrainingError
-from pipeline.crossval import NESTED
+from pipeline.crossval import NESTED, outer_folds
 from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
 from pipeline.runs import CrossValidation, Run, read_run
 from pipeline.splits import k_folds
-from pipeline.train import TrainingConfig
+from pipeline.task import read_task
+from pipeline.train import TrainedHead, TrainingConfig, train_heads
 from tests.labelled import embeddings_of, mixed, write_labelled_cache
 
 QUICK = TrainingConfig(epochs=4, patience=2, seeds=2)
@@ -52,6 +56,38 @@ def test_a_patient_is_never_in_two_folds_and_every_class_is_in_each(
         assert set(y[folds == fold].tolist()) == {0, 1}
 
 
+@settings(max_examples=25)
+@given(
+    n_folds=st.integers(2, 4),
+    sizes=st.tuples(*[st.lists(st.integers(1, 4), min_size=12, max_size=20)] * 2),
+    seed=st.integers(0, 5),
+    has_test=st.booleans(),
+)
+def test_a_patient_is_on_one_side_of_every_fold(
+    tmp_path_factory: pytest.TempPathFactory,
+    n_folds: int,
+    sizes: tuple[list[int], list[int]],
+    seed: int,
+    has_test: bool,
+) -> None:
+    patients = np.repeat([f"p{i}" for i in range(len(sizes[0] + sizes[1]))], sizes[0] + sizes[1])
+    labels = np.repeat(CLASSES, [sum(of_class) for of_class in sizes])
+    # Every third patient is for the test, the others are learnt from.
+    splits = ["test" if int(patient[1:]) % 3 == 0 else "train" for patient in patients] if has_test else None
+    path = tmp_path_factory.mktemp("folds") / "c.h5"
+    with EmbeddingCache(
+        write_labelled_cache(path, labels.tolist(), patients=patients.tolist(), splits=splits)
+    ) as cache:
+        task = read_task(cache, None, (), seed)
+    held_out = []
+    for fold in outer_folds(task, n_folds, seed):
+        sides = [set(patients[rows].tolist()) for rows in (fold.held_out, fold.inner.train, fold.inner.val)]
+        assert sum(map(len, sides)) == len(set.union(*sides))
+        assert all(set(labels[rows].tolist()) == set(CLASSES) for rows in (fold.inner.train, fold.inner.val))
+        held_out += fold.held_out.tolist()
+    assert sorted(held_out) == np.flatnonzero((task.splits != "test") | (not has_test)).tolist()
+
+
 @pytest.mark.parametrize(
     ("groups", "n_folds", "message"),
     [
@@ -87,6 +123,27 @@ def test_embeddings_that_say_nothing_get_no_auc_out_of_it(tmp_path: Path) -> Non
     cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=patients, embeddings=embeddings)
     for result in folds_of(cross_validated(cache, 5)).results:
         assert abs(result.pooled["roc_auc"] - 0.5) < 0.25
+
+
+def test_held_out_images_have_no_say_in_the_heads_of_their_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[list[TrainedHead]] = []
+
+    def watched(*arguments: Any) -> list[TrainedHead]:
+        heads.append(train_heads(*arguments))
+        return heads[-1]
+
+    monkeypatch.setattr("pipeline.crossval.train_heads", watched)
+    x = embeddings_of(LABELS)
+    first = cross_validated(write_labelled_cache(tmp_path / "a" / "c.h5", LABELS, embeddings=x))
+    assert first.out_of_fold is not None
+    x[np.array(first.out_of_fold.folds) == 0] *= -3
+    second = cross_validated(write_labelled_cache(tmp_path / "b" / "c.h5", LABELS, embeddings=x))
+    assert folds_of(first).selected[0] == folds_of(second).selected[0]
+    for one, other in zip(*heads, strict=True):
+        pairs = zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs) == (one.fold == 0)
 
 
 def test_separable_classes_are_told_apart_in_every_fold(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The learning curve: growing shares of the training patients, several draws, scored on the test split."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tests.labelled import embeddings_of, mixed, write_labelled_cache
 QUICK = TrainingConfig(epochs=10, patience=5)
 
 
-def with_curve(cache: Path) -> Run:
-    return run_experiment(cache, cache.parent / "run", parse_heads(["linear"]), config=QUICK, with_learning_curve=True)
+def with_curve(cache: Path, **options: Any) -> Run:
+    heads = parse_heads(["linear"])
+    return run_experiment(cache, cache.parent / "run", heads, config=QUICK, with_learning_curve=True, **options)
 
 
 def test_more_training_patients_make_a_better_head(tmp_path: Path) -> None:
@@ -44,7 +46,30 @@ def test_patients_are_drawn_whole(tmp_path: Path) -> None:
         assert point.n_images == 3 * point.n_patients
 
 
-def test_shares_that_leave_a_class_with_one_image_are_left_out(tmp_path: Path) -> None:
+def test_every_share_is_there_and_has_each_class_where_one_is_small(tmp_path: Path) -> None:
     run = with_curve(write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 40, "malignant": 10})))
-    assert [point.share for point in run.learning_curve] == [0.5, 1.0]
+    assert [(point.share, point.n_images) for point in run.learning_curve] == [
+        (0.05, 2), (0.1, 4), (0.2, 7), (0.5, 17), (1.0, 34),
+    ]  # fmt: skip
+
+
+def test_every_share_has_each_label_where_one_is_rare(tmp_path: Path) -> None:
+    cells = {"mass": [str(i % 2) for i in range(100)], "rare": [str(int(i % 12 == 0)) for i in range(100)]}
+    cache = write_labelled_cache(tmp_path / "c.h5", [""] * 100, attributes=cells)
+    assert [point.share for point in with_curve(cache, label_columns=()).learning_curve] == list(SHARES)
+
+
+def test_shares_that_leave_out_the_absence_of_a_label_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = {"mass": [str((i + 1) % 2) for i in range(100)], "body": [str(int(i % 12 > 0)) for i in range(100)]}
+    splits = ["test" if i % 5 == 0 else "val" if i % 5 == 1 else "train" for i in range(100)]
+    cache = write_labelled_cache(tmp_path / "c.h5", [""] * 100, attributes=cells, splits=splits)
+    run = with_curve(cache, label_columns=())
+    left_out = [share for share in SHARES if share not in [point.share for point in run.learning_curve]]
+    assert SHARES[0] in left_out
+    assert SHARES[-1] not in left_out
+    assert [message.split(" of the")[0] for message in caplog.messages] == [
+        f"learning curve: {share:.0%}" for share in left_out
+    ]
     assert read_run(tmp_path / "run").learning_curve == run.learning_curve

@@ -148,6 +148,35 @@ def test_selected_head_is_the_best_on_validation_whatever_test_says(
     assert train(cache, heads=("linear,lr=1e-4", "linear")).selected == "linear"
 
 
+def test_the_selection_is_by_the_mean_over_seeds(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), embeddings=embeddings_of(mixed(TWO), distance=0.05))
+    heads = ["linear", "linear,lr=0.01", "mlp:8", "mlp:8,lr=0.01"]
+    run = train(cache, heads=heads, config=replace(QUICK, seeds=3))
+    means = {head.name: np.mean([seed.val_roc_auc for seed in head.seeds]) for head in run.heads}
+    assert [seed.seed for seed in run.heads[0].seeds] == [0, 1, 2]
+    assert len(set(means.values())) > 1
+    assert means[run.selected] == max(means.values())
+
+
+def test_a_head_that_calls_every_image_the_same_is_named(tmp_path: Path) -> None:
+    # Weights that decay to nothing in the first step leave the bias alone, which learns that most are benign.
+    cache = write_labelled_cache(tmp_path / "cache.h5", mixed({"benign": 90, "malignant": 30}))
+    run = train(cache, heads=("linear,weight_decay=1000", "linear"), config=TrainingConfig(epochs=30, patience=30))
+    collapsed, sound = run.heads
+    assert "collapsed: it calls every validation image 'benign'" in collapsed.alarms
+    assert not any("collapsed" in alarm for alarm in sound.alarms)
+
+
+def test_a_head_that_loses_to_logistic_regression_is_named_with_both_figures(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
+    weak, _ = run = train(cache, heads=("linear,lr=1e-9", "linear,lr=0.01")).heads
+    to_beat = read_run(tmp_path / "run").references[1].val["roc_auc"]
+    for head in run:
+        loses = [alarm for alarm in head.alarms if alarm.startswith("loses to logistic regression")]
+        assert bool(loses) == (head.val["roc_auc"] < to_beat)
+    assert f"validation ROC AUC {weak.val['roc_auc']:.3f} against {to_beat:.3f}" in weak.alarms[-1]
+
+
 def test_separable_classes_reach_a_test_auc_of_one(tmp_path: Path) -> None:
     labels = mixed(TWO)
     cache = write_labelled_cache(tmp_path / "cache.h5", labels, embeddings=embeddings_of(labels, distance=1))
@@ -353,12 +382,19 @@ def test_embeddings_that_are_no_numbers_are_refused_by_path(tmp_path: Path) -> N
         train(cache)
 
 
-def test_predictions_that_overflow_are_a_clear_error(tmp_path: Path) -> None:
+def test_head_whose_predictions_overflow_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     labels, splits = mixed(TWO), given_splits(100, "train", "train", "val", "test")
     x = embeddings_of(labels)
     x[[i for i, name in enumerate(splits) if name == "test"]] *= 1e37
     cache = write_labelled_cache(tmp_path / "cache.h5", labels, splits=splits, embeddings=x)
-    with pytest.raises(TrainingError, match=r"linear,lr=100: its predictions overflow on some images.*learning rate"):
+    run = train(cache, heads=("linear,lr=100", "linear,lr=1e-9"))
+    assert [head.name for head in run.heads] == ["linear,lr=1e-09"]
+    assert list(read_run(run.directory).predictions.probabilities) == ["linear,lr=1e-09"]
+    assert [path.name for path in (run.directory / "heads").iterdir()] == ["linear-lr=1e-09.safetensors"]
+    assert "linear,lr=100: left out, its predictions overflow on some images" in caplog.text
+    with pytest.raises(TrainingError, match=r"Each head's predictions overflow on some images.*learning rates"):
         train(cache, heads=("linear,lr=100",))
 
 

@@ -216,6 +216,17 @@ def test_the_report_names_each_label_and_has_no_confusion_matrix(tmp_path: Path)
     assert "Confusion matrix" not in page
 
 
+@pytest.mark.parametrize("asked", ["Ge/ho\u0308r", "ge\N{DIVISION SLASH}h\u00f6r", "GE/H\u00d6R"])
+def test_a_label_is_found_by_the_name_that_its_csv_has(tmp_path: Path, asked: str) -> None:
+    header = ["path", "Ge/ho\u0308r"]  # as macOS writes it
+    write_images(tmp_path, [f"{i}.png" for i in range(4)])
+    dataset = read_dataset(write_csv(tmp_path / "labels.csv", [header, *([f"{i}.png", str(i % 2)] for i in range(4))]))
+    (column,) = dataset.attributes
+    cells = ["01"[i % 2] for i in range(40)]
+    cache = write_labelled_cache(tmp_path / "c.h5", [""] * 40, attributes={column: cells, "mass": cells})
+    assert train(cache, (asked,)).config.dataset.classes == (column,)
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [

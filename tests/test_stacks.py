@@ -16,6 +16,7 @@ from pipeline.train.batches import Batches, Group, seed_of
 from pipeline.train.objective import SingleLabel
 
 N_FEATURES = 12
+KEYS = ("lr", "weight_decay", "dropout")
 CONFIG = TrainingConfig(epochs=20, patience=20, batch_size=16, seeds=2)
 VARIANTS = [
     *cross_heads(parse_heads(["linear", "mlp:8x2"]), ["lr=1e-3,1e-2", "weight_decay=0,0.3"]),
@@ -195,9 +196,10 @@ def test_a_grid_of_dropout_leaves_one_linear_head() -> None:
         (["lr=1e-3,"], "--grid lr: lr= is not a number"),
         (["lr=0"], "--grid lr: lr must be above 0, not 0"),
         (["lr=1", "lr=2"], "--grid lr=2: lr has a grid already"),
-        (["lr=" + ",".join(f"{i + 1}" for i in range(10_001))], "10,001 variants are more than 10,000"),
+        (["lr=" + ",".join(f"{i + 1}" for i in range(10_001))], "--grid: more than 10,000 variants. Give fewer"),
+        ([f"{key}=" + ",".join(f"0.{i + 1:04d}" for i in range(5_000)) for key in KEYS], "more than 10,000 variants"),
     ],
 )
 def test_what_is_no_grid_is_refused(grids: list[str], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        cross_heads(parse_heads(["linear"]), grids)
+        cross_heads(parse_heads(["mlp:8"]), grids)

@@ -13,6 +13,7 @@ DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 
 from pipeline.runs.folder import check_run_directory, metrics_document, read_run, write_run
 from pipeline.runs.records import (
+    NO_TEST_SPLIT,
     SPLITS,
     CrossValidated,
     CrossValidation,
@@ -46,6 +47,7 @@ from pipeline.runs.trust import (
 )
 
 __all__ = [
+    "NO_TEST_SPLIT",
     "SPLITS",
     "Assessment",
     "ClassAssessment",

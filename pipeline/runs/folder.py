@@ -70,8 +70,8 @@ SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "ro
 
 def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
-    document: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
-    return document
+    found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
+    return {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split, **found}
 
 
 def check_run_directory(directory: Path) -> None:

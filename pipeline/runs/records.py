@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
+NO_TEST_SPLIT = "There is no test split: all scores are of the validation split, which also chose the head."
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class DatasetFacts:
     `n_images` counts the unreadable too. `split_by` is "given" (the data set says), "given, val
     from train" (it has no validation split), "patient" or "image" (we split, by what).
     `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
-    several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels.
+    several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels. `no_test_split`
+    says so where there is none.
     """
 
     name: str
@@ -47,6 +49,7 @@ class DatasetFacts:
     n_split: dict[str, int]
     unreadable: tuple[UnreadableImage, ...]
     is_multilabel: bool = False
+    no_test_split: str | None = None
 
 
 @dataclass(frozen=True)
