@@ -22,7 +22,7 @@ from features.errors import TrainingError
 from pipeline.assessment import assess, audit, find_suspects
 from pipeline.crossval import NESTED, cross_validate, outer_folds
 from pipeline.curve import learning_curve
-from pipeline.gate import check_leakage, leakage_warnings
+from pipeline.gate import check_leakage
 from pipeline.heads import HeadSpec
 from pipeline.metrics import macro_roc_aucs
 from pipeline.results import Scored, compare, score_variants
@@ -35,6 +35,7 @@ from pipeline.runs import (
     Run,
     RunConfig,
     check_run_directory,
+    leakage_warnings,
     require_tensorboard,
     write_run,
 )
@@ -221,6 +222,7 @@ def _run_config(
             weights_sha256=header.fingerprint.weights_sha256,
             preprocessing=dict(header.fingerprint.preprocessing),
             precision=header.fingerprint.precision,
+            digest=cache.digest(task.table.rows[task.readable]),
         ),
         versions={"python": platform.python_version(), **library_versions()},
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",

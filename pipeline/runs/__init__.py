@@ -27,6 +27,7 @@ from pipeline.runs.records import (
     Run,
     RunConfig,
     SeedResult,
+    SplitSize,
     UnreadableImage,
     class_numbers,
 )
@@ -34,6 +35,7 @@ from pipeline.runs.tensorboard import require_tensorboard
 from pipeline.runs.trust import (
     Assessment,
     ClassAssessment,
+    Confusion,
     FixedPoint,
     Leakage,
     NetBenefit,
@@ -43,12 +45,15 @@ from pipeline.runs.trust import (
     SimilarImages,
     SuspectImage,
     Suspects,
+    leakage_warnings,
+    shared_text,
 )
 
 __all__ = [
     "SPLITS",
     "Assessment",
     "ClassAssessment",
+    "Confusion",
     "CrossValidated",
     "CrossValidation",
     "DatasetFacts",
@@ -69,13 +74,16 @@ __all__ = [
     "SeedResult",
     "SharedImages",
     "SimilarImages",
+    "SplitSize",
     "SuspectImage",
     "Suspects",
     "UnreadableImage",
     "check_run_directory",
     "class_numbers",
+    "leakage_warnings",
     "metrics_document",
     "read_run",
     "require_tensorboard",
+    "shared_text",
     "write_run",
 ]

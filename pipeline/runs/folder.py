@@ -70,7 +70,8 @@ SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "ro
 
 def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
-    document: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
+    # The sizes of splits follow from the predictions, and are not read back.
+    document: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS} | {"splits": run.split_sizes()})
     return document
 
 
