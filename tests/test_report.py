@@ -341,10 +341,11 @@ def test_random_weights_are_announced_on_top(tmp_path: Path) -> None:
     assert [tag for tag, _ in page.elements].index("aside") < [tag for tag, _ in page.elements].index("h1")
 
 
-def test_warnings_of_the_run_are_announced_on_top(tmp_path: Path) -> None:
+def test_warnings_of_the_run_are_on_the_first_screen(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     page = report_page(replace(run, config=replace(run.config, warnings=("Two patients are in two splits.",))))
-    assert page.text.index("Two patients are in two splits.") < page.text.index("Selected head")
+    first_screen = page.text[: page.text.index("Explore Compare Trust")]
+    assert "Before you believe it Note Two patients are in two splits." in first_screen
 
 
 def test_report_with_nothing_to_warn_of_has_no_warnings(tmp_path: Path) -> None:
