@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
+from pipeline.report.explore import share_at
 from pipeline.report.provenance import SPLIT_ORIGINS
-from pipeline.report.words import auc_text, decimal, estimate, listed, rule, several, share_text
+from pipeline.report.words import auc_text, decimal, listed, rule, several
 from pipeline.runs import Run
 
 CLAIM = (
@@ -215,11 +216,7 @@ def _diagnostic(run: Run, _: Evaluation) -> str:
     first = None if run.assessment is None or len(run.assessment.classes) > 1 else run.assessment.classes[0].points[0]
     if first is None or first.result is None:
         return ""
-    shares = [
-        f"{name} {share_text(share) if first.by_patient is None else estimate(share.value, getattr(first.by_patient, name))}"
-        for name, share in (("sensitivity", first.result.sensitivity), ("specificity", first.result.specificity))
-    ]
-    return ", ".join(shares)
+    return ", ".join(f"{name} {share_at(first, name)}" for name in ("sensitivity", "specificity"))
 
 
 def _subgroups(run: Run, _: Evaluation) -> str:

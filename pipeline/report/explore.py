@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import PointResult, Ratio, binary_problems, confusion_matrix, evaluate_threshold
+from pipeline.metrics import (
+    AtPrevalence,
+    PointResult,
+    Ratio,
+    Share,
+    binary_problems,
+    confusion_matrix,
+    evaluate_threshold,
+)
 from pipeline.report.evaluation import Evaluation
-from pipeline.report.words import decimal, estimate, interval, rule, share_text
+from pipeline.report.words import decimal, estimate, interval, rule
 from pipeline.runs import Assessment, FixedPoint, Run
 
 if TYPE_CHECKING:
@@ -78,6 +86,12 @@ class Explorer:
     prevalence: float
     is_prevalence_stated: bool
     data: str
+
+    @property
+    def there(self) -> AtPrevalence:
+        """Predictive values at the stated prevalence; none where none was stated."""
+        found = self.shown.at_prevalence
+        return found if found is not None and self.is_prevalence_stated else AtPrevalence(self.prevalence, None, None)
 
     @property
     def roc_spot(self) -> tuple[float, float]:
@@ -165,17 +179,28 @@ def _point_row(cls: str, fixed: FixedPoint) -> PointRow:
     point, result = fixed.point, fixed.result
     if result is None:
         return PointRow(cls, rule(point.name), decimal(None), (), rule(point.reason))
-    shares = [
-        share_text(getattr(result, name))
-        if fixed.by_patient is None
-        else estimate(getattr(result, name).value, getattr(fixed.by_patient, name))
-        for name in ("sensitivity", "specificity", "ppv", "npv")
-    ]
+    shares = [share_at(fixed, name) for name in ("sensitivity", "specificity", "ppv", "npv")]
     ratios = [_ratio_text(ratio) for ratio in (result.lr_positive, result.lr_negative)]
     there = result.at_prevalence
     stated = [] if there is None else [there.ppv, there.npv]
     elsewhere = [decimal(None) if one is None else f"{decimal(one[0])} ({interval(one[1:])})" for one in stated]
     return PointRow(cls, rule(point.name), decimal(point.threshold), (*shares, *ratios, *elsewhere), "")
+
+
+def share_at(fixed: FixedPoint, name: str) -> str:
+    """Write a share at a fixed point: "sensitivity", "specificity", "ppv" or "npv", with its interval."""
+    return estimate(getattr(fixed.result, name).value, share_interval(fixed, name))
+
+
+def share_interval(fixed: FixedPoint, name: str) -> tuple[float | None, float | None] | None:
+    """Give the interval over patients where there is one, else Wilson's."""
+    share: Share = getattr(fixed.result, name)
+    drawn = None if fixed.by_patient is None else getattr(fixed.by_patient, name)
+    # Where all draws find all, or none, they have no spread to tell of: that is no certainty.
+    if fixed.by_patient is None or (drawn is not None and drawn[0] == drawn[1]):
+        return share.low, share.high
+    found: tuple[float, float] | None = drawn
+    return found
 
 
 def _ratio_text(ratio: Ratio) -> str:

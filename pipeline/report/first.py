@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.metrics import Share
 from pipeline.report.evaluation import Evaluation
+from pipeline.report.explore import share_interval
 from pipeline.report.words import decimal, estimate, interval, listed, several
-from pipeline.runs import DatasetFacts, FixedPoint, Run, leakage_warnings
+from pipeline.runs import DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
 FEW = 30
@@ -75,17 +76,8 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
         yield Tile(
             f"{split} {name}",
             decimal(share.value),
-            (f"95% interval {interval(_ends(fixed, name))}, {share.n_hits:,} of {share.n:,}", rule),
+            (f"95% interval {interval(share_interval(fixed, name))}, {share.n_hits:,} of {share.n:,}", rule),
         )
-
-
-def _ends(fixed: FixedPoint, name: str) -> tuple[float | None, float | None] | None:
-    """Give an interval over patients where there is one, else Wilson's."""
-    if fixed.by_patient is not None:
-        found: tuple[float, float] | None = getattr(fixed.by_patient, name)
-        return found
-    share: Share = getattr(fixed.result, name)
-    return share.low, share.high
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------
