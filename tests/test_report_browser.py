@@ -82,6 +82,14 @@ def move(tab: Tab, slider: str, value: float) -> None:
     )
 
 
+def choose(tab: Tab, problem: int) -> None:
+    """Choose a class or label, where there are several."""
+    tab.run(
+        "{ const p = document.getElementById('problem');"
+        f" if (p) {{ p.value = '{problem}'; p.dispatchEvent(new Event('change')); }} }}"
+    )
+
+
 def expected_measures(result: PointResult) -> dict[str, list[str]]:
     """Give what the table of measures must read, as the metrics have it."""
     measures = {}
@@ -142,10 +150,7 @@ def test_hostile_names_are_text_in_all_that_the_script_makes(opened: Callable[..
     for kind in ("patients", "labels"):
         tab = opened(kind)
         for number in range(tab.run("document.getElementById('problem')?.options.length ?? 1")):
-            tab.run(
-                "{ const p = document.getElementById('problem');"
-                f" if (p) {{ p.value = '{number}'; p.dispatchEvent(new Event('change')); }} }}"
-            )
+            choose(tab, number)
         assert tab.run("document.images.length") == 0
         assert tab.run("document.scripts.length") == 2
         assert HOSTILE in tab.run("document.body.textContent")
@@ -181,10 +186,7 @@ def test_sliders_show_what_the_metrics_say_at_ten_thresholds(
     opened: Callable[..., Tab], runs: Callable[[str], Run], kind: str, problem: int
 ) -> None:
     tab = opened(kind)
-    if problem:
-        tab.run(
-            f"{{ const p = document.getElementById('problem'); p.value = '{problem}'; p.dispatchEvent(new Event('change')); }}"
-        )
+    choose(tab, problem)
     y, p = scores_of(runs(kind), problem)
     for threshold, prevalence in zip(THRESHOLDS, PREVALENCES, strict=True):
         move(tab, "threshold-slider", threshold)
