@@ -1,6 +1,6 @@
 """Runs for tests of the report, each trained as a user's would be: on the demo set, and on synthetic caches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +67,14 @@ def multilabel_run(folder: Path) -> Run:
     heads = parse_heads(["linear", "mlp:8"])
     run_experiment(cache, folder / "run", heads, label_columns=(), config=TrainingConfig(epochs=8))
     return reported(folder / "run")
+
+
+KINDS: dict[str, Callable[[Path], Run]] = {
+    "demo": demo_run,
+    "classes": synthetic_run,
+    "patients": lambda folder: synthetic_run(
+        folder, {HOSTILE: 150, BREAKOUT: 100}, positive=[BREAKOUT], per_patient="mean"
+    ),
+    "labels": multilabel_run,
+}
+"""Kinds of runs that differ in what a report tells of them, and how to make one in a folder."""

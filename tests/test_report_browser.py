@@ -17,20 +17,12 @@ from pipeline.report.evaluation import evaluation_of
 from pipeline.report.words import count, decimal, interval
 from pipeline.runs import Run
 from tests.browser import Browser, Tab, find_chromium, open_tab
-from tests.reported import BREAKOUT, HOSTILE, demo_run, multilabel_run, synthetic_run
+from tests.reported import HOSTILE, KINDS
 
 AXE = "axe-core@4.14.1"
 A4_PX = 794 - 2 * 45  # 210 mm less the margins, at 96 pixels an inch
 THRESHOLDS = (0, 0.001, 0.05, 0.137, 0.25, 0.5, 0.618, 0.75, 0.9, 1)
 PREVALENCES = (0.001, 0.02, 0.1, 0.25, 0.333, 0.5, 0.6, 0.75, 0.9, 0.999)
-KINDS: dict[str, Callable[[Path], Run]] = {
-    "demo": demo_run,
-    "classes": synthetic_run,
-    "patients": lambda folder: synthetic_run(
-        folder, {HOSTILE: 150, BREAKOUT: 100}, positive=[BREAKOUT], per_patient="mean"
-    ),
-    "labels": multilabel_run,
-}
 MEASURES = """Object.fromEntries(Array.from(document.querySelectorAll("tr[data-measure]"),
   row => [row.dataset.measure, Array.from(row.querySelectorAll("td"), cell => cell.textContent)]))"""
 CELLS = """Object.fromEntries(Array.from(document.querySelectorAll("td[data-cell]"),
@@ -49,26 +41,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """Give a run of a kind, trained and reported when it is first asked for."""
-    made: dict[str, Run] = {}
-
-    def run(kind: str) -> Run:
-        if kind not in made:
-            made[kind] = KINDS[kind](tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return run
-
-
 @pytest.fixture
-def opened(browser: Browser, runs: Callable[[str], Run]) -> Iterator[Callable[..., Tab]]:
+def opened(browser: Browser, reported: Callable[[str], Run]) -> Iterator[Callable[..., Tab]]:
     """Open a run's report; its tab is closed when the test ends."""
     tabs = []
 
     def tab(kind: str, **options: Any) -> Tab:
-        tabs.append(open_tab(browser, runs(kind).directory / "report.html", **options))
+        tabs.append(open_tab(browser, reported(kind).directory / "report.html", **options))
         return tabs[-1]
 
     yield tab
@@ -130,11 +109,11 @@ def scores_of(run: Run, problem: int) -> "tuple[npt.NDArray[np.int64], npt.NDArr
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_report_asks_for_nothing_and_complains_of_nothing(
-    opened: Callable[..., Tab], runs: Callable[[str], Run], kind: str
+    opened: Callable[..., Tab], reported: Callable[[str], Run], kind: str
 ) -> None:
     tab = opened(kind)
     move(tab, "threshold-slider", 0.3)
-    assert tab.requests == [(runs(kind).directory / "report.html").as_uri()]
+    assert tab.requests == [(reported(kind).directory / "report.html").as_uri()]
     assert tab.complaints == []
 
 
@@ -158,9 +137,9 @@ def test_hostile_names_are_text_in_all_that_the_script_makes(opened: Callable[..
 
 
 def test_without_scripts_the_numbers_of_the_first_operating_point_stand(
-    opened: Callable[..., Tab], runs: Callable[[str], Run]
+    opened: Callable[..., Tab], reported: Callable[[str], Run]
 ) -> None:
-    tab, run = opened("demo", scripting=False), runs("demo")
+    tab, run = opened("demo", scripting=False), reported("demo")
     assert run.assessment is not None
     result = run.assessment.classes[0].points[0].result
     assert result is not None
@@ -183,11 +162,11 @@ def test_without_scripts_the_numbers_of_the_first_operating_point_stand(
 
 @pytest.mark.parametrize(("kind", "problem"), [("demo", 0), ("patients", 0), ("classes", 2), ("labels", 1)])
 def test_sliders_show_what_the_metrics_say_at_ten_thresholds(
-    opened: Callable[..., Tab], runs: Callable[[str], Run], kind: str, problem: int
+    opened: Callable[..., Tab], reported: Callable[[str], Run], kind: str, problem: int
 ) -> None:
     tab = opened(kind)
     choose(tab, problem)
-    y, p = scores_of(runs(kind), problem)
+    y, p = scores_of(reported(kind), problem)
     for threshold, prevalence in zip(THRESHOLDS, PREVALENCES, strict=True):
         move(tab, "threshold-slider", threshold)
         move(tab, "prevalence-slider", prevalence)
@@ -197,9 +176,9 @@ def test_sliders_show_what_the_metrics_say_at_ten_thresholds(
 
 
 def test_buttons_show_the_operating_points_of_metrics_json(
-    opened: Callable[..., Tab], runs: Callable[[str], Run]
+    opened: Callable[..., Tab], reported: Callable[[str], Run]
 ) -> None:
-    tab, run = opened("demo"), runs("demo")
+    tab, run = opened("demo"), reported("demo")
     assert run.assessment is not None
     points = [point for point in run.assessment.classes[0].points if point.result is not None]
     buttons = "document.querySelectorAll('#points-buttons button')"
@@ -222,8 +201,8 @@ def test_slider_moves_by_key_and_says_where_it_is(opened: Callable[..., Tab]) ->
     assert tab.run("document.getElementById('spoken').textContent").startswith("Threshold 0.501: sensitivity 0.")
 
 
-def test_curve_under_the_pointer_is_named(opened: Callable[..., Tab], runs: Callable[[str], Run]) -> None:
-    tab, run = opened("demo"), runs("demo")
+def test_curve_under_the_pointer_is_named(opened: Callable[..., Tab], reported: Callable[[str], Run]) -> None:
+    tab, run = opened("demo"), reported("demo")
     tab.run("document.querySelector('[data-readout=roc]').scrollIntoView({block: 'end'})")
     x, y = tab.run(
         "{ const path = document.querySelector('circle[data-spot=roc]').closest('figure').querySelector('path.strong');"
