@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,11 @@ def _run_config(
             precision=header.fingerprint.precision,
             digest=cache.digest(task.table.rows[task.readable]),
         ),
-        versions={"python": platform.python_version(), **library_versions()},
+        versions={
+            "python": platform.python_version(),
+            **library_versions(),
+            **{name: version(name) for name in ("scikit-learn", "scipy")},
+        },
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         per_patient=task.per_patient,
         prevalence=prevalence,
