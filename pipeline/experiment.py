@@ -198,7 +198,6 @@ def _run_config(
     command: str,
     started: float,
 ) -> RunConfig:
-    header = cache.header
     return RunConfig(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -215,16 +214,7 @@ def _run_config(
         device=device,
         streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
-        embeddings=EmbeddingFacts(
-            cache=str(cache.path),
-            fingerprint=header.fingerprint.digest,
-            backbone=header.fingerprint.backbone,
-            weights=header.weights,
-            weights_sha256=header.fingerprint.weights_sha256,
-            preprocessing=dict(header.fingerprint.preprocessing),
-            precision=header.fingerprint.precision,
-            digest=cache.digest(task.table.rows[task.readable]),
-        ),
+        embeddings=_embedding_facts(task, cache),
         versions={
             "python": platform.python_version(),
             **library_versions(),
@@ -233,6 +223,21 @@ def _run_config(
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         per_patient=task.per_patient,
         prevalence=prevalence,
+    )
+
+
+def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
+    """Give the cache's own account of itself, and the digest of the rows that the task uses."""
+    header = cache.header
+    return EmbeddingFacts(
+        cache=str(cache.path),
+        fingerprint=header.fingerprint.digest,
+        backbone=header.fingerprint.backbone,
+        weights=header.weights,
+        weights_sha256=header.fingerprint.weights_sha256,
+        preprocessing=dict(header.fingerprint.preprocessing),
+        precision=header.fingerprint.precision,
+        digest=cache.digest(task.table.rows[task.readable]),
     )
 
 
