@@ -12,6 +12,7 @@ from pipeline.metrics import (
     binary_problems,
     bootstrap_share_ci,
     choose_thresholds,
+    confusion_matrix,
     decision_curve,
     evaluate_threshold,
     fit_temperature,
@@ -22,6 +23,7 @@ from pipeline.references import LOGISTIC_REGRESSION, fitted_rows, reference_prob
 from pipeline.runs import (
     Assessment,
     ClassAssessment,
+    Confusion,
     FixedPoint,
     NetBenefit,
     OutOfFold,
@@ -85,7 +87,15 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     }
     subgroups = score_subgroups(y[split], p[split], attributes, threshold=threshold, groups=groups)
     unit = "image" if task.per_patient is None else f"patient, {task.per_patient}"
-    return Assessment(head, split, unit, tuple(classes), joint, subgroups)
+    return Assessment(head, split, unit, tuple(classes), joint, subgroups, _confusion(y[split], p[split]))
+
+
+def _confusion(y_true: Ints, p: Floats) -> Confusion | None:
+    if y_true.ndim == 2:
+        return None
+    counts = confusion_matrix(y_true, p.argmax(axis=1), p.shape[1])
+    shares = [[n / sum(row) if sum(row) else None for n in row] for row in counts.tolist()]
+    return Confusion(tuple(tuple(row) for row in counts.tolist()), tuple(tuple(row) for row in shares))
 
 
 def _two_columns(p: Floats) -> Floats:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from features.errors import TrainingError
 from pipeline.assessment import assess, audit, find_suspects
 from pipeline.crossval import NESTED, cross_validate, outer_folds
 from pipeline.curve import learning_curve
-from pipeline.gate import check_leakage, leakage_warnings
+from pipeline.gate import check_leakage
 from pipeline.heads import HeadSpec
 from pipeline.metrics import macro_roc_aucs
 from pipeline.results import Scored, compare, score_variants
@@ -35,6 +36,7 @@ from pipeline.runs import (
     Run,
     RunConfig,
     check_run_directory,
+    leakage_warnings,
     require_tensorboard,
     write_run,
 )
@@ -197,7 +199,6 @@ def _run_config(
     command: str,
     started: float,
 ) -> RunConfig:
-    header = cache.header
     return RunConfig(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -214,19 +215,30 @@ def _run_config(
         device=device,
         streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
-        embeddings=EmbeddingFacts(
-            cache=str(cache.path),
-            fingerprint=header.fingerprint.digest,
-            backbone=header.fingerprint.backbone,
-            weights=header.weights,
-            weights_sha256=header.fingerprint.weights_sha256,
-            preprocessing=dict(header.fingerprint.preprocessing),
-            precision=header.fingerprint.precision,
-        ),
-        versions={"python": platform.python_version(), **library_versions()},
+        embeddings=_embedding_facts(task, cache),
+        versions={
+            "python": platform.python_version(),
+            **library_versions(),
+            **{name: version(name) for name in ("scikit-learn", "scipy")},
+        },
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         per_patient=task.per_patient,
         prevalence=prevalence,
+    )
+
+
+def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
+    """Give the cache's own account of itself, and the digest of the rows that the task uses."""
+    header = cache.header
+    return EmbeddingFacts(
+        cache=str(cache.path),
+        fingerprint=header.fingerprint.digest,
+        backbone=header.fingerprint.backbone,
+        weights=header.weights,
+        weights_sha256=header.fingerprint.weights_sha256,
+        preprocessing=dict(header.fingerprint.preprocessing),
+        precision=header.fingerprint.precision,
+        digest=cache.digest(task.table.rows[task.readable]),
     )
 
 

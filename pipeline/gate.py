@@ -7,7 +7,7 @@ import numpy as np
 
 from features.errors import TrainingError
 from pipeline.leakage import SharedByTwo, find_leakage
-from pipeline.runs import Leakage, SharedImages, SimilarImages
+from pipeline.runs import Leakage, SharedImages, SimilarImages, shared_text
 from pipeline.task import Task
 
 MOST_COMPARED = 200_000  # images: a minute on two cores; the time grows with the square of their number
@@ -70,40 +70,7 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     )
     if found.refused and not allowed:
         raise TrainingError(
-            f"The data set {table.name!r} leaks: {_shared_text(leakage)}. What a head scores there says nothing of new "
+            f"The data set {table.name!r} leaks: {shared_text(leakage)}. What a head scores there says nothing of new "
             "patients. Mend the split column or folders, or go on with --allow-leakage; the report will say so."
         )
     return leakage
-
-
-def leakage_warnings(leakage: Leakage) -> list[str]:
-    """Say what a run's reader must know of leakage, a sentence each."""
-    warnings = []
-    if leakage.allowed:
-        warnings.append(f"Leakage, allowed by --allow-leakage: {_shared_text(leakage)}. The figures flatter all heads.")
-    if leakage.n_near_duplicates:
-        closest = leakage.near_duplicates[0]
-        pairs = "pair of images is" if leakage.n_near_duplicates == 1 else "pairs of images are"
-        warnings.append(
-            f"{leakage.n_near_duplicates:,} {pairs} nearly the same in two splits (cosine above {leakage.threshold:g}); the "
-            f"closest: {closest.first} ({closest.first_split}) and {closest.second} ({closest.second_split}), "
-            f"{closest.cosine:.3f}. If they are of one patient, the figures flatter all heads: give a patient column."
-        )
-    return warnings
-
-
-def _shared_text(leakage: Leakage) -> str:
-    """Name how much is shared, with an example of each kind."""
-    kinds = [
-        (leakage.n_patients, leakage.patients, "patient is", "patients are"),
-        (leakage.n_contents, leakage.contents, "image, by its bytes, is", "images, by their bytes, are"),
-    ]
-    texts = []
-    for n, pairs, one, several in kinds:
-        if n:
-            pair = pairs[0]
-            texts.append(
-                f"{n:,} {one if n == 1 else several} in two splits ({pair.what}: {pair.first} in {pair.first_split}, "
-                f"{pair.second} in {pair.second_split})"
-            )
-    return "; ".join(texts)

@@ -4,12 +4,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
+
+if TYPE_CHECKING:
+    from pipeline.runs import Run
 
 # No deadline: machines differ. Derandomised: the same examples everywhere, so a failure can be repeated.
 settings.register_profile("hoarfrost", deadline=None, derandomize=True)
@@ -58,3 +63,11 @@ def n_threads() -> Iterator[NumberOfThreads]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]":
+    """Give a run of one of the kinds in `tests.reported`, trained and reported when it is first asked for."""
+    from tests.reported import KINDS
+
+    return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))

@@ -233,7 +233,8 @@ class CacheFile:
             return keys
 
     @cached_property
-    def _row_sums(self) -> npt.NDArray[np.uint32]:
+    def row_sums(self) -> npt.NDArray[np.uint32]:
+        """CRC-32 of each row's key and embedding, (N,) uint32."""
         with self._reading("/images/row_crc32"):
             sums: npt.NDArray[np.uint32] = self._file["images/row_crc32"][...]
             return sums
@@ -328,7 +329,7 @@ class CacheFile:
     def _sound_rows(self, chunk: _Chunk, keys: Keys) -> npt.NDArray[np.bool_]:
         embeddings = self._raw_chunk(chunk)
         try:
-            wanted = self._row_sums[chunk.start : chunk.stop]
+            wanted = self.row_sums[chunk.start : chunk.stop]
         except DamagedCacheError:  # the sums themselves are damaged: the chunk's and HDF5's vouch for the rows
             return np.full(len(keys), zlib.crc32(embeddings.data) == self._chunk_sums[chunk.number])
         pairs = zip(keys, embeddings, strict=True)
@@ -338,7 +339,7 @@ class CacheFile:
 
     def damaged_sums(self) -> Iterator[str]:
         """Name the checksums that are damaged themselves, or are not those of sound rows."""
-        for name in ("keys", "_row_sums", "_chunk_sums"):
+        for name in ("keys", "row_sums", "_chunk_sums"):
             try:
                 getattr(self, name)
             except DamagedCacheError as error:

@@ -1,5 +1,6 @@
 """EmbeddingCache: what one cache file and its parts hold, for readers."""
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -137,6 +138,10 @@ class EmbeddingCache:
     def embeddings(self, rows: Rows | None = None) -> Embeddings:
         """Read embeddings by row, (n, 512) float32, checked; all by default."""
         return self._file.embeddings(rows)
+
+    def digest(self, rows: Rows) -> str:
+        """Give the SHA-256 (hex) of these rows' keys and checksums, in order: of which images, and which embeddings."""
+        return hashlib.sha256(self._file.keys[rows].tobytes() + self._file.row_sums[rows].tobytes()).hexdigest()
 
     def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
         """Read a data set's embeddings.

@@ -97,6 +97,16 @@ def roc_curve(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
     return fpr, tpr, thresholds
 
 
+def precision_recall_curve(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
+    """Give precision, recall (ascending) and thresholds (descending), each (k,) float64: one entry a distinct score.
+
+    The area under the steps that hold each precision from the recall before it to its own is the average precision.
+    """
+    y_true, y_score = checked_binary(y_true, y_score)
+    precision, recall, thresholds = sk.precision_recall_curve(y_true, y_score)
+    return precision[-2::-1], recall[-2::-1], thresholds[::-1]  # without the point of no positive sample
+
+
 def delong_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[float, float]:
     """Give DeLong's confidence interval of the ROC AUC, clipped to [0, 1].
 

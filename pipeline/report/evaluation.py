@@ -1,4 +1,4 @@
-"""The split that a report judges the heads on, and what its classes are called."""
+"""The split that a report judges the heads on, what it counts there, and what its classes are called."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.runs import DatasetFacts, HeadResult, ReferenceResult, Run
+from pipeline.units import patient_numbers, units_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,15 +17,17 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The images that the figures are about: the test split, or the validation split where there is no test split.
+    """What the figures are about: the test split, or the validation split where there is no test split.
 
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
+    `unit` is what is counted: "image", or "patient" where metrics join their images.
     """
 
     split: str
     classes: tuple[str, ...]
     y_true: "npt.NDArray[np.int64]"
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
+    unit: str = "image"
 
     @property
     def is_binary(self) -> bool:
@@ -36,17 +39,22 @@ class Evaluation:
         """Tell whether an image may have several labels."""
         return self.y_true.ndim == 2
 
-    def images(self) -> str:
-        """Name the images, with their number: "156 test images"."""
-        return f"{len(self.y_true):,} {SPLIT_NAMES[self.split]} image{'' if len(self.y_true) == 1 else 's'}"
+    @property
+    def split_name(self) -> str:
+        """The split's name in words."""
+        return SPLIT_NAMES[self.split]
+
+    def samples(self) -> str:
+        """Name what is counted, with its number: "156 test images"."""
+        return f"{len(self.y_true):,} {self.split_name} {self.unit}{'' if len(self.y_true) == 1 else 's'}"
 
     def scores(self, head: HeadResult | ReferenceResult) -> dict[str, Any]:
-        """Give a head's metrics on these images."""
+        """Give a head's metrics on this split."""
         return head.val if head.test is None else head.test
 
 
 def evaluation_of(run: Run) -> Evaluation:
-    """Pick the images that the report's figures are about.
+    """Pick the samples that the report's figures are about.
 
     Parameters
     ----------
@@ -58,9 +66,12 @@ def evaluation_of(run: Run) -> Evaluation:
         Of the test split, or of the validation split where the heads have no test metrics.
     """
     split = "val" if run.head(run.selected).test is None else "test"
-    rows = np.array(run.predictions.splits) == split  # (all images,) bool
-    probabilities = {head: scores[rows] for head, scores in run.predictions.probabilities.items()}
-    return Evaluation(split, class_names(run.config.dataset), run.y_true()[rows], probabilities)
+    rows = np.flatnonzero(np.array(run.predictions.splits) == split)
+    classes, how = class_names(run.config.dataset), run.config.per_patient
+    patients = None if how is None else patient_numbers([run.predictions.patients[i] for i in rows])
+    units = units_of(run.y_true()[rows], len(classes), patients, how)
+    probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
+    return Evaluation(split, classes, units.y, probabilities, "image" if how is None else "patient")
 
 
 def class_names(dataset: DatasetFacts) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the report draws: ROC curves and training curves, in the units of the data.
+"""What the report draws, in the units of the data; and the curves of heads: ROC, precision and recall, training.
 
 A figure is described here and drawn elsewhere. The report draws it as SVG of its own making (`svg.py`), not with
 matplotlib: colours then follow the reader's light or dark scheme through CSS, text stays text and scales to a phone,
@@ -8,18 +8,21 @@ same description.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import binary_problems, roc_curve
+from pipeline.metrics import binary_problems, precision_recall_curve, roc_curve
 from pipeline.report.evaluation import Evaluation
 from pipeline.runs import Epoch, HeadResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+XY = tuple["npt.NDArray[np.float64]", "npt.NDArray[np.float64]"]
+CurveOf = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"], XY]
 
 # A head whose loss explodes may leave its frame, so that it does not flatten the curves of all others.
 LOSS_AXIS_MEDIANS = 4
@@ -34,6 +37,10 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
 
+    def share(self, value: float) -> float:
+        """Give where a value lies on the axis, 0 to 1."""
+        return (value - self.low) / (self.high - self.low)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -47,14 +54,33 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Dots, all (n,) in data units, each with a whisker from `low` to `high` of y where there are any."""
+
+    label: str
+    x: "npt.NDArray[np.float64]"
+    y: "npt.NDArray[np.float64]"
+    low: "npt.NDArray[np.float64] | None"
+    high: "npt.NDArray[np.float64] | None"
+    series: int
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One pair of axes. `diagonal` draws chance; `mark` is a vertical line at that x."""
+    """One pair of axes.
+
+    `diagonal` draws chance, or perfect calibration; `mark` is a vertical line at that x; `spot` is where the selected
+    head's threshold is, which the reader can move. `height` is relative to that of other panels.
+    """
 
     x: Axis
     y: Axis
     curves: tuple[Curve, ...]
     diagonal: bool = False
     mark: float | None = None
+    marks: tuple[Marks, ...] = ()
+    spot: tuple[float, float] | None = None
+    height: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,44 @@ class Figure:
 
     message: str
     panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One estimate with its interval; `text` stands beside it. `dots` are single values behind the estimate."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    text: str
+    dots: tuple[float, ...] = ()
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Estimates one below the other on one axis; `line` is a vertical line to compare them with."""
+
+    message: str
+    x: Axis
+    rows: tuple[ForestRow, ...]
+    line: float | None = None
+
+
+SHARE_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+
+
+def share_axis(label: str) -> Axis:
+    """Give an axis from 0 to 1."""
+    return Axis(label, 0, 1, SHARE_TICKS)
+
+
+def area_axis(label: str, values: Iterable[float | None]) -> Axis:
+    """Give an axis of ROC AUCs that has room for all values: from 0.5, or the next tenth below, to 1."""
+    lowest = min((value for value in values if value is not None), default=0.5)
+    low = max(0.0, min(0.5, math.floor(lowest * 10) / 10))
+    return Axis(label, low, 1, nice_ticks(low, 1))
 
 
 def nice_ticks(low: float, high: float) -> tuple[float, ...]:
@@ -85,7 +149,7 @@ def nice_ticks(low: float, high: float) -> tuple[float, ...]:
     return tuple(round(number * step, 10) for number in numbers)
 
 
-def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation) -> Figure:
+def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation, spot: tuple[float, float] | None = None) -> Figure:
     """Describe the ROC curves.
 
     Parameters
@@ -93,6 +157,8 @@ def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation) -> Figure:
     heads : sequence of HeadResult
         The selected head first.
     evaluation : Evaluation
+    spot : (float, float), optional
+        False and true positive rate at the threshold that is shown.
 
     Returns
     -------
@@ -100,41 +166,87 @@ def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation) -> Figure:
         With two classes a curve for each head. With more, the selected head's curves: each class against the rest, or
         each label.
     """
+
+    def curve(y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]") -> XY:
+        fpr, tpr, _ = roc_curve(y, p)
+        return fpr, tpr
+
     if evaluation.is_binary:
-        curves, message = _curves_of_heads(heads, evaluation), _message_on_heads(heads, evaluation)
+        areas = {head.name: evaluation.scores(head)["roc_auc"] for head in heads}
+        curves, message = _curves_of_heads(heads, evaluation, areas, curve), _message_on_heads(heads, evaluation)
     else:
-        curves, message = _curves_of_classes(heads[0], evaluation), _message_on_classes(heads[0], evaluation)
-    x = Axis("false positive rate (1 \N{MINUS SIGN} specificity)", 0, 1, nice_ticks(0, 1))
-    y = Axis("true positive rate (sensitivity)", 0, 1, nice_ticks(0, 1))
-    return Figure(message, (Panel(x, y, curves, diagonal=True),))
+        areas = evaluation.scores(heads[0])["roc_auc_per_class"]
+        curves, message = (
+            _curves_of_classes(heads[0], evaluation, areas, curve),
+            _message_on_classes(heads[0], evaluation),
+        )
+    x = share_axis("false positive rate (1 \N{MINUS SIGN} specificity)")
+    y = share_axis("true positive rate (sensitivity)")
+    return Figure(message, (Panel(x, y, curves, diagonal=True, spot=spot),))
 
 
-def _curves_of_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> tuple[Curve, ...]:
-    curves = []
-    for number, head in enumerate(heads):
-        fpr, tpr, _ = roc_curve(evaluation.y_true, evaluation.probabilities[head.name][:, 1])
-        label = f"{head.name}: {evaluation.scores(head)['roc_auc']:.3f}"
-        curves.append(Curve(label, fpr, tpr, series=number, strong=number == 0))
-    return tuple(curves)
+def precision_figure(
+    heads: Sequence[HeadResult], evaluation: Evaluation, spot: tuple[float, float] | None = None
+) -> Figure:
+    """Describe the curves of precision over recall, as steps whose area is the average precision; as `roc_figure`."""
+
+    def curve(y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]") -> XY:
+        precision, recall, _ = precision_recall_curve(y, p)
+        return np.repeat(np.append(0, recall), 2)[1:-1], np.repeat(precision, 2)
+
+    scores = evaluation.scores(heads[0])
+    if evaluation.is_binary:
+        areas = {head.name: evaluation.scores(head).get("average_precision") for head in heads}
+        curves = _curves_of_heads(heads, evaluation, areas, curve)
+    else:
+        areas = {label: one["average_precision"] for label, one in scores.get("per_class", {}).items()}
+        curves = _curves_of_classes(heads[0], evaluation, areas, curve)
+    found = areas.get(heads[0].name) if evaluation.is_binary else scores.get("average_precision")
+    message = f"Precision over recall on {evaluation.samples()}, the share of true calls against that of cases found"
+    message += "." if found is None else f"; average precision of {heads[0].name}: {found:.3f}."
+    axes = share_axis("recall (sensitivity)"), share_axis("precision (positive predictive value)")
+    return Figure(message, (Panel(*axes, curves, spot=spot),))
 
 
-def _curves_of_classes(head: HeadResult, evaluation: Evaluation) -> tuple[Curve, ...]:
-    curves = []
-    areas = evaluation.scores(head)["roc_auc_per_class"]
-    for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
-        label = evaluation.classes[number]
-        fpr, tpr, _ = roc_curve(y, evaluation.probabilities[head.name][rows, number])
-        curves.append(Curve(f"{label}: {areas[label]:.3f}", fpr, tpr, series=number))
-    return tuple(curves)
+def _curves_of_heads(
+    heads: Sequence[HeadResult], evaluation: Evaluation, areas: Mapping[str, float | None], curve: CurveOf
+) -> tuple[Curve, ...]:
+    return tuple(
+        Curve(
+            _with_area(head.name, areas),
+            *curve(evaluation.y_true, evaluation.probabilities[head.name][:, 1]),
+            series=number,
+            strong=number == 0,
+        )
+        for number, head in enumerate(heads)
+    )
+
+
+def _curves_of_classes(
+    head: HeadResult, evaluation: Evaluation, areas: Mapping[str, float | None], curve: CurveOf
+) -> tuple[Curve, ...]:
+    return tuple(
+        Curve(
+            _with_area(evaluation.classes[number], areas),
+            *curve(y, evaluation.probabilities[head.name][rows, number]),
+            series=number,
+        )
+        for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes))
+    )
+
+
+def _with_area(name: str, areas: Mapping[str, float | None]) -> str:
+    area = areas.get(name)
+    return name if area is None else f"{name}: {area:.3f}"
 
 
 def _message_on_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> str:
     areas = {head.name: evaluation.scores(head)["roc_auc"] for head in heads}
     if len(heads) == 1:
-        return f"ROC curve of {heads[0].name} on {evaluation.images()}; its area is {areas[heads[0].name]:.2f}."
+        return f"ROC curve of {heads[0].name} on {evaluation.samples()}; its area is {areas[heads[0].name]:.2f}."
     best = max(areas, key=areas.__getitem__)
     return (
-        f"ROC curves of {len(heads)} heads on {evaluation.images()}; "
+        f"ROC curves of {len(heads)} heads on {evaluation.samples()}; "
         f"{best} has the largest area, {areas[best]:.2f}; selected: {heads[0].name}, {areas[heads[0].name]:.2f}."
     )
 
@@ -143,7 +255,7 @@ def _message_on_classes(head: HeadResult, evaluation: Evaluation) -> str:
     areas = evaluation.scores(head)["roc_auc_per_class"]
     best, worst = (choose(areas, key=areas.__getitem__) for choose in (max, min))
     return (
-        f"ROC curves of {head.name} on {evaluation.images()}, "
+        f"ROC curves of {head.name} on {evaluation.samples()}, "
         f"{'one for each label' if evaluation.is_multilabel else f'each of {len(areas)} classes against the rest'}; "
         f"{best} has the largest area, {areas[best]:.2f}, {worst} the smallest, {areas[worst]:.2f}."
     )
@@ -166,7 +278,11 @@ def training_figures(heads: Iterable[HeadResult], history: Sequence[Epoch]) -> d
     """
     if not history:
         return {}
-    axes = _epoch_axis(history), _loss_axis(history), _auc_axis(history)
+    axes = (
+        _epoch_axis(history),
+        _loss_axis(history),
+        area_axis("validation ROC AUC", [epoch.val_roc_auc for epoch in history]),
+    )
     epochs = {head.name: [epoch for epoch in history if epoch.head == head.name] for head in heads}
     return {head.name: _training_figure(head, epochs[head.name], axes) for head in heads if epochs[head.name]}
 
@@ -207,9 +323,3 @@ def _loss_axis(history: Sequence[Epoch]) -> Axis:
     high = min(losses.max(), LOSS_AXIS_MEDIANS * float(np.median(losses))) if losses.size else 1.0
     high = max(high * 1.05, 1e-6)  # heads that fit without error have a loss of 0 throughout
     return Axis("loss (cross-entropy)", 0, high, nice_ticks(0, high))
-
-
-def _auc_axis(history: Sequence[Epoch]) -> Axis:
-    lowest = min(epoch.val_roc_auc for epoch in history)
-    low = min(0.5, math.floor(lowest * 10) / 10)
-    return Axis("validation ROC AUC", low, 1, nice_ticks(low, 1))

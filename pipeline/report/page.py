@@ -1,99 +1,112 @@
-"""From a run to the page: which facts the report tells, in which words and tables. The template says how they look."""
+"""From a run to the page: which facts the report tells, in which order. The templates say how they look."""
 
-import json
+import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from pipeline.metrics import binary_problems, confusion_matrix
+from pipeline.report import words
+from pipeline.report.checklists import Item, checklists_of
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from pipeline.report.figures import roc_figure, training_figures
-from pipeline.report.svg import Drawing, draw
+from pipeline.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
+from pipeline.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
+from pipeline.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
+from pipeline.report.methods import methods_of
+from pipeline.report.provenance import Fact, provenance_of
+from pipeline.report.svg import Drawing, ForestDrawing, draw, draw_forest
+from pipeline.report.trust import (
+    LeakRow,
+    Recalibrated,
+    ShortcutRow,
+    SubgroupRow,
+    calibrations,
+    decision_figures,
+    leak_rows,
+    shortcut_rows,
+    subgroup_forest,
+    subgroup_rows,
+)
+from pipeline.report.variants import (
+    N_DRAWN,
+    N_IN_TABLE,
+    LabelScores,
+    LearningRow,
+    VariantRow,
+    areas_forest,
+    label_scores,
+    learning_figure,
+    learning_rows,
+    ranked,
+    variant_rows,
+)
 from pipeline.runs import (
-    SPLITS,
     CrossValidation,
-    DatasetFacts,
     HeadResult,
-    LearningPoint,
+    Leakage,
     ReferenceResult,
     Run,
     RunConfig,
+    SplitSize,
+    Suspects,
     UnreadableImage,
 )
 
 N_LISTED = 50
-MAX_CLASSES_IN_TITLE = 5
-SPLIT_ORIGINS = {
-    "given": "given by the data set",
-    "given, val from train": "given by the data set, but validation taken from its train split",
-    "patient": "made here, by patient",
-    "image": "made here, by image",
-}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Images with an embedding: `rows` are (label, number in each split, sum), `total` is of all images."""
-
-    splits: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[int, ...], int], ...]
-    total: tuple[tuple[int, ...], int]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One count of a confusion matrix and its share of the row, 0 to 1; None where the row is empty."""
-
-    count: int
-    share: float | None
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """One of several labels an image: images that it is known of, those that have it, and the ROC AUC as text."""
-
-    label: str
-    n_known: int
-    n_with: int
-    roc_auc: str
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One line of the provenance. `is_code` is for what a machine reads: digests, commands, paths."""
-
-    name: str
-    value: str
-    is_code: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the template shows. `heads` begins with the selected one, then descends by validation ROC AUC."""
+    """All that the templates show. `heads` begins with the selected one, then descends by validation ROC AUC."""
 
     task: str
-    banners: tuple[str, ...]
+    grave: tuple[Caution, ...]
+    cautions: tuple[Caution, ...]
     config: RunConfig
     evaluation: Evaluation
     split: str
     selected: HeadResult
-    scores: dict[str, Any]
-    heads: tuple[HeadResult, ...]
-    references: tuple[ReferenceResult, ...]
-    cross_validation: CrossValidation | None
-    learning_curve: tuple[LearningPoint, ...]
-    alarms: tuple[tuple[str, str], ...]
-    counts: Counts
+    tiles: tuple[Tile, ...]
+    sizes: tuple[tuple[str, SplitSize], ...]
     unreadable: tuple[UnreadableImage, ...]
     n_unlisted: int
-    roc: Drawing
+    explorer: Explorer
+    points: tuple[PointRow, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
-    training: tuple[tuple[str, Drawing], ...]
+    heads: tuple[HeadResult, ...]
+    references: tuple[ReferenceResult, ...]
+    variants: tuple[VariantRow, ...]
+    n_more_variants: int
+    alarms: tuple[tuple[str, str], ...]
+    cross_validation: CrossValidation | None
+    learning: tuple[LearningRow, ...]
+    leakage: Leakage | None
+    leaks: tuple[LeakRow, ...]
+    calibrations: tuple[Recalibrated, ...]
+    subgroups: tuple[SubgroupRow, ...]
+    shortcuts: tuple[ShortcutRow, ...]
+    suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
+    methods: str
+    checklists: Mapping[str, tuple[Item, ...]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a run, in the units of the data; None, or empty, where the run has no such thing."""
+
+    roc: Figure
+    precision: Figure
+    areas: Forest
+    learning: Figure | None
+    training: Mapping[str, Figure]
+    calibration: tuple[Figure, ...]
+    decision: tuple[Figure, ...]
+    subgroups: Forest | None
 
 
 def render(run: Run) -> str:
@@ -106,9 +119,22 @@ def render(run: Run) -> str:
     Returns
     -------
     str
-        A whole document, with its style and figures inside.
+        A whole document, with its style, figures and script inside.
     """
-    # Labels, paths and errors come from other people's files: every value is escaped, whatever the file's name.
+    environment = template_environment()
+    page, figures = page_of(run), figures_of(run)
+    script = environment.get_template("script.js.j2").render()
+    return environment.get_template("template.html.j2").render(
+        vars(page),
+        drawings=_drawings(figures),
+        script=Markup(script),
+        script_hash=_digest(script),
+    )
+
+
+def template_environment() -> Environment:
+    """Give the templates' environment: every value is escaped, whatever a template's name."""
+    # Labels, paths and errors come from other people's files.
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=True,
@@ -116,8 +142,25 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"auc": auc_text, "decimal": "{:.3f}".format, "count": "{:,}".format, "percent": _percent}
-    return environment.get_template("template.html.j2").render(vars(page_of(run)))
+    filters = (
+        "auc_text",
+        "count",
+        "decimal",
+        "duration",
+        "estimate",
+        "interval",
+        "p_text",
+        "percent",
+        "share_text",
+        "several",
+    )
+    environment.filters |= {name: getattr(words, name) for name in filters}
+    return environment
+
+
+def _digest(script: str) -> str:
+    """Give what the page's policy names its script by: a browser runs no other."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def page_of(run: Run) -> Page:
@@ -131,177 +174,84 @@ def page_of(run: Run) -> Page:
     -------
     Page
     """
-    evaluation = evaluation_of(run)
-    heads = _ranked(run)
+    evaluation, heads = evaluation_of(run), ranked(run)
     unreadable = run.config.dataset.unreadable
-    first_seed = [epoch for epoch in run.history if epoch.seed == run.config.seed]
-    training = training_figures(heads, first_seed)
     return Page(
-        task=_task(evaluation.classes, run.config.dataset),
-        banners=_banners(run.config, evaluation, heads[0]),
+        task=task_of(evaluation.classes, run.config.dataset),
+        grave=grave_warnings(run, evaluation),
+        cautions=warnings_of(run, evaluation),
         config=run.config,
         evaluation=evaluation,
-        split=SPLIT_NAMES[evaluation.split],
+        split=evaluation.split_name,
         selected=heads[0],
-        scores=evaluation.scores(heads[0]),
-        heads=heads,
-        references=run.references,
-        cross_validation=run.cross_validation,
-        learning_curve=run.learning_curve,
-        alarms=tuple((head.name, alarm) for head in heads for alarm in head.alarms),
-        counts=_counts(run.config.dataset),
+        tiles=tiles(run, evaluation),
+        sizes=tuple((SPLIT_NAMES.get(size.split, size.split), size) for size in run.split_sizes()),
         unreadable=unreadable[:N_LISTED],
         n_unlisted=len(unreadable[N_LISTED:]),
-        roc=draw(roc_figure(heads, evaluation), panel_height=294),
-        confusion=() if evaluation.is_multilabel else _confusion(heads[0], evaluation),
-        labels=_label_scores(heads[0], evaluation),
-        training=tuple((name, draw(figure, panel_height=90)) for name, figure in training.items()),
-        provenance=_provenance(run.config),
+        explorer=explorer_of(run, evaluation),
+        points=point_rows(run.assessment),
+        confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
+        labels=label_scores(heads[0], evaluation),
+        heads=heads,
+        references=run.references,
+        variants=variant_rows(run, evaluation),
+        n_more_variants=max(0, len(heads) - N_IN_TABLE),
+        alarms=tuple((head.name, alarm) for head in heads[:N_LISTED] for alarm in head.alarms),
+        cross_validation=run.cross_validation,
+        learning=learning_rows(run.learning_curve),
+        leakage=run.leakage,
+        leaks=leak_rows(run),
+        calibrations=calibrations(run, evaluation),
+        subgroups=subgroup_rows(run.assessment),
+        shortcuts=shortcut_rows(run),
+        suspects=run.suspects,
+        provenance=provenance_of(run.config),
+        methods=methods_of(run, evaluation),
+        checklists=checklists_of(run, evaluation),
     )
 
 
-def auc_text(scores: Mapping[str, Any]) -> str:
-    """Write a ROC AUC with its 95% interval: "0.843 (0.781 to 0.905)"."""
-    low, high = scores["roc_auc_ci95"]
-    return f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})"
+def figures_of(run: Run) -> Figures:
+    """Describe all figures of a run.
 
+    Parameters
+    ----------
+    run : Run
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
-
-
-def _ranked(run: Run) -> tuple[HeadResult, ...]:
-    selected = run.head(run.selected)
-    others = [head for head in run.heads if head is not selected]
-    return selected, *sorted(others, key=lambda head: -float(head.val["roc_auc"]))
-
-
-def _task(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
-    if dataset.positive is not None:
-        return f"{classes[1]} against {classes[0]}"
-    if len(classes) > MAX_CLASSES_IN_TITLE:
-        return f"{dataset.name}: {len(classes)} {'labels' if dataset.is_multilabel else 'classes'}"
-    if dataset.is_multilabel:
-        return f"Which of {', '.join(classes)}"
-    return f"{', '.join(classes[:-1])} or {classes[-1]}"
-
-
-def _banners(config: RunConfig, evaluation: Evaluation, selected: HeadResult) -> tuple[str, ...]:
-    banners = [*config.warnings, *(f"The selected head {selected.name}: {alarm}." for alarm in selected.alarms)]
-    if evaluation.split == "val":
-        banners.insert(
-            0,
-            "The data set has no test split: all figures here are on the validation split, which also chose the head "
-            "and its best epoch. Expect less on new images.",
-        )
-    weights = config.embeddings.weights
-    if weights.startswith("random:"):
-        banners.insert(
-            0, f"These embeddings come from an untrained backbone ({weights}): the figures are a floor, not a result."
-        )
-    return tuple(banners)
-
-
-def _counts(dataset: DatasetFacts) -> Counts:
-    splits = [split for split in SPLITS if split in dataset.counts]
-    table = np.array([[dataset.counts[split].get(label, 0) for split in splits] for label in dataset.classes])  # (C, S)
-    rows = tuple(
-        (label, tuple(numbers.tolist()), int(numbers.sum()))
-        for label, numbers in zip(dataset.classes, table, strict=True)
+    Returns
+    -------
+    Figures
+        With the curves of at most twenty heads; all are in the table.
+    """
+    evaluation, heads = evaluation_of(run), ranked(run)[:N_DRAWN]
+    explorer = explorer_of(run, evaluation)
+    first_seed = [epoch for epoch in run.history if epoch.seed == run.config.seed]
+    return Figures(
+        roc=roc_figure(heads, evaluation, explorer.roc_spot),
+        precision=precision_figure(heads, evaluation, explorer.precision_spot),
+        areas=areas_forest(run, evaluation),
+        learning=learning_figure(run, evaluation),
+        training=training_figures(heads, first_seed),
+        calibration=tuple(one.figure for one in calibrations(run, evaluation)),
+        decision=decision_figures(run, evaluation),
+        subgroups=subgroup_forest(run, evaluation),
     )
-    sizes = tuple(dataset.n_split[split] for split in splits)
-    total = sizes, sum(sizes)
-    return Counts(tuple(SPLIT_NAMES[split] for split in splits), rows, total)
 
 
-def _confusion(head: HeadResult, evaluation: Evaluation) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
-    y_pred = evaluation.probabilities[head.name].argmax(axis=1)
-    matrix = confusion_matrix(evaluation.y_true, y_pred, len(evaluation.classes))  # (C, C): rows are true
-    rows = []
-    for label, counts in zip(evaluation.classes, matrix, strict=True):
-        n_images = int(counts.sum())
-        rows.append((label, tuple(Cell(int(count), count / n_images if n_images else None) for count in counts)))
-    return tuple(rows)
+def _drawings(figures: Figures) -> dict[str, Any]:
+    def forest(found: Forest | None) -> ForestDrawing | None:
+        return None if found is None else draw_forest(found)
 
+    def figure(found: Figure, height: float) -> Drawing:
+        return draw(found, panel_height=height)
 
-def _label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores, ...]:
-    """Give the selected head's area by label, where an image may have several."""
-    if not evaluation.is_multilabel:
-        return ()
-    scores = evaluation.scores(head)
-    found = []
-    for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
-        label = evaluation.classes[number]
-        area = {"roc_auc": scores["roc_auc_per_class"][label], "roc_auc_ci95": scores["roc_auc_ci95_per_class"][label]}
-        found.append(LabelScores(label, len(y), int(y.sum()), auc_text(area)))
-    return tuple(found)
-
-
-def _provenance(config: RunConfig) -> dict[str, tuple[Fact, ...]]:
     return {
-        "Run": _run_facts(config),
-        "Data set": _dataset_facts(config.dataset),
-        "Embeddings": _embedding_facts(config),
-        "Versions": tuple(Fact(name, version) for name, version in config.versions.items()),
+        "roc": figure(figures.roc, 294),
+        "precision": figure(figures.precision, 294),
+        "areas": forest(figures.areas),
+        "learning": None if figures.learning is None else figure(figures.learning, 180),
+        "training": tuple((name, figure(found, 90)) for name, found in figures.training.items()),
+        "calibration": tuple(figure(found, 220) for found in figures.calibration),
+        "decision": tuple(figure(found, 220) for found in figures.decision),
+        "subgroups": forest(figures.subgroups),
     }
-
-
-def _run_facts(config: RunConfig) -> tuple[Fact, ...]:
-    return (
-        Fact("command", config.command, is_code=True),
-        Fact("seed", str(config.seed)),
-        Fact("seeds", str(config.seeds)),
-        Fact("learning rate", config.schedule),
-        Fact("class weight", config.class_weight),
-        Fact("label smoothing", f"{config.label_smoothing:g}"),
-        Fact("created", config.created),
-        Fact("took", duration(config.seconds)),
-        Fact("epochs, at most", str(config.epochs)),
-        Fact("patience", f"{config.patience} epochs"),
-        Fact("batch size", str(config.batch_size)),
-        *_streaming_facts(config),
-        Fact("device", config.device),
-        Fact("machine", config.machine),
-    )
-
-
-def _streaming_facts(config: RunConfig) -> tuple[Fact, ...]:
-    if config.streamed_bytes is None:
-        return ()
-    return (Fact("embeddings", f"streamed from the cache, {config.streamed_bytes / 1e9:.2f} GB at a time"),)
-
-
-def _dataset_facts(dataset: DatasetFacts) -> tuple[Fact, ...]:
-    return (
-        Fact("name", dataset.name),
-        Fact("source", dataset.source, is_code=True),
-        Fact("images", f"{dataset.n_images:,}"),
-        Fact("patients", "not known" if dataset.n_patients is None else f"{dataset.n_patients:,}"),
-        Fact("split", SPLIT_ORIGINS.get(dataset.split_by, dataset.split_by)),
-    )
-
-
-def _embedding_facts(config: RunConfig) -> tuple[Fact, ...]:
-    embeddings = config.embeddings
-    preprocessing = ", ".join(f"{key}: {_plain(value)}" for key, value in embeddings.preprocessing.items())
-    return (
-        Fact("cache", embeddings.cache, is_code=True),
-        Fact("fingerprint", embeddings.fingerprint, is_code=True),
-        Fact("backbone", embeddings.backbone),
-        Fact("weights", embeddings.weights, is_code=True),
-        Fact("weights' SHA-256", embeddings.weights_sha256, is_code=True),
-        Fact("preprocessing", preprocessing),
-        Fact("precision", embeddings.precision),
-    )
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def duration(seconds: float) -> str:
-    """Write a time span for people: "3.4 s", "2 min 14 s", "1 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

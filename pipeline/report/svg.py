@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.figures import Axis, Curve, Figure, Panel
+from pipeline.report.figures import Axis, Curve, Figure, Forest, Marks, Panel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,6 +16,8 @@ MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM, X_LABEL_HEIGHT = 36, 10, 2
 # Nobody sees a fifth of a pixel, and the curve of 10,000 images shrinks to some hundred points.
 TOLERANCE_PX = 0.2
 N_COLOURS, N_DASHES = 6, 3
+ROW_HEIGHT, LABEL_ABOVE = 36, 13  # of a forest: a label, and its whisker below
+LONGEST_LABEL = 34  # characters that fit beside the numbers
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,20 @@ class Stroke:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A dot at (x, y) pixels, its whisker from `low` to `high` pixels of the other axis, or None."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    classes: str
+    label: str
+
+
+@dataclass(frozen=True)
 class Frame:
-    """A panel in pixels. `diagonal` and `mark` as in `Panel`, with `mark` in pixels from the left."""
+    """A panel in pixels. `diagonal`, `mark` and `spot` as in `Panel`, the latter two in pixels from the upper left."""
 
     top: float
     width: float
@@ -48,6 +62,8 @@ class Frame:
     strokes: tuple[Stroke, ...]
     diagonal: bool
     mark: float | None
+    dots: tuple[Dot, ...] = ()
+    spot: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,35 @@ class Drawing:
     frames: tuple[Frame, ...]
 
 
+@dataclass(frozen=True)
+class ForestLine:
+    """One estimate in pixels: the whisker lies at `y`, its label above it, its text at the right."""
+
+    y: float
+    label: str
+    text: str
+    x: float
+    low: float | None
+    high: float | None
+    dots: tuple[float, ...]
+    strong: bool
+
+
+@dataclass(frozen=True)
+class ForestDrawing:
+    """A forest plot in pixels; `line` is a vertical line, `bottom` where the axis is."""
+
+    width: float
+    height: float
+    left: float
+    bottom: float
+    message: str
+    x_label: str
+    ticks: tuple[Tick, ...]
+    line: float | None
+    rows: tuple[ForestLine, ...]
+
+
 def draw(figure: Figure, panel_height: float) -> Drawing:
     """Lay a figure out.
 
@@ -69,18 +114,18 @@ def draw(figure: Figure, panel_height: float) -> Drawing:
     ----------
     figure : Figure
     panel_height : float
-        The height of each panel's plotting area, in pixels of a drawing that is `WIDTH` wide.
+        The height of a panel's plotting area, in pixels of a drawing that is `WIDTH` wide.
 
     Returns
     -------
     Drawing
     """
-    pitch = MARGIN_TOP + panel_height + MARGIN_BOTTOM
-    frames = tuple(
-        _frame(panel, MARGIN_TOP + number * pitch, panel_height) for number, panel in enumerate(figure.panels)
-    )
-    height = pitch * len(frames) + X_LABEL_HEIGHT
-    return Drawing(WIDTH, height, MARGIN_LEFT, figure.message, figure.panels[-1].x.label, frames)
+    frames, top = [], 0.0
+    for panel in figure.panels:
+        height = panel_height * panel.height
+        frames.append(_frame(panel, top + MARGIN_TOP, height))
+        top += MARGIN_TOP + height + MARGIN_BOTTOM
+    return Drawing(WIDTH, top + X_LABEL_HEIGHT, MARGIN_LEFT, figure.message, figure.panels[-1].x.label, tuple(frames))
 
 
 def _frame(panel: Panel, top: float, height: float) -> Frame:
@@ -95,11 +140,70 @@ def _frame(panel: Panel, top: float, height: float) -> Frame:
         strokes=tuple(_stroke(curve, panel, width, height) for curve in panel.curves),
         diagonal=panel.diagonal,
         mark=None if panel.mark is None else _pixel(panel.mark, panel.x, width),
+        dots=tuple(dot for marks in panel.marks for dot in _dots(marks, panel, width, height)),
+        spot=None
+        if panel.spot is None
+        else (_pixel(panel.spot[0], panel.x, width), _pixel(panel.spot[1], panel.y, height, upwards=True)),
     )
 
 
+def _dots(marks: Marks, panel: Panel, width: float, height: float) -> list[Dot]:
+    def at(values: "npt.NDArray[np.float64] | None", i: int) -> float | None:
+        return None if values is None else _pixel(float(values[i]), panel.y, height, upwards=True)
+
+    classes = f"dot colour-{marks.series % N_COLOURS}"
+    return [
+        Dot(
+            _pixel(float(marks.x[i]), panel.x, width),
+            _pixel(float(marks.y[i]), panel.y, height, upwards=True),
+            at(marks.low, i),
+            at(marks.high, i),
+            classes,
+            marks.label,
+        )
+        for i in range(len(marks.x))
+    ]
+
+
+def draw_forest(forest: Forest) -> ForestDrawing:
+    """Lay a forest plot out: a row an estimate, its label above, its figures at the right."""
+    width = WIDTH - 2 * MARGIN_RIGHT
+    bottom = ROW_HEIGHT * len(forest.rows) + LABEL_ABOVE
+    rows = tuple(
+        ForestLine(
+            y=LABEL_ABOVE + ROW_HEIGHT * number + 16,
+            label=row.label
+            if len(row.label) <= LONGEST_LABEL
+            else f"{row.label[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}",
+            text=row.text,
+            x=_pixel(row.value, forest.x, width),
+            low=None if row.low is None else _clipped(row.low, forest.x, width),
+            high=None if row.high is None else _clipped(row.high, forest.x, width),
+            dots=tuple(_clipped(dot, forest.x, width) for dot in row.dots),
+            strong=row.strong,
+        )
+        for number, row in enumerate(forest.rows)
+    )
+    ticks = tuple(Tick(_pixel(tick, forest.x, width), f"{tick:g}") for tick in forest.x.ticks)
+    return ForestDrawing(
+        width=WIDTH,
+        height=bottom + MARGIN_BOTTOM + X_LABEL_HEIGHT,
+        left=MARGIN_RIGHT,
+        bottom=bottom,
+        message=forest.message,
+        x_label=forest.x.label,
+        ticks=ticks,
+        line=None if forest.line is None else _pixel(forest.line, forest.x, width),
+        rows=rows,
+    )
+
+
+def _clipped(value: float, axis: Axis, length: float) -> float:
+    return _pixel(min(max(value, axis.low), axis.high), axis, length)
+
+
 def _pixel(value: float, axis: Axis, length: float, *, upwards: bool = False) -> float:
-    share = (value - axis.low) / (axis.high - axis.low)
+    share = axis.share(value)
     return round(length * (1 - share if upwards else share), 1)
 
 

@@ -28,6 +28,7 @@ from pipeline.runs.records import (
     Run,
     RunConfig,
     SeedResult,
+    SplitSize,
     UnreadableImage,
     class_numbers,
 )
@@ -35,6 +36,7 @@ from pipeline.runs.tensorboard import require_tensorboard
 from pipeline.runs.trust import (
     Assessment,
     ClassAssessment,
+    Confusion,
     FixedPoint,
     Leakage,
     NetBenefit,
@@ -44,6 +46,8 @@ from pipeline.runs.trust import (
     SimilarImages,
     SuspectImage,
     Suspects,
+    leakage_warnings,
+    shared_text,
 )
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "SPLITS",
     "Assessment",
     "ClassAssessment",
+    "Confusion",
     "CrossValidated",
     "CrossValidation",
     "DatasetFacts",
@@ -71,13 +76,16 @@ __all__ = [
     "SeedResult",
     "SharedImages",
     "SimilarImages",
+    "SplitSize",
     "SuspectImage",
     "Suspects",
     "UnreadableImage",
     "check_run_directory",
     "class_numbers",
+    "leakage_warnings",
     "metrics_document",
     "read_run",
     "require_tensorboard",
+    "shared_text",
     "write_run",
 ]

@@ -71,7 +71,9 @@ SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "ro
 def metrics_document(run: Run) -> dict[str, Any]:
     """Give what `metrics.json` holds and `train --json` prints."""
     found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
-    return {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split, **found}
+    # What follows from the configuration and the predictions is not read back.
+    first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
+    return {**first, **found, "splits": to_json(run.split_sizes())}
 
 
 def check_run_directory(directory: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.metrics import Comparison
 from pipeline.runs.trust import Assessment, Leakage, Suspects
 from pipeline.shortcuts import AttributeAudit
+from pipeline.units import patient_numbers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,7 +55,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class EmbeddingFacts:
-    """Where the embeddings came from: the cache's own account of itself."""
+    """Where the embeddings came from: the cache's own account of itself, and the digest of those that were used."""
 
     cache: str
     fingerprint: str
@@ -63,6 +64,7 @@ class EmbeddingFacts:
     weights_sha256: str
     preprocessing: dict[str, Any]
     precision: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,16 @@ class OutOfFold:
 
 
 @dataclass(frozen=True)
+class SplitSize:
+    """What is in one split, or in "all": images with an embedding, also by label, and patients where they are known."""
+
+    split: str
+    n_images: int
+    n_patients: int | None
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Run:
     """One run folder, read back.
 
@@ -235,6 +247,17 @@ class Run:
     assessment: Assessment | None = None
     shortcuts: tuple[AttributeAudit, ...] = ()
     suspects: Suspects | None = None
+
+    def split_sizes(self) -> tuple[SplitSize, ...]:
+        """Count the images and patients of each split there is, and of all."""
+        dataset, splits = self.config.dataset, np.array(self.predictions.splits)
+        numbers = patient_numbers(self.predictions.patients)
+        found = []
+        for split in (name for name in SPLITS if name in dataset.n_split):
+            n_patients = None if dataset.n_patients is None else len(np.unique(numbers[splits == split]))
+            found.append(SplitSize(split, dataset.n_split[split], n_patients, dataset.counts[split]))
+        sums = {label: sum(size.counts.get(label, 0) for size in found) for label in dataset.classes}
+        return *found, SplitSize("all", sum(size.n_images for size in found), dataset.n_patients, sums)
 
     def head(self, name: str) -> HeadResult:
         """Give the result of one head by its name."""

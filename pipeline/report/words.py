@@ -1,0 +1,80 @@
+"""How the report writes numbers: one way for each kind, in the page and in its sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.metrics import Share
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EM DASH}"
+
+
+def decimal(value: float | None) -> str:
+    """Write a share or an area: "0.843"; a dash where there is none."""
+    if value is None:
+        return NONE
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)  # + 0.0: no minus before zero
+
+
+def interval(ends: Sequence[float | None] | None) -> str:
+    """Write an interval: "0.781 to 0.905"; a dash where there is none."""
+    if ends is None or None in ends:
+        return NONE
+    low, high = ends
+    return f"{decimal(low)} to {decimal(high)}"
+
+
+def auc_text(scores: Mapping[str, Any]) -> str:
+    """Write a ROC AUC with its 95% interval: "0.843 (0.781 to 0.905)"."""
+    return f"{decimal(scores['roc_auc'])} ({interval(scores['roc_auc_ci95'])})"
+
+
+def estimate(value: float | None, ends: Sequence[float | None] | None) -> str:
+    """Write an estimate with its interval: "0.843 (0.781 to 0.905)", without the interval where there is none."""
+    if value is None:
+        return NONE
+    return decimal(value) if ends is None or None in ends else f"{decimal(value)} ({interval(ends)})"
+
+
+def share_text(share: Share) -> str:
+    """Write a share with its interval."""
+    return estimate(share.value, (share.low, share.high))
+
+
+def p_text(p: float | None) -> str:
+    """Write a p value: "0.031", "<0.001", or a dash."""
+    return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(number: int | None) -> str:
+    """Write a number of things: "10,000"; a dash where it is not known."""
+    return NONE if number is None else f"{number:,}"
+
+
+def percent(share: float) -> str:
+    """Write a share as whole percents."""
+    return f"{100 * share:.0f}%"
+
+
+def rule(name: str) -> str:
+    """Write the name of an operating point's rule with the sign that it means."""
+    return name.replace(">=", "\N{GREATER-THAN OR EQUAL TO}")
+
+
+def several(number: int, noun: str) -> str:
+    """Write a number with its noun: "1 image", "2 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Write names in a row, the first few and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people: "3.4 s", "2 min 14 s", "1 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

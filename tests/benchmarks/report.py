@@ -1,0 +1,57 @@
+"""How long a report takes to build, how large it is, and what memory building it takes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.experiment import run_experiment
+from pipeline.heads import parse_heads
+from pipeline.train import TrainingConfig
+from tests.benchmarks.extraction import peak_mb
+from tests.benchmarks.measurement import Measurement
+from tests.labelled import embeddings_of, write_labelled_cache
+
+N_OF_SPLIT = {"train": 2_000, "val": 1_000, "test": 10_000}
+HEADS = [f"mlp:{width},lr={rate}" for width in (8, 16, 32, 64, 128) for rate in ("1e-3", "1e-4")]
+REPEATS = 3
+
+
+def built(folder: Path) -> list[Measurement]:
+    """Build the report of ten heads on 10,000 test images, each time in a process of its own; the median."""
+    run = _trained(folder)
+    command = ["report", "--run", str(run)]
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    peak = peak_mb("pipeline", *command) * 1.048576
+    size = (run / "report.html").stat().st_size / 1e6
+    return [
+        Measurement(
+            f"`report` of {len(HEADS)} heads and {N_OF_SPLIT['test']:,} test images",
+            f"{np.median(seconds):.1f} s with the interpreter's start, {size:.2f} MB, peak memory {peak:,.0f} MB",
+            "5 s, 3 MB, 1,000 MB",
+            {"seconds": float(np.median(seconds)), "size_mb": size, "peak_mb": peak},
+        )
+    ]
+
+
+def _trained(folder: Path) -> Path:
+    """Train ten heads for a few epochs, on two classes that overlap, with two attributes."""
+    rng = np.random.default_rng(0)
+    splits = [split for split, n in N_OF_SPLIT.items() for _ in range(n)]
+    labels = [str(label) for label in rng.choice(["benign", "malignant"], len(splits), p=[0.7, 0.3])]
+    cache = write_labelled_cache(
+        folder / "c.h5", labels, splits=splits, embeddings=embeddings_of(labels, distance=0.05),
+        attributes={name: [str(v) for v in rng.choice(list("ABC"), len(splits))] for name in ("scanner", "site")},
+    )  # fmt: skip
+    config = TrainingConfig(epochs=5)
+    run_experiment(cache, folder / "run", parse_heads(HEADS), positive=["malignant"], config=config)
+    return folder / "run"
+
+
+MEASUREMENTS = {"built": built}
