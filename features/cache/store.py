@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from features.cache.layout import DatasetTable, Embeddings, Header, Rows
+from features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
 from features.cache.reading import CacheFile
 from features.errors import CacheError, FingerprintMismatchError
 from features.fingerprint import Fingerprint
@@ -137,6 +137,10 @@ class EmbeddingCache:
     def embeddings(self, rows: Rows | None = None) -> Embeddings:
         """Read embeddings by row, (n, 512) float32, checked; all by default."""
         return self._file.embeddings(rows)
+
+    def keys(self, rows: Rows) -> Keys:
+        """Give the images' keys by row, (n, 32) uint8: the digests of their contents."""
+        return self._file.keys[rows]
 
     def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
         """Read a data set's embeddings.
