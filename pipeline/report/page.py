@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.metrics import binary_problems, confusion_matrix
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from pipeline.report.figures import roc_figure, training_figures
+from pipeline.report.look import look_of
 from pipeline.report.svg import Drawing, draw
 from pipeline.runs import (
     SPLITS,
@@ -96,12 +97,14 @@ class Page:
     provenance: Mapping[str, tuple[Fact, ...]]
 
 
-def render(run: Run) -> str:
+def render(run: Run, *, with_images: bool = True) -> str:
     """Write a run's report as HTML.
 
     Parameters
     ----------
     run : Run
+    with_images : bool
+        False leaves out all pixels.
 
     Returns
     -------
@@ -117,7 +120,9 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"auc": auc_text, "decimal": "{:.3f}".format, "count": "{:,}".format, "percent": _percent}
-    return environment.get_template("template.html.j2").render(vars(page_of(run)))
+    page = page_of(run)
+    look = look_of(run, page.evaluation, with_images=with_images)
+    return environment.get_template("template.html.j2").render(vars(page), look=look)
 
 
 def page_of(run: Run) -> Page:
