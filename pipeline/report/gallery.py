@@ -136,7 +136,9 @@ def _near_duplicates(run: Run) -> Group:
     n_pairs = run.leakage.n_near_duplicates if run.leakage is not None else 0
     closest = f", from a cosine of {pairs[0].cosine:.4f}" if pairs else ""
     note = f"Pairs whose embeddings are nearly the same though they are in two splits: {len(shown)} of {n_pairs:,}{closest}."
-    return Group("Near-duplicates across splits", f"{note} The same lesion twice makes a test easier than it is.", shown)
+    return Group(
+        "Near-duplicates across splits", f"{note} The same lesion twice makes a test easier than it is.", shown
+    )
 
 
 def _suspects(run: Run) -> Group:

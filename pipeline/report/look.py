@@ -61,5 +61,7 @@ def look_of(run: Run, evaluation: Evaluation, *, with_images: bool = True) -> Lo
             return Look(groups, pictures, map_of(run, source))
     except CacheError as error:
         if with_images and not pictures.uris:
-            pictures = Pictures(note=f"There are no pictures, as nothing tells whether they are still the same. {error}")
+            pictures = Pictures(
+                note=f"There are no pictures, as nothing tells whether they are still the same. {error}"
+            )
         return Look(groups, pictures, None, str(error))

@@ -45,10 +45,11 @@ class Colouring:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay points out: "x,y" of each, 0 to `SIDE`, and one SVG path a value of the first colouring."""
+    """A way to lay points out: "x,y" of each, to `SIDE` and `height`, and one SVG path a value of the first colouring."""
 
     name: str
     message: str
+    height: int
     points: tuple[str, ...]
     paths: tuple[str, ...]
 
@@ -98,7 +99,9 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     x, shares = principal_components(source.embeddings([run.predictions.paths[i] for i in rows]))
     n_neighbours = min(N_NEIGHBOURS, len(rows) - 1)
     colourings = _colourings(run, source, rows, _neighbours(x, n_neighbours))
-    layouts = [_layout("PCA", f"its two directions hold {shares[:2].sum():.0%} of the variance", x[:, :2], colourings[0])]
+    layouts = [
+        _layout("PCA", f"its two directions hold {shares[:2].sum():.0%} of the variance", x[:, :2], colourings[0])
+    ]
     if len(rows) >= FEWEST_FOR_TSNE:
         layouts.append(_layout("t-SNE", "near points are similar, far distances mean little", _tsne(x), colourings[0]))
     return EmbeddingMap(_note(run, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings))
@@ -106,7 +109,9 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
 
 def _note(run: Run, n_points: int) -> str:
     n_images = len(run.predictions.paths)
-    which = f"All {n_images:,} images" if n_points == n_images else f"{n_points:,} of {n_images:,} images, drawn at random"
+    which = (
+        f"All {n_images:,} images" if n_points == n_images else f"{n_points:,} of {n_images:,} images, drawn at random"
+    )
     return f"{which}, each a point, by their standardised embeddings. Nothing here was used for training or selection."
 
 
@@ -179,7 +184,7 @@ def _colourings(
 def _colouring(
     name: str, column: Sequence[str], neighbours: "npt.NDArray[np.int64]", order: Sequence[str]
 ) -> Colouring:
-    """Number the values of a column: in the given order, then by name; the rarest share a colour where there are many."""
+    """Give a column's values numbers: in the given order, then by name; the rarest share one where there are many."""
     counts = Counter(column)
     if len(counts) > N_COLOURS:
         common = {value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: N_COLOURS - 1]}
@@ -198,13 +203,14 @@ def _colouring(
 def _layout(name: str, what: str, xy: "Floats", colouring: Colouring) -> Layout:
     low, high = xy.min(axis=0), xy.max(axis=0)
     scale = SIDE / max(float((high - low).max()), np.finfo(float).tiny)
-    centred = (xy - (low + high) / 2) * [scale, -scale] + SIDE / 2  # SVG's y points down
+    height = max(SIDE // 2, round(float((high - low)[1]) * scale))
+    centred = (xy - (low + high) / 2) * [scale, -scale] + [SIDE / 2, height / 2]  # SVG's y points down
     points = tuple(f"{x},{y}" for x, y in np.rint(centred).astype(int).tolist())
     paths = tuple(
         "".join(f"M{point}h0" for point, own in zip(points, colouring.of, strict=True) if own == value)
         for value in range(len(colouring.values))
     )
-    return Layout(name, f"{name} of {len(points):,} embeddings: {what}", points, paths)
+    return Layout(name, f"{name} of {len(points):,} embeddings: {what}", height, points, paths)
 
 
 def _data(layouts: Sequence[Layout], colourings: Sequence[Colouring]) -> dict[str, object]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.metrics import binary_problems, confusion_matrix
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from pipeline.report.figures import roc_figure, training_figures
 from pipeline.report.look import look_of
 from pipeline.report.svg import Drawing, draw
+from pipeline.report.templates import template_environment
 from pipeline.runs import (
     SPLITS,
     CrossValidation,
@@ -111,14 +111,7 @@ def render(run: Run, *, with_images: bool = True) -> str:
     str
         A whole document, with its style and figures inside.
     """
-    # Labels, paths and errors come from other people's files: every value is escaped, whatever the file's name.
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters |= {"auc": auc_text, "decimal": "{:.3f}".format, "count": "{:,}".format, "percent": _percent}
     page = page_of(run)
     look = look_of(run, page.evaluation, with_images=with_images)

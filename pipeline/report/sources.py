@@ -12,6 +12,7 @@ from features.errors import CacheError
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 
