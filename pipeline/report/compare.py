@@ -165,7 +165,7 @@ def _tests(columns: Sequence[Column]) -> tuple[tuple[Tested, ...], str]:
         return tuple(Tested(other.name, None, reasons[other.name]) for other in others), ""
     results = {one.name: one for one in compared}
     tests = tuple(Tested(other.name, results.get(other.name), reasons[other.name]) for other in others)
-    return tests, _unit(units)
+    return tests, _unit(units) if results else ""
 
 
 def _unit(units: Units) -> str:

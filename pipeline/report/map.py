@@ -94,7 +94,8 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     rows = np.array([i for i, path in enumerate(run.predictions.paths) if not source.is_newer_than_run(path)])
     if len(rows) < FEWEST_POINTS:
         raise CacheError("The images were changed, or copied, after the heads were trained. Train again.")
-    if len(rows) > MOST_POINTS:
+    n_known = len(rows)
+    if n_known > MOST_POINTS:
         rows = np.sort(np.random.default_rng(run.config.seed).choice(rows, MOST_POINTS, replace=False))
     x, shares = principal_components(source.embeddings([run.predictions.paths[i] for i in rows]))
     n_neighbours = min(N_NEIGHBOURS, len(rows) - 1)
@@ -104,15 +105,17 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     ]
     if len(rows) >= FEWEST_FOR_TSNE:
         layouts.append(_layout("t-SNE", "near points are similar, far distances mean little", _tsne(x), colourings[0]))
-    return EmbeddingMap(_note(run, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings))
-
-
-def _note(run: Run, n_points: int) -> str:
-    n_images = len(run.predictions.paths)
-    which = (
-        f"All {n_images:,} images" if n_points == n_images else f"{n_points:,} of {n_images:,} images, drawn at random"
+    return EmbeddingMap(
+        _note(run, n_known, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings)
     )
-    return f"{which}, each a point, by their standardised embeddings. Nothing here was used for training or selection."
+
+
+def _note(run: Run, n_known: int, n_points: int) -> str:
+    n_images = len(run.predictions.paths)
+    which = f"All {n_known:,} images" if n_points == n_known else f"{n_points:,} of {n_known:,} images, drawn at random"
+    gone = n_images - n_known
+    without = f" Left out: {gone:,} that were changed, or copied, after the heads were trained." if gone else ""
+    return f"{which}, each a point, by their standardised embeddings.{without} Nothing was trained or selected by it."
 
 
 def principal_components(embeddings: "npt.NDArray[np.float32]") -> "tuple[Floats, Floats]":
