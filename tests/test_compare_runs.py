@@ -83,7 +83,7 @@ def test_p_values_are_corrected_for_the_number_of_runs(tmp_path: Path, pair: tup
     assert min(values)[1] == pytest.approx(min(1, 2 * (min(values)[0] or 0)))
 
 
-def test_other_test_images_are_not_compared_and_counted(tmp_path: Path, pair: tuple[Run, Run]) -> None:
+def test_other_test_images_are_not_compared_and_counted(pair: tuple[Run, Run]) -> None:
     paths = tuple(path.replace("images/0017", "elsewhere/0017") for path in pair[1].predictions.paths)
     other = replace(pair[1], predictions=replace(pair[1].predictions, paths=paths))
     assert reason(pair[0], other) == "Their test images differ: 50 in both, 10 in A alone, 10 in B alone."

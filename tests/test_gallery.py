@@ -221,7 +221,9 @@ def test_several_labels_an_image_have_an_answer_each(tmp_path: Path) -> None:
 def test_hostile_names_appear_as_text_beside_pictures(tmp_path: Path) -> None:
     names = [f"{HOSTILE}{BREAKOUT}{i}.png" for i in range(80)]
     dataset = image_dataset(tmp_path / "images", labels=(HOSTILE, BREAKOUT))
-    hostile = image_dataset(tmp_path / "images", labels=(HOSTILE, BREAKOUT), attributes={BREAKOUT: [HOSTILE, "b"] * 40})
+    hostile = image_dataset(
+        tmp_path / "images", labels=(HOSTILE, BREAKOUT), attributes={HOSTILE: [HOSTILE, BREAKOUT] * 40}
+    )
     for path, name in zip(dataset.paths, names, strict=True):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / path).rename(tmp_path / "images" / name)

@@ -53,15 +53,11 @@ def look_of(run: Run, evaluation: Evaluation, *, with_images: bool = True) -> Lo
         Where the cache or the images are not there any more, it says so, and how to bring them back.
     """
     groups = groups_of(run, evaluation)
-    pictures = Pictures(note=LEFT_OUT)
+    pictures = None if with_images else Pictures(note=LEFT_OUT)
     try:
         with opened_source(run) as source:
-            if with_images:
-                pictures = read_pictures(source, groups)
+            pictures = pictures or read_pictures(source, groups)
             return Look(groups, pictures, map_of(run, source))
     except CacheError as error:
-        if with_images and not pictures.uris:
-            pictures = Pictures(
-                note=f"There are no pictures, as nothing tells whether they are still the same. {error}"
-            )
-        return Look(groups, pictures, None, str(error))
+        unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
+        return Look(groups, pictures or Pictures(note=unchecked), None, str(error))

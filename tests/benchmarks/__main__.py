@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads, statistics, table
+from tests.benchmarks import cache, extraction, heads, report_map, statistics, table
 from tests.benchmarks.measurement import Measurement
 
 README = Path(__file__).parents[2] / "README.md"
@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "heads": heads.MEASUREMENTS,
     "statistics": statistics.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
+    "report": report_map.MEASUREMENTS,
 }
 
 
