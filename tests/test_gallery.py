@@ -130,7 +130,7 @@ def test_missing_images_leave_the_captions_and_the_way_back(tmp_path: Path) -> N
     assert f"{tmp_path}/images: no such folder or npz file. The images were read from there. Bring them back" in html
     assert "hoarfrost extract PLACE --cache" in html
     assert "data:image" not in html
-    assert all(f"<code>{path}</code>" in html for path in shown_paths(looked(run)))
+    assert all(f"<code>{path}</code>" in html.replace("<wbr>", "") for path in shown_paths(looked(run)))
 
 
 def test_missing_cache_leaves_no_picture_and_no_map(tmp_path: Path) -> None:

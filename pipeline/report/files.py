@@ -160,6 +160,7 @@ def _drawn(figure: Figure) -> "Drawn":
 
 def _draw_panel(axes: "Axes", panel: Panel) -> None:
     if panel.diagonal:
+        axes.set_aspect("equal")
         axes.plot(
             [panel.x.low, panel.x.high], [panel.y.low, panel.y.high], color="#888888", linewidth=0.8, linestyle=":"
         )
