@@ -136,7 +136,7 @@ def test_page_shows_areas_and_test_of_each_run(tmp_path: Path, hoarfrost: Hoarfr
     output = tmp_path / "new" / "both.html"
     status, stdout, _ = hoarfrost("report", *arguments, "--output", output, "--json")
     assert status == 0
-    assert json.loads(stdout) == {"report": str(output), "figures": []}
+    assert json.loads(stdout) == {"report": str(output)}
     page = Page(output.read_text(encoding="utf-8"))
     scores = pair[0].head("mlp:256").test or {}
     low, high = scores["roc_auc_ci95"]

@@ -20,7 +20,8 @@ class Reported:
 
     def document(self) -> dict[str, Any]:
         """Give what `report --json` prints."""
-        return {"report": str(self.report), "figures": [str(path) for path in self.figures]}
+        document: dict[str, Any] = {"report": str(self.report)}
+        return document | ({"figures": [str(path) for path in self.figures]} if self.figures else {})
 
     def text(self) -> str:
         """Say it to people."""
