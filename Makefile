@@ -40,7 +40,7 @@ PLACES = set -e; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report test lint bench clean
+.PHONY: help setup extract train report test lint bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -83,6 +83,11 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## measure; prints a table and writes artifacts/bench.json
 	$(PY) -m tests.benchmarks
+
+screenshot: $(READY)  ## take the README's picture of the demo set's report (needs Chromium)
+	@$(PY) -m tests.screenshot
+	@$(MAKE) --no-print-directory report DATA=
+	@DATA=; $(PLACES) $(PY) -m tests.screenshot "$$run/report.html" pipeline/report/screenshot.png
 
 clean:  ## remove what was made, but not .venv
 	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -41,6 +41,11 @@ def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
     return digest.digest()
 
 
+def content_key(content: "bytes | npt.NDArray[np.uint8]") -> bytes:
+    """Give the key of an image as its source gives it: a file's bytes, or an array."""
+    return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
+
+
 def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
     """Give the SHA-256 of named weights, as hex: of names, shapes and values, not of the file they came in.
 

@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from features.errors import ImageDecodeError
@@ -17,6 +16,7 @@ from features.fingerprint import JPEG_SHORT_SIDE, SIZE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
 
     from features.datasets.table import Content
 
@@ -60,7 +60,7 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-def load_image(content: "Content", budget: PixelBudget | None = None) -> torch.Tensor:
+def load_image(content: "Content", budget: PixelBudget | None = None) -> "torch.Tensor":
     """Turn an encoded file, or an array's pixels, into what the backbone takes.
 
     Parameters
@@ -85,7 +85,9 @@ def load_image(content: "Content", budget: PixelBudget | None = None) -> torch.T
         return _resized(_planes(_pixels(image)))
 
 
-def _resized(image: torch.Tensor) -> torch.Tensor:
+def _resized(image: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
     if image.shape[1:] == (SIZE, SIZE):
         return image
     try:
@@ -95,7 +97,7 @@ def _resized(image: torch.Tensor) -> torch.Tensor:
     return resized[0]  # (C, 224, 224) uint8
 
 
-def decode_image(content: bytes) -> torch.Tensor:
+def decode_image(content: bytes) -> "torch.Tensor":
     """Decode a file's bytes to (C, H, W) uint8, C = 1 (grey) or 3 (RGB).
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the
@@ -149,6 +151,37 @@ def encode_png(pixels: "npt.NDArray[np.uint8]") -> bytes:
     return buffer.getvalue()
 
 
+def thumbnail(content: "Content", side: int) -> bytes:
+    """Make a small picture of an image, for people.
+
+    Parameters
+    ----------
+    content : bytes or ndarray (H, W) or (H, W, 3) uint8
+    side : int
+        What it measures at most, in pixels; a smaller image stays as it is.
+
+    Returns
+    -------
+    bytes
+        A JPEG of the pixels alone, without the file's metadata.
+
+    Raises
+    ------
+    ImageDecodeError
+        As `load_image`.
+    """
+    if isinstance(content, bytes):
+        with _opened(content) as image:
+            pixels = _pixels(image)
+    else:
+        pixels = content
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Give those of `FORMATS` that this build of Pillow has."""
@@ -186,8 +219,10 @@ def _pixels(image: Image.Image) -> "npt.NDArray[np.uint8]":
     return pixels
 
 
-def _planes(pixels: "npt.NDArray[np.uint8]") -> torch.Tensor:
+def _planes(pixels: "npt.NDArray[np.uint8]") -> "torch.Tensor":
     """Make (C, H, W) of it, channels last in memory; the pixels are shared where torch can."""
+    import torch
+
     if not pixels.flags.writeable or any(stride < 0 for stride in pixels.strides):
         pixels = pixels.copy()
     tensor = torch.from_numpy(pixels)

@@ -19,7 +19,7 @@ from features.cache import CacheWriter, EmbeddedFile
 from features.datasets import Dataset, FileStamp
 from features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import SIZE, bytes_key, pixels_key
+from features.fingerprint import SIZE, content_key
 from features.images import PixelBudget, load_image
 from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
@@ -277,7 +277,7 @@ class EmbeddingLoop:
             # Before reading: a file that changes from here on will be seen as changed the next time.
             stamp = self.dataset.images.stamp(index)
             content = read()
-            key = _key(content)
+            key = content_key(content)
             is_known = key in self.writer
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
@@ -308,7 +308,7 @@ class EmbeddingLoop:
         self._may_decode.wait()
         try:
             content = image.read() if image.content is None else image.content
-            if image.content is None and _key(content) != image.key:
+            if image.content is None and content_key(content) != image.key:
                 return _Failed(image.index, "changed while it was read")
             place.copy_(load_image(content, self._pixels))  # one grey channel becomes three here
         except ImageDecodeError as error:
@@ -322,10 +322,6 @@ class EmbeddingLoop:
                 with self._counting:
                     self._n_bytes_ahead -= _n_bytes(image.content)
         return _Loaded(image.index, image.stamp, image.key, decoded=True)
-
-
-def _key(content: "Content") -> bytes:
-    return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
 
 
 def _n_bytes(content: "Content") -> int:

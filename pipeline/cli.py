@@ -263,19 +263,36 @@ def train(
 
 
 @main.command()
-@run_option
+@click.option(
+    "--run", "runs", type=_PathType(), required=True, multiple=True, metavar="DIR",
+    help="The run folder; several stand side by side.",
+)  # fmt: skip
+@click.option(
+    "--output", type=_PathType(dir_okay=False), metavar="FILE.html",
+    help="Where the report goes; several runs need it.  [default: DIR/report.html]",
+)  # fmt: skip
+@click.option(
+    "--figures", type=_PathType(), metavar="FOLDER",
+    help="Write each figure as SVG and PNG too, and each table as CSV, into this folder.",
+)  # fmt: skip
+@click.option("--no-images", is_flag=True, help="Leave out all pixels of images.")
 @json_option
-def report(run: Path, as_json: bool) -> None:
-    """Write a run's report, one self-contained HTML file, to DIR/report.html.
+def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, no_images: bool, as_json: bool) -> None:
+    """Write a run's report, one self-contained HTML file, to DIR/report.html; or several runs side by side.
 
     \b
     Example:
-      hoarfrost report --run runs/first
+      hoarfrost report --run runs/first --figures figures/
+      hoarfrost report --run runs/first --run runs/wide --output first-wide.html
     """
-    from pipeline.report import write_report
+    from pipeline.report import report_runs
 
-    path = write_report(run)
-    emit(as_json, {"report": str(path)}, f"report {path}")
+    if output is not None and output.suffix.lower() not in {".html", ".htm"}:
+        raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")
+    if len(runs) > 1 and (output is None or figures is not None):
+        raise click.UsageError("Several runs need --output FILE.html, and have no --figures; name one --run for those.")
+    found = report_runs(runs, output=output, figures=figures, with_images=not no_images)
+    emit(as_json, found.document(), found.text())
 
 
 @main.command()

@@ -188,10 +188,10 @@ def test_work_that_fails_is_a_message_on_stderr_and_status_1(
 def test_any_hoarfrost_error_is_a_message_not_a_traceback(
     hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    def failing(_: Path) -> Path:
+    def failing(*_: object, **__: object) -> None:
         raise HoarfrostError("What, where, why. The way out.")
 
-    monkeypatch.setattr("pipeline.report.write_report", failing)
+    monkeypatch.setattr("pipeline.report.report_runs", failing)
     assert hoarfrost("report", "--run", run) == (1, "", "Error: What, where, why. The way out.\n")
 
 
@@ -225,10 +225,10 @@ def test_reader_that_goes_away_ends_a_command_quietly(run: Path) -> None:
 def test_defect_of_ours_is_not_dressed_up_as_the_users_mistake(
     hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    def failing(_: Path) -> Path:
+    def failing(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("pipeline.report.write_report", failing)
+    monkeypatch.setattr("pipeline.report.report_runs", failing)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         hoarfrost("report", "--run", run)
 

@@ -1,4 +1,7 @@
-"""Every number on a report's page is in the run's metrics.json, or config.json where it is configuration."""
+"""Every number on a report's page is in metrics.json; of configuration in config.json, of an image in predictions.csv.
+
+What the map of the embeddings says of itself comes from the cache, and is held by test_map.py.
+"""
 
 import json
 import re
@@ -29,13 +32,14 @@ VOID = {"meta", "link", "br", "wbr", "input", "img", "col"}
 
 
 class Results(HTMLParser):
-    """The text of the results: all but code, drawings, scripts, hidden parts, and the sections of where they came from."""
+    """The text of the results: all but code, drawings, scripts, hidden parts; apart, where they came from, and the images."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.pieces: list[str] = []
         self.sources: list[str] = []
-        self._open: list[tuple[str, bool, bool]] = []
+        self.images: list[str] = []
+        self._open: list[tuple[str, bool, list[str]]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -43,18 +47,22 @@ class Results(HTMLParser):
             return
         attributes = dict(attrs)
         is_hidden = tag in ("code", "svg", "script", "style", "title", "time") or "hidden" in attributes
-        is_source = attributes.get("aria-labelledby") in ("provenance", "methods", "checklists")
-        _, hidden, source = self._open[-1] if self._open else ("", False, False)
-        self._open.append((tag, hidden or is_hidden, source or is_source))
+        _, hidden, pieces = self._open[-1] if self._open else ("", False, self.pieces)
+        section = attributes.get("aria-labelledby") or ""
+        if section in ("provenance", "methods", "checklists"):
+            pieces = self.sources
+        elif section in ("look", "map"):
+            pieces = self.images if section == "look" else []
+        self._open.append((tag, hidden or is_hidden, pieces))
 
     def handle_endtag(self, tag: str) -> None:
         while self._open and self._open.pop()[0] != tag:
             pass
 
     def handle_data(self, data: str) -> None:
-        _, hidden, source = self._open[-1] if self._open else ("", False, False)
+        _, hidden, pieces = self._open[-1] if self._open else ("", False, self.pieces)
         if not hidden:
-            (self.sources if source else self.pieces).append(data)
+            pieces.append(data)
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -107,6 +115,13 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     settings = {name: config[name] for name in SETTINGS}
     assert len(NUMBER.findall(" ".join(page.pieces))) > 300
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS) == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_beside_an_image_is_in_its_predictions_or_in_metrics(reported: Reported, kind: str) -> None:
+    metrics, _, page = read(reported(kind).directory)
+    predicted = [values.tolist() for values in reported(kind).predictions.probabilities.values()]
+    assert unknown(page.images, numbers_of(metrics, predicted) | WORDS) == set()
 
 
 @pytest.mark.parametrize("kind", KINDS)

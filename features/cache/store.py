@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from features.cache.layout import DatasetTable, Embeddings, Header, Rows
+from features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
 from features.cache.reading import CacheFile
 from features.errors import CacheError, FingerprintMismatchError
 from features.fingerprint import Fingerprint
@@ -142,6 +142,10 @@ class EmbeddingCache:
     def digest(self, rows: Rows) -> str:
         """Give the SHA-256 (hex) of these rows' keys and checksums, in order: of which images, and which embeddings."""
         return hashlib.sha256(self._file.keys[rows].tobytes() + self._file.row_sums[rows].tobytes()).hexdigest()
+
+    def keys(self, rows: Rows) -> Keys:
+        """Give the images' keys by row, (n, 32) uint8: the digests of their contents."""
+        return self._file.keys[rows]
 
     def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
         """Read a data set's embeddings.

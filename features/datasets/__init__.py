@@ -1,16 +1,18 @@
 """Where images come from: an image folder, a CSV or a MedMNIST npz becomes one table of images."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from features.datasets.folders import read_folder
 from features.datasets.manifest import read_manifest
-from features.datasets.npz import read_npz
-from features.datasets.table import Dataset, FileStamp, ImageSource
+from features.datasets.npz import NpzImages, read_npz
+from features.datasets.table import Dataset, FileImages, FileStamp, ImageSource
 from features.errors import DatasetError
 from features.labels import is_label_column
 
-__all__ = ["MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "read_dataset"]
+__all__ = ["MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "open_images", "read_dataset"]
 
 MANIFEST_NAME = "labels.csv"
 
@@ -48,6 +50,28 @@ def read_dataset(data: Path, *, name: str | None = None) -> Dataset:
         )
     _check_classes(dataset)
     return dataset
+
+
+def open_images(location: str, paths: Sequence[str]) -> ImageSource:
+    """Open the images of a data set whose table was read before; that is not read again.
+
+    Parameters
+    ----------
+    location : str
+        `ImageSource.location` of then: the folder that paths are relative to, or the npz file.
+    paths : sequence of str
+        All of the data set, in its order.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such folder or file now.
+    """
+    if os.path.isdir(location):
+        return FileImages(location, list(paths))
+    if os.path.isfile(location) and location.lower().endswith(".npz"):
+        return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
+    raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
 
 
 def _default_name(data: Path) -> str:

@@ -53,12 +53,14 @@ class Evaluation:
         return head.val if head.test is None else head.test
 
 
-def evaluation_of(run: Run) -> Evaluation:
+def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
     """Pick the samples that the report's figures are about.
 
     Parameters
     ----------
     run : Run
+    by_image : bool
+        Count images, also where metrics count patients.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def evaluation_of(run: Run) -> Evaluation:
     """
     split = "val" if run.head(run.selected).test is None else "test"
     rows = np.flatnonzero(np.array(run.predictions.splits) == split)
-    classes, how = class_names(run.config.dataset), run.config.per_patient
+    classes, how = class_names(run.config.dataset), None if by_image else run.config.per_patient
     patients = None if how is None else patient_numbers([run.predictions.patients[i] for i in rows])
     units = units_of(run.y_true()[rows], len(classes), patients, how)
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}

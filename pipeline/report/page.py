@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.report import words
 from pipeline.report.checklists import Item, checklists_of
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from pipeline.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
 from pipeline.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
 from pipeline.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
+from pipeline.report.look import look_of
 from pipeline.report.methods import methods_of
 from pipeline.report.provenance import Fact, provenance_of
 from pipeline.report.svg import Drawing, ForestDrawing, draw, draw_forest
+from pipeline.report.templates import template_environment
 from pipeline.report.trust import (
     LeakRow,
     Recalibrated,
@@ -109,12 +109,14 @@ class Figures:
     subgroups: Forest | None
 
 
-def render(run: Run) -> str:
+def render(run: Run, *, with_images: bool = True) -> str:
     """Write a run's report as HTML.
 
     Parameters
     ----------
     run : Run
+    with_images : bool
+        False leaves out all pixels.
 
     Returns
     -------
@@ -127,35 +129,10 @@ def render(run: Run) -> str:
     return environment.get_template("template.html.j2").render(
         vars(page),
         drawings=_drawings(figures),
+        look=look_of(run, with_images=with_images),
         script=Markup(script),
         script_hash=_digest(script),
     )
-
-
-def template_environment() -> Environment:
-    """Give the templates' environment: every value is escaped, whatever a template's name."""
-    # Labels, paths and errors come from other people's files.
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (
-        "auc_text",
-        "count",
-        "decimal",
-        "duration",
-        "estimate",
-        "interval",
-        "p_text",
-        "percent",
-        "share_text",
-        "several",
-    )
-    environment.filters |= {name: getattr(words, name) for name in filters}
-    return environment
 
 
 def _digest(script: str) -> str:

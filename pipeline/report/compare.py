@@ -1,0 +1,215 @@
+"""Two or more runs side by side: selected heads, what was configured differently, the paired test where images agree."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.errors import RunError
+from pipeline.metrics import Comparison, compare_heads
+from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from pipeline.report.templates import template_environment
+from pipeline.runs import HeadResult, Run
+from pipeline.units import Units, patient_numbers, units_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+MOST_RUNS = len(ascii_uppercase)
+# What differs between any two runs, or is shown elsewhere on the page.
+NOT_CONFIGURED = ("command", "created", "seconds", "head_seconds", "warnings", "dataset.counts", "dataset.unreadable")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the runs. `name` is a letter, "A" for the first."""
+
+    name: str
+    run: Run
+    evaluation: Evaluation
+    head: HeadResult
+    scores: dict[str, Any]
+    rows: "npt.NDArray[np.intp]"
+
+    @property
+    def split(self) -> str:
+        """Name the split that the scores are of."""
+        return SPLIT_NAMES[self.evaluation.split]
+
+    @property
+    def counted(self) -> str:
+        """Say what the scores count: images, or patients with how they were joined."""
+        how = self.run.config.per_patient
+        return self.evaluation.samples() + ("" if how is None else f", by patient ({how})")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A run against the first: the paired test, or the reason why there is none."""
+
+    name: str
+    result: Comparison | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """All that the page shows. `differences` are (setting, its value in each run)."""
+
+    columns: tuple[Column, ...]
+    differences: tuple[tuple[str, tuple[str, ...]], ...]
+    tests: tuple[Tested, ...]
+    unit: str
+
+
+def side_by_side(runs: Sequence[Run]) -> SideBySide:
+    """Compare runs.
+
+    Parameters
+    ----------
+    runs : sequence of Run, two or more
+        The others are compared with the first.
+
+    Returns
+    -------
+    SideBySide
+
+    Raises
+    ------
+    RunError
+        If a run is given twice, or there are more than there are letters.
+    """
+    places = [run.directory.resolve() for run in runs]
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise RunError(f"{twice.directory} is named twice; a run does not differ from itself. Name each run once.")
+    if len(runs) > MOST_RUNS:
+        raise RunError(f"{len(runs)} runs are too many to stand side by side. Name at most {MOST_RUNS}.")
+    columns = tuple(_column(name, run) for name, run in zip(ascii_uppercase, runs, strict=False))
+    tests, unit = _tests(columns)
+    return SideBySide(columns, _differences(columns), tests, unit)
+
+
+def render_comparison(found: SideBySide) -> str:
+    """Write runs side by side as HTML.
+
+    Parameters
+    ----------
+    found : SideBySide
+
+    Returns
+    -------
+    str
+        A whole document, with its style inside.
+    """
+    lowest = min(0.5, *(float(column.scores["roc_auc_ci95"][0]) for column in found.columns))
+    low = math.floor(lowest * 10) / 10
+    return (
+        template_environment()
+        .get_template("compare.html.j2")
+        .render(vars(found), axis_low=low, place=lambda area: round(10 + 100 * (area - low) / (1 - low), 1))
+    )
+
+
+def _column(name: str, run: Run) -> Column:
+    evaluation, head = evaluation_of(run, by_image=True), run.head(run.selected)
+    rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
+    return Column(name, run, evaluation, head, evaluation.scores(head), rows)
+
+
+def _differences(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    settings = [_settings(column.run) for column in columns]
+    names = dict.fromkeys(name for of_run in settings for name in of_run)
+    found = [(name, tuple(of_run.get(name, "absent") for of_run in settings)) for name in names]
+    return tuple((name, values) for name, values in found if len(set(values)) > 1)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """Give all that configures a run as texts, by dotted names."""
+    flat: dict[str, str] = {"heads": ", ".join(head.name for head in run.heads)}
+
+    def add(name: str, value: object) -> None:
+        if name in NOT_CONFIGURED:
+            return
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name}.{key}" if name else str(key), inner)
+        elif isinstance(value, (list, tuple)):
+            flat[name] = ", ".join(map(str, value))
+        else:
+            flat[name] = "none" if value is None else str(value)
+
+    add("", asdict(run.config))
+    return flat
+
+
+def _tests(columns: Sequence[Column]) -> tuple[tuple[Tested, ...], str]:
+    """Compare the others with the first where the images agree, corrected for the number of comparisons."""
+    first, others = columns[0], columns[1:]
+    reasons = {other.name: _disagreement(first, other) for other in others}
+    agreeing = [first, *(other for other in others if not reasons[other.name])]
+    try:
+        units = _units(first)
+        probabilities = {column.name: units.joined(_aligned(column, first)) for column in agreeing}
+        compared = compare_heads(units.y, probabilities, first.name, groups=units.groups)
+    except ValueError as error:
+        reasons |= {column.name: str(error) for column in agreeing[1:]}
+        return tuple(Tested(other.name, None, reasons[other.name]) for other in others), ""
+    results = {one.name: one for one in compared}
+    tests = tuple(Tested(other.name, results.get(other.name), reasons[other.name]) for other in others)
+    return tests, _unit(units) if results else ""
+
+
+def _unit(units: Units) -> str:
+    if units.members is not None:
+        return f"{len(units.y):,} patients"
+    if units.groups is not None and len(np.unique(units.groups)) < len(units.groups):
+        return f"{len(units.y):,} images of {len(np.unique(units.groups)):,} patients, whose images count as clusters"
+    return f"{len(units.y):,} images, taken as independent"
+
+
+def _units(column: Column) -> Units:
+    patients = [column.run.predictions.patients[i] for i in column.rows]
+    numbers = patient_numbers(patients) if any(patients) else None
+    return units_of(column.evaluation.y_true, len(column.evaluation.classes), numbers, column.run.config.per_patient)
+
+
+def _paths(column: Column) -> list[str]:
+    return [column.run.predictions.paths[i] for i in column.rows]
+
+
+def _order(column: Column, first: Column) -> list[int]:
+    """Give where the first run's images stand among another's."""
+    place = {path: i for i, path in enumerate(_paths(column))}
+    return [place[path] for path in _paths(first)]
+
+
+def _aligned(column: Column, first: Column) -> "npt.NDArray[np.float64]":
+    """Give the selected head's probabilities, in the order of the first run's images."""
+    return column.evaluation.probabilities[column.run.selected][_order(column, first)]
+
+
+def _disagreement(first: Column, other: Column) -> str:
+    """Say why two runs cannot be compared image by image; empty where they can."""
+    one, two = first.evaluation, other.evaluation
+    if one.split != two.split:
+        return f"{first.name} is judged on its {first.split} images, {other.name} on its {other.split} images."
+    if first.run.config.per_patient != other.run.config.per_patient:
+        return f"{first.name} counts {first.counted}, {other.name} {other.counted}."
+    if one.is_multilabel != two.is_multilabel or len(one.classes) != len(two.classes):
+        return f"{first.name} tells {', '.join(one.classes)} apart, {other.name} {', '.join(two.classes)}."
+    if not one.is_binary and one.classes != two.classes:
+        return f"{first.name} tells {', '.join(one.classes)} apart, {other.name} {', '.join(two.classes)}."
+    mine, theirs = set(_paths(first)), set(_paths(other))
+    if mine != theirs:
+        return (
+            f"Their {first.split} images differ: {len(mine & theirs):,} in both, "
+            f"{len(mine - theirs):,} in {first.name} alone, {len(theirs - mine):,} in {other.name} alone."
+        )
+    n_differ = int((one.y_true != two.y_true[_order(other, first)]).reshape(len(mine), -1).any(axis=1).sum())
+    if n_differ:
+        return f"{n_differ:,} of their {first.split} images have another label in {other.name} than in {first.name}."
+    return ""

@@ -1,0 +1,238 @@
+"""Figures and tables as files, for a paper: each figure as SVG and PNG, each table as CSV.
+
+matplotlib draws the same descriptions that the page draws as SVG of its own making.
+"""
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from features.errors import RunError
+from pipeline.report.figures import Axis, Figure, Forest, Marks, Panel
+from pipeline.report.svg import N_COLOURS, N_DASHES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawn
+
+COLOURS = ("#0b6a8f", "#b8572a", "#47773a", "#80539b", "#94750a", "#66727d")  # the page's, of its light scheme
+DASHES = ("-", (0, (7, 4)), (0, (2, 3)))
+WIDTH_INCHES, PANEL_INCHES, SINGLE_PANEL_INCHES, ROW_INCHES = 6.0, 2.4, 5.0, 0.3
+PNG_DPI = 200
+MOST_IN_LEGEND = 12
+MOST_IN_NAME = 80  # characters
+# Deterministic, and readable by any viewer: text becomes outlines, ids come from the content.
+STYLE: Any = {  # of no type: the names that matplotlib knows differ by version
+    "svg.hashsalt": "hoarfrost",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+FORMULA_STARTS = tuple(
+    "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its columns' names, and rows of as many values. Numbers are written as numbers, None as nothing."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+
+def write_figures(
+    directory: Path, figures: Mapping[str, Figure | Forest], tables: Mapping[str, Table]
+) -> tuple[Path, ...]:
+    """Write figures and tables into a folder.
+
+    Parameters
+    ----------
+    directory : Path
+        Made where it is not there. Files of the same names are replaced, others stay.
+    figures : mapping of name -> Figure or Forest
+        Each becomes NAME.svg and NAME.png; what no file name can hold becomes "_".
+    tables : mapping of name -> Table
+        Each becomes NAME.csv, UTF-8.
+
+    Returns
+    -------
+    tuple of Path
+        The files, in the order of the mappings.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
+    """
+    figure_names, table_names, paths = _file_names(figures), _file_names(tables), []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for suffix, content in _drawings(figure).items():
+                paths.append(directory / f"{figure_names[name]}.{suffix}")
+                paths[-1].write_bytes(content)
+        for name, table in tables.items():
+            paths.append(directory / f"{table_names[name]}.csv")
+            paths[-1].write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise RunError(f"{directory}: the figures cannot be written: {error}. Name another folder.") from error
+    return tuple(paths)
+
+
+def _file_names(names: Iterable[str]) -> dict[str, str]:
+    """Give each name a file name of its own, also where letters differ in case alone."""
+    taken: set[str] = set()
+    found = {}
+    for name in names:
+        plain = stem = re.sub(r"[^A-Za-z0-9.,=_-]+", "_", name).strip("._")[:MOST_IN_NAME] or "figure"
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{plain}-{number}"
+        taken.add(stem.lower())
+        found[name] = stem
+    return found
+
+
+def csv_text(table: Table) -> str:
+    """Write a table as CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow([_cell(column) for column in table.columns])
+    writer.writerows([_cell(value) for value in row] for row in table.rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Value) -> Value:
+    if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return value
+
+
+def _drawings(figure: Figure | Forest) -> dict[str, bytes]:
+    """Draw a figure as SVG and PNG."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE), _missing_glyphs_are_boxes():
+        drawn = _drawn_forest(figure) if isinstance(figure, Forest) else _drawn(figure)
+        return {
+            "svg": _saved(drawn, format="svg", metadata={"Date": None, "Creator": None}),
+            "png": _saved(drawn, format="png", dpi=PNG_DPI, metadata={"Software": None}),
+        }
+
+
+def _saved(drawn: "Drawn", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, bbox_inches="tight", **options)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _missing_glyphs_are_boxes() -> "Iterator[None]":
+    """Let labels in any script pass: what the font lacks is drawn as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        yield
+
+
+def _drawn(figure: Figure) -> "Drawn":
+    # Figure itself, not pyplot: no state that others share, and no window.
+    from matplotlib.figure import Figure as Drawn
+
+    n_panels = len(figure.panels)
+    height = SINGLE_PANEL_INCHES if n_panels == 1 else PANEL_INCHES * n_panels
+    drawn = Drawn(figsize=(WIDTH_INCHES, height), layout="constrained")
+    rows = drawn.subplots(n_panels, squeeze=False, height_ratios=[panel.height for panel in figure.panels])
+    for axes, panel in zip(rows[:, 0], figure.panels, strict=True):
+        _draw_panel(axes, panel)
+    return drawn
+
+
+def _drawn_forest(forest: Forest) -> "Drawn":
+    from matplotlib.figure import Figure as Drawn
+
+    n_rows = len(forest.rows)
+    drawn = Drawn(figsize=(WIDTH_INCHES, 1 + ROW_INCHES * n_rows), layout="constrained")
+    axes = drawn.subplots()
+    for place, row in enumerate(forest.rows):
+        style: dict[str, Any] = {"color": COLOURS[0 if row.strong else -1], "zorder": 3}
+        axes.plot(row.dots, [place] * len(row.dots), ".", color="#aaaaaa", zorder=2)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [place, place], linewidth=1.6, **style)
+        axes.plot([row.value], [place], "o", markersize=6 if row.strong else 4, **style)
+    if forest.line is not None:
+        axes.axvline(forest.line, color="#444444", linewidth=0.8, linestyle=":")
+    _set_axis(forest.x, axes.xaxis, axes.set_xlim)
+    axes.set_ylim(n_rows - 0.5, -0.5)
+    axes.set_yticks(range(n_rows), [drawable(row.label) for row in forest.rows], parse_math=False)
+    return drawn
+
+
+def _draw_panel(axes: "Axes", panel: Panel) -> None:
+    if panel.diagonal:
+        axes.set_aspect("equal")
+        axes.plot(
+            [panel.x.low, panel.x.high], [panel.y.low, panel.y.high], color="#888888", linewidth=0.8, linestyle=":"
+        )
+    if panel.mark is not None:
+        axes.axvline(panel.mark, color="#444444", linewidth=0.8, linestyle=":")
+    handles = []
+    for curve in panel.curves:
+        dash = DASHES[curve.series // N_COLOURS % N_DASHES]
+        style: dict[str, Any] = {
+            "color": COLOURS[curve.series % N_COLOURS],
+            "linestyle": dash,
+            "linewidth": 2.4 if curve.strong else 1.3,
+            "zorder": 3 if curve.strong else 2,
+        }
+        is_point = len(curve.x) == 1
+        handles += axes.plot(curve.x, curve.y, marker="o" if is_point else "", markersize=3, **style)
+    handles += [_draw_marks(axes, marks) for marks in panel.marks]
+    if panel.spot is not None:
+        axes.plot(*panel.spot, "o", markersize=7, markerfacecolor="none", color="#444444", zorder=4)
+    for axis, line, limit in ((panel.x, axes.xaxis, axes.set_xlim), (panel.y, axes.yaxis, axes.set_ylim)):
+        _set_axis(axis, line, limit)
+    place: Literal["lower right", "best"] = "lower right" if panel.diagonal else "best"
+    labels = [curve.label for curve in panel.curves] + [marks.label for marks in panel.marks]
+    _add_legend(axes, handles[:MOST_IN_LEGEND], labels, place)
+
+
+def _draw_marks(axes: "Axes", marks: Marks) -> Any:
+    colour = COLOURS[marks.series % N_COLOURS]
+    if marks.low is not None and marks.high is not None:
+        axes.vlines(marks.x, marks.low, marks.high, color=colour, linewidth=1)
+    return axes.plot(marks.x, marks.y, "o", markersize=4, color=colour)[0]
+
+
+def _set_axis(axis: Axis, line: Any, limit: Any) -> None:
+    limit(axis.low, axis.high)
+    line.set_ticks(axis.ticks, [f"{tick:g}" for tick in axis.ticks])
+    line.set_label_text(drawable(axis.label), parse_math=False)
+
+
+def _add_legend(axes: "Axes", handles: list[Any], labels: list[str], place: Literal["lower right", "best"]) -> None:
+    """Name the curves. Texts are set afterwards: the legend drops those that begin with "_", and reads "$" as mathematics."""
+    if not handles:
+        return
+    legend = axes.legend(handles, ["."] * len(handles), frameon=False, fontsize=8, loc=place)
+    for text, label in zip(legend.get_texts(), labels, strict=False):
+        text.set_parse_math(False)
+        text.set_text(drawable(label))
+
+
+def drawable(text: str) -> str:
+    """Give a text in characters that can be drawn and that XML can hold."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,61 @@
+"""The part of the page that shows images: which cases to look at, and the map of all embeddings."""
+
+from base64 import b64encode
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from features.errors import CacheError
+from pipeline.report.evaluation import evaluation_of
+from pipeline.report.gallery import Group, Pictures, groups_of, read_pictures
+from pipeline.report.map import EmbeddingMap, map_of
+from pipeline.report.sources import opened_source
+from pipeline.runs import Run
+
+LEFT_OUT = "The pictures were left out (--no-images)."
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the page shows of images. `map` is None where there is none, and `no_map` says why."""
+
+    groups: tuple[Group, ...]
+    pictures: Pictures
+    map: EmbeddingMap | None
+    no_map: str = ""
+
+    @cached_property
+    def script(self) -> str:
+        """The map's script; the same in every report."""
+        return Path(__file__).with_name("map.js").read_text(encoding="utf-8")
+
+    @property
+    def script_hash(self) -> str:
+        """What the page's policy allows it by."""
+        return f"sha256-{b64encode(sha256(self.script.encode()).digest()).decode()}"
+
+
+def look_of(run: Run, *, with_images: bool = True) -> Look:
+    """Collect what the page shows of images.
+
+    Parameters
+    ----------
+    run : Run
+    with_images : bool
+        False leaves out all pixels: cases are named, and nothing of an image is read.
+
+    Returns
+    -------
+    Look
+        Where the cache or the images are not there any more, it says so, and how to bring them back.
+    """
+    groups = groups_of(run, evaluation_of(run, by_image=True))
+    pictures = None if with_images else Pictures(note=LEFT_OUT)
+    try:
+        with opened_source(run) as source:
+            pictures = pictures or read_pictures(source, groups)
+            return Look(groups, pictures, map_of(run, source))
+    except CacheError as error:
+        unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
+        return Look(groups, pictures or Pictures(note=unchecked), None, str(error))

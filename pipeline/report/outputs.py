@@ -1,0 +1,127 @@
+"""What `hoarfrost report` writes: a run's page, its figures and tables as files, or several runs side by side."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import RunError
+from pipeline.report.page import render
+from pipeline.runs import Run, read_run
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was written."""
+
+    report: Path
+    figures: tuple[Path, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Give what `report --json` prints."""
+        document: dict[str, Any] = {"report": str(self.report)}
+        return document | ({"figures": [str(path) for path in self.figures]} if self.figures else {})
+
+    def text(self) -> str:
+        """Say it to people."""
+        lines = [f"report {self.report}"]
+        if self.figures:
+            lines.append(f"figures and tables: {len(self.figures)} files in {self.figures[0].parent}")
+        return "\n".join(lines)
+
+
+def report_runs(
+    directories: Sequence[Path], *, output: Path | None = None, figures: Path | None = None, with_images: bool = True
+) -> Reported:
+    """Write the report of a run, or of several side by side.
+
+    Parameters
+    ----------
+    directories : sequence of Path
+        The run folders that `hoarfrost train` wrote.
+    output : Path, optional
+        Where the page goes; by default `report.html` in the run's folder. Several runs need it.
+    figures : Path, optional
+        A folder for each figure as SVG and PNG, and each table as CSV; of one run.
+    with_images : bool
+        False leaves out all pixels.
+
+    Raises
+    ------
+    RunError
+        As `write_report`; or if a run is named twice.
+    ValueError
+        If several runs are given without `output`, or with `figures`.
+    """
+    if len(directories) == 1:
+        report = write_report(directories[0], output=output, with_images=with_images)
+        return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
+    if output is None or figures is not None:
+        raise ValueError("several runs need an output, and have no figures")
+    from pipeline.report.compare import render_comparison, side_by_side
+
+    page = render_comparison(side_by_side([read_run(directory) for directory in directories]))
+    return Reported(_write_page(output, page))
+
+
+def write_report(directory: Path, *, output: Path | None = None, with_images: bool = True) -> Path:
+    """Write the report of a run, by default into its folder.
+
+    Parameters
+    ----------
+    directory : Path
+        The run folder that `hoarfrost train` wrote. It is read again, so a report can be made anew at any time.
+    output : Path, optional
+        Another place for it.
+    with_images : bool
+        False leaves out all pixels.
+
+    Returns
+    -------
+    Path
+        `directory / "report.html"`, or `output`: complete, or untouched where this function raises.
+
+    Raises
+    ------
+    RunError
+        If `directory` is not a readable run, or the report cannot be written there.
+
+    Notes
+    -----
+    The report depends on the run, its cache and its images alone: on one machine the same give the same bytes.
+    """
+    page = render(read_run(directory), with_images=with_images)
+    return _write_page(output or directory / "report.html", page)
+
+
+def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
+    from pipeline.report.files import write_figures
+    from pipeline.report.paper import named_figures, tables_of
+
+    return write_figures(directory, named_figures(run), tables_of(run))
+
+
+def _write_page(path: Path, page: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise RunError(
+            f"{path}: the report cannot be written: {error}. Free the disk, correct the folder's permissions, or name "
+            "another place with --output, then run `hoarfrost report` again."
+        ) from error
+    return path
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the earlier one or the new one, never half of it."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with staging.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)

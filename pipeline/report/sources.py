@@ -1,0 +1,88 @@
+"""What a report reads beside the run: the cache that it was trained from, and through it the images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.cache import DatasetTable, EmbeddingCache
+from features.errors import CacheError
+from pipeline.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Source:
+    """The cached data set of a run. `place` is where each of the run's images stands in `table`."""
+
+    cache: EmbeddingCache
+    table: DatasetTable
+    place: Mapping[str, int]
+    trained: datetime
+
+    def embeddings(self, paths: Sequence[str]) -> "npt.NDArray[np.float32]":
+        """Read the embeddings of some images, (n, 512) float32."""
+        return self.cache.embeddings(self._rows(paths))
+
+    def keys(self, paths: Sequence[str]) -> list[bytes]:
+        """Give the keys of some images: what their content was when it was embedded."""
+        return [key.tobytes() for key in self.cache.keys(self._rows(paths))]
+
+    def attributes(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        """Give the further columns of some images."""
+        places = [self.place[path] for path in paths]
+        return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items()}
+
+    def is_newer_than_run(self, path: str) -> bool:
+        """Tell whether the cache knows an image of which a file has changed since the heads were trained on it.
+
+        Then its embedding is not the one that was scored.
+        """
+        if not self.table.created or datetime.fromisoformat(self.table.created) <= self.trained:
+            return False
+        return bool(self.table.mtimes_ns[self.place[path]] / 1e9 > self.trained.timestamp())
+
+    def _rows(self, paths: Sequence[str]) -> "npt.NDArray[np.int64]":
+        return self.table.rows[[self.place[path] for path in paths]]
+
+
+@contextmanager
+def opened_source(run: Run) -> Iterator[Source]:
+    """Open the cache of a run, and its data set in it.
+
+    Raises
+    ------
+    CacheError
+        If it is missing, damaged, of another fingerprint, or lacks images of the run; it says how to bring it back.
+    """
+    facts = run.config.embeddings
+    again = f"`hoarfrost report --run {run.directory}`"
+    path = Path(facts.cache)
+    if not path.exists():
+        raise CacheError(f"The cache {path} is not there any more. Put it back there and run {again} again.")
+    with EmbeddingCache(path) as cache:
+        if cache.header.fingerprint.digest != facts.fingerprint:
+            raise CacheError(
+                f"The cache {path} holds other embeddings now (fingerprint {cache.header.fingerprint.digest[:12]}…, "
+                f"not {facts.fingerprint[:12]}…). Put the one that the heads were trained from back there, "
+                f"and run {again} again."
+            )
+        table = cache.dataset(run.config.dataset.name)
+        place = {path: i for i, path in enumerate(table.paths) if table.rows[i] >= 0}
+        missing = [path for path in run.predictions.paths if path not in place]
+        if missing:
+            raise CacheError(
+                f"The data set {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
+                f"of its images ({missing[0]} first). Extract those again, or train again."
+            )
+        yield Source(cache, table, place, _instant(run.config.created))
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

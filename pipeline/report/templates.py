@@ -1,0 +1,34 @@
+"""The templates of the report's pages."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.report import words
+
+FILTERS = (
+    "auc_text",
+    "count",
+    "decimal",
+    "duration",
+    "estimate",
+    "interval",
+    "p_text",
+    "percent",
+    "share_text",
+    "several",
+)
+
+
+def template_environment() -> Environment:
+    """Open the templates, which write numbers as `words` does.
+
+    Labels, paths and errors come from other people's files: every value is escaped, whatever the file's name.
+    """
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(words, name) for name in FILTERS}
+    return environment
