@@ -48,7 +48,7 @@ def test_errors_are_those_of_the_test_split_the_most_confident_first(tmp_path: P
     ]
     errors = next(group for group in looked(run).groups if group.title == "Most confident errors")
     assert [cases[0].path for cases in errors.cases] == [path for _, path in sorted(wrong, reverse=True)][:N_CASES]
-    assert f"of {len(wrong)} wrong images" in errors.note
+    assert "of the wrong answers, those that the head is most sure of" in errors.note
 
 
 def test_least_certain_are_those_nearest_to_even(tmp_path: Path) -> None:
