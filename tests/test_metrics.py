@@ -303,6 +303,10 @@ def test_each_of_several_classes_has_the_scores_of_that_class_against_the_rest()
         assert one["precision"] == pytest.approx(bears[found].mean())
         assert one["brier"] == pytest.approx(((probabilities[:, c] - bears) ** 2).mean())
         assert one["roc_auc"] == result["roc_auc_per_class"][label]
+        assert one["balanced_accuracy"] == pytest.approx((one["sensitivity"] + one["specificity"]) / 2)
+        assert one["matthews"] == pytest.approx(np.corrcoef(bears, found)[0, 1])
+        likelihood = np.where(bears, probabilities[:, c], 1 - probabilities[:, c])
+        assert one["loss"] == pytest.approx(-np.log(likelihood).mean())
     sensitivities = [one["sensitivity"] for one in result["per_class"].values()]
     assert result["balanced_accuracy"] == pytest.approx(np.mean(sensitivities))
     assert result["brier"] == pytest.approx(((probabilities - np.eye(3)[y_true]) ** 2).sum(axis=1).mean())

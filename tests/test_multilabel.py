@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, matthews_corrcoef, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.datasets import read_dataset
@@ -135,6 +135,20 @@ def test_labels_are_scored_each_for_itself_without_the_unknown() -> None:
     assert found["loss"] == pytest.approx(log_loss(y[known], p[known]))
     assert found["accuracy"] == pytest.approx(((p >= 0.5) == (y == 1))[known].mean())
     assert found["n_known_per_class"] == dict(zip(LABELS, known.sum(0).tolist(), strict=True))
+
+
+def test_each_label_has_all_scores_and_the_run_their_means() -> None:
+    _, y = drawn()
+    p = np.random.default_rng(1).random(y.shape)
+    found = score_labels(y, p, LABELS)
+    for i, label in enumerate(LABELS):
+        truth, likely, one = y[y[:, i] >= 0, i], p[y[:, i] >= 0, i], found["per_class"][label]
+        assert one["n"] == truth.sum()
+        assert one["average_precision"] == pytest.approx(average_precision_score(truth, likely))
+        assert one["brier"] == pytest.approx(((likely - truth) ** 2).mean())
+        assert one["matthews"] == pytest.approx(matthews_corrcoef(truth, likely >= 0.5))
+    for name in ("average_precision", "brier", "balanced_accuracy", "f1", "matthews"):
+        assert found[name] == pytest.approx(np.mean([one[name] for one in found["per_class"].values()]))
 
 
 def test_the_interval_of_one_label_is_delongs() -> None:
