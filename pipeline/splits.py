@@ -120,14 +120,20 @@ def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int
 
 def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
     rng = np.random.default_rng(seed)
+    has_labels = y.ndim == 2
     y, classes = _strata(y, groups, classes, len(shares) + 1)
     # A patient with images of two classes counts for the rarer one, which can spare it least.
     rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
     by_rarity = np.argsort(rarity[y], kind="stable")
     names, first = np.unique(groups[by_rarity], return_index=True)
     stratum = y[by_rarity][first]  # (n_groups,)
+    if has_labels:  # patients of several strata count for the rarest, which can leave another too small as well
+        sizes = np.bincount(stratum, minlength=len(classes))
+        stratum[sizes[stratum] < len(shares) + 1] = sizes.argmax()
     assigned = np.full(len(names), "train", dtype="<U5")
     for number, label in enumerate(classes):
+        if has_labels and not (stratum == number).any():
+            continue
         members = rng.permutation(np.flatnonzero(stratum == number))
         if len(members) < len(shares) + 1:
             raise TrainingError(

@@ -265,3 +265,13 @@ def test_a_patient_is_in_one_split_and_every_label_in_each(tmp_path: Path) -> No
         of_patient.setdefault(patient, set()).add(split)
     assert {len(splits) for splits in of_patient.values()} == {1}
     assert all(count > 1 for by_label in run.config.dataset.counts.values() for count in by_label.values())
+
+
+def test_patients_who_nearly_all_have_some_label_are_split_all_the_same(tmp_path: Path) -> None:
+    has = np.random.default_rng(0).random((120, 3)) < 0.4
+    assert (~has.any(axis=1)).sum() > 20  # images without a label are many,
+    assert (~has.reshape(40, 9).any(axis=1)).sum() < 3  # patients without one too few for a stratum
+    attributes = {name: np.where(has[:, i], "1", "0").tolist() for i, name in enumerate(LABELS)}
+    patients = [f"p{i // 3}" for i in range(120)]
+    cache = write_labelled_cache(tmp_path / "c.h5", [""] * 120, attributes=attributes, patients=patients)
+    assert {*train(cache).config.dataset.n_split} == {"train", "val", "test"}
