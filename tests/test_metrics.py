@@ -15,6 +15,7 @@ from pipeline.metrics import (
     delong_ci,
     delong_variance,
     macro_auc_ci,
+    macro_roc_auc,
     newcombe_ci,
     roc_auc,
     roc_curve,
@@ -286,6 +287,12 @@ def test_scoring_refuses_what_is_undefined(y_true: list[int], probabilities: Flo
 def test_macro_interval_refuses_a_class_with_one_sample() -> None:
     with pytest.raises(ValueError, match="two samples of each class; there are 1 positive and 5 negative"):
         macro_auc_ci(np.array([0, 0, 0, 1, 1, 2]), UNIFORM)
+
+
+@pytest.mark.parametrize(("n_labels", "n_rows"), [(6, 7), (7, 6)])
+def test_macro_auc_refuses_lengths_that_differ(n_labels: int, n_rows: int) -> None:
+    with pytest.raises(ValueError, match=rf"{n_labels} labels, but probabilities of shape \({n_rows}, 2\)"):
+        macro_roc_auc(np.arange(n_labels) % 2, np.full((n_rows, 2), 0.5))
 
 
 # -- one class against the rest -----------------------------------------------------------------------------------------
