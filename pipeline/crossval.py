@@ -42,6 +42,12 @@ def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
     """
     rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
     places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed)
+    try:
+        task.units(rows)  # folds hold training images out too, whose patients no split was scored by
+    except ValueError as error:
+        raise TrainingError(
+            f"--per-patient {task.per_patient} with --folds {n_folds}: {error} (--positive), or leave one option out."
+        ) from error
     for fold in range(n_folds):
         counts = {
             which: mask.any() for which, mask in class_masks(task.units(rows[places == fold]).y, task.names).items()

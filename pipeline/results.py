@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,19 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
 
 
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
-    """Compare all other heads, and the references, with the selected head on the split that is reported."""
+    """Compare all other heads, and the references, with the selected head on the split that is reported.
+
+    Where that is of one patient nothing can be tested: intervals take images as independent, and the reason says so.
+    """
     rows = np.flatnonzero(task.splits == task.scored_splits[-1])
     units = task.units(rows)
     everyone = {**scored.probabilities, **scored.of_references}
     joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
-    return compare_heads(units.y, joined, scored.selected, groups=units.groups)
+    if units.groups is None or len(np.unique(units.groups)) > 1:
+        return compare_heads(units.y, joined, scored.selected, groups=units.groups)
+    reason = "all images are of one patient, so nothing can be said of others; the interval takes images as independent"
+    untested = compare_heads(units.y, joined, scored.selected)
+    return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
 
 
 def _selection_order(result: HeadResult) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics import macro_roc_auc
+from pipeline.metrics import MISSING, banded, macro_roc_auc
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -90,7 +90,8 @@ def audit_shortcuts(
     groups : ndarray (n,) int64
         Patients: in one fold each, and the unit that associations are counted in.
     attributes : mapping of sequences of length n
-        Column's name -> values; an empty text is missing.
+        Column's name -> values, as `pipeline.metrics.banded` turns them into subgroups: numbers into bands, and
+        what is missing ("", "NaN") is not told.
     seed : int
         Of the folds.
 
@@ -156,9 +157,9 @@ def cramers_v(first: Sequence[object] | Ints, second: Sequence[object] | Ints) -
 
 
 def _audit(x: Embeddings, y: Ints, groups: Ints, name: str, column: Sequence[str], seed: int) -> AttributeAudit:
-    values = np.array([str(value) for value in column])
+    values = np.array(banded([str(value) for value in column]))
     counts = {str(v): _counts(y, values == v) for v in sorted(set(values.tolist()))}
-    tellable = [v for v in counts if v and len(np.unique(groups[values == v])) >= FEWEST_PATIENTS]
+    tellable = [v for v in counts if v != MISSING and len(np.unique(groups[values == v])) >= FEWEST_PATIENTS]
     if not 2 <= len(tellable) <= MOST_VALUES:
         few = f"{len(tellable)} of its values are of {FEWEST_PATIENTS} patients or more"
         return AttributeAudit(name, tuple(tellable), counts, None, None, False, f"{few}; 2 to {MOST_VALUES} are needed")

@@ -132,9 +132,15 @@ def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int
 
 def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
     rng = np.random.default_rng(seed)
+    has_labels = y.ndim == 2
     names, stratum, classes = strata_of_groups(y, groups, classes, len(shares) + 1)
+    if has_labels:  # patients of several strata count for the rarest, which can leave another too small as well
+        sizes = np.bincount(stratum, minlength=len(classes))
+        stratum[sizes[stratum] < len(shares) + 1] = sizes.argmax()
     assigned = np.full(len(names), "train", dtype="<U5")
     for number, label in enumerate(classes):
+        if has_labels and not (stratum == number).any():
+            continue
         members = rng.permutation(np.flatnonzero(stratum == number))
         if len(members) < len(shares) + 1:
             raise TrainingError(

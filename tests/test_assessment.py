@@ -260,7 +260,31 @@ def test_patient_of_two_of_three_classes_is_refused_with_the_way_out(tmp_path: P
         train(cache, per_patient="mean")
 
 
+def test_training_patient_of_two_of_three_classes_is_refused_where_folds_hold_him_out(tmp_path: Path) -> None:
+    labels = [("a", "b", "c")[i // 2 % 3] for i in range(120)]
+    labels[0] = "b"  # and the same patient's other image is of a
+    splits = ["train"] * 60 + ["val"] * 30 + ["test"] * 30
+    patients = [f"p{i // 2}" for i in range(120)]
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=patients, splits=splits)
+    with pytest.raises(TrainingError, match=r"--per-patient mean with --folds 2: .*different classes.*--positive"):
+        train(cache, per_patient="mean", n_folds=2)
+    assert train(cache, per_patient="mean").assessment is not None
+
+
 # -- comparisons, subgroups, shortcuts, labels --------------------------------------------------------------------------
+
+
+def test_heads_are_not_tested_on_a_test_split_of_one_patient_and_the_run_says_why(tmp_path: Path) -> None:
+    splits = ["train"] * 80 + ["val"] * 20 + ["test"] * 20
+    patients = [f"p{i}" for i in range(100)] + ["alone"] * 20
+    cache = write_labelled_cache(tmp_path / "c.h5", ["x", "y"] * 60, patients=patients, splits=splits)
+    train(cache)
+    comparisons = read_run(tmp_path / "run").comparisons
+    assert comparisons
+    for one in comparisons:
+        assert (one.z, one.p, one.p_holm) == (None, None, None)
+        assert "all images are of one patient" in one.reason
+        assert one.low <= one.difference <= one.high
 
 
 def test_every_other_head_and_reference_is_compared_with_the_selected_one(two: Run) -> None:

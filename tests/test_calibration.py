@@ -207,6 +207,11 @@ def test_line_refuses_what_is_undefined(y_true: list[int], p: list[float], messa
         calibration_line(np.array(y_true), np.array(p))
 
 
+def test_temperature_of_probabilities_that_are_no_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="some probabilities are NaN or infinite"):
+        apply_temperature(np.array([[0.5, 0.5], [np.nan, np.nan]]), 2.0)
+
+
 def test_assessment_refuses_nan_and_no_bins() -> None:
     with pytest.raises(ValueError, match="some probabilities are NaN or infinite"):
         assess_calibration(np.array([0, 1]), np.full((2, 2), np.nan))

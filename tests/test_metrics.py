@@ -15,6 +15,7 @@ from pipeline.metrics import (
     delong_ci,
     delong_variance,
     macro_auc_ci,
+    macro_roc_auc,
     newcombe_ci,
     roc_auc,
     roc_curve,
@@ -288,6 +289,12 @@ def test_macro_interval_refuses_a_class_with_one_sample() -> None:
         macro_auc_ci(np.array([0, 0, 0, 1, 1, 2]), UNIFORM)
 
 
+@pytest.mark.parametrize(("n_labels", "n_rows"), [(6, 7), (7, 6)])
+def test_macro_auc_refuses_lengths_that_differ(n_labels: int, n_rows: int) -> None:
+    with pytest.raises(ValueError, match=rf"{n_labels} labels, but probabilities of shape \({n_rows}, 2\)"):
+        macro_roc_auc(np.arange(n_labels) % 2, np.full((n_rows, 2), 0.5))
+
+
 # -- one class against the rest -----------------------------------------------------------------------------------------
 
 
@@ -303,6 +310,10 @@ def test_each_of_several_classes_has_the_scores_of_that_class_against_the_rest()
         assert one["precision"] == pytest.approx(bears[found].mean())
         assert one["brier"] == pytest.approx(((probabilities[:, c] - bears) ** 2).mean())
         assert one["roc_auc"] == result["roc_auc_per_class"][label]
+        assert one["balanced_accuracy"] == pytest.approx((one["sensitivity"] + one["specificity"]) / 2)
+        assert one["matthews"] == pytest.approx(np.corrcoef(bears, found)[0, 1])
+        likelihood = np.where(bears, probabilities[:, c], 1 - probabilities[:, c])
+        assert one["loss"] == pytest.approx(-np.log(likelihood).mean())
     sensitivities = [one["sensitivity"] for one in result["per_class"].values()]
     assert result["balanced_accuracy"] == pytest.approx(np.mean(sensitivities))
     assert result["brier"] == pytest.approx(((probabilities - np.eye(3)[y_true]) ** 2).sum(axis=1).mean())

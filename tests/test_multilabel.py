@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, matthews_corrcoef, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.datasets import read_dataset
@@ -137,6 +137,20 @@ def test_labels_are_scored_each_for_itself_without_the_unknown() -> None:
     assert found["n_known_per_class"] == dict(zip(LABELS, known.sum(0).tolist(), strict=True))
 
 
+def test_each_label_has_all_scores_and_the_run_their_means() -> None:
+    _, y = drawn()
+    p = np.random.default_rng(1).random(y.shape)
+    found = score_labels(y, p, LABELS)
+    for i, label in enumerate(LABELS):
+        truth, likely, one = y[y[:, i] >= 0, i], p[y[:, i] >= 0, i], found["per_class"][label]
+        assert one["n"] == truth.sum()
+        assert one["average_precision"] == pytest.approx(average_precision_score(truth, likely))
+        assert one["brier"] == pytest.approx(((likely - truth) ** 2).mean())
+        assert one["matthews"] == pytest.approx(matthews_corrcoef(truth, likely >= 0.5))
+    for name in ("average_precision", "brier", "balanced_accuracy", "f1", "matthews"):
+        assert found[name] == pytest.approx(np.mean([one[name] for one in found["per_class"].values()]))
+
+
 def test_the_interval_of_one_label_is_delongs() -> None:
     _, y = drawn()
     p = np.random.default_rng(1).random(y.shape)
@@ -262,3 +276,13 @@ def test_a_patient_is_in_one_split_and_every_label_in_each(tmp_path: Path) -> No
         of_patient.setdefault(patient, set()).add(split)
     assert {len(splits) for splits in of_patient.values()} == {1}
     assert all(count > 1 for by_label in run.config.dataset.counts.values() for count in by_label.values())
+
+
+def test_patients_who_nearly_all_have_some_label_are_split_all_the_same(tmp_path: Path) -> None:
+    has = np.random.default_rng(0).random((120, 3)) < 0.4
+    assert (~has.any(axis=1)).sum() > 20  # images without a label are many,
+    assert (~has.reshape(40, 9).any(axis=1)).sum() < 3  # patients without one too few for a stratum
+    attributes = {name: np.where(has[:, i], "1", "0").tolist() for i, name in enumerate(LABELS)}
+    patients = [f"p{i // 3}" for i in range(120)]
+    cache = write_labelled_cache(tmp_path / "c.h5", [""] * 120, attributes=attributes, patients=patients)
+    assert {*train(cache).config.dataset.n_split} == {"train", "val", "test"}

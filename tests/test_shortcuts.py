@@ -88,7 +88,24 @@ def test_several_values_are_told_by_the_macro_area_and_rare_ones_are_named() -> 
     assert sum(found.counts["rare"]) == 3
 
 
-@pytest.mark.parametrize("column", [["A"] * 100, [""] * 100, [f"id{i}" for i in range(100)], ["A"] * 95 + ["B"] * 5])
+def test_age_is_told_by_its_bands_and_what_is_missing_is_no_value() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.permutation(np.repeat(np.arange(20, 80), 3))
+    y = (age >= 50).astype(np.int64)
+    x = rng.normal(size=(180, 20)).astype(np.float32)
+    x[:, :4] += 6 * np.eye(4)[(age - 20) // 15]
+    column = ["NaN" if i % 6 == 0 else str(a) for i, a in enumerate(age.tolist())]
+    found = audit_shortcuts(x, y, np.arange(180), {"age": column})[0]
+    assert len(found.values) == 4
+    assert all(" to " in band for band in found.values)
+    assert sum(found.counts["(missing)"]) == 30
+    assert found.is_shortcut
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["A"] * 100, [""] * 100, ["A"] * 50 + ["NaN"] * 50, [f"id{i}" for i in range(100)], ["A"] * 95 + ["B"] * 5],
+)
 def test_attribute_that_cannot_be_audited_says_why(column: list[str]) -> None:
     x, y, groups, _ = drawn(100, 0, 0)
     found = audit_shortcuts(x, y, groups, {"attribute": column})[0]

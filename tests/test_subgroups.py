@@ -96,6 +96,13 @@ def test_every_number_is_in_the_band_that_names_it(ages: list[str]) -> None:
             assert band == age
 
 
+def test_bands_of_long_numbers_have_names_of_their_own() -> None:
+    dates = [str(20240101 + i) for i in range(28)]
+    assert sorted(set(banded(dates))) == [
+        "20240101 to 20240107", "20240108 to 20240114", "20240115 to 20240121", "20240122 to 20240128",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("values", [["1", "2", "3"] * 10, ["A", "B"], [f"p{i}" for i in range(30)], []])
 def test_few_numbers_and_texts_stay_as_they_are(values: list[str]) -> None:
     assert banded(values) == values

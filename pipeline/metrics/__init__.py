@@ -61,12 +61,14 @@ from pipeline.metrics.shares import (
     wilson,
 )
 from pipeline.metrics.subgroups import (
+    MISSING,
     Subgroup,
     banded,
     score_subgroups,
 )
 
 __all__ = [
+    "MISSING",
     "AtPrevalence",
     "Bin",
     "BootstrapInterval",

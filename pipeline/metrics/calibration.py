@@ -138,11 +138,14 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
     Raises
     ------
     ValueError
-        If the temperature is not a positive number.
+        If the temperature is not a positive number, or a probability is not finite.
     """
+    probabilities = np.asarray(probabilities, np.float64)
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some probabilities are NaN or infinite")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
-    scaled: Floats = softmax(_logits(np.asarray(probabilities, np.float64)) / temperature, axis=1)
+    scaled: Floats = softmax(_logits(probabilities) / temperature, axis=1)
     return scaled
 
 

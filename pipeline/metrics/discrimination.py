@@ -80,11 +80,14 @@ def macro_roc_auc(y_true: Ints, probabilities: Floats) -> float:
     ValueError
         As `roc_auc`.
     """
-    return float(macro_roc_aucs(y_true, probabilities[None])[0])
+    return float(macro_roc_aucs(y_true, np.asarray(probabilities)[None])[0])
 
 
 def macro_roc_aucs(y_true: Ints, probabilities: Floats) -> Floats:
-    """Give `macro_roc_auc` for many heads at once: (m,) float64 of probabilities (m, n, C)."""
+    """Give `macro_roc_auc` for many heads at once: (m,) float64 of probabilities (m, n, C). Errors as `macro_roc_auc`."""
+    y_true = np.asarray(y_true)
+    if probabilities.ndim != 3 or probabilities.shape[1] != len(y_true):
+        raise ValueError(f"{len(y_true)} labels, but probabilities of shape {probabilities.shape[1:]}")
     problems = binary_problems(y_true, probabilities.shape[2])
     areas: Floats = np.mean([roc_aucs(y, probabilities[:, rows, number]) for number, rows, y in problems], axis=0)
     return areas

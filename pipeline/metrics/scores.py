@@ -31,9 +31,8 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
         more: summed over the classes, 0 to 2), `balanced_accuracy` (mean sensitivity over the classes),
         `f1` (of class 1; more classes: the mean), `matthews` (-1 to 1), `average_precision`, `roc_auc` with
         what `auc_intervals` gives. With more than two classes `average_precision` and `roc_auc` are macro means of
-        one-vs-rest; `roc_auc_per_class` has the latter's terms, and `per_class` maps each class to its `n`,
-        `roc_auc`, `average_precision`, `brier`, `sensitivity` (recall), `specificity`, `precision` (0 where
-        nothing is predicted as it) and `f1`. What needs a decision takes the most probable class.
+        one-vs-rest; `roc_auc_per_class` has the latter's terms, and `per_class` maps each class to what
+        `one_against_rest` gives. What needs a decision takes the most probable class.
 
     Raises
     ------
@@ -57,11 +56,11 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
         "matthews": float(sk.matthews_corrcoef(y_true, predicted)),
     }
     if n_classes == 2:
-        one = _one_against_rest(y_true, predicted, probabilities[:, 1])
+        one = one_against_rest(y_true, predicted, probabilities[:, 1])
         result |= {name: one[name] for name in ("brier", "f1", "average_precision", "roc_auc")}
         return result | auc_intervals(y_true, probabilities, groups)
     each = [
-        _one_against_rest((y_true == c).astype(np.int64), (predicted == c).astype(np.int64), probabilities[:, c])
+        one_against_rest((y_true == c).astype(np.int64), (predicted == c).astype(np.int64), probabilities[:, c])
         for c in range(n_classes)
     ]
     result["brier"] = float(np.sum([one["brier"] for one in each]))
@@ -73,17 +72,34 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
     return result
 
 
-def _one_against_rest(y_true: Ints, predicted: Ints, p: Floats) -> dict[str, Any]:
-    """Score one class against all others: labels and predictions (n,) of 0 and 1, the class's probability."""
+def one_against_rest(y_true: Ints, predicted: Ints, p: Floats) -> dict[str, Any]:
+    """Score one class against all others, or one label.
+
+    Parameters
+    ----------
+    y_true, predicted : ndarray (n,) int64, values {0, 1}
+    p : ndarray (n,) float64
+        Its probability.
+
+    Returns
+    -------
+    dict
+        `n` (that are of it), `roc_auc`, `average_precision`, `brier` (0 to 1), `loss` (binary cross-entropy, nats),
+        `sensitivity` (recall), `specificity`, `precision` (0 where nothing is predicted as it), `balanced_accuracy`,
+        `f1` and `matthews`.
+    """
     return {
         "n": int(y_true.sum()),
         "roc_auc": roc_auc(y_true, p),
         "average_precision": float(sk.average_precision_score(y_true, p)),
         "brier": float(np.mean((p - y_true) ** 2)),
+        "loss": float(sk.log_loss(y_true, p, labels=[0, 1])),
         "sensitivity": float(sk.recall_score(y_true, predicted, zero_division=0)),
         "specificity": float(sk.recall_score(y_true, predicted, pos_label=0, zero_division=0)),
         "precision": float(sk.precision_score(y_true, predicted, zero_division=0)),
+        "balanced_accuracy": float(sk.balanced_accuracy_score(y_true, predicted)),
         "f1": float(sk.f1_score(y_true, predicted, zero_division=0)),
+        "matthews": float(sk.matthews_corrcoef(y_true, predicted)),
     }
 
 

@@ -127,7 +127,8 @@ def banded(values: Sequence[str]) -> list[str]:
         return texts
     edges = np.unique(np.quantile(known, np.arange(1, N_BANDS) / N_BANDS))
     bands = np.searchsorted(edges, known, "left")  # an edge belongs to the band below it
-    names = {int(b): f"{known[bands == b].min():g} to {known[bands == b].max():g}" for b in np.unique(bands)}
+    # All digits: two bands of dates (20240131) or of identifiers must not get one name.
+    names = {int(b): f"{known[bands == b].min():.15g} to {known[bands == b].max():.15g}" for b in np.unique(bands)}
     return [text if text == MISSING else names[int(np.searchsorted(edges, x, "left"))] for x, text in
             zip(numbers, texts, strict=True)]  # fmt: skip
 
