@@ -40,7 +40,7 @@ PLACES = set -e; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report test lint bench screenshot clean
+.PHONY: help setup extract train report test lint fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -80,6 +80,12 @@ lint: $(READY)  ## ruff and mypy
 	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \
 		$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m mypy; \
 	else echo "ruff or mypy is not installed in this environment: lint is left out"; fi
+
+fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing but a reason may come out
+	@$(PY) -c 'import atheris' 2>/dev/null || { \
+		if [ -n "$(READY)" ]; then $(PY) -m pip install --disable-pip-version-check --progress-bar off --editable '.[fuzz]'; \
+		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
+	$(PY) -m tests.fuzz $(or $(FUZZ_SECONDS),600)
 
 bench: $(READY)  ## measure; prints a table and writes artifacts/bench.json
 	$(PY) -m tests.benchmarks

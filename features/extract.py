@@ -1,6 +1,8 @@
 """Embed what the cache lacks, on this machine."""
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +12,25 @@ from typing import TYPE_CHECKING
 
 from features.cache import CacheWriter, Header, KnownFile, begun_header
 from features.datasets import Dataset, read_dataset
-from features.errors import HoarfrostError
-from features.fingerprint import PREPROCESSING, Fingerprint, weights_origin
+from features.errors import HoarfrostError, ImageDecodeError
+from features.fingerprint import Fingerprint, preprocessing, weights_origin
 from features.interrupts import StopSignals
-from features.plan import ExtractOptions, ExtractSummary, ImageTable, LoopCounts, Progress
+from features.plan import (
+    ExtractOptions,
+    ExtractSummary,
+    ImageTable,
+    LoopCounts,
+    Progress,
+    check_bad_images,
+    kinds_of,
+)
+from features.pseudonyms import Pseudonyms, salt_path
 
 if TYPE_CHECKING:
     from features.backbone import Backbone, Weights
 
 ARCHITECTURE = "resnet18"
+SHOWN_MISSING = 3
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +68,12 @@ def extract(
     """
     started = time.monotonic()
     options = options or ExtractOptions()
-    dataset = read_dataset(data, name=name)
+    dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     recipe = _recipe(options, begun_header(cache), dataset)
     with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
         table = ImageTable(len(dataset))
         todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
+        _say_what_is_missing(dataset, table.errors, options)
         counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
@@ -85,6 +98,8 @@ def extract(
         device=counts.device,
         precision=recipe.header.fingerprint.precision,
         errors=errors,
+        failed_by_kind=kinds_of(table.errors.values()),
+        notes=dict(counts.notes),
     )
 
 
@@ -134,8 +149,9 @@ def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> 
         if begun is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
         else:
-            weights, precision = _calibrated(weights, spec, dataset)
-    header = Header(Fingerprint(ARCHITECTURE, sha256, PREPROCESSING, precision), name, origin)
+            weights, precision = _calibrated(weights, spec, dataset, options)
+    steps = preprocessing(None if options.window is None else str(options.window))
+    header = Header(Fingerprint(ARCHITECTURE, sha256, steps, precision), name, origin)
     return _Recipe(header, options.device, spec, weights)
 
 
@@ -147,15 +163,18 @@ def _begun_precision(asked: str, begun: Header | None) -> str | None:
     return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
 
 
-def _calibrated(weights: "Weights | None", spec: str, dataset: Dataset) -> "tuple[Weights, str]":
+def _calibrated(
+    weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
+) -> "tuple[Weights, str]":
     """Calibrate 8-bit integers on the data set's own images."""
     from features.backbone import load_weights
     from features.backbone.int8 import calibrated_precision, require_openvino
+    from features.images import Decoding
     from features.loop import sample_images
 
     require_openvino()
     weights = weights or load_weights(spec)
-    return weights, calibrated_precision(weights, sample_images(dataset))
+    return weights, calibrated_precision(weights, sample_images(dataset, Decoding(options.max_pixels, options.window)))
 
 
 def _embed(
@@ -181,7 +200,7 @@ def _embed(
 
 
 def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:
-    """Fill in the files that are unchanged since an earlier extraction; list the images to read."""
+    """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
     todo = []
     for index, path in enumerate(dataset.paths):
         before = known.get(path)
@@ -191,6 +210,25 @@ def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable)
             stamp = None  # reading it will say why
         if before is not None and stamp is not None and (stamp.size, stamp.mtime_ns) == (before.size, before.mtime_ns):
             table.set(index, stamp, before.key)
+        elif dataset.images.is_missing(index):
+            table.errors[index] = os.strerror(errno.ENOENT)
         else:
             todo.append(index)
     return todo
+
+
+def _say_what_is_missing(dataset: Dataset, missing: dict[int, str], options: ExtractOptions) -> None:
+    """Say once that files are not there, and where they were looked for; stop if that is already too many."""
+    if not missing:
+        return
+    first = [dataset.paths[index] for index in list(missing)[:SHOWN_MISSING]]
+    place = dataset.images.location
+    message = (
+        f"{dataset.source}: {len(missing):,} of {len(dataset):,} files that it names do not exist. The first: "
+        f"{', '.join(first)}. Paths are relative to {place}, so the first was looked for at {os.path.join(place, first[0])}."
+    )
+    if options.on_error == "fail":
+        raise ImageDecodeError(f"{message} Correct the paths, or pass --on-error skip to list them and go on.")
+    logger.warning("%s", message)
+    if len(missing) < len(dataset):
+        check_bad_images(dataset, missing, options.max_bad)

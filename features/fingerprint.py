@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.formats import Frame
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -16,7 +18,15 @@ KEY_BYTES = 32
 SIZE = 224
 JPEG_SHORT_SIDE = 2 * SIZE
 PREPROCESSING: Mapping[str, Any] = {
-    "decode": "to 8-bit RGB as Pillow's convert('RGB') does",
+    "decode": "to 8-bit grey or RGB as Pillow's convert() does; 16-bit colour by its upper 8 bits",
+    "deep grey": "16-bit, 32-bit and float from the least to the greatest of 0.5% and 99.5% of its pixels, to 0 and 255",
+    "transparency": "over black",
+    "orientation": "EXIF's",
+    "frames": "each page of a TIFF and frame of a DICOM file; of animations the first",
+    "dicom": "modality LUT or rescale; the first VOI LUT, else the first usable window, else as deep grey without padding; "
+    "MONOCHROME1 inverted; palette and YBR to RGB; colour of more than 8 bits by its share of the greatest",
+    "dicom codecs": "JPEG by Pillow, lossless by GDCM, JPEG-LS by CharLS, JPEG 2000 by OpenJPEG, RLE by pydicom",
+    "dicom window": "the file's first",
     "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
     "resize": [SIZE, SIZE],
     "interpolation": "bilinear, antialiased, 8-bit",
@@ -26,9 +36,19 @@ PREPROCESSING: Mapping[str, Any] = {
 """From an image's bytes to the backbone's input. Whoever changes what a step does changes its text here."""
 
 
+def preprocessing(window: str | None = None) -> Mapping[str, Any]:
+    """Give the project's own preprocessing, with a window of the user's in place of each DICOM file's own."""
+    return PREPROCESSING if window is None else {**PREPROCESSING, "dicom window": window}
+
+
 def bytes_key(content: bytes) -> bytes:
     """Give an image file's key: the SHA-256 of its encoded bytes, 32 bytes."""
     return hashlib.sha256(content).digest()
+
+
+def frame_key(digest: bytes, number: int) -> bytes:
+    """Give the key of one of several images in a file: the SHA-256 of that of the file's bytes, and the frame's number."""
+    return hashlib.sha256(digest + f"frame {number}\n".encode()).digest()
 
 
 def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
@@ -41,8 +61,10 @@ def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
     return digest.digest()
 
 
-def content_key(content: "bytes | npt.NDArray[np.uint8]") -> bytes:
-    """Give the key of an image as its source gives it: a file's bytes, or an array."""
+def image_key(content: "bytes | Frame | npt.NDArray[np.uint8]") -> bytes:
+    """Give the key that an image's embedding is found by: that of its file, its frame or its pixels."""
+    if isinstance(content, Frame):
+        return frame_key(content.digest, content.number)
     return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
 
 

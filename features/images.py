@@ -3,16 +3,19 @@
 import io
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from features.errors import ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE
+from features.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom
+from features.windows import Window, percentile_window, scaled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,19 +23,26 @@ if TYPE_CHECKING:
 
     from features.datasets.table import Content
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit: beyond it a small file may be made to fill the memory
+    Pixels = npt.NDArray[np.uint8]
+
 PIXELS_AT_ONCE = 64 << 20  # of all threads together
 STRIP_PIXELS = 1 << 20
+MAX_REASON = 300  # characters of what a library says
 
 # Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
+ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
+FIRST_FRAME = "animated: the first frame is taken"
 
 # Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a word.
-_DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+_WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
+_PHOTOMETRIC_TAG = 262
 
 # Pillow warns of odd metadata, naming no file, and of sizes that are limited here. For good, as threads decode
 # and catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.MAX_IMAGE_PIXELS = None  # limited here, by `Decoding.max_pixels`
 
 # Of Pillow's own 16 MB blocks, malloc keeps what is freed for each thread; those of more than 32 MB go back at once.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
@@ -60,14 +70,58 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-def load_image(content: "Content", budget: PixelBudget | None = None) -> "torch.Tensor":
-    """Turn an encoded file, or an array's pixels, into what the backbone takes.
+@dataclass(frozen=True)
+class Decoding:
+    """How files are decoded.
+
+    Attributes
+    ----------
+    max_pixels : int
+        Larger images are refused before they are decoded.
+    window : Window or None
+        What of a grey DICOM image is shown, in place of the file's own window.
+    budget : PixelBudget or None
+        Shared by threads, it bounds what they take together.
+    on_note : callable
+        Told, in the thread that decodes, what was left out of an image that was read all the same.
+    is_apart : bool
+        Whether this process may crash; else codecs that do are used in another one.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    window: Window | None = None
+    budget: PixelBudget | None = None
+    on_note: Callable[[str], None] = lambda _: None
+    is_apart: bool = False
+
+    def room(self, n_pixels: int) -> AbstractContextManager[None]:
+        """Wait until so many pixels may be decoded."""
+        return nullcontext() if self.budget is None else self.budget.of(n_pixels)
+
+
+class OpenedImage(Protocol):
+    """A file whose header is read, and none of its pixels yet.
+
+    `width` and `height` are those to be decoded, `size` those of the file; `kind` is its format, mode and bits a
+    channel: ("PNG", "I;16", 16).
+    """
+
+    width: int
+    height: int
+    size: tuple[int, int]
+    kind: tuple[str, str, int]
+
+    def pixels(self) -> "Pixels":
+        """Decode (H, W) grey or (H, W, 3) RGB."""
+
+
+def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.Tensor":
+    """Turn an encoded file, one of its frames, or an array's pixels, into what the backbone takes.
 
     Parameters
     ----------
-    content : bytes or ndarray (H, W) or (H, W, 3) uint8
-    budget : PixelBudget, optional
-        Shared by threads, it bounds what they take together.
+    content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
+    decoding : Decoding, optional
 
     Returns
     -------
@@ -79,14 +133,15 @@ def load_image(content: "Content", budget: PixelBudget | None = None) -> "torch.
     ImageDecodeError
         If the bytes are no image that can be read whole.
     """
-    if not isinstance(content, bytes):
+    if isinstance(content, np.ndarray):
         return _resized(_planes(content.copy() if content.shape[:2] == (SIZE, SIZE) else content))
-    with _opened(content) as image, budget.of(image.width * image.height) if budget else nullcontext():
-        return _resized(_planes(_pixels(image)))
+    decoding = decoding or Decoding()
+    with opened(content, decoding) as image, decoding.room(image.width * image.height):
+        return _resized(_planes(image.pixels()))
 
 
 def _resized(image: "torch.Tensor") -> "torch.Tensor":
-    import torch
+    import torch  # here: reading a header, or decoding in a process apart, needs none of it
 
     if image.shape[1:] == (SIZE, SIZE):
         return image
@@ -97,54 +152,129 @@ def _resized(image: "torch.Tensor") -> "torch.Tensor":
     return resized[0]  # (C, 224, 224) uint8
 
 
-def decode_image(content: bytes) -> "torch.Tensor":
-    """Decode a file's bytes to (C, H, W) uint8, C = 1 (grey) or 3 (RGB).
+def decode_pixels(content: "bytes | Frame", decoding: Decoding | None = None) -> "Pixels":
+    """Decode a file's bytes, or one of its frames, to (H, W) grey or (H, W, 3) RGB.
 
-    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the
-    cost, never below 448 pixels on the shorter side: twice what the backbone takes.
+    What is not 8-bit grey or RGB becomes so: more bits by the window that 0.5% and 99.5% of the pixels end at, what
+    is transparent over black, DICOM as `features.dicom` says. EXIF's orientation is applied. A large JPEG is decoded
+    at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the cost, never below 448 pixels
+    on the shorter side: twice what the backbone takes.
 
     Raises
     ------
     ImageDecodeError
-        If the bytes are no image, a damaged or truncated one, one of more than 8 bits a channel,
-        or one of more than `MAX_PIXELS`.
+        If the bytes are no image, a damaged or truncated one, or one of more than `decoding.max_pixels`.
 
     Notes
     -----
     Pillow alone decodes. torchvision's decoders take 10 to 30% less time, but are deprecated, and damaged
     PNGs end the process there with a segmentation fault.
     """
-    with _opened(content) as image:
-        return _planes(_pixels(image))
+    with opened(content, decoding or Decoding()) as image:
+        return image.pixels()
 
 
 @contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
+def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage]:
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
-    if not content:
+    encoded, frame = (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+    if not encoded:
         raise ImageDecodeError("the file is empty")
     try:
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            _check_limits(image)
-            if image.format == "PNG":
-                _check_png(content)
-            if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
-                image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))
+        with (
+            _opened_dicom(encoded, frame, decoding)
+            if is_dicom(encoded)
+            else _opened_by_pillow(encoded, frame, decoding) as image
+        ):
+            _check_size(image.width, image.height, decoding.max_pixels)
             yield image
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(f"no image format recognised (the file begins with {content[:8]!r})") from error
-    except Image.DecompressionBombError as error:
-        raise ImageDecodeError(f"more than {MAX_PIXELS:,} pixels") from error
+        raise ImageDecodeError(f"no image format recognised ({described(encoded)})") from error
     except MemoryError as error:
         raise ImageDecodeError("not enough memory to decode the image") from error
-    # Pillow's plugins raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
+    # Libraries raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
-        raise ImageDecodeError(f"damaged or truncated image: {error}") from error
+        reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
+        raise ImageDecodeError(f"damaged or truncated image: {reason}") from error
 
 
-def encode_png(pixels: "npt.NDArray[np.uint8]") -> bytes:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageDecodeError(
+            f"too many pixels: {width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
+        )
+
+
+@contextmanager
+def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
+    try:
+        from features.dicom import DicomImage  # here: pydicom is an extra, and most images are no DICOM
+    except ImportError as error:
+        raise ImageDecodeError("a DICOM file, and pydicom is missing: pip install 'hoarfrost[dicom]'") from error
+    yield DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+
+
+@contextmanager
+def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
+    try:
+        image = Image.open(io.BytesIO(content), formats=_formats())
+    except UnidentifiedImageError:
+        if not may_be_bare_dicom(content):
+            raise
+        with _opened_dicom(content, frame, decoding) as bare:
+            yield bare
+        return
+    with image:
+        _check_size(*image.size, decoding.max_pixels)  # before any other frame, for which some are decoded
+        if frame:
+            _seek(image, frame)
+        elif image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+            decoding.on_note(FIRST_FRAME)
+        if image.format == "PNG":
+            _check_png(content)
+        size = image.size
+        if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
+            image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))
+        yield _PillowImage(image, size)
+
+
+def _seek(image: Image.Image, frame: int) -> None:
+    if image.format != "TIFF":
+        raise ImageDecodeError(f"no frame {frame}: of a {image.format} only the first is taken")
+    try:
+        image.seek(frame - 1)
+    except EOFError as error:
+        raise ImageDecodeError(f"no frame {frame}: the file has fewer") from error
+
+
+class _PillowImage:
+    """An image that Pillow has opened."""
+
+    def __init__(self, image: Image.Image, size: tuple[int, int]) -> None:
+        self.width, self.height = image.size
+        self.size = size
+        bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode in DEEP_MODES else 8)
+        is_keyed = "transparency" in image.info and image.mode not in DEEP_MODES
+        self.kind = (image.format or "", image.mode + ("+alpha" if is_keyed else ""), bits)
+        self._image = image
+
+    def pixels(self) -> "Pixels":
+        """Decode (H, W) grey or (H, W, 3) RGB."""
+        return _pixels(self._image)
+
+
+def n_pages(path: str) -> int:
+    """Count a TIFF's pages; 1 where they cannot be counted, for decoding will say why."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return max(1, int(getattr(image, "n_frames", 1)))
+    except Exception:  # as in `opened`
+        return 1
+
+
+def encode_png(pixels: "Pixels") -> bytes:
     """Encode (H, W) grey or (H, W, 3) RGB pixels as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
@@ -156,7 +286,7 @@ def thumbnail(content: "Content", side: int) -> bytes:
 
     Parameters
     ----------
-    content : bytes or ndarray (H, W) or (H, W, 3) uint8
+    content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
     side : int
         What it measures at most, in pixels; a smaller image stays as it is.
 
@@ -170,11 +300,7 @@ def thumbnail(content: "Content", side: int) -> bytes:
     ImageDecodeError
         As `load_image`.
     """
-    if isinstance(content, bytes):
-        with _opened(content) as image:
-            pixels = _pixels(image)
-    else:
-        pixels = content
+    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content)
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -189,37 +315,56 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_limits(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageDecodeError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,} allowed")
-    if image.mode in _DEEP_MODES:
-        raise ImageDecodeError(
-            f"{image.format} with more than 8 bits a pixel (mode {image.mode}); convert it to 8 bits first"
-        )
-
-
 def _check_png(content: bytes) -> None:
     """Compare the chunks' checksums: decoding ends with the last pixel, and leaves those of the pixels unread."""
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         image.verify()
 
 
-def _pixels(image: Image.Image) -> "npt.NDArray[np.uint8]":
+def _pixels(image: Image.Image) -> "Pixels":
     """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and handing over take as much again each."""
-    image.info.pop("transparency", None)  # unused without alpha, and Pillow warns of it
     image.load()
-    mode = "L" if image.mode in {"1", "L", "LA"} else "RGB"
+    image = _upright(image)
+    if image.mode in DEEP_MODES:
+        return _deep_pixels(image)
+    mode = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     n_rows = max(1, STRIP_PIXELS // image.width)
     if n_rows >= image.height:
-        return np.array(image if image.mode == mode else image.convert(mode))
+        return np.array(_flattened(image, mode))
     pixels = np.empty((image.height, image.width) if mode == "L" else (image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, n_rows):
         strip = image.crop((0, top, image.width, min(top + n_rows, image.height)))
-        pixels[top : top + n_rows] = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+        pixels[top : top + n_rows] = np.asarray(_flattened(strip, mode))
     return pixels
 
 
-def _planes(pixels: "npt.NDArray[np.uint8]") -> "torch.Tensor":
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a photograph as its EXIF says; Pillow turns TIFFs by itself."""
+    if "exif" not in image.info or image.format == "TIFF":
+        return image
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
+def _flattened(image: Image.Image, mode: str) -> Image.Image:
+    """Make L or RGB of it; what is transparent, over black."""
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert(mode)
+    with_alpha = image.convert("LA" if mode == "L" else "RGBA")
+    flat = Image.new(mode, image.size)
+    flat.paste(with_alpha.convert(mode), mask=with_alpha.getchannel("A"))
+    return flat
+
+
+def _deep_pixels(image: Image.Image) -> "Pixels":
+    """Make 8 bits of more, by the window that 0.5% and 99.5% of the image's own pixels end at."""
+    values = np.asarray(image)
+    pixels = scaled(values, *percentile_window(values))
+    # Pillow inverts white-is-zero TIFFs of 8 bits itself, and not those of more.
+    is_inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    return 255 - pixels if is_inverted else pixels
+
+
+def _planes(pixels: "Pixels") -> "torch.Tensor":
     """Make (C, H, W) of it, channels last in memory; the pixels are shared where torch can."""
     import torch
 

@@ -19,10 +19,12 @@ from features.cache import CacheWriter, EmbeddedFile
 from features.datasets import Dataset, FileStamp
 from features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import SIZE, content_key
-from features.images import PixelBudget, load_image
+from features.fingerprint import SIZE, image_key
+from features.formats import Frame
+from features.images import Decoding, PixelBudget, load_image
 from features.interrupts import StopSignals
-from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
+from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress, check_bad_images
+from features.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from features.backbone import Backbone
@@ -112,10 +114,13 @@ class EmbeddingLoop:
         self._make_backbone = backbone
         self.batch_size = batch_size
         self.on_error = options.on_error
+        self.max_bad = options.max_bad
         self.workers = options.workers or usable_cpus()
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
-        self._pixels = PixelBudget()
+        self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image)
+        self._quarantine = Quarantine(writer.path, self.workers)
+        self._n_failed = 0
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
@@ -139,6 +144,7 @@ class EmbeddingLoop:
         started = last_shown = time.monotonic()
         done = 0
         with ExitStack() as stack:
+            stack.enter_context(self._quarantine)
             stack.callback(self.writer.commit)
             n_threads = stack.enter_context(threads_of_its_own())
             for batch in self._batches(todo, n_threads):
@@ -229,10 +235,16 @@ class EmbeddingLoop:
                 f"{path}: {failed.reason}. Copy it again, or pass --on-error skip to list it and go on."
             )
         self.table.errors[failed.index] = failed.reason
-        if len(self.table.errors) <= SHOWN_ERRORS:
+        self._n_failed += 1
+        if self._n_failed <= SHOWN_ERRORS:
             logger.warning("%s: %s; left out", path, failed.reason)
-        elif len(self.table.errors) == SHOWN_ERRORS + 1:
+        elif self._n_failed == SHOWN_ERRORS + 1:
             logger.warning("more unreadable images; from here on they are recorded without a message each")
+        try:
+            check_bad_images(self.dataset, self.table.errors, self.max_bad)
+        except HoarfrostError:
+            self._finish(keep=0)
+            raise
 
     def _batches(self, todo: Sequence[int], n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
@@ -277,7 +289,7 @@ class EmbeddingLoop:
             # Before reading: a file that changes from here on will be seen as changed the next time.
             stamp = self.dataset.images.stamp(index)
             content = read()
-            key = content_key(content)
+            key = image_key(content)
             is_known = key in self.writer
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
@@ -295,6 +307,10 @@ class EmbeddingLoop:
             self._n_bytes_ahead += _n_bytes(content)
         return content
 
+    def _note_of_image(self, note: str) -> None:
+        with self._counting:
+            self.counts.notes[note] += 1
+
     def _decode_some(self, images: "list[_Read | _Failed]", places: torch.Tensor) -> "list[_Loaded | _Failed]":
         results: list[_Loaded | _Failed] = []
         for place in places[: len(images)]:
@@ -308,9 +324,11 @@ class EmbeddingLoop:
         self._may_decode.wait()
         try:
             content = image.read() if image.content is None else image.content
-            if image.content is None and content_key(content) != image.key:
+            if image.content is None and image_key(content) != image.key:
                 return _Failed(image.index, "changed while it was read")
-            place.copy_(load_image(content, self._pixels))  # one grey channel becomes three here
+            place.copy_(
+                self._quarantine.load(content, image.key, self._decoding)
+            )  # one grey channel becomes three here
         except ImageDecodeError as error:
             return _Failed(image.index, str(error))
         except OSError as error:  # it was there when it was read first
@@ -325,10 +343,12 @@ class EmbeddingLoop:
 
 
 def _n_bytes(content: "Content") -> int:
+    if isinstance(content, Frame):
+        return len(content.content) // content.n_frames  # the frames share them
     return len(content) if isinstance(content, bytes) else content.nbytes
 
 
-def sample_images(dataset: Dataset) -> torch.Tensor:
+def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
     """Load images from all over a data set, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
 
     Raises
@@ -341,7 +361,7 @@ def sample_images(dataset: Dataset) -> torch.Tensor:
     images = []
     for _, read in dataset.images.contents(indices):
         try:
-            images.append(load_image(read()).expand(3, -1, -1))
+            images.append(load_image(read(), decoding).expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

@@ -1,12 +1,21 @@
 """What an extraction is asked for, what it knows of each image, and how it reports."""
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from features.cache import DatasetTable
 from features.datasets import Dataset, FileStamp
+from features.errors import HoarfrostError
 from features.fingerprint import KEY_BYTES
+from features.formats import MAX_PIXELS
+from features.windows import Window
+
+MAX_BAD = 0.05
+SHOWN_KINDS = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,14 @@ class ExtractOptions:
         "skip" records an unreadable image and goes on; "fail" stops at the first.
     rehash : bool
         Read every file again, even where size and mtime say that it is unchanged.
+    window : Window or None
+        What of grey DICOM images is shown, in place of each file's own window; part of the fingerprint.
+    max_pixels : int
+        Larger images are unreadable.
+    max_bad : float
+        Share of the images that may be unreadable; see `check_bad_images`.
+    keep_ids : bool
+        Keep the patient ids of DICOM files as they are, in place of a salted hash.
     """
 
     weights: str = "imagenet"
@@ -40,6 +57,10 @@ class ExtractOptions:
     workers: int | None = None
     on_error: str = "skip"
     rehash: bool = False
+    window: Window | None = None
+    max_pixels: int = MAX_PIXELS
+    max_bad: float = MAX_BAD
+    keep_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,8 @@ class Progress:
 class ExtractSummary:
     """What an extraction did; `extract --json` prints it.
 
-    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone.
+    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone. `errors` are paths and
+    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was left out of images that were read.
     """
 
     images: int
@@ -72,6 +94,8 @@ class ExtractSummary:
     device: str
     precision: str
     errors: tuple[tuple[str, str], ...] = ()
+    failed_by_kind: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,6 +105,7 @@ class LoopCounts:
     device: str
     embedded: int = 0
     forward_images: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 class ImageTable:
@@ -114,3 +139,39 @@ class ImageTable:
             patients=dataset.patients,
             attributes=dataset.attributes,
         )
+
+
+def kind_of_reason(reason: str) -> str:
+    """Give what a reason has in common with others: what stands before its details."""
+    return re.split(r": | \(", reason, maxsplit=1)[0]
+
+
+def kinds_of(reasons: Iterable[str]) -> dict[str, int]:
+    """Count reasons by kind, the most frequent first."""
+    return dict(Counter(map(kind_of_reason, reasons)).most_common())
+
+
+def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float) -> None:
+    """Stop where more images are unreadable than may be, however the rest turns out.
+
+    A single one never stops an extraction, however few images there are, unless none may be (`max_bad` 0).
+
+    Raises
+    ------
+    HoarfrostError
+        It says which kinds there are, with an example of each.
+    """
+    if len(errors) <= (max(1.0, max_bad * len(dataset)) if max_bad else 0):
+        return
+    # Reversed: the first of each kind stays.
+    example = {
+        kind_of_reason(reason): f"{dataset.paths[index]}: {reason}" for index, reason in reversed(list(errors.items()))
+    }
+    kinds = list(kinds_of(errors.values()).items())
+    listed = "; ".join(f"{kind}: {n:,} (as {example[kind]})" for kind, n in kinds[:SHOWN_KINDS])
+    more = f"; and {len(kinds) - SHOWN_KINDS} kinds more" if len(kinds) > SHOWN_KINDS else ""
+    raise HoarfrostError(
+        f"{dataset.source}: {len(errors):,} of {len(dataset):,} images are unreadable so far, more than --max-bad "
+        f"{max_bad:g} allows: {listed}{more}. What is embedded is committed. Mend these or take them out, or pass a larger "
+        "--max-bad; the same command goes on from there."
+    )

@@ -9,12 +9,16 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from features.errors import HoarfrostError
+from features.formats import MAX_PIXELS
 from pipeline import __version__
+
+if TYPE_CHECKING:
+    from features.windows import Window
 
 SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as much for rows that are held
 
@@ -74,6 +78,36 @@ class _ShareType(click.FloatRange):
         if math.isnan(share):
             self.fail(f"{value} is not a number", param, ctx)
         return share
+
+
+class _WindowType(click.ParamType["Window"]):
+    """A window of grey values: CENTER/WIDTH."""
+
+    name = "window"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Window":
+        from features.windows import Window
+
+        try:
+            return value if isinstance(value, Window) else Window.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def window_option(command: Command) -> Command:
+    """Add `--window CENTER/WIDTH`."""
+    return click.option(
+        "--window", type=_WindowType(), metavar="CENTER/WIDTH",
+        help="Of grey DICOM images, as in 40/400; in place of the files' own.",
+    )(command)  # fmt: skip
+
+
+def max_pixels_option(command: Command) -> Command:
+    """Add `--max-pixels N`."""
+    return click.option(
+        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True,
+        help="Larger images are unreadable: a small file may promise any size.",
+    )(command)  # fmt: skip
 
 
 def json_option(command: Command) -> Command:
@@ -143,6 +177,13 @@ def main() -> None:
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
     help="Record an unreadable image and go on, or stop at the first.",
 )  # fmt: skip
+@click.option(
+    "--max-bad", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="SHARE",
+    help="Stop once more of the images than this are unreadable; a single one never stops it, but for 0.",
+)  # fmt: skip
+@window_option
+@max_pixels_option
+@click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
 @json_option
 def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
@@ -150,10 +191,12 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 
     DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
     a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
+    Images may be DICOM files too, named in any way.
 
     \b
     Example:
       hoarfrost extract images/ --cache images.h5
+      hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
     """
     from features.extract import extract as run_extract
@@ -293,6 +336,33 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, no
         raise click.UsageError("Several runs need --output FILE.html, and have no --figures; name one --run for those.")
     found = report_runs(runs, output=output, figures=figures, with_images=not no_images)
     emit(as_json, found.document(), found.text())
+
+
+@main.command()
+@click.argument("data", type=_PathType())
+@click.option(
+    "--contact-sheet", type=_PathType(dir_okay=False), metavar="FILE.png",
+    help="Write up to 64 images as the backbone will see them.",
+)  # fmt: skip
+@window_option
+@max_pixels_option
+@json_option
+def inspect(data: Path, as_json: bool, **options: Any) -> None:
+    """Say what DATA is made of, without a backbone: formats, sizes, patients, duplicates, unreadable images.
+
+    Every image is decoded once, as `extract` would, and what preprocessing does to each kind is told.
+
+    \b
+    Example:
+      hoarfrost inspect images/
+      hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
+    """
+    from features.survey import survey
+    from pipeline.console import extraction_progress, survey_text
+
+    with extraction_progress() as show:
+        found = survey(data, **options, on_progress=show)
+    emit(as_json, dataclasses.asdict(found), survey_text(found))
 
 
 @main.command()

@@ -3,17 +3,19 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from features.cache import CacheInfo, CompactSummary, VerifyReport
     from features.plan import ExtractSummary, Progress
+    from features.survey import Survey
     from pipeline.metrics import Share
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
+SHOWN_UNREADABLE = 20
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
@@ -100,9 +102,40 @@ def extract_text(summary: "ExtractSummary") -> str:
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
         f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}",
     ]
+    lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
+    lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]
     if summary.weights.startswith("random:"):
         lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
     return "\n".join(lines)
+
+
+def survey_text(found: "Survey") -> str:
+    """Describe what a data set is made of."""
+    patients = "" if found.patients is None else f", {found.patients:,} patients"
+    flaws = f"{found.duplicates:,} duplicates, {found.unreadable:,} unreadable"
+    lines = [f"{found.dataset}: {found.images:,} images{patients}; {flaws}"]
+    for kind in found.kinds:
+        sizes = f"{kind.smallest[0]} x {kind.smallest[1]}"
+        if kind.largest != kind.smallest:
+            sizes += f" to {kind.largest[0]} x {kind.largest[1]}"
+        bits = f"{kind.bits} bit{'s' if kind.bits > 1 else ''}"
+        lines.append(f"  {kind.images:,} {kind.format}, {kind.mode}, {bits}, {sizes}: {kind.becomes}")
+    columns = {"label": found.labels, "split": found.splits, **found.attributes}
+    lines += [f"{name}: {_counts_text(counts)}" for name, counts in columns.items() if counts]
+    lines += [f"  {n:,} {note}" for note, n in found.notes.items()]
+    lines += [f"  {n:,} unreadable: {kind}" for kind, n in found.unreadable_by_kind.items()]
+    lines += [f"    {path}: {reason}" for path, reason in found.errors[:SHOWN_UNREADABLE]]
+    if len(found.errors) > SHOWN_UNREADABLE:
+        lines.append(f"    and {len(found.errors) - SHOWN_UNREADABLE:,} more; --json lists them all")
+    if found.refused:
+        lines.append(f"extract would refuse it: {found.refused}")
+    if found.contact_sheet is not None:
+        lines.append(f"contact sheet {found.contact_sheet}")
+    return "\n".join(lines)
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {value or '(none)'}" for value, n in counts.items())
 
 
 def train_text(run: "Run") -> str:

@@ -71,3 +71,13 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]"
     from tests.reported import KINDS
 
     return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture
+def free_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let extractions in this process use a backbone that costs nothing, and read weights once."""
+    import features.backbone
+    from tests.standin import StandIn, cached_weights
+
+    monkeypatch.setattr(features.backbone, "Backbone", StandIn)
+    monkeypatch.setattr(features.backbone, "load_weights", cached_weights)

@@ -10,7 +10,7 @@ import numpy as np
 from features.cache import CacheWriter, DatasetTable, EmbeddedFile
 from features.datasets import Dataset, open_images
 from features.datasets.table import FileImages
-from features.fingerprint import content_key
+from features.fingerprint import image_key
 from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
 from pipeline.runs import Run
@@ -38,7 +38,7 @@ def write_pictured_cache(path: Path, dataset: Dataset, *, distance: float = 0.05
     """Write a cache that knows a data set's images by their contents, so near to one another that heads err."""
     location = dataset.images.location
     contents = open_images(location, dataset.paths).contents(range(len(dataset)))
-    keys = [content_key(read()) for _, read in contents]
+    keys = [image_key(read()) for _, read in contents]
     with CacheWriter(path, HEADER, dataset.name, root=location) as writer:
         files = [EmbeddedFile(name, 1, 1, key) for name, key in zip(dataset.paths, keys, strict=True)]
         writer.append(files, embeddings_of(dataset.labels, distance=distance))

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -35,6 +36,14 @@ class StandIn:
         StandIn.forwarded += len(images)
         cells = torch.nn.functional.adaptive_avg_pool2d(images.float(), (16, 16))  # (B, 3, 16, 16)
         return cells.flatten(1)[:, :512].contiguous()
+
+
+@cache
+def cached_weights(spec: str) -> object:
+    """Load weights once."""
+    from features.backbone.weights import load_weights
+
+    return load_weights(spec)
 
 
 def note_opened(log: int, event: str, arguments: tuple[object, ...]) -> None:

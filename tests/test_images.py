@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import Resize
 
 import features.images
 from features.errors import ImageDecodeError
-from features.images import MAX_PIXELS, PixelBudget, decode_image, encode_png, load_image
+from features.formats import MAX_PIXELS
+from features.images import Decoding, PixelBudget, decode_pixels, encode_png, load_image
 from tests.builders import encode, picture
 
 # pytest turns warnings into errors, those of Pillow about odd metadata too, which features.images silences.
@@ -129,6 +130,22 @@ FILES = {
 }
 
 
+def decode_image(content: bytes) -> torch.Tensor:
+    """Decode to (C, H, W)."""
+    pixels = torch.from_numpy(decode_pixels(content))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def expected(content: bytes) -> Image.Image:
+    """Give an image of 8 bits as Pillow does: upright, over black, in RGB."""
+    with Image.open(io.BytesIO(content)) as image:
+        image = ImageOps.exif_transpose(image)
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+
+
 def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
     """Give (C, H, W) as (H, W, 3), to compare with Pillow's."""
     assert image.dtype == torch.uint8
@@ -141,16 +158,15 @@ def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
 
 @pytest.mark.parametrize("kind", FILES)
 def test_pixels_equal_pillows(kind: str) -> None:
-    with Image.open(io.BytesIO(FILES[kind])) as image:
-        expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(in_rgb(decode_image(FILES[kind])), expected)
+    difference = np.abs(in_rgb(decode_image(FILES[kind])) - np.asarray(expected(FILES[kind])).astype(np.int64))
+    is_transparent = Image.open(io.BytesIO(FILES[kind])).has_transparency_data
+    assert difference.max() <= (1 if is_transparent else 0)  # two ways of laying over black, which round differently
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_resized_pixels_equal_torchvisions(kind: str) -> None:
-    with Image.open(io.BytesIO(FILES[kind])) as image:
-        expected = np.asarray(Resize((224, 224), antialias=True)(image.convert("RGB"))).astype(np.int64)
-    difference = np.abs(in_rgb(load_image(FILES[kind])) - expected)
+    wanted = np.asarray(Resize((224, 224), antialias=True)(expected(FILES[kind]))).astype(np.int64)
+    difference = np.abs(in_rgb(load_image(FILES[kind])) - wanted)
     assert difference.max() <= 2
     assert difference.mean() < 0.3
 
@@ -291,14 +307,14 @@ def test_truncated_large_jpeg_is_refused(mode: str, progressive: bool) -> None:
     ("content", "message"),
     [
         (b"", r"^the file is empty$"),
-        (b"patient,diagnosis\n1,benign\n", r"no image format recognised \(the file begins with b'patient,'\)"),
+        (b"patient,diagnosis\n1,benign\n", r"no image format recognised \(the file begins with b'patient,': text\)"),
         (b"\0" * 100, r"no image format recognised"),
         (b"\x89PNG\r\n\x1a\n", r"no image format recognised|truncated"),
         (b"\xff\xd8\xff", r"no image format recognised|truncated"),
         (b"PK\x03\x04" + b"\0" * 100, r"no image format recognised \(the file begins with b'PK"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"no image format recognised"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", r"no image format recognised"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 100, r"no image format recognised"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 100, r"a DICOM file without pixels: of no class|damaged or truncated DICOM"),
     ],
     ids=["empty", "text", "zeros", "PNG's start", "JPEG's start", "zip", "SVG", "EPS", "DICOM"],
 )
@@ -307,37 +323,21 @@ def test_what_is_no_image_is_refused(content: bytes, message: str) -> None:
         load_image(content)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "image_format"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF"), (np.uint16, "JPEG2000")]
-)
-def test_deep_grey_is_refused_not_clipped_to_white(dtype: npt.DTypeLike, image_format: str) -> None:
-    image = Image.fromarray((np.arange(600).reshape(20, 30) * 100).astype(dtype))
-    with pytest.raises(ImageDecodeError, match=f"{image_format} with more than 8 bits a pixel .*convert it to 8 bits"):
-        load_image(encode(image, image_format))
-
-
-def test_float_tiff_is_refused() -> None:
-    image = Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30))
-    with pytest.raises(ImageDecodeError, match=r"TIFF with more than 8 bits a pixel \(mode F\)"):
-        load_image(encode(image, "TIFF"))
-
-
 def test_bomb_of_png_is_refused() -> None:
-    with pytest.raises(ImageDecodeError, match=f"more than {MAX_PIXELS:,} pixels"):
+    with pytest.raises(ImageDecodeError, match=f"too many pixels: 60000 x 60000 are more than {MAX_PIXELS:,} allowed"):
         load_image(png(60_000, 60_000, [bytes(60_000)], depth=8, colour=0))
 
 
-def test_image_over_the_limit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("features.images.MAX_PIXELS", 61 * 47 - 1)
-    with pytest.raises(ImageDecodeError, match="61 x 47 pixels are more than 2,866 allowed"):
-        load_image(FILES["PNG RGB"])
+def test_image_over_the_limit_is_refused_with_its_size() -> None:
+    with pytest.raises(ImageDecodeError, match="too many pixels: 61 x 47 are more than 2,866 allowed"):
+        load_image(FILES["PNG RGB"], Decoding(max_pixels=61 * 47 - 1))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_bomb_of_jpeg_is_refused(progressive: bool) -> None:
     jpeg = encode(GREY, "JPEG", progressive=progressive)
     bomb = patched(jpeg, struct.pack(">HH", 47, 61), struct.pack(">HH", 60_000, 60_000))
-    with pytest.raises(ImageDecodeError, match=f"more than {MAX_PIXELS:,} pixels"):
+    with pytest.raises(ImageDecodeError, match=f"too many pixels: 60000 x 60000 are more than {MAX_PIXELS:,} allowed"):
         load_image(bomb)
 
 
@@ -462,7 +462,7 @@ def most_at_once(monkeypatch: pytest.MonkeyPatch, budget: PixelBudget, n_images:
     monkeypatch.setattr(features.images, "_pixels", slow)
     content = encode(picture(40, 30))
     with ThreadPoolExecutor(n_images) as pool:
-        list(pool.map(lambda _: load_image(content, budget), range(n_images)))
+        list(pool.map(lambda _: load_image(content, Decoding(budget=budget)), range(n_images)))
     return most[0]
 
 
@@ -476,8 +476,8 @@ def test_no_more_pixels_are_decoded_at_once_than_the_budget_has(
 def test_an_image_that_cannot_be_read_gives_its_share_of_the_budget_back() -> None:
     budget = PixelBudget(1200)
     with pytest.raises(ImageDecodeError, match="truncated"):
-        load_image(encode(picture(40, 30), "JPEG")[:-200], budget)
-    assert load_image(encode(picture(40, 30)), budget).shape == (3, 224, 224)
+        load_image(encode(picture(40, 30), "JPEG")[:-200], Decoding(budget=budget))
+    assert load_image(encode(picture(40, 30)), Decoding(budget=budget)).shape == (3, 224, 224)
 
 
 def test_large_pictures_memory_goes_back_to_the_system() -> None:

@@ -94,7 +94,7 @@ def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int 
             lambda: backbone,  # type: ignore[arg-type, return-value]
             "cpu",
             batch_size,
-            ExtractOptions(**{"workers": 2, **options}),
+            ExtractOptions(**{"workers": 2, "max_bad": 1.0, **options}),
             progress.append,
         )
         counts = loop.run(range(len(dataset)), StopSignals())

@@ -176,7 +176,7 @@ def _write_header(file: h5py.File, header: Header) -> None:
 def library_versions() -> dict[str, str]:
     """Give the versions of what computes and stores embeddings, without importing it."""
     found = {}
-    for package in ("hoarfrost", "torch", "torchvision", "pillow", "numpy", "h5py"):
+    for package in ("hoarfrost", "torch", "torchvision", "pillow", "pydicom", "numpy", "h5py"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Where images come from: an image folder, a CSV or a MedMNIST npz becomes one table of images."""
+"""Where images come from: a folder, a CSV or a MedMNIST npz becomes one table of images, a frame of a file each."""
 
 import os
 from collections import Counter
@@ -6,19 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from features.datasets.folders import read_folder
+from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileImages, FileStamp, ImageSource
+from features.datasets.table import Dataset, FileStamp, ImageSource, file_images
 from features.errors import DatasetError
 from features.labels import is_label_column
+from features.pseudonyms import Pseudonyms
 
-__all__ = ["MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "open_images", "read_dataset"]
+__all__ = [
+    "MANIFEST_NAME",
+    "Dataset",
+    "FileStamp",
+    "ImageSource",
+    "check_classes",
+    "open_images",
+    "read_dataset",
+    "read_table",
+]
 
 MANIFEST_NAME = "labels.csv"
 
 
-def read_dataset(data: Path, *, name: str | None = None) -> Dataset:
-    """Read the table of images that a path stands for; no image is opened.
+def read_dataset(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+    """Read the table of images that a path stands for; no image is decoded.
 
     Parameters
     ----------
@@ -27,12 +38,21 @@ def read_dataset(data: Path, *, name: str | None = None) -> Dataset:
         a CSV file (`path,label[,split][,patient][,attributes…]`) or an npz file in MedMNIST's layout.
     name : str, optional
         The data set's name in the cache; by default that of the folder or file.
+    pseudonyms : Pseudonyms, optional
+        What stands for the patients of DICOM files; by default another for each call.
 
     Raises
     ------
     DatasetError
-        If there is nothing to read, or what there is contradicts itself.
+        If there is nothing to read, or what there is contradicts itself or has no classes to learn.
     """
+    dataset = read_table(data, name=name, pseudonyms=pseudonyms)
+    check_classes(dataset)
+    return dataset
+
+
+def read_table(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+    """Do as `read_dataset` does, whether or not there are classes to learn."""
     if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
         raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
     name = _checked_name(name if name is not None else _default_name(data))
@@ -48,8 +68,7 @@ def read_dataset(data: Path, *, name: str | None = None) -> Dataset:
             f"{data}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
             "or a CSV with the columns path,label."
         )
-    _check_classes(dataset)
-    return dataset
+    return with_frames(dataset, pseudonyms or Pseudonyms())
 
 
 def open_images(location: str, paths: Sequence[str]) -> ImageSource:
@@ -68,7 +87,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
         If there is no such folder or file now.
     """
     if os.path.isdir(location):
-        return FileImages(location, list(paths))
+        return file_images(location, list(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
         return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
     raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
@@ -91,7 +110,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _check_classes(dataset: Dataset) -> None:
+def check_classes(dataset: Dataset) -> None:
+    """Refuse a data set without images, or without two classes or a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
     if any(map(is_label_column, dataset.attributes.values())):

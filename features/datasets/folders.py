@@ -6,9 +6,9 @@ from pathlib import Path
 
 from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
 from features.errors import DatasetError
+from features.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
-IGNORED_FOLDERS = frozenset({"__MACOSX"})
+IGNORED_NAMES = frozenset({"__MACOSX", "DICOMDIR"})  # what macOS adds; an index of DICOM files, which are listed anyway
 
 
 def read_folder(root: Path, name: str) -> Dataset:
@@ -50,7 +50,7 @@ def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[s
 
 def _no_images(root: Path) -> DatasetError:
     return DatasetError(
-        f"{root}: no images found in class folders (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}). "
+        f"{root}: no images found in class folders (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM files). "
         "Expected ROOT/CLASS/image.png or ROOT/train/CLASS/image.png, or a CSV that names the images."
     )
 
@@ -63,7 +63,7 @@ def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
             found = list(_walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root)))
             paths += found
             labels += [composed(entry.name)] * len(found)
-        elif _is_image_name(entry.name):
+        elif _is_image(entry):
             loose.append(entry.name)
     if loose:
         raise DatasetError(
@@ -82,7 +82,7 @@ def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
     for entry in _listing(folder):
         if _is_folder(entry) and not _is_image_name(entry.name):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
-        elif _is_image_name(entry.name):
+        elif _is_image(entry):
             yield prefix + entry.name
 
 
@@ -102,7 +102,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _listing(folder: Path | str) -> "list[os.DirEntry[str]]":
     try:
         with os.scandir(folder) as entries:
-            visible = [e for e in entries if not e.name.startswith(".") and e.name not in IGNORED_FOLDERS]
+            visible = [e for e in entries if not e.name.startswith(".") and e.name not in IGNORED_NAMES]
     except OSError as error:
         raise DatasetError(f"{folder}: the folder cannot be listed: {error.strerror}.") from error
     return sorted(visible, key=lambda entry: entry.name)
@@ -110,3 +110,26 @@ def _listing(folder: Path | str) -> "list[os.DirEntry[str]]":
 
 def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    """Tell images by their names; archives' DICOM files, which often have none to speak of, by their content."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or _holds_dicom(entry)
+
+
+def _holds_dicom(entry: "os.DirEntry[str]") -> bool:
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # it may be anything, and has no name of an image
+        return False
+    if is_dicom(head):
+        return True
+    if not may_be_bare_dicom(head):
+        return False
+    from features.datasets.frames import dicom_header
+
+    return dicom_header(entry.path) is not None

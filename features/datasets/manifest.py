@@ -6,8 +6,9 @@ import re
 import unicodedata
 from pathlib import Path
 
-from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
+from features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
 from features.errors import DatasetError
+from features.formats import FRAME_MARK
 from features.labels import is_label_column
 
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
@@ -26,7 +27,7 @@ def read_manifest(path: Path, name: str, source: str) -> Dataset:
     patients = None
     if "patient" in columns:
         patients = [composed(cell) for cell in _filled(path, "patient", columns.pop("patient"), lines)]
-    return Dataset(name, source, paths, labels, splits, patients, FileImages(str(root), paths), columns)
+    return Dataset(name, source, paths, labels, splits, patients, file_images(str(root), paths), columns)
 
 
 def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
@@ -140,6 +141,9 @@ def _spelled_as_on_disk(root: Path, relative: str) -> str:
     """Find a name with umlauts whether the CSV composes them (NFC) or not (NFD, as macOS does)."""
     if relative.isascii() or os.path.lexists(root / relative):
         return relative
+    file, mark, number = relative.rpartition(FRAME_MARK)
+    if mark:
+        return _spelled_as_on_disk(root, file) + mark + number
     spellings = (unicodedata.normalize(form, relative) for form in ("NFC", "NFD"))
     return next((spelling for spelling in spellings if os.path.lexists(root / spelling)), relative)
 

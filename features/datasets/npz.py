@@ -45,6 +45,10 @@ class NpzImages:
         status = os.stat(self.path)
         return FileStamp(status.st_size, status.st_mtime_ns)
 
+    def is_missing(self, index: int) -> bool:  # noqa: ARG002 - the protocol's
+        """No row can be: their number is that of the file's header."""
+        return False
+
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
         """Stream the wanted rows: what is compressed is decompressed once, never held whole; the rest is read row by row."""
         wanted = set(indices)

@@ -1,21 +1,27 @@
 """What every source of images becomes: one table, and a way to read each image."""
 
 import os
+import re
 import stat
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from features.errors import ImageDecodeError
+from features.fingerprint import bytes_key
+from features.formats import FRAME_MARK, Frame
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Content = bytes | npt.NDArray[np.uint8]
-    """Encoded bytes of a file, or the pixels of an npz row, (H, W) or (H, W, 3)."""
+    Content = bytes | Frame | npt.NDArray[np.uint8]
+    """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""
+
+MAX_FILE_BYTES = 4 << 30  # no image is larger; a file that is would fill the memory before a decoder could say so
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -41,6 +47,9 @@ class ImageSource(Protocol):
 
     def stamp(self, index: int) -> FileStamp:
         """Give size and mtime of the file that holds the image; OSError where there is none."""
+
+    def is_missing(self, index: int) -> bool:
+        """Tell whether the file that is to hold the image is not there at all."""
 
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
         """Give for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
@@ -72,12 +81,23 @@ class Dataset:
         return len(self.paths)
 
 
+class Place(NamedTuple):
+    """Where in a file an image is: the only one in it (0, 1), or one of several, counted from 1."""
+
+    number: int
+    n_frames: int
+
+
+THE_ONLY_ONE = Place(0, 1)
+
+
 @dataclass(frozen=True)
 class FileImages:
-    """Images that are one file each, in a folder."""
+    """Images that are files in a folder, or frames of them; `places` are missing where each is a file of its own."""
 
     root: str
-    paths: list[str]
+    files: list[str]
+    places: list[Place] | None = None
 
     @property
     def location(self) -> str:
@@ -86,24 +106,96 @@ class FileImages:
 
     def stamp(self, index: int) -> FileStamp:
         """Give the file's size and mtime."""
-        status = os.stat(os.path.join(self.root, self.paths[index]))
-        return FileStamp(status.st_size, status.st_mtime_ns)
+        return _stamp_of(os.stat(self._path(index)))
+
+    def is_missing(self, index: int) -> bool:
+        """Tell whether there is no such file."""
+        try:
+            os.stat(self._path(index))
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
-        """Give a reader for each file."""
+        """Give a reader for each file; frames of one file that follow one another share what is read."""
+        shared: _SharedFile | None = None
         for index in indices:
-            yield index, partial(_read_file, os.path.join(self.root, self.paths[index]))
+            path, place = self._path(index), self.places[index] if self.places is not None else THE_ONLY_ONE
+            if place == THE_ONLY_ONE:
+                yield index, partial(_read_file, path)
+                continue
+            if shared is None or shared.path != path:
+                shared = _SharedFile(path)
+            yield index, partial(shared.frame, place)
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
+
+
+def file_images(root: str, paths: list[str]) -> FileImages:
+    """Tell files from frames of them: `scan.dcm#frame=3`, unless a file has that very name."""
+    named = {
+        path: re.fullmatch(rf"(.+){re.escape(FRAME_MARK)}([1-9]\d{{0,8}})", path)
+        for path in paths
+        if FRAME_MARK in path
+    }
+    frames = {path: found for path, found in named.items() if found and not os.path.lexists(os.path.join(root, path))}
+    if not frames:
+        return FileImages(root, paths)
+    files = [frames[path][1] if path in frames else path for path in paths]
+    # How many frames there are is found when the files are looked into.
+    places = [Place(int(frames[path][2]), 0) if path in frames else THE_ONLY_ONE for path in paths]
+    return FileImages(root, files, places)
+
+
+class _SharedFile:
+    """A file of several frames: read once, and kept for as long as someone may still ask for one of them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._reading = threading.Lock()
+        self._read: tuple[bytes, bytes] | None = None
+        self._stamp: FileStamp | None = None
+
+    def frame(self, place: Place) -> Frame:
+        """Give one frame, of the same bytes as the others."""
+        with self._reading:
+            if self._read is None:
+                content = _read_file(self.path)
+                self._read, self._stamp = (content, bytes_key(content)), _stamp_of(os.stat(self.path))
+            elif _stamp_of(os.stat(self.path)) != self._stamp:
+                raise ImageDecodeError("changed while it was read")
+            return Frame(*self._read, *place)
+
+
+def _stamp_of(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns)
 
 
 def _read_file(path: str) -> bytes:
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for ever
-            raise ImageDecodeError("not a file but a pipe, socket or device")
-        with open(path, "rb") as file:
-            return file.read()
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for ever
+        try:
+            return _read_open_file(number)
+        finally:
+            os.close(number)
     except OSError as error:
         raise ImageDecodeError(error.strerror or str(error)) from error
+
+
+def _read_open_file(number: int) -> bytes:
+    before = os.fstat(number)
+    if not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
+        raise ImageDecodeError("not a file but a pipe, socket or device")
+    if before.st_size > MAX_FILE_BYTES and stat.S_ISREG(before.st_mode):
+        raise ImageDecodeError(f"too large a file: {before.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+    with open(number, "rb", buffering=0, closefd=False) as file:
+        content = file.readall()
+    if _stamp_of(os.fstat(number)) != _stamp_of(before):
+        raise ImageDecodeError("changed while it was read")
+    return content
 
 
 def composed(text: str) -> str:

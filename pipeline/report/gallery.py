@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.errors import DatasetError, ImageDecodeError
-from features.fingerprint import content_key
+from features.fingerprint import image_key
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
 from pipeline.report.sources import Source
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from features.datasets.table import Content
 
 N_CASES = 12  # pictures in a group: all groups together stay under half a megabyte
 N_PAIRS = 6
@@ -179,7 +181,7 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
     pictures = Pictures(reasons=reasons)
     try:
         for path, content in _contents(source, wanted, pictures.reasons):
-            if content_key(content) != key[path]:
+            if image_key(content) != key[path]:
                 pictures.reasons[path] = "its content is not what was embedded"
                 continue
             _add_picture(pictures, path, content)
@@ -188,9 +190,7 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
     return pictures
 
 
-def _contents(
-    source: Source, paths: Sequence[str], reasons: dict[str, str]
-) -> "Iterator[tuple[str, bytes | npt.NDArray[np.uint8]]]":
+def _contents(source: Source, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
     """Read images, in the table's order; note why some cannot be read."""
     from features.datasets import open_images
 
@@ -206,7 +206,7 @@ def _contents(
         yield path, content
 
 
-def _add_picture(pictures: Pictures, path: str, content: "bytes | npt.NDArray[np.uint8]") -> None:
+def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
     from features.images import thumbnail
 
     try:

@@ -1,0 +1,186 @@
+"""Files that hold several images become a row for each, and DICOM files tell their patients and attributes."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place
+from features.errors import DatasetError
+from features.formats import (
+    DICOM_SUFFIXES,
+    FRAME_MARK,
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    TIFF_SUFFIXES,
+    is_dicom,
+    may_be_bare_dicom,
+)
+from features.pseudonyms import Pseudonyms
+
+if TYPE_CHECKING:
+    from features.dicom import DicomHeader
+
+MAX_FRAMES = 1 << 20  # of a file: a header may promise any number
+
+logger = logging.getLogger(__name__)
+
+
+class _Row(NamedTuple):
+    """An image: the row of the data set that it comes from, and its place in the file."""
+
+    source: int
+    place: Place
+
+
+def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
+    """Give each frame of a file a row of its own, and what DICOM headers say: patients and attributes.
+
+    A row that names a file counts for all of its frames, but for those that other rows name.
+    """
+    images = dataset.images
+    if not isinstance(images, FileImages):
+        return dataset
+    looked = {file: _looked_into(images.root, file) for file in dict.fromkeys(images.files) if _is_to_be_opened(file)}
+    headers = {file: header for file, (_, header) in looked.items() if header is not None}
+    n_frames = {file: n for file, (n, _) in looked.items() if n > 1}
+    if headers:
+        dataset = _with_headers(dataset, images.files, headers, pseudonyms)
+    if not n_frames and images.places is None:
+        return dataset
+    if n_frames and dataset.patients is None:
+        dataset = replace(dataset, patients=images.files)  # frames of one file are of one patient, whoever that is
+    return _taken(dataset, images, list(_rows(images, n_frames)))
+
+
+def _is_to_be_opened(file: str) -> bool:
+    suffix = os.path.splitext(file)[1].lower()
+    return suffix in TIFF_SUFFIXES or suffix not in IMAGE_SUFFIXES
+
+
+def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
+    """Count a file's frames, and read its header if it is DICOM; what cannot be read is one image, until it is decoded."""
+    path = os.path.join(root, file)
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix in TIFF_SUFFIXES:
+        from features.images import n_pages  # here: most data sets need no Pillow to be listed
+
+        return min(n_pages(path), MAX_FRAMES), None
+    header = dicom_header(path) if suffix in DICOM_SUFFIXES or _begins_as_dicom(path) else None
+    return (1, None) if header is None else (min(header.n_frames, MAX_FRAMES), header)
+
+
+def _begins_as_dicom(path: str) -> bool:
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return is_dicom(head) or may_be_bare_dicom(head)
+
+
+def dicom_header(path: str) -> "DicomHeader | None":
+    """Read a DICOM file's header; None if it has none that can be read.
+
+    Raises
+    ------
+    DatasetError
+        If pydicom is missing.
+    """
+    try:
+        from features.dicom import read_header
+    except ImportError as error:
+        raise DatasetError(
+            f"{path} seems to be a DICOM file, and pydicom is missing. Install it: pip install 'hoarfrost[dicom]'."
+        ) from error
+    return read_header(path)
+
+
+def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
+    named = {
+        (file, place.number) for file, place in zip(images.files, images.places or (), strict=False) if place.number
+    }
+    for source, file in enumerate(images.files):
+        n = n_frames.get(file, 1)
+        number = images.places[source].number if images.places is not None else 0
+        if number:
+            # The only frame there is, is the file.
+            yield _Row(source, THE_ONLY_ONE if n == number == 1 else Place(number, n))
+        elif n == 1:
+            yield _Row(source, THE_ONLY_ONE)
+        else:
+            yield from (_Row(source, Place(i, n)) for i in range(1, n + 1) if (file, i) not in named)
+
+
+def _taken(dataset: Dataset, images: FileImages, rows: list[_Row]) -> Dataset:
+    """Make a data set of rows of this one."""
+
+    def column(texts: list[str]) -> list[str]:
+        return [texts[row.source] for row in rows]
+
+    files = column(images.files)
+    paths = [
+        dataset.paths[row.source] if images.places is not None and images.places[row.source].number
+        else file + (f"{FRAME_MARK}{row.place.number}" if row.place.number else "")
+        for file, row in zip(files, rows, strict=True)
+    ]  # fmt: skip
+    return replace(
+        dataset,
+        paths=paths,
+        labels=column(dataset.labels),
+        splits=column(dataset.splits) if dataset.splits is not None else None,
+        patients=column(dataset.patients) if dataset.patients is not None else None,
+        images=FileImages(images.root, files, [row.place for row in rows]),
+        attributes={name: column(texts) for name, texts in dataset.attributes.items()},
+    )
+
+
+ATTRIBUTES: "dict[str, Callable[[DicomHeader], str]]" = {
+    "site": lambda header: header.site,
+    "scanner": lambda header: header.scanner,
+    "sex": lambda header: header.sex,
+    "age": lambda header: header.age,
+    "burned-in text": lambda header: header.burned_in,
+}
+"""What of a header is kept, by the attribute's name; never a name, an id, a date or an accession number."""
+
+
+def _with_headers(
+    dataset: Dataset, files: list[str], headers: "dict[str, DicomHeader]", pseudonyms: Pseudonyms
+) -> Dataset:
+    """Add patients and attributes; what a CSV says of them counts before the headers."""
+    _warn(headers)
+    attributes = dict(dataset.attributes)
+    for name, value in ATTRIBUTES.items():
+        column = [value(headers[file]) if file in headers else "" for file in files]
+        if name not in attributes and any(column):
+            attributes[name] = column
+    patients = dataset.patients
+    if patients is None:
+        # A file without a header is a patient of its own, as in a data set that tells no patients.
+        patients = [pseudonyms.of(headers[file].patient) if file in headers else file for file in files]
+    return replace(dataset, patients=patients, attributes=attributes)
+
+
+def _warn(headers: "dict[str, DicomHeader]") -> None:
+    burned_in = [file for file, header in headers.items() if header.burned_in == "yes"]
+    if burned_in:
+        logger.warning(
+            "%s of %s DICOM files say that text is burned into their pixels (the first: %s): it may name the patient, and "
+            "a head may learn it", f"{len(burned_in):,}", f"{len(headers):,}", burned_in[0],
+        )  # fmt: skip
+    n_telling = sum(header.is_told_by(file) for file, header in headers.items())
+    if n_telling:
+        logger.warning(
+            "the paths of %s DICOM files hold their patient's id or name, and paths are kept in the cache, the run and the "
+            "report: rename the files or folders before you share any of these", f"{n_telling:,}",
+        )  # fmt: skip
+    n_unnamed = sum(not header.has_patient_id for header in headers.values())
+    if n_unnamed:
+        logger.warning(
+            "%s of %s DICOM files have no patient id; those of one study count as one patient", f"{n_unnamed:,}",
+            f"{len(headers):,}",
+        )  # fmt: skip

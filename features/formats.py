@@ -1,0 +1,61 @@
+"""What a file is, told by its name and its first bytes, before any library opens it."""
+
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".ppm", ".pgm", ".jp2"}
+)
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
+HEAD_BYTES = 132  # a DICOM file's preamble and its magic
+MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit: beyond it a small file may be made to fill the memory
+FRAME_MARK = "#frame="  # between a file's path and the number of one of its frames, from 1
+
+_DICOM_STARTS = (
+    b"\x02\x00\x00\x00",
+    b"\x08\x00\x00\x00",
+    b"\x08\x00\x05\x00",
+    b"\x08\x00\x08\x00",
+    b"\x08\x00\x16\x00",
+)
+_BIG_ENDIAN_STARTS = (b"\x00\x08\x00\x00", b"\x00\x08\x00\x05", b"\x00\x08\x00\x08", b"\x00\x08\x00\x16")
+_MAGICS = {
+    b"\x89PNG": "a damaged or odd PNG", b"\xff\xd8\xff": "a damaged or odd JPEG", b"GIF8": "a damaged or odd GIF",
+    b"II*\0": "a TIFF, damaged or of a kind that Pillow does not read", b"II+\0": "a BigTIFF, damaged or unsupported",
+    b"MM\0*": "a TIFF, damaged or of a kind that Pillow does not read", b"BM": "a damaged or odd BMP",
+    b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"7z\xbc\xaf": "a 7z archive",
+    b"\xfd7zXZ": "an xz archive", b"%PDF": "a PDF", b"%!PS": "PostScript", b"\x89HDF": "HDF5", b"\x93NUMPY": "a NumPy array",
+    b"SQLite": "a database", b"<svg": "SVG", b"<?xml": "XML", b"<!DOCTYPE": "HTML", b"<html": "HTML",
+}  # fmt: skip
+
+
+class Frame(NamedTuple):
+    """One of several images in a file: the file's bytes, their SHA-256, the number from 1, and of how many."""
+
+    content: bytes
+    digest: bytes
+    number: int
+    n_frames: int
+
+
+def is_dicom(head: bytes) -> bool:
+    """Tell a DICOM file by the magic behind its preamble."""
+    return head[128:HEAD_BYTES] == b"DICM"
+
+
+def may_be_bare_dicom(head: bytes) -> bool:
+    """Tell whether a file begins as DICOM without a preamble does; only reading it tells more."""
+    return head.startswith((*_DICOM_STARTS, *_BIG_ENDIAN_STARTS))
+
+
+def described(content: bytes) -> str:
+    """Say what a file that is no image seems to be: "a zip archive", "text"; or how it begins."""
+    start = f"the file begins with {content[:8]!r}"
+    for magic, name in _MAGICS.items():
+        if content.startswith(magic):
+            return f"{start}: {name}"
+    try:
+        is_text = content[:1024].decode("utf-8", "strict").isprintable() or b"\n" in content[:1024]
+    except UnicodeDecodeError:
+        is_text = False
+    return f"{start}: text" if is_text and b"\0" not in content[:1024] else start

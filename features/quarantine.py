@@ -1,0 +1,152 @@
+"""A decoder that crashes takes the process with it: its file is noted before, tried apart afterwards, and then left alone."""
+
+import logging
+import mmap
+import os
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from features.apart import DecoderCrashError, decoded_apart
+from features.errors import CacheError, ImageDecodeError
+from features.fingerprint import KEY_BYTES
+from features.formats import Frame
+from features.images import Decoding, load_image
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from features.datasets.table import Content
+
+_NOTHING = bytes(KEY_BYTES)
+
+logger = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """Keeps an image whose decoder crashes from ending every extraction; a context manager.
+
+    While a file is decoded, its key stands in `CACHE.trying`: memory that is mapped to the file, which outlives the
+    process at the cost of copying 32 bytes. What stands there when the next extraction begins was being decoded when the
+    process died, of whatever cause; such an image is decoded in a process of its own. If that one crashes, the image is
+    unreadable from then on, as `CACHE.quarantine` says with a reason.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's file.
+    n_threads : int
+        How many decode at the same time.
+    """
+
+    def __init__(self, cache: Path, n_threads: int) -> None:
+        self._trying_path = cache.with_name(cache.name + ".trying")
+        self.path = cache.with_name(cache.name + ".quarantine")
+        self._n_threads = n_threads
+        self._reasons: dict[bytes, str] = {}
+        self._suspects: dict[bytes, int] = {}  # and each one's slot, which is cleared once it is decoded
+
+    def __enter__(self) -> Self:
+        try:
+            self._reasons = dict(_quarantined(self.path))
+            suspects = _left_behind(self._trying_path) - self._reasons.keys()
+            slots = [*[_NOTHING] * self._n_threads, *suspects]
+            new = self._trying_path.with_name(self._trying_path.name + ".tmp")
+            new.write_bytes(b"".join(slots))
+            new.replace(self._trying_path)
+            self._slots = self._mapped(len(slots) * KEY_BYTES)
+        except OSError as error:
+            raise CacheError(f"{self._trying_path}: cannot be written: {error.strerror}.") from error
+        self._suspects = {key: (self._n_threads + i) * KEY_BYTES for i, key in enumerate(suspects)}
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for i in range(self._n_threads):
+            self._free.put(i * KEY_BYTES)
+        if suspects:
+            logger.warning(
+                "the last extraction ended while it decoded %s images; they are decoded in a process apart",
+                len(suspects),
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not any(self._slots[slot : slot + KEY_BYTES] != _NOTHING for slot in self._suspects.values()):
+            self._trying_path.unlink(missing_ok=True)
+
+    def _mapped(self, n_bytes: int) -> mmap.mmap:
+        with self._trying_path.open("r+b") as file:
+            try:
+                return mmap.mmap(file.fileno(), n_bytes)
+            except OSError as error:
+                logger.warning(
+                    "%s: files cannot be mapped here (%s); a crash tells no image",
+                    self._trying_path,
+                    error.strerror,
+                )
+                return mmap.mmap(-1, n_bytes)
+
+    def load(self, content: "Content", key: bytes, decoding: Decoding) -> "torch.Tensor":
+        """Do as `load_image` does; what may crash the process, apart, and what did, not at all.
+
+        Raises
+        ------
+        ImageDecodeError
+            If the image is unreadable, or in quarantine.
+        """
+        if isinstance(content, np.ndarray):  # nothing decodes it
+            return load_image(content, decoding)
+        if key in self._reasons:
+            raise ImageDecodeError(self._reasons[key])
+        if key in self._suspects:
+            return load_image(self._decoded_apart(content, key, decoding))
+        with self._noted(key):
+            return load_image(content, decoding)
+
+    @contextmanager
+    def _noted(self, key: bytes) -> Iterator[None]:
+        slot = self._free.get()
+        self._slots[slot : slot + KEY_BYTES] = key
+        try:
+            yield
+        finally:
+            self._slots[slot : slot + KEY_BYTES] = _NOTHING
+            self._free.put(slot)
+
+    def _decoded_apart(self, content: "bytes | Frame", key: bytes, decoding: Decoding) -> "npt.NDArray[np.uint8]":
+        encoded, frame = (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+        try:
+            return decoded_apart(encoded, frame, decoding.max_pixels, decoding.window)
+        except DecoderCrashError as error:
+            reason = f"its decoder crashed: {error} (in quarantine: {self.path.name})"
+            self._reasons[key] = reason
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{key.hex()} {reason}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            raise ImageDecodeError(reason) from error
+        finally:
+            slot = self._suspects[key]
+            self._slots[slot : slot + KEY_BYTES] = _NOTHING
+
+
+def _left_behind(path: Path) -> set[bytes]:
+    """Give the keys that were being decoded when a process died."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = len(content) - len(content) % KEY_BYTES
+    return {content[start : start + KEY_BYTES] for start in range(0, whole, KEY_BYTES)} - {_NOTHING}
+
+
+def _quarantined(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Read keys and reasons; a line that a full disk cut off is passed over."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        key, _, reason = line.partition(" ")
+        with suppress(ValueError):
+            yield bytes.fromhex(key), reason

@@ -1,0 +1,466 @@
+"""DICOM files become the pixels that pydicom's own steps give, or one error that says why not."""
+
+import io
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from features.dicom import read_header
+from features.errors import ImageDecodeError
+from features.fingerprint import image_key
+from features.formats import Frame
+from features.images import Decoding, decode_pixels, load_image
+from features.windows import Window, percentile_window, scaled
+from tests.commands import ROOT
+from tests.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
+
+# pydicom warns of what tests write on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def shares(content: bytes, window: Window | None = None, frame: int = 0) -> npt.NDArray[np.float64]:
+    """Give the pixels as shares of white."""
+    image = Frame(content, b"", frame, 99) if frame else content
+    return decode_pixels(image, Decoding(window=window)) / 255
+
+
+def by_pydicom(data: Dataset, index: int = 0) -> npt.NDArray[np.float64]:
+    """Do what the standard asks for by pydicom's own functions; as shares of what the output may be."""
+    values = data.pixel_array if data.get("NumberOfFrames", 1) in {1, None} else data.pixel_array[index]
+    seen = apply_voi_lut(apply_modality_lut(values, data), data)
+    if data.get("VOILUTSequence"):
+        low, high = 0.0, 2.0 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1
+    else:
+        signed = data.PixelRepresentation == 1
+        low, high = (
+            (-(2.0 ** (data.BitsStored - 1)), 2.0 ** (data.BitsStored - 1) - 1)
+            if signed
+            else (0.0, 2.0**data.BitsStored - 1)
+        )
+        if "ModalityLUTSequence" in data:
+            low, high = 0.0, 2.0 ** data.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+        elif "RescaleSlope" in data:
+            low, high = (float(end * data.RescaleSlope + data.RescaleIntercept) for end in (low, high))
+    share = (seen - low) / (high - low)
+    return 1 - share if data.PhotometricInterpretation == "MONOCHROME1" else share
+
+
+def lut(entries: list[int], first: int, bits: int = 16) -> Sequence:
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(entries), first, bits], entries
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "SS" if first < 0 else "US", "US"
+    return Sequence([item])
+
+
+# -- grey ---------------------------------------------------------------------------------------------------------------
+
+WINDOW = {"WindowCenter": 900, "WindowWidth": 1500}
+RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+CASES: dict[str, dict[str, Any]] = {
+    "a window": WINDOW,
+    "rescale and a window": {**RESCALE, "WindowCenter": 40, "WindowWidth": 400},
+    "a fractional rescale": {"RescaleSlope": 0.37, "RescaleIntercept": -12.5, "WindowCenter": 300, "WindowWidth": 801.5},
+    "several windows, of which the first counts": {"WindowCenter": [700, 2000], "WindowWidth": [900, 50]},
+    "an exact window": {**WINDOW, "VOILUTFunction": "LINEAR_EXACT"},
+    "a sigmoid": {**WINDOW, "VOILUTFunction": "SIGMOID"},
+    "a window of one value": {"WindowCenter": 900, "WindowWidth": 1},
+    "a VOI LUT": {"VOILUTSequence": lut(list(range(0, 65536, 16)), 0)},
+    "a VOI LUT of 12 bits that begins late": {"VOILUTSequence": lut(list(range(0, 4096, 2)), 500, 12)},
+    "a VOI LUT and a window, of which the LUT counts": {**WINDOW, "VOILUTSequence": lut(list(range(0, 65536, 16)), 0)},
+    "a modality LUT and a window": {
+        "ModalityLUTSequence": lut([min(65535, i * i // 256) for i in range(4096)], 0), "WindowCenter": 20000,
+        "WindowWidth": 30000,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize("case", CASES)
+def test_grey_pixels_equal_pydicoms_modality_and_voi_lut(case: str, photometric: str) -> None:
+    data = dicom(grey_values(), bits=12, PhotometricInterpretation=photometric, **CASES[case])
+    assert np.abs(shares(encoded(data)) - by_pydicom(data)).max() <= 1 / 255
+
+
+def test_falling_rescale_keeps_black_below_white() -> None:
+    # pydicom's output then falls where the window rises; the standard's window always rises.
+    falling = {"RescaleSlope": -1, "RescaleIntercept": 4095, "WindowCenter": 2000, "WindowWidth": 1500}
+    data = dicom(grey_values(), bits=12, **falling)
+    rescaled = apply_modality_lut(data.pixel_array, data)
+    wanted = np.clip((rescaled - (2000 - 0.5)) / 1499 + 0.5, 0, 1)
+    assert np.abs(shares(encoded(data)) - wanted).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_signed_and_unsigned_of_8_to_16_bits_equal_pydicoms(bits: int, signed: bool) -> None:
+    center = 0 if signed else 2 ** (bits - 1)
+    data = dicom(grey_values(bits=bits, signed=signed), bits=bits, WindowCenter=center, WindowWidth=2 ** (bits - 1))
+    assert np.abs(shares(encoded(data)) - by_pydicom(data)).max() <= 1 / 255
+
+
+def test_window_asked_for_counts_before_the_files_own() -> None:
+    data = dicom(grey_values(), bits=12, **RESCALE, **WINDOW)
+    found = shares(encoded(data), Window(40, 400))
+    data.WindowCenter, data.WindowWidth = 40, 400
+    assert np.abs(found - by_pydicom(data)).max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{}, {"WindowCenter": 5}, {"WindowCenter": 0, "WindowWidth": 0}, {"WindowCenter": "", "WindowWidth": ""},
+     {**WINDOW, "VOILUTFunction": "CUBIC"}],
+    ids=["none", "no width", "width 0", "empty", "unknown function"],
+)  # fmt: skip
+def test_without_a_usable_window_half_a_percent_at_each_end_is_cut(elements: dict[str, Any]) -> None:
+    values = grey_values()
+    ordered = np.sort(values.ravel())
+    low, high = ordered[int(np.ceil(len(ordered) * 0.005)) - 1], ordered[int(np.ceil(len(ordered) * 0.995)) - 1]
+    wanted = np.clip((values - float(low)) / (high - low), 0, 1)
+    assert np.abs(shares(encoded(dicom(values, bits=12, **elements))) - wanted).max() <= 1 / 255
+
+
+def test_padding_does_not_count_for_the_percentiles() -> None:
+    values = grey_values(bits=12).astype(np.int16)
+    padded = values.copy()
+    padded[:, :15] = -2000
+    found = decode_pixels(encoded(dicom(padded, PixelPaddingValue=-2000)))
+    assert np.array_equal(found[:, 15:], scaled(values[:, 15:], *percentile_window(values[:, 15:])))
+    assert found[:, :15].max() == 0
+
+
+def test_an_image_of_one_value_is_black() -> None:
+    assert decode_pixels(encoded(dicom(np.full((9, 8), 700, np.uint16)))).max() == 0
+
+
+def test_float_pixels_are_shown_by_percentiles() -> None:
+    data = dicom(None, PhotometricInterpretation="MONOCHROME2", SamplesPerPixel=1, Rows=4, Columns=5, BitsAllocated=32)
+    data.FloatPixelData = np.linspace(-1, 1, 20, dtype=np.float32).tobytes()
+    assert decode_pixels(encoded(data)).ravel().tolist() == np.rint(np.linspace(0, 255, 20)).tolist()
+
+
+# -- colour -------------------------------------------------------------------------------------------------------------
+
+
+def colours(dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (20, 30, 3)).astype(dtype)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_rgb_stays_as_it_is(planar: int) -> None:
+    data = dicom(colours())
+    data.PlanarConfiguration = planar
+    if planar:
+        data.PixelData = np.ascontiguousarray(colours().transpose(2, 0, 1)).tobytes()
+    assert np.array_equal(decode_pixels(encoded(data)), colours())
+
+
+def test_rgb_of_16_bits_is_scaled() -> None:
+    found = decode_pixels(encoded(dicom(colours(np.uint16))))
+    assert np.abs(found / 255 - colours(np.uint16) / 65535).max() <= 1 / 255
+
+
+def test_ybr_becomes_rgb_as_pydicom_converts_it() -> None:
+    found = decode_pixels(encoded(dicom(colours(), PhotometricInterpretation="YBR_FULL")))
+    assert np.array_equal(found, convert_color_space(colours(), "YBR_FULL", "RGB"))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palette_becomes_rgb_as_pydicom_looks_it_up(bits: int) -> None:
+    data = dicom(grey_values(bits=8), PhotometricInterpretation="PALETTE COLOR")
+    table = np.random.default_rng(1).integers(0, 2**bits, (3, 256)).astype(f"<u{bits // 8}")
+    for name, row in zip(("Red", "Green", "Blue"), table, strict=True):
+        setattr(data, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(data, f"{name}PaletteColorLookupTableData", row.tobytes())
+    wanted = apply_color_lut(data.pixel_array, data) / (2**bits - 1)
+    assert np.abs(decode_pixels(encoded(data)) / 255 - wanted).max() <= 1 / 255
+
+
+# -- transfer syntaxes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
+def test_lossless_compression_gives_the_pixels_of_the_uncompressed_file(syntax: Any, signed: bool) -> None:
+    data = dicom(grey_values(80, 70, bits=16, signed=signed), **WINDOW)
+    plain = decode_pixels(encoded(data))
+    data.compress(syntax, encoding_plugin="pylibjpeg" if syntax == JPEG2000Lossless else "")
+    assert np.array_equal(decode_pixels(encoded(data)), plain)
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian], ids=lambda uid: uid.name
+)
+def test_other_encodings_of_the_same_values_give_the_same_pixels(syntax: Any) -> None:
+    data = dicom(grey_values(), bits=12, **WINDOW)
+    plain = decode_pixels(encoded(data))
+    data.file_meta.TransferSyntaxUID = syntax
+    if syntax == ExplicitVRBigEndian:
+        data.PixelData = grey_values().astype(">u2").tobytes()
+    buffer = io.BytesIO()
+    is_little = syntax != ExplicitVRBigEndian
+    pydicom.dcmwrite(buffer, data, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=is_little)
+    assert np.array_equal(decode_pixels(buffer.getvalue()), plain)
+
+
+@pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "explicit"])
+def test_file_without_preamble_is_told_and_read(implicit: bool) -> None:
+    data = dicom(grey_values(), bits=12, **WINDOW)
+    plain = decode_pixels(encoded(data))
+    buffer = io.BytesIO()
+    bare = Dataset({element.tag: element for element in data})
+    pydicom.dcmwrite(buffer, bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    assert buffer.getvalue()[128:132] != b"DICM"
+    assert np.array_equal(decode_pixels(buffer.getvalue()), plain)
+
+
+# -- frames -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_each_frame_is_an_image_of_its_own(compressed: bool) -> None:
+    frames = np.stack([grey_values(bits=12, seed=i) for i in range(4)])
+    data = dicom(frames, bits=12, **WINDOW)
+    if compressed:
+        data.compress(RLELossless)
+    content = encoded(data)
+    for i, frame in enumerate(frames, start=1):
+        alone = decode_pixels(encoded(dicom(frame, bits=12, **WINDOW)))
+        assert np.array_equal(decode_pixels(Frame(content, b"", i, 4)), alone)
+    with pytest.raises(ImageDecodeError, match="no frame 5: the file has 4"):
+        decode_pixels(Frame(content, b"", 5, 5))
+
+
+def test_frames_of_an_enhanced_file_have_their_own_rescale_and_window() -> None:
+    frames = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
+    data = dicom(frames, bits=12)
+    groups = []
+    for slope, center in ((1.0, 900), (0.5, 300)):
+        transformation, window, group = Dataset(), Dataset(), Dataset()
+        transformation.RescaleSlope, transformation.RescaleIntercept = slope, -100
+        window.WindowCenter, window.WindowWidth = center, 700
+        group.PixelValueTransformationSequence, group.FrameVOILUTSequence = (
+            Sequence([transformation]),
+            Sequence([window]),
+        )
+        groups.append(group)
+    data.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    content = encoded(data)
+    for i, (slope, center) in enumerate(((1.0, 900), (0.5, 300))):
+        own = dicom(frames[i], bits=12, RescaleSlope=slope, RescaleIntercept=-100, WindowCenter=center, WindowWidth=700)
+        assert np.array_equal(decode_pixels(Frame(content, b"", i + 1, 2)), decode_pixels(encoded(own)))
+
+
+def test_keys_of_frames_differ_by_bytes_and_by_number() -> None:
+    frames = [Frame(b"x", digest, number, 3) for digest in (b"a" * 32, b"b" * 32) for number in (1, 2, 3)]
+    assert len({image_key(frame) for frame in frames}) == 6
+
+
+# -- pydicom's own files ------------------------------------------------------------------------------------------------
+
+NOT_IMAGES = r"a DICOM file without pixels: .*(RT|SR|Waveform|of no class|Directory|Image Storage|Media)"
+REFUSED = {
+    "JPEG-lossy.dcm": "DICOM pixels of a kind that no codec reads: .*12-bit",
+    "JPGExtended.dcm": "DICOM pixels of a kind that no codec reads: .*12-bit",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "damaged or truncated DICOM pixels",
+    "SC_rgb_jpeg.dcm": "damaged or truncated DICOM pixels: Found unexpected tag",
+    "MR_truncated.dcm": "damaged or truncated DICOM pixels",
+    "badVR.dcm": "damaged or truncated DICOM pixels: invalid literal",
+    "no_meta.dcm": "no image format recognised",
+    **dict.fromkeys(["README.txt", "rtplan.dump", "rtstruct.dump", "test1.json", "test_PN.json", "README"],
+                    r"no image format recognised .*: text"),
+    "crayons.icc": "no image format recognised",
+    "zipMR.gz": "no image format recognised .*: a gzip archive",
+    **dict.fromkeys(
+        ["ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm", "UN_sequence.dcm", "empty_charset_LEI.dcm",
+         "meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm", "no_meta_group_length.dcm", "priv_SQ.dcm", "reportsi.dcm",
+         "reportsi_with_empty_number_tags.dcm", "rtplan.dcm", "rtplan_truncated.dcm", "rtstruct.dcm", "test-SR.dcm",
+         "waveform_ecg.dcm"], NOT_IMAGES),
+}  # fmt: skip
+ALL_FILES = sorted(path for path in PYDICOM_FILES.rglob("*") if path.is_file())
+
+
+def test_pydicoms_files_are_there() -> None:
+    assert len(ALL_FILES) > 120
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(PYDICOM_FILES)))
+def test_each_of_pydicoms_files_is_an_image_or_refused_for_the_right_reason(path: Path) -> None:
+    reason = REFUSED.get(path.name, NOT_IMAGES if path.name.startswith(("DICOMDIR", "IM0000")) else None)
+    if reason is not None:
+        with pytest.raises(ImageDecodeError, match=reason):
+            load_image(path.read_bytes())
+        return
+    image = load_image(path.read_bytes())
+    data = pydicom.dcmread(path)
+    assert image.shape == (
+        1 if data.SamplesPerPixel == 1 and "PALETTE" not in data.PhotometricInterpretation else 3,
+        224,
+        224,
+    )
+    has_window = data.get("WindowWidth") or data.get("VOILUTSequence")
+    if data.SamplesPerPixel == 1 and has_window and "PALETTE" not in data.PhotometricInterpretation:
+        assert np.abs(shares(path.read_bytes()) - by_pydicom(data)).max() <= 1 / 255
+
+
+# -- headers ------------------------------------------------------------------------------------------------------------
+
+
+def header_of(tmp_path: Path, **elements: Any) -> Any:
+    (tmp_path / "x.dcm").write_bytes(encoded(dicom(grey_values(), **elements)))
+    return read_header(str(tmp_path / "x.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("age", "band"),
+    [
+        ("045Y", "40-49"),
+        ("100Y", "90+"),
+        ("089Y", "80-89"),
+        ("018M", "0-9"),
+        ("120M", "10-19"),
+        ("003D", "0-9"),
+        ("45", ""),
+    ],
+)
+def test_age_is_a_decade_and_the_oldest_are_one_band(tmp_path: Path, age: str, band: str) -> None:
+    assert header_of(tmp_path, PatientAge=age).age == band
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "model", "scanner"),
+    [("GE", "LOGIQ 700", "GE LOGIQ 700"), ("GE", "", "GE"), ("", "Avanto", "Avanto"), ("Acme", "Acme One", "Acme One")],
+)
+def test_scanner_is_manufacturer_and_model(tmp_path: Path, manufacturer: str, model: str, scanner: str) -> None:
+    assert header_of(tmp_path, Manufacturer=manufacturer, ManufacturerModelName=model).scanner == scanner
+
+
+def test_file_without_a_patient_id_belongs_to_its_study(tmp_path: Path) -> None:
+    assert header_of(tmp_path, PatientID="", StudyInstanceUID="1.2.3").patient == "1.2.3"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x08\x00\x05\x00" * 50, b"\0" * 128 + b"DICM"])
+def test_header_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.dcm").write_bytes(content)
+    assert read_header(str(tmp_path / "x.dcm")) is None
+    assert read_header(str(tmp_path / "nowhere.dcm")) is None
+
+
+# -- damage -------------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "uncompressed": encoded(dicom(grey_values(20, 16), bits=12, **WINDOW)),
+    "RLE": (PYDICOM_FILES / "MR_small_RLE.dcm").read_bytes(),
+    "JPEG": (PYDICOM_FILES / "SC_rgb_small_odd_jpeg.dcm").read_bytes(),
+    "JPEG-LS": (PYDICOM_FILES / "MR_small_jpeg_ls_lossless.dcm").read_bytes(),
+    "JPEG 2000": (PYDICOM_FILES / "MR_small_jp2klossless.dcm").read_bytes(),
+    "JPEG lossless": (PYDICOM_FILES / "SC_rgb_jpeg_gdcm.dcm").read_bytes(),
+    "several frames": (PYDICOM_FILES / "rtdose_rle.dcm").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_truncation_at_every_percent_is_an_error_or_an_image_in_under_a_second(kind: str) -> None:
+    content = SMALL[kind]
+    for percent in range(100):
+        started = time.monotonic()
+        try:
+            assert load_image(content[: len(content) * percent // 100]).shape[1:] == (224, 224)
+        except ImageDecodeError as error:
+            assert str(error)  # noqa: PT017
+        assert time.monotonic() - started < 1
+
+
+def test_uncompressed_pixels_that_are_cut_off_are_refused() -> None:
+    with pytest.raises(ImageDecodeError, match="damaged or truncated DICOM pixels"):
+        load_image(SMALL["uncompressed"][:-100])
+
+
+def test_a_size_that_a_header_promises_is_limited_before_it_is_believed() -> None:
+    data = dicom(grey_values())
+    data.Rows = data.Columns = 65_000
+    with pytest.raises(ImageDecodeError, match="too many pixels: 65000 x 65000"):
+        load_image(encoded(data))
+
+
+def test_a_message_quotes_nothing_of_the_patient() -> None:
+    data = dicom(grey_values(), PatientID="ID-SECRET", PatientName="NAME^SECRET", PatientBirthDate="19700101")
+    for end in range(200, len(encoded(data)), 37):
+        try:
+            load_image(encoded(data)[:end])
+        except ImageDecodeError as error:
+            assert "SECRET" not in str(error)  # noqa: PT017
+            assert "1970" not in str(error)  # noqa: PT017
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_mutated_files_raise_nothing_but_image_decode_error(data: st.DataObject) -> None:
+    content = bytearray(SMALL[data.draw(st.sampled_from(sorted(SMALL)), label="kind")])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=8))
+    try:
+        assert load_image(bytes(content), Decoding(max_pixels=1 << 24)).shape[1:] == (224, 224)
+    except ImageDecodeError as error:
+        assert str(error)  # noqa: PT017
+
+
+# -- without the extra --------------------------------------------------------------------------------------------------
+
+
+def test_without_pydicom_the_way_out_is_named_and_other_images_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").write_bytes(SMALL["uncompressed"])
+    code = f"""
+import sys; sys.modules["pydicom"] = None
+from pathlib import Path
+from features.datasets import read_dataset
+from features.images import decode_pixels
+folder = Path({str(tmp_path)!r})
+for what in (lambda: read_dataset(folder), lambda: decode_pixels((folder / "a" / "1").read_bytes())):
+    try:
+        what()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["DatasetError", "ImageDecodeError"]
+    assert all(re.search(r"pip install 'hoarfrost\[dicom\]'", line) for line in lines)
+
+
+def test_codec_that_is_not_installed_is_named_with_the_way_out() -> None:
+    code = f"""
+import sys; sys.modules["openjpeg"] = sys.modules["pylibjpeg"] = None
+from pathlib import Path
+from features.images import decode_pixels
+try:
+    decode_pixels(Path({str(PYDICOM_FILES)!r}, "MR_small_jp2klossless.dcm").read_bytes())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.match(
+        r"ImageDecodeError DICOM pixels whose codec is not installed, pip install 'hoarfrost\[dicom\]'", done.stdout
+    )

@@ -1,0 +1,217 @@
+"""A decoder that crashes the process costs one image, and nothing that was committed."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import features.apart
+import features.quarantine
+from features.apart import DecoderCrashError, decoded_apart
+from features.cache import verify
+from features.cache.store import part_paths
+from features.errors import ImageDecodeError
+from features.fingerprint import image_key
+from features.formats import MAX_PIXELS, Frame
+from features.images import Decoding, decode_pixels, load_image
+from features.quarantine import Quarantine
+from features.windows import Window
+from tests.builders import encode, picture
+from tests.commands import ROOT
+from tests.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
+
+PNG = encode(picture(30, 20))
+KEY = image_key(PNG)
+PLAIN = Decoding()
+
+
+def write_set(folder: Path, n: int = 12, crashing: int = 7) -> None:
+    for i in range(n):
+        size = (13, 13) if i == crashing else (16, 12)
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(*size, seed=i)))
+
+
+def extract(folder: Path, cache: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [
+            sys.executable, "-m", "tests.crashing", "extract", str(folder), "--cache", str(cache), "--weights", "random:0",
+            "--device", "cpu", "--precision", "float32", "--batch-size", "2", "--workers", "1", "--json", *more,
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_alone(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", tmp_path / "c.h5"
+    write_set(folder)
+    crashed = extract(folder, cache)
+    assert crashed.returncode == -signal.SIGSEGV, crashed.stderr
+    n_committed = len(part_paths(cache))
+    assert n_committed > 0
+    assert (tmp_path / "c.h5.trying").exists()
+    for _ in range(2):
+        done = extract(folder, cache)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert (summary["images"], summary["failed"]) == (12, 1)
+        assert summary["errors"] == [["b/07.png", "its decoder crashed: SIGSEGV (in quarantine: c.h5.quarantine)"]]
+        assert not (tmp_path / "c.h5.trying").exists()
+    assert summary["forward_images"] == 0
+    assert verify(cache).sound
+    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # mended: other bytes are another image
+    assert json.loads(extract(folder, cache).stdout)["failed"] == 0
+
+
+def test_what_was_committed_before_the_crash_is_not_embedded_again(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", tmp_path / "c.h5"
+    write_set(folder, n=40, crashing=39)
+    assert extract(folder, cache).returncode == -signal.SIGSEGV
+    summary = json.loads(extract(folder, cache).stdout)
+    assert summary["reused"] > 0
+    assert summary["reused"] + summary["embedded"] == 39
+
+
+# -- the parts ----------------------------------------------------------------------------------------------------------
+
+
+def leave_behind(cache: Path, *keys: bytes) -> None:
+    cache.with_name(cache.name + ".trying").write_bytes(bytes(32) + b"".join(keys))
+
+
+def crash(*_: object) -> None:
+    raise DecoderCrashError("SIGABRT")
+
+
+def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def looking(content: object, decoding: object) -> torch.Tensor:
+        seen.append((tmp_path / "c.h5.trying").read_bytes())
+        return load_image(content, decoding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(features.quarantine, "load_image", looking)
+    with Quarantine(tmp_path / "c.h5", 2) as quarantine:
+        quarantine.load(PNG, KEY, PLAIN)
+        assert KEY in seen[0]
+        assert (tmp_path / "c.h5.trying").read_bytes() == bytes(64)
+        with pytest.raises(ImageDecodeError):
+            quarantine.load(b"no image", image_key(b"no image"), PLAIN)
+        assert (tmp_path / "c.h5.trying").read_bytes() == bytes(64)
+    assert not (tmp_path / "c.h5.trying").exists()
+
+
+def test_suspect_that_is_sound_has_the_pixels_that_it_has_in_this_process(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+    assert not quarantine.path.exists()
+    assert not (tmp_path / "c.h5.trying").exists()
+
+
+def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    with Quarantine(tmp_path / "c.h5", 1):
+        pass
+    assert KEY in (tmp_path / "c.h5.trying").read_bytes()
+
+
+def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    monkeypatch.setattr(features.quarantine, "decoded_apart", crash)
+    for _ in range(2):
+        with (
+            Quarantine(tmp_path / "c.h5", 1) as quarantine,
+            pytest.raises(ImageDecodeError, match="decoder crashed: SIGABRT"),
+        ):
+            quarantine.load(PNG, KEY, PLAIN)
+    assert quarantine.path.read_text().splitlines() == [
+        f"{KEY.hex()} its decoder crashed: SIGABRT (in quarantine: c.h5.quarantine)"
+    ]
+    quarantine.path.unlink()  # a user who mended the decoder
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", bytes(33), b"\xff" * 100])
+def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes) -> None:
+    (tmp_path / "c.h5.trying").write_bytes(garbage)
+    (tmp_path / "c.h5.quarantine").write_bytes(garbage)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("frame", [0, 2])
+def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
+    pixels = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
+    content = encoded(dicom(pixels if frame else pixels[0], bits=12))
+    image = Frame(content, b"", frame, 2) if frame else content
+    wanted = decode_pixels(image, Decoding(window=Window(900, 700)))
+    for _ in range(2):  # the second time the process has the file already
+        assert np.array_equal(decoded_apart(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
+
+
+def test_process_apart_says_why_an_image_is_unreadable() -> None:
+    with pytest.raises(ImageDecodeError, match="no image format recognised"):
+        decoded_apart(b"no image", 0, MAX_PIXELS, None)
+    with pytest.raises(ImageDecodeError, match="too many pixels: 30 x 20 are more than 10"):
+        decoded_apart(PNG, 0, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", "SIGABRT"),
+        ("raise SystemExit(9)", "exit status 9"),
+        ("while True: pass", "no end within 2 s"),
+    ],
+)
+def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+    features.apart._close_idle()
+    monkeypatch.setattr(features.apart, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(features.apart, "MOST_SECONDS", 2.0)
+    with pytest.raises(DecoderCrashError, match=message):
+        decoded_apart(PNG, 0, MAX_PIXELS, None)
+
+
+# Bytes of a DICOM file in lossless JPEG that end GDCM 3.2's process, found by mutating it.
+CRASHES_GDCM = [
+    {1353: 245, 1460: 206, 1591: 201}, {1373: 5, 1415: 203, 1474: 91}, {1353: 253, 1511: 140, 1606: 226},
+]  # fmt: skip
+
+
+def test_codec_that_is_known_to_crash_costs_one_image_and_not_the_process() -> None:
+    sound = (PYDICOM_FILES / "SC_rgb_jpeg_gdcm.dcm").read_bytes()
+    wanted = decode_pixels(sound)
+    for changes in CRASHES_GDCM:
+        damaged = bytes(changes.get(at, byte) for at, byte in enumerate(sound))
+        # Another version of the codec may find the damage itself.
+        with pytest.raises(
+            ImageDecodeError, match="damaged or truncated DICOM pixels: (its decoder crashed, SIG|Unable to)"
+        ):
+            decode_pixels(damaged)
+        assert np.array_equal(decode_pixels(sound), wanted)
+
+
+def test_place_where_files_cannot_be_mapped_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = features.quarantine.mmap.mmap
+
+    def refusing(number: int, n_bytes: int) -> object:
+        if number >= 0:
+            raise OSError(19, "No such device")
+        return real(number, n_bytes)
+
+    monkeypatch.setattr(features.quarantine.mmap, "mmap", refusing)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
+    assert "files cannot be mapped here (No such device)" in caplog.text
