@@ -176,8 +176,10 @@ class EmbeddingLoop:
         if not new:
             self._free.append(batch.pixels)
             return
-        whole = len(new) == batch.n_images
-        pixels = batch.pixels[: len(new)] if whole else batch.pixels[places]
+        for to, place in enumerate(places):  # closes the gaps in place: gathering anew takes seven times as long
+            if to != place:
+                batch.pixels[to] = batch.pixels[place]
+        pixels = batch.pixels[: len(new)]
         with self._cores_of_its_own():  # the first time, the backbone is made and timed too
             embeddings = self.backbone.start(pixels)
         self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))

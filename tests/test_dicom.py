@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -22,6 +23,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -206,6 +208,31 @@ def test_lossless_compression_gives_the_pixels_of_the_uncompressed_file(syntax: 
     plain = decode_pixels(encoded(data))
     data.compress(syntax, encoding_plugin="pylibjpeg" if syntax == JPEG2000Lossless else "")
     assert np.array_equal(decode_pixels(encoded(data)), plain)
+
+
+def in_lossless_jpeg(content: bytes, folder: Path) -> bytes:
+    """Compress a file as GDCM does; pydicom does not."""
+    (folder / "plain.dcm").write_bytes(content)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(folder / "plain.dcm"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(folder / "packed.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return (folder / "packed.dcm").read_bytes()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_lossless_jpeg_gives_the_pixels_of_the_uncompressed_file(tmp_path: Path, bits: int, signed: bool) -> None:
+    plain = encoded(dicom(grey_values(80, 70, bits=bits, signed=signed), bits=bits, **WINDOW))
+    packed = in_lossless_jpeg(plain, tmp_path)
+    assert pydicom.dcmread(io.BytesIO(packed)).file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    assert np.array_equal(decode_pixels(packed), decode_pixels(plain))
 
 
 @pytest.mark.parametrize(
