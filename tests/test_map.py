@@ -177,6 +177,6 @@ def test_browser_colours_the_map_by_what_is_chosen(tmp_path: Path) -> None:
     assert '<p class="choice">' in dom
     assert dom.count("; coloured by scanner.") == 2
     assert "<span>&lt;b&gt;A&lt;/b&gt;: 50</span>" in dom
-    assert [len(re.findall(r'<path class="dot dot-\d" d="M\d', dom))] == [
+    assert [len(re.findall(r'<path class="point point-\d" d="M\d', dom))] == [
         2 * 2 + 2
     ]  # layouts by values, and the legend

@@ -113,7 +113,8 @@ def test_report_asks_for_nothing_and_complains_of_nothing(
 ) -> None:
     tab = opened(kind)
     move(tab, "threshold-slider", 0.3)
-    assert tab.requests == [(reported(kind).directory / "report.html").as_uri()]
+    requests = [request for request in tab.requests if not request.startswith("data:")]  # the pictures that are in it
+    assert requests == [(reported(kind).directory / "report.html").as_uri()]
     assert tab.complaints == []
 
 
@@ -131,7 +132,7 @@ def test_hostile_names_are_text_in_all_that_the_script_makes(opened: Callable[..
         for number in range(tab.run("document.getElementById('problem')?.options.length ?? 1")):
             choose(tab, number)
         assert tab.run("document.images.length") == 0
-        assert tab.run("document.scripts.length") == 2
+        assert tab.run("document.scripts.length") == 4
         assert HOSTILE in tab.run("document.body.textContent")
         assert tab.complaints == []
 

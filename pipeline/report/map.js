@@ -8,9 +8,9 @@
   const svg = drawings[0].namespaceURI;
   const points = data.layouts.map((layout) => layout.points.split(" "));
 
-  const dot = (number, path) => {
+  const point = (number, path) => {
     const element = document.createElementNS(svg, "path");
-    element.setAttribute("class", `dot dot-${number}`);
+    element.setAttribute("class", `point point-${number}`);
     element.setAttribute("d", path);
     return element;
   };
@@ -20,14 +20,14 @@
     drawings.forEach((drawing, i) => {
       const paths = colouring.values.map(() => "");
       points[i].forEach((point, j) => { paths[Number(colouring.of[j])] += `M${point}h0`; });
-      drawing.replaceChildren(...paths.map((path, number) => dot(number, path)));
+      drawing.replaceChildren(...paths.map((path, number) => point(number, path)));
       drawing.setAttribute("aria-label", `${data.layouts[i].message}; coloured by ${colouring.name}.`);
     });
     legend.replaceChildren(...colouring.values.map((value, number) => {
       const [item, swatch, text] = [document.createElement("li"), document.createElementNS(svg, "svg"), document.createElement("span")];
       swatch.setAttribute("viewBox", "0 0 28 10");
       swatch.setAttribute("aria-hidden", "true");
-      swatch.append(dot(number, "M14,5h0"));
+      swatch.append(point(number, "M14,5h0"));
       text.textContent = `${value}: ${colouring.counts[number].toLocaleString("en")}`;
       item.append(swatch, text);
       return item;
