@@ -233,11 +233,9 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     help="Train the selected head on 5, 10, 20 and 50% of the training patients too.",
 )  # fmt: skip
 @click.option(
-    "--tensorboard",
-    "with_tensorboard",
-    is_flag=True,
+    "--tensorboard", "with_tensorboard", is_flag=True,
     help="Write the training curves for TensorBoard too, to DIR/tensorboard.",
-)
+)  # fmt: skip
 @click.option(
     "--per-patient", type=click.Choice(["mean", "max"]),
     help="Score patients in place of images: the mean, or the largest, of their images' probabilities.",

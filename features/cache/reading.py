@@ -439,15 +439,12 @@ class CacheFile:
         data = self._dataset(group, name)
         if data.dtype != np.int64 or data.ndim != 1:
             raise self._damaged(f"{data.name} is not a column of whole numbers")
-        numbers: Rows = data[...]
-        return numbers
+        return np.asarray(data[...], np.int64)
 
     def _column(self, group: h5py.Group, name: str) -> list[str]:
         data = self._dataset(group, name)
         if data.dtype.kind != "S" or data.ndim != 1 or data.dtype.itemsize > MAX_CELL_BYTES:
             raise self._damaged(f"{data.name} is not a column of texts")
-        text = lru_cache(1024)(
-            lambda cell: cell.decode("utf-8", "surrogateescape")
-        )  # of a million equal labels keep one
+        text = lru_cache(1024)(lambda cell: cell.decode("utf-8", "surrogateescape"))  # equal labels are kept once
         parts = (data[first : first + CHUNK_ROWS] for first in range(0, len(data), CHUNK_ROWS))
         return [text(cell) for part in parts for cell in part.tolist()]
