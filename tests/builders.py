@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -27,6 +27,16 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> byt
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def upright_over_black(content: bytes) -> Image.Image:
+    """Give an image of 8 bits as Pillow does: upright, over black, in RGB."""
+    with Image.open(io.BytesIO(content)) as image:
+        image = ImageOps.exif_transpose(image)
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
 
 
 def write_images(root: Path, paths: Sequence[str], *, size: tuple[int, int] = (12, 10)) -> None:

@@ -2,12 +2,10 @@
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import pickle
 import re
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
@@ -30,7 +28,7 @@ from features.backbone import DIM, Backbone, Weights, load_weights
 from features.datasets import read_dataset
 from features.errors import HoarfrostError, WeightsError
 from features.images import load_image
-from tests.builders import SHARED_DATA, encode, picture
+from tests.builders import SHARED_DATA, encode, picture, upright_over_black
 
 State = dict[str, torch.Tensor]
 
@@ -89,9 +87,7 @@ def plain_torchvision(weights: Weights) -> torch.Tensor:
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Palette images with Transparency")
-        images = [preprocess(Image.open(io.BytesIO(content)).convert("RGB")) for content in IMAGES.values()]
+    images = [preprocess(upright_over_black(content)) for content in IMAGES.values()]
     with torch.no_grad():
         output: torch.Tensor = network(torch.stack(images))
     return output

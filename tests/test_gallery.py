@@ -227,7 +227,7 @@ def test_hostile_names_appear_as_text_beside_pictures(tmp_path: Path) -> None:
     for path, name in zip(dataset.paths, names, strict=True):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / path).rename(tmp_path / "images" / name)
-    hostile = replace(hostile, paths=names, images=replace(hostile.images, paths=names))  # type: ignore[type-var]
+    hostile = replace(hostile, paths=names, images=replace(hostile.images, files=names))  # type: ignore[type-var]
     html = html_of(trained(write_pictured_cache(tmp_path / "c.h5", hostile), tmp_path / "run"))
     images = re.findall(r"<img [^>]*>", html)
     assert images

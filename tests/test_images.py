@@ -14,14 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import Resize
 
 import features.images
 from features.errors import ImageDecodeError
 from features.formats import MAX_PIXELS
 from features.images import Decoding, PixelBudget, decode_pixels, encode_png, load_image
-from tests.builders import encode, picture
+from tests.builders import encode, picture, upright_over_black
 
 # pytest turns warnings into errors, those of Pillow about odd metadata too, which features.images silences.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -136,16 +136,6 @@ def decode_image(content: bytes) -> torch.Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def expected(content: bytes) -> Image.Image:
-    """Give an image of 8 bits as Pillow does: upright, over black, in RGB."""
-    with Image.open(io.BytesIO(content)) as image:
-        image = ImageOps.exif_transpose(image)
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
-
-
 def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
     """Give (C, H, W) as (H, W, 3), to compare with Pillow's."""
     assert image.dtype == torch.uint8
@@ -158,14 +148,16 @@ def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
 
 @pytest.mark.parametrize("kind", FILES)
 def test_pixels_equal_pillows(kind: str) -> None:
-    difference = np.abs(in_rgb(decode_image(FILES[kind])) - np.asarray(expected(FILES[kind])).astype(np.int64))
+    difference = np.abs(
+        in_rgb(decode_image(FILES[kind])) - np.asarray(upright_over_black(FILES[kind])).astype(np.int64)
+    )
     is_transparent = Image.open(io.BytesIO(FILES[kind])).has_transparency_data
     assert difference.max() <= (1 if is_transparent else 0)  # two ways of laying over black, which round differently
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_resized_pixels_equal_torchvisions(kind: str) -> None:
-    wanted = np.asarray(Resize((224, 224), antialias=True)(expected(FILES[kind]))).astype(np.int64)
+    wanted = np.asarray(Resize((224, 224), antialias=True)(upright_over_black(FILES[kind]))).astype(np.int64)
     difference = np.abs(in_rgb(load_image(FILES[kind])) - wanted)
     assert difference.max() <= 2
     assert difference.mean() < 0.3
