@@ -115,12 +115,21 @@ def test_file_that_is_gone_is_named_and_the_others_are_shown(tmp_path: Path) -> 
     assert look.pictures.uris.keys() == shown_paths(look) - {path}
 
 
-def test_image_that_was_embedded_anew_after_training_is_not_shown(tmp_path: Path) -> None:
+def test_images_that_were_embedded_anew_as_others_after_training_are_not_shown(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
-    later = replace(run, config=replace(run.config, created="1970-01-01T00:00:00+00:00"))
-    look = looked(later)
+    facts = replace(run.config.embeddings, digest="0" * 64)
+    look = looked(replace(run, config=replace(run.config, embeddings=facts)))
     assert not look.pictures.uris
-    assert set(look.pictures.reasons.values()) == {"it was changed, or copied, after the heads were trained"}
+    assert "was extracted anew after the heads were trained, and some images are others now" in look.pictures.note
+    assert look.map is None
+
+
+def test_a_copy_extracted_anew_with_the_same_bytes_is_shown(tmp_path: Path) -> None:
+    run = pictured_run(tmp_path)
+    for image in (tmp_path / "images").rglob("*.png"):
+        os.utime(image, (2e9, 2e9))
+    write_pictured_cache(tmp_path / "c.h5", image_dataset(tmp_path / "images"))
+    assert looked(run).pictures.uris.keys() == shown_paths(looked(run))
 
 
 def test_missing_images_leave_the_captions_and_the_way_back(tmp_path: Path) -> None:

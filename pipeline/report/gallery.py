@@ -173,14 +173,12 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
     """
     paths = {case.path for group in groups for cases in group.cases for case in cases}
     known = sorted(paths & source.place.keys(), key=source.place.__getitem__)
-    wanted = [path for path in known if not source.is_newer_than_run(path)]
-    key = dict(zip(wanted, source.keys(wanted), strict=True))
+    key = dict(zip(known, source.keys(known), strict=True))
     reasons = dict.fromkeys(paths, "it is not in the cache")
-    reasons |= dict.fromkeys(known, "it was changed, or copied, after the heads were trained")
-    reasons |= dict.fromkeys(wanted, "it is not there any more")
+    reasons |= dict.fromkeys(known, "it is not there any more")
     pictures = Pictures(reasons=reasons)
     try:
-        for path, content in _contents(source, wanted, pictures.reasons):
+        for path, content in _contents(source, known, pictures.reasons):
             if image_key(content) != key[path]:
                 pictures.reasons[path] = "its content is not what was embedded"
                 continue

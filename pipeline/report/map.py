@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.errors import CacheError
 from pipeline.metrics import banded
 from pipeline.report.evaluation import SPLIT_NAMES
 from pipeline.report.sources import Source
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 MOST_POINTS = 5_000  # what t-SNE places in seconds, and an eye can take in
-FEWEST_POINTS = 3
+MOST_VALUES = 40  # of a column: beyond it the values are names or identifiers
 FEWEST_FOR_TSNE = 20  # fewer have no neighbourhoods
 N_COMPONENTS = 50  # of PCA, that t-SNE and neighbours are looked for in: the rest is mostly noise
 PERPLEXITY = 30
@@ -81,7 +80,7 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     Raises
     ------
     CacheError
-        If the embeddings cannot be read, or too few are those that the heads were trained on.
+        If the embeddings cannot be read.
 
     Notes
     -----
@@ -91,11 +90,8 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     ----------
     van der Maaten and Hinton (2008), Journal of Machine Learning Research 9, 2579-2605.
     """
-    rows = np.array([i for i, path in enumerate(run.predictions.paths) if not source.is_newer_than_run(path)])
-    if len(rows) < FEWEST_POINTS:
-        raise CacheError("The images were changed, or copied, after the heads were trained. Train again.")
-    n_known = len(rows)
-    if n_known > MOST_POINTS:
+    rows = np.arange(len(run.predictions.paths))
+    if len(rows) > MOST_POINTS:
         rows = np.sort(np.random.default_rng(run.config.seed).choice(rows, MOST_POINTS, replace=False))
     x, shares = principal_components(source.embeddings([run.predictions.paths[i] for i in rows]))
     n_neighbours = min(N_NEIGHBOURS, len(rows) - 1)
@@ -105,17 +101,15 @@ def map_of(run: Run, source: Source) -> EmbeddingMap:
     ]
     if len(rows) >= FEWEST_FOR_TSNE:
         layouts.append(_layout("t-SNE", "near points are similar, far distances mean little", _tsne(x), colourings[0]))
-    return EmbeddingMap(
-        _note(run, n_known, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings)
-    )
+    return EmbeddingMap(_note(run, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings))
 
 
-def _note(run: Run, n_known: int, n_points: int) -> str:
+def _note(run: Run, n_points: int) -> str:
     n_images = len(run.predictions.paths)
-    which = f"All {n_known:,} images" if n_points == n_known else f"{n_points:,} of {n_known:,} images, drawn at random"
-    gone = n_images - n_known
-    without = f" Left out: {gone:,} that were changed, or copied, after the heads were trained." if gone else ""
-    return f"{which}, each a point, by their standardised embeddings.{without} Nothing was trained or selected by it."
+    which = (
+        f"All {n_images:,} images" if n_points == n_images else f"{n_points:,} of {n_images:,} images, drawn at random"
+    )
+    return f"{which}, each a point, by their standardised embeddings. Nothing was trained or selected by it."
 
 
 def principal_components(embeddings: "npt.NDArray[np.float32]") -> "tuple[Floats, Floats]":
@@ -181,7 +175,12 @@ def _colourings(
         "split": [SPLIT_NAMES[split] for split in SPLITS],
     }
     own = [_colouring(name, values, neighbours, orders[name]) for name, values in columns.items()]
-    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if len(set(values)) > 1))
+    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if tells(values)))
+
+
+def tells(column: Sequence[str]) -> bool:
+    """Tell whether a column groups images; one of names or identifiers does not, and its values are nobody's business."""
+    return 1 < len(set(column)) <= MOST_VALUES
 
 
 def _colouring(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ class Source:
     cache: EmbeddingCache
     table: DatasetTable
     place: Mapping[str, int]
-    trained: datetime
 
     def embeddings(self, paths: Sequence[str]) -> "npt.NDArray[np.float32]":
         """Read the embeddings of some images, (n, 512) float32."""
@@ -33,19 +31,14 @@ class Source:
         """Give the keys of some images: what their content was when it was embedded."""
         return [key.tobytes() for key in self.cache.keys(self._rows(paths))]
 
+    def digest(self, paths: Sequence[str]) -> str:
+        """Give the digest of some images and their embeddings, as a run records it of those that it used."""
+        return self.cache.digest(self._rows(paths))
+
     def attributes(self, paths: Sequence[str]) -> dict[str, list[str]]:
         """Give the further columns of some images."""
         places = [self.place[path] for path in paths]
         return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items()}
-
-    def is_newer_than_run(self, path: str) -> bool:
-        """Tell whether the cache knows an image of which a file has changed since the heads were trained on it.
-
-        Then its embedding is not the one that was scored.
-        """
-        if not self.table.created or datetime.fromisoformat(self.table.created) <= self.trained:
-            return False
-        return bool(self.table.mtimes_ns[self.place[path]] / 1e9 > self.trained.timestamp())
 
     def _rows(self, paths: Sequence[str]) -> "npt.NDArray[np.int64]":
         return self.table.rows[[self.place[path] for path in paths]]
@@ -58,7 +51,8 @@ def opened_source(run: Run) -> Iterator[Source]:
     Raises
     ------
     CacheError
-        If it is missing, damaged, of another fingerprint, or lacks images of the run; it says how to bring it back.
+        If it is missing, damaged, of another fingerprint, or lacks images of the run or has others in their place; it says
+        how to bring it back.
     """
     facts = run.config.embeddings
     again = f"`hoarfrost report --run {run.directory}`"
@@ -80,9 +74,11 @@ def opened_source(run: Run) -> Iterator[Source]:
                 f"The data set {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
                 f"of its images ({missing[0]} first). Extract those again, or train again."
             )
-        yield Source(cache, table, place, _instant(run.config.created))
-
-
-def _instant(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        source = Source(cache, table, place)
+        if facts.digest and source.digest(run.predictions.paths) != facts.digest:
+            # Names may be the same, and times kept: whether it is the same images only their digests tell.
+            raise CacheError(
+                f"The data set {table.name} in {path} was extracted anew after the heads were trained, and some images are "
+                "others now. Train again."
+            )
+        yield source
