@@ -195,7 +195,6 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 
     \b
     Example:
-      hoarfrost extract images/ --cache images.h5
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
     """
@@ -316,9 +315,12 @@ def train(
     "--figures", type=_PathType(), metavar="FOLDER",
     help="Write each figure as SVG and PNG too, and each table as CSV, into this folder.",
 )  # fmt: skip
-@click.option("--no-images", is_flag=True, help="Leave out all pixels of images.")
+@click.option(
+    "--images/--no-images", "with_images", default=True, help="With small pictures, or no pixel of any image."
+)
+@click.option("--map/--no-map", "with_map", default=True, help="With a map of the embeddings, or without.")
 @json_option
-def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, no_images: bool, as_json: bool) -> None:
+def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: bool) -> None:
     """Write a run's report, one self-contained HTML file, to DIR/report.html; or several runs side by side.
 
     \b
@@ -332,7 +334,7 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, no
         raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")
     if len(runs) > 1 and (output is None or figures is not None):
         raise click.UsageError("Several runs need --output FILE.html, and have no --figures; name one --run for those.")
-    found = report_runs(runs, output=output, figures=figures, with_images=not no_images)
+    found = report_runs(runs, output=output, figures=figures, **options)
     emit(as_json, found.document(), found.text())
 
 

@@ -142,6 +142,15 @@ def test_missing_images_leave_the_captions_and_the_way_back(tmp_path: Path) -> N
     assert all(f"<code>{path}</code>" in html.replace("<wbr>", "") for path in shown_paths(looked(run)))
 
 
+def test_map_is_left_out_where_it_is_not_wanted(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    run = pictured_run(tmp_path)
+    assert hoarfrost("report", "--run", run.directory, "--no-map").status == 0
+    html = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert "There is no map. It was left out (--no-map)." in html
+    assert "map-data" not in html
+    assert "data:image" in html
+
+
 def test_missing_cache_leaves_no_picture_and_no_map(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
     (tmp_path / "c.h5").rename(tmp_path / "moved.h5")

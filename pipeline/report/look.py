@@ -14,6 +14,7 @@ from pipeline.report.sources import opened_source
 from pipeline.runs import Run
 
 LEFT_OUT = "The pictures were left out (--no-images)."
+NO_MAP = "It was left out (--no-map)."
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Look:
         return f"sha256-{b64encode(sha256(self.script.encode()).digest()).decode()}"
 
 
-def look_of(run: Run, *, with_images: bool = True) -> Look:
+def look_of(run: Run, *, with_images: bool = True, with_map: bool = True) -> Look:
     """Collect what the page shows of images.
 
     Parameters
@@ -44,6 +45,8 @@ def look_of(run: Run, *, with_images: bool = True) -> Look:
     run : Run
     with_images : bool
         False leaves out all pixels: cases are named, and nothing of an image is read.
+    with_map : bool
+        False leaves out the map.
 
     Returns
     -------
@@ -55,7 +58,8 @@ def look_of(run: Run, *, with_images: bool = True) -> Look:
     try:
         with opened_source(run) as source:
             pictures = pictures or read_pictures(source, groups)
-            return Look(groups, pictures, map_of(run, source))
+            found = map_of(run, source) if with_map else None
+            return Look(groups, pictures, found, "" if with_map else NO_MAP)
     except CacheError as error:
         unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
         return Look(groups, pictures or Pictures(note=unchecked), None, str(error))

@@ -32,7 +32,12 @@ class Reported:
 
 
 def report_runs(
-    directories: Sequence[Path], *, output: Path | None = None, figures: Path | None = None, with_images: bool = True
+    directories: Sequence[Path],
+    *,
+    output: Path | None = None,
+    figures: Path | None = None,
+    with_images: bool = True,
+    with_map: bool = True,
 ) -> Reported:
     """Write the report of a run, or of several side by side.
 
@@ -46,6 +51,8 @@ def report_runs(
         A folder for each figure as SVG and PNG, and each table as CSV; of one run.
     with_images : bool
         False leaves out all pixels.
+    with_map : bool
+        False leaves out the map of the embeddings.
 
     Raises
     ------
@@ -55,7 +62,7 @@ def report_runs(
         If several runs are given without `output`, or with `figures`.
     """
     if len(directories) == 1:
-        report = write_report(directories[0], output=output, with_images=with_images)
+        report = write_report(directories[0], output=output, with_images=with_images, with_map=with_map)
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
         raise ValueError("several runs need an output, and have no figures")
@@ -65,7 +72,9 @@ def report_runs(
     return Reported(_write_page(output, page))
 
 
-def write_report(directory: Path, *, output: Path | None = None, with_images: bool = True) -> Path:
+def write_report(
+    directory: Path, *, output: Path | None = None, with_images: bool = True, with_map: bool = True
+) -> Path:
     """Write the report of a run, by default into its folder.
 
     Parameters
@@ -76,6 +85,8 @@ def write_report(directory: Path, *, output: Path | None = None, with_images: bo
         Another place for it.
     with_images : bool
         False leaves out all pixels.
+    with_map : bool
+        False leaves out the map of the embeddings.
 
     Returns
     -------
@@ -91,7 +102,7 @@ def write_report(directory: Path, *, output: Path | None = None, with_images: bo
     -----
     The report depends on the run, its cache and its images alone: on one machine the same give the same bytes.
     """
-    page = render(read_run(directory), with_images=with_images)
+    page = render(read_run(directory), with_images=with_images, with_map=with_map)
     return _write_page(output or directory / "report.html", page)
 
 

@@ -109,7 +109,7 @@ class Figures:
     subgroups: Forest | None
 
 
-def render(run: Run, *, with_images: bool = True) -> str:
+def render(run: Run, *, with_images: bool = True, with_map: bool = True) -> str:
     """Write a run's report as HTML.
 
     Parameters
@@ -117,6 +117,8 @@ def render(run: Run, *, with_images: bool = True) -> str:
     run : Run
     with_images : bool
         False leaves out all pixels.
+    with_map : bool
+        False leaves out the map of the embeddings.
 
     Returns
     -------
@@ -129,7 +131,7 @@ def render(run: Run, *, with_images: bool = True) -> str:
     return environment.get_template("template.html.j2").render(
         vars(page),
         drawings=_drawings(figures),
-        look=look_of(run, with_images=with_images),
+        look=look_of(run, with_images=with_images, with_map=with_map),
         script=Markup(script),
         script_hash=_digest(script),
     )
