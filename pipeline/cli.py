@@ -315,9 +315,7 @@ def train(
     "--figures", type=_PathType(), metavar="FOLDER",
     help="Write each figure as SVG and PNG too, and each table as CSV, into this folder.",
 )  # fmt: skip
-@click.option(
-    "--images/--no-images", "with_images", default=True, help="With small pictures, or no pixel of any image."
-)
+@click.option("--images/--no-images", "with_images", default=True, help="With small pictures, or no pixel of any.")
 @click.option("--map/--no-map", "with_map", default=True, help="With a map of the embeddings, or without.")
 @json_option
 def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: bool) -> None:
