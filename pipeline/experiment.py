@@ -148,12 +148,7 @@ def run_experiment(
             **reviewed,
         )
     run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
-    files = {
-        _file_name(head, config): _head_file(head, task, run.config)
-        for trained in variants.values()
-        for head in trained
-    }
-    write_run(run, files, with_tensorboard=with_tensorboard)
+    write_run(run, _head_files(variants, task, run.config), with_tensorboard=with_tensorboard)
     return run
 
 
@@ -266,7 +261,12 @@ def _train(
     return variants
 
 
-def _file_name(head: TrainedHead, config: TrainingConfig) -> str:
+def _head_files(variants: Mapping[str, Sequence[TrainedHead]], task: Task, config: RunConfig) -> dict[str, bytes]:
+    heads = [head for trained in variants.values() for head in trained]
+    return {_file_name(head, config): _head_file(head, task, config) for head in heads}
+
+
+def _file_name(head: TrainedHead, config: RunConfig) -> str:
     seed = f"-seed{head.seed}" if head.seed != config.seed else ""
     return f"{head.spec.slug}{seed}.safetensors"
 
