@@ -117,8 +117,9 @@ def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str)
 
 
 def cli_commands() -> dict[str, ast.FunctionDef]:
-    """Give the functions in cli.py that are commands, groups included."""
-    functions = [node for node in SOURCES["pipeline.cli"].body if isinstance(node, ast.FunctionDef)]
+    """Give the functions of the command line that are commands, groups included."""
+    modules = [module for module in SOURCES if within(module, "pipeline.cli")]
+    functions = [node for module in modules for node in SOURCES[module].body if isinstance(node, ast.FunctionDef)]
     return {f.name: f for f in functions if any(is_command(decorator) for decorator in f.decorator_list)}
 
 

@@ -15,6 +15,7 @@ import pipeline
 from features.errors import HoarfrostError
 from features.images import encode_png
 from pipeline.cli import main
+from pipeline.cli.types import SizeType
 from tests.commands import ROOT, Hoarfrost, RunPython
 from tests.labelled import NOT_UTF8, mixed, write_labelled_cache
 
@@ -76,6 +77,7 @@ def test_answer_that_needs_no_work_loads_neither_torch_nor_numpy(run_python: Run
 import atexit, sys
 atexit.register(lambda: print("loaded:", *({{"torch", "numpy", "h5py", "rich"}} & set(sys.modules)), file=sys.stderr))
 from pipeline.cli import main
+from pipeline.cli.types import SizeType
 main({arguments!r})
 """
     assert run_python("-c", code).stderr.splitlines()[-1].strip() == "loaded:"
@@ -348,10 +350,10 @@ def test_an_empty_path_or_a_folder_for_a_file_is_wrong_usage(hoarfrost: Hoarfros
     ],
 )
 def test_a_size_is_read_as_people_write_it(text: str, n_bytes: int) -> None:
-    assert pipeline.cli._SizeType().convert(text, None, None) == n_bytes
+    assert SizeType().convert(text, None, None) == n_bytes
 
 
 @pytest.mark.parametrize("text", ["", "GB", "1XB", "-1GB", "1e9", "nan", "1GB!", "1MB", "0"])
 def test_what_is_no_size_is_wrong_usage(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is no size; write 1GB|is too little; give at least 16MB"):
-        pipeline.cli._SizeType().convert(text, None, None)
+        SizeType().convert(text, None, None)

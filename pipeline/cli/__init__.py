@@ -1,0 +1,54 @@
+"""The command line: each command parses, makes one call, prints. The sole user of click."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+import errno
+from typing import Any
+
+import click
+
+from features.errors import HoarfrostError
+from pipeline import __version__
+from pipeline.cli.caches import cache
+from pipeline.cli.images import demo, extract, inspect
+from pipeline.cli.runs import report, train
+
+
+class _Group(click.Group):
+    """Turns what is wrong with the user's input into a message and exit status 1; lists commands in order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HoarfrostError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:  # a full disk or a lost mount is nobody's defect; click itself ends on a closed pipe
+            if error.errno == errno.EPIPE:
+                raise
+            where = error.filename or "standard output"
+            raise click.ClickException(f"{where}: {error.strerror or error}. Mend that, and run it again.") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hoarfrost")
+def main() -> None:
+    """Frozen features, hoarded: trustworthy image classifiers in minutes.
+
+    `extract` runs a frozen ResNet18 once over every image and caches the embeddings; `train`
+    trains lightweight heads on the cache; `report` writes one HTML file.
+
+    \b
+    Example:
+      hoarfrost extract images/ --cache images.h5
+      hoarfrost train --cache images.h5 --run runs/first --positive malignant
+      hoarfrost report --run runs/first
+    """
+    from pipeline.console import show_warnings
+
+    show_warnings()
+
+
+for command in (extract, train, report, inspect, demo, cache):
+    main.add_command(command)

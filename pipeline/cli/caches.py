@@ -1,0 +1,72 @@
+"""Commands on caches: info, verify, compact."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import emit, file_argument, json_option
+
+
+@click.group()
+def cache() -> None:
+    """Look at a cache, check every byte of it, or make it smaller.
+
+    \b
+    Example:
+      hoarfrost cache info images.h5
+    """
+
+
+@cache.command()
+@file_argument
+@json_option
+def info(file: Path, as_json: bool) -> None:
+    """Say what is in a cache: fingerprint, sizes, data sets, duplicates.
+
+    \b
+    Example:
+      hoarfrost cache info images.h5
+    """
+    from features.cache import describe
+    from pipeline.console import cache_info_text
+
+    found = describe(file)
+    emit(as_json, dataclasses.asdict(found), cache_info_text(found))
+
+
+@cache.command()
+@file_argument
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
+    """Check every byte and every reference of a cache; exit 1 where something is wrong.
+
+    \b
+    Example:
+      hoarfrost cache verify images.h5
+    """
+    from features.cache import verify as run_verify
+    from pipeline.console import cache_verify_text
+
+    found = run_verify(file)
+    emit(as_json, dataclasses.asdict(found), cache_verify_text(found))
+    ctx.exit(0 if found.sound else 1)
+
+
+@cache.command()
+@file_argument
+@json_option
+def compact(file: Path, as_json: bool) -> None:
+    """Fold parts, and drop the embeddings that are damaged or that no data set uses.
+
+    \b
+    Example:
+      hoarfrost cache compact images.h5
+    """
+    from features.cache import compact as run_compact
+    from pipeline.console import cache_compact_text
+
+    summary = run_compact(file)
+    emit(as_json, dataclasses.asdict(summary), cache_compact_text(summary))

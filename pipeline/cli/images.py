@@ -1,0 +1,111 @@
+"""Commands on images: extract, inspect, demo."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.options import cache_option, emit, json_option, max_pixels_option, window_option
+from pipeline.cli.types import PathType
+
+
+@click.command()
+@click.argument("data", type=PathType())
+@cache_option
+@click.option("--name", help="The data set's name in the cache; by default that of its folder or file.")
+@click.option(
+    "--weights", default="imagenet", show_default=True, metavar="imagenet|PATH|random:SEED|auto",
+    help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
+    "or imagenet where it can be had and else random:0.",
+)  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+    help="Where to compute; auto is cuda where there is one, else cpu.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True,
+    help="What to compute in; auto is bfloat16 where the device multiplies it natively, else float32; "
+    "int8 is about twice as fast as float32 on a CPU, calibrated on DATA's images, and needs OpenVINO.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch.  [default: 32; on a GPU 256]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
+@click.option(
+    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
+    help="Record an unreadable image and go on, or stop at the first.",
+)  # fmt: skip
+@click.option(
+    "--max-bad", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="SHARE",
+    help="Stop once more of the images than this are unreadable; a single one never stops it, but for 0.",
+)  # fmt: skip
+@window_option
+@max_pixels_option
+@click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
+@click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
+@json_option
+def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
+    """Embed the images of DATA that the cache lacks.
+
+    DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
+    a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
+    Images may be DICOM files too, named in any way.
+
+    \b
+    Example:
+      hoarfrost extract archive/ --cache lung.h5 --window -600/1500
+      hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
+    """
+    from features.extract import extract as run_extract
+    from features.plan import ExtractOptions
+    from pipeline.console import extract_text, extraction_progress
+
+    with extraction_progress() as show:
+        summary = run_extract(data, cache, name=name, options=ExtractOptions(**options), on_progress=show)
+    emit(as_json, dataclasses.asdict(summary), extract_text(summary))
+
+
+@click.command()
+@click.argument("data", type=PathType())
+@click.option(
+    "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
+    help="Write up to 64 images as the backbone will see them.",
+)  # fmt: skip
+@window_option
+@max_pixels_option
+@json_option
+def inspect(data: Path, as_json: bool, **options: Any) -> None:
+    """Say what DATA is made of, without a backbone: formats, sizes, patients, duplicates, unreadable images.
+
+    Every image is decoded once, as `extract` would, and what preprocessing does to each kind is told.
+
+    \b
+    Example:
+      hoarfrost inspect images/
+      hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
+    """
+    from features.survey import survey
+    from pipeline.console import extraction_progress, survey_text
+
+    with extraction_progress() as show:
+        found = survey(data, **options, on_progress=show)
+    emit(as_json, dataclasses.asdict(found), survey_text(found))
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=PathType())
+@click.option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
+@json_option
+def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
+    """Write the synthetic data set (ultrasound phantoms) to DIR, an image folder with a labels.csv.
+
+    \b
+    Example:
+      hoarfrost demo demo/
+    """
+    from pipeline.demo import write_demo
+
+    summary = write_demo(directory, n_images=images, seed=seed)
+    document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
+    emit(as_json, document, f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}")

@@ -1,0 +1,58 @@
+"""Options that several commands share, and how results are printed."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from features.formats import MAX_PIXELS
+from pipeline.cli.types import PathType, WindowType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def window_option(command: Command) -> Command:
+    """Add `--window CENTER/WIDTH`."""
+    return click.option(
+        "--window", type=WindowType(), metavar="CENTER/WIDTH",
+        help="Of grey DICOM images, as in 40/400; in place of the files' own.",
+    )(command)  # fmt: skip
+
+
+def max_pixels_option(command: Command) -> Command:
+    """Add `--max-pixels N`."""
+    return click.option(
+        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True,
+        help="Larger images are unreadable: a small file may promise any size.",
+    )(command)  # fmt: skip
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def cache_option(command: Command) -> Command:
+    """Add `--cache FILE`."""
+    path = PathType(dir_okay=False)
+    return click.option("--cache", type=path, required=True, metavar="FILE", help="The cache's HDF5 file.")(command)
+
+
+def run_option(command: Command) -> Command:
+    """Add `--run DIR`."""
+    path = PathType()
+    return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
+
+
+def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
+    """Print a result: one JSON object, or text for people."""
+    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else text
+    # File names that are not UTF-8 must not end a finished command in an encoding error.
+    click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
+
+
+def file_argument(command: Command) -> Command:
+    """Add the argument FILE, a cache."""
+    return click.argument("file", type=PathType(dir_okay=False))(command)

@@ -1,0 +1,68 @@
+"""What the command line takes: paths, sizes, shares, windows."""
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from features.windows import Window
+
+SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as much for rows that are held
+
+
+class PathType(click.Path):
+    """A path; an empty one, as from a variable that was never set, would mean the current folder."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse the empty path."""
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes: 1GB, 500MB, 2GiB, or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Give the size in bytes."""
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no size; write 1GB, 500MB or 2GiB", param, ctx)
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+        if size < SMALLEST_LIMIT:
+            self.fail(f"{value} is too little; give at least {SMALLEST_LIMIT // 1_000_000}MB", param, ctx)
+        return size
+
+
+class ShareType(click.FloatRange):
+    """A share; NaN is none, though to a range it is neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give the share, between the range's ends."""
+        share = float(super().convert(value, param, ctx))
+        if math.isnan(share):
+            self.fail(f"{value} is not a number", param, ctx)
+        return share
+
+
+class WindowType(click.ParamType["Window"]):
+    """A window of grey values: CENTER/WIDTH."""
+
+    name = "window"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Window":
+        """Give the window."""
+        from features.windows import Window
+
+        try:
+            return value if isinstance(value, Window) else Window.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
