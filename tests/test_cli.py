@@ -77,7 +77,6 @@ def test_answer_that_needs_no_work_loads_neither_torch_nor_numpy(run_python: Run
 import atexit, sys
 atexit.register(lambda: print("loaded:", *({{"torch", "numpy", "h5py", "rich"}} & set(sys.modules)), file=sys.stderr))
 from pipeline.cli import main
-from pipeline.cli.types import SizeType
 main({arguments!r})
 """
     assert run_python("-c", code).stderr.splitlines()[-1].strip() == "loaded:"
