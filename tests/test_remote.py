@@ -3,6 +3,7 @@
 import errno
 import functools
 import http.server
+import json
 import os
 import threading
 import time
@@ -69,8 +70,14 @@ class Web(http.server.SimpleHTTPRequestHandler):
 
     refusals: ClassVar[dict[str, list[int]]] = {}
 
+    left: ClassVar[int] = 1000
+
     def send_head(self) -> Any:
-        """Refuse, or begin to answer GET and HEAD."""
+        """Refuse, or begin to answer GET and HEAD; after so many that are left, credentials are wanted."""
+        Web.left -= 1
+        if Web.left < 0:
+            self.send_error(401)
+            return None
         waiting = self.refusals.get(self.path, [])
         if not waiting:
             return super().send_head()
@@ -95,6 +102,7 @@ def served_by(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Ite
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Web, "refusals", {})
+    monkeypatch.setattr(Web, "left", 1000)
     monkeypatch.setattr(remote, "PAUSES_S", (0.01, 0.01, 0.01))
     served = tmp_path / "served"
     served.mkdir()
@@ -201,9 +209,8 @@ def test_an_answer_that_stays_an_error_costs_one_image(web: str, tmp_path: Path)
 
 
 def test_missing_and_forbidden_files_are_told_apart(web: str) -> None:
-    with pytest.raises(FileNotFoundError) as missing:
+    with pytest.raises(ImageDecodeError, match=f"^{os.strerror(errno.ENOENT)}$"):
         read(f"{web}/absent.png?signature=secret")
-    assert missing.value.errno == errno.ENOENT
     Web.refusals["/closed.png"] = [403] * 9
     with pytest.raises(ImageDecodeError, match="access denied"):
         read(f"{web}/closed.png")
@@ -228,7 +235,7 @@ class RefusingStore(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content if self.command == "GET" else b"")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the library's name
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -290,6 +297,44 @@ def test_bad_images_at_a_url_are_rows_as_locally(web: str, tmp_path: Path, hoarf
     reasons = {path: error for path, error in zip(table.paths, table.errors, strict=True) if error}
     assert set(reasons) == {"a/bad.png", "b/0.png"}
     assert "access denied" in reasons["b/0.png"]
+
+
+@pytest.mark.usefixtures("free_backbone")
+def test_credentials_that_expire_midway_lose_nothing(
+    web: str, tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image_folder(tmp_path / "served" / "set", {"a": 20, "b": 20})
+    arguments = ("extract", f"{web}/set", "--cache", tmp_path / "c.h5", "--weights", "random:0", "--batch-size", 4)
+    monkeypatch.setattr(Web, "left", 60)
+    output = hoarfrost(*arguments, "--json")
+    assert output.status == 1
+    assert "credentials are missing, wrong or expired" in output.stderr
+    monkeypatch.setattr(Web, "left", 1000)
+    output = hoarfrost(*arguments, "--json")
+    assert output.status == 0, output.stderr
+    summary = json.loads(output.stdout)
+    assert summary["images"] == 40
+    assert 0 < summary["reused"] < 40
+
+
+@pytest.mark.usefixtures("free_backbone")
+def test_report_without_its_server_says_so_and_is_written(
+    tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES_S", (0.01,))
+    served = write_image_folder(tmp_path / "served", {"a": 20, "b": 20})
+    with served_by(functools.partial(Web, directory=str(served))) as url:
+        hoarfrost("extract", f"{url}/", "--cache", tmp_path / "c.h5", "--weights", "random:0", "--name", "set")
+        hoarfrost("train", "--cache", tmp_path / "c.h5", "--run", tmp_path / "run", "--head", "linear", "--epochs", 1)
+    output = hoarfrost("report", "--run", tmp_path / "run", "--no-map")
+    assert output.status == 0, output.stderr
+    assert "does not answer" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_signed_urls_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [["path", "label"], ["https://127.0.0.1:9/a.png?sig=1", "a"], ["https://127.0.0.1:9/b.png", "b"]]
+    read_dataset(write_csv(tmp_path / "x.csv", rows))
+    assert "1 URLs have a '?'" in caplog.text
 
 
 def test_server_without_dates_is_read_again(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

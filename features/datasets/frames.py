@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place
 from features.errors import DatasetError, ImageDecodeError
-from features.files import is_url, join, opened_file
+from features.files import is_url, join, opened_file, suffix_of
 from features.formats import (
     DICOM_SUFFIXES,
     FRAME_MARK,
@@ -59,7 +59,7 @@ def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
 
 
 def _is_to_be_opened(file: str) -> bool:
-    suffix = os.path.splitext(file)[1].lower()
+    suffix = suffix_of(file)
     return suffix in TIFF_SUFFIXES or suffix not in IMAGE_SUFFIXES
 
 
@@ -72,7 +72,7 @@ def _looked_into_all(root: str, files: list[str]) -> "dict[str, tuple[int, Dicom
 def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     """Count a file's frames, and read its header if it is DICOM; what cannot be read is one image, until it is decoded."""
     place = join(root, file)
-    suffix = os.path.splitext(file)[1].lower()
+    suffix = suffix_of(file)
     try:
         content: str | BinaryIO = opened_file(place) if is_url(place) else place
     except (OSError, ImageDecodeError):

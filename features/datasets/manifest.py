@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import posixpath
 import re
@@ -15,6 +16,9 @@ from features.formats import FRAME_MARK
 from features.labels import is_label_column
 
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_manifest(path: str, name: str, source: str) -> Dataset:
@@ -116,6 +120,12 @@ def _columns(path: str, header: list[str], rows: list[list[str]], lines: list[in
 
 def _manifest_paths(manifest: str, root: str, cells: list[str], lines: list[int]) -> list[str]:
     paths = [_inside(manifest, root, cell, line) for cell, line in zip(cells, lines, strict=True)]
+    n_signed = sum(is_url(path) and "?" in path for path in paths)
+    if n_signed:
+        logger.warning(
+            "%s: %s URLs have a '?': what follows may be a signature or a token, and paths are kept in the cache, the run "
+            "and the report", manifest, f"{n_signed:,}",
+        )  # fmt: skip
     first_line: dict[str, int] = {}
     for path, line in zip(paths, lines, strict=True):
         if path in first_line:

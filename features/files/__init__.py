@@ -4,6 +4,7 @@ import io
 import os
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from features.files.local import is_missing_path, read_path, stamp_of_path
 from features.files.remote import (
@@ -29,6 +30,7 @@ __all__ = [
     "read",
     "real_place",
     "stamp_of",
+    "suffix_of",
 ]
 
 
@@ -37,6 +39,11 @@ def join(root: str, file: str) -> str:
     if is_url(file):
         return file
     return join_url(root, file) if is_url(root) else os.path.join(root, file)
+
+
+def suffix_of(file: str) -> str:
+    """Give a file's suffix in lower case, with its dot; what follows a URL's path is no part of it."""
+    return os.path.splitext(urlsplit(file).path if is_url(file) else file)[1].lower()
 
 
 def real_place(root: str) -> str:
@@ -59,7 +66,7 @@ def read(place: str) -> bytes:
 
     Raises
     ------
-    ImageDecodeError, OSError
+    ImageDecodeError
         If it cannot be read, or is no file.
     RemoteError
         If its server cannot be reached, or wants other credentials.

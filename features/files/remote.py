@@ -129,9 +129,20 @@ def stamp_of_url(url: str) -> FileStamp:
 
 
 def read_url(url: str) -> bytes:
-    """Read a whole file; raises as `stamp_of_url` does."""
+    """Read a whole file.
+
+    Raises
+    ------
+    ImageDecodeError
+        If there is none, or access to it is denied.
+    RemoteError
+        If the server cannot be reached, or wants (other) credentials.
+    """
     files = _file_system(url)
-    content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
+    try:
+        content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
+    except OSError as error:
+        raise ImageDecodeError(error.strerror or str(error)) from error
     return content
 
 
@@ -222,7 +233,7 @@ def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: 
             )
         elif scheme in {"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}:
             options["host"] = host
-        return filesystem(scheme, **options)
+        return filesystem(scheme, skip_instance_cache=True, **options)
     except ValueError as error:
         raise DatasetError(
             f"{scheme}://{host}: no such kind of URL is known. Use s3://, gs://, http(s)://, or a path."
