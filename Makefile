@@ -5,6 +5,7 @@
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
 #   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
+#   LOCKED    LOCKED=1 makes `make setup` install the very versions of requirements.lock
 #   SLOW      SLOW=1 makes `make test` run the slow tests too
 #   PYTHON    an environment to use as it is; nothing is installed then
 
@@ -19,6 +20,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 endif
 
+PIP := .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
 HOARFROST := $(PY) -m pipeline
 
 # One place for each DATA and WEIGHTS: another data set of the same name gets another one.
@@ -40,7 +42,7 @@ PLACES = set -e; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report test lint fuzz bench screenshot clean
+.PHONY: help setup extract train report test lint lock fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -53,7 +55,7 @@ setup: $(READY)  ## make .venv and install everything into it
 		$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)"; \
 	if [ -z "$$python" ]; then echo "hoarfrost needs Python 3.11 or newer; none was found." >&2; exit 1; fi; \
 	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev]'
+	$(if $(LOCKED),$(PIP) --require-hashes --requirement requirements.lock && $(PIP) --no-deps --editable .,$(PIP) --editable '.[dev]')
 	@touch $@
 
 extract: $(READY)  ## embed the images that the cache lacks
@@ -81,9 +83,14 @@ lint: $(READY)  ## ruff and mypy
 		$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m mypy; \
 	else echo "ruff or mypy is not installed in this environment: lint is left out"; fi
 
+lock: $(READY)  ## write requirements.lock anew, from setup.cfg
+	@.venv/bin/python -c 'import uv' 2>/dev/null || $(PIP) uv
+	.venv/bin/python -m uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --quiet --custom-compile-command 'make lock' --output-file requirements.lock
+
 fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing but a reason may come out
 	@$(PY) -c 'import atheris' 2>/dev/null || { \
-		if [ -n "$(READY)" ]; then $(PY) -m pip install --disable-pip-version-check --progress-bar off --editable '.[fuzz]'; \
+		if [ -n "$(READY)" ]; then $(PIP) --editable '.[fuzz]'; \
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
 	$(PY) -m tests.fuzz $(or $(FUZZ_SECONDS),600)
 

@@ -93,6 +93,11 @@ def has_amx() -> bool:
     return _has("amx_bf16")
 
 
+def has_vnni() -> bool:
+    """Tell whether the CPU multiplies 8-bit integers natively."""
+    return _has("avx512_vnni") or _has("avx_vnni")
+
+
 def _has(flag: str) -> bool:
     """Tell whether Linux lists a feature of the processor."""
     try:

@@ -7,7 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ class DicomHeader:
         return any(len(word) > 2 and word.casefold() in path.casefold() for word in words)
 
 
-def read_header(path: str) -> DicomHeader | None:
+def read_header(file: str | BinaryIO) -> DicomHeader | None:
     """Read what a file says of its patient, site and scanner, and how many frames it has; no pixels.
 
     Returns
@@ -107,7 +107,7 @@ def read_header(path: str) -> DicomHeader | None:
         None where the file cannot be read as DICOM; decoding it will say why.
     """
     try:
-        data = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_PATIENT_TAGS))
+        data = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_PATIENT_TAGS))
         if "SOPClassUID" not in data and "Rows" not in data:
             return None  # `force` finds elements in anything
         manufacturer, model = _text(data, "Manufacturer"), _text(data, "ManufacturerModelName")

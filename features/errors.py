@@ -12,6 +12,10 @@ class DatasetError(HoarfrostError):
     """The description of the images (folder, CSV, npz) is missing, odd or contradictory."""
 
 
+class RemoteError(HoarfrostError):
+    """A server that files are to come from cannot be reached, or wants other credentials."""
+
+
 class ImageDecodeError(HoarfrostError):
     """One image cannot be read; the message says why. Extraction records it and goes on."""
 

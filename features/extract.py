@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def extract(
-    data: Path,
+    data: Path | str,
     cache: Path,
     *,
     name: str | None = None,
@@ -47,7 +47,7 @@ def extract(
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         What `features.datasets.read_dataset` takes.
     cache : Path
         The cache's HDF5 file; made where it is missing.

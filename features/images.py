@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -265,10 +265,10 @@ class _PillowImage:
         return _pixels(self._image)
 
 
-def n_pages(path: str) -> int:
+def n_pages(file: str | BinaryIO) -> int:
     """Count a TIFF's pages; 1 where they cannot be counted, for decoding will say why."""
     try:
-        with Image.open(path, formats=("TIFF",)) as image:
+        with Image.open(file, formats=("TIFF",)) as image:
             return max(1, int(getattr(image, "n_frames", 1)))
     except Exception:  # as in `opened`
         return 1

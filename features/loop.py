@@ -34,6 +34,7 @@ SHOWN_ERRORS = 5
 SHOW_SECONDS = 0.2  # between calls of on_progress
 N_BUFFERS = 3  # batches on the CPU: one that the backbone computes on, two that are filled
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
+READERS_OF_URLS = 32  # most of a read over a network is waiting
 BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
 SAMPLE_IMAGES = 256
 
@@ -116,6 +117,7 @@ class EmbeddingLoop:
         self.on_error = options.on_error
         self.max_bad = options.max_bad
         self.workers = options.workers or usable_cpus()
+        self._n_readers = max(self.workers, READERS_OF_URLS) if dataset.images.is_remote else self.workers
         self.on_progress = on_progress
         self.counts = LoopCounts(device)
         self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image)
@@ -255,7 +257,7 @@ class EmbeddingLoop:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the backbone's own threads have the cores already.
         decoders = ThreadPoolExecutor(self.workers, "decode", initializer=compute_on_one_thread, initargs=(n_threads,))
-        readers = ThreadPoolExecutor(self.workers, "read")
+        readers = ThreadPoolExecutor(self._n_readers, "read")
         source = self.dataset.images.contents(todo)
         ahead: deque[_Batch] = deque()
         try:
@@ -278,7 +280,7 @@ class EmbeddingLoop:
         decoders: ThreadPoolExecutor,
     ) -> _Batch:
         batch = _Batch(pixels, n_images=len(images))
-        size = -(-self.batch_size // (TASKS_A_WORKER * self.workers))
+        size = -(-self.batch_size // (TASKS_A_WORKER * self._n_readers))
         for first in range(0, len(images), size):
             some, places = images[first : first + size], pixels[first : first + size]
             batch.tasks.append(readers.submit(self._read_some, some, places, decoders))

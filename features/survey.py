@@ -78,7 +78,7 @@ class _Seen:
 
 
 def survey(
-    data: Path,
+    data: Path | str,
     *,
     window: Window | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -89,7 +89,7 @@ def survey(
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         What `features.datasets.read_dataset` takes; classes need not be there.
     window : Window, optional
     max_pixels : int

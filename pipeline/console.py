@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from features.cache import CacheInfo, CompactSummary, VerifyReport
     from features.plan import ExtractSummary, Progress
     from features.survey import Survey
+    from pipeline.doctor import Diagnosis
     from pipeline.metrics import Share
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
@@ -333,3 +334,17 @@ def cache_compact_text(summary: "CompactSummary") -> str:
         f"{summary.dropped_unused:,} unused and {summary.dropped_damaged:,} damaged embeddings dropped{lost}; "
         f"{summary.bytes_before:,} bytes before, {summary.bytes_after:,} after"
     )
+
+
+def diagnosis_text(found: "Diagnosis") -> str:
+    """List what a machine has; of what it has not, what that costs and what brings it."""
+    lines = [f"hoarfrost {found.version} on Python {found.python}, {found.platform}", ""]
+    width = max(len(finding.name) for finding in found.findings)
+    for finding in found.findings:
+        lines.append(f"{finding.state:<8} {finding.name:<{width}}  {finding.found}")
+        rest = [text for text in (finding.costs, finding.mend and f"to get it: {finding.mend}") if text]
+        lines += [f"{'':<8} {'':<{width}}  {text}" for text in rest]
+    n_broken = sum(finding.state == "broken" for finding in found.findings)
+    n_missing = sum(finding.state == "missing" for finding in found.findings)
+    lines += ["", f"{n_broken} broken, {n_missing} missing but not needed, of {len(found.findings)}"]
+    return "\n".join(lines)

@@ -63,7 +63,7 @@ def test_file_that_may_not_be_read_is_a_row(folder: Path, monkeypatch: pytest.Mo
             raise PermissionError(13, "Permission denied")
         return real(path, *rest)
 
-    monkeypatch.setattr("features.datasets.table.os.open", refusing)
+    monkeypatch.setattr("features.files.local.os.open", refusing)
     assert dict(run(folder, max_bad=0.5).errors) == {"a/3.png": "Permission denied", "b/3.png": "Permission denied"}
 
 
@@ -75,7 +75,7 @@ def test_file_that_vanishes_after_it_was_listed_is_a_row(folder: Path, monkeypat
             os.unlink(path)
         return real(path, *rest)
 
-    monkeypatch.setattr("features.datasets.table.os.open", vanishing)
+    monkeypatch.setattr("features.files.local.os.open", vanishing)
     assert run(folder).errors == (("b/3.png", "No such file or directory"),)
 
 
@@ -90,7 +90,7 @@ def test_file_that_changes_while_it_is_read_is_a_row(folder: Path, monkeypatch: 
                 file.write(b"more")
         return status
 
-    monkeypatch.setattr("features.datasets.table.os.fstat", writing)
+    monkeypatch.setattr("features.files.local.os.fstat", writing)
     assert run(folder).errors == (("b/3.png", "changed while it was read"),)
 
 
@@ -205,7 +205,7 @@ def test_missing_files_stop_before_anything_is_read(folder: Path, monkeypatch: p
     def refuse(*_: object) -> bytes:
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("features.datasets.table._read_file", refuse)
+    monkeypatch.setattr("features.datasets.table.read", refuse)
     with pytest.raises(HoarfrostError, match="5 of 25"):
         run(Path(dataset.source))
 

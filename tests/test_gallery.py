@@ -88,8 +88,8 @@ def test_only_images_that_are_shown_are_read(tmp_path: Path, monkeypatch: pytest
     from features.datasets import table
 
     run, read = pictured_run(tmp_path), []
-    original = table._read_file
-    monkeypatch.setattr(table, "_read_file", lambda path: read.append(path) or original(path))
+    original = table.read
+    monkeypatch.setattr(table, "read", lambda path: read.append(path) or original(path))
     look = looked(run)
     root = os.path.realpath(tmp_path / "images")
     assert sorted(read) == sorted(f"{root}/{path}" for path in shown_paths(look))

@@ -46,6 +46,7 @@ class Memory:
     images: Sequence[Content]
     seconds: Sequence[float] = ()
     location: str = "memory"
+    is_remote: bool = False
     n_read: int = 0
     asked: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -93,11 +93,7 @@ def _random_weights(spec: str) -> Weights:
 
 
 def _imagenet_state() -> dict[str, torch.Tensor]:
-    path = imagenet_path()
-    hash_prefix = path.stem.rpartition("-")[2]
-    if path.exists():
-        # torch checks the hash of what it downloads, not of what already lies there.
-        _check_hash(path, hash_prefix)
+    imagenet_is_here()  # torch checks the hash of what it downloads, not of what already lies there
     try:
         # torch prints to stdout that it downloads; --json has that for itself.
         with _network_timeout(DOWNLOAD_TIMEOUT_S), redirect_stdout(sys.stderr):
@@ -105,9 +101,10 @@ def _imagenet_state() -> dict[str, torch.Tensor]:
             return dict(IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True))
     # OSError: no network, no room, no right to write; RuntimeError: another hash; ValueError: an odd proxy setting.
     except (OSError, HTTPException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        path = imagenet_path()
         raise WeightsError(
             f"The ImageNet weights are not on this machine and could not be downloaded ({_reason(error)}). Bring the file "
-            f"{path.name} (its SHA-256 begins with {hash_prefix}) from {IMAGENET.url} into {path.parent}, "
+            f"{path.name} (its SHA-256 begins with {_hash_prefix(path)}) from {IMAGENET.url} into {path.parent}, "
             "or pass --weights with a checkpoint of your own."
         ) from error
 
@@ -117,7 +114,18 @@ def imagenet_path() -> Path:
     return Path(str(torch.hub.get_dir())) / "checkpoints" / os.path.basename(str(IMAGENET.url))
 
 
-def _check_hash(path: Path, prefix: str) -> None:
+def imagenet_is_here() -> bool:
+    """Tell whether the ImageNet weights are on this machine.
+
+    Raises
+    ------
+    WeightsError
+        If they are damaged.
+    """
+    path = imagenet_path()
+    if not path.exists():
+        return False
+    prefix = _hash_prefix(path)
     try:
         digest = sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -127,6 +135,12 @@ def _check_hash(path: Path, prefix: str) -> None:
             f"{path}: damaged, or not torchvision's file: its SHA-256 begins with {digest[: len(prefix)]}, not {prefix}. "
             "Remove it, and it is downloaded again; or copy it again."
         )
+    return True
+
+
+def _hash_prefix(path: Path) -> str:
+    """Give what the file's SHA-256 begins with: torchvision's names end with it."""
+    return path.stem.rpartition("-")[2]
 
 
 @contextmanager

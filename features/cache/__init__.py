@@ -5,7 +5,7 @@ from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, 
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import EmbeddingCache, begun_header
 from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
-from features.cache.writing import library_versions
+from features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
     "DIM",
@@ -27,6 +27,8 @@ __all__ = [
     "begun_header",
     "compact",
     "describe",
+    "hdf5_version",
     "library_versions",
     "verify",
+    "write_cache_file",
 ]

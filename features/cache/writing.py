@@ -184,6 +184,11 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def hdf5_version() -> str:
+    """Give the version of the HDF5 library, and of h5py."""
+    return f"{h5py.version.hdf5_version}, h5py {h5py.__version__}"
+
+
 def _write_text(target: h5py.Group, name: str, text: str) -> None:
     # Fixed length, so that it lies inside the checksummed header; variable-length text lies in a heap without one.
     content = text.encode("utf-8", "surrogateescape")

@@ -4,13 +4,15 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from features.datasets.folders import read_folder
 from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileStamp, ImageSource, file_images
+from features.datasets.table import Dataset, ImageSource, file_images
 from features.errors import DatasetError
+from features.files import FileStamp, checked_url, is_url, join, list_url
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
 
@@ -28,14 +30,15 @@ __all__ = [
 MANIFEST_NAME = "labels.csv"
 
 
-def read_dataset(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
     """Read the table of images that a path stands for; no image is decoded.
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         A folder (`train/val/test` with class folders, class folders alone, or with a `labels.csv`),
         a CSV file (`path,label[,split][,patient][,attributes…]`) or an npz file in MedMNIST's layout.
+        Folder and CSV may be at a URL (s3://, gs://, http(s)://), and a CSV's paths may be URLs.
     name : str, optional
         The data set's name in the cache; by default that of the folder or file.
     pseudonyms : Pseudonyms, optional
@@ -51,18 +54,21 @@ def read_dataset(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms 
     return dataset
 
 
-def read_table(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
     """Do as `read_dataset` does, whether or not there are classes to learn."""
+    if is_url(data):
+        return with_frames(_read_url(checked_url(str(data)), name), pseudonyms or Pseudonyms())
+    data = Path(data)
     if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
         raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
     name = _checked_name(name if name is not None else _default_name(data))
     if data.is_dir():
         manifest = data / MANIFEST_NAME
-        dataset = read_manifest(manifest, name, str(data)) if manifest.is_file() else read_folder(data, name)
+        dataset = read_manifest(str(manifest), name, str(data)) if manifest.is_file() else read_folder(str(data), name)
     elif data.suffix.lower() == ".npz":
         dataset = read_npz(data, name)
     elif data.suffix.lower() in {".csv", ".tsv"}:
-        dataset = read_manifest(data, name, str(data))
+        dataset = read_manifest(str(data), name, str(data))
     else:
         raise DatasetError(
             f"{data}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
@@ -71,13 +77,30 @@ def read_table(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | 
     return with_frames(dataset, pseudonyms or Pseudonyms())
 
 
+def _read_url(url: str, name: str | None) -> Dataset:
+    """Read what is at a URL: a CSV by its name, else a folder, with or without a `labels.csv`."""
+    url = url.rstrip("/")
+    file = unquote(urlsplit(url).path).rpartition("/")[2] or urlsplit(url).netloc
+    stem, suffix = os.path.splitext(file)
+    if suffix.lower() == ".npz":
+        raise DatasetError(f"{url}: an npz file is read in place, row by row. Copy it to a disk, and give its path.")
+    if suffix.lower() in {".csv", ".tsv"}:
+        above = urlsplit(url.rpartition("/")[0]).path.rpartition("/")[2]
+        default = unquote(above) if file == MANIFEST_NAME and above else stem
+        return read_manifest(url, _checked_name(default if name is None else name), url)
+    name = _checked_name(file if name is None else name)
+    if any(entry.name == MANIFEST_NAME and entry.is_file() for entry in list_url(url)):
+        return read_manifest(join(url, MANIFEST_NAME), name, url)
+    return read_folder(url, name)
+
+
 def open_images(location: str, paths: Sequence[str]) -> ImageSource:
     """Open the images of a data set whose table was read before; that is not read again.
 
     Parameters
     ----------
     location : str
-        `ImageSource.location` of then: the folder that paths are relative to, or the npz file.
+        `ImageSource.location` of then: the folder or URL that paths are relative to, or the npz file.
     paths : sequence of str
         All of the data set, in its order.
 
@@ -86,7 +109,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
     DatasetError
         If there is no such folder or file now.
     """
-    if os.path.isdir(location):
+    if is_url(location) or os.path.isdir(location):
         return file_images(location, list(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
         return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))

@@ -3,16 +3,27 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
-from features.errors import DatasetError
+from features.errors import DatasetError, ImageDecodeError
+from features.files import FileStamp, RemoteEntry, is_url, join, list_url, opened_file, real_place
 from features.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
 
 IGNORED_NAMES = frozenset({"__MACOSX", "DICOMDIR"})  # what macOS adds; an index of DICOM files, which are listed anyway
 
+Entry = os.DirEntry[str] | RemoteEntry
 
-def read_folder(root: Path, name: str) -> Dataset:
-    """Read the table of an image folder; the folders' names are the labels."""
+
+class _Image(NamedTuple):
+    """An image's path below the data set's folder; its stamp where the listing tells it."""
+
+    path: str
+    stamp: FileStamp | None
+
+
+def read_folder(root: str, name: str) -> Dataset:
+    """Read the table of an image folder, or of one at a URL; the folders' names are the labels."""
     folders = [entry.name for entry in _listing(root) if _is_folder(entry)]
     known = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
     if "train" in known.values() and len(set(known.values())) > 1:
@@ -20,15 +31,21 @@ def read_folder(root: Path, name: str) -> Dataset:
     if known and len(known) == len(folders):
         raise DatasetError(
             f"{root}: only {', '.join(sorted(known))} here; a data set in split folders needs train and at least one of "
-            f"val and test. To have {root / folders[0]} split anew, give that folder; else describe the images in a CSV."
+            f"val and test. To have {join(root, folders[0])} split anew, give that folder; else describe the images in a CSV."
         )
-    paths, labels = _read_class_folders(root, "")
-    if not paths:
+    images, labels = _read_class_folders(root, "")
+    return _dataset(root, name, images, labels, None)
+
+
+def _dataset(root: str, name: str, images: list[_Image], labels: list[str], splits: list[str] | None) -> Dataset:
+    if not images:
         raise _no_images(root)
-    return Dataset(name, str(root), paths, labels, None, None, FileImages(str(root), paths))
+    paths = [image.path for image in images]
+    listed = {image.path: image.stamp for image in images if image.stamp is not None}
+    return Dataset(name, root, paths, labels, splits, None, FileImages(root, paths, listed=listed))
 
 
-def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
+def _read_split_folders(root: str, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
     others = [folder for folder in folders if folder not in known]
     if others:
         raise DatasetError(
@@ -37,31 +54,29 @@ def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[s
         )
     if len(set(known.values())) < len(known):
         raise DatasetError(f"{root}: two folders name the same split ({', '.join(sorted(known))}). Merge them.")
-    paths, labels, splits = [], [], []
+    images, labels, splits = [], [], []
     for folder in sorted(known, key=lambda folder: list(SPLIT_NAMES).index(folder.lower())):
-        found, classes = _read_class_folders(root / folder, f"{folder}/")
-        paths += found
+        found, classes = _read_class_folders(join(root, folder), f"{folder}/")
+        images += found
         labels += classes
         splits += [known[folder]] * len(found)
-    if not paths:
-        raise _no_images(root)
-    return Dataset(name, str(root), paths, labels, splits, None, FileImages(str(root), paths))
+    return _dataset(root, name, images, labels, splits)
 
 
-def _no_images(root: Path) -> DatasetError:
+def _no_images(root: str) -> DatasetError:
     return DatasetError(
         f"{root}: no images found in class folders (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM files). "
         "Expected ROOT/CLASS/image.png or ROOT/train/CLASS/image.png, or a CSV that names the images."
     )
 
 
-def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
+def _read_class_folders(root: str, prefix: str) -> tuple[list[_Image], list[str]]:
     """List the images below each class folder: paths relative to the data set's root, and labels."""
-    paths, labels, loose = [], [], []
+    images, labels, loose = [], [], []
     for entry in _listing(root):
         if _is_folder(entry):
             found = list(_walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root)))
-            paths += found
+            images += found
             labels += [composed(entry.name)] * len(found)
         elif _is_image(entry):
             loose.append(entry.name)
@@ -70,12 +85,12 @@ def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
             f"{root}: {len(loose)} images lie outside any class folder (first: {loose[0]}), so their class is unknown. "
             "Move them into a folder named by their class, or describe the images in a CSV with path,label."
         )
-    return paths, labels
+    return images, labels
 
 
-def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[_Image]:
     """List images recursively, in name order; links to folders are followed, each folder once."""
-    real = os.path.realpath(folder)
+    real = real_place(folder)
     if real in seen:
         return
     seen.add(real)
@@ -83,28 +98,35 @@ def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
         if _is_folder(entry) and not _is_image_name(entry.name):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
         elif _is_image(entry):
-            yield prefix + entry.name
+            yield _Image(prefix + entry.name, entry.stamp if isinstance(entry, RemoteEntry) else None)
 
 
-def _folders_above(folder: Path) -> set[str]:
+def _folders_above(folder: str) -> set[str]:
     """List a folder and all above it: a link to one of them would give other classes' images a second label."""
+    if is_url(folder):  # where nothing is a link
+        return set()
     real = Path(os.path.realpath(folder))
     return {str(real), *map(str, real.parents)}
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def _is_folder(entry: Entry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
 
 
-def _listing(folder: Path | str) -> "list[os.DirEntry[str]]":
+def _listing(folder: str) -> list[Entry]:
+    entries: list[Entry]
     try:
-        with os.scandir(folder) as entries:
-            visible = [e for e in entries if not e.name.startswith(".") and e.name not in IGNORED_NAMES]
+        if is_url(folder):
+            entries = [*list_url(folder)]
+        else:
+            with os.scandir(folder) as found:
+                entries = [*found]
     except OSError as error:
         raise DatasetError(f"{folder}: the folder cannot be listed: {error.strerror}.") from error
+    visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in IGNORED_NAMES]
     return sorted(visible, key=lambda entry: entry.name)
 
 
@@ -112,19 +134,19 @@ def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
+def _is_image(entry: Entry) -> bool:
     """Tell images by their names; archives' DICOM files, which often have none to speak of, by their content."""
     suffix = os.path.splitext(entry.name)[1].lower()
     return suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or _holds_dicom(entry)
 
 
-def _holds_dicom(entry: "os.DirEntry[str]") -> bool:
+def _holds_dicom(entry: Entry) -> bool:
     try:
         if not entry.is_file():
             return False
-        with open(entry.path, "rb", buffering=0) as file:
+        with opened_file(entry.path) as file:
             head = file.read(HEAD_BYTES)
-    except OSError:  # it may be anything, and has no name of an image
+    except (OSError, ImageDecodeError):  # it may be anything, and has no name of an image
         return False
     if is_dicom(head):
         return True

@@ -3,11 +3,14 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place
-from features.errors import DatasetError
+from features.errors import DatasetError, ImageDecodeError
+from features.files import is_url, join, opened_file, suffix_of
 from features.formats import (
     DICOM_SUFFIXES,
     FRAME_MARK,
@@ -22,6 +25,7 @@ from features.pseudonyms import Pseudonyms
 if TYPE_CHECKING:
     from features.dicom import DicomHeader
 
+READS_AT_ONCE = 16  # over a network, where most of a read is waiting
 MAX_FRAMES = 1 << 20  # of a file: a header may promise any number
 
 logger = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
     images = dataset.images
     if not isinstance(images, FileImages):
         return dataset
-    looked = {file: _looked_into(images.root, file) for file in dict.fromkeys(images.files) if _is_to_be_opened(file)}
+    looked = _looked_into_all(images.root, [file for file in dict.fromkeys(images.files) if _is_to_be_opened(file)])
     headers = {file: header for file, (_, header) in looked.items() if header is not None}
     n_frames = {file: n for file, (n, _) in looked.items() if n > 1}
     if headers:
@@ -55,34 +59,48 @@ def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
 
 
 def _is_to_be_opened(file: str) -> bool:
-    suffix = os.path.splitext(file)[1].lower()
+    suffix = suffix_of(file)
     return suffix in TIFF_SUFFIXES or suffix not in IMAGE_SUFFIXES
+
+
+def _looked_into_all(root: str, files: list[str]) -> "dict[str, tuple[int, DicomHeader | None]]":
+    n_threads = READS_AT_ONCE if any(is_url(join(root, file)) for file in files) else 1
+    with ThreadPoolExecutor(n_threads, "look") as pool:
+        return dict(zip(files, pool.map(partial(_looked_into, root), files), strict=True))
 
 
 def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     """Count a file's frames, and read its header if it is DICOM; what cannot be read is one image, until it is decoded."""
-    path = os.path.join(root, file)
-    suffix = os.path.splitext(file)[1].lower()
+    place = join(root, file)
+    suffix = suffix_of(file)
+    try:
+        content: str | BinaryIO = opened_file(place) if is_url(place) else place
+    except (OSError, ImageDecodeError):
+        return 1, None
     if suffix in TIFF_SUFFIXES:
         from features.images import n_pages  # here: most data sets need no Pillow to be listed
 
-        return min(n_pages(path), MAX_FRAMES), None
-    header = dicom_header(path) if suffix in DICOM_SUFFIXES or _begins_as_dicom(path) else None
+        return min(n_pages(content), MAX_FRAMES), None
+    header = dicom_header(content) if suffix in DICOM_SUFFIXES or _begins_as_dicom(content) else None
     return (1, None) if header is None else (min(header.n_frames, MAX_FRAMES), header)
 
 
-def _begins_as_dicom(path: str) -> bool:
+def _begins_as_dicom(file: str | BinaryIO) -> bool:
+    if not isinstance(file, str):
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        return is_dicom(head) or may_be_bare_dicom(head)
     try:
-        if not os.path.isfile(path):
+        if not os.path.isfile(file):
             return False
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(HEAD_BYTES)
+        with open(file, "rb", buffering=0) as content:
+            head = content.read(HEAD_BYTES)
     except OSError:
         return False
     return is_dicom(head) or may_be_bare_dicom(head)
 
 
-def dicom_header(path: str) -> "DicomHeader | None":
+def dicom_header(file: str | BinaryIO) -> "DicomHeader | None":
     """Read a DICOM file's header; None if it has none that can be read.
 
     Raises
@@ -94,9 +112,10 @@ def dicom_header(path: str) -> "DicomHeader | None":
         from features.dicom import read_header
     except ImportError as error:
         raise DatasetError(
-            f"{path} seems to be a DICOM file, and pydicom is missing. Install it: pip install 'hoarfrost[dicom]'."
+            f"{file if isinstance(file, str) else 'A URL of the data set'} seems to be a DICOM file, and pydicom is missing. "
+            "Install it: pip install 'hoarfrost[dicom]'."
         ) from error
-    return read_header(path)
+    return read_header(file)
 
 
 def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
@@ -133,7 +152,7 @@ def _taken(dataset: Dataset, images: FileImages, rows: list[_Row]) -> Dataset:
         labels=column(dataset.labels),
         splits=column(dataset.splits) if dataset.splits is not None else None,
         patients=column(dataset.patients) if dataset.patients is not None else None,
-        images=FileImages(images.root, files, [row.place for row in rows]),
+        images=FileImages(images.root, files, [row.place for row in rows], images.listed),
         attributes={name: column(texts) for name, texts in dataset.attributes.items()},
     )
 

@@ -1,24 +1,31 @@
 """CSV manifests: `path,label[,split][,patient][,attributes…]`, or with one column of 0 and 1 for each label."""
 
 import csv
+import io
+import logging
 import os
+import posixpath
 import re
 import unicodedata
 from pathlib import Path
 
 from features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
-from features.errors import DatasetError
+from features.errors import DatasetError, ImageDecodeError
+from features.files import checked_url, is_url, opened_file
 from features.formats import FRAME_MARK
 from features.labels import is_label_column
 
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
 
-def read_manifest(path: Path, name: str, source: str) -> Dataset:
-    """Read the table of a CSV file; `source` is what the user gave."""
+logger = logging.getLogger(__name__)
+
+
+def read_manifest(path: str, name: str, source: str) -> Dataset:
+    """Read the table of a CSV file, or of one at a URL; `source` is what the user gave."""
     columns, lines = _read_csv(path)
     _check_columns(path, columns)
-    root = path.parent
+    root = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
     labels = [""] * len(paths)
     if "label" in columns:
@@ -27,10 +34,10 @@ def read_manifest(path: Path, name: str, source: str) -> Dataset:
     patients = None
     if "patient" in columns:
         patients = [composed(cell) for cell in _filled(path, "patient", columns.pop("patient"), lines)]
-    return Dataset(name, source, paths, labels, splits, patients, file_images(str(root), paths), columns)
+    return Dataset(name, source, paths, labels, splits, patients, file_images(root, paths), columns)
 
 
-def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
+def _check_columns(path: str, columns: dict[str, list[str]]) -> None:
     """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
     for wanted in ("path", "label"):
         if wanted not in columns and not (wanted == "label" and any(map(is_label_column, columns.values()))):
@@ -41,11 +48,12 @@ def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
             )
 
 
-def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
+def _read_csv(path: str) -> tuple[dict[str, list[str]], list[int]]:
     """Read a CSV's columns (names in lower case) and each row's line number."""
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # "-sig": Excel writes a byte order mark
+        # "-sig": Excel writes a byte order mark
+        with opened_file(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(file.readline())
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -70,6 +78,8 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
         raise DatasetError(f"{path} after line {line}: not a well-formed CSV: {error}.") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ImageDecodeError as error:  # at a URL
+        raise DatasetError(f"{path}: cannot be read: {error}.") from error
     return _columns(path, header, rows, lines), lines
 
 
@@ -83,14 +93,14 @@ def _delimiter(header: str) -> str:
     return max(candidates, key=header.count)
 
 
-def _check_lengths(path: Path, columns: dict[str, list[str]], lines: list[int]) -> None:
+def _check_lengths(path: str, columns: dict[str, list[str]], lines: list[int]) -> None:
     for name, cells in columns.items():
         for cell, line in zip(cells, lines, strict=True):
             if len(cell) > MAX_CELL_CHARACTERS:
                 raise DatasetError(f"{path} line {line}: the {name} has {len(cell)} characters. Shorten it.")
 
 
-def _columns(path: Path, header: list[str], rows: list[list[str]], lines: list[int]) -> dict[str, list[str]]:
+def _columns(path: str, header: list[str], rows: list[list[str]], lines: list[int]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for i, name in enumerate(header):
         cells = [row[i] for row in rows]
@@ -108,8 +118,14 @@ def _columns(path: Path, header: list[str], rows: list[list[str]], lines: list[i
     return columns
 
 
-def _manifest_paths(manifest: Path, root: Path, cells: list[str], lines: list[int]) -> list[str]:
+def _manifest_paths(manifest: str, root: str, cells: list[str], lines: list[int]) -> list[str]:
     paths = [_inside(manifest, root, cell, line) for cell, line in zip(cells, lines, strict=True)]
+    n_signed = sum(is_url(path) and "?" in path for path in paths)
+    if n_signed:
+        logger.warning(
+            "%s: %s URLs have a '?': what follows may be a signature or a token, and paths are kept in the cache, the run "
+            "and the report", manifest, f"{n_signed:,}",
+        )  # fmt: skip
     first_line: dict[str, int] = {}
     for path, line in zip(paths, lines, strict=True):
         if path in first_line:
@@ -120,11 +136,15 @@ def _manifest_paths(manifest: Path, root: Path, cells: list[str], lines: list[in
     return paths
 
 
-def _inside(manifest: Path, root: Path, cell: str, line: int) -> str:
+def _inside(manifest: str, root: str, cell: str, line: int) -> str:
     """Give the path relative to the CSV's folder, with forward slashes."""
     if not cell:
         raise DatasetError(f"{manifest} line {line}: the path is empty.")
-    if "\\" in cell and not os.path.lexists(root / cell):
+    if is_url(cell):
+        return _checked(manifest, cell, line)
+    if is_url(root):
+        return _below_url(manifest, root, cell, line)
+    if "\\" in cell and not os.path.lexists(os.path.join(root, cell)):
         cell = cell.replace("\\", "/")  # written on Windows
     relative = os.path.relpath(cell, root) if os.path.isabs(cell) else os.path.normpath(cell)
     if os.path.isabs(cell) and relative.split("/")[0] == "..":  # the same place, by links?
@@ -137,25 +157,42 @@ def _inside(manifest: Path, root: Path, cell: str, line: int) -> str:
     return _spelled_as_on_disk(root, relative)
 
 
-def _spelled_as_on_disk(root: Path, relative: str) -> str:
+def _checked(manifest: str, url: str, line: int) -> str:
+    try:
+        return checked_url(url)
+    except DatasetError as error:
+        raise DatasetError(f"{manifest} line {line}: {error}") from error
+
+
+def _below_url(manifest: str, root: str, cell: str, line: int) -> str:
+    relative = posixpath.normpath(cell.replace("\\", "/"))
+    if relative.startswith(("/", "../")) or relative == "..":
+        raise DatasetError(
+            f"{manifest} line {line}: {cell} is outside the CSV's folder {root}. "
+            "Paths are relative to the CSV: put it above the images, or name them by URL."
+        )
+    return relative
+
+
+def _spelled_as_on_disk(root: str, relative: str) -> str:
     """Find a name with umlauts whether the CSV composes them (NFC) or not (NFD, as macOS does)."""
-    if relative.isascii() or os.path.lexists(root / relative):
+    if relative.isascii() or os.path.lexists(os.path.join(root, relative)):
         return relative
     file, mark, number = relative.rpartition(FRAME_MARK)
     if mark:
         return _spelled_as_on_disk(root, file) + mark + number
     spellings = (unicodedata.normalize(form, relative) for form in ("NFC", "NFD"))
-    return next((spelling for spelling in spellings if os.path.lexists(root / spelling)), relative)
+    return next((spelling for spelling in spellings if os.path.lexists(os.path.join(root, spelling))), relative)
 
 
-def _filled(manifest: Path, column: str, cells: list[str], lines: list[int]) -> list[str]:
+def _filled(manifest: str, column: str, cells: list[str], lines: list[int]) -> list[str]:
     for cell, line in zip(cells, lines, strict=True):
         if not cell:
             raise DatasetError(f"{manifest} line {line}: the {column} is empty. Fill it in, or remove the line.")
     return cells
 
 
-def _manifest_splits(manifest: Path, cells: list[str], lines: list[int]) -> list[str]:
+def _manifest_splits(manifest: str, cells: list[str], lines: list[int]) -> list[str]:
     for cell, line in zip(cells, lines, strict=True):
         if cell.lower() not in SPLIT_NAMES:
             raise DatasetError(

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from features.datasets.table import Dataset, FileStamp
+from features.datasets.table import Dataset
 from features.errors import DatasetError, ImageDecodeError
+from features.files import FileStamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,11 @@ class NpzImages:
     def location(self) -> str:
         """The npz file, absolute and with links followed."""
         return os.path.realpath(self.path)
+
+    @property
+    def is_remote(self) -> bool:
+        """A row never is."""
+        return False
 
     def stamp(self, index: int) -> FileStamp:  # noqa: ARG002 - the protocol's
         """Give size and mtime of the npz file: its rows change together."""

@@ -2,15 +2,15 @@
 
 import os
 import re
-import stat
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from features.errors import ImageDecodeError
+from features.files import FileStamp, is_missing, is_url, join, read, real_place, stamp_of
 from features.fingerprint import bytes_key
 from features.formats import FRAME_MARK, Frame
 
@@ -21,21 +21,11 @@ if TYPE_CHECKING:
     Content = bytes | Frame | npt.NDArray[np.uint8]
     """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""
 
-MAX_FILE_BYTES = 4 << 30  # no image is larger; a file that is would fill the memory before a decoder could say so
-
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FileStamp:
-    """Size in bytes and modification time in ns: while both stay, a file is taken as unchanged."""
-
-    size: int
-    mtime_ns: int
 
 
 class ImageSource(Protocol):
@@ -44,6 +34,10 @@ class ImageSource(Protocol):
     @property
     def location(self) -> str:
         """The folder or file that paths are relative to, absolute and with links followed."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any image comes over a network."""
 
     def stamp(self, index: int) -> FileStamp:
         """Give size and mtime of the file that holds the image; OSError where there is none."""
@@ -93,45 +87,49 @@ THE_ONLY_ONE = Place(0, 1)
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images that are files in a folder, or frames of them; `places` are missing where each is a file of its own."""
+    """Images that are files in a folder (or at URLs), or frames of them.
+
+    `places` are missing where each is a file of its own; `listed` are the stamps that came with a URL's listing.
+    """
 
     root: str
     files: list[str]
     places: list[Place] | None = None
+    listed: Mapping[str, FileStamp] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
-        """The folder, absolute and with links followed."""
-        return os.path.realpath(self.root)
+        """The folder, absolute and with links followed; or its URL."""
+        return real_place(self.root)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any image is at a URL."""
+        return is_url(self.root) or any(map(is_url, self.files))
 
     def stamp(self, index: int) -> FileStamp:
         """Give the file's size and mtime."""
-        return _stamp_of(os.stat(self._path(index)))
+        listed = self.listed.get(self.files[index])
+        return listed if listed is not None else stamp_of(self._place(index))
 
     def is_missing(self, index: int) -> bool:
-        """Tell whether there is no such file."""
-        try:
-            os.stat(self._path(index))
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Tell whether there is no such file; of one at a URL only reading it will tell."""
+        return is_missing(self._place(index))
 
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
         """Give a reader for each file; frames of one file that follow one another share what is read."""
         shared: _SharedFile | None = None
         for index in indices:
-            path, place = self._path(index), self.places[index] if self.places is not None else THE_ONLY_ONE
+            path, place = self._place(index), self.places[index] if self.places is not None else THE_ONLY_ONE
             if place == THE_ONLY_ONE:
-                yield index, partial(_read_file, path)
+                yield index, partial(read, path)
                 continue
             if shared is None or shared.path != path:
                 shared = _SharedFile(path)
             yield index, partial(shared.frame, place)
 
-    def _path(self, index: int) -> str:
-        return os.path.join(self.root, self.files[index])
+    def _place(self, index: int) -> str:
+        return join(self.root, self.files[index])
 
 
 def file_images(root: str, paths: list[str]) -> FileImages:
@@ -141,13 +139,19 @@ def file_images(root: str, paths: list[str]) -> FileImages:
         for path in paths
         if FRAME_MARK in path
     }
-    frames = {path: found for path, found in named.items() if found and not os.path.lexists(os.path.join(root, path))}
+    frames = {path: found for path, found in named.items() if found and not _is_there(root, path)}
     if not frames:
         return FileImages(root, paths)
     files = [frames[path][1] if path in frames else path for path in paths]
     # How many frames there are is found when the files are looked into.
     places = [Place(int(frames[path][2]), 0) if path in frames else THE_ONLY_ONE for path in paths]
     return FileImages(root, files, places)
+
+
+def _is_there(root: str, path: str) -> bool:
+    """Tell whether a file has this very name; at a URL none has, for there "#" begins what names a part."""
+    place = join(root, path)
+    return not is_url(place) and os.path.lexists(place)
 
 
 class _SharedFile:
@@ -163,39 +167,11 @@ class _SharedFile:
         """Give one frame, of the same bytes as the others."""
         with self._reading:
             if self._read is None:
-                content = _read_file(self.path)
-                self._read, self._stamp = (content, bytes_key(content)), _stamp_of(os.stat(self.path))
-            elif _stamp_of(os.stat(self.path)) != self._stamp:
+                content = read(self.path)
+                self._read, self._stamp = (content, bytes_key(content)), stamp_of(self.path)
+            elif stamp_of(self.path) != self._stamp:
                 raise ImageDecodeError("changed while it was read")
             return Frame(*self._read, *place)
-
-
-def _stamp_of(status: os.stat_result) -> FileStamp:
-    return FileStamp(status.st_size, status.st_mtime_ns)
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for ever
-        try:
-            return _read_open_file(number)
-        finally:
-            os.close(number)
-    except OSError as error:
-        raise ImageDecodeError(error.strerror or str(error)) from error
-
-
-def _read_open_file(number: int) -> bytes:
-    before = os.fstat(number)
-    if not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
-        raise ImageDecodeError("not a file but a pipe, socket or device")
-    if before.st_size > MAX_FILE_BYTES and stat.S_ISREG(before.st_mode):
-        raise ImageDecodeError(f"too large a file: {before.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
-    with open(number, "rb", buffering=0, closefd=False) as file:
-        content = file.readall()
-    if _stamp_of(os.fstat(number)) != _stamp_of(before):
-        raise ImageDecodeError("changed while it was read")
-    return content
 
 
 def composed(text: str) -> str:

@@ -10,6 +10,7 @@ from features.errors import HoarfrostError
 from pipeline import __version__
 from pipeline.cli.caches import cache
 from pipeline.cli.images import demo, extract, inspect
+from pipeline.cli.machine import doctor
 from pipeline.cli.runs import report, train
 
 
@@ -50,5 +51,5 @@ def main() -> None:
     show_warnings()
 
 
-for command in (extract, train, report, inspect, demo, cache):
+for command in (extract, train, report, inspect, demo, cache, doctor):
     main.add_command(command)

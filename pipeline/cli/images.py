@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from pipeline.cli.options import cache_option, emit, json_option, max_pixels_option, window_option
-from pipeline.cli.types import PathType
+from pipeline.cli.types import DataType, PathType
 
 
 @click.command()
-@click.argument("data", type=PathType())
+@click.argument("data", type=DataType())
 @cache_option
 @click.option("--name", help="The data set's name in the cache; by default that of its folder or file.")
 @click.option(
@@ -44,17 +44,19 @@ from pipeline.cli.types import PathType
 @click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
 @json_option
-def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
+def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Embed the images of DATA that the cache lacks.
 
     DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
     a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
-    Images may be DICOM files too, named in any way.
+    Images may be DICOM files too, named in any way. Folders, CSVs and the paths in a CSV may be URLs:
+    s3://, gs://, http(s):// and what else fsspec knows.
 
     \b
     Example:
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
+      hoarfrost extract s3://archive/chest --cache chest.h5
     """
     from features.extract import extract as run_extract
     from features.plan import ExtractOptions
@@ -66,7 +68,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 
 
 @click.command()
-@click.argument("data", type=PathType())
+@click.argument("data", type=DataType())
 @click.option(
     "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
     help="Write up to 64 images as the backbone will see them.",
@@ -74,7 +76,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
 @window_option
 @max_pixels_option
 @json_option
-def inspect(data: Path, as_json: bool, **options: Any) -> None:
+def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
     """Say what DATA is made of, without a backbone: formats, sizes, patients, duplicates, unreadable images.
 
     Every image is decoded once, as `extract` would, and what preprocessing does to each kind is told.

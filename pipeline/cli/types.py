@@ -26,6 +26,19 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class DataType(PathType):
+    """Where images are: a path, or a URL as it stands, for a path would lose one of its slashes."""
+
+    name = "data"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give a Path, or a URL as text."""
+        from features.files import is_url
+
+        text = str(value).removeprefix("file://")
+        return text if is_url(text) else super().convert(text, param, ctx)
+
+
 class SizeType(click.ParamType[int]):
     """A number of bytes: 1GB, 500MB, 2GiB, or a plain number."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.errors import DatasetError, ImageDecodeError
+from features.errors import DatasetError, ImageDecodeError, RemoteError
 from features.fingerprint import image_key
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
 from pipeline.report.sources import Source
@@ -183,7 +183,7 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
                 pictures.reasons[path] = "its content is not what was embedded"
                 continue
             _add_picture(pictures, path, content)
-    except DatasetError as error:
+    except (DatasetError, RemoteError) as error:
         return Pictures(note=_way_back(source, error))
     return pictures
 
@@ -216,7 +216,7 @@ def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
         pictures.uris[path] = f"data:image/jpeg;base64,{b64encode(picture).decode()}"
 
 
-def _way_back(source: Source, error: DatasetError) -> str:
+def _way_back(source: Source, error: DatasetError | RemoteError) -> str:
     options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", source.cache.header.weights]
     return (
         f"{error} The images were read from there. Bring them back; or, if they are in another place now, run "

@@ -1,0 +1,58 @@
+"""Files on this machine's disks."""
+
+import os
+import stat
+
+from features.errors import ImageDecodeError
+from features.files.stamps import MAX_FILE_BYTES, FileStamp
+
+
+def stamp_of_path(path: str) -> FileStamp:
+    """Give a file's size and mtime; OSError where there is none."""
+    return _stamp_of(os.stat(path))
+
+
+def is_missing_path(path: str) -> bool:
+    """Tell whether there is no such file."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_path(path: str) -> bytes:
+    """Read a whole file.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it cannot be read, changes meanwhile, or is no file.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for ever
+        try:
+            return _read_open_file(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise ImageDecodeError(error.strerror or str(error)) from error
+
+
+def _read_open_file(number: int) -> bytes:
+    before = os.fstat(number)
+    if not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
+        raise ImageDecodeError("not a file but a pipe, socket or device")
+    if before.st_size > MAX_FILE_BYTES and stat.S_ISREG(before.st_mode):
+        raise ImageDecodeError(f"too large a file: {before.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+    with open(number, "rb", buffering=0, closefd=False) as file:
+        content = file.readall()
+    if _stamp_of(os.fstat(number)) != _stamp_of(before):
+        raise ImageDecodeError("changed while it was read")
+    return content
+
+
+def _stamp_of(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns)

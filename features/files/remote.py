@@ -1,0 +1,322 @@
+"""Files at a URL (s3://, gs://, http://, https:// and what else fsspec reaches). The sole user of fsspec."""
+
+import email.utils
+import errno
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from features.errors import DatasetError, ImageDecodeError, RemoteError
+from features.files.stamps import MAX_FILE_BYTES, FileStamp
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+PAUSES_S = (0.5, 1.0, 2.0)  # between attempts; what reaches a store has its own retries below these
+CONNECT_SECONDS = 10
+READ_SECONDS = 60  # without a byte
+_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_HTTP = frozenset({"http", "https"})
+_MODIFIED = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified")
+_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5")
+
+# By the name of the class or the store's code: none of their libraries needs to be there.
+_NO_CREDENTIALS = frozenset({
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError", "ProfileNotFound",
+    "UnauthorizedSSOTokenError", "SSOTokenLoadError", "DefaultCredentialsError", "RefreshError",
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken",
+    "TokenRefreshRequired", "RequestTimeTooSkewed", "InvalidClientTokenId",
+})  # fmt: skip
+_UNREACHED = frozenset({
+    "ClientConnectorError", "ClientConnectionError", "ClientOSError", "ServerDisconnectedError", "ClientPayloadError",
+    "ServerTimeoutError", "ConnectionTimeoutError", "SocketTimeoutError", "FSTimeoutError", "TimeoutError",
+    "ClientConnectorDNSError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "HTTPClientError",
+    "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError",
+})  # fmt: skip
+_ADVICE = {
+    "s3": "Credentials come from where every AWS tool has them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+    "or ~/.aws/credentials; AWS_ENDPOINT_URL names another S3; for a public bucket set FSSPEC_S3_ANON=true.",
+    "gs": "Credentials come from `gcloud auth application-default login` or GOOGLE_APPLICATION_CREDENTIALS; "
+    "for a public bucket set FSSPEC_GS_TOKEN=anon.",
+    "http": "Put them into ~/.netrc, by the server's name.",
+}  # fmt: skip
+_ADVICE |= {"s3a": _ADVICE["s3"], "gcs": _ADVICE["gs"], "https": _ADVICE["http"]}
+
+Answer = TypeVar("Answer")
+
+# They warn of each attempt of their own; what matters is told once, by us.
+for _library in ("fsspec", "s3fs", "gcsfs", "aiobotocore", "botocore"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class RemoteEntry:
+    """A member of a folder at a URL; `path` is its URL. Some stores list stamps too, which saves a request for each file."""
+
+    name: str
+    path: str
+    folder: bool
+    stamp: FileStamp | None
+
+    def is_dir(self) -> bool:
+        """Tell whether it is a folder."""
+        return self.folder
+
+    def is_file(self) -> bool:
+        """Tell whether it is a file."""
+        return not self.folder
+
+
+def is_url(place: object) -> bool:
+    """Tell a URL from a path."""
+    scheme, mark, _ = str(place).partition("://")
+    return bool(mark) and scheme.isascii() and scheme.isalnum()
+
+
+def join_url(root: str, relative: str) -> str:
+    """Give the URL of a file by its path below another; over HTTP, names are quoted."""
+    return f"{root.rstrip('/')}/{quote(relative, errors='surrogateescape') if _scheme(root) in _HTTP else relative}"
+
+
+def checked_url(url: str) -> str:
+    """Refuse a URL that cannot be reached, or that must not be kept.
+
+    Raises
+    ------
+    DatasetError
+        For an unknown scheme, a missing library, or a password in the URL.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]:
+        raise DatasetError(
+            f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: a password in a URL would be kept in the cache. "
+            f"Leave it out. {_advice(url)}"
+        )
+    _file_system(url)
+    return url
+
+
+def stamp_of_url(url: str) -> FileStamp:
+    """Ask for a file's size and time of change.
+
+    Where the server tells neither a time nor a tag, the time is now: such a file is read again each time.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ImageDecodeError
+        If it is too large, or access to it is denied.
+    RemoteError
+        If the server cannot be reached, or wants (other) credentials.
+    """
+    files = _file_system(url)
+    info = _retried(url, lambda: files.info(files._strip_protocol(url)))
+    if info.get("type") == "directory":
+        raise IsADirectoryError(f"{url} is a folder")
+    stamp = _stamp(info) or FileStamp(int(info.get("size") or -1), time.time_ns())
+    if stamp.size > MAX_FILE_BYTES:
+        raise ImageDecodeError(f"too large a file: {stamp.size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+    return stamp
+
+
+def read_url(url: str) -> bytes:
+    """Read a whole file.
+
+    Raises
+    ------
+    ImageDecodeError
+        If there is none, or access to it is denied.
+    RemoteError
+        If the server cannot be reached, or wants (other) credentials.
+    """
+    files = _file_system(url)
+    try:
+        content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
+    except OSError as error:
+        raise ImageDecodeError(error.strerror or str(error)) from error
+    return content
+
+
+def list_url(url: str) -> list[RemoteEntry]:
+    """List a folder, in no particular order.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such folder, or access to it is denied.
+    RemoteError
+        If the server cannot be reached, or wants (other) credentials.
+    """
+    files = _file_system(url)
+    path = f"{url.rstrip('/')}/" if _scheme(url) in _HTTP else files._strip_protocol(url)
+    try:
+        found = _retried(url, lambda: files.ls(path, detail=True))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{url}: there is nothing at this URL. Check it; upper and lower case differ.") from error
+    except ImageDecodeError as error:
+        raise DatasetError(f"{url}: cannot be listed: {error}. {_advice(url)}") from error
+    return list(_entries(url, path, found))
+
+
+def _entries(url: str, path: str, found: list[Mapping[str, Any]]) -> Iterator[RemoteEntry]:
+    folder = url.rstrip("/") + "/"
+    for info in found:
+        name = str(info["name"])
+        if _scheme(url) in _HTTP:
+            # A page may link to anything: its own table's headings, the folder above, other places.
+            name = unquote(name[len(folder) :].rstrip("/"), errors="surrogateescape") if name.startswith(folder) else ""
+            if "?" in name or "#" in name:
+                continue
+        else:
+            name = name.rstrip("/")
+            name = "" if name == path.rstrip("/") else name.rpartition("/")[2]  # some stores list the folder as well
+        if name and name not in {".", ".."} and "/" not in name:
+            yield RemoteEntry(name, join_url(url, name), info.get("type") == "directory", _stamp(info))
+
+
+def _stamp(info: Mapping[str, Any]) -> FileStamp | None:
+    """Give the stamp that a store tells: its time in whole seconds, and in their place below, what its tag comes to."""
+    size = info.get("size")
+    seconds = next((at for key in _MODIFIED if (at := _seconds(info.get(key))) is not None), None)
+    tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
+    if size is None or (seconds is None and not tag):
+        return None
+    return FileStamp(int(size), (seconds or 0) * 10**9 + zlib.crc32(tag.strip('"').encode()) % 10**9)
+
+
+def _seconds(value: object) -> int | None:
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if isinstance(value, str):
+        with suppress(ValueError, TypeError):
+            value = email.utils.parsedate_to_datetime(value)
+    if isinstance(value, datetime):
+        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    return int(value) if isinstance(value, int | float) else None
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _file_system(url: str) -> "AbstractFileSystem":
+    parts = urlsplit(url)
+    return _opened(_scheme(url), parts.netloc if _scheme(url) not in {"s3", "s3a", "gs", "gcs"} else "", os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: ARG001 - a forked process needs its own
+    """Make what reaches a scheme's files, one for all threads."""
+    try:
+        from fsspec import filesystem, get_filesystem_class
+
+        takes_listings = getattr(get_filesystem_class(scheme), "async_impl", False)
+        options: dict[str, Any] = {"use_listings_cache": False} if takes_listings else {}
+        if scheme in _HTTP:
+            from aiohttp import ClientTimeout
+
+            options["timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+            options["client_kwargs"] = {"trust_env": True}  # proxies and ~/.netrc, as hospitals have them
+        elif scheme in {"s3", "s3a"}:
+            options["max_concurrency"] = (
+                1  # more would ask for each file's size before reading it; we read many files at once
+            )
+        elif scheme in {"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}:
+            options["host"] = host
+        return filesystem(scheme, skip_instance_cache=True, **options)
+    except ValueError as error:
+        raise DatasetError(
+            f"{scheme}://{host}: no such kind of URL is known. Use s3://, gs://, http(s)://, or a path."
+        ) from error
+    except ImportError as error:
+        raise DatasetError(
+            f"{scheme}:// needs a library that is not installed ({error}). Install it: pip install 'hoarfrost[remote]'."
+        ) from error
+
+
+def _retried(url: str, ask: Callable[[], Answer]) -> Answer:
+    """Ask, and ask again where that may help; what does not help is said in our words."""
+    for pause_s in (*PAUSES_S, None):
+        try:
+            return ask()
+        except Exception as error:  # every store's library raises its own
+            if pause_s is None or not _may_pass(error):
+                raise _said(url, error) from error
+            time.sleep(pause_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and what it was raised from: fsspec calls a server that is not there a file that is not there."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    """Give the HTTP status that an error came from, if it did."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        in_response = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        of_itself = cause.status if hasattr(cause, "status") else getattr(cause, "code", None)
+        for status in (of_itself, in_response):
+            if isinstance(status, int) and 400 <= status < 600:
+                return status
+    return None
+
+
+def _codes(error: BaseException) -> set[str]:
+    """Give the names that an error goes by: its classes, and the code that an S3 store gives."""
+    found: set[str] = set()
+    for cause in _causes(error):
+        found.update(kind.__name__ for kind in type(cause).__mro__)
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            found.add(str(response.get("Error", {}).get("Code")))
+    return found
+
+
+def _may_pass(error: BaseException) -> bool:
+    if _codes(error) & _NO_CREDENTIALS:
+        return False
+    return _status(error) in _RETRIED_STATUS or (_status(error) is None and bool(_codes(error) & _UNREACHED))
+
+
+def _said(url: str, error: Exception) -> Exception:
+    """Tell one image's trouble, which costs that image, from trouble with the server, which ends the extraction."""
+    status, codes = _status(error), _codes(error)
+    place = f"{_scheme(url)}://{urlsplit(url).netloc.rpartition('@')[2]}"
+    if status == 401 or codes & _NO_CREDENTIALS:
+        return RemoteError(f"{place}: credentials are missing, wrong or expired ({_reason(error)}). {_advice(url)}")
+    if status == 403 or (status is None and isinstance(error, PermissionError)):
+        return ImageDecodeError(f"access denied by {place}")
+    if status == 404 or (status is None and isinstance(error, FileNotFoundError) and not codes & _UNREACHED):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+    if status is None and codes & _UNREACHED:
+        return RemoteError(
+            f"{place}: does not answer, after {len(PAUSES_S) + 1} attempts ({_reason(error)}). What was committed is safe: "
+            "run the same command again once it does."
+        )
+    return ImageDecodeError(f"{place} answers {f'HTTP {status}' if status else _reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """Give the first cause in one line, without a signed URL's secrets."""
+    first = list(_causes(error))[-1]
+    text = " ".join(str(first).split()) or type(first).__name__
+    return text.partition("?")[0][:200]
+
+
+def _advice(url: str) -> str:
+    return _ADVICE.get(_scheme(url), f"How to give credentials stands in fsspec's documentation of {_scheme(url)}.")

@@ -1,0 +1,28 @@
+"""Commands on this machine: doctor."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+import dataclasses
+
+import click
+
+from pipeline.cli.options import emit, json_option
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has of what hoarfrost can use, what a missing thing costs, and what brings it.
+
+    Nothing is downloaded or changed. Exit 1 where something is broken, not where something optional is missing.
+
+    \b
+    Example:
+      hoarfrost doctor
+    """
+    from pipeline.console import diagnosis_text
+    from pipeline.doctor import diagnose
+
+    found = diagnose()
+    emit(as_json, {**dataclasses.asdict(found), "sound": found.sound}, diagnosis_text(found))
+    ctx.exit(0 if found.sound else 1)

@@ -1,0 +1,88 @@
+"""What is installed: a wheel and an sdist that work, and a lock that holds what is asked for."""
+
+import configparser
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.commands import ROOT
+
+LOCK = ROOT / "requirements.lock"
+
+
+def asked_for(*extras: str) -> list[Requirement]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    texts = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    return [Requirement(line) for text in texts for line in text.split("\n") if line.strip()]
+
+
+def test_lock_holds_a_version_of_all_that_is_asked_for() -> None:
+    pinned = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    locked: dict[str, set[str]] = {}
+    for name, version in pinned:
+        locked.setdefault(canonicalize_name(name), set()).add(version)
+    for requirement in asked_for("dev"):
+        versions = locked.get(canonicalize_name(requirement.name), set())
+        assert versions, f"{requirement.name} is not locked: run make lock"
+        assert any(requirement.specifier.contains(v, prereleases=True) for v in versions), requirement
+
+
+def test_lock_names_no_index() -> None:
+    assert "://" not in LOCK.read_text(encoding="utf-8")
+
+
+def built(folder: Path) -> tuple[Path, Path]:
+    """Build an sdist, and a wheel from that sdist alone."""
+    code = "import sys; from setuptools import build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (source,) = (folder / "unpacked").iterdir()
+    code = code.replace("build_sdist", "build_wheel")
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=source, check=True, capture_output=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_wheel_made_from_the_sdist_works_where_the_sources_are_not(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    sdist, wheel = built(tmp_path)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {path.name for path in (ROOT / "pipeline" / "report").glob("*.j2")} <= {Path(name).name for name in names}
+    assert not any(name.startswith("tests/") for name in names)
+    assert sdist.stat().st_size < 2_000_000
+    assert wheel.stat().st_size < 1_000_000
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    # The libraries of this environment, without its editable hoarfrost: only hooks in a .pth of its own would bring that.
+    (packages,) = environment.glob("lib/python*/site-packages")
+    libraries = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "libraries.pth").write_text(f"{libraries}\n", encoding="utf-8")
+    hoarfrost = environment / "bin" / "hoarfrost"
+    for arguments in (
+        ["demo", "phantoms", "--images", "60"],
+        ["extract", "phantoms", "--cache", "c.h5", "--weights", "random:0"],
+        ["train", "--cache", "c.h5", "--run", "run", "--positive", "malignant", "--head", "linear", "--epochs", "2"],
+        ["report", "--run", "run", "--no-map"],
+    ):
+        done = subprocess.run([hoarfrost, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    where = subprocess.run(
+        [python, "-c", "import pipeline; print(pipeline.__file__)"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert str(environment) in where.stdout
+    assert (tmp_path / "run" / "report.html").stat().st_size > 100_000
