@@ -87,6 +87,8 @@ def test_no_module_imports_itself_through_others() -> None:
         ("sklearn.metrics", {"pipeline.metrics"}),
         ("pydicom", {"features.dicom"}),
         ("ray", {"features.cluster"}),
+        ("fsspec", {"features.files"}),
+        ("fastapi", {"pipeline.serve"}),
     ],
 )
 def test_library_has_its_own_room(library: str, users: set[str]) -> None:
