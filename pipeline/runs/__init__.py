@@ -11,6 +11,7 @@ DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 ```
 """
 
+from pipeline.runs.decoding import from_json, to_json
 from pipeline.runs.folder import check_run_directory, metrics_document, read_run, write_run
 from pipeline.runs.records import (
     NO_TEST_SPLIT,
@@ -82,10 +83,12 @@ __all__ = [
     "UnreadableImage",
     "check_run_directory",
     "class_numbers",
+    "from_json",
     "leakage_warnings",
     "metrics_document",
     "read_run",
     "require_tensorboard",
     "shared_text",
+    "to_json",
     "write_run",
 ]
