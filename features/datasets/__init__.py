@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from features.datasets.folders import read_folder
+from features.datasets.folders import list_images, read_folder
 from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileStamp, ImageSource, file_images
+from features.datasets.table import Dataset, FileImages, FileStamp, ImageSource, file_images
 from features.errors import DatasetError
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
@@ -23,9 +23,11 @@ __all__ = [
     "open_images",
     "read_dataset",
     "read_table",
+    "read_unlabelled",
 ]
 
 MANIFEST_NAME = "labels.csv"
+UNNAMED = "images"
 
 
 def read_dataset(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
@@ -53,8 +55,7 @@ def read_dataset(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms 
 
 def read_table(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
     """Do as `read_dataset` does, whether or not there are classes to learn."""
-    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
-        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
+    _check_there(data)
     name = _checked_name(name if name is not None else _default_name(data))
     if data.is_dir():
         manifest = data / MANIFEST_NAME
@@ -68,6 +69,41 @@ def read_table(data: Path, *, name: str | None = None, pseudonyms: Pseudonyms | 
             f"{data}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
             "or a CSV with the columns path,label."
         )
+    return with_frames(dataset, pseudonyms or Pseudonyms())
+
+
+def read_unlabelled(data: Path, pseudonyms: Pseudonyms | None = None) -> Dataset:
+    """Read the table of images that are to be predicted: labels and splits are not asked for, and not kept.
+
+    Parameters
+    ----------
+    data : Path
+        What `read_table` takes; also a folder of images in any order, a CSV with paths alone, an npz without labels, or
+        one image file.
+    pseudonyms : Pseudonyms, optional
+        What stands for the patients of DICOM files; by default another for each call.
+
+    Raises
+    ------
+    DatasetError
+        If there is nothing to read.
+    """
+    _check_there(data)
+    name = _default_name(data)
+    name = name if _is_name(name) else UNNAMED
+    if data.is_dir():
+        manifest = data / MANIFEST_NAME
+        is_listed = manifest.is_file()
+        dataset = read_manifest(manifest, name, str(data), labelled=False) if is_listed else list_images(data, name)
+    elif data.suffix.lower() == ".npz":
+        dataset = read_npz(data, name, labelled=False)
+    elif data.suffix.lower() in {".csv", ".tsv"}:
+        dataset = read_manifest(data, name, str(data), labelled=False)
+    else:
+        images = FileImages(str(data.parent), [data.name])
+        dataset = Dataset(name, str(data), [data.name], [""], None, None, images)
+    if not len(dataset):
+        raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
     return with_frames(dataset, pseudonyms or Pseudonyms())
 
 
@@ -93,6 +129,11 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
     raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
 
 
+def _check_there(data: Path) -> None:
+    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
+        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
+
+
 def _default_name(data: Path) -> str:
     """Name a data set by its folder or file; `labels.csv` says nothing, its folder does."""
     resolved = data.resolve()
@@ -103,11 +144,15 @@ def _default_name(data: Path) -> str:
 
 def _checked_name(name: str) -> str:
     # The name becomes an HDF5 group: "/" would nest it and "." means the group itself.
-    if not name or "/" in name or name in {".", ".."} or not name.isprintable():
+    if not _is_name(name):
         raise DatasetError(
             f"{name!r} cannot name a data set (empty, '/', '.' or control characters). Pass --name NAME."
         )
     return name
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and "/" not in name and name not in {".", ".."} and name.isprintable()
 
 
 def check_classes(dataset: Dataset) -> None:

@@ -28,6 +28,17 @@ def read_folder(root: Path, name: str) -> Dataset:
     return Dataset(name, str(root), paths, labels, None, None, FileImages(str(root), paths))
 
 
+def list_images(root: Path, name: str) -> Dataset:
+    """List all images below a folder, whatever its folders are for."""
+    paths = list(_walk(str(root), "", seen=set()))
+    if not paths:
+        raise DatasetError(
+            f"{root}: no images found (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM files). Check that this "
+            "is the right path."
+        )
+    return Dataset(name, str(root), paths, [""] * len(paths), None, None, FileImages(str(root), paths))
+
+
 def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
     others = [folder for folder in folders if folder not in known]
     if others:
