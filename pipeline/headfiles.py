@@ -25,6 +25,7 @@ from pipeline.validated import Validated
 FORMAT = "hoarfrost-head"
 FORMAT_VERSION = 2
 KEY = "hoarfrost"  # of the metadata
+STANDARDISATION = "0."  # begins the names of its tensors; by the same training images for all seeds
 NOVELTY = ("mean", "directions", "variances")
 AGAIN = "Train again, or copy it again."
 
@@ -126,7 +127,9 @@ def head_bytes(head: SavedHead) -> bytes:
 
 def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in zip(_prefixes(head.seeds), head.modules, strict=True):
-        yield from ((prefix + name, tensor) for name, tensor in module.state_dict().items())
+        for name, tensor in module.state_dict().items():
+            if not (prefix and name.startswith(STANDARDISATION)):
+                yield prefix + name, tensor
     yield from ((f"novelty.{name}", torch.from_numpy(getattr(head.novelty, name))) for name in NOVELTY)
     for name, calibration in _calibrations(head.validated, head.distances):
         yield f"{name}.scores", torch.from_numpy(calibration.scores)
@@ -218,9 +221,12 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
 def _module(spec: HeadSpec, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):  # shapes alone: the file may promise any
         like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), build_head(spec, DIM, n_classes))
-    state = {name: _checked(prefix + name, tuple(meta.shape), tensors) for name, meta in like.state_dict().items()}
+    state = {}
+    for name, meta in like.state_dict().items():
+        full_name = name if name.startswith(STANDARDISATION) else prefix + name
+        state[name] = _checked(full_name, tuple(meta.shape), tensors)
     if (state["0.std"] <= 0).any():
-        raise ValueError(f"{prefix}0.std is not above zero")
+        raise ValueError("0.std is not above zero")
     like.load_state_dict(state, assign=True)
     return like.eval()
 
