@@ -4,16 +4,14 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from features.cache import CacheWriter, Header, KnownFile, begun_header
-from features.datasets import Dataset, read_dataset
-from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import Fingerprint, preprocessing, weights_origin
+from features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFile, begun_header
+from features.datasets import Dataset, read_dataset, read_unlabelled
+from features.errors import HoarfrostError, ImageDecodeError, WeightsError
 from features.interrupts import StopSignals
 from features.plan import (
     ExtractOptions,
@@ -25,11 +23,8 @@ from features.plan import (
     kinds_of,
 )
 from features.pseudonyms import Pseudonyms, salt_path
+from features.recipes import Recipe, recipe_for, recipe_like
 
-if TYPE_CHECKING:
-    from features.backbone import Backbone, Weights
-
-ARCHITECTURE = "resnet18"
 SHOWN_MISSING = 3
 
 logger = logging.getLogger(__name__)
@@ -69,12 +64,9 @@ def extract(
     started = time.monotonic()
     options = options or ExtractOptions()
     dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
-    recipe = _recipe(options, begun_header(cache), dataset)
+    recipe = recipe_for(options, begun_header(cache), dataset)
     with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
-        table = ImageTable(len(dataset))
-        todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
-        _say_what_is_missing(dataset, table.errors, options)
-        counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
+        table, counts = _embed_images(dataset, writer, recipe, options, on_progress, stop)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             raise HoarfrostError(
@@ -104,91 +96,91 @@ def extract(
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How embeddings are made. The weights are loaded when an image needs them, or when nothing else tells their digest."""
+class Embedded:
+    """A data set whose embeddings are in a cache, without being one of its data sets.
 
-    header: Header
-    device: str
-    weights_spec: str
-    weights: "Weights | None"
+    Attributes
+    ----------
+    dataset : Dataset
+    keys : ndarray (n, 32) uint8
+        Each image's; anything for those that cannot be read.
+    errors : mapping of int to str
+        Why images cannot be read, by their place in the data set.
+    forward_images : int
+        How many went through the backbone.
+    """
 
-    def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
-        """Make the backbone, on the compute path that an interrupted extraction began with."""
-        from features.backbone import Backbone, load_weights, settle_compute
-
-        weights = self.weights or load_weights(self.weights_spec)
-        precision = self.header.fingerprint.precision
-        backbone = Backbone(weights, device=device, precision=precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=writer.compute)
-        writer.begin(backbone.compute)
-        return backbone
-
-
-def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> _Recipe:
-    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun."""
-    spec, weights = options.weights, None
-    if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
-        spec = begun.weights  # whatever the network says today
-        if spec != "imagenet":
-            logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
-    origin = weights_origin(spec)
-    if begun is not None and origin and origin == begun.weights_origin:
-        name, sha256 = begun.weights, begun.fingerprint.weights_sha256
-    else:
-        from features.backbone import load_weights
-
-        weights = load_weights(spec)
-        name, sha256 = weights.name, weights.sha256
-        origin = weights_origin(name if spec == "auto" else spec)
-    precision = _begun_precision(options.precision, begun)
-    if precision is None:
-        from features.devices import choose_device, choose_precision
-
-        precision = choose_precision(options.precision, choose_device(options.device, options.precision))
-    if precision == "int8":
-        if begun is not None:
-            precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
-        else:
-            weights, precision = _calibrated(weights, spec, dataset, options)
-    steps = preprocessing(None if options.window is None else str(options.window))
-    header = Header(Fingerprint(ARCHITECTURE, sha256, steps, precision), name, origin)
-    return _Recipe(header, options.device, spec, weights)
+    dataset: Dataset
+    keys: Keys
+    errors: Mapping[int, str]
+    forward_images: int
 
 
-def _begun_precision(asked: str, begun: Header | None) -> str | None:
-    """Give the precision that the cache was begun with, if that is what is asked for."""
-    if begun is None:
-        return None
-    found = begun.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
+def embed_like(
+    data: Path,
+    cache: Path,
+    header: Header,
+    *,
+    weights: str | None = None,
+    lender: EmbeddingCache | None = None,
+    options: ExtractOptions | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Embedded:
+    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no data set.
+
+    Parameters
+    ----------
+    data : Path
+        What `features.datasets.read_unlabelled` takes.
+    cache : Path
+        The cache's HDF5 file; made where it is missing.
+    header : Header
+        How the others were embedded.
+    weights : str, optional
+        Where the weights are now, if not where the header says; see `features.backbone.load_weights`.
+    lender : EmbeddingCache, optional
+        Embeddings that it has are copied from there.
+    options : ExtractOptions, optional
+        Its weights, precision and window are the header's.
+    on_progress : callable
+        Called after each batch.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children, by what is wrong: data set, weights, fingerprint, cache.
+    """
+    recipe, window = recipe_like(header, weights)
+    options = replace(options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip")
+    dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
+        try:
+            table, counts = _embed_images(dataset, writer, recipe, options, on_progress, stop, lender)
+        except WeightsError as error:
+            raise WeightsError(
+                f"The weights {header.weights} ({header.weights_origin or 'of unknown origin'}), by which the head's own "
+                f"embeddings were made, cannot be had any more, and new images need them. {error} Say with --weights where "
+                "they are now."
+            ) from error
+        writer.fold()
+    return Embedded(dataset, table.keys, table.errors, counts.forward_images)
 
 
-def _calibrated(
-    weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
-) -> "tuple[Weights, str]":
-    """Calibrate 8-bit integers on the data set's own images."""
-    from features.backbone import load_weights
-    from features.backbone.int8 import calibrated_precision, require_openvino
-    from features.images import Decoding
-    from features.loop import sample_images
-
-    require_openvino()
-    weights = weights or load_weights(spec)
-    return weights, calibrated_precision(weights, sample_images(dataset, Decoding(options.max_pixels, options.window)))
-
-
-def _embed(
-    todo: list[int],
+def _embed_images(
     dataset: Dataset,
     writer: CacheWriter,
-    table: ImageTable,
-    recipe: _Recipe,
+    recipe: Recipe,
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
     stop: StopSignals,
-) -> LoopCounts:
+    lender: EmbeddingCache | None = None,
+) -> tuple[ImageTable, LoopCounts]:
+    """Embed what the cache, and who lends to it, lack; give what is known of each image."""
+    table = ImageTable(len(dataset))
+    todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
+    _say_what_is_missing(dataset, table.errors, options)
     if not todo:
-        return LoopCounts(device="cpu" if options.device == "auto" else options.device)
+        return table, LoopCounts(device="cpu" if options.device == "auto" else options.device)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
     from features.devices import choose_batch_size, choose_device
     from features.loop import EmbeddingLoop
@@ -196,7 +188,8 @@ def _embed(
     device = choose_device(options.device, recipe.header.fingerprint.precision)
     batch_size = choose_batch_size(options.batch_size, device)
     backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
-    return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
+    loop = EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress, lender)
+    return table, loop.run(todo, stop)
 
 
 def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from features.cache import CacheWriter, EmbeddedFile
+from features.cache import CacheWriter, EmbeddedFile, EmbeddingCache
 from features.datasets import Dataset, FileStamp
 from features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import SIZE, image_key
+from features.fingerprint import KEY_BYTES, SIZE, image_key
 from features.formats import Frame
 from features.images import Decoding, PixelBudget, load_image
 from features.interrupts import StopSignals
@@ -108,9 +108,11 @@ class EmbeddingLoop:
         batch_size: int,
         options: ExtractOptions,
         on_progress: Callable[[Progress], None],
+        lender: EmbeddingCache | None = None,
     ) -> None:
         self.dataset = dataset
         self.writer = writer
+        self.lender = lender
         self.table = table
         self._make_backbone = backbone
         self.batch_size = batch_size
@@ -165,16 +167,18 @@ class EmbeddingLoop:
 
     def _start(self, batch: _Batch) -> None:
         """Put each image where it belongs: among the errors, the known, or onto the device."""
-        new, places = [], []
+        new, places, lent = [], [], []
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
             elif not result.decoded or self._is_new_since_reading(result.key):
                 self.table.set(result.index, result.stamp, result.key)
+                lent.append(result)
             else:
                 new.append(result)
                 places.append(place)
                 self._keys_on_device.add(result.key)
+        self._borrow(lent)
         if not new:
             self._free.append(batch.pixels)
             return
@@ -189,6 +193,21 @@ class EmbeddingLoop:
             embeddings = self.backbone.start(pixels)
         self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
+
+    def _borrow(self, images: list[_Loaded]) -> None:
+        """Copy the embeddings that are in another cache alone."""
+        wanted = {image.key: image for image in images if image.key not in self.writer}
+        if self.lender is None or not wanted:
+            return
+        rows = self.lender.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
+        found = [
+            image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
+        ]  # the rest is on the device
+        if found:
+            self.writer.append([self._file(image) for image in found], self.lender.embeddings(rows[rows >= 0]))
+
+    def _file(self, image: _Loaded) -> EmbeddedFile:
+        return EmbeddedFile(self.dataset.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
 
     def _is_new_since_reading(self, key: bytes) -> bool:
         """Tell whether an image's twin went to the device after the image itself was looked up and not found."""
@@ -214,10 +233,7 @@ class EmbeddingLoop:
             started = self._on_device.popleft()
             embeddings = started.embeddings().numpy()  # (B, 512) float32
             self._note(started.compute)
-            files = [
-                EmbeddedFile(self.dataset.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
-                for image in started.images
-            ]
+            files = [self._file(image) for image in started.images]
             self.writer.append(files, embeddings)
             for image in started.images:
                 self.table.set(image.index, image.stamp, image.key)
@@ -297,7 +313,7 @@ class EmbeddingLoop:
             stamp = self.dataset.images.stamp(index)
             content = read()
             key = image_key(content)
-            is_known = key in self.writer
+            is_known = key in self.writer or (self.lender is not None and key in self.lender)
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
             return _Failed(index, str(error))

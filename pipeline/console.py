@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from features.survey import Survey
     from pipeline.doctor import Diagnosis
     from pipeline.metrics import Share
+    from pipeline.predict import ListedHead, PredictionSummary
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
@@ -148,8 +149,7 @@ def train_text(run: "Run") -> str:
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -head.val["roc_auc"]))[:SHOWN_HEADS]
     rows += [_head_row(head, head.name == run.selected) for head in run.heads if head in shown]
     rows += [_reference_row(reference) for reference in run.references]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _table(rows)
     if len(run.heads) > len(shown):
         lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
     lines += _cross_validation_lines(run.cross_validation)
@@ -172,6 +172,11 @@ def train_text(run: "Run") -> str:
         lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
     lines.append(f"run {run.directory}")
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _label_lines(run: "Run", split: str) -> list[str]:
@@ -294,6 +299,46 @@ def _score_cells(result: "HeadResult | ReferenceResult") -> tuple[str, str, str]
         f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})",
         f"{scores['accuracy']:.3f} (majority class {scores['majority_accuracy']:.3f})",
     )
+
+
+def predict_text(summary: "PredictionSummary") -> str:
+    """Describe a prediction in a few lines."""
+    called = ", ".join(f"{n:,} {name}" for name, n in summary.called.items())
+    sizes = ", ".join(f"{n:,} of {size}" for size, n in summary.set_sizes.items())
+    lines = [
+        f"{summary.predicted:,} images predicted by {summary.head}, {summary.failed:,} unreadable; {summary.seconds:.1f} s",
+        f"called at the operating point: {called}",
+        f"classes in the sets of {summary.coverage:g} coverage: {sizes}",
+    ]
+    if summary.out_of_distribution is not None:
+        alarms = f"{summary.false_alarms:g} false alarms among images like those that it learnt from"
+        lines.append(f"out of distribution: {summary.out_of_distribution:,} (threshold for {alarms})")
+    lines += [f"  {path}: {reason}" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
+    if len(summary.errors) > SHOWN_UNREADABLE:
+        lines.append(f"  and {len(summary.errors) - SHOWN_UNREADABLE:,} more; {summary.output} lists them all")
+    if summary.patients_output is not None:
+        lines.append(f"{summary.patients:,} patients ({summary.per_patient}): {summary.patients_output}")
+    if summary.weights.startswith("random:"):
+        lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
+    return "\n".join([*lines, f"images: {summary.output}"])
+
+
+def heads_text(heads: "Sequence[ListedHead]") -> str:
+    """Make a table of a run's heads."""
+    rows = [("", "head", "seeds", "parameters", "val AUC", "test AUC", "size", "file")]
+    for head in heads:
+        test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:.3f}"
+        numbers = (
+            str(head.seeds),
+            f"{head.parameters:,}",
+            f"{head.val_roc_auc:.3f}",
+            test,
+            f"{head.bytes / 1e6:.2f} MB",
+        )
+        rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
+    lines = _table(rows)
+    lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
+    return "\n".join([*lines, "* selected by validation"])
 
 
 def cache_info_text(info: "CacheInfo") -> str:

@@ -38,13 +38,15 @@ class Header:
 
     `weights` is the name that the weights were asked for by, `weights_origin` where they came
     from (see `features.fingerprint.weights_origin`), `compute` the compute path of the latest
-    ("eager", "compiled", "openvino") that a resumed extraction goes on with.
+    ("eager", "compiled", "openvino") that a resumed extraction goes on with. `weights_path` is where a checkpoint lay,
+    absolute; empty where the weights were no file.
     """
 
     fingerprint: Fingerprint
     weights: str
     weights_origin: str = ""
     compute: str = ""
+    weights_path: str = ""
 
 
 @dataclass(frozen=True)

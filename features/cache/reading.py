@@ -142,12 +142,10 @@ class CacheFile:
             preprocessing = json.loads(self._text(self._file, "preprocessing"))
             if not isinstance(preprocessing, dict):
                 raise self._damaged("its preprocessing is not a JSON object")
-            fingerprint = Fingerprint(
-                backbone=self._text(self._file, "backbone"),
-                weights_sha256=self._text(self._file, "weights_sha256"),
-                preprocessing=preprocessing,
-                precision=self._text(self._file, "precision"),
+            backbone, sha256, precision = (
+                self._text(self._file, name) for name in ("backbone", "weights_sha256", "precision")
             )
+            fingerprint = Fingerprint(backbone, sha256, preprocessing, precision)
             if fingerprint.digest != self._text(self._file, "fingerprint"):
                 raise self._damaged("its fingerprint is not that of the parts it names")
             return Header(
@@ -155,6 +153,7 @@ class CacheFile:
                 weights=self._text(self._file, "weights"),
                 weights_origin=self._text(self._file, "weights_origin"),
                 compute=self._text(self._file, "compute"),
+                weights_path=self._text(self._file, "weights_path") if "weights_path" in self._file.attrs else "",
             )
 
     def _text(self, owner: "h5py.Group", name: str) -> str:

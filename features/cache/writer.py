@@ -152,7 +152,7 @@ class CacheWriter:
     def compute(self) -> str | None:
         """The compute path of the interrupted extraction that this one resumes; None if it resumes none."""
         if self._parts:
-            return self._parts[0].compute
+            return next((part.compute for part in self._parts if part.compute), None)  # none where all was borrowed
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
 
     def begin(self, compute: str) -> None:
@@ -271,21 +271,45 @@ class CacheWriter:
             logger.warning("the data set %r was recorded from %s before; it is replaced", table.name, earlier.source)
         others = [name for name in self._pending_names() if name != table.name]
         pending = [self._main.table(name, "pending") for name in others if self._main is not None]
-        write_cache_file(
-            self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table), pending
-        )
+        self._write(first, [*self._tables(but=table.name), table], pending)
+        return True
+
+    def fold(self) -> bool:
+        """Commit, and fold all parts into the one file, for embeddings that are to be in no data set.
+
+        Returns
+        -------
+        bool
+            False if there was nothing to write.
+        """
+        self.commit()
+        if not self._parts:
+            return False
+        stored = self._stored_keys()
+        first = KeyIndex(stored).find(stored) == np.arange(len(stored))
+        pending = [self._main.table(name, "pending") for name in self._pending_names() if self._main is not None]
+        self._write(first, self._tables(), pending)
+        return True
+
+    def _write(
+        self,
+        first: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+        tables: list[DatasetTable],
+        pending: list[DatasetTable],
+    ) -> None:
+        write_cache_file(self.path, self.header, int(first.sum()), self._blocks(first), tables, pending)
         for part in self._parts:
             part.path.unlink()
         remove_if_empty(parts_directory(self.path))
         self._parts = []
-        return True
 
     def _pending_names(self) -> list[str]:
         return self._main.table_names("pending") if self._main is not None else []
 
-    def _tables_with(self, table: DatasetTable) -> list[DatasetTable]:
-        others = [name for name in self._main.table_names() if name != table.name] if self._main is not None else []
-        return [*(self._main.table(name) for name in others if self._main is not None), table]
+    def _tables(self, *, but: str | None = None) -> list[DatasetTable]:
+        """Read the data sets that there are, but for one."""
+        names = self._main.table_names() if self._main is not None else []
+        return [self._main.table(name) for name in names if self._main is not None and name != but]
 
     def _blocks(self, keep: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Iterator[Block]:
         start = 0

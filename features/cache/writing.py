@@ -169,6 +169,8 @@ def _write_header(file: h5py.File, header: Header) -> None:
     _write_text(file, "preprocessing", json.dumps(dict(fingerprint.preprocessing), sort_keys=True))
     _write_text(file, "precision", fingerprint.precision)
     _write_text(file, "compute", header.compute)
+    if header.weights_path:
+        _write_text(file, "weights_path", header.weights_path)
     file.attrs["dim"] = DIM
     _write_text(file, "versions", json.dumps(library_versions(), sort_keys=True))
 

@@ -45,6 +45,17 @@ def _dataset(root: str, name: str, images: list[_Image], labels: list[str], spli
     return Dataset(name, root, paths, labels, splits, None, FileImages(root, paths, listed=listed))
 
 
+def list_images(root: str, name: str) -> Dataset:
+    """List all images below a folder, whatever its folders are for."""
+    images = list(_walk(root, "", seen=set()))
+    if not images:
+        raise DatasetError(
+            f"{root}: no images found (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM files). Check that this "
+            "is the right path."
+        )
+    return _dataset(root, name, images, [""] * len(images), None)
+
+
 def _read_split_folders(root: str, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
     others = [folder for folder in folders if folder not in known]
     if others:

@@ -15,19 +15,30 @@ from features.files import checked_url, is_url, opened_file
 from features.formats import FRAME_MARK
 from features.labels import is_label_column
 
+_NEEDED = (
+    "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
+    "others become attributes."
+)
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
 
 logger = logging.getLogger(__name__)
 
 
-def read_manifest(path: str, name: str, source: str) -> Dataset:
-    """Read the table of a CSV file, or of one at a URL; `source` is what the user gave."""
+def read_manifest(path: str, name: str, source: str, *, labelled: bool = True) -> Dataset:
+    """Read the table of a CSV file, or of one at a URL, labels and splits only if it is to be labelled.
+
+    `source` is what the user gave.
+    """
     columns, lines = _read_csv(path)
-    _check_columns(path, columns)
+    _check_columns(path, columns, labelled=labelled)
     root = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
     labels = [""] * len(paths)
+    if not labelled:
+        # A patient may be unknown here: nothing is split by patients.
+        patients = [composed(cell) for cell in columns["patient"]] if "patient" in columns else None
+        return Dataset(name, source, paths, labels, None, patients, file_images(root, paths))
     if "label" in columns:
         labels = [composed(cell) for cell in _filled(path, "label", columns.pop("label"), lines)]
     splits = _manifest_splits(path, columns.pop("split"), lines) if "split" in columns else None
@@ -37,14 +48,13 @@ def read_manifest(path: str, name: str, source: str) -> Dataset:
     return Dataset(name, source, paths, labels, splits, patients, file_images(root, paths), columns)
 
 
-def _check_columns(path: str, columns: dict[str, list[str]]) -> None:
+def _check_columns(path: str, columns: dict[str, list[str]], *, labelled: bool) -> None:
     """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
-    for wanted in ("path", "label"):
+    for wanted in ("path", "label") if labelled else ("path",):
         if wanted not in columns and not (wanted == "label" and any(map(is_label_column, columns.values()))):
             raise DatasetError(
                 f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
-                "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
-                "others become attributes."
+                + (_NEEDED if labelled else "Needed: path; known besides: patient.")
             )
 
 

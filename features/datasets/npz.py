@@ -73,37 +73,38 @@ def _identity(pixels: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
     return pixels
 
 
-def read_npz(path: Path, name: str) -> Dataset:
-    """Read the table of an npz file; the pixels stay where they are."""
+def read_npz(path: Path, name: str, *, labelled: bool = True) -> Dataset:
+    """Read the table of an npz file, labels only if it is to be labelled; the pixels stay where they are."""
     import numpy as np
 
     try:
-        labels = _npz_labels_of_splits(path)
+        counts, labels = _npz_splits(path, labelled=labelled)
     except DatasetError:
         raise
     # Damaged archives and arrays surface as nearly anything: BadZipFile, zlib.error, KeyError, RuntimeError (encrypted)...
     except Exception as error:
         raise DatasetError(f"{path}: not a readable npz file: {error}. Copy it again, or write it anew.") from error
-    if "train" not in labels:
+    if not counts or (labelled and "train" not in counts):
         raise DatasetError(
             f"{path}: no array 'train_images'; expected MedMNIST's train_images, train_labels, val_images…."
         )
-    counts = {split: len(of_split) for split, of_split in labels.items()}
     paths = [f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count)]
+    images = NpzImages(str(path), counts)
+    if not labelled:
+        return Dataset(name, str(path), paths, [""] * len(paths), None, None, images)
     splits = [split for split, count in counts.items() for _ in range(count)]
     if len({of_split.shape[1] for of_split in labels.values()}) > 1:
         raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Write the file anew.")
     columns = np.concatenate(list(labels.values())).T.tolist()  # one, or one a label
-    images = NpzImages(str(path), counts)
     if len(columns) == 1:
         return Dataset(name, str(path), paths, columns[0], splits, None, images)
     attributes = {f"label {i}": column for i, column in enumerate(columns)}
     return Dataset(name, str(path), paths, [""] * len(paths), splits, None, images, attributes)
 
 
-def _npz_labels_of_splits(path: Path) -> "dict[str, npt.NDArray[np.str_]]":
-    """Read each split's labels, and check that its images match."""
-    labels = {}
+def _npz_splits(path: Path, *, labelled: bool) -> "tuple[dict[str, int], dict[str, npt.NDArray[np.str_]]]":
+    """Count each split's images; read its labels if they are wanted, and check that they match."""
+    counts, labels = {}, {}
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise DatasetError(f"{path}: not an npz file (a zip archive of arrays), or truncated. Copy it again.")
@@ -112,14 +113,18 @@ def _npz_labels_of_splits(path: Path) -> "dict[str, npt.NDArray[np.str_]]":
             for split in ("train", "val", "test"):
                 if f"{split}_images" not in arrays:
                     continue
-                if f"{split}_labels" not in arrays:
+                if labelled and f"{split}_labels" not in arrays:
                     raise DatasetError(f"{path}: {split}_images has no {split}_labels beside it.")
                 with archive.open(f"{split}_images.npy") as member:
-                    n_images = _npz_header(path, split, member)[0]
+                    counts[split] = _npz_header(path, split, member)[0]
+                if not labelled:
+                    continue
                 labels[split] = _npz_labels(path, f"{split}_labels", archive)
-                if n_images != len(labels[split]):
-                    raise DatasetError(f"{path}: {n_images} {split}_images but {len(labels[split])} {split}_labels.")
-    return labels
+                if counts[split] != len(labels[split]):
+                    raise DatasetError(
+                        f"{path}: {counts[split]} {split}_images but {len(labels[split])} {split}_labels."
+                    )
+    return counts, labels
 
 
 def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> "npt.NDArray[np.str_]":

@@ -1,6 +1,5 @@
 """What `hoarfrost report` writes: a run's page, its figures and tables as files, or several runs side by side."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from features.errors import RunError
 from pipeline.report.page import render
 from pipeline.runs import Run, read_run
+from pipeline.whole import whole_file
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,11 @@ def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
 def _write_page(path: Path, page: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, page.encode("utf-8", "replace"))
+        with whole_file(path) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(
             f"{path}: the report cannot be written: {error}. Free the disk, correct the folder's permissions, or name "
             "another place with --output, then run `hoarfrost report` again."
         ) from error
     return path
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the earlier one or the new one, never half of it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with staging.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
