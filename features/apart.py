@@ -38,10 +38,10 @@ class _Process:
         self._latest = b""
         self._is_late = False
 
-    def decode(self, content: bytes, request: dict[str, Any]) -> "npt.NDArray[np.uint8]":
+    def decode(self, content: bytes, request: dict[str, Any], seconds: float) -> "npt.NDArray[np.uint8]":
         """Send an image, and wait for its pixels or the reason why there are none."""
         is_there = content is self._latest  # frames of one file follow one another
-        timer = threading.Timer(MOST_SECONDS, self._give_up)
+        timer = threading.Timer(seconds, self._give_up)
         timer.start()
         try:
             sender, answers = self._process.stdin, self._process.stdout
@@ -57,7 +57,7 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(self._end())
+            raise DecoderCrashError(self._end(seconds))
         self._latest = content
         if answer["shape"] is None:
             raise ImageDecodeError(payload.decode("utf-8", "replace"))
@@ -67,11 +67,11 @@ class _Process:
         self._is_late = True
         self._process.kill()
 
-    def _end(self) -> str:
+    def _end(self, seconds: float) -> str:
         """Say how the process ended."""
         self.close()
         if self._is_late:
-            return f"no end within {MOST_SECONDS:.0f} s"
+            return f"no end within {seconds:.0f} s"
         status = self._process.returncode
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
@@ -89,7 +89,9 @@ class _Process:
 _idle: list[_Process] = []
 
 
-def decoded_apart(content: bytes, frame: int, max_pixels: int, window: Window | None) -> "npt.NDArray[np.uint8]":
+def decoded_apart(
+    content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float = MOST_SECONDS
+) -> "npt.NDArray[np.uint8]":
     """Decode an image, or a frame of it (from 1), as `features.images.decode_pixels` does, in another process.
 
     Raises
@@ -97,7 +99,7 @@ def decoded_apart(content: bytes, frame: int, max_pixels: int, window: Window | 
     ImageDecodeError
         If the image is unreadable.
     DecoderCrashError
-        If the process crashed or hung; it says how.
+        If the process crashed, or did not end within `seconds`; it says how.
     """
     try:
         process = _idle.pop()  # lists are safe in threads
@@ -109,7 +111,7 @@ def decoded_apart(content: bytes, frame: int, max_pixels: int, window: Window | 
         "window": None if window is None else [window.center, window.width],
     }
     try:
-        pixels = process.decode(content, request)
+        pixels = process.decode(content, request, seconds)
     except ImageDecodeError:
         _idle.append(process)
         raise

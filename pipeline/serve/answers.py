@@ -17,7 +17,7 @@ class About(BaseModel):
     threshold: float | None = Field(description="Its probability, before calibration, from which it is called.")
     weights: str = Field(description="The backbone's weights; random:SEED is an untrained backbone.")
     fingerprint: str = Field(description="Digest of all that decides an embedding's value.")
-    trained_on: int = Field(description="Images in the training split.")
+    trained_on: int | None = Field(description="Images in the training split; null where that is not known.")
     coverage: float = Field(description="Share of images like validation's whose conformal set holds the true class.")
     max_bytes: int
     max_pixels: int
