@@ -90,7 +90,7 @@ _idle: list[_Process] = []
 
 
 def decoded_apart(
-    content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float = MOST_SECONDS
+    content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float | None = None
 ) -> "npt.NDArray[np.uint8]":
     """Decode an image, or a frame of it (from 1), as `features.images.decode_pixels` does, in another process.
 
@@ -111,7 +111,7 @@ def decoded_apart(
         "window": None if window is None else [window.center, window.width],
     }
     try:
-        pixels = process.decode(content, request, seconds)
+        pixels = process.decode(content, request, MOST_SECONDS if seconds is None else seconds)
     except ImageDecodeError:
         _idle.append(process)
         raise
