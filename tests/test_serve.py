@@ -5,19 +5,23 @@ import io
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from features.errors import ImageDecodeError
 from features.images import Decoding, load_image
 from tests.builders import encode, picture
 
 pytest.importorskip("fastapi_offline")
+httpx = pytest.importorskip("httpx")
 testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
 
 from pipeline.serve.answers import About, Answer, Explanation, Neighbour  # noqa: E402
@@ -282,3 +286,52 @@ def test_slow_sender_is_not_waited_for(reader: StandInReader) -> None:
 def test_image_reader_refuses_with_its_own_words() -> None:
     with pytest.raises(ImageDecodeError, match="empty"):
         StandInReader().decode(b"")
+
+
+@contextmanager
+def listening(reader: StandInReader, limits: Limits = LIMITS) -> Iterator[str]:
+    """Serve over loopback, in a thread."""
+    import uvicorn
+
+    app = create_app(reader, limits, hosts=["127.0.0.1"], workers=2)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(reader: StandInReader) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    with listening(reader) as url:
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        statuses = Counter()
+        for operation in (found.ok() for found in schema.get_all_operations()):
+
+            @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(case=operation.as_strategy())
+            def check(case: Any) -> None:
+                response = case.call()
+                statuses[response.status_code] += 1
+                assert response.status_code < 500
+                # Bytes of any kind fit the document, but few are an image.
+                case.validate_response(response, excluded_checks=[schemathesis.checks.positive_data_acceptance])
+
+            check()
+        with httpx.Client(base_url=url) as client:
+            assert post(client, PNG).status_code == 200
+    assert sum(statuses.values()) > 60
+
+
+def test_many_clients_lose_no_request(reader: StandInReader) -> None:
+    with listening(reader) as url, ThreadPoolExecutor(8) as pool:
+        clients = [httpx.Client(base_url=url) for _ in range(8)]
+        responses = list(pool.map(lambda i: post(clients[i % 8], PNG), range(200)))
+        for client in clients:
+            client.close()
+    assert [response.status_code for response in responses] == [200] * 200
+    assert len(reader.batches) < 200
