@@ -18,6 +18,7 @@ import torch
 from features.datasets import Dataset, read_unlabelled
 from features.errors import CacheError, DatasetError, HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
+from features.formats import FRAME_MARK
 from features.images import decode_pixels, encode_png, fitted, load_image
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
@@ -298,7 +299,7 @@ class _Work:
         path, patients = self.dataset.paths[index], self.dataset.patients
         nearest = self.cases.nearest(found, key, "" if patients is None else patients[index])
         names = self.explainer.predictor.names
-        shown = Shown(pixels, found.cells, _title(found, names), found.subject, self.cases.pictures(nearest))
+        shown = Shown(pixels, found.cells, _title(found, names), found.subject, found.measure, self.cases.pictures(nearest))
         file = f"{index + 1:0{len(str(len(self.dataset)))}d}-{_slug(path)}.png"
         (self.folder / file).write_bytes(encode_png(card(shown)))
         if index in self._in_sheet:
@@ -319,8 +320,9 @@ def _title(found: Explanation, names: Sequence[str]) -> str:
 
 
 def _slug(path: str) -> str:
-    """Give a path as a file name that any file system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip(".-")[-80:] or "image"
+    """Give a path as a file name that any file system takes, without a picture's own ending."""
+    plain = path if FRAME_MARK in path else os.path.splitext(path)[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[-80:] or "image"
 
 
 # -- the folder ---------------------------------------------------------------------------------------------------------

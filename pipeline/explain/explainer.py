@@ -34,6 +34,8 @@ class Explanation:
         The class, or label, that the map is of.
     cells : ndarray (7, 7) float64
         What each cell adds to the evidence for it, see `pipeline.explain.maps.evidence`.
+    measure : str
+        What the cells sum to, in words.
     """
 
     embedding: npt.NDArray[np.float32]
@@ -42,10 +44,11 @@ class Explanation:
     called: str
     subject: str
     cells: Floats
+    measure: str
 
     @property
     def evidence(self) -> float:
-        """The sum of the cells: of two classes, or a label, the logarithm of the odds before calibration."""
+        """The sum of the cells."""
         return float(self.cells.sum())
 
 
@@ -65,6 +68,13 @@ class Explainer:
         self.predictor = predictor
         self.backbone = backbone
         self.decoding = decoding
+
+    @property
+    def measure(self) -> str:
+        """What the cells of a map sum to, in words."""
+        if self.predictor.head.is_multilabel or len(self.predictor.names) == 2:
+            return "the logarithm of the odds, uncalibrated"
+        return "the logit less the mean of the others'"
 
     @property
     def note(self) -> str:
@@ -111,7 +121,7 @@ class Explainer:
                 found.append(
                     Explanation(
                         embeddings[i], prediction.probabilities[i], prediction.calibrated[i], answers[i],
-                        self.predictor.names[each], cells,
+                        self.predictor.names[each], cells, self.measure,
                     )
                 )  # fmt: skip
         return found

@@ -21,7 +21,8 @@ SHEET_COLUMNS, SHEET_ROWS = 4, 12
 GAP, LINE = 12, 19
 BAR = 12
 PAPER = 255
-NOTE = "{cells} cells, one every 32 pixels of 224, drawn bilinearly. The sum of the cells: {total:+.2f}"
+NOTE = "{cells} cells, one every 32 pixels of 224, drawn bilinearly. They sum to {total:+.2f}: {measure}."
+RESEARCH = "Research use only. Not a medical device."
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Shown:
     """What a picture shows of an image.
 
     `pixels` (H, W) or (H, W, 3) uint8 are the whole image, `cells` (7, 7) its map, `title` what is said of it, `subject`
-    what red speaks for, and `examples` are the pixels and the lines of training images like it.
+    what red speaks for, `measure` what the cells sum to, and `examples` are the pixels and the lines of training images.
     """
 
     pixels: Pixels
     cells: Floats
     title: str
     subject: str
+    measure: str
     examples: Sequence[tuple[Pixels, tuple[str, ...]]] = ()
 
 
@@ -96,20 +98,20 @@ def card(shown: Shown) -> Pixels:
     top = GAP + LINE + 4
     bar_top = top + height + GAP
     examples_top = bar_top + BAR + 2 * LINE + GAP
-    n_rows = examples_top + (LINE + EXAMPLE_SIDE + 3 * LINE if shown.examples else 0)
+    n_rows = examples_top + (LINE + EXAMPLE_SIDE + 3 * LINE + GAP if shown.examples else 0) + LINE
     paper = np.full((n_rows, n_columns, 3), PAPER, np.uint8)
     _put(paper, original, top, GAP)
     _put(paper, laid, top, 2 * GAP + width)
     _put(paper, legend(n_columns - 2 * GAP), bar_top, GAP)
     texts = [(GAP, GAP, shown.title), *_legend_texts(shown, bar_top + BAR + 2, n_columns)]
-    texts += _put_examples(paper, shown, examples_top)
+    texts += [*_put_examples(paper, shown, examples_top), (GAP, n_rows - LINE, RESEARCH)]
     return with_texts(paper, texts)
 
 
 def _legend_texts(shown: Shown, top: int, width: int) -> list[tuple[int, int, str]]:
     largest = _largest(shown.cells)
     left, right = f"{-largest:.3f} a cell: against", f"for {shown.subject}: {largest:+.3f} a cell"
-    note = NOTE.format(cells=" x ".join(map(str, shown.cells.shape)), total=float(shown.cells.sum()))
+    note = NOTE.format(cells=" x ".join(map(str, shown.cells.shape)), total=float(shown.cells.sum()), measure=shown.measure)
     middle = (width - text_width("0")) // 2
     return [
         (GAP, top, left),
