@@ -1,16 +1,17 @@
 """Encoded bytes to pixels the backbone can take. The sole user of Pillow."""
 
 import io
+import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from features.errors import ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE
@@ -279,6 +280,30 @@ def encode_png(pixels: "Pixels") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def fitted(pixels: "Pixels", side: int) -> "Pixels":
+    """Resize (H, W) or (H, W, 3) pixels, for people: RGB whose longer side measures `side`."""
+    picture = Image.fromarray(pixels).convert("RGB")
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return np.array(picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS))
+
+
+def with_texts(pixels: "Pixels", texts: Sequence[tuple[int, int, str]], *, size: int = 13) -> "Pixels":
+    """Write lines of dark text into (H, W, 3) RGB pixels, each at its left and top."""
+    picture = Image.fromarray(pixels)
+    drawing, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    for left, top, text in texts:
+        # What is not UTF-8, and what breaks lines, has no glyph.
+        plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        drawing.text((left, top), plain, fill=(30, 30, 30), font=font)
+    return np.array(picture)
+
+
+def text_width(text: str, *, size: int = 13) -> int:
+    """Measure a line as `with_texts` writes it, in pixels."""
+    return math.ceil(ImageFont.load_default(size).getlength(text.encode("utf-8", "replace").decode()))
 
 
 def thumbnail(content: "Content", side: int) -> bytes:

@@ -30,15 +30,21 @@ class Recipe:
 
     def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
         """Make the backbone, on the compute path that an interrupted extraction began with."""
-        from features.backbone import Backbone, load_weights, settle_compute
+        from features.backbone import Backbone, settle_compute
 
-        weights = self.weights or load_weights(self.weights_spec)
-        _check_weights(weights, self.header)
         precision = self.header.fingerprint.precision
-        backbone = Backbone(weights, device=device, precision=precision, batch_size=batch_size)
+        backbone = Backbone(self.checked_weights(), device=device, precision=precision, batch_size=batch_size)
         settle_compute(backbone, n_images, resumed=writer.compute)
         writer.begin(backbone.compute)
         return backbone
+
+    def checked_weights(self) -> "Weights":
+        """Load the weights; refuse others of the same name."""
+        from features.backbone import load_weights
+
+        weights = self.weights or load_weights(self.weights_spec)
+        _check_weights(weights, self.header)
+        return weights
 
 
 def recipe_for(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> Recipe:

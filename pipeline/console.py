@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
     from features.plan import ExtractSummary, Progress
     from features.survey import Survey
     from pipeline.doctor import Diagnosis
+    from pipeline.explain import ExplainSummary
     from pipeline.metrics import Share
     from pipeline.predict import ListedHead, PredictionSummary
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 SHOWN_UNREADABLE = 20
+SHOWN_EXPLAINED = 20
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
@@ -97,6 +100,12 @@ def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
     return show
 
 
+def untrained_lines(weights: str) -> list[str]:
+    """Say so where weights were never trained."""
+    is_untrained = weights.startswith("random:")
+    return [f"{weights} is an untrained backbone: its figures are a floor, not a result."] if is_untrained else []
+
+
 def extract_text(summary: "ExtractSummary") -> str:
     """Describe an extraction in two or three lines."""
     done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
@@ -106,8 +115,7 @@ def extract_text(summary: "ExtractSummary") -> str:
     ]
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
     lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]
-    if summary.weights.startswith("random:"):
-        lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
+    lines += untrained_lines(summary.weights)
     return "\n".join(lines)
 
 
@@ -318,8 +326,7 @@ def predict_text(summary: "PredictionSummary") -> str:
         lines.append(f"  and {len(summary.errors) - SHOWN_UNREADABLE:,} more; {summary.output} lists them all")
     if summary.patients_output is not None:
         lines.append(f"{summary.patients:,} patients ({summary.per_patient}): {summary.patients_output}")
-    if summary.weights.startswith("random:"):
-        lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
+    lines += untrained_lines(summary.weights)
     return "\n".join([*lines, f"images: {summary.output}"])
 
 
@@ -393,3 +400,21 @@ def diagnosis_text(found: "Diagnosis") -> str:
     n_missing = sum(finding.state == "missing" for finding in found.findings)
     lines += ["", f"{n_broken} broken, {n_missing} missing but not needed, of {len(found.findings)}"]
     return "\n".join(lines)
+
+
+def explain_text(summary: "ExplainSummary") -> str:
+    """Name the pictures, and what is most like each image."""
+    lines = [
+        f"{summary.explained} of {summary.images} images explained by {summary.head}: {summary.output}",
+    ]
+    for one in summary.explanations[:SHOWN_EXPLAINED]:
+        labels = Counter(example.label or "(no label)" for example in one.nearest)
+        nearest = ", ".join(f"{n} {label}" for label, n in labels.most_common())
+        found = f"{one.subject} {one.calibrated[one.subject]:.3f}, called {one.called}"
+        lines.append(f"  {one.path}: {found}" + (f"; nearest: {nearest}" if nearest else ""))
+    if len(summary.explanations) > SHOWN_EXPLAINED:
+        lines.append(f"  and {len(summary.explanations) - SHOWN_EXPLAINED:,} more, in explanations.json there")
+    lines += [f"  {path}: {reason}; left out" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
+    if summary.contact_sheet is not None:
+        lines.append(f"contact sheet {summary.contact_sheet}")
+    return "\n".join([*lines, *untrained_lines(summary.weights), "Research use only. Not a medical device."])

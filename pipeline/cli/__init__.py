@@ -9,6 +9,7 @@ import click
 from features.errors import HoarfrostError
 from pipeline import __version__
 from pipeline.cli.caches import cache
+from pipeline.cli.explain import explain
 from pipeline.cli.heads import heads, predict
 from pipeline.cli.images import demo, extract, inspect
 from pipeline.cli.machine import doctor
@@ -54,5 +55,5 @@ def main() -> None:
     show_warnings()
 
 
-for command in (extract, train, report, predict, heads, inspect, demo, cache, doctor):
+for command in (extract, train, report, predict, explain, heads, inspect, demo, cache, doctor):
     main.add_command(command)

@@ -6,17 +6,16 @@ Captions hold a path, labels and probabilities, and nothing that is read from a 
 
 import shlex
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.errors import DatasetError, ImageDecodeError, RemoteError
-from features.fingerprint import image_key
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
-from pipeline.report.sources import Source
 from pipeline.runs import Run
+from pipeline.sources import Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -172,36 +171,13 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
         Of those whose content is still what was embedded; of the others the reason.
     """
     paths = {case.path for group in groups for cases in group.cases for case in cases}
-    known = sorted(paths & source.place.keys(), key=source.place.__getitem__)
-    key = dict(zip(known, source.keys(known), strict=True))
-    reasons = dict.fromkeys(paths, "it is not in the cache")
-    reasons |= dict.fromkeys(known, "it is not there any more")
-    pictures = Pictures(reasons=reasons)
+    pictures = Pictures()
     try:
-        for path, content in _contents(source, known, pictures.reasons):
-            if image_key(content) != key[path]:
-                pictures.reasons[path] = "its content is not what was embedded"
-                continue
+        for path, content in source.contents(sorted(paths), pictures.reasons):
             _add_picture(pictures, path, content)
     except (DatasetError, RemoteError) as error:
         return Pictures(note=_way_back(source, error))
     return pictures
-
-
-def _contents(source: Source, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
-    """Read images, in the table's order; note why some cannot be read."""
-    from features.datasets import open_images
-
-    images = open_images(source.table.root, source.table.paths)
-    for place, read in images.contents([source.place[path] for path in paths]):
-        path = source.table.paths[place]
-        try:
-            content = read()
-        except ImageDecodeError as error:
-            gone = isinstance(error.__cause__, FileNotFoundError)
-            reasons[path] = reasons[path] if gone else str(error)
-            continue
-        yield path, content
 
 
 def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
@@ -212,7 +188,6 @@ def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
     else:
-        del pictures.reasons[path]
         pictures.uris[path] = f"data:image/jpeg;base64,{b64encode(picture).decode()}"
 
 

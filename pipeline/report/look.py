@@ -10,8 +10,8 @@ from features.errors import CacheError
 from pipeline.report.evaluation import evaluation_of
 from pipeline.report.gallery import Group, Pictures, groups_of, read_pictures
 from pipeline.report.map import EmbeddingMap, map_of
-from pipeline.report.sources import opened_source
 from pipeline.runs import Run
+from pipeline.sources import opened_source
 
 LEFT_OUT = "The pictures were left out (--no-images)."
 NO_MAP = "It was left out (--no-map)."
