@@ -63,7 +63,7 @@ class StandInReader:
     def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
         assert image.shape == (3, 224, 224)
         uri = "data:image/png;base64,"
-        nearest = [Neighbour(label="benign", path="a.png", similarity=0.5, picture=None)]
+        nearest = [Neighbour(label="benign", path="a.png", distance=0.5, picture=None)]
         why = Explanation(image=uri, map=uri, map_of="malignant", nearest=nearest)
         return answer.model_copy(update={"explanation": why})
 

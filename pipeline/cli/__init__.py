@@ -14,6 +14,7 @@ from pipeline.cli.heads import heads, predict
 from pipeline.cli.images import demo, extract, inspect
 from pipeline.cli.machine import doctor
 from pipeline.cli.runs import report, train
+from pipeline.cli.serve import serve
 
 
 class _Group(click.Group):
@@ -55,5 +56,5 @@ def main() -> None:
     show_warnings()
 
 
-for command in (extract, train, report, predict, explain, heads, inspect, demo, cache, doctor):
+for command in (extract, train, report, predict, explain, serve, heads, inspect, demo, cache, doctor):
     main.add_command(command)

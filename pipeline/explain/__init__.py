@@ -1,5 +1,6 @@
 """What speaks for a class, and where in an image; and which training images are like it."""
 
+from pipeline.explain.cases import Cases
 from pipeline.explain.dataset import ExplainSummary, explain_dataset
 from pipeline.explain.examples import Example, TrainingExamples, training_examples
 from pipeline.explain.explainer import Explainer, Explanation, open_explainer
@@ -7,6 +8,7 @@ from pipeline.explain.maps import Contributions, contributions, evidence, upsamp
 from pipeline.explain.pictures import Shown, card, overlay
 
 __all__ = [
+    "Cases",
     "Contributions",
     "Example",
     "ExplainSummary",

@@ -16,26 +16,25 @@ import numpy as np
 import torch
 
 from features.datasets import Dataset, read_unlabelled
-from features.errors import CacheError, DatasetError, HoarfrostError, ImageDecodeError, RunError
+from features.errors import HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
 from features.formats import FRAME_MARK
-from features.images import decode_pixels, encode_png, fitted, load_image
+from features.images import encode_png, fitted, load_image
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
-from pipeline.explain.examples import Example, TrainingExamples, training_examples
+from pipeline.explain.cases import Cases, decoded
+from pipeline.explain.examples import Example
 from pipeline.explain.explainer import Explainer, Explanation, open_explainer
-from pipeline.explain.pictures import EXAMPLE_SIDE, SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, contact_sheet
+from pipeline.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, contact_sheet
 from pipeline.predict.opening import run_head
-from pipeline.runs import read_heads, read_run
-from pipeline.sources import Source, opened_source
+from pipeline.runs import read_heads
 from pipeline.whole import whole_file
 
 if TYPE_CHECKING:
-    from features.datasets.table import Content
+    pass
 
 DOCUMENT = "explanations.json"
 N_EXAMPLES = 5
-KEPT_EXAMPLES = 1_000  # small pictures of training images; the same ones come again and again
 AT_ONCE = 8
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def explain_dataset(
     number = None if class_name is None else explainer.class_number(class_name)
     notes = [explainer.note] if explainer.note else []
     with ExitStack() as stack:
-        cases = _Cases.opened(run, explainer, n_examples, notes, stack)
+        cases = Cases.opened(run, explainer, n_examples, notes, stack)
         dataset = read_unlabelled(data, _pseudonyms(run))
         with _written_whole(output) as folder:
             work = _Work(dataset, explainer, number, cases, folder, with_sheet=contact_sheet is not None)
@@ -166,72 +165,6 @@ def _pseudonyms(run: Path) -> Pseudonyms:
     return Pseudonyms(salt) if salt.is_file() else Pseudonyms()
 
 
-class _Cases:
-    """The run's training images, as far as they can be had: by embedding, and as pictures.
-
-    Parameters
-    ----------
-    examples : TrainingExamples or None
-    source : Source or None
-    n : int
-        How many are wanted of an image.
-    """
-
-    def __init__(self, examples: TrainingExamples | None, source: Source | None, n: int) -> None:
-        self._examples, self._source, self._n = examples, source, n
-        self._pictures: dict[str, Pixels] = {}
-
-    @classmethod
-    def opened(cls, run: Path, explainer: Explainer, n: int, notes: list[str], stack: ExitStack) -> "_Cases":
-        """Open the run's cache; note it where there is none any more, and what that leaves out."""
-        if not n:
-            return cls(None, None, 0)
-        try:
-            facts = read_run(run)
-            source = stack.enter_context(opened_source(facts))
-            return cls(training_examples(facts, source, explainer.predictor.head), source, n)
-        except CacheError as error:
-            notes.append(f"the nearest training images are left out: {error}")
-            return cls(None, None, 0)
-
-    def nearest(self, explanation: Explanation, key: bytes, patient: str) -> tuple[Example, ...]:
-        """Find the nearest training images of other patients."""
-        if self._examples is None:
-            return ()
-        return self._examples.nearest(explanation.embedding, self._n, key=key, patient=patient)
-
-    def pictures(self, examples: Sequence[Example]) -> list[tuple[Pixels, tuple[str, ...]]]:
-        """Read those that are still what was embedded, and say of each how it is labelled."""
-        wanted = [one.path for one in examples if one.path not in self._pictures]
-        if self._source is not None and wanted:
-            self._read(self._source, wanted)
-        blank = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE), 200, np.uint8)
-        return [
-            (self._pictures.get(one.path, blank), (one.label or "(no label)", f"distance {one.distance:.1f}", one.path))
-            for one in examples
-        ]
-
-    def _read(self, source: Source, paths: Sequence[str]) -> None:
-        if len(self._pictures) > KEPT_EXAMPLES:
-            self._pictures.clear()
-        try:
-            for path, content in source.contents(paths, {}):
-                try:
-                    self._pictures[path] = fitted(_pixels(content, None), EXAMPLE_SIDE)
-                except ImageDecodeError:
-                    continue
-        except DatasetError as error:
-            logger.warning("training images are named, but not shown: %s", error)
-            self._source = None
-
-
-def _pixels(content: "Content", explainer: Explainer | None) -> Pixels:
-    """Decode an image, as the head's were."""
-    if isinstance(content, np.ndarray):
-        return content
-    return decode_pixels(content, None if explainer is None else explainer.decoding)
-
-
 class _Work:
     """The pictures of a data set, image by image.
 
@@ -248,7 +181,7 @@ class _Work:
         dataset: Dataset,
         explainer: Explainer,
         number: int | None,
-        cases: _Cases,
+        cases: Cases,
         folder: Path,
         *,
         with_sheet: bool,
@@ -283,7 +216,7 @@ class _Work:
         for index, read in self.dataset.images.contents(range(len(self.dataset))):
             try:
                 content = read()
-                pixels = _pixels(content, self.explainer)
+                pixels = decoded(content, self.explainer.decoding)
                 image = load_image(pixels).expand(3, -1, -1)
             except (ImageDecodeError, OSError, MemoryError) as error:
                 self.errors.append((self.dataset.paths[index], str(error) or "not enough memory to read the file"))

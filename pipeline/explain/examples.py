@@ -55,6 +55,9 @@ class TrainingExamples:
         self._paths, self._labels = paths, labels
         self._patients, self._keys = np.array(patients, object), np.array(keys, object)
 
+    def __len__(self) -> int:
+        return len(self._paths)
+
     def nearest(
         self, embedding: npt.NDArray[np.float32], n: int, *, key: bytes = b"", patient: str = ""
     ) -> tuple[Example, ...]:

@@ -28,7 +28,7 @@ class Neighbour(BaseModel):
 
     label: str
     path: str
-    similarity: float = Field(description="Cosine of the standardised embeddings, -1 to 1.")
+    distance: float = Field(description="Between the standardised embeddings.")
     picture: str | None = Field(
         description="A small picture as a data URI; null where the image is not there any more."
     )
