@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,19 +18,16 @@ from features.datasets import Dataset, read_unlabelled
 from features.errors import CacheError, DatasetError, HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
 from features.formats import FRAME_MARK
-from features.images import decode_pixels, encode_png, fitted, load_image
+from features.images import encode_png, fitted
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
 from pipeline.explain.examples import Example, TrainingExamples, training_examples
 from pipeline.explain.explainer import Explainer, Explanation, open_explainer
 from pipeline.explain.pictures import EXAMPLE_SIDE, SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, contact_sheet
-from pipeline.predict.opening import run_head
+from pipeline.predict import run_head
 from pipeline.runs import read_heads, read_run
 from pipeline.sources import Source, opened_source
 from pipeline.whole import whole_file
-
-if TYPE_CHECKING:
-    from features.datasets.table import Content
 
 DOCUMENT = "explanations.json"
 N_EXAMPLES = 5
@@ -171,28 +167,33 @@ class _Cases:
 
     Parameters
     ----------
-    examples : TrainingExamples or None
-    source : Source or None
+    explainer : Explainer
     n : int
         How many are wanted of an image.
+    examples : TrainingExamples, optional
+    source : Source, optional
+        Where their pictures are.
     """
 
-    def __init__(self, examples: TrainingExamples | None, source: Source | None, n: int) -> None:
-        self._examples, self._source, self._n = examples, source, n
+    def __init__(
+        self, explainer: Explainer, n: int, examples: TrainingExamples | None = None, source: Source | None = None
+    ) -> None:
+        self._explainer, self._n = explainer, n
+        self._examples, self._source = examples, source
         self._pictures: dict[str, Pixels] = {}
 
     @classmethod
     def opened(cls, run: Path, explainer: Explainer, n: int, notes: list[str], stack: ExitStack) -> "_Cases":
         """Open the run's cache; note it where there is none any more, and what that leaves out."""
         if not n:
-            return cls(None, None, 0)
+            return cls(explainer, 0)
         try:
             facts = read_run(run)
             source = stack.enter_context(opened_source(facts))
-            return cls(training_examples(facts, source, explainer.predictor.head), source, n)
+            return cls(explainer, n, training_examples(facts, source, explainer.predictor.head), source)
         except CacheError as error:
             notes.append(f"the nearest training images are left out: {error}")
-            return cls(None, None, 0)
+            return cls(explainer, 0)
 
     def nearest(self, explanation: Explanation, key: bytes, patient: str) -> tuple[Example, ...]:
         """Find the nearest training images of other patients."""
@@ -217,19 +218,12 @@ class _Cases:
         try:
             for path, content in source.contents(paths, {}):
                 try:
-                    self._pictures[path] = fitted(_pixels(content, None), EXAMPLE_SIDE)
+                    self._pictures[path] = fitted(self._explainer.prepared(content)[0], EXAMPLE_SIDE)
                 except ImageDecodeError:
                     continue
         except DatasetError as error:
             logger.warning("training images are named, but not shown: %s", error)
             self._source = None
-
-
-def _pixels(content: "Content", explainer: Explainer | None) -> Pixels:
-    """Decode an image, as the head's were."""
-    if isinstance(content, np.ndarray):
-        return content
-    return decode_pixels(content, None if explainer is None else explainer.decoding)
 
 
 class _Work:
@@ -283,8 +277,7 @@ class _Work:
         for index, read in self.dataset.images.contents(range(len(self.dataset))):
             try:
                 content = read()
-                pixels = _pixels(content, self.explainer)
-                image = load_image(pixels).expand(3, -1, -1)
+                pixels, image = self.explainer.prepared(content)
             except (ImageDecodeError, OSError, MemoryError) as error:
                 self.errors.append((self.dataset.paths[index], str(error) or "not enough memory to read the file"))
                 continue
@@ -299,7 +292,9 @@ class _Work:
         path, patients = self.dataset.paths[index], self.dataset.patients
         nearest = self.cases.nearest(found, key, "" if patients is None else patients[index])
         names = self.explainer.predictor.names
-        shown = Shown(pixels, found.cells, _title(found, names), found.subject, found.measure, self.cases.pictures(nearest))
+        shown = Shown(
+            pixels, found.cells, _title(found, names), found.subject, found.measure, self.cases.pictures(nearest)
+        )
         file = f"{index + 1:0{len(str(len(self.dataset)))}d}-{_slug(path)}.png"
         (self.folder / file).write_bytes(encode_png(card(shown)))
         if index in self._in_sheet:

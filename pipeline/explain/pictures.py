@@ -111,7 +111,9 @@ def card(shown: Shown) -> Pixels:
 def _legend_texts(shown: Shown, top: int, width: int) -> list[tuple[int, int, str]]:
     largest = _largest(shown.cells)
     left, right = f"{-largest:.3f} a cell: against", f"for {shown.subject}: {largest:+.3f} a cell"
-    note = NOTE.format(cells=" x ".join(map(str, shown.cells.shape)), total=float(shown.cells.sum()), measure=shown.measure)
+    note = NOTE.format(
+        cells=" x ".join(map(str, shown.cells.shape)), total=float(shown.cells.sum()), measure=shown.measure
+    )
     middle = (width - text_width("0")) // 2
     return [
         (GAP, top, left),
