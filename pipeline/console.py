@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from features.survey import Survey
     from pipeline.doctor import Diagnosis
     from pipeline.explain import ExplainSummary
+    from pipeline.export import ExportSummary
     from pipeline.metrics import Share
     from pipeline.predict import ListedHead, PredictionSummary
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
@@ -418,3 +419,17 @@ def explain_text(summary: "ExplainSummary") -> str:
     if summary.contact_sheet is not None:
         lines.append(f"contact sheet {summary.contact_sheet}")
     return "\n".join([*lines, *untrained_lines(summary.weights), "Research use only. Not a medical device."])
+
+
+def export_text(summary: "ExportSummary") -> str:
+    """Say what was written, and how far it is from what it was made of."""
+    kind = "torch.export's program" if summary.opset is None else f"ONNX, opset {summary.opset}"
+    lines = [
+        f"{summary.head} with its backbone, {kind}: {summary.output}, {summary.bytes / 1e6:.1f} MB; {summary.seconds:.1f} s",
+        f"probabilities differ by at most {summary.largest_difference:.1e} from torch's",
+    ]
+    if summary.difference_from_run is not None:
+        own = f"the run's own, on {summary.n_compared} of its images"
+        lines.append(f"probabilities differ by at most {summary.difference_from_run:.1e} from {own}")
+    lines += [*summary.notes, f"model card {summary.model_card}", *untrained_lines(summary.weights)]
+    return "\n".join([*lines, "Research use only. Not a medical device."])

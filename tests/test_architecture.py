@@ -83,6 +83,9 @@ def test_no_module_imports_itself_through_others() -> None:
         ("torchvision.models", {"features.backbone"}),
         ("torchvision", {"features.backbone"}),
         ("openvino", {"features.backbone"}),
+        ("onnx", {"pipeline.export.formats"}),
+        ("onnxruntime", {"pipeline.export.formats"}),
+        ("torch.onnx", {"pipeline.export.formats"}),
         ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
         ("pydicom", {"features.dicom"}),
@@ -95,7 +98,10 @@ def test_library_has_its_own_room(library: str, users: set[str]) -> None:
     assert [module for module in importers_of(library) if not any(within(module, user) for user in users)] == []
 
 
-NO_FILES = ("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels")
+NO_FILES = (
+    *("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels"),
+    *("explain.maps", "explain.pictures", "explain.explainer", "export.model"),
+)
 
 
 @pytest.mark.parametrize("room", [f"pipeline.{name}" for name in NO_FILES])
@@ -131,7 +137,7 @@ def is_command(decorator: ast.expr) -> bool:
 
 
 def test_commands_were_found() -> None:
-    assert {"main", "extract", "train", "report", "demo"} <= cli_commands().keys()
+    assert {"main", "extract", "train", "report", "explain", "export", "demo"} <= cli_commands().keys()
 
 
 @pytest.mark.parametrize("name", sorted(cli_commands()))

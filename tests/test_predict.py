@@ -526,7 +526,8 @@ def test_csv_of_several_labels_has_a_set_for_each(tmp_path: Path, hoarfrost: Hoa
         writer.append([EmbeddedFile(name, 1, 1, key) for name, key in keys.items()], x)
         writer.fold()
     output = hoarfrost(
-        "predict", tmp_path / "new", "--run", run.directory, "--cache", tmp_path / "n.h5", "--output", tmp_path / "f.csv", "--json",
+        "predict", tmp_path / "new", "--run", run.directory, "--cache", tmp_path / "n.h5", "--json",
+        "--output", tmp_path / "f.csv",
     )  # fmt: skip
     assert output.status == 0, output.stderr
     document = json.loads(output.stdout)

@@ -10,6 +10,7 @@ from features.errors import HoarfrostError
 from pipeline import __version__
 from pipeline.cli.caches import cache
 from pipeline.cli.explain import explain
+from pipeline.cli.export import export
 from pipeline.cli.heads import heads, predict
 from pipeline.cli.images import demo, extract, inspect
 from pipeline.cli.machine import doctor
@@ -56,5 +57,5 @@ def main() -> None:
     show_warnings()
 
 
-for command in (extract, train, report, predict, explain, serve, heads, inspect, demo, cache, doctor):
+for command in (extract, train, report, predict, explain, export, serve, heads, inspect, demo, cache, doctor):
     main.add_command(command)

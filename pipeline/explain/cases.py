@@ -4,20 +4,16 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.errors import CacheError, DatasetError, ImageDecodeError, RemoteError
-from features.images import Decoding, decode_pixels, fitted
+from features.images import fitted
 from pipeline.explain.examples import Example, TrainingExamples, training_examples
 from pipeline.explain.explainer import Explainer, Explanation
 from pipeline.explain.pictures import EXAMPLE_SIDE, Pixels
 from pipeline.runs import read_run
 from pipeline.sources import Source, opened_source
-
-if TYPE_CHECKING:
-    from features.datasets.table import Content
 
 KEPT_EXAMPLES = 1_000  # small pictures of training images; the same ones come again and again
 
@@ -29,28 +25,33 @@ class Cases:
 
     Parameters
     ----------
-    examples : TrainingExamples or None
-    source : Source or None
+    explainer : Explainer
     n : int
         How many are wanted of an image.
+    examples : TrainingExamples, optional
+    source : Source, optional
+        Where their pictures are.
     """
 
-    def __init__(self, examples: TrainingExamples | None, source: Source | None, n: int) -> None:
-        self._examples, self._source, self._n = examples, source, n
+    def __init__(
+        self, explainer: Explainer, n: int, examples: TrainingExamples | None = None, source: Source | None = None
+    ) -> None:
+        self._explainer, self._n = explainer, n
+        self._examples, self._source = examples, source
         self._pictures: dict[str, Pixels] = {}
 
     @classmethod
     def opened(cls, run: Path, explainer: Explainer, n: int, notes: list[str], stack: ExitStack) -> "Cases":
         """Open the run's cache; note it where there is none any more, and what that leaves out."""
         if not n:
-            return cls(None, None, 0)
+            return cls(explainer, 0)
         try:
             facts = read_run(run)
             source = stack.enter_context(opened_source(facts))
-            return cls(training_examples(facts, source, explainer.predictor.head), source, n)
+            return cls(explainer, n, training_examples(facts, source, explainer.predictor.head), source)
         except CacheError as error:
             notes.append(f"the nearest training images are left out: {error}")
-            return cls(None, None, 0)
+            return cls(explainer, 0)
 
     @property
     def n_images(self) -> int | None:
@@ -85,14 +86,9 @@ class Cases:
         try:
             for path, content in source.contents(paths, {}):
                 try:
-                    self._pictures[path] = fitted(decoded(content), EXAMPLE_SIDE)
+                    self._pictures[path] = fitted(self._explainer.prepared(content)[0], EXAMPLE_SIDE)
                 except ImageDecodeError:
                     continue
         except (DatasetError, RemoteError) as error:
             logger.warning("training images are named, but not shown: %s", error)
             self._source = None
-
-
-def decoded(content: "Content", decoding: Decoding | None = None) -> Pixels:
-    """Decode an image, as the head's were."""
-    return content if isinstance(content, np.ndarray) else decode_pixels(content, decoding)

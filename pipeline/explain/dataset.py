@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,19 +18,16 @@ from features.datasets import Dataset, read_unlabelled
 from features.errors import HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
 from features.formats import FRAME_MARK
-from features.images import encode_png, fitted, load_image
+from features.images import encode_png, fitted
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
-from pipeline.explain.cases import Cases, decoded
+from pipeline.explain.cases import Cases
 from pipeline.explain.examples import Example
 from pipeline.explain.explainer import Explainer, Explanation, open_explainer
 from pipeline.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, contact_sheet
-from pipeline.predict.opening import run_head
+from pipeline.predict import run_head
 from pipeline.runs import read_heads
 from pipeline.whole import whole_file
-
-if TYPE_CHECKING:
-    pass
 
 DOCUMENT = "explanations.json"
 N_EXAMPLES = 5
@@ -216,8 +212,7 @@ class _Work:
         for index, read in self.dataset.images.contents(range(len(self.dataset))):
             try:
                 content = read()
-                pixels = decoded(content, self.explainer.decoding)
-                image = load_image(pixels).expand(3, -1, -1)
+                pixels, image = self.explainer.prepared(content)
             except (ImageDecodeError, OSError, MemoryError) as error:
                 self.errors.append((self.dataset.paths[index], str(error) or "not enough memory to read the file"))
                 continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,16 @@ import torch
 from features.backbone import Backbone
 from features.devices import choose_device
 from features.errors import HoarfrostError
-from features.images import Decoding
+from features.images import Decoding, decode_pixels, load_image
 from features.recipes import recipe_like
 from pipeline.explain.maps import Floats, contributions, evidence
 from pipeline.headfiles import SavedHead
 from pipeline.predict import Predictor
+
+if TYPE_CHECKING:
+    from features.datasets.table import Content
+
+Pixels = npt.NDArray[np.uint8]
 
 AT_ONCE = 8  # images, whose feature maps are held
 
@@ -97,6 +103,28 @@ class Explainer:
             head = self.predictor.head.spec.name
             raise HoarfrostError(f"--class {name}: the head {head} knows no such class. It has: {', '.join(names)}.")
         return names.index(name)
+
+    def prepared(self, content: "Content") -> tuple[Pixels, torch.Tensor]:
+        """Decode an image as the head's were.
+
+        Parameters
+        ----------
+        content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
+
+        Returns
+        -------
+        pixels : ndarray (H, W) or (H, W, 3) uint8
+            The whole image, for people.
+        image : Tensor (3, 224, 224) uint8
+            What the backbone takes.
+
+        Raises
+        ------
+        ImageDecodeError
+            If it cannot be read whole.
+        """
+        pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding)
+        return pixels, load_image(pixels).expand(3, -1, -1)
 
     def explain(self, images: torch.Tensor, number: int | None = None) -> list[Explanation]:
         """Explain images.

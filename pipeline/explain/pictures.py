@@ -19,6 +19,7 @@ EXAMPLE_SIDE = 112
 SHEET_SIDE = 168
 SHEET_COLUMNS, SHEET_ROWS = 4, 12
 GAP, LINE = 12, 19
+EXAMPLE_HEIGHT = EXAMPLE_SIDE + 3 * LINE + GAP  # with its lines below
 BAR = 12
 PAPER = 255
 NOTE = "{cells} cells, one every 32 pixels of 224, drawn bilinearly. They sum to {total:+.2f}: {measure}."
@@ -98,13 +99,14 @@ def card(shown: Shown) -> Pixels:
     top = GAP + LINE + 4
     bar_top = top + height + GAP
     examples_top = bar_top + BAR + 2 * LINE + GAP
-    n_rows = examples_top + (LINE + EXAMPLE_SIDE + 3 * LINE + GAP if shown.examples else 0) + LINE
+    n_in_row = (n_columns - GAP) // (EXAMPLE_SIDE + GAP)
+    n_rows = examples_top + -(-len(shown.examples) // n_in_row) * EXAMPLE_HEIGHT + 2 * LINE + GAP
     paper = np.full((n_rows, n_columns, 3), PAPER, np.uint8)
     _put(paper, original, top, GAP)
     _put(paper, laid, top, 2 * GAP + width)
     _put(paper, legend(n_columns - 2 * GAP), bar_top, GAP)
     texts = [(GAP, GAP, shown.title), *_legend_texts(shown, bar_top + BAR + 2, n_columns)]
-    texts += [*_put_examples(paper, shown, examples_top), (GAP, n_rows - LINE, RESEARCH)]
+    texts += [*_put_examples(paper, shown, examples_top, n_in_row), (GAP, n_rows - LINE, RESEARCH)]
     return with_texts(paper, texts)
 
 
@@ -123,23 +125,22 @@ def _legend_texts(shown: Shown, top: int, width: int) -> list[tuple[int, int, st
     ]
 
 
-def _put_examples(paper: Pixels, shown: Shown, top: int) -> list[tuple[int, int, str]]:
-    """Put the training examples in a row, and give their texts."""
+def _put_examples(paper: Pixels, shown: Shown, top: int, n_in_row: int) -> list[tuple[int, int, str]]:
+    """Put the training examples in rows, and give their texts."""
     if not shown.examples:
         return []
     texts = [(GAP, top, "Nearest training images, by standardised embedding:")]
     for i, (pixels, lines) in enumerate(shown.examples):
-        left = GAP + i * (EXAMPLE_SIDE + GAP)
-        _put(paper, fitted(pixels, EXAMPLE_SIDE), top + LINE, left)
-        below = top + LINE + EXAMPLE_SIDE + 2
+        left, upper = GAP + i % n_in_row * (EXAMPLE_SIDE + GAP), top + LINE + i // n_in_row * EXAMPLE_HEIGHT
+        _put(paper, fitted(pixels, EXAMPLE_SIDE), upper, left)
+        below = upper + EXAMPLE_SIDE + 2
         texts += [(left, below + j * LINE, shortened(line, EXAMPLE_SIDE)) for j, line in enumerate(lines)]
     return texts
 
 
 def _put(paper: Pixels, picture: Pixels, top: int, left: int) -> None:
-    """Put a picture on paper; what does not fit is cut off."""
-    height, width = min(picture.shape[0], paper.shape[0] - top), min(picture.shape[1], paper.shape[1] - left)
-    paper[top : top + height, left : left + width] = picture[:height, :width]
+    height, width = picture.shape[:2]
+    paper[top : top + height, left : left + width] = picture
 
 
 def shortened(text: str, width: int) -> str:

@@ -19,6 +19,7 @@ from pipeline.export.metadata import INPUT, OUTPUTS
 from pipeline.export.model import Classifier
 
 if TYPE_CHECKING:
+    import onnx
     from torch.export import ExportedProgram
 
 OPSET = 18
@@ -48,7 +49,10 @@ def exported_program(classifier: Classifier) -> "ExportedProgram":
     example = torch.zeros((2, 3, SIZE, SIZE), dtype=torch.uint8)
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1)}}
     with _quiet():
-        return torch.export.export(classifier, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(classifier, (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where this program lies on the disk is nobody's business
+    return program
 
 
 def torch_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes:
@@ -69,11 +73,24 @@ def onnx_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes
         )
     assert made is not None
     model = made.model_proto
+    _tidy(model)
     model.producer_name, model.doc_string = "hoarfrost", metadata["use"]
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _tidy(model: "onnx.ModelProto") -> None:
+    """Name the batch, and remove the exporter's notes to its developers."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param == batch:
+                size.dim_param = "batch"
 
 
 def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:

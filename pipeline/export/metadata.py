@@ -54,18 +54,18 @@ def operating_points(head: SavedHead) -> list[dict[str, Any]]:
     for i, points in enumerate(fixed.points):
         name = head.names[i] if head.is_multilabel else head.names[1]
         temperature = fixed.temperatures[i if head.is_multilabel else 0]
-        for point in points:
-            if point.threshold is not None:
-                found.append(
-                    {
-                        "class": name,
-                        "rule": point.name,
-                        "threshold": calibrated_threshold(point.threshold, temperature),
-                        "threshold_uncalibrated": point.threshold,
-                        "validation_sensitivity": point.sensitivity,
-                        "validation_specificity": point.specificity,
-                    }
-                )
+        found += [
+            {
+                "class": name,
+                "rule": point.name,
+                "threshold": calibrated_threshold(point.threshold, temperature),
+                "threshold_uncalibrated": point.threshold,
+                "validation_sensitivity": point.sensitivity,
+                "validation_specificity": point.specificity,
+            }
+            for point in points
+            if point.threshold is not None
+        ]
     return found
 
 
@@ -79,8 +79,8 @@ def preparation() -> str:
     """Say how an image becomes the input, for a person."""
     size, how = PREPROCESSING["resize"], PREPROCESSING["interpolation"]
     return (
-        f"Decode to 8-bit grey or RGB, squeeze to {size[0]} x {size[1]} ({how}; no crop, the aspect ratio is not kept), repeat a "
-        f"grey channel three times, and put the channels first: uint8 (N, 3, {size[0]}, {size[1]})."
+        f"Decode to 8-bit grey or RGB, squeeze to {size[0]} x {size[1]} ({how}; no crop, the aspect ratio is not kept), "
+        f"repeat a grey channel three times, and put the channels first: uint8 (N, 3, {size[0]}, {size[1]})."
     )
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.predict.dataset import PredictionSummary, predict_dataset
 from pipeline.predict.listing import ListedHead, list_heads
-from pipeline.predict.opening import open_predictor
+from pipeline.predict.opening import open_predictor, run_head
 from pipeline.predict.predictor import COVERAGE, FALSE_ALARMS, NONE, Prediction, Predictor
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "list_heads",
     "open_predictor",
     "predict_dataset",
+    "run_head",
 ]

@@ -14,7 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads, images, predict, report, report_map, serve, statistics, table
+from tests.benchmarks import (
+    cache,
+    explain,
+    extraction,
+    heads,
+    images,
+    predict,
+    report,
+    report_map,
+    serve,
+    statistics,
+    table,
+)
 from tests.benchmarks.measurement import Measurement
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,6 +37,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "predict": predict.MEASUREMENTS,
     "statistics": statistics.MEASUREMENTS,
     "report": report.MEASUREMENTS | report_map.MEASUREMENTS,
+    "explain": explain.MEASUREMENTS,
     "serve": serve.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
 }
