@@ -185,6 +185,8 @@ def _becomes(kind: tuple[str, str, int], some_large: bool, window: Window | None
     else:
         if mode in DEEP_MODES:
             steps.append("window of 0.5% to 99.5% of its pixels to 8 bits")
+        elif bits > 8:
+            steps.append(f"the upper 8 of {bits} bits")
         if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
             steps.append("over black")
         if some_large and image_format in {"JPEG", "MPO"}:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from features.errors import ImageDecodeError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -50,14 +52,19 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     Returns
     -------
     low, high : float
-        Two of the values themselves. Both 0.0 where none is finite.
+        Two of the values themselves.
+
+    Raises
+    ------
+    ImageDecodeError
+        If none is finite: such an image says nothing.
     """
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         return _counted_window(values)
     flat = values.ravel()
     flat = flat[np.isfinite(flat)] if values.dtype.kind == "f" else flat
     if not flat.size:
-        return 0.0, 0.0
+        raise ImageDecodeError("no pixel is a number")
     places = [_place(share, flat.size) for share in PERCENTILES]
     ends = np.partition(flat, sorted({*places, 0, flat.size - 1}))
     low, high = (float(ends[place]) for place in places)
