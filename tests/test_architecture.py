@@ -86,6 +86,7 @@ def test_no_module_imports_itself_through_others() -> None:
         ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
         ("pydicom", {"features.dicom"}),
+        ("gdcm", {"features.dicom"}),
         ("ray", {"features.cluster"}),
     ],
 )
