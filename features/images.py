@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from features.errors import ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE
-from features.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom
+from features.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom, parts
 from features.windows import Window, percentile_window, scaled
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def decode_pixels(content: "bytes | Frame", decoding: Decoding | None = None) ->
 @contextmanager
 def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage]:
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
-    encoded, frame = (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+    encoded, frame = parts(content)
     if not encoded:
         raise ImageDecodeError("the file is empty")
     try:
@@ -322,7 +322,7 @@ def encode_png(pixels: "Pixels") -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(content: "Content", side: int) -> bytes:
+def thumbnail(content: "Content", side: int, window: Window | None = None) -> bytes:
     """Make a small picture of an image, for people.
 
     Parameters
@@ -330,6 +330,8 @@ def thumbnail(content: "Content", side: int) -> bytes:
     content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
     side : int
         What it measures at most, in pixels; a smaller image stays as it is.
+    window : Window, optional
+        What of a grey DICOM image is shown; by default the file's own.
 
     Returns
     -------
@@ -341,7 +343,7 @@ def thumbnail(content: "Content", side: int) -> bytes:
     ImageDecodeError
         As `load_image`.
     """
-    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content)
+    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -141,7 +141,7 @@ class DicomImage:
                     self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window
                 )
             except DecoderCrashError as error:
-                raise ImageDecodeError(f"damaged or truncated DICOM pixels: its decoder crashed, {error}") from error
+                raise ImageDecodeError(f"damaged or truncated DICOM pixels: {error}") from error
         values = self._decoded()
         try:
             return self._seen(values)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.errors import DatasetError, ImageDecodeError
-from features.fingerprint import image_key
+from features.fingerprint import image_key, window_asked_for
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
 from pipeline.report.sources import Source
 from pipeline.runs import Run
@@ -177,12 +177,13 @@ def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
     reasons = dict.fromkeys(paths, "it is not in the cache")
     reasons |= dict.fromkeys(known, "it is not there any more")
     pictures = Pictures(reasons=reasons)
+    window = window_asked_for(source.cache.header.fingerprint.preprocessing)
     try:
         for path, content in _contents(source, known, pictures.reasons):
             if image_key(content) != key[path]:
                 pictures.reasons[path] = "its content is not what was embedded"
                 continue
-            _add_picture(pictures, path, content)
+            _add_picture(pictures, path, content, window)
     except DatasetError as error:
         return Pictures(note=_way_back(source, error))
     return pictures
@@ -204,11 +205,12 @@ def _contents(source: Source, paths: Sequence[str], reasons: dict[str, str]) -> 
         yield path, content
 
 
-def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
+def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None) -> None:
     from features.images import thumbnail
+    from features.windows import Window
 
-    try:
-        picture = thumbnail(content, SIDE)
+    try:  # as the backbone saw it
+        picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
     else:
