@@ -99,7 +99,8 @@ def scaled(values: "npt.NDArray[Any]", low: float, high: float) -> "npt.NDArray[
         return pixels
     n_rows = max(1, _STRIP_VALUES // max(1, math.prod(values.shape[1:])))
     for top in range(0, len(values), n_rows):
-        strip = values[top : top + n_rows].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of NaNs that signal
+            strip = values[top : top + n_rows].astype(np.float64)
         np.clip(np.nan_to_num(strip, copy=False, nan=low, posinf=high, neginf=low), low, high, out=strip)
         # Halved: the greatest floats' distance is more than a float holds.
         pixels[top : top + n_rows] = np.rint((strip / 2 - low / 2) / (high / 2 - low / 2) * 255)

@@ -169,6 +169,11 @@ def test_rescale_that_makes_nothing_of_the_pixels_is_refused(rescale: tuple[byte
         decode_pixels(content)
 
 
+def test_values_that_are_too_large_for_a_float_are_white_without_a_warning() -> None:
+    data = dicom(grey_values(), bits=12, RescaleSlope="1e308", RescaleIntercept=0, WindowCenter=10, WindowWidth=20)
+    assert decode_pixels(encoded(data))[20:].min() == 255
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_overlays_in_the_upper_bits_are_no_pixels(signed: bool) -> None:
     values = grey_values(bits=12, signed=signed)

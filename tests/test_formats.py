@@ -332,6 +332,8 @@ def test_what_is_not_finite_does_not_count_and_has_a_place() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 0.0, 1.0, 2.0]])
     assert percentile_window(values) == (0.0, 2.0)
     assert scaled(values, 0.0, 2.0).tolist() == [[0, 255, 0, 0, 128, 255]]
+    signalling = np.array([[0x7FA00000, 0]], np.uint32).view(np.float32)
+    assert scaled(signalling, 0.0, 1.0).tolist() == [[0, 0]]
     with pytest.raises(ImageDecodeError, match="no pixel is a number"):
         percentile_window(np.array([[np.nan, np.inf, -np.inf]]))
 

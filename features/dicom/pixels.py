@@ -144,7 +144,8 @@ class DicomImage:
                 raise ImageDecodeError(f"damaged or truncated DICOM pixels: {error}") from error
         values = self._decoded()
         try:
-            return self._seen(values)
+            with np.errstate(all="ignore"):  # what is too large for a float is white or black
+                return self._seen(values)
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
