@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +25,17 @@ COMMAND = (sys.executable, "-m", "features.decoder")
 MOST_SECONDS = 120.0  # nothing takes so long; then the decoder hangs
 
 
-class DecoderCrashError(Exception):
+class DecoderCrashError(ImageDecodeError):
     """A decoder ended its process, or did not end."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file is, found by decoding it: see `features.images.OpenedImage`; `notes` say what was left out."""
+
+    kind: tuple[str, str, int]
+    size: tuple[int, int]
+    notes: tuple[str, ...]
 
 
 class _Process:
@@ -38,8 +50,8 @@ class _Process:
         self._latest = b""
         self._is_late = False
 
-    def decode(self, content: bytes, request: dict[str, Any], seconds: float) -> "npt.NDArray[np.uint8]":
-        """Send an image, and wait for its pixels or the reason why there are none."""
+    def ask(self, content: bytes, request: dict[str, Any], seconds: float) -> "tuple[dict[str, Any], bytes]":
+        """Send a request, see `features.decoder`, and wait for the answer and its pixels, or a reason for none."""
         is_there = content is self._latest  # frames of one file follow one another
         timer = threading.Timer(seconds, self._give_up)
         timer.start()
@@ -57,11 +69,11 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(self._end(seconds))
+            raise DecoderCrashError(f"its decoder crashed: {self._end(seconds)}")
         self._latest = content
-        if answer["shape"] is None:
-            raise ImageDecodeError(payload.decode("utf-8", "replace"))
-        return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+        if "error" in answer:
+            raise ImageDecodeError(answer["error"])
+        return answer, payload
 
     def _give_up(self) -> None:
         self._is_late = True
@@ -89,6 +101,23 @@ class _Process:
 _idle: list[_Process] = []
 
 
+@contextmanager
+def _a_process() -> Iterator[_Process]:
+    """Lend a process; it is lent again unless it crashed."""
+    try:
+        process = _idle.pop()  # lists are safe in threads
+    except IndexError:
+        process = _Process()
+    try:
+        yield process
+    except DecoderCrashError:
+        raise
+    except ImageDecodeError:
+        _idle.append(process)
+        raise
+    _idle.append(process)
+
+
 def decoded_apart(
     content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float | None = None
 ) -> "npt.NDArray[np.uint8]":
@@ -96,27 +125,49 @@ def decoded_apart(
 
     Raises
     ------
-    ImageDecodeError
-        If the image is unreadable.
     DecoderCrashError
         If the process crashed, or did not end within `seconds`; it says how.
+    ImageDecodeError
+        If the image is unreadable.
     """
-    try:
-        process = _idle.pop()  # lists are safe in threads
-    except IndexError:
-        process = _Process()
-    request = {
-        "frame": frame,
-        "max_pixels": max_pixels,
-        "window": None if window is None else [window.center, window.width],
-    }
-    try:
-        pixels = process.decode(content, request, MOST_SECONDS if seconds is None else seconds)
-    except ImageDecodeError:
-        _idle.append(process)
-        raise
-    _idle.append(process)
-    return pixels
+    with _a_process() as process:
+        answer, payload = process.ask(content, _request(frame, max_pixels, window, "pixels"), seconds or MOST_SECONDS)
+    return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+
+
+def looked_at_apart(
+    content: bytes,
+    frame: int,
+    max_pixels: int,
+    window: Window | None,
+    room: "Callable[[int], AbstractContextManager[None]]",
+) -> Look:
+    """Decode an image in another process, for what it is and whether it can be read; no pixels come back.
+
+    Parameters
+    ----------
+    content, frame, max_pixels, window
+        As for `decoded_apart`.
+    room : callable
+        Gives for a number of pixels what to wait for before they are decoded.
+
+    Raises
+    ------
+    DecoderCrashError, ImageDecodeError
+        As `decoded_apart`.
+    """
+    with _a_process() as process:
+        header, _ = process.ask(content, _request(frame, max_pixels, window, "header"), MOST_SECONDS)
+        with room(header["width"] * header["height"]):
+            found, _ = process.ask(content, _request(frame, max_pixels, window, "check"), MOST_SECONDS)
+    image_format, mode, bits = found["kind"]
+    width, height = found["size"]
+    return Look((image_format, mode, bits), (width, height), tuple(found["notes"]))
+
+
+def _request(frame: int, max_pixels: int, window: Window | None, want: str) -> dict[str, Any]:
+    place = None if window is None else [window.center, window.width]
+    return {"frame": frame, "max_pixels": max_pixels, "window": place, "want": want}
 
 
 @atexit.register

@@ -21,10 +21,10 @@ from features.devices import compute_on_one_thread, host_tensor, threads_of_its_
 from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import KEY_BYTES, SIZE, image_key
 from features.formats import Frame
-from features.images import Decoding, PixelBudget, load_image
+from features.images import Decoding, PixelBudget
 from features.interrupts import StopSignals
 from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress, check_bad_images
-from features.quarantine import Quarantine
+from features.quarantine import Quarantine, load_apart
 
 if TYPE_CHECKING:
     from features.backbone import Backbone
@@ -384,7 +384,7 @@ def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.T
     images = []
     for _, read in dataset.images.contents(indices):
         try:
-            images.append(load_image(read(), decoding).expand(3, -1, -1))
+            images.append(load_apart(read(), decoding or Decoding()).expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

@@ -15,11 +15,10 @@ import numpy as np
 from features.apart import DecoderCrashError, decoded_apart
 from features.errors import CacheError, ImageDecodeError
 from features.fingerprint import KEY_BYTES
-from features.formats import Frame
+from features.formats import Frame, parts
 from features.images import Decoding, load_image
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
     from features.datasets.table import Content
@@ -105,7 +104,7 @@ class Quarantine:
         if key in self._reasons:
             raise ImageDecodeError(self._reasons[key])
         if key in self._suspects:
-            return load_image(self._decoded_apart(content, key, decoding))
+            return self._load_suspect(content, key, decoding)
         with self._noted(key):
             return load_image(content, decoding)
 
@@ -119,12 +118,11 @@ class Quarantine:
             self._slots[slot : slot + KEY_BYTES] = _NOTHING
             self._free.put(slot)
 
-    def _decoded_apart(self, content: "bytes | Frame", key: bytes, decoding: Decoding) -> "npt.NDArray[np.uint8]":
-        encoded, frame = (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+    def _load_suspect(self, content: "bytes | Frame", key: bytes, decoding: Decoding) -> "torch.Tensor":
         try:
-            return decoded_apart(encoded, frame, decoding.max_pixels, decoding.window)
+            return load_apart(content, decoding)
         except DecoderCrashError as error:
-            reason = f"its decoder crashed: {error} (in quarantine: {self.path.name})"
+            reason = f"{error} (in quarantine: {self.path.name})"
             self._reasons[key] = reason
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{key.hex()} {reason}\n")
@@ -134,6 +132,19 @@ class Quarantine:
         finally:
             slot = self._suspects[key]
             self._slots[slot : slot + KEY_BYTES] = _NOTHING
+
+
+def load_apart(content: "Content", decoding: Decoding) -> "torch.Tensor":
+    """Do as `load_image` does, in another process: a decoder that crashes costs this image only.
+
+    Raises
+    ------
+    DecoderCrashError, ImageDecodeError
+        As `decoded_apart`.
+    """
+    if isinstance(content, np.ndarray):  # nothing decodes it
+        return load_image(content, decoding)
+    return load_image(decoded_apart(*parts(content), decoding.max_pixels, decoding.window))
 
 
 def _left_behind(path: Path) -> set[bytes]:

@@ -1,6 +1,7 @@
 """What a person sees while a command works: progress, warnings and tables. Never on stdout where JSON goes."""
 
 import logging
+import re
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ class _WarningLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
-        say(f"warning: {record.getMessage()}")
+        say(f"warning: {harmless(record.getMessage())}")
 
 
 def show_warnings() -> None:
@@ -82,6 +83,11 @@ def _lines() -> "Callable[[Progress], None]":
 def say(text: str) -> None:
     """Say on stderr what is being done."""
     print(text, file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Write control characters out: a file's name may hold some that clear the screen."""
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def training_progress(n_epochs: int) -> "Callable[[str, int], None]":

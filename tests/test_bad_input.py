@@ -220,3 +220,15 @@ def test_animations_are_counted_in_the_summary(hoarfrost: Hoarfrost, folder: Pat
     output = hoarfrost("extract", folder, "--cache", folder.parent / "c.h5", "--weights", "random:0")
     assert output.status == 0, output.stderr
     assert "  3 animated: the first frame is taken" in output.stdout
+
+
+def test_name_that_holds_control_characters_does_nothing_to_the_terminal(hoarfrost: Hoarfrost, folder: Path) -> None:
+    (folder / "a" / "x\x1b[31m.png").write_text("no image")
+    for arguments in (
+        ["inspect", folder],
+        ["extract", folder, "--cache", folder.parent / "c.h5", "--weights", "random:0"],
+    ):
+        output = hoarfrost(*arguments)
+        assert output.status == 0
+        assert r"x\x1b[31m.png: no image format recognised" in output.stdout + output.stderr
+        assert "\x1b" not in output.stdout + output.stderr

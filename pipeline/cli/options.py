@@ -48,7 +48,9 @@ def run_option(command: Command) -> Command:
 
 def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
     """Print a result: one JSON object, or text for people."""
-    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else text
+    from pipeline.console import harmless
+
+    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.
     click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
 

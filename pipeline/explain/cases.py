@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import CacheError, DatasetError, ImageDecodeError, RemoteError
-from features.images import fitted
+from features.pictures import fitted
 from pipeline.explain.examples import Example, TrainingExamples, training_examples
 from pipeline.explain.explainer import Explainer, Explanation
 from pipeline.explain.pictures import EXAMPLE_SIDE, Pixels

@@ -18,7 +18,8 @@ from features.datasets import Dataset, read_unlabelled
 from features.errors import HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
 from features.formats import FRAME_MARK
-from features.images import encode_png, fitted
+from features.images import encode_png
+from features.pictures import fitted
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
 from pipeline.explain.cases import Cases

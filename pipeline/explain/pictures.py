@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from features.images import fitted, text_width, with_texts
+from features.pictures import fitted, text_width, with_texts
 from pipeline.explain.maps import Floats, upsampled
 
 Pixels = npt.NDArray[np.uint8]

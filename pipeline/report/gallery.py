@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.errors import DatasetError, ImageDecodeError, RemoteError
+from features.fingerprint import window_asked_for
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
 from pipeline.runs import Run
 from pipeline.sources import Source
@@ -185,9 +186,10 @@ def read_pictures(source: Source, groups: Iterable[Group], explainer: "Explainer
     for case in (case for group in groups for cases in group.cases for case in cases):
         subjects.setdefault(case.path, set()).update(() if case.subject is None else {case.subject})
     pictures = Pictures()
+    window = window_asked_for(source.cache.header.fingerprint.preprocessing)
     try:
         for path, content in source.contents(sorted(subjects), pictures.reasons):
-            _add_picture(pictures, path, content)
+            _add_picture(pictures, path, content, window)
             if explainer is not None and path in pictures.uris:
                 pictures.maps.update(_maps(explainer, path, content, subjects[path]))
     except (DatasetError, RemoteError) as error:
@@ -195,11 +197,12 @@ def read_pictures(source: Source, groups: Iterable[Group], explainer: "Explainer
     return pictures
 
 
-def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
+def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None) -> None:
     from features.images import thumbnail
+    from features.windows import Window
 
-    try:
-        picture = thumbnail(content, SIDE)
+    try:  # as the backbone saw it
+        picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
     else:

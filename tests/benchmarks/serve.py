@@ -41,7 +41,7 @@ def throughput(folder: Path) -> list[Measurement]:
         process.terminate()
     return [
         Measurement(
-            f"serve, {N_REQUESTS} requests, {N_CLIENTS} clients, demo set: F {forward:.0f}, D {decoding:.0f}, roof {roof:.0f}",
+            f"serve, {N_REQUESTS} requests, {N_CLIENTS} clients, demo: F {forward:.0f}, D {decoding:.0f}, roof {roof:.0f}",
             f"{plain:.1f} answers/s, none lost, {plain / roof:.2f} of the roof; with map and nearest images {explained:.1f}",
             "0.5 of the roof, none lost",
             {"answers": plain, "explained": explained, "roof": roof, "share": plain / roof},
