@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.report.sources import Source
 
 from features.cache import EmbeddingCache
 from features.datasets import read_dataset
@@ -22,6 +21,7 @@ from pipeline.report.evaluation import evaluation_of
 from pipeline.report.gallery import N_CASES, SIDE, Case, Group, groups_of, read_pictures
 from pipeline.report.look import Look, look_of
 from pipeline.runs import Leakage, Run, SimilarImages
+from pipeline.sources import Source
 from tests.builders import encode, picture, write_npz
 from tests.commands import Hoarfrost
 from tests.dicoms import dicom, encoded, grey_values
