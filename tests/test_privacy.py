@@ -73,6 +73,9 @@ def test_no_product_holds_what_tells_a_patient(hoarfrost: Hoarfrost, tmp_path: P
         ["cache", "info", cache, "--json"],
         ["train", "--cache", cache, "--run", run, "--positive", "a", "--head", "linear", "--epochs", 2, "--json"],
         ["report", "--run", run, "--json"],
+        ["heads", run, "--json"],
+        ["predict", archive, "--run", run, "--output", products / "found.csv", "--json"],
+        ["predict", archive / "a", "--head", run / "heads" / "linear.safetensors", "--output", products / "flat.csv"],
     ):
         output = hoarfrost(*arguments)
         assert output.status == 0, output.stderr
@@ -81,7 +84,7 @@ def test_no_product_holds_what_tells_a_patient(hoarfrost: Hoarfrost, tmp_path: P
         (products / f"said {number}").write_text(text)
     found = texts_of(products)
     assert sum(path.suffix == ".h5" for path in found) == 1
-    assert any(path.name == "report.html" for path in found)
+    assert {"report.html", "found.csv", "found_patients.csv", "linear.safetensors"} <= {path.name for path in found}
     kept = {
         (secret, path.name)
         for path, content in found.items() for secret in SECRETS if secret.encode() in content
