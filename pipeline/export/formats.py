@@ -15,6 +15,7 @@ import torch
 
 from features.errors import HoarfrostError
 from features.fingerprint import SIZE
+from pipeline import __version__
 from pipeline.export.metadata import INPUT, OUTPUTS
 from pipeline.export.model import Classifier
 
@@ -74,7 +75,7 @@ def onnx_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes
     assert made is not None
     model = made.model_proto
     _tidy(model)
-    model.producer_name, model.doc_string = "hoarfrost", metadata["use"]
+    model.producer_name, model.producer_version, model.doc_string = "hoarfrost", __version__, metadata["use"]
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
