@@ -74,12 +74,20 @@ def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
 
 
 def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
-    """List images recursively, in name order; links to folders are followed, each folder once."""
+    """List images recursively, in name order; links to folders are followed, each folder once.
+
+    A folder that cannot be listed is listed itself: reading it will say why.
+    """
     real = os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
-    for entry in _listing(folder):
+    try:
+        entries = _listing(folder)
+    except DatasetError:
+        yield prefix.rstrip("/")
+        return
+    for entry in entries:
         if _is_folder(entry) and not _is_image_name(entry.name):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
         elif _is_image(entry):

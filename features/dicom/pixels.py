@@ -102,6 +102,7 @@ class DicomImage:
 
     def _check_frame(self, buffer: io.BytesIO) -> None:
         promised, there = n_promised(self._data), n_frames_there(self._data, buffer)
+        self.n_frames = there
         if self._frame > promised:
             raise ImageDecodeError(f"no frame {self._frame}: the file has {promised}")
         if self._frame > there:
