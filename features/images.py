@@ -34,6 +34,7 @@ MAX_REASON = 300  # characters of what a library says
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 FIRST_FRAME = "animated: the first frame is taken"
+FIRST_IMAGE = "several images in a file with another format's name: the first is taken"
 
 # Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a word.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
@@ -227,7 +228,10 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
         from features.dicom import DicomImage  # here: pydicom is an extra, and most images are no DICOM
     except ImportError as error:
         raise ImageDecodeError("a DICOM file, and pydicom is missing: pip install 'hoarfrost[dicom]'") from error
-    yield DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+    image = DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+    if not frame and image.n_frames > 1:
+        decoding.on_note(FIRST_IMAGE)
+    yield image
 
 
 @contextmanager
@@ -252,6 +256,8 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             _check_png(content)
         if image.format == "TIFF":
             _check_planes(image)
+            if not frame and getattr(image, "n_frames", 1) > 1:
+                decoding.on_note(FIRST_IMAGE)
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
             image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))

@@ -100,12 +100,22 @@ def _read_class_folders(root: str, prefix: str) -> tuple[list[_Image], list[str]
 
 
 def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[_Image]:
-    """List images recursively, in name order; links to folders are followed, each folder once."""
+    """List images recursively, in name order; links to folders are followed, each folder once.
+
+    A folder that cannot be listed is listed itself: reading it will say why.
+    """
     real = real_place(folder)
     if real in seen:
         return
     seen.add(real)
-    for entry in _listing(folder):
+    try:
+        entries = _listing(folder)
+    except DatasetError:
+        if not prefix:
+            raise
+        yield _Image(prefix.rstrip("/"), None)
+        return
+    for entry in entries:
         if _is_folder(entry) and not _is_image_name(entry.name):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
         elif _is_image(entry):

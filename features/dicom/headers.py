@@ -81,17 +81,17 @@ def _header(file: BinaryIO) -> DicomHeader | None:
     data = read_elements(file, _KEYWORDS)
     if "SOPClassUID" not in data and "Rows" not in data:
         return None  # elements are found in anything
-    manufacturer, model = _text(data, "Manufacturer"), _text(data, "ManufacturerModelName")
+    manufacturer, model = _sound_text(data, "Manufacturer"), _sound_text(data, "ManufacturerModelName")
     return DicomHeader(
         n_frames=min(n_promised(data), n_frames_there(data, file) + 1),
         patient_id=_text(data, "PatientID"),
         identifiers=_identifiers(data),
         study=_text(data, "StudyInstanceUID"),
-        site=_text(data, "InstitutionName"),
+        site=_sound_text(data, "InstitutionName"),
         scanner=model if model.startswith(manufacturer) else f"{manufacturer} {model}".strip(),
-        sex=_text(data, "PatientSex").upper(),
+        sex=_sound_text(data, "PatientSex").upper(),
         age=_age_band(_text(data, "PatientAge")),
-        burned_in=_text(data, "BurnedInAnnotation").lower(),
+        burned_in=_sound_text(data, "BurnedInAnnotation").lower(),
     )
 
 
@@ -99,6 +99,12 @@ def _text(data: Dataset, keyword: str) -> str:
     """Give an element's text on one line, without what cannot be printed."""
     value = str(data.get(keyword, None) or "")
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())[:MAX_TEXT]
+
+
+def _sound_text(data: Dataset, keyword: str) -> str:
+    """Give the text of an element that is kept, if it is one: a damaged header's may go on into the patient's name."""
+    value = str(data.get(keyword, None) or "").rstrip("\0 ")
+    return _text(data, keyword) if value.isprintable() and len(value) <= MAX_TEXT else ""
 
 
 def _identifiers(data: Dataset) -> tuple[str, ...]:

@@ -39,7 +39,9 @@ JPEGExtended12BitDecoder.add_plugin(TWELVE_BITS, ("features.dicom.jpeg12", "deco
 
 _JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds over what has no end
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # ends compressed pixels
+_GREYS = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
 _COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # that pydicom makes RGB of
+_OTHER_COLOURS = frozenset({"YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK"})
 
 _KEYWORDS = (
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
@@ -100,6 +102,7 @@ class DicomImage:
 
     def _check_frame(self, buffer: io.BytesIO) -> None:
         promised, there = n_promised(self._data), n_frames_there(self._data, buffer)
+        self.n_frames = there
         if self._frame > promised:
             raise ImageDecodeError(f"no frame {self._frame}: the file has {promised}")
         if self._frame > there:
@@ -120,7 +123,8 @@ class DicomImage:
 
     @cached_property
     def _photometric(self) -> str:
-        return str(self._data.get("PhotometricInterpretation", None) or "").strip()[:16]
+        found = str(self._data.get("PhotometricInterpretation", None) or "").strip()
+        return found if found in _GREYS | _COLOURS | _OTHER_COLOURS else "unknown"
 
     @cached_property
     def _codec(self) -> str:
@@ -166,6 +170,8 @@ class DicomImage:
     def _decoded(self) -> npt.NDArray[Any]:
         if self._syntax in _JPEG_LS and self._content.find(_DELIMITER, self._pixels_at) < 0:
             raise ImageDecodeError("damaged or truncated DICOM pixels: the JPEG-LS data have no end")
+        if self._photometric not in _GREYS | _COLOURS:
+            raise ImageDecodeError(f"DICOM pixels in a colour space that is not read: {self._photometric}")
         high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
         if self._codec in {"", "pydicom"} and high is not None and stored is not None and high != stored - 1:
             raise ImageDecodeError(
@@ -191,9 +197,10 @@ class DicomImage:
 
 
 def _class_of(data: Dataset) -> str:
-    """Name what the file is: "Encapsulated PDF Storage"."""
+    """Name what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
     meta = getattr(data, "file_meta", Dataset())
-    return (
-        uid.UID(str(data.get("SOPClassUID", None) or meta.get("MediaStorageSOPClassUID", None) or "")).name
-        or "of no class"
-    )
+    found = str(data.get("SOPClassUID", None) or meta.get("MediaStorageSOPClassUID", None) or "")
+    if not found:
+        return "of no class"
+    name = uid.UID(found).name
+    return "of an unknown class" if name == found else name
