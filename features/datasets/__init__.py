@@ -13,6 +13,7 @@ from features.datasets.table import Dataset, FileStamp, ImageSource, file_images
 from features.errors import DatasetError
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
+from features.texts import Texts
 
 __all__ = [
     "MANIFEST_NAME",
@@ -87,7 +88,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
         If there is no such folder or file now.
     """
     if os.path.isdir(location):
-        return file_images(location, list(paths))
+        return file_images(location, Texts.of(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
         return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
     raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
@@ -114,9 +115,9 @@ def check_classes(dataset: Dataset) -> None:
     """Refuse a data set without images, or without two classes or a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
-    if any(map(is_label_column, dataset.attributes.values())):
+    if any(is_label_column(column.values()) for column in dataset.attributes.values()):
         return
-    if not any(dataset.labels):
+    if not dataset.labels.lengths.any():
         raise DatasetError(
             f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
         )

@@ -1,12 +1,13 @@
 """Image folders: `CLASS/image.png`, or `train/CLASS/image.png`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
 from features.errors import DatasetError
 from features.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
+from features.texts import Texts
 
 IGNORED_NAMES = frozenset({"__MACOSX", "DICOMDIR"})  # what macOS adds; an index of DICOM files, which are listed anyway
 
@@ -22,10 +23,7 @@ def read_folder(root: Path, name: str) -> Dataset:
             f"{root}: only {', '.join(sorted(known))} here; a data set in split folders needs train and at least one of "
             f"val and test. To have {root / folders[0]} split anew, give that folder; else describe the images in a CSV."
         )
-    paths, labels = _read_class_folders(root, "")
-    if not paths:
-        raise _no_images(root)
-    return Dataset(name, str(root), paths, labels, None, None, FileImages(str(root), paths))
+    return _dataset(root, name, _read_class_folders(root, ""), None)
 
 
 def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
@@ -37,14 +35,20 @@ def _read_split_folders(root: Path, name: str, folders: list[str], known: dict[s
         )
     if len(set(known.values())) < len(known):
         raise DatasetError(f"{root}: two folders name the same split ({', '.join(sorted(known))}). Merge them.")
-    paths, labels, splits = [], [], []
+    found, splits = [], []
     for folder in sorted(known, key=lambda folder: list(SPLIT_NAMES).index(folder.lower())):
-        found, classes = _read_class_folders(root / folder, f"{folder}/")
-        paths += found
-        labels += classes
-        splits += [known[folder]] * len(found)
-    if not paths:
+        of_split = _read_class_folders(root / folder, f"{folder}/")
+        found += of_split
+        splits.append(Texts.repeated(known[folder], sum(len(paths) for _, paths in of_split)))
+    return _dataset(root, name, found, Texts.joined(splits))
+
+
+def _dataset(root: Path, name: str, found: Sequence[tuple[str, Texts]], splits: Texts | None) -> Dataset:
+    """Make the table of what was found, labels and the paths of each."""
+    paths = Texts.joined(paths for _, paths in found)
+    if not len(paths):
         raise _no_images(root)
+    labels = Texts.joined(Texts.repeated(label, len(paths)) for label, paths in found)
     return Dataset(name, str(root), paths, labels, splits, None, FileImages(str(root), paths))
 
 
@@ -55,14 +59,13 @@ def _no_images(root: Path) -> DatasetError:
     )
 
 
-def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
-    """List the images below each class folder: paths relative to the data set's root, and labels."""
-    paths, labels, loose = [], [], []
+def _read_class_folders(root: Path, prefix: str) -> list[tuple[str, Texts]]:
+    """List the images below each class folder: labels, and paths relative to the data set's root."""
+    found, loose = [], []
     for entry in _listing(root):
         if _is_folder(entry):
-            found = list(_walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root)))
-            paths += found
-            labels += [composed(entry.name)] * len(found)
+            paths = Texts.of(_walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root)))
+            found.append((composed(entry.name), paths))
         elif _is_image(entry):
             loose.append(entry.name)
     if loose:
@@ -70,7 +73,7 @@ def _read_class_folders(root: Path, prefix: str) -> tuple[list[str], list[str]]:
             f"{root}: {len(loose)} images lie outside any class folder (first: {loose[0]}), so their class is unknown. "
             "Move them into a folder named by their class, or describe the images in a CSV with path,label."
         )
-    return paths, labels
+    return found
 
 
 def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:

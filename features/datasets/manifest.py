@@ -4,13 +4,23 @@ import csv
 import os
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
 from features.errors import DatasetError
 from features.formats import FRAME_MARK
 from features.labels import is_label_column
+from features.texts import TextIndex, Texts, TextsBuilder
 
+Ints = npt.NDArray[np.int64]
+
+NOT_ASCII = bytes(range(128, 256))
+ROWS_AT_ONCE = 1 << 14  # that are Python objects; then their columns are packed
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
 
@@ -20,20 +30,21 @@ def read_manifest(path: Path, name: str, source: str) -> Dataset:
     _check_columns(path, columns)
     root = path.parent
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
-    labels = [""] * len(paths)
+    labels = Texts.repeated("", len(paths))
     if "label" in columns:
-        labels = [composed(cell) for cell in _filled(path, "label", columns.pop("label"), lines)]
+        labels = _composed(_filled(path, "label", columns.pop("label"), lines))
     splits = _manifest_splits(path, columns.pop("split"), lines) if "split" in columns else None
     patients = None
     if "patient" in columns:
-        patients = [composed(cell) for cell in _filled(path, "patient", columns.pop("patient"), lines)]
+        patients = _composed(_filled(path, "patient", columns.pop("patient"), lines))
     return Dataset(name, source, paths, labels, splits, patients, file_images(str(root), paths), columns)
 
 
-def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
+def _check_columns(path: Path, columns: dict[str, Texts]) -> None:
     """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
     for wanted in ("path", "label"):
-        if wanted not in columns and not (wanted == "label" and any(map(is_label_column, columns.values()))):
+        are_labels = (is_label_column(column.values()) for column in columns.values())
+        if wanted not in columns and not (wanted == "label" and any(are_labels)):
             raise DatasetError(
                 f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
                 "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
@@ -41,8 +52,8 @@ def _check_columns(path: Path, columns: dict[str, list[str]]) -> None:
             )
 
 
-def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
-    """Read a CSV's columns (names in lower case) and each row's line number."""
+def _read_csv(path: Path) -> tuple[dict[str, Texts], Ints]:
+    """Read a CSV's columns (names in lower case) and each row's line number, (n,) int64."""
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # "-sig": Excel writes a byte order mark
@@ -50,27 +61,62 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(reader, [])]
-            rows, lines = [], []
-            for row in reader:
-                line = reader.line_num
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != len(header):
-                    raise DatasetError(
-                        f"{path} line {line}: {len(row)} fields, the header has {len(header)}. "
-                        f"Put a text that holds {delimiter!r} into double quotes."
-                    )
-                if any("\0" in cell for cell in row):
-                    raise DatasetError(f"{path} line {line}: holds a NUL character. Remove it.")
-                rows.append([cell.strip() for cell in row])
-                lines.append(line)
+            builders = [TextsBuilder() for _ in header]
+            lines = [np.empty(0, np.int64)]
+            for rows, at in _some_rows(reader):
+                line = at[-1]
+                cells, at = _cells(path, rows, at, len(header), delimiter)
+                for builder, column in zip(builders, cells, strict=True):
+                    builder.add(column)
+                lines.append(np.array(at, np.int64))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
         raise DatasetError(f"{path} after line {line}: not a well-formed CSV: {error}.") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
-    return _columns(path, header, rows, lines), lines
+    all_lines = np.concatenate(lines)
+    return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
+
+
+def _some_rows(reader: "Iterable[list[str]]") -> Iterator[tuple[list[list[str]], list[int]]]:
+    """Give rows and their line numbers, some at a time; before an error those that are well-formed."""
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    failure: Exception | None = None
+    try:
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num)  # type: ignore[attr-defined]  # csv's type has no public name
+            if len(rows) == ROWS_AT_ONCE:
+                yield rows, lines
+                rows, lines = [], []
+    except (csv.Error, UnicodeDecodeError) as error:
+        failure = error
+    if rows:
+        yield rows, lines
+    if failure is not None:
+        raise failure
+
+
+def _cells(
+    path: Path, rows: list[list[str]], lines: list[int], n_columns: int, delimiter: str
+) -> tuple[list[list[str]], list[int]]:
+    """Turn rows into columns of cells without white space around them, empty rows left out."""
+    if set(map(len, rows)) != {n_columns}:
+        written = [any(map(str.strip, row)) for row in rows]
+        rows, lines = list(compress(rows, written)), list(compress(lines, written))
+        for row, line in zip(rows, lines, strict=True):
+            if len(row) != n_columns:
+                raise DatasetError(
+                    f"{path} line {line}: {len(row)} fields, the header has {n_columns}. "
+                    f"Put a text that holds {delimiter!r} into double quotes."
+                )
+    columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)] or [[] for _ in range(n_columns)]
+    if columns and "" in columns[0]:
+        written = list(map(any, zip(*columns, strict=True)))
+        columns, lines = [list(compress(column, written)) for column in columns], list(compress(lines, written))
+    return columns, lines
 
 
 def _delimiter(header: str) -> str:
@@ -83,18 +129,19 @@ def _delimiter(header: str) -> str:
     return max(candidates, key=header.count)
 
 
-def _check_lengths(path: Path, columns: dict[str, list[str]], lines: list[int]) -> None:
-    for name, cells in columns.items():
-        for cell, line in zip(cells, lines, strict=True):
-            if len(cell) > MAX_CELL_CHARACTERS:
-                raise DatasetError(f"{path} line {line}: the {name} has {len(cell)} characters. Shorten it.")
+def _check_cells(path: Path, name: str, cells: Texts, lines: Ints) -> None:
+    """Refuse what the cache cannot hold."""
+    for row in cells.rows_with(b"\0"):
+        raise DatasetError(f"{path} line {lines[row]}: holds a NUL character. Remove it.")
+    for row in np.flatnonzero(cells.lengths > MAX_CELL_CHARACTERS):  # in bytes, which may be more
+        if len(cells[row]) > MAX_CELL_CHARACTERS:
+            raise DatasetError(f"{path} line {lines[row]}: the {name} has {len(cells[row])} characters. Shorten it.")
 
 
-def _columns(path: Path, header: list[str], rows: list[list[str]], lines: list[int]) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {}
-    for i, name in enumerate(header):
-        cells = [row[i] for row in rows]
-        if not name and not any(cells):  # spreadsheets end lines with delimiters
+def _columns(path: Path, header: list[str], read: list[Texts], lines: Ints) -> dict[str, Texts]:
+    columns: dict[str, Texts] = {}
+    for i, (name, cells) in enumerate(zip(header, read, strict=True)):
+        if not name and not cells.lengths.any():  # spreadsheets end lines with delimiters
             continue
         if not name:
             raise DatasetError(f"{path}: column {i + 1} has no name in the header. Name it, or remove it.")
@@ -104,20 +151,32 @@ def _columns(path: Path, header: list[str], rows: list[list[str]], lines: list[i
         if name in columns:
             raise DatasetError(f"{path}: two columns have the name {name!r}. Rename one.")
         columns[name] = cells
-    _check_lengths(path, columns, lines)
+    for name, cells in columns.items():
+        _check_cells(path, name, cells, lines)
     return columns
 
 
-def _manifest_paths(manifest: Path, root: Path, cells: list[str], lines: list[int]) -> list[str]:
-    paths = [_inside(manifest, root, cell, line) for cell, line in zip(cells, lines, strict=True)]
-    first_line: dict[str, int] = {}
-    for path, line in zip(paths, lines, strict=True):
-        if path in first_line:
-            raise DatasetError(
-                f"{manifest} line {line}: the path {path} stands already in line {first_line[path]}. Keep one of them."
-            )
-        first_line[path] = line
+def _manifest_paths(manifest: Path, root: Path, cells: Texts, lines: Ints) -> Texts:
+    odd = _odd_paths(cells)
+    where = lines[odd].tolist()
+    paths = cells.replaced(
+        odd, Texts.of(_inside(manifest, root, cell, line) for cell, line in zip(cells.take(odd), where, strict=True))
+    )
+    firsts = TextIndex(paths).firsts()
+    for row in np.flatnonzero(firsts != np.arange(len(paths))):
+        raise DatasetError(
+            f"{manifest} line {lines[row]}: the path {paths[row]} stands already in line {lines[firsts[row]]}. "
+            "Keep one of them."
+        )
     return paths
+
+
+def _odd_paths(cells: Texts) -> Ints:
+    """Give the rows whose paths have to be looked at one by one: the others are relative, ASCII and in their simplest form."""
+    first, last = cells.edges()
+    odd = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
+    odd[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
+    return np.flatnonzero(odd)
 
 
 def _inside(manifest: Path, root: Path, cell: str, line: int) -> str:
@@ -148,18 +207,21 @@ def _spelled_as_on_disk(root: Path, relative: str) -> str:
     return next((spelling for spelling in spellings if os.path.lexists(root / spelling)), relative)
 
 
-def _filled(manifest: Path, column: str, cells: list[str], lines: list[int]) -> list[str]:
-    for cell, line in zip(cells, lines, strict=True):
-        if not cell:
-            raise DatasetError(f"{manifest} line {line}: the {column} is empty. Fill it in, or remove the line.")
+def _filled(manifest: Path, column: str, cells: Texts, lines: Ints) -> Texts:
+    for row in np.flatnonzero(cells.lengths == 0):
+        raise DatasetError(f"{manifest} line {lines[row]}: the {column} is empty. Fill it in, or remove the line.")
     return cells
 
 
-def _manifest_splits(manifest: Path, cells: list[str], lines: list[int]) -> list[str]:
-    for cell, line in zip(cells, lines, strict=True):
-        if cell.lower() not in SPLIT_NAMES:
-            raise DatasetError(
-                f"{manifest} line {line}: {cell!r} is no split; use train, val or test. "
-                "Without the column, images are split by patient."
-            )
-    return [SPLIT_NAMES[cell.lower()] for cell in cells]
+def _composed(cells: Texts) -> Texts:
+    return cells.mapped(composed) if len(cells.rows_with(NOT_ASCII)) else cells
+
+
+def _manifest_splits(manifest: Path, cells: Texts, lines: Ints) -> Texts:
+    splits = cells.mapped(lambda cell: SPLIT_NAMES.get(cell.lower(), ""))
+    for row in np.flatnonzero(splits.lengths == 0):
+        raise DatasetError(
+            f"{manifest} line {lines[row]}: {cells[row]!r} is no split; use train, val or test. "
+            "Without the column, images are split by patient."
+        )
+    return splits
