@@ -12,6 +12,7 @@ import numpy.typing as npt
 from features.lookup import Heads, Ints, Lookup
 
 BLOCK_TEXTS = 1 << 15  # made into objects, and let go, at a time
+BLOCK_LETTERS = 1 << 18  # looked through at a time: as much as the processor's cache holds
 BLOCK_BYTES = 1 << 24  # compared or hashed at a time
 MOST_REMEMBERED = 1 << 16  # different texts that are kept as objects: labels and scanners are that few, paths are not
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
@@ -166,12 +167,11 @@ class Texts(Sequence[str]):
 
         A pair may also be the last byte of one text and the first of the next: whoever asks for pairs looks again.
         """
-        wanted = np.zeros(256, bool)
-        wanted[list(letters)] = True
+        wanted = bytes(byte in letters for byte in range(256))
         found = np.zeros(len(self._ends) - 1, bool)
-        for first in range(0, len(self._content), BLOCK_BYTES):
-            block = self._bytes[first : first + BLOCK_BYTES + 1]
-            hits = wanted[block]
+        for first in range(0, len(self._content), BLOCK_LETTERS):
+            text = self._content[first : first + BLOCK_LETTERS + 1]
+            block, hits = np.frombuffer(text, np.uint8), np.frombuffer(bytearray(text.translate(wanted)), bool)
             for one, two in pairs:
                 hits[:-1] |= (block[:-1] == one) & (block[1:] == two)
             found[np.searchsorted(self._ends, first + np.flatnonzero(hits), "right") - 1] = True

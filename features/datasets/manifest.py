@@ -4,8 +4,8 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from itertools import compress
+from collections.abc import Iterator
+from itertools import compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from features.texts import TextIndex, Texts, TextsBuilder
 Ints = npt.NDArray[np.int64]
 
 NOT_ASCII = bytes(range(128, 256))
-ROWS_AT_ONCE = 1 << 14  # that are Python objects; then their columns are packed
+ROWS_AT_ONCE = 1 << 10  # that are Python objects, few enough for the processor's cache; then they are packed
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
 
@@ -64,11 +64,11 @@ def _read_csv(path: Path) -> tuple[dict[str, Texts], Ints]:
             builders = [TextsBuilder() for _ in header]
             lines = [np.empty(0, np.int64)]
             for rows, at in _some_rows(reader):
-                line = at[-1]
+                line = int(at[-1])
                 cells, at = _cells(path, rows, at, len(header), delimiter)
                 for builder, column in zip(builders, cells, strict=True):
                     builder.add(column)
-                lines.append(np.array(at, np.int64))
+                lines.append(at)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
@@ -79,33 +79,37 @@ def _read_csv(path: Path) -> tuple[dict[str, Texts], Ints]:
     return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
 
 
-def _some_rows(reader: "Iterable[list[str]]") -> Iterator[tuple[list[list[str]], list[int]]]:
-    """Give rows and their line numbers, some at a time; before an error those that are well-formed."""
-    rows: list[list[str]] = []
-    lines: list[int] = []
+def _some_rows(reader: "csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
+    """Give rows and the numbers of the lines that they end in, some at a time; before an error those that precede it."""
     failure: Exception | None = None
-    try:
-        for row in reader:
-            rows.append(row)
-            lines.append(reader.line_num)  # type: ignore[attr-defined]  # csv's type has no public name
-            if len(rows) == ROWS_AT_ONCE:
-                yield rows, lines
-                rows, lines = [], []
-    except (csv.Error, UnicodeDecodeError) as error:
-        failure = error
-    if rows:
-        yield rows, lines
+    while failure is None:
+        rows: list[list[str]] = []
+        before = reader.line_num
+        try:
+            rows.extend(islice(reader, ROWS_AT_ONCE))
+        except (csv.Error, UnicodeDecodeError) as error:
+            failure = error
+        if not rows:
+            break
+        n_lines = np.ones(len(rows), np.int64)
+        if failure is not None or reader.line_num - before != len(rows):
+            n_lines += [sum(map(_line_breaks, row)) for row in rows]
+        yield rows, before + np.cumsum(n_lines)
     if failure is not None:
         raise failure
 
 
+def _line_breaks(cell: str) -> int:
+    return cell.count("\n") + cell.count("\r") - cell.count("\r\n")
+
+
 def _cells(
-    path: Path, rows: list[list[str]], lines: list[int], n_columns: int, delimiter: str
-) -> tuple[list[list[str]], list[int]]:
+    path: Path, rows: list[list[str]], lines: Ints, n_columns: int, delimiter: str
+) -> tuple[list[list[str]], Ints]:
     """Turn rows into columns of cells without white space around them, empty rows left out."""
     if set(map(len, rows)) != {n_columns}:
         written = [any(map(str.strip, row)) for row in rows]
-        rows, lines = list(compress(rows, written)), list(compress(lines, written))
+        rows, lines = list(compress(rows, written)), lines[written]
         for row, line in zip(rows, lines, strict=True):
             if len(row) != n_columns:
                 raise DatasetError(
@@ -115,7 +119,7 @@ def _cells(
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)] or [[] for _ in range(n_columns)]
     if columns and "" in columns[0]:
         written = list(map(any, zip(*columns, strict=True)))
-        columns, lines = [list(compress(column, written)) for column in columns], list(compress(lines, written))
+        columns, lines = [list(compress(column, written)) for column in columns], lines[written]
     return columns, lines
 
 
