@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Self, TypeVar, overload
+from typing import Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -77,10 +77,10 @@ class Texts(Sequence[str]):
         return len(self._codes)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> "Texts": ...
-    def __getitem__(self, index: int | slice) -> "str | Texts":
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | Texts":
         if isinstance(index, slice):
             return Texts(self._codes[index], self._ends, self._content)
         code = int(self._codes[index])
@@ -186,7 +186,7 @@ class Texts(Sequence[str]):
         return first, last
 
     def have_suffix(self, suffixes: Iterable[str]) -> npt.NDArray[np.bool_]:
-        """Tell which are names with one of some ASCII suffixes (".png") of at most seven letters, in either case, (n,) bool."""
+        """Tell which names have one of some suffixes (".png", at most seven letters), in either case, (n,) bool."""
         wanted = [suffix.encode("ascii").lower() for suffix in suffixes]
         lower = np.frombuffer(bytes(range(256)).lower(), np.uint8)
         found = np.zeros(len(self), bool)
@@ -200,7 +200,9 @@ class Texts(Sequence[str]):
             packed = tails.view(">u8").ravel()
             for suffix in wanted:
                 n_bits = 8 * len(suffix)
-                before = packed >> np.uint64(n_bits) & np.uint64(255)  # a name with nothing before the dot has no suffix
+                before = packed >> np.uint64(n_bits) & np.uint64(
+                    255
+                )  # a name with nothing before the dot has no suffix
                 is_suffix = packed & np.uint64((1 << n_bits) - 1) == np.uint64(int.from_bytes(suffix, "big"))
                 found[first : first + len(codes)] |= is_suffix & (before != 0) & (before != ord("/"))
         return found

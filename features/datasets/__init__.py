@@ -9,7 +9,7 @@ from features.datasets.folders import read_folder
 from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileStamp, ImageSource, file_images
+from features.datasets.table import Dataset, FileStamp, ImageSource, Stamps, file_images
 from features.errors import DatasetError
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "FileStamp",
     "ImageSource",
+    "Stamps",
     "check_classes",
     "open_images",
     "read_dataset",

@@ -152,9 +152,7 @@ ATTRIBUTES: "dict[str, Callable[[DicomHeader], str]]" = {
 """What of a header is kept, by the attribute's name; never a name, an id, a date or an accession number."""
 
 
-def _with_headers(
-    dataset: Dataset, files: Texts, headers: "dict[str, DicomHeader]", pseudonyms: Pseudonyms
-) -> Dataset:
+def _with_headers(dataset: Dataset, files: Texts, headers: "dict[str, DicomHeader]", pseudonyms: Pseudonyms) -> Dataset:
     """Add patients and attributes; what a CSV says of them counts before the headers."""
     _warn(headers)
     attributes = dict(dataset.attributes)

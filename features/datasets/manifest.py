@@ -176,7 +176,7 @@ def _manifest_paths(manifest: Path, root: Path, cells: Texts, lines: Ints) -> Te
 
 
 def _odd_paths(cells: Texts) -> Ints:
-    """Give the rows whose paths have to be looked at one by one: the others are relative, ASCII and in their simplest form."""
+    """Give the rows whose paths are looked at one by one: the others are relative, ASCII and in their simplest form."""
     first, last = cells.edges()
     odd = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
     odd[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
