@@ -131,8 +131,8 @@ class Texts(Sequence[str]):
         """How many bytes each text has, (n,) int64."""
         return self._ends[self._codes + 1] - self._ends[self._codes]
 
-    def take(self, rows: Ints) -> "Texts":
-        """Give some rows, (m,) int64 or (n,) bool, as a column; the texts' bytes are shared."""
+    def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "Texts":
+        """Give some rows, (m,) integers or (n,) bool, as a column; the texts' bytes are shared."""
         return Texts(self._codes[rows], self._ends, self._content)
 
     def replaced(self, rows: Ints, texts: "Texts") -> "Texts":

@@ -64,7 +64,8 @@ class KnownFiles(Mapping[str, KnownFile]):
 
     def keys_of(self, places: Rows) -> Keys:
         """Give the keys (m, 32) uint8 of files that `unchanged` found."""
-        return self._keys[self._rows[places]]
+        keys: Keys = self._keys[self._rows[places]]
+        return keys
 
     def __getitem__(self, path: str) -> KnownFile:
         place = int(self._index.find(Texts.of([path]))[0])

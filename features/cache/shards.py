@@ -43,12 +43,9 @@ def listed_shards(index: OpenedFile) -> tuple[Shard, ...]:
         group = index.child(index.root, "shards", h5py.Group)
         names, numbers, contents = (index.dataset(group, name) for name in ("name", "n_images", "content"))
         n = names.shape[0]
-        shapes = [
-            (names, (n,), f"S{SHARD_NAME_BYTES}"),
-            (numbers, (n,), np.int64),
-            (contents, (n, KEY_BYTES), np.uint8),
-        ]
-        if any(data.shape != shape or data.dtype != np.dtype(dtype) for data, shape, dtype in shapes):
+        dtypes = (np.dtype(f"S{SHARD_NAME_BYTES}"), np.dtype(np.int64), np.dtype(np.uint8))
+        found = [(data.shape, data.dtype) for data in (names, numbers, contents)]
+        if found != list(zip(((n,), (n,), (n, KEY_BYTES)), dtypes, strict=True)):
             raise index.damaged("its list of shards is not of this format")
         columns = (
             [name.decode("ascii", "replace") for name in names[...].tolist()],

@@ -32,6 +32,7 @@ from features.cache.store import (
 from features.cache.writing import write_cache_file
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
+from features.texts import Texts
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
 COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
@@ -245,10 +246,10 @@ class CacheWriter:
             name=self.dataset,
             source="",
             root=self.root,
-            paths=[file.path for file in self._pending],
+            paths=Texts.of(file.path for file in self._pending),
             rows=np.arange(n),
-            labels=[""] * n,
-            errors=[""] * n,
+            labels=Texts.repeated("", n),
+            errors=Texts.repeated("", n),
             sizes=np.array([file.size for file in self._pending], np.int64),
             mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
         )

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import compress, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from features.errors import DatasetError
 from features.formats import FRAME_MARK
 from features.labels import is_label_column
 from features.texts import TextIndex, Texts, TextsBuilder
+
+if TYPE_CHECKING:
+    import _csv
 
 Ints = npt.NDArray[np.int64]
 
@@ -79,7 +83,7 @@ def _read_csv(path: Path) -> tuple[dict[str, Texts], Ints]:
     return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
 
 
-def _some_rows(reader: "csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
+def _some_rows(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
     """Give rows and the numbers of the lines that they end in, some at a time; before an error those that precede it."""
     failure: Exception | None = None
     while failure is None:
