@@ -79,7 +79,7 @@ def extract(
         CacheWriter(cache, recipe.header, dataset.name, root=place, shard_bytes=options.shard_size) as writer,
     ):
         table = ImageTable(len(dataset))
-        todo = _recognise(dataset, None if options.rehash else writer.known_files(), table)
+        todo = recognised(dataset, None if options.rehash else writer.known_files(), table)
         _say_what_is_missing(dataset, table.errors, options)
         counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
         if not table.readable.any():
@@ -206,7 +206,7 @@ def _embed(
     return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
 
 
-def _recognise(dataset: Dataset, known: KnownFiles | None, table: ImageTable) -> Sequence[int]:
+def recognised(dataset: Dataset, known: KnownFiles | None, table: ImageTable) -> Sequence[int]:
     """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
     stamps = dataset.images.stamps()
     if known is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from features.cache.folding import remove_unlisted_shards, write_cache
 from features.cache.keys import KeyIndex
 from features.cache.known import KnownFiles
-from features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, FileTable, Header, Keys, Source
+from features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, FileTable, Header, Keys, Rows, Source
 from features.cache.lock import WriterLock
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import (
@@ -204,6 +204,10 @@ class CacheWriter:
         except DamagedCacheError:
             return None
 
+    def find(self, keys: Keys) -> Rows:
+        """Give the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for those that are missing."""
+        return self._current_index().find(keys)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._new_keys or self._index.contains(key)
 
@@ -273,7 +277,7 @@ class CacheWriter:
         index = self._current_index()
         first = index.firsts() == np.arange(len(index))  # a part that a crash left behind is in the file already
         new_row = np.append(np.cumsum(first) - 1, -1)  # the last is for keys that are not there: -1
-        rows = np.where(table.rows >= 0, new_row[index.find(keys)], -1)
+        rows = np.where(table.rows >= 0, new_row[self.find(keys)], -1)
         if ((rows < 0) & (table.rows >= 0)).any():
             raise CacheError(
                 f"{self.path}: {((rows < 0) & (table.rows >= 0)).sum()} images have no embedding; not finished."
