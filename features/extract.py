@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "resnet18"
 SHOWN_MISSING = 3
+ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def extract(
         CacheWriter(cache, recipe.header, dataset.name, root=place, shard_bytes=options.shard_size) as writer,
     ):
         table = ImageTable(len(dataset))
-        todo = recognised(dataset, None if options.rehash else writer.known_files(), table)
+        todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
         _say_what_is_missing(dataset, table.errors, options)
         counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
         if not table.readable.any():
@@ -206,13 +207,14 @@ def _embed(
     return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
 
 
-def recognised(dataset: Dataset, known: KnownFiles | None, table: ImageTable) -> Sequence[int]:
+def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequence[int]:
     """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
     stamps = dataset.images.stamps()
-    if known is not None:
-        places = known.unchanged(dataset.paths, stamps.sizes, stamps.mtimes_ns)
-        rows = np.flatnonzero(places >= 0)
-        table.set_known(rows, stamps, known.keys_of(places[rows]))
+    for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
+        some = slice(first, first + ROWS_AT_ONCE)
+        rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
+        table.set_known(first + rows, keys)
+    table.set_stamps(stamps)
     missing = np.flatnonzero(stamps.missing).tolist()
     table.errors.update(dict.fromkeys(missing, os.strerror(errno.ENOENT)))
     # Numbers side by side: a list of ten million would take five times the memory.

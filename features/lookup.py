@@ -23,8 +23,12 @@ class Lookup:
     """
 
     def __init__(self, heads: Heads) -> None:
-        order = np.argsort(heads, kind="stable")  # stable: the first of equals stays first
+        order = np.argsort(heads)
         self._heads = heads[order]
+        twins = self._heads[1:] == self._heads[:-1]
+        if twins.any():  # the first of equals comes first; sorting all so would take twice the time
+            shared = np.append(twins, False) | np.append(False, twins)
+            order[shared] = order[shared][np.lexsort((order[shared], self._heads[shared]))]
         self._order = order.astype(np.uint32) if len(order) <= 1 << 32 else order
 
     def __len__(self) -> int:

@@ -128,11 +128,15 @@ class ImageTable:
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
-    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", stamps: Stamps, keys: Keys) -> None:
-        """Note readable images, (m,) int64, whose files' keys are known, (m, 32) uint8."""
+    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
+        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
         self.keys[rows] = keys
         self.readable[rows] = True
-        self.sizes[rows], self.mtimes_ns[rows] = stamps.sizes[rows], stamps.mtimes_ns[rows]
+
+    def set_stamps(self, stamps: Stamps) -> None:
+        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
+        self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
 
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
         """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""

@@ -15,7 +15,9 @@ BLOCK_TEXTS = 1 << 15  # made into objects, and let go, at a time
 BLOCK_LETTERS = 1 << 18  # looked through at a time: as much as the processor's cache holds
 BLOCK_BYTES = 1 << 24  # compared or hashed at a time
 MOST_REMEMBERED = 1 << 16  # different texts that are kept as objects: labels and scanners are that few, paths are not
+BLOCKS_UNLIKE = 16  # that are not looked through for equal texts after one that had few
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
+_LOWER = bytes(range(256)).lower()
 
 Cell = TypeVar("Cell", str, bytes)
 
@@ -32,10 +34,10 @@ class Texts(Sequence[str]):
         Which of the kept texts each row is.
     ends : ndarray (m + 1,) int64
         Where in `content` they lie: from `ends[code]` to `ends[code + 1]`.
-    content : bytes or bytearray
+    content : bytes
     """
 
-    def __init__(self, codes: npt.NDArray[np.int32], ends: Ints, content: bytes | bytearray) -> None:
+    def __init__(self, codes: npt.NDArray[np.int32], ends: Ints, content: bytes) -> None:
         self._codes, self._ends, self._content = codes, ends, content
 
     @classmethod
@@ -71,7 +73,7 @@ class Texts(Sequence[str]):
             ends.append(column._ends[1:] + len(content))
             content += column._content
             n_kept += len(column._ends) - 1
-        return cls(np.concatenate(codes), np.concatenate(ends), content)
+        return cls(np.concatenate(codes), np.concatenate(ends), bytes(content))
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -110,7 +112,7 @@ class Texts(Sequence[str]):
         """Give the bytes of some rows' texts."""
         codes, content = self._codes[start:stop], self._content
         bounds = zip(self._ends[codes].tolist(), self._ends[codes + 1].tolist(), strict=True)
-        return [bytes(content[begin:end]) for begin, end in bounds]
+        return [content[begin:end] for begin, end in bounds]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Texts):
@@ -131,12 +133,23 @@ class Texts(Sequence[str]):
         """How many bytes each text has, (n,) int64."""
         return self._ends[self._codes + 1] - self._ends[self._codes]
 
+    def rows_of_length(self, least: int, most: int | None = None) -> Ints:
+        """Give the rows whose texts have at least so many bytes, and at most, ascending."""
+        lengths = np.diff(self._ends)
+        return self._rows_of((lengths >= least) & (lengths <= (lengths if most is None else most)))
+
+    def _rows_of(self, kept: npt.NDArray[np.bool_]) -> Ints:
+        """Give the rows of some of the kept texts."""
+        return np.flatnonzero(kept[self._codes]) if kept.any() else np.empty(0, np.int64)
+
     def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "Texts":
         """Give some rows, (m,) integers or (n,) bool, as a column; the texts' bytes are shared."""
         return Texts(self._codes[rows], self._ends, self._content)
 
     def replaced(self, rows: Ints, texts: "Texts") -> "Texts":
         """Put other texts in the place of some rows', (m,) int64."""
+        if not len(rows):
+            return self
         places = np.arange(len(self))
         places[rows] = len(self) + np.arange(len(rows))
         return Texts.joined([self, texts]).take(places)
@@ -175,7 +188,7 @@ class Texts(Sequence[str]):
             for one, two in pairs:
                 hits[:-1] |= (block[:-1] == one) & (block[1:] == two)
             found[np.searchsorted(self._ends, first + np.flatnonzero(hits), "right") - 1] = True
-        return np.flatnonzero(found[self._codes])
+        return self._rows_of(found)
 
     def edges(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Give each text's first and last byte, (n,) uint8; 0 for empty ones."""
@@ -188,16 +201,16 @@ class Texts(Sequence[str]):
     def have_suffix(self, suffixes: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Tell which names have one of some suffixes (".png", at most seven letters), in either case, (n,) bool."""
         wanted = [suffix.encode("ascii").lower() for suffix in suffixes]
-        lower = np.frombuffer(bytes(range(256)).lower(), np.uint8)
+        content = self._bytes if len(self._content) >= 8 else np.frombuffer(self._content.ljust(8), np.uint8)
+        window = np.lib.stride_tricks.sliding_window_view(content, 8)  # every place, nothing copied
         found = np.zeros(len(self), bool)
         for first in range(0, len(self), BLOCK_BYTES // 64):
             codes = self._codes[first : first + BLOCK_BYTES // 64]
-            starts, ends = self._ends[codes], self._ends[codes + 1]
-            tails = np.zeros((len(codes), 8), np.uint8)
-            for i in range(1, 9):
-                there = ends - i >= starts
-                tails[there, -i] = lower[self._bytes[ends[there] - i]]
-            packed = tails.view(">u8").ravel()
+            ends = self._ends[codes + 1]
+            lengths = np.minimum(ends - self._ends[codes], 8).astype(np.uint64)
+            tails = window[np.maximum(ends - 8, 0)].tobytes().translate(_LOWER)
+            packed = np.frombuffer(tails, ">u8").astype(np.uint64) >> (8 * np.maximum(8 - ends, 0)).astype(np.uint64)
+            packed &= np.where(lengths < 8, (np.uint64(1) << 8 * (lengths % 8)) - np.uint64(1), ~np.uint64(0))
             for suffix in wanted:
                 n_bits = 8 * len(suffix)
                 before = packed >> np.uint64(n_bits) & np.uint64(
@@ -266,6 +279,7 @@ class TextsBuilder:
         self._content = bytearray()
         self._n_kept = 0
         self._code: dict[str | bytes, int] = {}
+        self._n_unlike = 0
 
     def add(self, texts: Sequence[str]) -> Self:
         """Add rows."""
@@ -276,8 +290,11 @@ class TextsBuilder:
         return self._add(texts, lambda new: new)
 
     def _add(self, texts: Sequence[Cell], encode: Callable[[Sequence[Cell]], Sequence[bytes]]) -> Self:
-        distinct = dict.fromkeys(texts)
-        if 2 * len(distinct) > len(texts):  # as paths are: nothing would be saved
+        self._n_unlike -= 1
+        distinct = dict.fromkeys(texts if self._n_unlike <= 0 else ())
+        if self._n_unlike > 0 or 2 * len(distinct) > len(texts):  # as paths are: nothing would be saved
+            if self._n_unlike <= 0:
+                self._n_unlike = BLOCKS_UNLIKE
             self._codes.append(np.arange(self._n_kept, self._n_kept + len(texts), dtype=np.int32))
             self._keep(encode(texts))
             return self
@@ -298,7 +315,9 @@ class TextsBuilder:
         """Give the column."""
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         codes = np.concatenate([np.empty(0, np.int32), *self._codes])
-        return Texts(codes, np.cumsum(lengths, out=lengths), self._content)
+        return Texts(
+            codes, np.cumsum(lengths, out=lengths), bytes(self._content)
+        )  # to the byte: what grows has room to
 
 
 def keep_as_texts(table: object) -> None:

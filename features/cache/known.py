@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from features.cache.layout import FileTable, Keys, Rows
+from features.fingerprint import KEY_BYTES
 from features.texts import TextIndex, Texts
 
 
@@ -37,11 +38,16 @@ class KnownFiles(Mapping[str, KnownFile]):
         self._paths = last_first[0].paths if len(last_first) == 1 else Texts.joined(table.paths for table in last_first)
         self._keys = keys
 
+    @classmethod
+    def nothing(cls) -> "KnownFiles":
+        """Know no file."""
+        return cls([], np.empty((0, KEY_BYTES), np.uint8))
+
     @cached_property
     def _index(self) -> TextIndex:
         return TextIndex(self._paths)
 
-    def unchanged(self, paths: Texts, sizes: Rows, mtimes_ns: Rows) -> Rows:
+    def unchanged(self, paths: Texts, sizes: Rows, mtimes_ns: Rows) -> tuple[Rows, Keys]:
         """Find files that are as they were.
 
         Parameters
@@ -52,20 +58,16 @@ class KnownFiles(Mapping[str, KnownFile]):
 
         Returns
         -------
-        ndarray (n,) int64
-            Of those that are unchanged, which to ask `keys` for; -1 for the others.
+        rows : ndarray (m,) int64
+            Which of them are unchanged, ascending.
+        keys : ndarray (m, 32) uint8
+            And their keys.
         """
         places = self._index.find(paths) if len(self._paths) else np.full(len(paths), -1, np.int64)
-        found = np.flatnonzero(places >= 0)
-        known = places[found]
-        changed = (self._sizes[known] != sizes[found]) | (self._mtimes_ns[known] != mtimes_ns[found])
-        places[found[changed]] = -1
-        return places
-
-    def keys_of(self, places: Rows) -> Keys:
-        """Give the keys (m, 32) uint8 of files that `unchanged` found."""
-        keys: Keys = self._keys[self._rows[places]]
-        return keys
+        rows = np.flatnonzero(places >= 0)
+        known = places[rows]
+        same = (self._sizes[known] == sizes[rows]) & (self._mtimes_ns[known] == mtimes_ns[rows])
+        return rows[same], self._keys[self._rows[known[same]]]
 
     def __getitem__(self, path: str) -> KnownFile:
         place = int(self._index.find(Texts.of([path]))[0])
@@ -78,4 +80,7 @@ class KnownFiles(Mapping[str, KnownFile]):
         return iter(dict.fromkeys(self._paths))
 
     def __len__(self) -> int:
-        return int((self._index.firsts() == np.arange(len(self._paths))).sum())
+        return int((self._index.firsts() == np.arange(len(self._paths))).sum()) if len(self._paths) else 0
+
+    def __bool__(self) -> bool:
+        return len(self._paths) > 0

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -98,7 +99,9 @@ class CacheWriter:
         self._shard_bytes = shard_bytes
         self._pending: list[EmbeddedFile] = []
         self._embeddings: list[Embeddings] = []
-        self._new_keys: set[bytes] = set()
+        self._new_keys: set[bytes] = set()  # since `_index` was made
+        self._index: KeyIndex | None = None
+        self._indexing = threading.Lock()
         self._last_commit = time.monotonic()
         self._last_append = self._last_commit
 
@@ -115,7 +118,6 @@ class CacheWriter:
                 check_fingerprint(self.path, self._main.header, self.header.fingerprint, self.header.weights)
                 self.begin(self.header.compute or self._main.header.compute)
             self._parts = list(self._sound_parts())
-            self._index = KeyIndex(self._stored_keys())
             self._stack = stack.pop_all()
         return self
 
@@ -174,7 +176,7 @@ class CacheWriter:
         for part in self._parts:
             tables += [table._replace(rows=table.rows + n_rows) for table in part.known]
             n_rows += len(part.keys)
-        return KnownFiles(tables, self._current_index().keys)
+        return KnownFiles(tables, self._stored_keys())
 
     def _known_in(self, file: CacheFile) -> list[FileTable]:
         known = []
@@ -191,11 +193,12 @@ class CacheWriter:
         return known
 
     def _current_index(self) -> KeyIndex:
-        """Find among all that is on the disk; sorting costs time and memory, so it is done only after something was added."""
-        n_main = self._main.n_images if self._main is not None else 0
-        if len(self._index) != n_main + sum(len(part.keys) for part in self._parts):
-            self._index, self._new_keys = KeyIndex(self._stored_keys()), set()
-        return self._index
+        """Find among all that is on the disk; sorting costs time and memory, so it is done where it is needed."""
+        with self._indexing:  # reading threads ask too
+            n_main = self._main.n_images if self._main is not None else 0
+            if self._index is None or len(self._index) < n_main + sum(len(part.keys) for part in self._parts):
+                self._index = KeyIndex(self._stored_keys())
+            return self._index
 
     def _own_table(self, file: CacheFile) -> DatasetTable | None:
         """Read this data set's table; a damaged one is as good as none, for it is written anew."""
@@ -209,7 +212,8 @@ class CacheWriter:
         return self._current_index().find(keys)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._new_keys or self._index.contains(key)
+        index = self._index if self._index is not None else self._current_index()
+        return key in self._new_keys or index.contains(key)
 
     def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
         """Add a batch; it is committed within the next few seconds.
@@ -239,8 +243,9 @@ class CacheWriter:
             self._parts.append(_Part(path, block.keys, [], self.header.compute))
             self._pending, self._embeddings = [], []
             # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
-            if len(self._new_keys) > max(65_536, len(self._index) // 4):
+            if len(self._new_keys) > max(65_536, (0 if self._index is None else len(self._index)) // 4):
                 self._current_index()
+                self._new_keys = set()
         self._last_commit = time.monotonic()
 
     def _part_table(self) -> DatasetTable:

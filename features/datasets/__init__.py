@@ -118,7 +118,7 @@ def check_classes(dataset: Dataset) -> None:
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
     if any(is_label_column(column.values()) for column in dataset.attributes.values()):
         return
-    if not dataset.labels.lengths.any():
+    if not len(dataset.labels.rows_of_length(1)):
         raise DatasetError(
             f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
         )

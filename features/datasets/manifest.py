@@ -141,7 +141,7 @@ def _check_cells(path: Path, name: str, cells: Texts, lines: Ints) -> None:
     """Refuse what the cache cannot hold."""
     for row in cells.rows_with(b"\0"):
         raise DatasetError(f"{path} line {lines[row]}: holds a NUL character. Remove it.")
-    for row in np.flatnonzero(cells.lengths > MAX_CELL_CHARACTERS):  # in bytes, which may be more
+    for row in cells.rows_of_length(MAX_CELL_CHARACTERS + 1):  # in bytes, which may be more
         if len(cells[row]) > MAX_CELL_CHARACTERS:
             raise DatasetError(f"{path} line {lines[row]}: the {name} has {len(cells[row])} characters. Shorten it.")
 
@@ -149,7 +149,7 @@ def _check_cells(path: Path, name: str, cells: Texts, lines: Ints) -> None:
 def _columns(path: Path, header: list[str], read: list[Texts], lines: Ints) -> dict[str, Texts]:
     columns: dict[str, Texts] = {}
     for i, (name, cells) in enumerate(zip(header, read, strict=True)):
-        if not name and not cells.lengths.any():  # spreadsheets end lines with delimiters
+        if not name and not len(cells.rows_of_length(1)):  # spreadsheets end lines with delimiters
             continue
         if not name:
             raise DatasetError(f"{path}: column {i + 1} has no name in the header. Name it, or remove it.")
@@ -216,7 +216,7 @@ def _spelled_as_on_disk(root: Path, relative: str) -> str:
 
 
 def _filled(manifest: Path, column: str, cells: Texts, lines: Ints) -> Texts:
-    for row in np.flatnonzero(cells.lengths == 0):
+    for row in cells.rows_of_length(0, 0):
         raise DatasetError(f"{manifest} line {lines[row]}: the {column} is empty. Fill it in, or remove the line.")
     return cells
 
@@ -227,7 +227,7 @@ def _composed(cells: Texts) -> Texts:
 
 def _manifest_splits(manifest: Path, cells: Texts, lines: Ints) -> Texts:
     splits = cells.mapped(lambda cell: SPLIT_NAMES.get(cell.lower(), ""))
-    for row in np.flatnonzero(splits.lengths == 0):
+    for row in splits.rows_of_length(0, 0):
         raise DatasetError(
             f"{manifest} line {lines[row]}: {cells[row]!r} is no split; use train, val or test. "
             "Without the column, images are split by patient."

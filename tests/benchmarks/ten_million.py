@@ -42,9 +42,9 @@ def write_csv(path: Path, n: int) -> None:
             )
 
 
-def keys_of(n: int) -> Keys:
+def hash_into(keys: Keys) -> Keys:
     """Hash records of 32 bytes, one for each image."""
-    keys = np.empty((n, 32), np.uint8)
+    n = len(keys)
     for first in range(0, n, BLOCK):
         numbers = np.arange(first, min(n, first + BLOCK), dtype=np.int64)
         records = np.repeat(numbers, 4).tobytes()
@@ -90,7 +90,7 @@ def write_cache(path: Path, root: str, n: int) -> None:
     )
     one = Block(np.zeros((1, 32), np.uint8), np.zeros((1, 512), np.float32))
     write_cache_file(path, HEADER, 1, [one], [table])
-    keys = keys_of(n)
+    keys = hash_into(np.empty((n, 32), np.uint8))
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         images, n_chunks = file["images"], -(-n // 1024)
         for name in list(images):
@@ -124,7 +124,7 @@ def measure(csv: Path, cache: Path, n: int) -> dict[str, float]:
         table = ImageTable(n)
         todo = recognised(dataset, writer.known_files(), table)
         lap("missing")
-        table.keys[:] = keys_of(n)
+        hash_into(table.keys)
         lap("hashing")
         rows = writer.find(table.keys)
         lap("lookup")
