@@ -4,12 +4,15 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFile, begun_header
+import numpy as np
+
+from features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, begun_header
 from features.datasets import Dataset, read_dataset, read_unlabelled
 from features.errors import HoarfrostError, ImageDecodeError, WeightsError
 from features.interrupts import StopSignals
@@ -26,6 +29,7 @@ from features.pseudonyms import Pseudonyms, salt_path
 from features.recipes import Recipe, recipe_for, recipe_like
 
 SHOWN_MISSING = 3
+ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +69,11 @@ def extract(
     options = options or ExtractOptions()
     dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     recipe = recipe_for(options, begun_header(cache), dataset)
-    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
+    place = dataset.images.location
+    with (
+        StopSignals() as stop,
+        CacheWriter(cache, recipe.header, dataset.name, root=place, shard_bytes=options.shard_size) as writer,
+    ):
         table, counts = _embed_images(dataset, writer, recipe, options, on_progress, stop)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
@@ -177,7 +185,7 @@ def _embed_images(
 ) -> tuple[ImageTable, LoopCounts]:
     """Embed what the cache, and who lends to it, lack; give what is known of each image."""
     table = ImageTable(len(dataset))
-    todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
+    todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
     _say_what_is_missing(dataset, table.errors, options)
     if not todo:
         return table, LoopCounts(device="cpu" if options.device == "auto" else options.device)
@@ -192,22 +200,18 @@ def _embed_images(
     return table, loop.run(todo, stop)
 
 
-def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:
+def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequence[int]:
     """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
-    todo = []
-    for index, path in enumerate(dataset.paths):
-        before = known.get(path)
-        try:
-            stamp = dataset.images.stamp(index) if before is not None else None
-        except OSError:
-            stamp = None  # reading it will say why
-        if before is not None and stamp is not None and (stamp.size, stamp.mtime_ns) == (before.size, before.mtime_ns):
-            table.set(index, stamp, before.key)
-        elif dataset.images.is_missing(index):
-            table.errors[index] = os.strerror(errno.ENOENT)
-        else:
-            todo.append(index)
-    return todo
+    stamps = dataset.images.stamps(of_urls=bool(known))
+    for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
+        some = slice(first, first + ROWS_AT_ONCE)
+        rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
+        table.set_known(first + rows, keys)
+    table.set_stamps(stamps)
+    missing = np.flatnonzero(stamps.missing).tolist()
+    table.errors.update(dict.fromkeys(missing, os.strerror(errno.ENOENT)))
+    # Numbers side by side: a list of ten million would take five times the memory.
+    return array("q", np.flatnonzero(~table.readable & ~stamps.missing).tobytes())
 
 
 def _say_what_is_missing(dataset: Dataset, missing: dict[int, str], options: ExtractOptions) -> None:

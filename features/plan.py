@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from features.cache import DatasetTable
-from features.datasets import Dataset, FileStamp
+from features.cache import DatasetTable, Keys
+from features.datasets import Dataset, FileStamp, Stamps
 from features.errors import HoarfrostError
 from features.fingerprint import KEY_BYTES
 from features.formats import MAX_PIXELS
+from features.texts import Texts
 from features.windows import Window
 
 MAX_BAD = 0.05
@@ -48,6 +49,8 @@ class ExtractOptions:
         Share of the images that may be unreadable; see `check_bad_images`.
     keep_ids : bool
         Keep the patient ids of DICOM files as they are, in place of a salted hash.
+    shard_size : int or None
+        Bytes that a file of the cache may have; see `CacheWriter`.
     """
 
     weights: str = "imagenet"
@@ -61,6 +64,7 @@ class ExtractOptions:
     max_pixels: int = MAX_PIXELS
     max_bad: float = MAX_BAD
     keep_ids: bool = False
+    shard_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,16 @@ class ImageTable:
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
+    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
+        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
+        self.keys[rows] = keys
+        self.readable[rows] = True
+
+    def set_stamps(self, stamps: Stamps) -> None:
+        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
+        self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
+
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
         """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
         return DatasetTable(
@@ -132,7 +146,7 @@ class ImageTable:
             paths=dataset.paths,
             rows=np.where(self.readable, 0, -1),
             labels=dataset.labels,
-            errors=[self.errors.get(index, "") for index in range(len(dataset))],
+            errors=Texts.sparse(len(dataset), self.errors),
             sizes=self.sizes,
             mtimes_ns=self.mtimes_ns,
             splits=dataset.splits,

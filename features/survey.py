@@ -120,10 +120,10 @@ def survey(
         dataset=dataset.name,
         images=len(dataset),
         kinds=_kinds(seen, window),
-        labels=_counted(dataset.labels),
-        splits=_counted(dataset.splits or []),
-        patients=len(set(dataset.patients)) if dataset.patients is not None else None,
-        attributes={name: _counted(column, SHOWN_VALUES) for name, column in dataset.attributes.items()},
+        labels=_counted(dataset.labels.counts()),
+        splits=_counted(dataset.splits.counts()) if dataset.splits is not None else {},
+        patients=len(set(dataset.patients.values())) if dataset.patients is not None else None,
+        attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
         duplicates=sum(keys.values()) - len(keys),
         unreadable=len(errors),
         unreadable_by_kind=kinds_of(reason for _, reason in errors),
@@ -206,9 +206,9 @@ def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
     return ["rescaled", first, *(["inverted"] if mode == "MONOCHROME1" else []), "grey"]
 
 
-def _counted(texts: list[str], most: int | None = None) -> dict[str, int]:
-    """Count values, the most frequent first; a column of as many as images is cut short."""
-    counts = Counter(texts).most_common()
+def _counted(values: Counter[str], most: int | None = None) -> dict[str, int]:
+    """Give counts, the most frequent first; a column of as many values as images is cut short."""
+    counts = values.most_common()
     shown, others = counts[:most], counts[len(counts) if most is None else most :]
     return {**dict(shown), **({f"{len(others)} others": sum(n for _, n in others)} if others else {})}
 

@@ -362,6 +362,8 @@ def cache_info_text(info: "CacheInfo") -> str:
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
+    if info.shards:
+        lines.append(f"in {info.shards} shards, which belong to it: {info.cache}.shards")
     if info.parts:
         lines.append(
             f"{info.parts} parts with {info.images_in_parts:,} embeddings of an extraction that is not finished"

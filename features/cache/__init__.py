@@ -1,14 +1,17 @@
 """The embedding cache: its HDF5 format, its guarantees, its readers and its one writer. The sole user of h5py."""
 
-from features.cache.checks import CacheInfo, CompactSummary, VerifyReport, compact, describe, verify
-from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from features.cache.checks import CacheInfo, VerifyReport, describe, verify
+from features.cache.compaction import CompactSummary, compact
+from features.cache.known import KnownFile, KnownFiles
+from features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import EmbeddingCache, begun_header
-from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
+from features.cache.writer import CacheWriter, EmbeddedFile
 from features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
     "DIM",
+    "SHARD_BYTES",
     "Block",
     "CacheFile",
     "CacheInfo",
@@ -22,6 +25,7 @@ __all__ = [
     "Header",
     "Keys",
     "KnownFile",
+    "KnownFiles",
     "Rows",
     "VerifyReport",
     "begun_header",

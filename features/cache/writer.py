@@ -2,19 +2,23 @@
 
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from features.cache.folding import remove_unlisted_shards, write_cache
 from features.cache.keys import KeyIndex
-from features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys
+from features.cache.known import KnownFiles
+from features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, FileTable, Header, Keys, Rows, Source
 from features.cache.lock import WriterLock
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import (
@@ -29,19 +33,12 @@ from features.cache.store import (
 from features.cache.writing import write_cache_file
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
+from features.texts import Texts
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
 COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
 
 logger = logging.getLogger(__name__)
-
-
-class KnownFile(NamedTuple):
-    """What an earlier extraction learnt of a file: while size and mtime stay, its key stays."""
-
-    size: int
-    mtime_ns: int
-    key: bytes
 
 
 class EmbeddedFile(NamedTuple):
@@ -54,11 +51,11 @@ class EmbeddedFile(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A committed part; `known` is what it says of the data set's files (empty for those of this very extraction)."""
+    """A committed part; `known` is what it says of the data set's files (nothing for those of this very extraction)."""
 
     path: Path
     keys: Keys
-    known: dict[str, KnownFile]
+    known: list[FileTable]
     compute: str
 
 
@@ -78,6 +75,9 @@ class CacheWriter:
         The data set that the images belong to.
     root : str
         Where its files are, resolved: what is known of files elsewhere tells nothing of these.
+    shard_bytes : int, optional
+        The most that a file of the cache may have: beyond it, the cache is in shards. By default what it was for a
+        cache that is in shards already, else `SHARD_BYTES`.
 
     Raises
     ------
@@ -89,14 +89,19 @@ class CacheWriter:
         If the cache is damaged, or cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header, dataset: str, *, root: str = "") -> None:
+    def __init__(
+        self, path: Path, header: Header, dataset: str, *, root: str = "", shard_bytes: int | None = None
+    ) -> None:
         self.path = real_path(path)
         self.header = header
         self.dataset = dataset
         self.root = root
+        self._shard_bytes = shard_bytes
         self._pending: list[EmbeddedFile] = []
         self._embeddings: list[Embeddings] = []
-        self._new_keys: set[bytes] = set()
+        self._new_keys: set[bytes] = set()  # since `_index` was made
+        self._index: KeyIndex | None = None
+        self._indexing = threading.Lock()
         self._last_commit = time.monotonic()
         self._last_append = self._last_commit
 
@@ -107,13 +112,12 @@ class CacheWriter:
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be made: {error.strerror}.") from error
         with ExitStack() as stack:
             stack.enter_context(WriterLock(self.path))
-            self._sweep()
             self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
+            self._sweep()
             if self._main is not None:
                 check_fingerprint(self.path, self._main.header, self.header.fingerprint, self.header.weights)
                 self.begin(self.header.compute or self._main.header.compute)
             self._parts = list(self._sound_parts())
-            self._index = KeyIndex(self._stored_keys())
             self._stack = stack.pop_all()
         return self
 
@@ -123,18 +127,22 @@ class CacheWriter:
         self._stack.__exit__(kind, error, traceback)
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left half-written; the lock says that none is at work."""
+        """Remove what a killed writer left half-written or half-done; the lock says that none is at work."""
         for folder, prefix in ((self.path.parent, f"{self.path.name}."), (parts_directory(self.path), "part-")):
             for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
                 if leftover.name.startswith(prefix):
                     leftover.unlink(missing_ok=True)
+        # Shards without an index or parts beside them are no writer's leavings: someone has lost the index.
+        if self._main is not None or part_paths(self.path):
+            remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
 
     def _sound_parts(self) -> Iterator[_Part]:
         """Read each part whole once, so that damage shows before anything relies on it."""
         for path in part_paths(self.path):
             try:
                 with CacheFile(path) as part:
-                    part.embeddings()
+                    for _ in part.blocks():
+                        pass
                     header, keys, known = part.header, part.keys, self._known_in(part)
             except DamagedCacheError as error:
                 logger.warning("%s It is set aside; its images are embedded again.", error)
@@ -145,6 +153,8 @@ class CacheWriter:
 
     def _stored_keys(self) -> Keys:
         """All keys on the disk, (N, 32): those of the file, then those of the parts in order."""
+        if self._main is not None and not self._parts:
+            return self._main.keys
         main = [self._main.keys] if self._main is not None else []
         return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *main, *(part.keys for part in self._parts)])
 
@@ -159,37 +169,51 @@ class CacheWriter:
         """Note the compute path of the embeddings that follow."""
         self.header = replace(self.header, compute=compute)
 
-    def known_files(self) -> dict[str, KnownFile]:
+    def known_files(self) -> KnownFiles:
         """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
-        known = self._known_in(self._main) if self._main is not None else {}
+        tables = self._known_in(self._main) if self._main is not None else []
+        n_rows = self._main.n_images if self._main is not None else 0
         for part in self._parts:
-            known.update(part.known)
-        return known
+            tables += [table._replace(rows=table.rows + n_rows) for table in part.known]
+            n_rows += len(part.keys)
+        return KnownFiles(tables, self._stored_keys())
 
-    def _known_in(self, file: CacheFile) -> dict[str, KnownFile]:
-        known: dict[str, KnownFile] = {}
+    def _known_in(self, file: CacheFile) -> list[FileTable]:
+        known = []
         for members in ("datasets", "pending"):
-            table = self._own_table(file, members)
-            if table is None or table.root != self.root:
+            if self.dataset not in file.table_names(members):
                 continue
-            columns = zip(table.paths, table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist(), strict=True)
-            for path, row, size, mtime_ns in columns:
-                if row >= 0:
-                    known[path] = KnownFile(size, mtime_ns, file.keys[row].tobytes())
+            try:
+                root, table = file.files(self.dataset, members)
+            except DamagedCacheError as error:
+                logger.warning("%s It is written anew; its files are read again.", error)
+                continue
+            if root == self.root:
+                known.append(table)
         return known
 
-    def _own_table(self, file: CacheFile, members: str = "datasets") -> DatasetTable | None:
+    def _current_index(self) -> KeyIndex:
+        """Find among all that is on the disk; sorting costs time and memory, so it is done where it is needed."""
+        with self._indexing:  # reading threads ask too
+            n_main = self._main.n_images if self._main is not None else 0
+            if self._index is None or len(self._index) < n_main + sum(len(part.keys) for part in self._parts):
+                self._index = KeyIndex(self._stored_keys())
+            return self._index
+
+    def _own_table(self, file: CacheFile) -> DatasetTable | None:
         """Read this data set's table; a damaged one is as good as none, for it is written anew."""
-        if self.dataset not in file.table_names(members):
-            return None
         try:
-            return file.table(self.dataset, members)
-        except DamagedCacheError as error:
-            logger.warning("%s It is written anew; its files are read again.", error)
+            return file.table(self.dataset) if self.dataset in file.table_names() else None
+        except DamagedCacheError:
             return None
+
+    def find(self, keys: Keys) -> Rows:
+        """Give the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for those that are missing."""
+        return self._current_index().find(keys)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._new_keys or self._index.contains(key)
+        index = self._index if self._index is not None else self._current_index()
+        return key in self._new_keys or index.contains(key)
 
     def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
         """Add a batch; it is committed within the next few seconds.
@@ -216,11 +240,12 @@ class CacheWriter:
             path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
             block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
             write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self._parts.append(_Part(path, block.keys, {}, self.header.compute))
+            self._parts.append(_Part(path, block.keys, [], self.header.compute))
             self._pending, self._embeddings = [], []
             # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
-            if len(self._new_keys) > max(65_536, len(self._index) // 4):
-                self._index, self._new_keys = KeyIndex(self._stored_keys()), set()
+            if len(self._new_keys) > max(65_536, (0 if self._index is None else len(self._index)) // 4):
+                self._current_index()
+                self._new_keys = set()
         self._last_commit = time.monotonic()
 
     def _part_table(self) -> DatasetTable:
@@ -230,10 +255,10 @@ class CacheWriter:
             name=self.dataset,
             source="",
             root=self.root,
-            paths=[file.path for file in self._pending],
+            paths=Texts.of(file.path for file in self._pending),
             rows=np.arange(n),
-            labels=[""] * n,
-            errors=[""] * n,
+            labels=Texts.repeated("", n),
+            errors=Texts.repeated("", n),
             sizes=np.array([file.size for file in self._pending], np.int64),
             mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
         )
@@ -254,11 +279,10 @@ class CacheWriter:
             False if there was nothing to write, and the file stays as it is, mtime and all.
         """
         self.commit()
-        stored = self._stored_keys()
-        index = KeyIndex(stored)
-        first = index.find(stored) == np.arange(len(stored))  # a part that a crash left behind is in the file already
+        index = self._current_index()
+        first = index.firsts() == np.arange(len(index))  # a part that a crash left behind is in the file already
         new_row = np.append(np.cumsum(first) - 1, -1)  # the last is for keys that are not there: -1
-        rows = np.where(table.rows >= 0, new_row[index.find(keys)], -1)
+        rows = np.where(table.rows >= 0, new_row[self.find(keys)], -1)
         if ((rows < 0) & (table.rows >= 0)).any():
             raise CacheError(
                 f"{self.path}: {((rows < 0) & (table.rows >= 0)).sum()} images have no embedding; not finished."
@@ -297,7 +321,7 @@ class CacheWriter:
         tables: list[DatasetTable],
         pending: list[DatasetTable],
     ) -> None:
-        write_cache_file(self.path, self.header, int(first.sum()), self._blocks(first), tables, pending)
+        write_cache(self.path, self.header, self._sources(), first, tables, pending, self._most_bytes())
         for part in self._parts:
             part.path.unlink()
         remove_if_empty(parts_directory(self.path))
@@ -311,19 +335,19 @@ class CacheWriter:
         names = self._main.table_names() if self._main is not None else []
         return [self._main.table(name) for name in names if self._main is not None and name != but]
 
-    def _blocks(self, keep: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Iterator[Block]:
-        start = 0
-        for block in self._stored_blocks():
-            kept = keep[start : start + len(block.keys)]
-            start += len(block.keys)
-            yield block if kept.all() else Block(block.keys[kept], block.embeddings[kept])
+    def _most_bytes(self) -> int:
+        earlier = self._main.shard_bytes if self._main is not None else None
+        return self._shard_bytes or earlier or SHARD_BYTES
 
-    def _stored_blocks(self) -> Iterator[Block]:
-        if self._main is not None:
-            yield from self._main.blocks()
-        for part in self._parts:  # opened one at a time: there may be more parts than a process may open files
-            with CacheFile(part.path) as file:
-                yield from file.blocks()
+    def _sources(self) -> list[Source]:
+        main = self._main.sources() if self._main is not None else []
+        return [*main, *(Source(len(part.keys), partial(_blocks_of_part, part.path)) for part in self._parts)]
+
+
+def _blocks_of_part(path: Path) -> Iterator[Block]:
+    """Read a part; opened only then: there may be more parts than a process may open files."""
+    with CacheFile(path) as file:
+        yield from file.blocks()
 
 
 def _key_array(files: list[EmbeddedFile]) -> Keys:

@@ -10,18 +10,20 @@ from features.datasets.folders import list_images, read_folder
 from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileImages, ImageSource, file_images
+from features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images
 from features.errors import DatasetError
 from features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
 from features.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
+from features.texts import Texts
 
 __all__ = [
     "MANIFEST_NAME",
     "Dataset",
     "FileStamp",
     "ImageSource",
+    "Stamps",
     "check_classes",
     "open_images",
     "read_dataset",
@@ -118,8 +120,8 @@ def _read(place: str, name: str, *, labelled: bool) -> Dataset:
             "or a CSV with the columns path,label."
         )
     folder, file = os.path.split(place)
-    images = FileImages(folder or ".", [place if is_url(place) else file])
-    return Dataset(name, place, images.files, [""], None, None, images)
+    images = FileImages(folder or ".", Texts.of([place if is_url(place) else file]))
+    return Dataset(name, place, images.files, Texts.of([""]), None, None, images)
 
 
 def _is_folder(place: str) -> bool:
@@ -149,7 +151,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
         If there is no such folder or file now.
     """
     if is_url(location) or os.path.isdir(location):
-        return file_images(location, list(paths))
+        return file_images(location, Texts.of(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
         return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
     raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
@@ -181,9 +183,9 @@ def check_classes(dataset: Dataset) -> None:
     """Refuse a data set without images, or without two classes or a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
-    if any(map(is_label_column, dataset.attributes.values())):
+    if any(is_label_column(column.values()) for column in dataset.attributes.values()):
         return
-    if not any(dataset.labels):
+    if not len(dataset.labels.rows_of_length(1)):
         raise DatasetError(
             f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
         )

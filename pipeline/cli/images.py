@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.cli.options import cache_option, emit, json_option, max_pixels_option, window_option
-from pipeline.cli.types import DataType, PathType
+from pipeline.cli.types import DataType, PathType, SizeType
 
 
 @click.command()
@@ -42,6 +42,10 @@ from pipeline.cli.types import DataType, PathType
 @window_option
 @max_pixels_option
 @click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
+@click.option(
+    "--shard-size", type=SizeType(), metavar="SIZE",
+    help="The most that one file of the cache may have; beyond it, it is in shards.  [default: 64GB, or as it was]",
+)  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
 @json_option
 def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:

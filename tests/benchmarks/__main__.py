@@ -23,6 +23,7 @@ from tests.benchmarks import (
     predict,
     report,
     report_map,
+    scale,
     serve,
     statistics,
     table,
@@ -40,6 +41,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "explain": explain.MEASUREMENTS,
     "serve": serve.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
+    "scale": scale.MEASUREMENTS,
 }
 
 
