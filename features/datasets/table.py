@@ -124,7 +124,7 @@ class FileImages:
     listed: Mapping[str, FileStamp] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keep_as_texts(self)
+        object.__setattr__(self, "files", Texts.of(self.files))
 
     @property
     def location(self) -> str:
