@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import features.backbone
 import features.cache.checks
+import features.cache.parts
 import features.cache.writer
 from features.cache import EmbeddingCache, compact, verify
 from features.cache.writing import write_cache_file
@@ -103,7 +104,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(write=st.integers(0, 3), after=st.booleans())
     def run_and_kill(self, write: int, after: bool) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features.cache.writer, "write_cache_file", Kill(write, after))
+            kill = Kill(write, after)
+            for module in (features.cache.parts, features.cache.writer):
+                patch.setattr(module, "write_cache_file", kill)
             try:
                 extract(self.root, self.cache, options=OPTIONS)
             except KilledError:
@@ -153,7 +156,7 @@ OPTIONS = ExtractOptions(weights="random:0", device="cpu", precision="float32", 
 def test_any_history_ends_in_exactly_the_embeddings_that_the_files_call_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.backbone, "Backbone", StandIn)
     monkeypatch.setattr(features.backbone, "load_weights", functools.cache(features.backbone.load_weights))
-    monkeypatch.setattr(features.cache.writer, "COMMIT_SECONDS", -1.0)  # a part for each batch
+    monkeypatch.setattr(features.cache.parts, "COMMIT_SECONDS", -1.0)  # a part for each batch
     run_state_machine_as_test(
         CacheMachine,
         settings=settings(

@@ -2,9 +2,11 @@
 
 from features.cache.checks import CacheInfo, CompactSummary, VerifyReport, compact, describe, verify
 from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from features.cache.keys import KeyIndex
+from features.cache.parts import EmbeddedFile, KnownFile, PartWriter
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import EmbeddingCache, begun_header
-from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
+from features.cache.writer import CacheWriter
 from features.cache.writing import library_versions
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "EmbeddingCache",
     "Embeddings",
     "Header",
+    "KeyIndex",
     "Keys",
     "KnownFile",
+    "PartWriter",
     "Rows",
     "VerifyReport",
     "begun_header",
