@@ -1,21 +1,22 @@
-"""Embed what the cache lacks, on this machine."""
+"""Embed what the cache lacks, on this machine or on a cluster."""
 
 import errno
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.cache import CacheWriter, Header, KnownFile, begun_header
+from features.cache import CacheWriter, KnownFile, begun_header
 from features.datasets import Dataset, read_dataset
 from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import Fingerprint, preprocessing, weights_origin
 from features.interrupts import StopSignals
+from features.job import Job
 from features.plan import (
+    BadImages,
     ExtractOptions,
     ExtractSummary,
     ImageTable,
@@ -25,11 +26,12 @@ from features.plan import (
     kinds_of,
 )
 from features.pseudonyms import Pseudonyms, salt_path
+from features.recipe import settle_recipe
 
 if TYPE_CHECKING:
-    from features.backbone import Backbone, Weights
+    from features.backbone import Backbone
+    from features.cluster import Cluster
 
-ARCHITECTURE = "resnet18"
 SHOWN_MISSING = 3
 
 logger = logging.getLogger(__name__)
@@ -68,13 +70,20 @@ def extract(
     """
     started = time.monotonic()
     options = options or ExtractOptions()
-    dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
-    recipe = _recipe(options, begun_header(cache), dataset)
-    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(options)) if options.engine == "ray" else None
+        dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+        choose_precision = _choose_precision if cluster is None else cluster.choose_precision
+        recipe = settle_recipe(options, begun_header(cache), dataset, choose_precision)
+        stop = stack.enter_context(StopSignals())
+        root = dataset.images.location
+        writer = stack.enter_context(CacheWriter(cache, recipe.header, dataset.name, root=root))
         table = ImageTable(len(dataset))
         todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
         _say_what_is_missing(dataset, table.errors, options)
-        counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
+        bad = BadImages(dataset, table.errors, options)
+        job = Job(dataset, writer, table, bad, recipe, options, on_progress, stop)
+        counts = _embed(job, todo, cluster)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             raise HoarfrostError(
@@ -100,103 +109,62 @@ def extract(
         errors=errors,
         failed_by_kind=kinds_of(table.errors.values()),
         notes=dict(counts.notes),
+        engine=options.engine,
+        workers=counts.workers,
     )
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How embeddings are made. The weights are loaded when an image needs them, or when nothing else tells their digest."""
+def _cluster(options: ExtractOptions) -> "Cluster":
+    from features.cluster import Cluster  # here: whoever has one machine needs no Ray
 
-    header: Header
-    device: str
-    weights_spec: str
-    weights: "Weights | None"
-
-    def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
-        """Make the backbone, on the compute path that an interrupted extraction began with."""
-        from features.backbone import Backbone, load_weights, settle_compute
-
-        weights = self.weights or load_weights(self.weights_spec)
-        precision = self.header.fingerprint.precision
-        backbone = Backbone(weights, device=device, precision=precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=writer.compute)
-        writer.begin(backbone.compute)
-        return backbone
+    return Cluster(options)
 
 
-def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> _Recipe:
-    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun."""
-    spec, weights = options.weights, None
-    if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
-        spec = begun.weights  # whatever the network says today
-        if spec != "imagenet":
-            logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
-    origin = weights_origin(spec)
-    if begun is not None and origin and origin == begun.weights_origin:
-        name, sha256 = begun.weights, begun.fingerprint.weights_sha256
-    else:
-        from features.backbone import load_weights
-
-        weights = load_weights(spec)
-        name, sha256 = weights.name, weights.sha256
-        origin = weights_origin(name if spec == "auto" else spec)
-    precision = _begun_precision(options.precision, begun)
-    if precision is None:
-        from features.devices import choose_device, choose_precision
-
-        precision = choose_precision(options.precision, choose_device(options.device, options.precision))
-    if precision == "int8":
-        if begun is not None:
-            precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
-        else:
-            weights, precision = _calibrated(weights, spec, dataset, options)
-    steps = preprocessing(None if options.window is None else str(options.window))
-    header = Header(Fingerprint(ARCHITECTURE, sha256, steps, precision), name, origin)
-    return _Recipe(header, options.device, spec, weights)
-
-
-def _begun_precision(asked: str, begun: Header | None) -> str | None:
-    """Give the precision that the cache was begun with, if that is what is asked for."""
-    if begun is None:
-        return None
-    found = begun.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
-
-
-def _calibrated(
-    weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
-) -> "tuple[Weights, str]":
-    """Calibrate 8-bit integers on the data set's own images."""
-    from features.backbone import load_weights
-    from features.backbone.int8 import calibrated_precision, require_openvino
-    from features.images import Decoding
-    from features.loop import sample_images
-
-    require_openvino()
-    weights = weights or load_weights(spec)
-    return weights, calibrated_precision(weights, sample_images(dataset, Decoding(options.max_pixels, options.window)))
-
-
-def _embed(
-    todo: list[int],
-    dataset: Dataset,
-    writer: CacheWriter,
-    table: ImageTable,
-    recipe: _Recipe,
-    options: ExtractOptions,
-    on_progress: Callable[[Progress], None],
-    stop: StopSignals,
-) -> LoopCounts:
+def _embed(job: Job, todo: list[int], cluster: "Cluster | None") -> LoopCounts:
+    """Embed the images to do, where that was asked for."""
     if not todo:
-        return LoopCounts(device="cpu" if options.device == "auto" else options.device)
+        device = job.options.device
+        return LoopCounts("cpu" if device == "auto" else device)
+    if cluster is not None:
+        return cluster.embed(job, todo)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.devices import choose_batch_size, choose_device
-    from features.loop import EmbeddingLoop
+    from features.devices import choose_batch_size, choose_device, n_gpus
 
-    device = choose_device(options.device, recipe.header.fingerprint.precision)
-    batch_size = choose_batch_size(options.batch_size, device)
-    backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
-    return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
+    device = choose_device(job.options.device, job.recipe.precision)
+    batch_size = choose_batch_size(job.options.batch_size, device)
+    if device == "cuda" and len(todo) >= n_gpus() * batch_size > batch_size:  # a batch for each
+        from features.cluster import Cluster, is_installed, say_what_is_idle
+
+        if is_installed():
+            with Cluster(replace(job.options, device=device)) as own:
+                return own.embed(job, todo)
+        say_what_is_idle(n_gpus())
+    return _embed_here(job, todo, device, batch_size)
+
+
+def _embed_here(job: Job, todo: list[int], device: str, batch_size: int) -> LoopCounts:
+    """Embed in this process."""
+    from features.loop import EmbeddingLoop, Work, n_decoders
+    from features.quarantine import Quarantine
+
+    writer = job.writer
+
+    def backbone() -> "Backbone":
+        made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        writer.begin(made.compute)
+        return made
+
+    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, backbone, device, batch_size, job.options)
+        work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
+        return loop.run(work, job.stop)
+
+
+def _choose_precision(options: ExtractOptions) -> str:
+    """Choose what is fast on this machine."""
+    from features.devices import choose_device, choose_precision
+
+    return choose_precision(options.precision, choose_device(options.device, options.precision))
 
 
 def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:
