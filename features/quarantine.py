@@ -171,10 +171,14 @@ def left_by(cache: Path, worker: str) -> set[bytes]:
         return set()
 
 
-def forget_notes(cache: Path) -> None:
-    """Remove all notes, once every image has been decoded or is in quarantine."""
-    for notes in _all_notes(cache):
-        notes.unlink(missing_ok=True)
+def settle_notes(cache: Path, still_suspect: Collection[bytes]) -> None:
+    """Remove the notes of all workers that are gone, but for those of images that nobody has decoded since."""
+    before, own = _all_notes(cache), _notes_path(cache, "")
+    if still_suspect:
+        own.write_bytes(b"".join(sorted(still_suspect)))
+    for notes in before:
+        if notes != own or not still_suspect:
+            notes.unlink(missing_ok=True)
 
 
 def _notes_path(cache: Path, worker: str) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from features.cache.keys import KeyIndex
 from features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys
 from features.cache.reading import CacheFile
-from features.cache.store import PART_SUFFIX, parts_directory, real_path
+from features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
 from features.cache.writing import write_cache_file
 from features.fingerprint import KEY_BYTES
 
@@ -76,6 +76,7 @@ class PartWriter:
         self._added: list[Keys] = []  # since then
         self._added_index = KeyIndex(np.empty((0, KEY_BYTES), np.uint8))
         self._new_keys: set[bytes] = set()  # not in that index yet
+        self._recognised: set[str] = set()  # names of others' parts
         self._pending: list[EmbeddedFile] = []
         self._embeddings: list[Embeddings] = []
         self._last_commit = time.monotonic()
@@ -121,20 +122,32 @@ class PartWriter:
                 self._index_added()
         self._last_commit = time.monotonic()
 
-    def recognise(self, part: Path) -> None:
-        """Take the keys of a part that another has written for known.
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that this writer knows of, in the order in which they came."""
+        return self._parts
+
+    def recognise_others(self) -> list[str]:
+        """Take the keys of all parts that others have written for known; give those parts' names.
 
         Raises
         ------
         CacheError
-            If it cannot be read.
+            If one cannot be read.
         """
-        with CacheFile(part) as file:
-            self._added.append(file.keys)
+        own = {part.path for part in self._parts}
+        others = [path for path in part_paths(self.path) if path not in own]
+        for path in others:
+            if path.name not in self._recognised:
+                with CacheFile(path) as file:
+                    self._added.append(file.keys)
+                self._recognised.add(path.name)
         self._index_added()
+        return [path.name for path in others]
 
     def _index_added(self) -> None:
-        self._added = [np.concatenate(self._added)]
+        """Sort what was committed or recognised; nothing may be pending then."""
+        self._added = [np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *self._added])]
         self._added_index, self._new_keys = KeyIndex(self._added[0]), set()
 
     def _part_table(self) -> DatasetTable:

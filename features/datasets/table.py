@@ -54,6 +54,9 @@ class ImageSource(Protocol):
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
         """Give for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
 
+    def subset(self, indices: Sequence[int]) -> "ImageSource":
+        """Give a source of these images alone (ascending), counted from 0, which can be sent to another host."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -129,6 +132,11 @@ class FileImages:
             if shared is None or shared.path != path:
                 shared = _SharedFile(path)
             yield index, partial(shared.frame, place)
+
+    def subset(self, indices: Sequence[int]) -> "FileImages":
+        """Give these images alone, by absolute paths: other processes have other working folders."""
+        places = [self.places[index] for index in indices] if self.places is not None else None
+        return FileImages(self.location, [self.files[index] for index in indices], places)
 
     def _path(self, index: int) -> str:
         return os.path.join(self.root, self.files[index])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import cache_option, emit, json_option, max_pixels_option, window_option
+from pipeline.cli.options import cache_option, cluster_options, emit, json_option, max_pixels_option, window_option
 from pipeline.cli.types import PathType
 
 
@@ -43,6 +43,7 @@ from pipeline.cli.types import PathType
 @max_pixels_option
 @click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
+@cluster_options
 @json_option
 def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Embed the images of DATA that the cache lacks.
@@ -55,6 +56,7 @@ def extract(data: Path, cache: Path, name: str | None, as_json: bool, **options:
     Example:
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
+      hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
     from features.extract import extract as run_extract
     from features.plan import ExtractOptions
