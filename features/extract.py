@@ -1,4 +1,4 @@
-"""Embed what the cache lacks, on this machine."""
+"""Embed what the cache lacks, on this machine or on a cluster."""
 
 import errno
 import logging
@@ -6,9 +6,10 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles
 from features.datasets import Dataset, read_dataset, read_unlabelled
 from features.errors import HoarfrostError, ImageDecodeError, WeightsError
 from features.interrupts import StopSignals
+from features.job import Job
 from features.plan import (
+    BadImages,
     ExtractOptions,
     ExtractSummary,
     ImageTable,
@@ -27,6 +30,10 @@ from features.plan import (
 )
 from features.pseudonyms import Pseudonyms, salt_path
 from features.recipes import Recipe, recipe_for, recipe_like
+
+if TYPE_CHECKING:
+    from features.backbone import Backbone
+    from features.cluster import Cluster
 
 SHOWN_MISSING = 3
 ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
@@ -67,14 +74,18 @@ def extract(
     """
     started = time.monotonic()
     options = options or ExtractOptions()
-    dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
-    recipe = recipe_for(options, begun_header(cache), dataset)
-    place = dataset.images.location
-    with (
-        StopSignals() as stop,
-        CacheWriter(cache, recipe.header, dataset.name, root=place, shard_bytes=options.shard_size) as writer,
-    ):
-        table, counts = _embed_images(dataset, writer, recipe, options, on_progress, stop)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(options)) if options.engine == "ray" else None
+        dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+        choose_precision = _choose_precision if cluster is None else cluster.choose_precision
+        recipe = recipe_for(options, begun_header(cache), dataset, choose_precision)
+        stop = stack.enter_context(StopSignals())
+        root = dataset.images.location
+        writer = stack.enter_context(
+            CacheWriter(cache, recipe.header, dataset.name, root=root, shard_bytes=options.shard_size)
+        )
+        job, todo = _begun(dataset, writer, recipe, options, on_progress, stop)
+        table, counts = job.table, _embed(job, todo, cluster)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             raise HoarfrostError(
@@ -100,6 +111,8 @@ def extract(
         errors=errors,
         failed_by_kind=kinds_of(table.errors.values()),
         notes=dict(counts.notes),
+        engine=options.engine,
+        workers=counts.workers,
     )
 
 
@@ -163,7 +176,8 @@ def embed_like(
     dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
         try:
-            table, counts = _embed_images(dataset, writer, recipe, options, on_progress, stop, lender)
+            job, todo = _begun(dataset, writer, recipe, options, on_progress, stop, lender)
+            counts = _embed(job, todo, None)
         except WeightsError as error:
             raise WeightsError(
                 f"The weights {header.weights} ({header.weights_origin or 'of unknown origin'}), by which the head's own "
@@ -171,10 +185,10 @@ def embed_like(
                 "they are now."
             ) from error
         writer.fold()
-    return Embedded(dataset, table.keys, table.errors, counts.forward_images)
+    return Embedded(dataset, job.table.keys, job.table.errors, counts.forward_images)
 
 
-def _embed_images(
+def _begun(
     dataset: Dataset,
     writer: CacheWriter,
     recipe: Recipe,
@@ -182,22 +196,66 @@ def _embed_images(
     on_progress: Callable[[Progress], None],
     stop: StopSignals,
     lender: EmbeddingCache | None = None,
-) -> tuple[ImageTable, LoopCounts]:
-    """Embed what the cache, and who lends to it, lack; give what is known of each image."""
+) -> tuple[Job, Sequence[int]]:
+    """Tell what is known already, and list the images that are to be read."""
     table = ImageTable(len(dataset))
     todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
     _say_what_is_missing(dataset, table.errors, options)
-    if not todo:
-        return table, LoopCounts(device="cpu" if options.device == "auto" else options.device)
-    # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.devices import choose_batch_size, choose_device
-    from features.loop import EmbeddingLoop
+    bad = BadImages(dataset, table.errors, options)
+    return Job(dataset, writer, table, bad, recipe, options, on_progress, stop, lender), todo
 
-    device = choose_device(options.device, recipe.header.fingerprint.precision)
-    batch_size = choose_batch_size(options.batch_size, device)
-    backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
-    loop = EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress, lender)
-    return table, loop.run(todo, stop)
+
+def _cluster(options: ExtractOptions) -> "Cluster":
+    from features.cluster import Cluster  # here: whoever has one machine needs no Ray
+
+    return Cluster(options)
+
+
+def _embed(job: Job, todo: Sequence[int], cluster: "Cluster | None") -> LoopCounts:
+    """Embed the images to do, where that was asked for."""
+    if not todo:
+        device = job.options.device
+        return LoopCounts("cpu" if device == "auto" else device)
+    if cluster is not None:
+        return cluster.embed(job, todo)
+    # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
+    from features.devices import choose_batch_size, choose_device, n_gpus
+
+    device = choose_device(job.options.device, job.recipe.precision)
+    batch_size = choose_batch_size(job.options.batch_size, device)
+    if device == "cuda" and len(todo) >= n_gpus() * batch_size > batch_size:  # a batch for each
+        from features.cluster import Cluster, is_installed, say_what_is_idle
+
+        if is_installed():
+            with Cluster(replace(job.options, device=device)) as own:
+                return own.embed(job, todo)
+        say_what_is_idle(n_gpus())
+    return _embed_here(job, todo, device, batch_size)
+
+
+def _embed_here(job: Job, todo: Sequence[int], device: str, batch_size: int) -> LoopCounts:
+    """Embed in this process."""
+    from features.loop import EmbeddingLoop, Work, n_decoders
+    from features.quarantine import Quarantine
+
+    writer = job.writer
+
+    def backbone() -> "Backbone":
+        made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        writer.begin(made.compute)
+        return made
+
+    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, backbone, device, batch_size, job.options, job.lender)
+        work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
+        return loop.run(work, job.stop)
+
+
+def _choose_precision(options: ExtractOptions) -> str:
+    """Choose what is fast on this machine."""
+    from features.devices import choose_device, choose_precision
+
+    return choose_precision(options.precision, choose_device(options.device, options.precision))
 
 
 def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequence[int]:

@@ -2,10 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from features.cache import CacheWriter, Header
+from features.cache import Header
 from features.datasets import Dataset
 from features.errors import FingerprintMismatchError
 from features.fingerprint import PREPROCESSING, Fingerprint, preprocessing, weights_origin
@@ -28,15 +29,33 @@ class Recipe:
     weights_spec: str
     weights: "Weights | None"
 
-    def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
-        """Make the backbone, on the compute path that an interrupted extraction began with."""
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in."""
+        return self.header.fingerprint.precision
+
+    def backbone(self, device: str, batch_size: int, n_images: int, *, resumed: str | None) -> "Backbone":
+        """Make the backbone, on the compute path that an interrupted extraction began with.
+
+        Raises
+        ------
+        WeightsError, FingerprintMismatchError
+            If the weights cannot be had here, or are not those that were settled.
+        HoarfrostError
+            If the compute path is not possible here.
+        """
         from features.backbone import Backbone, settle_compute
 
-        precision = self.header.fingerprint.precision
-        backbone = Backbone(self.checked_weights(), device=device, precision=precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=writer.compute)
-        writer.begin(backbone.compute)
+        backbone = Backbone(self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size)
+        settle_compute(backbone, n_images, resumed=resumed)
         return backbone
+
+    def to_go(self) -> "Recipe":
+        """Give what another process needs of it: that reads the weights where they lie."""
+        is_name = self.weights_spec == "imagenet" or self.weights_spec.startswith("random:")
+        return replace(
+            self, weights=None, weights_spec=self.weights_spec if is_name else os.path.abspath(self.weights_spec)
+        )
 
     def checked_weights(self) -> "Weights":
         """Load the weights; refuse others of the same name."""
@@ -47,8 +66,13 @@ class Recipe:
         return weights
 
 
-def recipe_for(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> Recipe:
-    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun."""
+def recipe_for(
+    options: ExtractOptions, begun: Header | None, dataset: Dataset, choose_precision: Callable[[ExtractOptions], str]
+) -> Recipe:
+    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun.
+
+    `choose_precision` is asked for what is fast where the embeddings will be computed, if nothing else decides.
+    """
     spec, weights = options.weights, None
     if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
         spec = begun.weights  # whatever the network says today
@@ -62,12 +86,9 @@ def recipe_for(options: ExtractOptions, begun: Header | None, dataset: Dataset) 
 
         weights = load_weights(spec)
         name, sha256 = weights.name, weights.sha256
-        origin = weights_origin(name if spec == "auto" else spec)
-    precision = _begun_precision(options.precision, begun)
-    if precision is None:
-        from features.devices import choose_device, choose_precision
-
-        precision = choose_precision(options.precision, choose_device(options.device, options.precision))
+        spec = name if spec == "auto" else spec
+        origin = weights_origin(spec)
+    precision = _begun_precision(options.precision, begun) or choose_precision(options)
     if precision == "int8":
         if begun is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are

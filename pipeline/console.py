@@ -26,19 +26,20 @@ SHOWN_EXPLAINED = 20
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
-class _WarningLines(logging.Handler):
-    """One line on stderr for each warning; on what is stderr then, not when logging was set up."""
+class _Lines(logging.Handler):
+    """One line on stderr for each message; on what is stderr then, not when logging was set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a warning."""
-        say(f"warning: {harmless(record.getMessage())}")
+        """Print a message."""
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{harmless(record.getMessage())}")
 
 
 def show_warnings() -> None:
-    """Send the library's warnings to stderr."""
-    handler = _WarningLines(logging.WARNING)
+    """Send the library's warnings to stderr, and what it says of a cluster."""
+    handler = _Lines()
     for package in ("features", "pipeline"):
         logging.getLogger(package).handlers = [handler]
+    logging.getLogger("features.cluster").setLevel(logging.INFO)
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
         task = bar.add_task("extract", total=None, rate="")
 
         def show(progress: "Progress") -> None:
-            rate = f"{progress.images_per_second:.0f} images/s"
+            rate = f"{progress.images_per_second:.0f} images/s{_workers_text(progress)}"
             bar.update(task, completed=progress.done, total=progress.total, rate=rate)
 
         yield show
@@ -72,12 +73,19 @@ def _lines() -> "Callable[[Progress], None]":
         last = time.monotonic()
         left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
         print(
-            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s, {left_s:.0f} s left",
+            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s"
+            f"{_workers_text(progress)}, {left_s:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
 
     return show
+
+
+def _workers_text(progress: "Progress") -> str:
+    if progress.workers is None:
+        return ""
+    return f", {progress.workers} worker{'' if progress.workers == 1 else 's'}"
 
 
 def say(text: str) -> None:
@@ -118,7 +126,8 @@ def extract_text(summary: "ExtractSummary") -> str:
     done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
     lines = [
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
-        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}",
+        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}"
+        + (f", {summary.workers} of Ray's workers" if summary.engine == "ray" else ""),
     ]
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
     lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]

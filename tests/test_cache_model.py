@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import features.backbone
 import features.cache.folding
+import features.cache.parts
 import features.cache.writer
 from features.cache import EmbeddingCache, compact, verify
 from features.cache.writing import write_cache_file, write_index
@@ -162,7 +163,7 @@ OPTIONS = ExtractOptions(weights="random:0", device="cpu", precision="float32", 
 def test_any_history_ends_in_exactly_the_embeddings_that_the_files_call_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.backbone, "Backbone", StandIn)
     monkeypatch.setattr(features.backbone, "load_weights", functools.cache(features.backbone.load_weights))
-    monkeypatch.setattr(features.cache.writer, "COMMIT_SECONDS", -1.0)  # a part for each batch
+    monkeypatch.setattr(features.cache.parts, "COMMIT_SECONDS", -1.0)  # a part for each batch
     monkeypatch.setattr(features.cache.folding, "rows_per_shard", rows_per_tiny_shard)
     run_state_machine_as_test(
         CacheMachine,

@@ -37,7 +37,7 @@ def test_at_most_five_seconds_of_work_are_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float
 ) -> None:
     clock = 0.0
-    monkeypatch.setattr("features.cache.writer.time.monotonic", lambda: clock)
+    monkeypatch.setattr("features.cache.parts.time.monotonic", lambda: clock)
     keys, embeddings = some_images(60)
     committed_at, n_parts = 0.0, 0
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
@@ -273,7 +273,7 @@ def test_memory_of_the_writer_does_not_grow_with_the_rows(tmp_path: Path) -> Non
 import resource, sys
 from pathlib import Path
 from features.cache import CacheWriter
-from features.cache import writer as w
+from features.cache import parts as w
 from tests.caches import HEADER, some_files, some_images, some_table
 import numpy as np
 w.COMMIT_ROWS = 2048

@@ -3,9 +3,7 @@
 import logging
 import os
 import threading
-import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,48 +16,31 @@ import numpy as np
 from features.cache.folding import remove_unlisted_shards, write_cache
 from features.cache.keys import KeyIndex
 from features.cache.known import KnownFiles
-from features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, FileTable, Header, Keys, Rows, Source
+from features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, Source
 from features.cache.lock import WriterLock
+from features.cache.parts import Part, PartWriter
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import (
     DAMAGED_SUFFIX,
-    PART_SUFFIX,
     check_fingerprint,
     part_paths,
     parts_directory,
-    real_path,
     remove_if_empty,
 )
-from features.cache.writing import write_cache_file
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
-from features.texts import Texts
-
-COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
-COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
 
 logger = logging.getLogger(__name__)
 
 
-class EmbeddedFile(NamedTuple):
-    """An image whose embedding is appended: where it was read, and the key of its bytes."""
+class TakenIn(NamedTuple):
+    """How many embeddings were in the parts taken in, and of how many images that the cache did not know before."""
 
-    path: str
-    size: int
-    mtime_ns: int
-    key: bytes
+    n_embeddings: int
+    n_new: int
 
 
-class _Part(NamedTuple):
-    """A committed part; `known` is what it says of the data set's files (nothing for those of this very extraction)."""
-
-    path: Path
-    keys: Keys
-    known: list[FileTable]
-    compute: str
-
-
-class CacheWriter:
+class CacheWriter(PartWriter):
     """The only writer of a cache; a context manager that holds its lock.
 
     Embeddings go to memory by `append`, to parts on disk by `commit` (by itself every few
@@ -92,18 +73,10 @@ class CacheWriter:
     def __init__(
         self, path: Path, header: Header, dataset: str, *, root: str = "", shard_bytes: int | None = None
     ) -> None:
-        self.path = real_path(path)
-        self.header = header
-        self.dataset = dataset
-        self.root = root
+        super().__init__(path, header, dataset, root=root)
         self._shard_bytes = shard_bytes
-        self._pending: list[EmbeddedFile] = []
-        self._embeddings: list[Embeddings] = []
-        self._new_keys: set[bytes] = set()  # since `_index` was made
         self._index: KeyIndex | None = None
         self._indexing = threading.Lock()
-        self._last_commit = time.monotonic()
-        self._last_append = self._last_commit
 
     def __enter__(self) -> Self:
         try:
@@ -111,7 +84,7 @@ class CacheWriter:
         except OSError as error:
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be made: {error.strerror}.") from error
         with ExitStack() as stack:
-            stack.enter_context(WriterLock(self.path))
+            self.lock = stack.enter_context(WriterLock(self.path))
             self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
             self._sweep()
             if self._main is not None:
@@ -136,7 +109,7 @@ class CacheWriter:
         if self._main is not None or part_paths(self.path):
             remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
 
-    def _sound_parts(self) -> Iterator[_Part]:
+    def _sound_parts(self) -> Iterator[Part]:
         """Read each part whole once, so that damage shows before anything relies on it."""
         for path in part_paths(self.path):
             try:
@@ -149,7 +122,7 @@ class CacheWriter:
                 os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
                 continue
             check_fingerprint(self.path, header, self.header.fingerprint, self.header.weights)
-            yield _Part(path, keys, known, header.compute)
+            yield Part(path, keys, known, header.compute)
 
     def _stored_keys(self) -> Keys:
         """All keys on the disk, (N, 32): those of the file, then those of the parts in order."""
@@ -164,10 +137,6 @@ class CacheWriter:
         if self._parts:
             return next((part.compute for part in self._parts if part.compute), None)  # none where all was borrowed
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
-
-    def begin(self, compute: str) -> None:
-        """Note the compute path of the embeddings that follow."""
-        self.header = replace(self.header, compute=compute)
 
     def known_files(self) -> KnownFiles:
         """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
@@ -211,57 +180,36 @@ class CacheWriter:
         """Give the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for those that are missing."""
         return self._current_index().find(keys)
 
-    def __contains__(self, key: bytes) -> bool:
-        index = self._index if self._index is not None else self._current_index()
-        return key in self._new_keys or index.contains(key)
+    @property
+    def known(self) -> KeyIndex:
+        """The keys that were in the cache when this was asked for first."""
+        return self._index if self._index is not None else self._current_index()
 
-    def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
-        """Add a batch; it is committed within the next few seconds.
+    def take_in(self, names: Iterable[str] = ()) -> TakenIn:
+        """Take in the parts that others have written for this extraction.
 
         Parameters
         ----------
-        files : list of EmbeddedFile, length B
-        embeddings : ndarray (B, 512) float32
+        names : iterable of str
+            Those that are known of. On a network file system, a part of another host may be listed late, and opened by
+            its name at once.
+
+        Raises
+        ------
+        CacheError
+            If one is damaged, or was made in another way.
         """
-        self._pending += files
-        self._new_keys.update(file.key for file in files)
-        self._embeddings.append(embeddings)
-        now = time.monotonic()
-        batch_s, self._last_append = now - self._last_append, now
-        if now - self._last_commit + batch_s > COMMIT_SECONDS or len(self._pending) >= COMMIT_ROWS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Put what was appended on the disk, as one part."""
-        if self._pending:
-            directory = parts_directory(self.path)
-            directory.mkdir(exist_ok=True)
-            # Zero-padded time first, so that names sort in the order of commits.
-            path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
-            block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
-            write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self._parts.append(_Part(path, block.keys, [], self.header.compute))
-            self._pending, self._embeddings = [], []
-            # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
-            if len(self._new_keys) > max(65_536, (0 if self._index is None else len(self._index)) // 4):
-                self._current_index()
-                self._new_keys = set()
-        self._last_commit = time.monotonic()
-
-    def _part_table(self) -> DatasetTable:
-        """Give what a resumed extraction needs to pass over the files of this part unread."""
-        n = len(self._pending)
-        return DatasetTable(
-            name=self.dataset,
-            source="",
-            root=self.root,
-            paths=Texts.of(file.path for file in self._pending),
-            rows=np.arange(n),
-            labels=Texts.repeated("", n),
-            errors=Texts.repeated("", n),
-            sizes=np.array([file.size for file in self._pending], np.int64),
-            mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
-        )
+        known, directory = self.known, parts_directory(self.path)
+        found = {*part_paths(self.path), *(directory / name for name in names)} - {part.path for part in self._parts}
+        taken = []
+        for path in sorted(found):
+            with CacheFile(path) as file:
+                check_fingerprint(self.path, file.header, self.header.fingerprint, self.header.weights)
+                taken.append(Part(path, file.keys, [], file.header.compute))
+        self._parts += taken
+        keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(part.keys for part in taken)])
+        is_first = KeyIndex(keys).find(keys) == np.arange(len(keys))
+        return TakenIn(len(keys), int((is_first & (known.find(keys) < 0)).sum()))
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
         """Commit, fold all parts into the one file, and put the data set's table there.
@@ -309,8 +257,8 @@ class CacheWriter:
         self.commit()
         if not self._parts:
             return False
-        stored = self._stored_keys()
-        first = KeyIndex(stored).find(stored) == np.arange(len(stored))
+        index = self._current_index()
+        first = index.firsts() == np.arange(len(index))
         pending = [self._main.table(name, "pending") for name in self._pending_names() if self._main is not None]
         self._write(first, self._tables(), pending)
         return True
@@ -348,7 +296,3 @@ def _blocks_of_part(path: Path) -> Iterator[Block]:
     """Read a part; opened only then: there may be more parts than a process may open files."""
     with CacheFile(path) as file:
         yield from file.blocks()
-
-
-def _key_array(files: list[EmbeddedFile]) -> Keys:
-    return np.frombuffer(b"".join(file.key for file in files), np.uint8).reshape(-1, KEY_BYTES)

@@ -67,6 +67,47 @@ class NpzImages:
                 raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
             start += count
 
+    def subset(self, indices: Sequence[int]) -> "NpzRows":
+        """Give these rows alone."""
+        return NpzRows(NpzImages(self.location, self.counts), tuple(indices))
+
+
+@dataclass(frozen=True)
+class NpzRows:
+    """Some of an npz file's images: those at `rows` (ascending) of all that it has."""
+
+    images: NpzImages
+    rows: tuple[int, ...]
+
+    @property
+    def location(self) -> str:
+        """The npz file, absolute and with links followed."""
+        return self.images.location
+
+    def stamp(self, index: int) -> FileStamp:
+        """Give size and mtime of the npz file."""
+        return self.images.stamp(self.rows[index])
+
+    @property
+    def is_remote(self) -> bool:
+        """A row never is."""
+        return False
+
+    def stamps(self, *, of_urls: bool) -> Stamps:
+        """Give size and mtime of the npz file, for each row."""
+        stamps, rows = self.images.stamps(of_urls=of_urls), np.array(self.rows, np.int64)
+        return Stamps(stamps.sizes[rows], stamps.mtimes_ns[rows], stamps.missing[rows])
+
+    def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
+        """Stream the wanted rows, as the file's images do."""
+        places = {self.rows[index]: index for index in indices}
+        for row, read in self.images.contents(list(places)):
+            yield places[row], read
+
+    def subset(self, indices: Sequence[int]) -> "NpzRows":
+        """Give some of these rows."""
+        return NpzRows(self.images, tuple(self.rows[index] for index in indices))
+
 
 def _identity(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pixels

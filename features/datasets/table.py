@@ -59,6 +59,9 @@ class ImageSource(Protocol):
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
         """Give for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
 
+    def subset(self, indices: Sequence[int]) -> "ImageSource":
+        """Give a source of these images alone (ascending), counted from 0, which can be sent to another host."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -184,6 +187,16 @@ class FileImages:
             if shared is None or shared.path != path:
                 shared = _SharedFile(path)
             yield index, partial(shared.frame, place)
+
+    def subset(self, indices: Sequence[int]) -> "FileImages":
+        """Give these images alone, by absolute paths: other processes have other working folders."""
+        rows = np.asarray(indices, np.int64)
+        places = None
+        if self.places is not None:
+            places = Places(self.places.numbers[rows], self.places.n_frames[rows])
+        files = self.files.take(rows)
+        listed = {file: self.listed[file] for file in files if file in self.listed} if self.listed else {}
+        return FileImages(self.location, files, places, listed)
 
     def _place(self, index: int) -> str:
         return join(self.root, self.files[index])

@@ -1,0 +1,188 @@
+"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is."""
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+from features.errors import HoarfrostError
+from features.plan import ExtractOptions
+
+INSTALL = "pip install 'hoarfrost[ray]'"
+CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and an empty SETTINGS frame
+HTTP2_HEAD_BYTES, HTTP2_SETTINGS = 9, 4
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers that it was started
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be by default; until then it warns
+}
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens, to whoever comes, on the network
+
+logger = logging.getLogger(__name__)
+
+
+class Slot(NamedTuple):
+    """Room for one worker: its number on a host, and what of the host it gets."""
+
+    node_id: str
+    host: str
+    number: int
+    cpus: int
+    gpus: float
+
+
+def is_installed() -> bool:
+    """Tell whether Ray can be imported, without importing it."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def require_ray() -> None:
+    """Refuse to go on without Ray."""
+    if not is_installed():
+        raise HoarfrostError(
+            f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
+        )
+
+
+def check_address(address: str | None) -> None:
+    """See that something answers at a cluster's address as Ray would.
+
+    Raises
+    ------
+    HoarfrostError
+        Within seconds, if nothing does.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS")
+    if address in {None, "", "auto", "local"}:
+        return
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise HoarfrostError(
+            f"--address {address}: expected auto, or HOST:PORT of the cluster's head as `ray start --head` prints it."
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            answers = bool(os.environ.get("RAY_USE_TLS")) or _speaks_http2(connection)
+    except (OSError, OverflowError) as error:
+        raise _nobody(str(address), str(error)) from error
+    if not answers:
+        raise _nobody(str(address), "what listens there is not Ray")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Tell whether the other side answers as a gRPC server does: by a frame of its settings."""
+    connection.sendall(HTTP2_PREFACE)
+    head = connection.recv(HTTP2_HEAD_BYTES, socket.MSG_WAITALL)
+    return len(head) == HTTP2_HEAD_BYTES and head[3] == HTTP2_SETTINGS
+
+
+def _nobody(address: str, reason: str) -> HoarfrostError:
+    return HoarfrostError(
+        f"--address {address}: no Ray cluster answers there ({reason}). Start its head with `ray start --head`, join this "
+        "machine to it with `ray start --address HOST:PORT`, or leave --address out to use this machine alone."
+    )
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[str]:
+    """Be part of a cluster, or of a Ray of this machine's own, which ends with the context.
+
+    Yields
+    ------
+    str
+        The address of Ray's dashboard; empty if there is none.
+
+    Raises
+    ------
+    HoarfrostError
+        If that is not possible.
+    """
+    for name, value in {**ENVIRONMENT, **(LOOPBACK_ONLY if address is None else {})}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
+        yield _dashboard()
+        return
+    with _own_signals():
+        try:
+            _start(address)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _nobody(address or "(this machine)", str(error).split("\n", maxsplit=1)[0]) from error
+    try:
+        yield _dashboard()
+    finally:
+        with _own_signals():
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    if address is not None:
+        ray.init(address=address, **QUIET)
+        return
+    from features.devices import usable_cpus
+
+    ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
+
+
+def _dashboard() -> str:
+    import ray
+
+    address: str = ray._private.worker._global_node.webui_url or ""
+    return f"http://{address}" if address else ""
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would end the process at once, and leave nothing committed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def has_gpus() -> bool:
+    """Tell whether any host of the cluster has a GPU."""
+    return any(node["Resources"].get("GPU", 0) for node in _nodes())
+
+
+def slots(options: ExtractOptions, device: str) -> list[Slot]:
+    """Give the room for workers on all hosts that are there now: first one on each host, then a second."""
+    by_host = [_slots_of(node, options, device) for node in _nodes()]
+    in_turn = [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
+    return in_turn[: options.max_workers]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
+
+
+def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> list[Slot]:
+    """Cut a host into room for workers: by GPUs where these compute, else by CPUs."""
+    n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
+    if device == "cuda":
+        gpus = options.gpus_per_worker or 1.0
+        n_slots = int(n_gpus / gpus + 1e-6)  # three thirds are one
+        cpus = options.cpus_per_worker or max(1, int(n_cpus / max(1, n_slots)))
+        n_slots = min(n_slots, int(n_cpus / cpus))
+    else:
+        gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
+        n_slots = int(n_cpus / cpus)
+    host = str(node["NodeManagerHostname"])
+    return [Slot(str(node["NodeID"]), host, number, cpus, gpus) for number in range(n_slots)]
