@@ -400,6 +400,18 @@ def test_frames_that_a_header_promises_and_the_file_lacks_are_one_row(tmp_path: 
         decode_pixels(Frame(content, b"", 4, 4))
 
 
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
+def test_frames_of_colour_are_counted(tmp_path: Path, photometric: str) -> None:
+    data = dicom(np.stack([colours(), colours(), colours()]), PhotometricInterpretation=photometric)
+    if photometric == "YBR_FULL_422":
+        data.PixelData = bytes(3 * 20 * 30 * 2)
+    (tmp_path / "x.dcm").write_bytes(encoded(data))
+    header = read_header(str(tmp_path / "x.dcm"))
+    assert header is not None
+    assert header.n_frames == 3
+    assert decode_pixels(Frame(encoded(data), b"", 3, 3)).shape == (20, 30, 3)
+
+
 def test_keys_of_frames_differ_by_bytes_and_by_number() -> None:
     frames = [Frame(b"x", digest, number, 3) for digest in (b"a" * 32, b"b" * 32) for number in (1, 2, 3)]
     assert len({image_key(frame) for frame in frames}) == 6
