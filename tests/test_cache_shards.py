@@ -237,7 +237,7 @@ def test_the_size_is_kept_until_another_is_asked_for(tmp_path: Path) -> None:
     assert verify(path).sound
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(2, 7)), min_size=1, max_size=6))
 def test_any_sequence_of_folds_keeps_all_images_and_no_shard_too_large(
     tmp_path_factory: pytest.TempPathFactory, folds: list[tuple[int, int]]
