@@ -74,11 +74,7 @@ def extract(
     options = options or ExtractOptions()
     dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     recipe = _recipe(options, begun_header(cache), dataset)
-    place = dataset.images.location
-    with (
-        StopSignals() as stop,
-        CacheWriter(cache, recipe.header, dataset.name, root=place, shard_bytes=options.shard_size) as writer,
-    ):
+    with StopSignals() as stop, _writer(cache, recipe, dataset, options) as writer:
         table = ImageTable(len(dataset))
         todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
         _say_what_is_missing(dataset, table.errors, options)
@@ -109,6 +105,11 @@ def extract(
         failed_by_kind=kinds_of(table.errors.values()),
         notes=dict(counts.notes),
     )
+
+
+def _writer(cache: Path, recipe: "_Recipe", dataset: Dataset, options: ExtractOptions) -> CacheWriter:
+    root = dataset.images.location
+    return CacheWriter(cache, recipe.header, dataset.name, root=root, shard_bytes=options.shard_size)
 
 
 @dataclass(frozen=True)
