@@ -62,7 +62,7 @@ def _of_scanners(task: Task, seed: int) -> dict[str, dict[str, tuple[float, floa
         order = np.random.default_rng(seed).permutation(task.groups.max() + 1)[task.groups[own]] / (
             task.groups.max() + 1
         )
-        train, val, test = own[order < 0.7], own[(order >= 0.7) & (order < 0.8)], own[order >= 0.8]
+        train, val, test = own[order < 0.6], own[(order >= 0.6) & (order < 0.8)], own[order >= 0.8]
         other = task.embeddings(np.flatnonzero(scanners != scanner))
         found[scanner] = _detected(task, train, val, test, other)
     return found
