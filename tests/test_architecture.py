@@ -85,6 +85,7 @@ def test_no_module_imports_itself_through_others() -> None:
         ("openvino", {"features.backbone"}),
         ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
+        ("safetensors", {"pipeline.headfiles", "features.backbone"}),
         ("pydicom", {"features.dicom"}),
         ("ray", {"features.cluster"}),
     ],
@@ -93,7 +94,9 @@ def test_library_has_its_own_room(library: str, users: set[str]) -> None:
     assert [module for module in importers_of(library) if not any(within(module, user) for user in users)] == []
 
 
-NO_FILES = ("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels")
+NO_FILES = (
+    "train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels", "conformal", "novelty"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("room", [f"pipeline.{name}" for name in NO_FILES])
@@ -110,7 +113,7 @@ def test_training_side_imports_no_module_that_opens_images() -> None:
     assert {"features.images", "features.backbone", "features.datasets"} & reached("pipeline.experiment") == set()
 
 
-@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli"])
+@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli", "pipeline.interface"])
 def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str) -> None:
     code = f"import sys, {package}; print(*({{'torch', 'numpy', 'h5py', 'PIL'}} & set(sys.modules)))"
     assert run_python("-c", code) == (0, "\n", "")

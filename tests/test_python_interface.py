@@ -35,11 +35,6 @@ def test_lines_of_the_readme_run_as_they_stand(cache: Path, run_python: RunPytho
     assert (cache.parent / "runs" / "api" / "metrics.json").is_file()
 
 
-def test_importing_the_interface_loads_nothing_heavy(run_python: RunPython) -> None:
-    heavy = "{'torch', 'numpy', 'h5py', 'PIL', 'sklearn', 'click'}"
-    assert run_python("-c", f"import sys, pipeline.interface; print(*({heavy} & set(sys.modules)))") == (0, "\n", "")
-
-
 def test_arrays_are_what_was_cached_without_the_unreadable(cache: Path) -> None:
     data = load_data(cache, positive=["malignant"])
     kept = [i for i in range(100) if i != 3]
