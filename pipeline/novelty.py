@@ -48,8 +48,8 @@ class NoveltyReference:
         Notes
         -----
         Embeddings are brought to length one first: their length tells contrast and brightness rather than what is
-        shown. Measured on BUSI against chest X-rays, this detected better than the distance without, than the
-        relative one, and than that to the k-th nearest training image (`make bench`, predict.novelty).
+        shown. Measured on BUSI against chest X-rays, this detects better than the distance without, than the
+        relative one, and than that to the 5th nearest training image, which would have to be kept (`make bench`).
 
         References
         ----------
