@@ -61,8 +61,9 @@ class NoveltyReference:
         centred = _unit(x) - self.mean  # (n, D) float64
         along = centred @ self.directions.T.astype(np.float64)  # (n, k)
         beside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        squares: Floats = (along**2 / self.variances).sum(axis=1) + beside / self.rest
-        return np.sqrt(squares)
+        squares = (along**2 / self.variances).sum(axis=1) + beside / self.rest
+        # A sum's last digit depends on how many rows are computed together.
+        return np.asarray(np.sqrt(squares).astype(np.float32), np.float64)
 
 
 def fit_novelty(blocks: Iterable[Embeddings]) -> NoveltyReference:

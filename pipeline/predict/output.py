@@ -161,13 +161,18 @@ def _prediction_cells(predictor: Predictor, found: Prediction) -> Iterator[list[
     own = found.probabilities[:, [number for _, number in predictor.head.columns]]
     answers = predictor.answers(found.called)
     for p, calibrated, answer, in_set in zip(own, found.calibrated, answers, found.sets, strict=True):
-        sets = [predictor.joined(in_set)]
-        if predictor.head.is_multilabel:
-            sets = [
-                "|".join(word for word, may_be in zip(YES_NO, both, strict=True) if may_be) or NONE for both in in_set
-            ]
         # As predictions.csv writes them: the shortest digits that give the same number.
-        yield [*(repr(float(value)) for value in (*p, *calibrated)), *map(_text, [answer, *sets])]
+        yield [
+            *(repr(float(value)) for value in (*p, *calibrated)),
+            *map(_text, [answer, *_set_cells(predictor, in_set)]),
+        ]
+
+
+def _set_cells(predictor: Predictor, in_set: Bools) -> list[str]:
+    """Write one set (C,): "a|b"; of several labels (C, 2) one each: "no|yes"."""
+    if not predictor.head.is_multilabel:
+        return [predictor.joined(in_set)]
+    return ["|".join(word for word, may_be in zip(YES_NO, both, strict=True) if may_be) or NONE for both in in_set]
 
 
 def _novelty_cells(found: Prediction) -> Iterator[list[str]]:
