@@ -138,7 +138,7 @@ class Embedded:
 
 
 def embed_like(
-    data: Path,
+    data: Path | str,
     cache: Path,
     header: Header,
     *,
@@ -151,7 +151,7 @@ def embed_like(
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         What `features.datasets.read_unlabelled` takes.
     cache : Path
         The cache's HDF5 file; made where it is missing.

@@ -1,8 +1,10 @@
 """A head's file: all that is needed to use it, and nothing of a patient. Written and read here alone."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from features.cache import DIM, Header
 from features.errors import RunError
-from features.fingerprint import Fingerprint
+from features.fingerprint import Fingerprint, weights_digest
 from pipeline.conformal import Calibration
 from pipeline.heads import HeadSpec, build_head, parse_head
 from pipeline.metrics import OperatingPoint
@@ -25,6 +27,7 @@ from pipeline.validated import Validated
 FORMAT = "hoarfrost-head"
 FORMAT_VERSION = 2
 KEY = "hoarfrost"  # of the metadata
+DIGEST = "sha256"
 STANDARDISATION = "0."  # begins the names of its tensors; by the same training images for all seeds
 NOVELTY = ("mean", "directions", "variances")
 AGAIN = "Train again, or copy it again."
@@ -120,9 +123,19 @@ def head_bytes(head: SavedHead) -> bytes:
     )  # fmt: skip
     # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
     # writes several entries in random order, so that the same head would not be the same bytes.
-    metadata = {KEY: json.dumps(to_json(description), sort_keys=True)}
-    content: bytes = save({name: tensor.cpu().contiguous() for name, tensor in _tensors(head)}, metadata=metadata)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(head)}
+    told = to_json(description)
+    metadata = {KEY: json.dumps({**told, DIGEST: content_digest(told, tensors)}, sort_keys=True)}
+    content: bytes = save(tensors, metadata=metadata)
     return content
+
+
+def content_digest(description: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """Give the SHA-256 (hex) of all that a head's file says, by which a flipped bit is found."""
+    told = json.dumps({key: value for key, value in description.items() if key != DIGEST}, sort_keys=True)
+    digest = sha256(told.encode())
+    digest.update(weights_digest((name, tensor.numpy()) for name, tensor in tensors.items()).encode())
+    return digest.hexdigest()
 
 
 def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
@@ -168,7 +181,7 @@ def read_head(path: Path) -> SavedHead:
             f"{path}: {reason}. Name a head's file, as `hoarfrost train` writes them to RUN/heads/."
         ) from error
     try:
-        return _head(_description(path, text), tensors)
+        return _head(_description(path, text, tensors), tensors)
     except KeyError as error:
         raise RunError(f"{path}: the head's file is damaged: there is no {error}. {AGAIN}") from error
     # What conversions raise on content that is not what this program wrote.
@@ -176,7 +189,7 @@ def read_head(path: Path) -> SavedHead:
         raise RunError(f"{path}: the head's file is damaged: {error}. {AGAIN}") from error
 
 
-def _description(path: Path, text: str | None) -> _Description:
+def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) -> _Description:
     if text is None:
         raise RunError(f"{path}: no head of hoarfrost (its metadata say nothing of one). Name a file of RUN/heads/.")
     content = json.loads(text)
@@ -193,6 +206,8 @@ def _description(path: Path, text: str | None) -> _Description:
             f"{path} was written by an older hoarfrost (head format {version}), and lacks what validation fixed. Train "
             "again: the cache is all that it needs."
         )
+    if content[DIGEST] != content_digest(content, tensors):
+        raise ValueError("its content is not that of its checksum")
     return from_json(content, _Description)
 
 
@@ -205,7 +220,8 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
     spec = parse_head(description.head)
     modules = [_module(spec, len(description.classes), prefix, tensors) for prefix in _prefixes(description.seeds)]
     n_calibrations = len(description.classes) if multilabel else 1
-    validated = tuple(_validated(fixed, n_calibrations, tensors) for fixed in description.validated)
+    n_points = n_calibrations if multilabel or len(description.classes) == 2 else 0
+    validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
     if not validated or validated[0].unit != "image":
         raise ValueError("it lacks what validation fixed for images")
     return SavedHead(
@@ -247,9 +263,15 @@ def _novelty(rest: float, tensors: Mapping[str, Tensor]) -> NoveltyReference:
     return NoveltyReference(rest=rest, **found)
 
 
-def _validated(fixed: _Fixed, n_calibrations: int, tensors: Mapping[str, Tensor]) -> Validated:
-    if not all(temperature > 0 for temperature in fixed.temperatures) or len(fixed.temperatures) != n_calibrations:
+def _is_threshold(point: OperatingPoint) -> bool:
+    return point.threshold is not None and math.isfinite(point.threshold)
+
+
+def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mapping[str, Tensor]) -> Validated:
+    if not all(0 < value < math.inf for value in fixed.temperatures) or len(fixed.temperatures) != n_calibrations:
         raise ValueError(f"its temperatures for {fixed.unit} are not as many as it needs, each above zero")
+    if len(fixed.points) != n_points or not all(of_class and _is_threshold(of_class[0]) for of_class in fixed.points):
+        raise ValueError(f"its operating points for {fixed.unit} are not as many as it needs, each with a threshold")
     calibrations = tuple(_calibration(f"conformal.{fixed.unit}.{i}", tensors) for i in range(n_calibrations))
     return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
 

@@ -88,6 +88,7 @@ def test_no_module_imports_itself_through_others() -> None:
         ("torch.onnx", {"pipeline.export.formats"}),
         ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
+        ("safetensors", {"pipeline.headfiles", "features.backbone"}),
         ("pydicom", {"features.dicom"}),
         ("gdcm", {"features.dicom"}),
         ("ray", {"features.cluster"}),
@@ -100,7 +101,7 @@ def test_library_has_its_own_room(library: str, users: set[str]) -> None:
 
 
 NO_FILES = (
-    *("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels"),
+    *("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels", "conformal", "novelty"),
     *("explain.maps", "explain.pictures", "explain.explainer", "export.model"),
 )
 
@@ -119,7 +120,7 @@ def test_training_side_imports_no_module_that_opens_images() -> None:
     assert {"features.images", "features.backbone", "features.datasets"} & reached("pipeline.experiment") == set()
 
 
-@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli"])
+@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli", "pipeline.interface"])
 def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str) -> None:
     code = f"import sys, {package}; print(*({{'torch', 'numpy', 'h5py', 'PIL'}} & set(sys.modules)))"
     assert run_python("-c", code) == (0, "\n", "")

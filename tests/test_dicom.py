@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gdcm
+import jpeg_ls
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -24,6 +27,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -35,6 +39,7 @@ from features.fingerprint import image_key
 from features.formats import Frame
 from features.images import Decoding, decode_pixels, load_image
 from features.windows import Window, percentile_window, scaled
+from tests.builders import encode, picture
 from tests.commands import ROOT
 from tests.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
 
@@ -400,6 +405,18 @@ def test_frames_that_a_header_promises_and_the_file_lacks_are_one_row(tmp_path: 
         decode_pixels(Frame(content, b"", 4, 4))
 
 
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
+def test_frames_of_colour_are_counted(tmp_path: Path, photometric: str) -> None:
+    data = dicom(np.stack([colours(), colours(), colours()]), PhotometricInterpretation=photometric)
+    if photometric == "YBR_FULL_422":
+        data.PixelData = bytes(3 * 20 * 30 * 2)
+    (tmp_path / "x.dcm").write_bytes(encoded(data))
+    header = read_header(str(tmp_path / "x.dcm"))
+    assert header is not None
+    assert header.n_frames == 3
+    assert decode_pixels(Frame(encoded(data), b"", 3, 3)).shape == (20, 30, 3)
+
+
 def test_keys_of_frames_differ_by_bytes_and_by_number() -> None:
     frames = [Frame(b"x", digest, number, 3) for digest in (b"a" * 32, b"b" * 32) for number in (1, 2, 3)]
     assert len({image_key(frame) for frame in frames}) == 6
@@ -530,6 +547,47 @@ def test_a_size_that_a_header_promises_is_limited_before_it_is_believed() -> Non
     data.Rows = data.Columns = 65_000
     with pytest.raises(ImageDecodeError, match="too many pixels: 65000 x 65000"):
         load_image(encoded(data))
+
+
+def wrapped(codestream: bytes, syntax: Any) -> bytes:
+    """Put compressed pixels of any kind into a file that calls them 64 x 48."""
+    data = dicom(np.zeros((48, 64), np.uint8))
+    data.PixelData, data.file_meta.TransferSyntaxUID = encapsulate([codestream]), syntax
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    return encoded(data)
+
+
+def of_another_size(codestream: bytes, syntax: Any) -> bytes:
+    """Make compressed pixels promise 30,000 x 30,000."""
+    changed = bytearray(codestream)
+    if syntax == JPEG2000Lossless:
+        at = codestream.index(b"\xff\x51")
+        changed[at + 6 : at + 14] = changed[at + 22 : at + 30] = struct.pack(">II", 30_000, 30_000)
+    else:
+        at = codestream.index(b"\xff\xf7" if syntax == JPEGLSLossless else b"\xff\xc0")
+        changed[at + 5 : at + 9] = struct.pack(">HH", 30_000, 30_000)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name)
+def test_compressed_pixels_larger_than_the_header_says_are_refused_before_memory_is_taken(syntax: Any) -> None:
+    grey = picture(64, 48).convert("L")
+    codestream = {
+        JPEGBaseline8Bit: encode(grey, "JPEG"),
+        JPEGLSLossless: bytes(jpeg_ls.encode_array(np.asarray(grey))),
+        JPEG2000Lossless: encode(grey, "JPEG2000", no_jp2=True),
+    }[syntax]
+    assert decode_pixels(wrapped(codestream, syntax)).shape == (48, 64)
+    started = time.monotonic()
+    with pytest.raises(ImageDecodeError, match="30000 x 30000 of 1 channels, where the header says 64 x 48 of 1"):
+        decode_pixels(wrapped(of_another_size(codestream, syntax), syntax))
+    assert time.monotonic() - started < 0.5  # to fill the memory takes seconds
+
+
+def test_runs_that_unpack_to_far_more_than_the_pixels_are_refused() -> None:
+    runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 100_000
+    with pytest.raises(ImageDecodeError, match="more runs than there are pixels"):
+        decode_pixels(wrapped(runs, RLELossless))
 
 
 def in_deflated_form(data: Dataset, more: bytes = b"") -> bytes:

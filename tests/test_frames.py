@@ -321,7 +321,7 @@ def listed_in_time(folder: Path) -> list[str]:
     """List a data set in another process, which a pipe would hang."""
     code = (
         "import json, sys; from pathlib import Path; from features.datasets import read_dataset;"
-        "print(json.dumps(read_dataset(Path(sys.argv[1]), name='x').paths))"
+        "print(json.dumps([*read_dataset(Path(sys.argv[1]), name='x').paths]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

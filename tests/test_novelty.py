@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.cache import DIM, EmbeddingCache
@@ -55,6 +55,7 @@ def test_distance_is_mahalanobis_by_the_shrunken_covariance_where_few_directions
 
 
 @given(st.floats(0.01, 100), st.integers(1, 40))
+@settings(max_examples=20)
 def test_neither_contrast_nor_batches_change_a_distance(scale: float, size: int) -> None:
     x = drawn(120, 0)
     reference = fit_novelty([x])

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.cache import EmbeddingCache, describe
+from features.cache import CacheWriter, EmbeddedFile, EmbeddingCache, describe
 from features.errors import CacheError, FingerprintMismatchError, HoarfrostError, RunError, TrainingError, WeightsError
 from features.extract import extract
+from features.fingerprint import bytes_key
 from features.plan import ExtractOptions
 from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
@@ -25,6 +26,7 @@ from pipeline.runs import Run, read_run
 from pipeline.train import TrainingConfig
 from tests.bad_images import BAD
 from tests.builders import encode, picture, write_csv, write_images
+from tests.caches import HEADER
 from tests.commands import Hoarfrost
 from tests.dicoms import dicom, encoded, grey_values
 from tests.labelled import NOT_UTF8, embeddings_of, mixed, write_labelled_cache
@@ -46,16 +48,16 @@ def read_csv(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def write_set(folder: Path, *, n: int = 90) -> Path:
-    """Write small pictures of two classes that a head can tell apart, two of each patient, with a CSV."""
-    rows = [["path", "label", "patient"]]
+def write_set(folder: Path, *, n: int = 120) -> Path:
+    """Write small pictures of two classes that a head can tell apart, two of each patient, a third for validation."""
+    rows = [["path", "label", "patient", "split"]]
     for i in range(n):
         label = "benign" if i // 2 % 2 else "malignant"
         image = picture(seed=i).point(lambda value, dark=label == "benign", i=i: value // (3 if dark and i % 11 else 1))
         path = folder / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(image))
-        rows.append([path.name, label, f"p{i // 2}"])
+        rows.append([path.name, label, f"p{i // 2}", ("train", "val", "train", "val", "test", "train")[i // 4 % 6]])
     write_csv(folder / "labels.csv", rows)
     return folder
 
@@ -92,7 +94,7 @@ pytestmark = pytest.mark.usefixtures("free_backbone")
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
-@pytest.mark.parametrize("size", [1, 7, 90])
+@pytest.mark.parametrize("size", [1, 7, 120])
 def test_each_digit_is_that_of_predictions_csv_whatever_is_predicted_together(
     trained: Trained, tmp_path: Path, head: str, size: int
 ) -> None:
@@ -104,14 +106,21 @@ def test_each_digit_is_that_of_predictions_csv_whatever_is_predicted_together(
     assert found == {path: expected[path] for path in found}
 
 
+@pytest.fixture(scope="module")
+def opened(trained: Trained) -> tuple[Predictor, np.ndarray]:
+    """Open a head, and read all embeddings."""
+    with EmbeddingCache(trained.cache) as cache:
+        return open_predictor(trained.run, "mlp:8"), cache.embeddings()
+
+
 @given(st.integers(1, 40), st.integers(0, 50))
 @settings(max_examples=20)
-def test_prediction_of_an_image_does_not_depend_on_the_others(trained: Trained, size: int, first: int) -> None:
-    predictor = open_predictor(trained.run, "mlp:8")
-    with EmbeddingCache(trained.cache) as cache:
-        x = cache.embeddings()
+def test_prediction_of_an_image_does_not_depend_on_the_others(
+    opened: tuple[Predictor, np.ndarray], size: int, first: int
+) -> None:
+    predictor, x = opened
     whole, part = predictor.predict(x), predictor.predict(x[first : first + size])
-    for name in ("probabilities", "calibrated", "called", "sets", "is_novel"):
+    for name in ("probabilities", "calibrated", "called", "sets", "distances", "is_novel"):
         assert np.array_equal(getattr(whole, name)[first : first + size], getattr(part, name)), name
 
 
@@ -382,7 +391,7 @@ def test_missing_folder_is_made_and_an_earlier_file_replaced_whole(trained: Trai
     predict_dataset(trained.images, output, run=trained.run)
     output.write_text("earlier")
     predict_dataset(trained.images, output, run=trained.run)
-    assert len(read_csv(output)) == 90
+    assert len(read_csv(output)) == 120
     assert sorted(path.name for path in output.parent.iterdir()) == ["found.csv", "found_patients.csv"]
 
 
@@ -484,17 +493,19 @@ def test_run_of_three_classes_calls_the_most_probable_one(tmp_path: Path) -> Non
     assert [name for name, _ in predictor.head.columns] == ["linear:benign", "linear:malignant", "linear:normal"]
 
 
-def multilabel(tmp_path: Path) -> tuple[Run, np.ndarray]:
+@pytest.fixture(scope="module")
+def multilabel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, np.ndarray]:
+    """Train a head that finds two labels."""
     rng = np.random.default_rng(0)
     y = (rng.random((200, 2)) < 0.4).astype(int)
     x = rng.standard_normal((200, 512)).astype(np.float32)
     x[:, :100] += np.repeat(y, 50, axis=1)
     attributes = {name: [str(value) for value in y[:, i]] for i, name in enumerate(("effusion", "=mass"))}
-    return synthetic(tmp_path, [""] * 200, x=x, attributes=attributes, label_columns=())
+    return synthetic(tmp_path_factory.mktemp("labels"), [""] * 200, x=x, attributes=attributes, label_columns=())
 
 
-def test_run_of_several_labels_calls_each_for_itself(tmp_path: Path) -> None:
-    run, x = multilabel(tmp_path)
+def test_run_of_several_labels_calls_each_for_itself(multilabel: tuple[Run, np.ndarray]) -> None:
+    run, x = multilabel
     predictor = open_predictor(run.directory)
     found = predictor.predict(x)
     assert np.array_equal(found.probabilities, run.predictions.probabilities["linear"])
@@ -511,24 +522,20 @@ def test_run_of_several_labels_calls_each_for_itself(tmp_path: Path) -> None:
         )
 
 
-def test_csv_of_several_labels_has_a_set_for_each(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
-    run, _ = multilabel(tmp_path)
+def test_csv_of_several_labels_has_a_set_for_each(
+    multilabel: tuple[Run, np.ndarray], tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    run, _ = multilabel
     config = json.loads((run.directory / "config.json").read_text())
     write_images(tmp_path / "new", ["a.png", "b.png"])
     # The synthetic cache's weights are none: the new images' embeddings are put into a cache of its fingerprint.
-    from features.cache import CacheWriter, EmbeddedFile
-    from features.fingerprint import bytes_key
-    from tests.caches import HEADER
-
     keys = {name: bytes_key((tmp_path / "new" / name).read_bytes()) for name in ("a.png", "b.png")}
     with CacheWriter(tmp_path / "n.h5", HEADER, "new") as writer:
         x = np.random.default_rng(1).standard_normal((2, 512)).astype(np.float32)
         writer.append([EmbeddedFile(name, 1, 1, key) for name, key in keys.items()], x)
         writer.fold()
-    output = hoarfrost(
-        "predict", tmp_path / "new", "--run", run.directory, "--cache", tmp_path / "n.h5", "--json",
-        "--output", tmp_path / "f.csv",
-    )  # fmt: skip
+    places = ["--run", run.directory, "--cache", tmp_path / "n.h5", "--output", tmp_path / "f.csv"]
+    output = hoarfrost("predict", tmp_path / "new", *places, "--json")
     assert output.status == 0, output.stderr
     document = json.loads(output.stdout)
     assert (document["predicted"], document["forward_images"], document["patients"]) == (2, 0, None)
@@ -596,12 +603,12 @@ def test_summary_counts_what_the_csv_holds(trained: Trained, hoarfrost: Hoarfros
     arguments = ["predict", trained.images, "--run", trained.run, "--output", tmp_path / "x.csv", "--coverage", "0.8"]
     document = json.loads(hoarfrost(*arguments, "--json").stdout)
     rows = read_csv(tmp_path / "x.csv")
-    assert document["images"] == document["predicted"] == len(rows) == 90
+    assert document["images"] == document["predicted"] == len(rows) == 120
     assert document["called"] == {
         name: n for name in ("benign", "malignant") if (n := sum(r["class"] == name for r in rows))
     }
     sizes = [0 if row["set"] == "(none)" else row["set"].count("|") + 1 for row in rows]
     assert document["set_sizes"] == {str(size): sizes.count(size) for size in sorted(set(sizes))}
     text = hoarfrost(*arguments).stdout
-    assert "90 images predicted" in text
-    assert "45 patients (mean)" in text
+    assert "120 images predicted" in text
+    assert "60 patients (mean)" in text

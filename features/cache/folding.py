@@ -75,14 +75,27 @@ def write_cache(
         directory.mkdir(exist_ok=True)
     except OSError as error:
         raise CacheError(f"{directory}: the folder of shards cannot be made: {error.strerror}.") from error
-    shards: list[Shard] = []
-    for stretch in stretches:
-        if stretch.shard is not None:
-            shards.append(stretch.shard)
-        else:
-            shards += _written_shards(directory, header, stretch, n_rows)
+    shards = list(_settled(directory, header, stretches, n_rows))
     write_index(path, header, shards, shard_bytes, tables, pending)
     remove_unlisted_shards(path, shards)
+
+
+def _settled(directory: Path, header: Header, stretches: Sequence[_Stretch], n_rows: int) -> Iterator[Shard]:
+    """Give the cache's shards in order, those written that are not there yet; on a full disk they make room again."""
+    written: list[Path] = []
+    try:
+        for stretch in stretches:
+            if stretch.shard is not None:
+                yield stretch.shard
+                continue
+            for shard in _written_shards(directory, header, stretch, n_rows):
+                written.append(directory / shard.name)
+                yield shard
+    except CacheError:
+        for shard_path in written:  # no index lists them yet
+            shard_path.unlink(missing_ok=True)
+        remove_if_empty(directory)
+        raise
 
 
 def _table_bytes(*groups: Sequence[DatasetTable]) -> int:

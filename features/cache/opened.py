@@ -134,6 +134,7 @@ class OpenedFile:
                 weights=self.text(self.root, "weights"),
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
+                weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
             )
 
     def text(self, owner: "h5py.Group", name: str) -> str:

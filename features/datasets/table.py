@@ -22,7 +22,8 @@ from features.texts import Texts, keep_as_texts
 Content = bytes | Frame | npt.NDArray[np.uint8]
 """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""
 
-ASKED_AT_ONCE = 32  # of servers: most of it is waiting
+ASKED_AT_ONCE, ASKED_IN_A_ROW = 16, 1024  # files for their stamps
+SERVERS_ASKED_AT_ONCE = 32
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -145,36 +146,40 @@ class FileImages:
         return listed if listed is not None else stamp_of(self._place(index))
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Ask the file system for each file, and servers too if that is wanted; what a listing told is not asked for."""
+        """Ask for each file, many at a time: a network takes its time for each answer. Servers are asked if wanted."""
         n = len(self.files)
         stamps = Stamps(np.full(n, -1, np.int64), np.full(n, -1, np.int64), np.zeros(n, bool))
-        on_servers = self.is_remote
-        above = "" if on_servers else os.path.join(self.root, "")
-        to_ask = []
-        for index, file in enumerate(self.files):
-            if on_servers and is_url(join(self.root, file)):
-                to_ask.append(index)
+        at_once, in_a_row = (SERVERS_ASKED_AT_ONCE, 1) if self.is_remote else (ASKED_AT_ONCE, ASKED_IN_A_ROW)
+        with ThreadPoolExecutor(at_once, "stamp") as pool:
+            some = [slice(first, first + in_a_row) for first in range(0, n, in_a_row)]
+            for _ in pool.map(partial(self._stamp_some, stamps, of_urls=of_urls), some):
+                pass
+        return stamps
+
+    def _stamp_some(self, stamps: Stamps, some: slice, *, of_urls: bool) -> None:
+        above = "" if is_url(self.root) else os.path.join(self.root, "")
+        for index, file in enumerate(self.files[some], some.start):
+            if not above or is_url(file):
+                self._stamp_url(stamps, index, of_urls=of_urls)
                 continue
             try:
-                status = os.stat(above + file if above else join(self.root, file))
+                status = os.stat(above + file)
             except FileNotFoundError:
                 stamps.missing[index] = True
             except OSError:
                 continue  # reading it will say why
             else:
                 stamps.sizes[index], stamps.mtimes_ns[index] = status.st_size, status.st_mtime_ns
-        if of_urls:
-            with ThreadPoolExecutor(ASKED_AT_ONCE, "ask") as pool:
-                for index, stamp in zip(to_ask, pool.map(self._stamp_or_none, to_ask), strict=True):
-                    if stamp is not None:
-                        stamps.sizes[index], stamps.mtimes_ns[index] = stamp.size, stamp.mtime_ns
-        return stamps
 
-    def _stamp_or_none(self, index: int) -> FileStamp | None:
+    def _stamp_url(self, stamps: Stamps, index: int, *, of_urls: bool) -> None:
+        """Note a file's stamp: as it was listed, or as its server says if that is wanted."""
+        if not of_urls and self.files[index] not in self.listed:
+            return
         try:
-            return self.stamp(index)
+            stamp = self.stamp(index)
         except (OSError, ImageDecodeError):
-            return None  # reading it will say why
+            return  # reading it will say why
+        stamps.sizes[index], stamps.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
         """Give a reader for each file; frames of one file that follow one another share what is read."""

@@ -27,6 +27,7 @@ _DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0")
 META_BYTES = 4096  # in which a file's own elements end
 _LONG_KINDS = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # have four bytes of length, after two of none
 _META_GROUP = 2
+_SIZE_KEYWORDS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")  # of a frame
 _ITEM = b"\xfe\xff\x00\xe0"
 
 # pydicom warns of values that break the standard, and quotes them: a birth date, a name.
@@ -106,13 +107,13 @@ def inflated(content: bytes) -> bytes:
 
 def is_deflated(content: bytes) -> bool:
     """Tell a file of the deflated transfer syntax."""
-    return is_dicom(content) and _DEFLATED in content[:META_BYTES]
+    return is_dicom(content) and _DEFLATED in content[HEAD_BYTES : _end_of_meta(content)]
 
 
 def _end_of_meta(content: bytes) -> int:
     """Find where a file's own elements (group 2, always uncompressed) end."""
     at = HEAD_BYTES
-    while content[at : at + 2] == b"\x02\0":
+    while content[at : at + 2] == b"\x02\0" and len(content) >= at + 12:
         is_long = content[at + 4 : at + 6] in _LONG_KINDS
         (length,) = struct.unpack_from("<I" if is_long else "<H", content, at + (8 if is_long else 6))
         at += (12 if is_long else 8) + length
@@ -143,12 +144,12 @@ def n_frames_there(data: FileDataset, file: BinaryIO) -> int:
     syntax = data.file_meta.get("TransferSyntaxUID", None)
     if syntax and syntax.is_transfer_syntax and syntax.is_encapsulated:
         return min(promised, _n_fragments(file, promised))
-    size = [number(data, keyword) for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    if not all(size):
-        return promised
-    n_samples = 2 if data.get("PhotometricInterpretation", "") == "YBR_FULL_422" else size.pop(2)
-    n_bits = (file.seek(0, io.SEEK_END) - start) * 8
-    return min(promised, int(n_bits // math.prod([n_samples or 1, *(part or 1 for part in size)])))
+    height, width, n_samples, depth = (number(data, keyword) or 0 for keyword in _SIZE_KEYWORDS)
+    if data.get("PhotometricInterpretation", "") == "YBR_FULL_422":
+        n_samples = 2  # two pixels share their colour
+    n_bits = height * width * n_samples * depth
+    n_bits_there = (file.seek(0, io.SEEK_END) - start) * 8
+    return min(promised, int(n_bits_there // n_bits)) if n_bits > 0 else promised
 
 
 def _n_fragments(file: BinaryIO, most: int) -> int:

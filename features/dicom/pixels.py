@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
 from features.apart import DecoderCrashError, decoded_apart
+from features.dicom.codestreams import codestream_size, most_rle_bytes
 from features.dicom.elements import inflated, is_deflated, n_frames_there, n_promised, number, read_elements
 from features.dicom.grey import grey_pixels, shares
 from features.errors import ImageDecodeError
@@ -180,6 +182,8 @@ class DicomImage:
         if not self._syntax.is_transfer_syntax:
             raise ImageDecodeError(f"DICOM pixels of a transfer syntax that is not read: {self._syntax[:64]}")
         try:
+            if self._syntax.is_encapsulated:
+                self._check_codestream()
             # Of many frames, only this one is read.
             return pixel_array(
                 io.BytesIO(self._content), index=self._index, decoding_plugin=self._codec, transfer_syntax_uid=self._syntax
@@ -188,12 +192,28 @@ class DicomImage:
             raise ImageDecodeError(
                 f"DICOM pixels of a transfer syntax that is not read: {self._syntax.name}"
             ) from error
-        except MemoryError:
+        except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`, and whatever the codecs raise
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
             kind = next((kind for words, kind in _KINDS.items() if words in said), "damaged or truncated DICOM pixels")
             raise ImageDecodeError(f"{kind}: {said}") from error
+
+    def _check_codestream(self) -> None:
+        """Refuse compressed pixels that are more than the header says, before a decoder makes room for them."""
+        buffer = io.BytesIO(self._content)
+        buffer.seek(self._pixels_at + 12)  # behind the element's tag, kind and length
+        frame = get_frame(buffer, self._index, number_of_frames=n_promised(self._data))
+        n_channels = int(number(self._data, "SamplesPerPixel") or 1)
+        size = codestream_size(frame)
+        if size is not None and (size.width * size.height > self.width * self.height or size.n_channels > n_channels):
+            raise ImageDecodeError(
+                f"damaged or truncated DICOM pixels: {size.width} x {size.height} of {size.n_channels} channels, where the "
+                f"header says {self.width} x {self.height} of {n_channels}"
+            )
+        n_bytes = self.width * self.height * n_channels * int(number(self._data, "BitsAllocated") or 8) // 8
+        if self._syntax == uid.RLELossless and len(frame) > most_rle_bytes(n_bytes):
+            raise ImageDecodeError("damaged or truncated DICOM pixels: more runs than there are pixels")
 
 
 def _class_of(data: Dataset) -> str:

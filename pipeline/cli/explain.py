@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from pipeline.cli.options import emit, json_option, max_pixels_option, run_option
-from pipeline.cli.types import PathType
+from pipeline.cli.types import DataType, PathType
 
 
 @click.command()
-@click.argument("data", type=PathType())
+@click.argument("data", type=DataType())
 @run_option
 @click.option(
     "--output", type=PathType(), required=True, metavar="FOLDER",
@@ -40,7 +40,7 @@ from pipeline.cli.types import PathType
 )  # fmt: skip
 @max_pixels_option
 @json_option
-def explain(data: Path, output: Path, as_json: bool, **options: Any) -> None:
+def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:
     """Show what speaks for a class where in the images of DATA, and which training images are like them.
 
     DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, 7 x 7 for any image,

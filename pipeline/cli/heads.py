@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from pipeline.cli.options import emit, json_option, max_pixels_option
-from pipeline.cli.types import PathType, ShareType
+from pipeline.cli.types import DataType, PathType, ShareType
 
 
 @click.command()
-@click.argument("data", type=PathType())
+@click.argument("data", type=DataType())
 @click.option("--run", type=PathType(), metavar="DIR", help="The run folder whose head is used, the selected one.")
 @click.option("--head", metavar="NAME|FILE", help="Another head of the run; or without --run, the file of a head.")
 @click.option(
@@ -44,7 +44,7 @@ from pipeline.cli.types import PathType, ShareType
 @click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
 @json_option
 def predict(
-    data: Path, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
+    data: Path | str, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
     coverage: float, weights: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Predict the images of DATA, labelled or not: a row each, those that cannot be read with their reason.

@@ -72,7 +72,7 @@ class ExplainSummary:
 
 
 def explain_dataset(
-    data: Path,
+    data: Path | str,
     output: Path,
     *,
     run: Path,
@@ -89,7 +89,7 @@ def explain_dataset(
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         What `features.datasets.read_unlabelled` takes.
     output : Path
         A folder, new or empty: `NUMBER-NAME.png` for each image, and `explanations.json`.

@@ -66,7 +66,7 @@ class PredictionSummary:
 
 
 def predict_dataset(
-    data: Path,
+    data: Path | str,
     output: Path,
     *,
     run: Path | None = None,
@@ -82,7 +82,7 @@ def predict_dataset(
 
     Parameters
     ----------
-    data : Path
+    data : Path or str
         What `features.datasets.read_unlabelled` takes.
     output : Path
         The CSV; an earlier file there is replaced. Patients, where they are known, go beside it.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from features.datasets import MANIFEST_NAME, Dataset
 from features.errors import HoarfrostError, RunError
+from features.files import is_url
 from features.formats import FRAME_MARK
 from pipeline.predict.predictor import NONE, Prediction, Predictor
 from pipeline.runs import OWN_FILES
@@ -31,7 +32,7 @@ def patients_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_patients{output.suffix}")
 
 
-def check_output(output: Path, data: Path, inputs: Sequence[Path | None], run: Path | None) -> None:
+def check_output(output: Path, data: Path | str, inputs: Sequence[Path | None], run: Path | None) -> None:
     """Refuse a place for the CSV where something else would be lost, and make its folder, before anything is embedded.
 
     Raises
@@ -39,7 +40,7 @@ def check_output(output: Path, data: Path, inputs: Sequence[Path | None], run: P
     HoarfrostError
         If the output is a folder, one of the inputs or of the run's own files, or its folder cannot be made.
     """
-    taken = [path for path in (data, data / MANIFEST_NAME, *inputs) if path is not None]
+    taken = [path for path in (*_places(data), *inputs) if path is not None]
     taken += [run / name for name in sorted(OWN_FILES)] if run is not None else []
     try:
         for path in (output, patients_path(output)):
@@ -52,6 +53,11 @@ def check_output(output: Path, data: Path, inputs: Sequence[Path | None], run: P
         output.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise HoarfrostError(f"--output {output}: cannot be written: {error}. Name another file.") from error
+
+
+def _places(data: Path | str) -> list[Path]:
+    """Give what is read on this machine: a URL is elsewhere."""
+    return [] if is_url(data) else [Path(data), Path(data) / MANIFEST_NAME]
 
 
 class ImageTable:
@@ -161,13 +167,18 @@ def _prediction_cells(predictor: Predictor, found: Prediction) -> Iterator[list[
     own = found.probabilities[:, [number for _, number in predictor.head.columns]]
     answers = predictor.answers(found.called)
     for p, calibrated, answer, in_set in zip(own, found.calibrated, answers, found.sets, strict=True):
-        sets = [predictor.joined(in_set)]
-        if predictor.head.is_multilabel:
-            sets = [
-                "|".join(word for word, may_be in zip(YES_NO, both, strict=True) if may_be) or NONE for both in in_set
-            ]
         # As predictions.csv writes them: the shortest digits that give the same number.
-        yield [*(repr(float(value)) for value in (*p, *calibrated)), *map(_text, [answer, *sets])]
+        yield [
+            *(repr(float(value)) for value in (*p, *calibrated)),
+            *map(_text, [answer, *_set_cells(predictor, in_set)]),
+        ]
+
+
+def _set_cells(predictor: Predictor, in_set: Bools) -> list[str]:
+    """Write one set (C,): "a|b"; of several labels (C, 2) one each: "no|yes"."""
+    if not predictor.head.is_multilabel:
+        return [predictor.joined(in_set)]
+    return ["|".join(word for word, may_be in zip(YES_NO, both, strict=True) if may_be) or NONE for both in in_set]
 
 
 def _novelty_cells(found: Prediction) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+LINGER = 0.5  # of what the last batch took: as long is waited for more, where more than one client asks
 
 
 class Batcher(Generic[Item, Result]):
@@ -45,18 +48,28 @@ class Batcher(Generic[Item, Result]):
         return future
 
     def _work(self) -> None:
+        linger = 0.0
         while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < self._largest:
-                try:
-                    following = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if following is None:
-                    self._waiting.put(None)  # for the loop above, once this batch is done
-                    break
-                batch.append(following)
+            batch = self._gathered(first, linger)
+            started = time.monotonic()
             self._answer([(item, future) for item, future in batch if future.set_running_or_notify_cancel()])
+            # A batch takes as long for one image as for all; those just answered ask again at once, if they are many.
+            is_asked_by_many = len(batch) > 1 or not self._waiting.empty()
+            linger = LINGER * (time.monotonic() - started) if is_asked_by_many else 0.0
+
+    def _gathered(self, first: "tuple[Item, Future[Result]]", linger: float) -> "list[tuple[Item, Future[Result]]]":
+        """Give the first and those that wait, or come within `linger` seconds, up to a batch."""
+        batch, deadline = [first], time.monotonic() + linger
+        while len(batch) < self._largest:
+            try:
+                following = self._waiting.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if following is None:
+                self._waiting.put(None)  # for `_work`, once this batch is done
+                break
+            batch.append(following)
+        return batch
 
     def _answer(self, batch: "list[tuple[Item, Future[Result]]]") -> None:
         if not batch:

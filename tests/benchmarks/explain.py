@@ -27,7 +27,10 @@ DEMANDED = "3 times chance"
 
 
 def lesions(folder: Path) -> list[Measurement]:
-    """Train heads on the demo set, with an untrained backbone and a trained one; map malignant phantoms of another seed."""
+    """Train heads on the demo set, with an untrained backbone and a trained one; map malignant phantoms of another seed.
+
+    Training the backbone takes a quarter of an hour on two cores.
+    """
     write_demo(folder / "demo", n_images=N_IMAGES)
     checkpoint = train_backbone(folder / "phantoms.pth", n_images=2 * N_IMAGES, seed=SEED_OF_BACKBONE, plan=PLAN)
     kinds = {

@@ -12,14 +12,15 @@ from features.extract import extract
 from features.plan import ExtractOptions
 from pipeline.conformal import calibrate, calibrate_classes, prediction_sets
 from pipeline.demo import write_demo
+from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
 from pipeline.metrics import macro_roc_auc, macro_roc_aucs, roc_auc
 from pipeline.novelty import fit_novelty
 from pipeline.task import Task, read_task
 from pipeline.train import Fold, TrainingConfig, train_heads
-from tests.benchmarks.extraction import BUSI, WEIGHTS
+from tests.benchmarks.extraction import BUSI, WEIGHTS, peak_mb
 from tests.benchmarks.measurement import Measurement
-from tests.builders import SHARED_DATA
+from tests.builders import SHARED_DATA, write_npz
 
 Floats = npt.NDArray[np.float64]
 Embeddings = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ def _of_scanners(task: Task, seed: int) -> dict[str, dict[str, tuple[float, floa
         order = np.random.default_rng(seed).permutation(task.groups.max() + 1)[task.groups[own]] / (
             task.groups.max() + 1
         )
-        train, val, test = own[order < 0.7], own[(order >= 0.7) & (order < 0.8)], own[order >= 0.8]
+        train, val, test = own[order < 0.6], own[(order >= 0.6) & (order < 0.8)], own[order >= 0.8]
         other = task.embeddings(np.flatnonzero(scanners != scanner))
         found[scanner] = _detected(task, train, val, test, other)
     return found
@@ -155,6 +156,27 @@ def _coverage(folder: Path, positive: tuple[str, ...]) -> Measurement:
     )
 
 
+def memory(folder: Path) -> list[Measurement]:
+    """Take the peak memory of predictions of 2,000 and of 50,000 images, by the tests' backbone; that of the table grows."""
+    peaks = []
+    for n in (2_000, 50_000):
+        data = folder / f"{n}.npz"
+        write_npz(data, {"train": n // 2, "val": n // 4, "test": n // 4}, compressed=False)
+        if not peaks:
+            peak_mb("tests.standin", "0", "extract", str(data), "--cache", str(folder / "c.h5"), "--weights", WEIGHTS)
+            run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+        arguments = ["predict", str(data), "--run", str(folder / "run"), "--output", str(folder / f"{n}.csv")]
+        peaks.append(peak_mb("tests.standin", "0", *arguments))
+    few, many = peaks
+    return [
+        Measurement(
+            "peak memory of `predict`, 2,000 images; 50,000 against 2,000, by a backbone that computes nothing",
+            f"{few:.0f} MB; {many - few:+.0f} MB ({(many - few) * 1e6 / 48_000:,.0f} bytes an image)",
+            "not growing beyond the table", {"few_mb": few, "many_mb": many},
+        )
+    ]  # fmt: skip
+
+
 def _cache(folder: Path, data: Path) -> Path:
     cache = folder / f"{data.stem}.h5"
     if not cache.exists():
@@ -171,4 +193,4 @@ def _rows(task: Task, split: str) -> Ints:
     return np.flatnonzero(task.splits == split)
 
 
-MEASUREMENTS = {"novelty": novelty, "coverage": coverage}
+MEASUREMENTS = {"novelty": novelty, "coverage": coverage, "memory": memory}

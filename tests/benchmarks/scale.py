@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -23,7 +23,7 @@ from tests.caches import HEADER, some_files, some_images, some_table
 N_ROWS = 10_000_000
 N_FILES = 100_000
 N_EMBEDDINGS, N_SHARDS, N_RANDOM = 1_000_000, 16, 10_000
-N_TIMES = 5
+N_TIMES = 8
 
 
 def driver(folder: Path) -> list[Measurement]:
@@ -42,9 +42,9 @@ def driver(folder: Path) -> list[Measurement]:
             f"{N_ROWS:,} rows of a CSV, {N_ROWS * 99 // 100:,} of them in the cache, no file read",
             f"listed in {seconds['listing']:.1f} s, hashed (32 bytes each) in {seconds['hashing']:.1f} s, unchanged ones "
             f"told in {seconds['missing']:.1f} s, all keys looked up in {seconds['lookup']:.1f} s: "
-            f"{sum(seconds.values()):.1f} s; peak memory {peak:,.0f} MB",
+            f"{sum(seconds.values()):.1f} s, of that on a processor {found['cpu']:.1f} s; peak memory {peak:,.0f} MB",
             "60 s, 3,000 MB",
-            {**seconds, "total": sum(seconds.values()), "peak_mb": peak},
+            {**seconds, "cpu": found["cpu"], "total": sum(seconds.values()), "peak_mb": peak},
         )
     ]
 
@@ -56,7 +56,7 @@ def stamps(folder: Path) -> list[Measurement]:
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(b"x")
     images = FileImages(str(folder), Texts.of(paths))
-    seconds = _least(images.stamps)
+    ((seconds,),) = _least_in_turn([[images.stamps]])
     return [
         Measurement(
             f"size and time of {N_FILES:,} files on a local disk",
@@ -90,8 +90,7 @@ def shards(folder: Path) -> list[Measurement]:
         return lambda: reading(0), lambda: reading(...), lambda: reading(rows)
 
     ways = (("one file", ours(one)), (f"{N_SHARDS} shards", ours(many)), ("virtual data set", theirs()))
-    found = [_shard_line(name, *way) for name, way in ways]
-    found.append(_fold(many))
+    found = [*map(_shard_line, [name for name, _ in ways], _least_in_turn([way for _, way in ways])), _fold(many)]
     next(shards_directory(many).glob("*.h5")).unlink()
     with h5py.File(virtual) as file:
         n_zero = int((~file["embedding"][...].any(axis=1)).sum())
@@ -101,10 +100,8 @@ def shards(folder: Path) -> list[Measurement]:
     return found
 
 
-def _shard_line(
-    name: str, opened: Callable[[], object], whole: Callable[[], object], random: Callable[[], object]
-) -> Measurement:
-    open_s, whole_s, random_s = _least(opened), _least(whole), _least(random)
+def _shard_line(name: str, seconds: Sequence[float]) -> Measurement:
+    open_s, whole_s, random_s = seconds
     speed = N_EMBEDDINGS * 2048 / whole_s / 1e9
     return Measurement(
         f"{N_EMBEDDINGS:,} embeddings, {name}",
@@ -151,14 +148,16 @@ def _write_virtual(path: Path, cache: Path) -> None:
         file.create_virtual_dataset("embedding", layout)
 
 
-def _least(what: Callable[[], object]) -> float:
-    """Time it some times: on a shared machine the least disturbed is the truest."""
-    found = []
+def _least_in_turn(ways: Sequence[Sequence[Callable[[], object]]]) -> list[list[float]]:
+    """Time all ways in turns, so that they see the same machine; on a shared one the least disturbed time is the truest."""
+    least = [[float("inf")] * len(way) for way in ways]
     for _ in range(N_TIMES):
-        started = time.monotonic()
-        what()
-        found.append(time.monotonic() - started)
-    return min(found)
+        for way, of_way in zip(ways, least, strict=True):
+            for i, what in enumerate(way):
+                started = time.monotonic()
+                what()
+                of_way[i] = min(of_way[i], time.monotonic() - started)
+    return least
 
 
 MEASUREMENTS = {"driver": driver, "stamps": stamps, "shards": shards}
