@@ -228,10 +228,9 @@ class Driver:
     def _is_ready(self, member: _Member, prepared: Prepared) -> None:
         member.preparing, member.prepared = None, prepared
         self._repeat(member, prepared.said)
-        if self._compute is None:
-            self._compute = prepared.compute
+        if self._ready_at is None:
+            self._ready_at, self._compute = time.monotonic(), prepared.compute
             self._job.writer.begin(prepared.compute)
-        self._ready_at = self._ready_at or time.monotonic()
         n_ready = sum(each.prepared is not None for each in self._crew)
         self._counts.workers = max(self._counts.workers, n_ready)
 
