@@ -39,7 +39,7 @@ class Nodes:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.clustered", "nodes", "1"],
+            [sys.executable, "-m", "tests.clustered", "nodes", "1", "2"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.address = self._answer()
@@ -68,7 +68,7 @@ def nodes() -> Iterator[Nodes]:
 
 def command(data: Path, cache: Path, *more: str, seconds_a_batch: float | None = SECONDS_A_BATCH) -> list[str]:
     """Give the command line: with the stand-in, so slow, or as it is."""
-    module = ["pipeline"] if seconds_a_batch is None else ["tests.clustered", str(seconds_a_batch)]
+    module = ["pipeline"] if seconds_a_batch is None else ["tests.clustered", f"{seconds_a_batch}/often"]
     return [sys.executable, "-m", *module, "extract", str(data), "--cache", str(cache), *PLAIN, *more]
 
 

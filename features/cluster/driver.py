@@ -237,12 +237,12 @@ class Driver:
     def _take(self, member: _Member, piece: _Piece, embedded: Embedded) -> None:
         """Note what became of a piece, and tell of it."""
         self._account_for(piece, embedded)
-        member.images_per_second = embedded.n_done / embedded.seconds
+        member.images_per_second = embedded.n_done / max(embedded.seconds, 1e-6)
         self._repeat(member, embedded.said)
         for place, reason in sorted(embedded.table.errors.items()):
             self._job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
-        rate = self._n_done / (time.monotonic() - self._ready_at)
+        rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
         n_ready = sum(each.prepared is not None for each in self._crew)
         self._job.on_progress(Progress(self._n_done, len(self._todo), rate, n_ready))
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads, images, report, report_map, statistics, table
+from tests.benchmarks import cache, cluster, extraction, heads, images, report, report_map, statistics, table
 from tests.benchmarks.measurement import Measurement
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,6 +25,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "statistics": statistics.MEASUREMENTS,
     "report": report.MEASUREMENTS | report_map.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
+    "cluster": cluster.MEASUREMENTS,
 }
 
 
