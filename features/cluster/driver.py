@@ -17,6 +17,7 @@ from features.cluster.actors import Actor, Reference, WorkerLostError
 from features.cluster.connection import Slot
 from features.cluster.worker import Embedded, Plan, Prepared
 from features.errors import HoarfrostError
+from features.interrupts import StoppedError
 from features.job import Job
 from features.plan import LoopCounts, Progress
 from features.quarantine import left_behind, left_by, settle_notes
@@ -104,6 +105,8 @@ class Driver:
                 if self._job.stop.received is not None:
                     self._wind_down()
                     self._job.stop.check(self._n_done, len(self._todo))
+        except StoppedError:
+            raise
         except HoarfrostError:
             self._wind_down()
             raise

@@ -112,8 +112,8 @@ def memory(folder: Path) -> list[Measurement]:
     return [
         Measurement(
             f"memory of Ray's driver, {many:,} images against {few:,}",
-            f"{peaks[1] - peaks[0]:+.0f} MB ({grown_kb:.2f} kB an image, its row in the table); {n_bytes[1] / many:.0f} bytes "
-            "an image come from the workers, where an embedding has 2,048",
+            f"{peaks[1] - peaks[0]:+.0f} MB ({grown_kb:.2f} kB an image, its row in the table); {n_bytes[1] / many:.0f} "
+            "bytes an image come from the workers, where an embedding has 2,048",
             "no embedding", {"few_mb": peaks[0], "many_mb": peaks[1], "bytes_an_image": n_bytes[1] / many},
         )
     ]  # fmt: skip
