@@ -12,6 +12,7 @@ import pytest
 
 import features.cluster
 import features.devices
+import features.loop
 from features.cluster.connection import check_address
 from features.errors import HoarfrostError
 from features.extract import extract
@@ -37,10 +38,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- Ray that is missing, or not there ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_ray_that_is_not_installed_is_named_with_the_command_that_installs_it(
     images: Path,
-    without_ray: None,
-    hoarfrost: Hoarfrost,  # noqa: ARG001 - for what it does
+    hoarfrost: Hoarfrost,
 ) -> None:
     done = hoarfrost("extract", images, "--cache", images / "c.h5", "--engine", "ray")
     assert done.status == 1
@@ -147,9 +148,9 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.cluster, "Cluster", Several)
 
 
+@pytest.mark.usefixtures("three_gpus")
 def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
     images: Path,
-    three_gpus: None,  # noqa: ARG001 - for what it does
 ) -> None:
     with pytest.raises(HoarfrostError, match="none of these GPUs is real"):
         extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
@@ -157,12 +158,11 @@ def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
     assert (options.engine, options.address, options.device, n_images) == ("local", None, "cuda", 6)
 
 
+@pytest.mark.usefixtures("three_gpus", "without_ray")
 def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
     images: Path,
-    three_gpus: None,
-    without_ray: None,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,  # noqa: ARG001
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(
         "features.loop.host_tensor", lambda shape, dtype, **_: features.loop.torch.empty(shape, dtype=dtype)
@@ -174,11 +174,11 @@ def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
     assert "about 3 times as long as it might. Install it: pip install 'hoarfrost[ray]'" in caplog.text
 
 
+@pytest.mark.usefixtures("three_gpus")
 def test_fewer_images_than_a_batch_for_each_gpu_are_embedded_on_one(
     images: Path,
-    three_gpus: None,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,  # noqa: ARG001
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(
         "features.loop.host_tensor", lambda shape, dtype, **_: features.loop.torch.empty(shape, dtype=dtype)
