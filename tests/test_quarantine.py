@@ -22,7 +22,7 @@ from features.fingerprint import image_key
 from features.formats import MAX_PIXELS, Frame
 from features.images import FIRST_FRAME, Decoding, decode_pixels, load_image
 from features.loop import sample_images
-from features.quarantine import Quarantine
+from features.quarantine import Quarantine, left_behind, left_by, settle_notes
 from features.windows import Window
 from tests.builders import encode, picture
 from tests.commands import ROOT
@@ -260,3 +260,48 @@ def test_place_where_files_cannot_be_mapped_is_no_obstacle(
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
     assert "files cannot be mapped here (No such device)" in caplog.text
+
+
+# -- workers of a cluster -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_ends(tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    (tmp_path / "c.h5.trying-dead").write_bytes(bytes(32) + KEY)
+    assert left_by(cache, "dead") == left_behind(cache) == {KEY}
+    assert left_by(cache, "host took it along") == set()
+    with Quarantine(cache, 1, worker="alive") as quarantine:
+        assert (tmp_path / "c.h5.trying-alive").exists()
+        quarantine.suspect({KEY})
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+        assert left_by(cache, "dead") == {KEY}  # the driver knows when it is settled
+    settle_notes(cache, set())
+    assert not list(tmp_path.glob("*trying*"))
+
+
+def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.quarantine, "decoded_apart", crash)
+    with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
+        one.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            one.load(PNG, KEY, PLAIN)
+        monkeypatch.undo()
+        two.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            two.load(PNG, KEY, PLAIN)
+    assert left_behind(tmp_path / "c.h5") == set()
+
+
+def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
+    cache, others = tmp_path / "c.h5", [bytes([i]) * 32 for i in (1, 2)]
+    leave_behind(cache, KEY)
+    for i, key in enumerate(others):
+        (tmp_path / f"c.h5.trying-{i}").write_bytes(key)
+    with Quarantine(cache, 1):
+        pass
+    assert [path.name for path in tmp_path.glob("*trying*")] == ["c.h5.trying"]
+    assert left_behind(cache) == {KEY, *others}
+    settle_notes(cache, {KEY})
+    assert left_behind(cache) == {KEY}

@@ -1,15 +1,17 @@
 """Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is."""
 
 import importlib.util
-import logging
+import io
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 from features.errors import HoarfrostError
 from features.plan import ExtractOptions
@@ -23,9 +25,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers that it was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be by default; until then it warns
 }
-LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens, to whoever comes, on the network
-
-logger = logging.getLogger(__name__)
+RAY_THREADS = "ray_"
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else Ray takes the loopback's address for the network's
+OTHER_LOOPBACK = "127.0.0.2"  # leads to what listens on all addresses, and not to what listens on 127.0.0.1 alone
 
 
 class Slot(NamedTuple):
@@ -59,22 +61,49 @@ def check_address(address: str | None) -> None:
     HoarfrostError
         Within seconds, if nothing does.
     """
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS")
-    if address in {None, "", "auto", "local"}:
+    found = _resolved(address)
+    if found in {None, "auto"}:
         return
-    host, _, port = str(address).rpartition(":")
+    host, port = _host_and_port(str(found))
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
+            answers = bool(os.environ.get("RAY_USE_TLS")) or _speaks_http2(connection)
+    except (OSError, OverflowError) as error:
+        raise _nobody(str(found), str(error)) from error
+    if not answers:
+        raise _nobody(str(found), "what listens there is not Ray")
+
+
+def _resolved(address: str | None) -> str | None:
+    """Tell what "auto" means, as Ray does: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
+    if address != "auto":
+        return address
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return os.environ.get("RAY_ADDRESS") or noted.read_text(encoding="utf-8").strip() or address
+    except OSError:
+        return address  # Ray looks for processes of its own
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise HoarfrostError(
             f"--address {address}: expected auto, or HOST:PORT of the cluster's head as `ray start --head` prints it."
         )
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback_only(address: str) -> bool:
+    """Tell whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
+    host, port = _host_and_port(address)
+    if host not in {"localhost", "127.0.0.1"}:
+        return False
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
-            answers = bool(os.environ.get("RAY_USE_TLS")) or _speaks_http2(connection)
-    except (OSError, OverflowError) as error:
-        raise _nobody(str(address), str(error)) from error
-    if not answers:
-        raise _nobody(str(address), "what listens there is not Ray")
+        with socket.create_connection((OTHER_LOOPBACK, port), CONNECT_SECONDS):
+            return False
+    except OSError:
+        return True
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
@@ -105,23 +134,42 @@ def connected(address: str | None) -> Iterator[str]:
     HoarfrostError
         If that is not possible.
     """
-    for name, value in {**ENVIRONMENT, **(LOOPBACK_ONLY if address is None else {})}.items():
+    address = _resolved(address)
+    is_on_loopback = address is None or (address != "auto" and _is_loopback_only(address))
+    for name, value in {**ENVIRONMENT, **(LOOPBACK_ONLY if is_on_loopback else {})}.items():
         os.environ.setdefault(name, value)
-    import ray
+    import ray  # which reads the environment
 
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
         yield _dashboard()
         return
-    with _own_signals():
-        try:
-            _start(address)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise _nobody(address or "(this machine)", str(error).split("\n", maxsplit=1)[0]) from error
-    try:
-        yield _dashboard()
-    finally:
+    with redirect_stdout(_WithoutRay(sys.stdout)):
         with _own_signals():
-            ray.shutdown()
+            try:
+                _start(address)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise _nobody(address or "(this machine)", str(error).split("\n", maxsplit=1)[0]) from error
+        try:
+            yield _dashboard()
+        finally:
+            with _own_signals():
+                ray.shutdown()
+
+
+class _WithoutRay(io.TextIOBase):
+    """The standard output, but for what Ray's own threads print there, whatever is asked of them: of workers that died."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        """Pass on what others print."""
+        is_rays = threading.current_thread().name.startswith(RAY_THREADS)
+        return len(text) if is_rays else self._stdout.write(text)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self._stdout.flush()
 
 
 def _start(address: str | None) -> None:

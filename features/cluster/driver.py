@@ -17,6 +17,7 @@ from features.cluster.actors import Actor, Reference, WorkerLostError
 from features.cluster.connection import Slot
 from features.cluster.worker import Embedded, Plan, Prepared
 from features.errors import HoarfrostError
+from features.interrupts import StoppedError
 from features.job import Job
 from features.plan import LoopCounts, Progress
 from features.quarantine import left_behind, left_by, settle_notes
@@ -104,6 +105,8 @@ class Driver:
                 if self._job.stop.received is not None:
                     self._wind_down()
                     self._job.stop.check(self._n_done, len(self._todo))
+        except StoppedError:
+            raise
         except HoarfrostError:
             self._wind_down()
             raise
@@ -228,22 +231,21 @@ class Driver:
     def _is_ready(self, member: _Member, prepared: Prepared) -> None:
         member.preparing, member.prepared = None, prepared
         self._repeat(member, prepared.said)
-        if self._compute is None:
-            self._compute = prepared.compute
+        if self._ready_at is None:
+            self._ready_at, self._compute = time.monotonic(), prepared.compute
             self._job.writer.begin(prepared.compute)
-        self._ready_at = self._ready_at or time.monotonic()
         n_ready = sum(each.prepared is not None for each in self._crew)
         self._counts.workers = max(self._counts.workers, n_ready)
 
     def _take(self, member: _Member, piece: _Piece, embedded: Embedded) -> None:
         """Note what became of a piece, and tell of it."""
         self._account_for(piece, embedded)
-        member.images_per_second = embedded.n_done / embedded.seconds
+        member.images_per_second = embedded.n_done / max(embedded.seconds, 1e-6)
         self._repeat(member, embedded.said)
         for place, reason in sorted(embedded.table.errors.items()):
             self._job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
-        rate = self._n_done / (time.monotonic() - self._ready_at)
+        rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
         n_ready = sum(each.prepared is not None for each in self._crew)
         self._job.on_progress(Progress(self._n_done, len(self._todo), rate, n_ready))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from features.cache import library_versions
 from tests.benchmarks import (
     cache,
+    cluster,
     explain,
     extraction,
     heads,
@@ -42,6 +43,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "serve": serve.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
     "scale": scale.MEASUREMENTS,
+    "cluster": cluster.MEASUREMENTS,
 }
 
 
