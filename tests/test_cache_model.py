@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import features.backbone
 import features.cache.folding
 import features.cache.parts
-import features.cache.writer
 from features.cache import EmbeddingCache, compact, verify
 from features.cache.writing import write_cache_file, write_index
 from features.extract import extract
@@ -43,7 +42,7 @@ class Kill:
 
     def __init__(self, patch: pytest.MonkeyPatch, write: int, after: bool) -> None:
         self.left, self.after, self.dead = write, after, False
-        patch.setattr(features.cache.writer, "write_cache_file", self.wrapped(write_cache_file))
+        patch.setattr(features.cache.parts, "write_cache_file", self.wrapped(write_cache_file))
         patch.setattr(features.cache.folding, "write_cache_file", self.wrapped(write_cache_file))
         patch.setattr(features.cache.folding, "write_index", self.wrapped(write_index))
 

@@ -298,7 +298,7 @@ def test_unreadable_images_end_it_as_on_one_machine(tmp_path: Path, nodes: Nodes
 
 def test_memory_of_the_driver_does_not_grow_as_embeddings_do(tmp_path: Path, nodes: Nodes) -> None:
     peaks = []
-    for n in (4_000, 16_000):
+    for n in (4_000, 24_000):
         write_npz(tmp_path / f"{n}.npz", {"train": n}, compressed=False)
         arguments = command(tmp_path / f"{n}.npz", tmp_path / f"{n}.h5", *on(nodes), "--batch-size", "64")
         at = arguments.index("tests.clustered")
@@ -306,4 +306,4 @@ def test_memory_of_the_driver_does_not_grow_as_embeddings_do(tmp_path: Path, nod
         done = ended(start(measured))
         assert done.summary["embedded"] == n, done.stderr
         peaks.append(float(done.stderr.splitlines()[-1].split()[1]))
-    assert peaks[1] - peaks[0] < 12, peaks  # MB; the embeddings grew by 24.6
+    assert peaks[1] - peaks[0] < 22, peaks  # MB; the embeddings grew by 41

@@ -827,4 +827,4 @@ def test_a_piece_that_is_sent_elsewhere_has_the_images_that_it_had_here(
     for source in (piece, smaller):
         read = dict(source.contents(places))
         assert [(source.stamp(place), image_key(read[place]())) for place in places] == expected
-        assert not any(map(source.is_missing, places))
+        assert not source.stamps(of_urls=True).missing.any()

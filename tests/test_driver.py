@@ -1,6 +1,7 @@
 """The driver hands each image to a worker once, and again only where one died; Ray itself is left out here."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,10 +190,10 @@ def test_what_a_dead_worker_had_is_tried_again_with_what_it_died_at_under_suspic
 
 def test_images_that_end_every_worker_are_named(tmp_path: Path) -> None:
     no_ray = NoRay(lambda _, asked: asked.method == "embed" and 50 in asked.arguments[0].numbers)
-    with pytest.raises(
-        HoarfrostError, match=r"4 workers were lost .* from (48|4\d)\.png to .*it was killed.*committed"
-    ):
+    with pytest.raises(HoarfrostError, match=r"4 workers were lost .*it was killed.*committed") as caught:
         embed(tmp_path, no_ray)
+    first, last = map(int, re.findall(r"(\d+)\.png", str(caught.value)))
+    assert first <= 50 <= last
     assert 50 not in no_ray.embedded
 
 

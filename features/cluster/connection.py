@@ -143,7 +143,7 @@ def connected(address: str | None) -> Iterator[str]:
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
         yield _dashboard()
         return
-    with redirect_stdout(_WithoutRay(sys.stdout)):
+    with redirect_stdout(_WithoutRay(sys.stdout)) as stdout:
         with _own_signals():
             try:
                 _start(address)
@@ -152,19 +152,30 @@ def connected(address: str | None) -> Iterator[str]:
         try:
             yield _dashboard()
         finally:
-            with _own_signals():
+            with _own_signals(), stdout.nothing_of_this_thread():
                 ray.shutdown()
 
 
 class _WithoutRay(io.TextIOBase):
-    """The standard output, but for what Ray's own threads print there, whatever is asked of them: of workers that died."""
+    """The standard output, but for what Ray prints there, whatever is asked of it: of workers and hosts that died."""
 
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout
+        self._silent: threading.Thread | None = None
+
+    @contextmanager
+    def nothing_of_this_thread(self) -> Iterator[None]:
+        """Drop what this thread prints: where Ray ends, it prints in its caller's thread what it held back."""
+        self._silent = threading.current_thread()
+        try:
+            yield
+        finally:
+            self._silent = None
 
     def write(self, text: str) -> int:
         """Pass on what others print."""
-        is_rays = threading.current_thread().name.startswith(RAY_THREADS)
+        thread = threading.current_thread()
+        is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
         return len(text) if is_rays else self._stdout.write(text)
 
     def flush(self) -> None:

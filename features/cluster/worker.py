@@ -15,6 +15,7 @@ from pathlib import Path
 from features.cache import KeyIndex, PartWriter, library_versions, lock_owner
 from features.datasets import ImageSource
 from features.errors import CacheError, DatasetError
+from features.files import is_url
 from features.interrupts import StoppedError, StopSignals
 from features.plan import ExtractOptions, ImageTable, LoopCounts
 from features.recipes import Recipe
@@ -121,7 +122,7 @@ class Worker:
 
     def _check_shared_paths(self) -> None:
         """See that the images and the cache lie here where they lie for the driver."""
-        if not os.path.exists(self._plan.location):
+        if not is_url(self._plan.location) and not os.path.exists(self._plan.location):
             raise DatasetError(
                 f"{self._plan.location}: there are no images here. Mount them at the same path on each host."
             )
