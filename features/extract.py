@@ -78,7 +78,10 @@ def extract(
         cluster = stack.enter_context(_cluster(options)) if options.engine == "ray" else None
         dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
         choose_precision = _choose_precision if cluster is None else cluster.choose_precision
-        recipe = recipe_for(options, begun_header(cache), dataset, choose_precision)
+        begun = begun_header(cache)
+        if cluster is not None and begun is None:
+            cluster.start_early()
+        recipe = recipe_for(options, begun, dataset, choose_precision)
         stop = stack.enter_context(StopSignals())
         root = dataset.images.location
         writer = stack.enter_context(

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from features.cache import CacheWriter
 from features.cluster import connection, driver
-from features.cluster.actors import WorkerLostError
+from features.cluster.actors import Started, WorkerLostError
 from features.cluster.connection import Slot
 from features.cluster.driver import Driver
 from features.cluster.worker import Embedded, Plan, Prepared
@@ -76,9 +76,10 @@ class NoRay:
     def share(self, value: object) -> object:
         return value
 
-    def start(self, slot: Slot, name: str) -> Actor:
+    def start(self, slot: Slot) -> Started:
+        name = f"worker {len(self.started)}"
         self.started.append(Actor(slot, name))
-        return self.started[-1]
+        return Started(name, slot, self.started[-1])
 
     def ask(self, actor: Actor, method: str, *arguments: object) -> Asked:
         return Asked(actor, method, arguments)
@@ -125,7 +126,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embed(
-    folder: Path, no_ray: NoRay, n: int = 100, *, slots: list[Slot] = SLOTS, stop: StopSignals | None = None
+    folder: Path,
+    no_ray: NoRay,
+    n: int = 100,
+    *,
+    slots: list[Slot] = SLOTS,
+    stop: StopSignals | None = None,
+    started: Sequence[Started] = (),
 ) -> tuple[ImageTable, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
@@ -135,7 +142,7 @@ def embed(
         bad = BadImages(dataset, table.errors, options)
         recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
         job = Job(dataset, writer, table, bad, recipe, options, lambda _: None, stop)
-        counts = Driver(job, range(n), "cpu", lambda: slots).run()
+        counts = Driver(job, range(n), "cpu", lambda: slots, started).run()
     return table, counts
 
 
@@ -195,6 +202,18 @@ def test_images_that_end_every_worker_are_named(tmp_path: Path) -> None:
     first, last = map(int, re.findall(r"(\d+)\.png", str(caught.value)))
     assert first <= 50 <= last
     assert 50 not in no_ray.embedded
+
+
+def test_a_worker_that_was_started_early_is_one_of_the_crew_and_not_trusted_more(tmp_path: Path) -> None:
+    no_ray = NoRay()
+    early = no_ray.start(SLOTS[1])
+    table, _ = embed(tmp_path, no_ray, started=[early])
+    check(table, 100)
+    assert [actor.slot for actor in no_ray.started] == [SLOTS[1], SLOTS[0], SLOTS[2]]
+    assert early.actor.sizes
+    no_ray = NoRay(lambda no_ray, asked: asked.actor is no_ray.started[0])
+    table, _ = embed(tmp_path / "again", no_ray, started=[no_ray.start(SLOTS[0])])
+    check(table, 100)
 
 
 def test_workers_that_never_get_ready_are_not_started_for_ever(tmp_path: Path) -> None:

@@ -2,18 +2,21 @@
 
 import http.server
 import importlib.util
+import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 import features.cluster
 import features.devices
 import features.loop
-from features.cluster.connection import check_address
+from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, check_address
 from features.errors import HoarfrostError
 from features.extract import extract
 from features.job import Job
@@ -70,6 +73,69 @@ def test_an_address_where_nobody_answers_is_refused_within_seconds() -> None:
 def test_an_address_where_another_program_answers_is_refused(web_port: int) -> None:
     with pytest.raises(HoarfrostError, match="what listens there is not Ray"):
         check_address(f"127.0.0.1:{web_port}")
+
+
+@contextmanager
+def head(token: str | None) -> Iterator[str]:
+    """Answer as a cluster's head does that wants a token, or none."""
+    grpc = pytest.importorskip("grpc")
+
+    def cluster_id(_: bytes, context: Any) -> bytes:
+        if token is not None and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service, method = CLUSTER_ID.strip("/").split("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(cluster_id)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the place of Ray's token, in a home of its own; what is set of tokens comes back after the test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH):
+        monkeypatch.setenv(name, "")  # so that it is restored, whatever the test leaves
+        monkeypatch.delenv(name)
+    (tmp_path / ".ray").mkdir()
+    return tmp_path / ".ray" / "auth_token"
+
+
+def test_a_token_is_used_where_the_cluster_wants_it_and_not_where_it_does_not(at_home: Path) -> None:
+    at_home.write_text("secret\n")
+    with head(None) as address:
+        check_address(address)
+        assert AUTH_MODE not in os.environ
+    with head("secret") as address:
+        check_address(address)
+        assert os.environ[AUTH_MODE] == "token"
+
+
+@pytest.mark.parametrize(
+    ("written", "mode", "reason"),
+    [(None, None, "missing"), ("other", None, "another one"), ("secret", "disabled", "switched off by RAY_AUTH_MODE")],
+)
+def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, mode: str | None, reason: str
+) -> None:
+    if written is not None:
+        at_home.write_text(written)
+    if mode is not None:
+        monkeypatch.setenv(AUTH_MODE, mode)
+    with head("secret") as address, pytest.raises(HoarfrostError, match=f"{reason}.*Copy ~/.ray/auth_token"):
+        check_address(address)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH_MODE, "token")
+    with head(None) as address, pytest.raises(HoarfrostError, match="takes no tokens, and RAY_AUTH_MODE=token"):
+        check_address(address)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", ""])

@@ -1,7 +1,8 @@
 """Ray's side of a worker: where it is started, how it is asked, and what its end looks like."""
 
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from features.cluster.connection import Slot
 from features.cluster.worker import Worker
@@ -15,8 +16,16 @@ class WorkerLostError(Exception):
     """A worker, or what it was to answer, is gone; another may do its work."""
 
 
-def start(slot: Slot, name: str) -> Actor:
-    """Start a worker in its place; it is there when it answers."""
+class Started(NamedTuple):
+    """A worker that was started, in its place; it is there when it answers."""
+
+    name: str
+    slot: Slot
+    actor: Actor
+
+
+def start(slot: Slot) -> Started:
+    """Start a worker in its place, by a name that no other has."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -29,7 +38,8 @@ def start(slot: Slot, name: str) -> Actor:
         concurrency_groups={"control": 1},
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
     )(Worker)
-    return make.remote(name, max(1, slot.cpus))
+    name = uuid.uuid4().hex[:12]
+    return Started(name, slot, make.remote(name, max(1, slot.cpus)))
 
 
 def ask(actor: Actor, method: str, *arguments: object) -> Reference:
@@ -40,17 +50,6 @@ def ask(actor: Actor, method: str, *arguments: object) -> Reference:
 def tell_to_stop(actor: Actor) -> None:
     """Have the piece under way end early."""
     actor.stop.options(concurrency_group="control").remote()
-
-
-def ask_one(slot: Slot, method: str, *arguments: object) -> Any:
-    """Ask a worker that is there for this question alone."""
-    actor = start(slot, "")
-    try:
-        return result_of(ask(actor, method, *arguments))
-    except WorkerLostError as error:
-        raise HoarfrostError(f"{slot.host}: no worker could be started there: {error}.") from error
-    finally:
-        end(actor)
 
 
 def share(value: object) -> Reference:

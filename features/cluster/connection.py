@@ -18,8 +18,8 @@ from features.plan import ExtractOptions
 
 INSTALL = "pip install 'hoarfrost[ray]'"
 CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and an empty SETTINGS frame
-HTTP2_HEAD_BYTES, HTTP2_SETTINGS = 9, 4
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray itself asks a cluster's head
+AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers that it was started
@@ -54,24 +54,75 @@ def require_ray() -> None:
 
 
 def check_address(address: str | None) -> None:
-    """See that something answers at a cluster's address as Ray would.
+    """See that a Ray cluster answers at an address, and whether it wants a token: Ray would ask in vain for minutes.
 
     Raises
     ------
     HoarfrostError
-        Within seconds, if nothing does.
+        Within seconds, if none does, or if the token is missing or another one.
     """
     found = _resolved(address)
     if found in {None, "auto"}:
         return
     host, port = _host_and_port(str(found))
     try:
-        with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
-            answers = bool(os.environ.get("RAY_USE_TLS")) or _speaks_http2(connection)
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _nobody(str(found), str(error)) from error
-    if not answers:
-        raise _nobody(str(found), "what listens there is not Ray")
+    if not os.environ.get("RAY_USE_TLS"):
+        _settle_token(str(found))
+
+
+def _settle_token(address: str) -> None:
+    """Use a token exactly if the cluster wants one: Ray does so for the address "auto" alone."""
+    mode = os.environ.get(AUTH_MODE)
+    if _takes(address, None):
+        if mode == "token":
+            raise HoarfrostError(
+                f"--address {address}: the Ray cluster takes no tokens, and {AUTH_MODE}=token wants one here. Unset it."
+            )
+        return
+    token = _token()
+    if token is None or mode == "disabled" or not _takes(address, token):
+        wrong = "another one" if token is not None else "missing"
+        raise HoarfrostError(
+            f"--address {address}: the Ray cluster wants a token, and here it is "
+            f"{f'switched off by {AUTH_MODE}' if mode == 'disabled' else wrong}. Copy ~/.ray/auth_token from the cluster's "
+            f"head to this machine, or pass the token in {AUTH_TOKEN}."
+        )
+    os.environ[AUTH_MODE] = "token"
+
+
+def _token() -> str | None:
+    """Give the token where Ray looks for it."""
+    if token := os.environ.get(AUTH_TOKEN):
+        return token.strip()
+    try:
+        path = Path(os.environ.get(AUTH_TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: there is no home
+        return None
+
+
+def _takes(address: str, token: str | None) -> bool:
+    """Tell whether a cluster's head answers with this token.
+
+    Raises
+    ------
+    HoarfrostError
+        If what answers is not Ray.
+    """
+    import grpc
+
+    sent = None if token is None else [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=CONNECT_SECONDS, metadata=sent)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            raise _nobody(address, "what listens there is not Ray") from error
+    return True
 
 
 def _resolved(address: str | None) -> str | None:
@@ -104,13 +155,6 @@ def _is_loopback_only(address: str) -> bool:
             return False
     except OSError:
         return True
-
-
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Tell whether the other side answers as a gRPC server does: by a frame of its settings."""
-    connection.sendall(HTTP2_PREFACE)
-    head = connection.recv(HTTP2_HEAD_BYTES, socket.MSG_WAITALL)
-    return len(head) == HTTP2_HEAD_BYTES and head[3] == HTTP2_SETTINGS
 
 
 def _nobody(address: str, reason: str) -> HoarfrostError:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from features.cache import library_versions
 from features.cluster import actors
-from features.cluster.actors import Actor, Reference, WorkerLostError
+from features.cluster.actors import Actor, Reference, Started, WorkerLostError
 from features.cluster.connection import Slot
 from features.cluster.worker import Embedded, Plan, Prepared
 from features.errors import HoarfrostError
@@ -71,9 +70,18 @@ class Driver:
     device : str
     find_slots : callable
         Gives the room for workers that there is at this moment.
+    started : sequence of Started
+        Workers that are there already.
     """
 
-    def __init__(self, job: Job, todo: Sequence[int], device: str, find_slots: Callable[[], list[Slot]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        todo: Sequence[int],
+        device: str,
+        find_slots: Callable[[], list[Slot]],
+        started: Sequence[Started] = (),
+    ) -> None:
         self._job = job
         self._todo = todo
         self._device = device
@@ -81,7 +89,7 @@ class Driver:
         self._known = actors.share(job.writer.known)
         self._compute = job.writer.compute  # None until the first worker has settled it
         self._suspects = left_behind(job.writer.path)
-        self._crew: list[_Member] = []
+        self._crew = [_Member(*worker) for worker in started]
         self._failed_starts: Counter[tuple[str, int]] = Counter()
         self._last_reason: HoarfrostError | None = None
         self._n_cut = 0  # of todo, that are in pieces
@@ -130,8 +138,7 @@ class Driver:
             room = [slot for slot in self._find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
             for slot in room:
                 if (slot.node_id, slot.number) not in taken:
-                    name = uuid.uuid4().hex[:12]
-                    self._crew.append(_Member(name, slot, actors.start(slot, name)))
+                    self._crew.append(_Member(*actors.start(slot)))
             self._mind_being_alone(bool(room), now)
         for member in self._crew:
             # The first one settles the compute path, as one machine would; the others compute the same bits.

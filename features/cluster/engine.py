@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from features.cluster.actors import ask_one
+from features.cluster import actors
+from features.cluster.actors import Reference, Started, WorkerLostError
 from features.cluster.connection import INSTALL, Slot, check_address, connected, has_gpus, require_ray, slots
 from features.cluster.driver import Driver
 from features.errors import HoarfrostError
@@ -33,6 +34,7 @@ class Cluster:
         self._options = options
         self._stack = ExitStack()
         self._is_joined = False
+        self._first: tuple[Started, Reference] | None = None
 
     def __enter__(self) -> Self:
         require_ray()
@@ -44,12 +46,24 @@ class Cluster:
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
 
+    def start_early(self) -> None:
+        """Start the first worker, where there will be work for it: it loads its libraries while this process does."""
+        device = self._device(self._options.precision)
+        first = actors.start(self._slots(device)[0])
+        self._first = first, actors.ask(first.actor, "choose_precision", self._options.precision, device)
+
     def choose_precision(self, options: ExtractOptions) -> str:
         """Choose what is fast where the workers will be: this machine may be of another kind."""
         if options.precision != "auto":
             return options.precision
-        device = self._device("auto")
-        precision: str = ask_one(self._slots(device)[0], "choose_precision", options.precision, device)
+        if self._first is None:
+            self.start_early()
+        assert self._first is not None
+        first, asked = self._first
+        try:
+            precision: str = actors.result_of(asked)
+        except WorkerLostError as error:
+            raise HoarfrostError(f"{first.slot.host}: no worker could be started there: {error}.") from error
         return precision
 
     def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
@@ -67,7 +81,8 @@ class Cluster:
             len({slot.node_id for slot in first}), "host" if len({slot.node_id for slot in first}) == 1 else "hosts",
             f"; dashboard {self._dashboard}" if self._dashboard else "",
         )  # fmt: skip
-        return Driver(job, todo, device, lambda: slots(self._options, device)).run()
+        started = [self._first[0]] if self._first is not None else []
+        return Driver(job, todo, device, lambda: slots(self._options, device), started).run()
 
     def _join(self) -> None:
         if not self._is_joined:
