@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from features.devices import usable_cpus
 from tests.benchmarks import image_sets
 from tests.benchmarks.measurement import Measurement
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 WEIGHTS = "random:0"
 OVERHEAD_IMAGES = 5_000
 SCALED_IMAGES = 3_200
+DATA_IMAGES = 2_000
 MEMORY_IMAGES = (5_000, 50_000)
 SECONDS_A_BATCH = 0.5  # of eight images: what a worker does besides takes a core of this machine, which has two
 
@@ -51,7 +53,7 @@ def overhead(folder: Path) -> list[Measurement]:
         return []
     images = image_sets.write_images(folder / "images", OVERHEAD_IMAGES, 256, suffix=".png", colour=True)
     local = [extract(["pipeline"], images, folder / "local 0.h5")]
-    with nodes(2) as (address, _):
+    with nodes(usable_cpus()) as (address, _):
         joined = extract(["pipeline"], images, folder / "joined.h5", "--engine", "ray", "--address", address)
     local.append(extract(["pipeline"], images, folder / "local 1.h5"))
     alone = extract(["pipeline"], images, folder / "alone.h5", "--engine", "ray")
@@ -65,6 +67,29 @@ def overhead(folder: Path) -> list[Measurement]:
             f"{OVERHEAD_IMAGES / alone['seconds']:.1f} with the start of Ray ({with_start:.2f})",
             "0.85, the start not counted",
             {"local_s": local_s, "joined_s": joined["seconds"], "alone_s": alone["seconds"], "share": share},
+        )
+    ]  # fmt: skip
+
+
+def ray_data(folder: Path) -> list[Measurement]:
+    """Compare the engine's actors with Ray Data, used as its guide to batch inference has it."""
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
+        return []
+    images = image_sets.write_images(folder / "images", DATA_IMAGES, 256, suffix=".png", colour=True)
+    with nodes(usable_cpus()) as (address, _):
+        actors_s = extract(
+            ["pipeline"], images, folder / "c.h5", "--engine", "ray", "--address", address, "--precision", "float32"
+        )["seconds"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.ray_data", str(images), str(folder / "parquet")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    data_s = float(done.stdout.split()[-1])
+    return [
+        Measurement(
+            f"Ray's actors against Ray Data (`map_batches` into Parquet), {DATA_IMAGES:,} images, workers' start included",
+            f"{actors_s:.1f} s against {data_s:.1f} s ({data_s / actors_s:.2f} times as fast)", "",
+            {"actors_s": actors_s, "data_s": data_s, "ratio": data_s / actors_s},
         )
     ]  # fmt: skip
 
@@ -119,4 +144,4 @@ def memory(folder: Path) -> list[Measurement]:
     ]  # fmt: skip
 
 
-MEASUREMENTS = {"overhead": overhead, "scaling": scaling, "memory": memory}
+MEASUREMENTS = {"overhead": overhead, "ray_data": ray_data, "scaling": scaling, "memory": memory}

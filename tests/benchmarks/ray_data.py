@@ -1,6 +1,6 @@
 """The same embeddings by Ray Data, as its guide to batch inference would have them: what actors are measured against.
 
-`python -m tests.benchmarks.ray_data ADDRESS FOLDER OUTPUT` prints the seconds that it takes on a cluster that runs.
+`python -m tests.benchmarks.ray_data FOLDER OUTPUT` prints the seconds that it takes, Ray's start not counted.
 """
 
 import sys
@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 import numpy as np
+
+from features.devices import usable_cpus
 
 WEIGHTS = "random:0"
 BATCH_SIZE = 32
@@ -34,10 +36,10 @@ class Embed:
         return {"path": batch["path"], "embedding": self.backbone.embed(torch.from_numpy(batch["image"])).numpy()}
 
 
-def main(address: str, folder: str, output: str) -> None:
+def main(folder: str, output: str) -> None:
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=usable_cpus(), log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.monotonic()
     files = ray.data.read_binary_files(folder, include_paths=True)
