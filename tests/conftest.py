@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,11 +107,14 @@ def axe() -> str:
         npm = shutil.which("npm")
         if npm is None:
             pytest.skip("there is no npm here to fetch axe-core: apt-get install npm")
-        command = [npm, "install", "--no-audit", "--no-fund", "--no-save", "--prefix", str(folder), AXE]
+        made = tempfile.mkdtemp(dir=folder.parent)  # renamed once it is whole: other processes run tests too
+        command = [npm, "install", "--no-audit", "--no-fund", "--no-save", "--prefix", made, AXE]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         except subprocess.TimeoutExpired:
             pytest.skip("npm did not answer in two minutes, so there is no axe-core here")
         if done.returncode:
             pytest.skip(f"npm gives no axe-core here: {done.stderr.strip()[-200:]}")
+        with suppress(OSError):  # another process was first
+            os.rename(made, folder)
     return script.read_text(encoding="utf-8")

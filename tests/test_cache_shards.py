@@ -553,6 +553,7 @@ def test_a_reader_keeps_its_state_while_a_writer_folds(tmp_path: Path) -> None:
         assert cache.n_images == 21
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_whoever_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"

@@ -336,6 +336,7 @@ def test_a_signal_while_folding_lets_it_finish(images: Path, monkeypatch: pytest
     assert len(embeddings_by_path(images.parent / "c.h5")) == 6
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 200)
     cache = tmp_path / "c.h5"

@@ -25,6 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labelled_cache(tmp_path_factory.mktemp("api") / "images.h5", LABELS, patients=patients, unreadable=[3])
 
 
+@pytest.mark.slow
 def test_lines_of_the_readme_run_as_they_stand(cache: Path, run_python: RunPython) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) <= 10

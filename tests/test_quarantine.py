@@ -51,6 +51,7 @@ def extract(folder: Path, cache: Path, *more: str) -> "subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_alone(tmp_path: Path) -> None:
     folder, cache = tmp_path / "images", tmp_path / "c.h5"
     write_set(folder)
@@ -72,6 +73,7 @@ def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_a
     assert json.loads(extract(folder, cache).stdout)["failed"] == 0
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_the_crash_is_not_embedded_again(tmp_path: Path) -> None:
     folder, cache = tmp_path / "images", tmp_path / "c.h5"
     write_set(folder, n=40, crashing=39)
