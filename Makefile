@@ -5,7 +5,9 @@
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
 #   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
+#   EXPLAIN   EXPLAIN=1 shows the report's errors with maps of what speaks for a class
 #   LOCKED    LOCKED=1 makes `make setup` install the very versions of requirements.lock
+#   JOBS      how many processes test at a time (default: the CPUs)
 #   SLOW      SLOW=1 makes `make test` run the slow tests too
 #   PYTHON    an environment to use as it is; nothing is installed then
 
@@ -73,10 +75,11 @@ report: extract  ## extract, train where needed, and write the report
 	@$(PLACES) \
 	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$$HEADS$$RUN" ]; then \
 		$(MAKE) --no-print-directory train; fi; \
-	$(HOARFROST) report --run "$$run"
+	$(HOARFROST) report --run "$$run" $(if $(EXPLAIN),--explain)
 
 test: lint  ## lint and run the tests
-	$(PY) -m pytest $(if $(SLOW),,-m "not slow")
+	@jobs="$${JOBS:-$$($(PY) -c 'from features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
+	$(PY) -m pytest --numprocesses "$$jobs" --dist loadfile $(if $(SLOW),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
 	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \

@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +25,17 @@ COMMAND = (sys.executable, "-m", "features.decoder")
 MOST_SECONDS = 120.0  # nothing takes so long; then the decoder hangs
 
 
-class DecoderCrashError(Exception):
+class DecoderCrashError(ImageDecodeError):
     """A decoder ended its process, or did not end."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file is, found by decoding it: see `features.images.OpenedImage`; `notes` say what was left out."""
+
+    kind: tuple[str, str, int]
+    size: tuple[int, int]
+    notes: tuple[str, ...]
 
 
 class _Process:
@@ -38,10 +50,10 @@ class _Process:
         self._latest = b""
         self._is_late = False
 
-    def decode(self, content: bytes, request: dict[str, Any]) -> "npt.NDArray[np.uint8]":
-        """Send an image, and wait for its pixels or the reason why there are none."""
+    def ask(self, content: bytes, request: dict[str, Any], seconds: float) -> "tuple[dict[str, Any], bytes]":
+        """Send a request, see `features.decoder`, and wait for the answer and its pixels, or a reason for none."""
         is_there = content is self._latest  # frames of one file follow one another
-        timer = threading.Timer(MOST_SECONDS, self._give_up)
+        timer = threading.Timer(seconds, self._give_up)
         timer.start()
         try:
             sender, answers = self._process.stdin, self._process.stdout
@@ -57,21 +69,21 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(self._end())
+            raise DecoderCrashError(f"its decoder crashed: {self._end(seconds)}")
         self._latest = content
-        if answer["shape"] is None:
-            raise ImageDecodeError(payload.decode("utf-8", "replace"))
-        return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+        if "error" in answer:
+            raise ImageDecodeError(answer["error"])
+        return answer, payload
 
     def _give_up(self) -> None:
         self._is_late = True
         self._process.kill()
 
-    def _end(self) -> str:
+    def _end(self, seconds: float) -> str:
         """Say how the process ended."""
         self.close()
         if self._is_late:
-            return f"no end within {MOST_SECONDS:.0f} s"
+            return f"no end within {seconds:.0f} s"
         status = self._process.returncode
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
@@ -89,32 +101,73 @@ class _Process:
 _idle: list[_Process] = []
 
 
-def decoded_apart(content: bytes, frame: int, max_pixels: int, window: Window | None) -> "npt.NDArray[np.uint8]":
-    """Decode an image, or a frame of it (from 1), as `features.images.decode_pixels` does, in another process.
-
-    Raises
-    ------
-    ImageDecodeError
-        If the image is unreadable.
-    DecoderCrashError
-        If the process crashed or hung; it says how.
-    """
+@contextmanager
+def _a_process() -> Iterator[_Process]:
+    """Lend a process; it is lent again unless it crashed."""
     try:
         process = _idle.pop()  # lists are safe in threads
     except IndexError:
         process = _Process()
-    request = {
-        "frame": frame,
-        "max_pixels": max_pixels,
-        "window": None if window is None else [window.center, window.width],
-    }
     try:
-        pixels = process.decode(content, request)
+        yield process
+    except DecoderCrashError:
+        raise
     except ImageDecodeError:
         _idle.append(process)
         raise
     _idle.append(process)
-    return pixels
+
+
+def decoded_apart(
+    content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float | None = None
+) -> "npt.NDArray[np.uint8]":
+    """Decode an image, or a frame of it (from 1), as `features.images.decode_pixels` does, in another process.
+
+    Raises
+    ------
+    DecoderCrashError
+        If the process crashed, or did not end within `seconds`; it says how.
+    ImageDecodeError
+        If the image is unreadable.
+    """
+    with _a_process() as process:
+        answer, payload = process.ask(content, _request(frame, max_pixels, window, "pixels"), seconds or MOST_SECONDS)
+    return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+
+
+def looked_at_apart(
+    content: bytes,
+    frame: int,
+    max_pixels: int,
+    window: Window | None,
+    room: "Callable[[int], AbstractContextManager[None]]",
+) -> Look:
+    """Decode an image in another process, for what it is and whether it can be read; no pixels come back.
+
+    Parameters
+    ----------
+    content, frame, max_pixels, window
+        As for `decoded_apart`.
+    room : callable
+        Gives for a number of pixels what to wait for before they are decoded.
+
+    Raises
+    ------
+    DecoderCrashError, ImageDecodeError
+        As `decoded_apart`.
+    """
+    with _a_process() as process:
+        header, _ = process.ask(content, _request(frame, max_pixels, window, "header"), MOST_SECONDS)
+        with room(header["width"] * header["height"]):
+            found, _ = process.ask(content, _request(frame, max_pixels, window, "check"), MOST_SECONDS)
+    image_format, mode, bits = found["kind"]
+    width, height = found["size"]
+    return Look((image_format, mode, bits), (width, height), tuple(found["notes"]))
+
+
+def _request(frame: int, max_pixels: int, window: Window | None, want: str) -> dict[str, Any]:
+    place = None if window is None else [window.center, window.width]
+    return {"frame": frame, "max_pixels": max_pixels, "window": place, "want": want}
 
 
 @atexit.register

@@ -1,17 +1,20 @@
 """What `features.apart` starts: decodes images from stdin, one after another, in a process that may crash.
 
-A request is a line of JSON (frame, max_pixels, window, n_bytes: null for the file sent before) and the file's bytes. The
-answer is a line of JSON (n_bytes, shape: null where the image is unreadable) and the pixels, or the reason.
+A request is a line of JSON (frame, max_pixels, window, want, n_bytes: null for the file sent before) and the file's bytes.
+The answer is a line of JSON (n_bytes and what is wanted: "header" gives kind, size and width and height to be decoded,
+"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error) and the pixels.
 """
 
 import json
 import os
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from features.errors import ImageDecodeError
 from features.formats import Frame
-from features.images import Decoding, decode_pixels
+from features.images import Decoding, opened
 from features.windows import Window
 
 
@@ -22,15 +25,27 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         asked = json.loads(line)
         if asked["n_bytes"] is not None:
             content = requests.read(asked["n_bytes"])
-        image = Frame(content, b"", asked["frame"], 0) if asked["frame"] else content
-        window = None if asked["window"] is None else Window(*asked["window"])
         try:
-            pixels = decode_pixels(image, Decoding(asked["max_pixels"], window, is_apart=True))
-            shape, payload = pixels.shape, pixels.tobytes()
+            answer, payload = _answered(content, asked)
         except ImageDecodeError as error:
-            shape, payload = None, str(error).encode()
-        answers.write(json.dumps({"n_bytes": len(payload), "shape": shape}).encode() + b"\n" + payload)
+            answer, payload = {"error": str(error)}, memoryview(b"")
+        answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
+        answers.write(payload)
         answers.flush()
+
+
+def _answered(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+    notes: list[str] = []
+    window = None if asked["window"] is None else Window(*asked["window"])
+    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_apart=True)
+    with opened(Frame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
+        answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
+        if asked["want"] == "header":
+            return answer, memoryview(b"")
+        pixels = np.ascontiguousarray(image.pixels())
+    if asked["want"] == "check":
+        return answer, memoryview(b"")
+    return {**answer, "shape": pixels.shape}, pixels.data.cast("B")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ def choose_device(asked: str, precision: str = "auto") -> str:
     return asked
 
 
+def n_gpus() -> int:
+    """Count the CUDA devices of this machine."""
+    return torch.cuda.device_count()
+
+
 def choose_precision(asked: str, device: str) -> str:
     """Turn "auto" into the precision that is fast on the device: bfloat16 where it is multiplied natively, else float32."""
     if asked != "auto":

@@ -1,21 +1,25 @@
-"""Embed what the cache lacks, on this machine."""
+"""Embed what the cache lacks, on this machine or on a cluster."""
 
 import errno
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.cache import CacheWriter, Header, KnownFile, begun_header
-from features.datasets import Dataset, read_dataset
-from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import Fingerprint, preprocessing, weights_origin
+import numpy as np
+
+from features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, begun_header
+from features.datasets import Dataset, read_dataset, read_unlabelled
+from features.errors import HoarfrostError, ImageDecodeError, WeightsError
 from features.interrupts import StopSignals
+from features.job import Job
 from features.plan import (
+    BadImages,
     ExtractOptions,
     ExtractSummary,
     ImageTable,
@@ -25,12 +29,14 @@ from features.plan import (
     kinds_of,
 )
 from features.pseudonyms import Pseudonyms, salt_path
+from features.recipes import Recipe, recipe_for, recipe_like
 
 if TYPE_CHECKING:
-    from features.backbone import Backbone, Weights
+    from features.backbone import Backbone
+    from features.cluster import Cluster
 
-ARCHITECTURE = "resnet18"
 SHOWN_MISSING = 3
+ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +74,21 @@ def extract(
     """
     started = time.monotonic()
     options = options or ExtractOptions()
-    dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
-    recipe = _recipe(options, begun_header(cache), dataset)
-    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
-        table = ImageTable(len(dataset))
-        todo = _recognise(dataset, {} if options.rehash else writer.known_files(), table)
-        _say_what_is_missing(dataset, table.errors, options)
-        counts = _embed(todo, dataset, writer, table, recipe, options, on_progress, stop)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(options)) if options.engine == "ray" else None
+        dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+        choose_precision = _choose_precision if cluster is None else cluster.choose_precision
+        begun = begun_header(cache)
+        if cluster is not None and begun is None:
+            cluster.start_early()
+        recipe = recipe_for(options, begun, dataset, choose_precision)
+        stop = stack.enter_context(StopSignals())
+        root = dataset.images.location
+        writer = stack.enter_context(
+            CacheWriter(cache, recipe.header, dataset.name, root=root, shard_bytes=options.shard_size)
+        )
+        job, todo = _begun(dataset, writer, recipe, options, on_progress, stop)
+        table, counts = job.table, _embed(job, todo, cluster)
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             raise HoarfrostError(
@@ -100,121 +114,165 @@ def extract(
         errors=errors,
         failed_by_kind=kinds_of(table.errors.values()),
         notes=dict(counts.notes),
+        engine=options.engine,
+        workers=counts.workers,
     )
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How embeddings are made. The weights are loaded when an image needs them, or when nothing else tells their digest."""
+class Embedded:
+    """A data set whose embeddings are in a cache, without being one of its data sets.
 
-    header: Header
-    device: str
-    weights_spec: str
-    weights: "Weights | None"
+    Attributes
+    ----------
+    dataset : Dataset
+    keys : ndarray (n, 32) uint8
+        Each image's; anything for those that cannot be read.
+    errors : mapping of int to str
+        Why images cannot be read, by their place in the data set.
+    forward_images : int
+        How many went through the backbone.
+    """
 
-    def backbone(self, device: str, batch_size: int, n_images: int, writer: CacheWriter) -> "Backbone":
-        """Make the backbone, on the compute path that an interrupted extraction began with."""
-        from features.backbone import Backbone, load_weights, settle_compute
-
-        weights = self.weights or load_weights(self.weights_spec)
-        precision = self.header.fingerprint.precision
-        backbone = Backbone(weights, device=device, precision=precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=writer.compute)
-        writer.begin(backbone.compute)
-        return backbone
-
-
-def _recipe(options: ExtractOptions, begun: Header | None, dataset: Dataset) -> _Recipe:
-    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun."""
-    spec, weights = options.weights, None
-    if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
-        spec = begun.weights  # whatever the network says today
-        if spec != "imagenet":
-            logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
-    origin = weights_origin(spec)
-    if begun is not None and origin and origin == begun.weights_origin:
-        name, sha256 = begun.weights, begun.fingerprint.weights_sha256
-    else:
-        from features.backbone import load_weights
-
-        weights = load_weights(spec)
-        name, sha256 = weights.name, weights.sha256
-        origin = weights_origin(name if spec == "auto" else spec)
-    precision = _begun_precision(options.precision, begun)
-    if precision is None:
-        from features.devices import choose_device, choose_precision
-
-        precision = choose_precision(options.precision, choose_device(options.device, options.precision))
-    if precision == "int8":
-        if begun is not None:
-            precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
-        else:
-            weights, precision = _calibrated(weights, spec, dataset, options)
-    steps = preprocessing(None if options.window is None else str(options.window))
-    header = Header(Fingerprint(ARCHITECTURE, sha256, steps, precision), name, origin)
-    return _Recipe(header, options.device, spec, weights)
+    dataset: Dataset
+    keys: Keys
+    errors: Mapping[int, str]
+    forward_images: int
 
 
-def _begun_precision(asked: str, begun: Header | None) -> str | None:
-    """Give the precision that the cache was begun with, if that is what is asked for."""
-    if begun is None:
-        return None
-    found = begun.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
+def embed_like(
+    data: Path | str,
+    cache: Path,
+    header: Header,
+    *,
+    weights: str | None = None,
+    lender: EmbeddingCache | None = None,
+    options: ExtractOptions | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Embedded:
+    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no data set.
+
+    Parameters
+    ----------
+    data : Path or str
+        What `features.datasets.read_unlabelled` takes.
+    cache : Path
+        The cache's HDF5 file; made where it is missing.
+    header : Header
+        How the others were embedded.
+    weights : str, optional
+        Where the weights are now, if not where the header says; see `features.backbone.load_weights`.
+    lender : EmbeddingCache, optional
+        Embeddings that it has are copied from there.
+    options : ExtractOptions, optional
+        Its weights, precision and window are the header's.
+    on_progress : callable
+        Called after each batch.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children, by what is wrong: data set, weights, fingerprint, cache.
+    """
+    recipe, window = recipe_like(header, weights)
+    options = replace(options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip")
+    dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+    with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
+        try:
+            job, todo = _begun(dataset, writer, recipe, options, on_progress, stop, lender)
+            counts = _embed(job, todo, None)
+        except WeightsError as error:
+            raise WeightsError(
+                f"The weights {header.weights} ({header.weights_origin or 'of unknown origin'}), by which the head's own "
+                f"embeddings were made, cannot be had any more, and new images need them. {error} Say with --weights where "
+                "they are now."
+            ) from error
+        writer.fold()
+    return Embedded(dataset, job.table.keys, job.table.errors, counts.forward_images)
 
 
-def _calibrated(
-    weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
-) -> "tuple[Weights, str]":
-    """Calibrate 8-bit integers on the data set's own images."""
-    from features.backbone import load_weights
-    from features.backbone.int8 import calibrated_precision, require_openvino
-    from features.images import Decoding
-    from features.loop import sample_images
-
-    require_openvino()
-    weights = weights or load_weights(spec)
-    return weights, calibrated_precision(weights, sample_images(dataset, Decoding(options.max_pixels, options.window)))
-
-
-def _embed(
-    todo: list[int],
+def _begun(
     dataset: Dataset,
     writer: CacheWriter,
-    table: ImageTable,
-    recipe: _Recipe,
+    recipe: Recipe,
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
     stop: StopSignals,
-) -> LoopCounts:
+    lender: EmbeddingCache | None = None,
+) -> tuple[Job, Sequence[int]]:
+    """Tell what is known already, and list the images that are to be read."""
+    table = ImageTable(len(dataset))
+    todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
+    _say_what_is_missing(dataset, table.errors, options)
+    bad = BadImages(dataset, table.errors, options)
+    return Job(dataset, writer, table, bad, recipe, options, on_progress, stop, lender), todo
+
+
+def _cluster(options: ExtractOptions) -> "Cluster":
+    from features.cluster import Cluster  # here: whoever has one machine needs no Ray
+
+    return Cluster(options)
+
+
+def _embed(job: Job, todo: Sequence[int], cluster: "Cluster | None") -> LoopCounts:
+    """Embed the images to do, where that was asked for."""
     if not todo:
-        return LoopCounts(device="cpu" if options.device == "auto" else options.device)
+        device = job.options.device
+        return LoopCounts("cpu" if device == "auto" else device)
+    if cluster is not None:
+        return cluster.embed(job, todo)
     # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
-    from features.devices import choose_batch_size, choose_device
-    from features.loop import EmbeddingLoop
+    from features.devices import choose_batch_size, choose_device, n_gpus
 
-    device = choose_device(options.device, recipe.header.fingerprint.precision)
-    batch_size = choose_batch_size(options.batch_size, device)
-    backbone = partial(recipe.backbone, device, batch_size, len(todo), writer)
-    return EmbeddingLoop(dataset, writer, table, backbone, device, batch_size, options, on_progress).run(todo, stop)
+    device = choose_device(job.options.device, job.recipe.precision)
+    batch_size = choose_batch_size(job.options.batch_size, device)
+    if device == "cuda" and len(todo) >= n_gpus() * batch_size > batch_size:  # a batch for each
+        from features.cluster import Cluster, is_installed, say_what_is_idle
+
+        if is_installed():
+            with Cluster(replace(job.options, device=device)) as own:
+                return own.embed(job, todo)
+        say_what_is_idle(n_gpus())
+    return _embed_here(job, todo, device, batch_size)
 
 
-def _recognise(dataset: Dataset, known: dict[str, KnownFile], table: ImageTable) -> list[int]:
+def _embed_here(job: Job, todo: Sequence[int], device: str, batch_size: int) -> LoopCounts:
+    """Embed in this process."""
+    from features.loop import EmbeddingLoop, Work, n_decoders
+    from features.quarantine import Quarantine
+
+    writer = job.writer
+
+    def backbone() -> "Backbone":
+        made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        writer.begin(made.compute)
+        return made
+
+    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, backbone, device, batch_size, job.options, job.lender)
+        work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
+        return loop.run(work, job.stop)
+
+
+def _choose_precision(options: ExtractOptions) -> str:
+    """Choose what is fast on this machine."""
+    from features.devices import choose_device, choose_precision
+
+    return choose_precision(options.precision, choose_device(options.device, options.precision))
+
+
+def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequence[int]:
     """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
-    todo = []
-    for index, path in enumerate(dataset.paths):
-        before = known.get(path)
-        try:
-            stamp = dataset.images.stamp(index) if before is not None else None
-        except OSError:
-            stamp = None  # reading it will say why
-        if before is not None and stamp is not None and (stamp.size, stamp.mtime_ns) == (before.size, before.mtime_ns):
-            table.set(index, stamp, before.key)
-        elif dataset.images.is_missing(index):
-            table.errors[index] = os.strerror(errno.ENOENT)
-        else:
-            todo.append(index)
-    return todo
+    stamps = dataset.images.stamps(of_urls=bool(known))
+    for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
+        some = slice(first, first + ROWS_AT_ONCE)
+        rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
+        table.set_known(first + rows, keys)
+    table.set_stamps(stamps)
+    missing = np.flatnonzero(stamps.missing).tolist()
+    table.errors.update(dict.fromkeys(missing, os.strerror(errno.ENOENT)))
+    # Numbers side by side: a list of ten million would take five times the memory.
+    return array("q", np.flatnonzero(~table.readable & ~stamps.missing).tobytes())
 
 
 def _say_what_is_missing(dataset: Dataset, missing: dict[int, str], options: ExtractOptions) -> None:

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 SIZE = 224
 JPEG_SHORT_SIDE = 2 * SIZE
+OWN_WINDOW = "the file's first"
 PREPROCESSING: Mapping[str, Any] = {
     "decode": "to 8-bit grey or RGB as Pillow's convert() does; 16-bit colour by its upper 8 bits",
-    "deep grey": "16-bit, 32-bit and float from the least to the greatest of 0.5% and 99.5% of its pixels, to 0 and 255",
+    "deep grey": "16, 32 bits, float and signed from the least to the greatest of 0.5% and 99.5% of its pixels, to 0 and 255",
     "transparency": "over black",
     "orientation": "EXIF's",
     "frames": "each page of a TIFF and frame of a DICOM file; of animations the first",
     "dicom": "modality LUT or rescale; the first VOI LUT, else the first usable window, else as deep grey without padding; "
     "MONOCHROME1 inverted; palette and YBR to RGB; colour of more than 8 bits by its share of the greatest",
-    "dicom codecs": "JPEG by Pillow, lossless by GDCM, JPEG-LS by CharLS, JPEG 2000 by OpenJPEG, RLE by pydicom",
-    "dicom window": "the file's first",
+    "dicom codecs": "JPEG by Pillow, 12-bit or lossless by GDCM, JPEG-LS by CharLS, JPEG 2000 by OpenJPEG, RLE by pydicom",
+    "dicom window": OWN_WINDOW,
     "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
     "resize": [SIZE, SIZE],
     "interpolation": "bilinear, antialiased, 8-bit",
@@ -39,6 +40,12 @@ PREPROCESSING: Mapping[str, Any] = {
 def preprocessing(window: str | None = None) -> Mapping[str, Any]:
     """Give the project's own preprocessing, with a window of the user's in place of each DICOM file's own."""
     return PREPROCESSING if window is None else {**PREPROCESSING, "dicom window": window}
+
+
+def window_asked_for(steps: Mapping[str, Any]) -> str | None:
+    """Tell which window of the user's a preprocessing has; None where each DICOM file's own is taken."""
+    window = steps.get("dicom window", OWN_WINDOW)
+    return None if window == OWN_WINDOW else str(window)
 
 
 def bytes_key(content: bytes) -> bytes:

@@ -38,6 +38,11 @@ class Frame(NamedTuple):
     n_frames: int
 
 
+def parts(content: bytes | Frame) -> tuple[bytes, int]:
+    """Give a file's bytes, and the number of the frame that is meant; 0 where it is the only one."""
+    return (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+
+
 def is_dicom(head: bytes) -> bool:
     """Tell a DICOM file by the magic behind its preamble."""
     return head[128:HEAD_BYTES] == b"DICM"

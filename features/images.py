@@ -1,6 +1,7 @@
 """Encoded bytes to pixels the backbone can take. The sole user of Pillow."""
 
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from features.errors import ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE
-from features.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom
+from features.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom, parts
 from features.windows import Window, percentile_window, scaled
 
 if TYPE_CHECKING:
@@ -33,16 +34,24 @@ MAX_REASON = 300  # characters of what a library says
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 FIRST_FRAME = "animated: the first frame is taken"
+FIRST_IMAGE = "several images in a file with another format's name: the first is taken"
 
 # Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a word.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
-_WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
-_PHOTOMETRIC_TAG = 262
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What turns a picture upright, by EXIF's orientation."""
+
+# TIFF's tags, and values of theirs.
+_BITS_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 284, 339
+_WHITE_IS_ZERO, _PLANES_APART, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 
 # Pillow warns of odd metadata, naming no file, and of sizes that are limited here. For good, as threads decode
 # and catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = None  # limited here, by `Decoding.max_pixels`
 
 # Of Pillow's own 16 MB blocks, malloc keeps what is freed for each thread; those of more than 32 MB go back at once.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
@@ -177,7 +186,7 @@ def decode_pixels(content: "bytes | Frame", decoding: Decoding | None = None) ->
 @contextmanager
 def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage]:
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
-    encoded, frame = (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+    encoded, frame = parts(content)
     if not encoded:
         raise ImageDecodeError("the file is empty")
     try:
@@ -192,6 +201,12 @@ def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage
         raise
     except UnidentifiedImageError as error:
         raise ImageDecodeError(f"no image format recognised ({described(encoded)})") from error
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))  # only Pillow knows how many: the file was not opened
+        n_pixels = f"{int(found[0]):,}" if found else "all"
+        raise ImageDecodeError(
+            f"too many pixels: {n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
+        ) from error
     except MemoryError as error:
         raise ImageDecodeError("not enough memory to decode the image") from error
     # Libraries raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
@@ -213,11 +228,16 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
         from features.dicom import DicomImage  # here: pydicom is an extra, and most images are no DICOM
     except ImportError as error:
         raise ImageDecodeError("a DICOM file, and pydicom is missing: pip install 'hoarfrost[dicom]'") from error
-    yield DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+    image = DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+    if not frame and image.n_frames > 1:
+        decoding.on_note(FIRST_IMAGE)
+    yield image
 
 
 @contextmanager
 def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
+    # What some formats allocate before they tell their size: a GIF's background, a TIFF's tile. All threads set the same.
+    Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     try:
         image = Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
@@ -234,6 +254,10 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             decoding.on_note(FIRST_FRAME)
         if image.format == "PNG":
             _check_png(content)
+        if image.format == "TIFF":
+            _check_planes(image)
+            if not frame and getattr(image, "n_frames", 1) > 1:
+                decoding.on_note(FIRST_IMAGE)
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
             image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))
@@ -255,14 +279,37 @@ class _PillowImage:
     def __init__(self, image: Image.Image, size: tuple[int, int]) -> None:
         self.width, self.height = image.size
         self.size = size
-        bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode in DEEP_MODES else 8)
         is_keyed = "transparency" in image.info and image.mode not in DEEP_MODES
-        self.kind = (image.format or "", image.mode + ("+alpha" if is_keyed else ""), bits)
+        self.kind = (image.format or "", image.mode + ("+alpha" if is_keyed else ""), _bits(image))
         self._image = image
 
     def pixels(self) -> "Pixels":
         """Decode (H, W) grey or (H, W, 3) RGB."""
         return _pixels(self._image)
+
+
+def _bits(image: Image.Image) -> int:
+    """Tell how many bits a channel has in the file; Pillow's mode says only what it makes of them."""
+    if image.format == "PNG" and image.mode not in DEEP_MODES:
+        depth = re.search(r";(\d+)", str(getattr(image, "tile", "")))  # of its raw mode: "RGB;16B", "P;4"
+        return int(depth[1]) if depth else 1 if image.mode == "1" else 8
+    if image.format == "TIFF":
+        return int(_tiff_tag(image, _BITS_TAG, 1))
+    if image.mode == "I":
+        return 16 if image.format == "PPM" else 32
+    return {"1": 1, "F": 32}.get(image.mode, 16 if image.mode in DEEP_MODES else 8)
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
+    """Give a TIFF's number, that of the first channel where there is one for each."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return value[0] if isinstance(value, tuple) else value  # type: ignore[no-any-return]
+
+
+def _check_planes(image: Image.Image) -> None:
+    """Refuse channels of 16 bits that are stored one after another: Pillow takes their bytes for pixels."""
+    if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _PLANES_APART:
+        raise ImageDecodeError(f"a TIFF of a kind that is not read: {_bits(image)} bits a channel, each channel apart")
 
 
 def n_pages(file: str | BinaryIO) -> int:
@@ -281,7 +328,7 @@ def encode_png(pixels: "Pixels") -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(content: "Content", side: int) -> bytes:
+def thumbnail(content: "Content", side: int, window: Window | None = None) -> bytes:
     """Make a small picture of an image, for people.
 
     Parameters
@@ -289,6 +336,8 @@ def thumbnail(content: "Content", side: int) -> bytes:
     content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
     side : int
         What it measures at most, in pixels; a smaller image stays as it is.
+    window : Window, optional
+        What of a grey DICOM image is shown; by default the file's own.
 
     Returns
     -------
@@ -300,7 +349,7 @@ def thumbnail(content: "Content", side: int) -> bytes:
     ImageDecodeError
         As `load_image`.
     """
-    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content)
+    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -325,8 +374,9 @@ def _pixels(image: Image.Image) -> "Pixels":
     """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and handing over take as much again each."""
     image.load()
     image = _upright(image)
-    if image.mode in DEEP_MODES:
-        return _deep_pixels(image)
+    stored = _stored_type(image)
+    if image.mode in DEEP_MODES or stored is not None:
+        return _deep_pixels(image, stored)
     mode = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     n_rows = max(1, STRIP_PIXELS // image.width)
     if n_rows >= image.height:
@@ -342,7 +392,11 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn a photograph as its EXIF says; Pillow turns TIFFs by itself."""
     if "exif" not in image.info or image.format == "TIFF":
         return image
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in `opened`; damaged EXIF says nothing, and leaves the pixels as they are
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _flattened(image: Image.Image, mode: str) -> Image.Image:
@@ -355,12 +409,21 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
     return flat
 
 
-def _deep_pixels(image: Image.Image) -> "Pixels":
+def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
+    """Tell what the numbers are where Pillow takes a TIFF's signed bytes as unsigned, and unsigned words as signed."""
+    sample_format = _tiff_tag(image, _SAMPLE_FORMAT_TAG, _UNSIGNED)
+    if image.mode == "L" and sample_format == _SIGNED:
+        return np.int8
+    return np.uint32 if image.mode == "I" and image.format == "TIFF" and sample_format == _UNSIGNED else None
+
+
+def _deep_pixels(image: Image.Image, stored: "npt.DTypeLike | None") -> "Pixels":
     """Make 8 bits of more, by the window that 0.5% and 99.5% of the image's own pixels end at."""
     values = np.asarray(image)
+    values = values if stored is None else values.view(stored)
     pixels = scaled(values, *percentile_window(values))
     # Pillow inverts white-is-zero TIFFs of 8 bits itself, and not those of more.
-    is_inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    is_inverted = image.mode != "L" and _tiff_tag(image, _PHOTOMETRIC_TAG, 1) == _WHITE_IS_ZERO
     return 255 - pixels if is_inverted else pixels
 
 

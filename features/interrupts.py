@@ -8,6 +8,10 @@ from typing import Any, Self
 from features.errors import HoarfrostError
 
 
+class StoppedError(HoarfrostError):
+    """A signal ended it before all was done; it can be gone on with."""
+
+
 class StopSignals:
     """Turns the first SIGINT or SIGTERM into a stop after the batch under way; a second one acts as ever."""
 
@@ -37,7 +41,7 @@ class StopSignals:
     def check(self, done: int, total: int) -> None:
         """Stop here if a signal came, unless all is done: then folding it into the cache is all that is left."""
         if self.received is not None and done < total:
-            raise HoarfrostError(
+            raise StoppedError(
                 f"Stopped by {self.received.name} after {done} of {total} images; what is finished is committed. "
                 "Run the same command again to go on from there."
             )

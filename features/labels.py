@@ -1,6 +1,6 @@
 """What a column of labels may hold, where an image may have several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 LABEL_VALUES = {
     **dict.fromkeys(("1", "1.0", "true"), 1), **dict.fromkeys(("0", "0.0", "false"), 0),
@@ -9,7 +9,12 @@ LABEL_VALUES = {
 """By their text in lower case; -1: unknown. CheXpert writes -1.0 where a report is uncertain."""
 
 
-def is_label_column(cells: Sequence[str]) -> bool:
+def is_label_column(cells: Iterable[str]) -> bool:
     """Tell whether a column says which images have a label: 0 and 1, both there, and nothing else but unknown."""
-    values = {LABEL_VALUES.get(cell.lower()) for cell in cells}
-    return None not in values and {0, 1} <= values
+    values = set()
+    for cell in cells:
+        value = LABEL_VALUES.get(cell.lower())
+        if value is None:
+            return False
+        values.add(value)
+    return {0, 1} <= values

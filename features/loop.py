@@ -1,6 +1,5 @@
 """The extraction loop: threads read, decode and resize ahead of the backbone."""
 
-import logging
 import threading
 import time
 from collections import deque
@@ -15,22 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from features.cache import CacheWriter, EmbeddedFile
-from features.datasets import Dataset, FileStamp
+from features.cache import EmbeddedFile, EmbeddingCache, PartWriter
+from features.datasets import Dataset, FileStamp, ImageSource
 from features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
 from features.errors import HoarfrostError, ImageDecodeError
-from features.fingerprint import SIZE, image_key
+from features.fingerprint import KEY_BYTES, SIZE, image_key
 from features.formats import Frame
-from features.images import Decoding, PixelBudget, load_image
+from features.images import Decoding, PixelBudget
 from features.interrupts import StopSignals
-from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress, check_bad_images
-from features.quarantine import Quarantine
+from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
+from features.quarantine import Quarantine, load_apart
 
 if TYPE_CHECKING:
     from features.backbone import Backbone
     from features.datasets.table import Content
 
-SHOWN_ERRORS = 5
 SHOW_SECONDS = 0.2  # between calls of on_progress
 N_BUFFERS = 3  # batches on the CPU: one that the backbone computes on, two that are filled
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
@@ -38,7 +36,25 @@ READERS_OF_URLS = 32  # most of a read over a network is waiting
 BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
 SAMPLE_IMAGES = 256
 
-logger = logging.getLogger(__name__)
+
+def _ignore(*_: object) -> None:
+    """Take note of nothing."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run of the loop is to embed: images at `todo` (ascending) of a source, and where is noted what became of them.
+
+    `on_failed` is called with the index and the reason of each image that cannot be read, and ends the run by raising a
+    HoarfrostError.
+    """
+
+    images: ImageSource
+    paths: Sequence[str]
+    todo: Sequence[int]
+    table: ImageTable
+    on_failed: Callable[[int, str], None] = _ignore
+    on_progress: Callable[[Progress], None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -96,33 +112,43 @@ class _Started:
 
 
 class EmbeddingLoop:
-    """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the data set's order."""
+    """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the order of the images.
+
+    The same on one machine, for a whole data set, and in each worker of a cluster, for one piece of it after another.
+
+    Parameters
+    ----------
+    writer : PartWriter
+        Takes the embeddings, and tells which are there already.
+    quarantine : Quarantine
+        Entered already.
+    backbone : callable
+        Makes the backbone; called when the first image needs it.
+    device : str
+    batch_size : int
+    options : ExtractOptions
+    lender : EmbeddingCache, optional
+        Embeddings that it has are copied from there.
+    """
 
     def __init__(
         self,
-        dataset: Dataset,
-        writer: CacheWriter,
-        table: ImageTable,
+        writer: PartWriter,
+        quarantine: Quarantine,
         backbone: "Callable[[], Backbone]",
         device: str,
         batch_size: int,
         options: ExtractOptions,
-        on_progress: Callable[[Progress], None],
+        lender: EmbeddingCache | None = None,
     ) -> None:
-        self.dataset = dataset
         self.writer = writer
-        self.table = table
+        self.lender = lender
         self._make_backbone = backbone
+        self._device = device
         self.batch_size = batch_size
-        self.on_error = options.on_error
-        self.max_bad = options.max_bad
-        self.workers = options.workers or usable_cpus()
-        self._n_readers = max(self.workers, READERS_OF_URLS) if dataset.images.is_remote else self.workers
-        self.on_progress = on_progress
-        self.counts = LoopCounts(device)
+        self.workers = n_decoders(options)
         self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image)
-        self._quarantine = Quarantine(writer.path, self.workers)
-        self._n_failed = 0
+        self._quarantine = quarantine
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
@@ -141,40 +167,43 @@ class EmbeddingLoop:
         """Made when the first image needs it: renamed files need none."""
         return self._make_backbone()
 
-    def run(self, todo: Sequence[int], stop: StopSignals) -> LoopCounts:
+    def run(self, work: Work, stop: StopSignals) -> LoopCounts:
         """Embed the images to do; whatever ends it early, what is finished is committed."""
+        self.work, self.counts = work, LoopCounts(self._device, workers=1)
+        self._n_readers = max(self.workers, READERS_OF_URLS) if work.images.is_remote else self.workers
         started = last_shown = time.monotonic()
-        done = 0
+        done, total = 0, len(work.todo)
         with ExitStack() as stack:
-            stack.enter_context(self._quarantine)
             stack.callback(self.writer.commit)
             n_threads = stack.enter_context(threads_of_its_own())
-            for batch in self._batches(todo, n_threads):
+            for batch in self._batches(n_threads):
                 self._start(batch)
                 done += batch.n_images
-                if done == len(todo):
+                if done == total:
                     self._finish(keep=0)
                 now = time.monotonic()
-                if now - last_shown > SHOW_SECONDS or done == len(todo):
+                if now - last_shown > SHOW_SECONDS or done == total:
                     last_shown = now
-                    self.on_progress(Progress(done, len(todo), done / (now - started)))
+                    work.on_progress(Progress(done, total, done / (now - started)))
                 if stop.received is not None:
                     self._finish(keep=0)
-                stop.check(done, len(todo))
+                stop.check(done, total)
         return self.counts
 
     def _start(self, batch: _Batch) -> None:
         """Put each image where it belongs: among the errors, the known, or onto the device."""
-        new, places = [], []
+        new, places, lent = [], [], []
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
             elif not result.decoded or self._is_new_since_reading(result.key):
-                self.table.set(result.index, result.stamp, result.key)
+                self.work.table.set(result.index, result.stamp, result.key)
+                lent.append(result)
             else:
                 new.append(result)
                 places.append(place)
                 self._keys_on_device.add(result.key)
+        self._borrow(lent)
         if not new:
             self._free.append(batch.pixels)
             return
@@ -190,6 +219,21 @@ class EmbeddingLoop:
         self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
 
+    def _borrow(self, images: list[_Loaded]) -> None:
+        """Copy the embeddings that are in another cache alone."""
+        wanted = {image.key: image for image in images if image.key not in self.writer}
+        if self.lender is None or not wanted:
+            return
+        rows = self.lender.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
+        found = [
+            image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
+        ]  # the rest is on the device
+        if found:
+            self.writer.append([self._file(image) for image in found], self.lender.embeddings(rows[rows >= 0]))
+
+    def _file(self, image: _Loaded) -> EmbeddedFile:
+        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
+
     def _is_new_since_reading(self, key: bytes) -> bool:
         """Tell whether an image's twin went to the device after the image itself was looked up and not found."""
         return key in self._keys_on_device or any(key in keys for keys in self._keys_of_late)
@@ -202,7 +246,7 @@ class EmbeddingLoop:
         cores: by turns both are done sooner.
         """
         try:
-            if self.counts.device == "cpu":
+            if self._device == "cpu":
                 self._may_decode.clear()
             yield
         finally:
@@ -214,13 +258,10 @@ class EmbeddingLoop:
             started = self._on_device.popleft()
             embeddings = started.embeddings().numpy()  # (B, 512) float32
             self._note(started.compute)
-            files = [
-                EmbeddedFile(self.dataset.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
-                for image in started.images
-            ]
+            files = [self._file(image) for image in started.images]
             self.writer.append(files, embeddings)
             for image in started.images:
-                self.table.set(image.index, image.stamp, image.key)
+                self.work.table.set(image.index, image.stamp, image.key)
             keys = {image.key for image in started.images}
             self._keys_on_device -= keys
             self._keys_of_late.append(keys)
@@ -235,30 +276,19 @@ class EmbeddingLoop:
             self.writer.begin(compute)
 
     def _fail(self, failed: _Failed) -> None:
-        path = self.dataset.paths[failed.index]
-        if self.on_error == "fail":
-            self._finish(keep=0)
-            raise ImageDecodeError(
-                f"{path}: {failed.reason}. Copy it again, or pass --on-error skip to list it and go on."
-            )
-        self.table.errors[failed.index] = failed.reason
-        self._n_failed += 1
-        if self._n_failed <= SHOWN_ERRORS:
-            logger.warning("%s: %s; left out", path, failed.reason)
-        elif self._n_failed == SHOWN_ERRORS + 1:
-            logger.warning("more unreadable images; from here on they are recorded without a message each")
+        self.work.table.errors[failed.index] = failed.reason
         try:
-            check_bad_images(self.dataset, self.table.errors, self.max_bad)
+            self.work.on_failed(failed.index, failed.reason)
         except HoarfrostError:
             self._finish(keep=0)
             raise
 
-    def _batches(self, todo: Sequence[int], n_threads: int) -> Iterator[_Batch]:
+    def _batches(self, n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the backbone's own threads have the cores already.
         decoders = ThreadPoolExecutor(self.workers, "decode", initializer=compute_on_one_thread, initargs=(n_threads,))
         readers = ThreadPoolExecutor(self._n_readers, "read")
-        source = self.dataset.images.contents(todo)
+        source = self.work.images.contents(self.work.todo)
         ahead: deque[_Batch] = deque()
         try:
             while True:
@@ -294,10 +324,10 @@ class EmbeddingLoop:
     def _read(self, index: int, read: "Callable[[], Content]") -> "_Read | _Failed":
         try:
             # Before reading: a file that changes from here on will be seen as changed the next time.
-            stamp = self.dataset.images.stamp(index)
+            stamp = self.work.images.stamp(index)
             content = read()
             key = image_key(content)
-            is_known = key in self.writer
+            is_known = key in self.writer or (self.lender is not None and key in self.lender)
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
             return _Failed(index, str(error))
@@ -349,6 +379,11 @@ class EmbeddingLoop:
         return _Loaded(image.index, image.stamp, image.key, decoded=True)
 
 
+def n_decoders(options: ExtractOptions) -> int:
+    """Give the number of threads that read, and of those that decode."""
+    return options.workers or usable_cpus()
+
+
 def _n_bytes(content: "Content") -> int:
     if isinstance(content, Frame):
         return len(content.content) // content.n_frames  # the frames share them
@@ -368,7 +403,7 @@ def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.T
     images = []
     for _, read in dataset.images.contents(indices):
         try:
-            images.append(load_image(read(), decoding).expand(3, -1, -1))
+            images.append(load_apart(read(), decoding or Decoding()).expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

@@ -1,21 +1,27 @@
 """What an extraction is asked for, what it knows of each image, and how it reports."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from features.cache import DatasetTable
-from features.datasets import Dataset, FileStamp
-from features.errors import HoarfrostError
+from features.cache import DatasetTable, Keys
+from features.datasets import Dataset, FileStamp, Stamps
+from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import KEY_BYTES
 from features.formats import MAX_PIXELS
+from features.texts import Texts
 from features.windows import Window
 
 MAX_BAD = 0.05
 SHOWN_KINDS = 8
+SHOWN_ERRORS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,19 @@ class ExtractOptions:
         Share of the images that may be unreadable; see `check_bad_images`.
     keep_ids : bool
         Keep the patient ids of DICOM files as they are, in place of a salted hash.
+    shard_size : int or None
+        Bytes that a file of the cache may have; see `CacheWriter`.
+    engine : str
+        "local" (this process; the several GPUs of a machine by Ray's workers) or "ray".
+    address : str or None
+        The Ray cluster to join: "auto" (the one that this machine is part of) or "HOST:PORT" of its head; by default
+        Ray is started on this machine alone.
+    gpus_per_worker : float or None
+        GPUs for each of Ray's workers, by default 1; 0.5 puts two on a GPU.
+    cpus_per_worker : int or None
+        CPUs for each of Ray's workers; by default its host's, or its share of them where it has several GPUs.
+    max_workers : int or None
+        Workers at most; by default as many as there is room for.
     """
 
     weights: str = "imagenet"
@@ -61,15 +80,22 @@ class ExtractOptions:
     max_pixels: int = MAX_PIXELS
     max_bad: float = MAX_BAD
     keep_ids: bool = False
+    shard_size: int | None = None
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float | None = None
+    cpus_per_worker: int | None = None
+    max_workers: int | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an extraction is: images done of those to do, and images embedded per second."""
+    """How far an extraction is: images done of those to do, images embedded per second, and a cluster's workers."""
 
     done: int
     total: int
     images_per_second: float
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,8 @@ class ExtractSummary:
     """What an extraction did; `extract --json` prints it.
 
     `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone. `errors` are paths and
-    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was left out of images that were read.
+    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was left out of images that were read. `workers` are
+    the processes that embedded at the same time: 0 where nothing was to be done, 1 without Ray.
     """
 
     images: int
@@ -96,13 +123,16 @@ class ExtractSummary:
     errors: tuple[tuple[str, str], ...] = ()
     failed_by_kind: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    engine: str = "local"
+    workers: int = 0
 
 
 @dataclass
 class LoopCounts:
-    """What the loop did so far, and on which device."""
+    """What was done so far, on which device, and by how many processes at the same time."""
 
     device: str
+    workers: int = 0
     embedded: int = 0
     forward_images: int = 0
     notes: Counter[str] = field(default_factory=Counter)
@@ -124,6 +154,22 @@ class ImageTable:
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
+    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
+        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
+        self.keys[rows] = keys
+        self.readable[rows] = True
+
+    def set_stamps(self, stamps: Stamps) -> None:
+        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
+        self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
+
+    def take(self, indices: npt.NDArray[np.int64], part: "ImageTable") -> None:
+        """Note what another table says of some images: those at `indices` (n,), in its order."""
+        self.keys[indices], self.readable[indices] = part.keys, part.readable
+        self.sizes[indices], self.mtimes_ns[indices] = part.sizes, part.mtimes_ns
+        self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
+
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
         """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
         return DatasetTable(
@@ -132,13 +178,51 @@ class ImageTable:
             paths=dataset.paths,
             rows=np.where(self.readable, 0, -1),
             labels=dataset.labels,
-            errors=[self.errors.get(index, "") for index in range(len(dataset))],
+            errors=Texts.sparse(len(dataset), self.errors),
             sizes=self.sizes,
             mtimes_ns=self.mtimes_ns,
             splits=dataset.splits,
             patients=dataset.patients,
             attributes=dataset.attributes,
         )
+
+
+class BadImages:
+    """Says what cannot be read, and ends the extraction at the first, or at too many, as asked.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    errors : mapping of int to str
+        The reasons known so far, by the image's index; `ImageTable.errors`, which goes on changing.
+    options : ExtractOptions
+    """
+
+    def __init__(self, dataset: Dataset, errors: Mapping[int, str], options: ExtractOptions) -> None:
+        self._dataset = dataset
+        self._errors = errors
+        self._options = options
+        self._n_said = 0
+
+    def note(self, index: int, reason: str) -> None:
+        """Say that an image is left out; its reason is among the errors by now.
+
+        Raises
+        ------
+        ImageDecodeError
+            If the extraction is to stop at the first.
+        HoarfrostError
+            If there are too many.
+        """
+        path = self._dataset.paths[index]
+        if self._options.on_error == "fail":
+            raise ImageDecodeError(f"{path}: {reason}. Copy it again, or pass --on-error skip to list it and go on.")
+        self._n_said += 1
+        if self._n_said <= SHOWN_ERRORS:
+            logger.warning("%s: %s; left out", path, reason)
+        elif self._n_said == SHOWN_ERRORS + 1:
+            logger.warning("more unreadable images; from here on they are recorded without a message each")
+        check_bad_images(self._dataset, self._errors, self._options.max_bad)
 
 
 def kind_of_reason(reason: str) -> str:

@@ -4,20 +4,22 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.apart import looked_at_apart
 from features.datasets import Dataset, check_classes, read_table
 from features.devices import usable_cpus
 from features.errors import DatasetError, HoarfrostError, ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
-from features.formats import MAX_PIXELS
-from features.images import DEEP_MODES, Decoding, PixelBudget, encode_png, load_image, opened
+from features.formats import MAX_PIXELS, parts
+from features.images import DEEP_MODES, Decoding, PixelBudget, encode_png
 from features.plan import Progress, kinds_of
+from features.quarantine import load_apart
 from features.windows import Window
 
 if TYPE_CHECKING:
@@ -118,10 +120,10 @@ def survey(
         dataset=dataset.name,
         images=len(dataset),
         kinds=_kinds(seen, window),
-        labels=_counted(dataset.labels),
-        splits=_counted(dataset.splits or []),
-        patients=len(set(dataset.patients)) if dataset.patients is not None else None,
-        attributes={name: _counted(column, SHOWN_VALUES) for name, column in dataset.attributes.items()},
+        labels=_counted(dataset.labels.counts()),
+        splits=_counted(dataset.splits.counts()) if dataset.splits is not None else {},
+        patients=len(set(dataset.patients.values())) if dataset.patients is not None else None,
+        attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
         duplicates=sum(keys.values()) - len(keys),
         unreadable=len(errors),
         unreadable_by_kind=kinds_of(reason for _, reason in errors),
@@ -145,16 +147,14 @@ def _seen(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Progress]
 
 
 def _look(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
-    notes: Counter[str] = Counter()
+    """Decode an image in another process: one that crashes its decoder is to be listed, too."""
     try:
         content = read()
         key = image_key(content)
         if isinstance(content, np.ndarray):
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
-        own = replace(decoding, on_note=lambda note: notes.update([note]))
-        with opened(content, own) as image, own.room(image.width * image.height):
-            image.pixels()
-            return _Seen(key, image.kind, image.size, notes=notes)
+        look = looked_at_apart(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
+        return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
     except ImageDecodeError as error:
         return _Seen(error=str(error))
     except MemoryError:
@@ -185,6 +185,8 @@ def _becomes(kind: tuple[str, str, int], some_large: bool, window: Window | None
     else:
         if mode in DEEP_MODES:
             steps.append("window of 0.5% to 99.5% of its pixels to 8 bits")
+        elif bits > 8:
+            steps.append(f"the upper 8 of {bits} bits")
         if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
             steps.append("over black")
         if some_large and image_format in {"JPEG", "MPO"}:
@@ -204,9 +206,9 @@ def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
     return ["rescaled", first, *(["inverted"] if mode == "MONOCHROME1" else []), "grey"]
 
 
-def _counted(texts: list[str], most: int | None = None) -> dict[str, int]:
-    """Count values, the most frequent first; a column of as many as images is cut short."""
-    counts = Counter(texts).most_common()
+def _counted(values: Counter[str], most: int | None = None) -> dict[str, int]:
+    """Give counts, the most frequent first; a column of as many values as images is cut short."""
+    counts = values.most_common()
     shown, others = counts[:most], counts[len(counts) if most is None else most :]
     return {**dict(shown), **({f"{len(others)} others": sum(n for _, n in others)} if others else {})}
 
@@ -232,7 +234,7 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
     for i, (_, read) in enumerate(dataset.images.contents(chosen)):
         top, left = i // SHEET_COLUMNS * SIZE, i % SHEET_COLUMNS * SIZE
         sheet[top : top + SIZE, left : left + SIZE] = (
-            load_image(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
+            load_apart(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
         )
     try:
         new = path.with_name(path.name + ".tmp")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from features.errors import ImageDecodeError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -50,14 +52,19 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     Returns
     -------
     low, high : float
-        Two of the values themselves. Both 0.0 where none is finite.
+        Two of the values themselves.
+
+    Raises
+    ------
+    ImageDecodeError
+        If none is finite: such an image says nothing.
     """
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         return _counted_window(values)
     flat = values.ravel()
     flat = flat[np.isfinite(flat)] if values.dtype.kind == "f" else flat
     if not flat.size:
-        return 0.0, 0.0
+        raise ImageDecodeError("no pixel is a number")
     places = [_place(share, flat.size) for share in PERCENTILES]
     ends = np.partition(flat, sorted({*places, 0, flat.size - 1}))
     low, high = (float(ends[place]) for place in places)
@@ -92,7 +99,8 @@ def scaled(values: "npt.NDArray[Any]", low: float, high: float) -> "npt.NDArray[
         return pixels
     n_rows = max(1, _STRIP_VALUES // max(1, math.prod(values.shape[1:])))
     for top in range(0, len(values), n_rows):
-        strip = values[top : top + n_rows].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of NaNs that signal
+            strip = values[top : top + n_rows].astype(np.float64)
         np.clip(np.nan_to_num(strip, copy=False, nan=low, posinf=high, neginf=low), low, high, out=strip)
         # Halved: the greatest floats' distance is more than a float holds.
         pixels[top : top + n_rows] = np.rint((strip / 2 - low / 2) / (high / 2 - low / 2) * 255)

@@ -1,9 +1,11 @@
 """What a person sees while a command works: progress, warnings and tables. Never on stdout where JSON goes."""
 
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,27 +14,32 @@ if TYPE_CHECKING:
     from features.plan import ExtractSummary, Progress
     from features.survey import Survey
     from pipeline.doctor import Diagnosis
+    from pipeline.explain import ExplainSummary
+    from pipeline.export import ExportSummary
     from pipeline.metrics import Share
+    from pipeline.predict import ListedHead, PredictionSummary
     from pipeline.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 SHOWN_UNREADABLE = 20
+SHOWN_EXPLAINED = 20
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
-class _WarningLines(logging.Handler):
-    """One line on stderr for each warning; on what is stderr then, not when logging was set up."""
+class _Lines(logging.Handler):
+    """One line on stderr for each message; on what is stderr then, not when logging was set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a warning."""
-        say(f"warning: {record.getMessage()}")
+        """Print a message."""
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{harmless(record.getMessage())}")
 
 
 def show_warnings() -> None:
-    """Send the library's warnings to stderr."""
-    handler = _WarningLines(logging.WARNING)
+    """Send the library's warnings to stderr, and what it says of a cluster."""
+    handler = _Lines()
     for package in ("features", "pipeline"):
         logging.getLogger(package).handlers = [handler]
+    logging.getLogger("features.cluster").setLevel(logging.INFO)
 
 
 @contextmanager
@@ -50,7 +57,7 @@ def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
         task = bar.add_task("extract", total=None, rate="")
 
         def show(progress: "Progress") -> None:
-            rate = f"{progress.images_per_second:.0f} images/s"
+            rate = f"{progress.images_per_second:.0f} images/s{_workers_text(progress)}"
             bar.update(task, completed=progress.done, total=progress.total, rate=rate)
 
         yield show
@@ -66,7 +73,8 @@ def _lines() -> "Callable[[Progress], None]":
         last = time.monotonic()
         left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
         print(
-            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s, {left_s:.0f} s left",
+            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s"
+            f"{_workers_text(progress)}, {left_s:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
@@ -74,9 +82,20 @@ def _lines() -> "Callable[[Progress], None]":
     return show
 
 
+def _workers_text(progress: "Progress") -> str:
+    if progress.workers is None:
+        return ""
+    return f", {progress.workers} worker{'' if progress.workers == 1 else 's'}"
+
+
 def say(text: str) -> None:
     """Say on stderr what is being done."""
     print(text, file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Write control characters out: a file's name may hold some that clear the screen."""
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
@@ -96,17 +115,23 @@ def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
     return show
 
 
+def untrained_lines(weights: str) -> list[str]:
+    """Say so where weights were never trained."""
+    is_untrained = weights.startswith("random:")
+    return [f"{weights} is an untrained backbone: its figures are a floor, not a result."] if is_untrained else []
+
+
 def extract_text(summary: "ExtractSummary") -> str:
     """Describe an extraction in two or three lines."""
     done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
     lines = [
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
-        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}",
+        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}"
+        + (f", {summary.workers} of Ray's workers" if summary.engine == "ray" else ""),
     ]
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
     lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]
-    if summary.weights.startswith("random:"):
-        lines.append(f"{summary.weights} is an untrained backbone: its figures are a floor, not a result.")
+    lines += untrained_lines(summary.weights)
     return "\n".join(lines)
 
 
@@ -148,8 +173,7 @@ def train_text(run: "Run") -> str:
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -head.val["roc_auc"]))[:SHOWN_HEADS]
     rows += [_head_row(head, head.name == run.selected) for head in run.heads if head in shown]
     rows += [_reference_row(reference) for reference in run.references]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _table(rows)
     if len(run.heads) > len(shown):
         lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
     lines += _cross_validation_lines(run.cross_validation)
@@ -172,6 +196,11 @@ def train_text(run: "Run") -> str:
         lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
     lines.append(f"run {run.directory}")
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _label_lines(run: "Run", split: str) -> list[str]:
@@ -296,6 +325,45 @@ def _score_cells(result: "HeadResult | ReferenceResult") -> tuple[str, str, str]
     )
 
 
+def predict_text(summary: "PredictionSummary") -> str:
+    """Describe a prediction in a few lines."""
+    called = ", ".join(f"{n:,} {name}" for name, n in summary.called.items())
+    sizes = ", ".join(f"{n:,} of {size}" for size, n in summary.set_sizes.items())
+    lines = [
+        f"{summary.predicted:,} images predicted by {summary.head}, {summary.failed:,} unreadable; {summary.seconds:.1f} s",
+        f"called at the operating point: {called}",
+        f"classes in the sets of {summary.coverage:g} coverage: {sizes}",
+    ]
+    if summary.out_of_distribution is not None:
+        alarms = f"{summary.false_alarms:g} false alarms among images like those that it learnt from"
+        lines.append(f"out of distribution: {summary.out_of_distribution:,} (threshold for {alarms})")
+    lines += [f"  {path}: {reason}" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
+    if len(summary.errors) > SHOWN_UNREADABLE:
+        lines.append(f"  and {len(summary.errors) - SHOWN_UNREADABLE:,} more; {summary.output} lists them all")
+    if summary.patients_output is not None:
+        lines.append(f"{summary.patients:,} patients ({summary.per_patient}): {summary.patients_output}")
+    lines += untrained_lines(summary.weights)
+    return "\n".join([*lines, f"images: {summary.output}"])
+
+
+def heads_text(heads: "Sequence[ListedHead]") -> str:
+    """Make a table of a run's heads."""
+    rows = [("", "head", "seeds", "parameters", "val AUC", "test AUC", "size", "file")]
+    for head in heads:
+        test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:.3f}"
+        numbers = (
+            str(head.seeds),
+            f"{head.parameters:,}",
+            f"{head.val_roc_auc:.3f}",
+            test,
+            f"{head.bytes / 1e6:.2f} MB",
+        )
+        rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
+    lines = _table(rows)
+    lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
+    return "\n".join([*lines, "* selected by validation"])
+
+
 def cache_info_text(info: "CacheInfo") -> str:
     """Describe what is in a cache."""
     lines = [
@@ -303,6 +371,8 @@ def cache_info_text(info: "CacheInfo") -> str:
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
+    if info.shards:
+        lines.append(f"in {info.shards} shards, which belong to it: {info.cache}.shards")
     if info.parts:
         lines.append(
             f"{info.parts} parts with {info.images_in_parts:,} embeddings of an extraction that is not finished"
@@ -348,3 +418,35 @@ def diagnosis_text(found: "Diagnosis") -> str:
     n_missing = sum(finding.state == "missing" for finding in found.findings)
     lines += ["", f"{n_broken} broken, {n_missing} missing but not needed, of {len(found.findings)}"]
     return "\n".join(lines)
+
+
+def explain_text(summary: "ExplainSummary") -> str:
+    """Name the pictures, and what is most like each image."""
+    lines = [
+        f"{summary.explained} of {summary.images} images explained by {summary.head}: {summary.output}",
+    ]
+    for one in summary.explanations[:SHOWN_EXPLAINED]:
+        labels = Counter(example.label or "(no label)" for example in one.nearest)
+        nearest = ", ".join(f"{n} {label}" for label, n in labels.most_common())
+        found = f"{one.subject} {one.calibrated[one.subject]:.3f}, called {one.called}"
+        lines.append(f"  {one.path}: {found}" + (f"; nearest: {nearest}" if nearest else ""))
+    if len(summary.explanations) > SHOWN_EXPLAINED:
+        lines.append(f"  and {len(summary.explanations) - SHOWN_EXPLAINED:,} more, in explanations.json there")
+    lines += [f"  {path}: {reason}; left out" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
+    if summary.contact_sheet is not None:
+        lines.append(f"contact sheet {summary.contact_sheet}")
+    return "\n".join([*lines, *untrained_lines(summary.weights), "Research use only. Not a medical device."])
+
+
+def export_text(summary: "ExportSummary") -> str:
+    """Say what was written, and how far it is from what it was made of."""
+    kind = "torch.export's program" if summary.opset is None else f"ONNX, opset {summary.opset}"
+    lines = [
+        f"{summary.head} with its backbone, {kind}: {summary.output}, {summary.bytes / 1e6:.1f} MB; {summary.seconds:.1f} s",
+        f"probabilities differ by at most {summary.largest_difference:.1e} from torch's",
+    ]
+    if summary.difference_from_run is not None:
+        own = f"the run's own, on {summary.n_compared} of its images"
+        lines.append(f"probabilities differ by at most {summary.difference_from_run:.1e} from {own}")
+    lines += [*summary.notes, f"model card {summary.model_card}", *untrained_lines(summary.weights)]
+    return "\n".join([*lines, "Research use only. Not a medical device."])

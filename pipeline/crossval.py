@@ -13,7 +13,7 @@ from pipeline.references import MAJORITY, reference_probabilities
 from pipeline.runs import CrossValidated, CrossValidation, OutOfFold
 from pipeline.splits import carve_validation, class_masks, k_folds
 from pipeline.task import Task
-from pipeline.train import Fold, TrainedHead, TrainingConfig, train_heads
+from pipeline.train import Fold, TrainedHead, TrainingConfig, mean_probabilities, train_heads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -158,7 +158,7 @@ def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold]
     pooled = np.full((len(task.y), len(task.names)), np.nan)
     for heads, fold in zip(by_fold, folds, strict=True):
         found = [task.predicted(head.module, fold.held_out) for head in heads]
-        pooled[fold.held_out] = np.mean(found, axis=0)
+        pooled[fold.held_out] = mean_probabilities(found)
         if not np.isfinite(pooled[fold.held_out]).all():
             return None
     return pooled

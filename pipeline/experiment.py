@@ -1,6 +1,5 @@
 """One experiment: from a cached data set to a run folder. Opens no image, and loads no backbone."""
 
-import json
 import logging
 import platform
 import shlex
@@ -15,15 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save
 
-from features.cache import DIM, EmbeddingCache, library_versions
+from features.cache import EmbeddingCache, Header, library_versions
 from features.devices import choose_device
 from features.errors import TrainingError
 from pipeline.assessment import assess, audit, find_suspects
 from pipeline.crossval import NESTED, cross_validate, outer_folds
 from pipeline.curve import learning_curve
 from pipeline.gate import check_leakage
+from pipeline.headfiles import SavedHead, head_bytes
 from pipeline.heads import HeadSpec
 from pipeline.metrics import macro_roc_aucs
 from pipeline.results import Scored, compare, score_variants
@@ -42,6 +41,7 @@ from pipeline.runs import (
 )
 from pipeline.task import Task, dataset_facts, read_task
 from pipeline.train import Fold, StreamedRows, TrainedHead, TrainingConfig, train_heads
+from pipeline.validated import novelty_of, validated_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -147,8 +147,9 @@ def run_experiment(
             leakage,
             **reviewed,
         )
+        files = _head_files(variants, task, scored, opened.header)
     run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
-    write_run(run, _head_files(variants, task, run.config), with_tensorboard=with_tensorboard)
+    write_run(run, files, with_tensorboard=with_tensorboard)
     return run
 
 
@@ -233,6 +234,8 @@ def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
         weights_sha256=header.fingerprint.weights_sha256,
         preprocessing=dict(header.fingerprint.preprocessing),
         precision=header.fingerprint.precision,
+        weights_origin=header.weights_origin,
+        weights_path=header.weights_path,
         digest=cache.digest(task.table.rows[task.readable]),
     )
 
@@ -261,33 +264,27 @@ def _train(
     return variants
 
 
-def _head_files(variants: Mapping[str, Sequence[TrainedHead]], task: Task, config: RunConfig) -> dict[str, bytes]:
-    heads = [head for trained in variants.values() for head in trained]
-    return {_file_name(head, config): _head_file(head, task, config) for head in heads}
-
-
-def _file_name(head: TrainedHead, config: RunConfig) -> str:
-    seed = f"-seed{head.seed}" if head.seed != config.seed else ""
-    return f"{head.spec.slug}{seed}.safetensors"
-
-
-def _head_file(head: TrainedHead, task: Task, config: RunConfig) -> bytes:
-    """Give the head's tensors, standardisation included, with what is needed to use them alone."""
-    description = {
-        "format": "hoarfrost-head",
-        "format_version": 1,
-        "head": head.spec.name,
-        "classes": task.names,
-        "activation": "sigmoid" if task.is_multilabel else "softmax",
-        "fingerprint": config.embeddings.fingerprint,
-        "n_inputs": DIM,
-    }
-    # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
-    # writes several entries in random order, so that the same head would not be the same bytes.
-    metadata = {"hoarfrost": json.dumps(description, sort_keys=True)}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in head.module.state_dict().items()}
-    content: bytes = save(tensors, metadata=metadata)
-    return content
+def _head_files(
+    variants: Mapping[str, Sequence[TrainedHead]], task: Task, scored: Scored, header: Header
+) -> dict[str, bytes]:
+    """Give each head's file, by its name: what a run is used by."""
+    novelty, distances = novelty_of(task)
+    files = {}
+    for name, trained in variants.items():
+        head = SavedHead(
+            spec=trained[0].spec,
+            seeds=tuple(head.seed for head in trained),
+            modules=tuple(head.module for head in trained),
+            names=task.names,
+            is_multilabel=task.is_multilabel,
+            header=header,
+            per_patient=task.per_patient,
+            validated=validated_of(task, scored.probabilities[name]),
+            novelty=novelty,
+            distances=distances,
+        )
+        files[f"{trained[0].spec.slug}.safetensors"] = head_bytes(head)
+    return files
 
 
 def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:

@@ -14,7 +14,7 @@ from pipeline.metrics import Comparison, compare_heads
 from pipeline.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
 from pipeline.runs import HeadResult, ReferenceResult, SeedResult
 from pipeline.task import Task
-from pipeline.train import TrainedHead
+from pipeline.train import TrainedHead, mean_probabilities
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,12 +58,12 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
         references.append(ReferenceResult(name, n_fitted, scores["val"], scores.get("test")))
     probabilities, results = {}, []
     for name, trained in variants.items():
-        found = np.stack([task.predicted(head.module) for head in trained])  # (S, n, C)
-        if not np.isfinite(found).all():
+        of_seeds = [task.predicted(head.module) for head in trained]  # S times (n, C)
+        if not all(np.isfinite(found).all() for found in of_seeds):
             logger.warning("%s: left out, its predictions overflow on some images", name)
             continue
-        probabilities[name] = found.mean(axis=0)
-        results.append(_result(trained, task, found, references))
+        probabilities[name] = mean_probabilities(of_seeds)
+        results.append(_result(trained, task, of_seeds, references))
     if not results:
         raise TrainingError("Each head's predictions overflow on some images. Lower the learning rates (lr=).")
     selected = max(results, key=_selection_order).name
@@ -110,13 +110,14 @@ def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
 
 
 def _result(
-    trained: Sequence[TrainedHead], task: Task, probabilities: Floats, references: Sequence[ReferenceResult]
+    trained: Sequence[TrainedHead], task: Task, of_seeds: Sequence[Floats], references: Sequence[ReferenceResult]
 ) -> HeadResult:
     """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
     first, spec = trained[0], trained[0].spec
-    scores = _scores(task, probabilities.mean(axis=0))
+    probabilities = mean_probabilities(of_seeds)
+    scores = _scores(task, probabilities)
     rows = {name: np.flatnonzero(task.splits == name) for name in task.scored_splits}
-    aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in probabilities]
+    aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in of_seeds]
     seeds = tuple(
         SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
         for head, auc in zip(trained, aucs, strict=True)
@@ -133,7 +134,7 @@ def _result(
         val=scores["val"],
         test=scores.get("test"),
         seeds=seeds,
-        alarms=tuple(_alarms(task, probabilities.mean(axis=0), seeds, references)),
+        alarms=tuple(_alarms(task, probabilities, seeds, references)),
     )
 
 

@@ -155,7 +155,7 @@ class Tab:
 
 def open_tab(
     browser: Browser,
-    path: Path,
+    page: Path | str,
     *,
     width: int = 1280,
     height: int = 900,
@@ -164,7 +164,7 @@ def open_tab(
     scripting: bool = True,
     first: Sequence[str] = (),
 ) -> Tab:
-    """Open a file; `media` may be "print", `features` as {"prefers-color-scheme": "dark"}, `first` scripts run before."""
+    """Open a file or a URL; `media` may be "print", `features` as {"prefers-color-scheme": "dark"}, `first` runs before."""
     target = browser.call("Target.createTarget", url="about:blank")["targetId"]
     session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     tab = Tab(browser, session, target)
@@ -179,6 +179,6 @@ def open_tab(
     for script in first:
         tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
     tab.requests.clear()
-    tab.call("Page.navigate", url=path.resolve().as_uri())
-    browser.wait(lambda: tab.is_loaded, f"loading {path}")
+    tab.call("Page.navigate", url=page.resolve().as_uri() if isinstance(page, Path) else page)
+    browser.wait(lambda: tab.is_loaded, f"loading {page}")
     return tab

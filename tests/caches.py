@@ -35,6 +35,11 @@ def some_table(n: int, name: str = "demo", prefix: str = "image", **columns: obj
     return DatasetTable(**{**values, **columns})  # type: ignore[arg-type]
 
 
+def rows_per_tiny_shard(shard_bytes: int) -> int:
+    """Take the place of `rows_per_shard`: five rows in 50,000 bytes, where a real shard has a thousand or more."""
+    return shard_bytes // 10_000
+
+
 def write_cache(path: Path, n: int = 20, seed: int = 0, name: str = "demo") -> tuple[np.ndarray, np.ndarray]:
     """Write a finished cache of one data set; give its keys and embeddings."""
     keys, embeddings = some_images(n, seed)

@@ -1,20 +1,26 @@
 """What several files of tests share: one Hypothesis profile, synthetic caches, the command line in this process."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from tests.browser import Browser, find_chromium
 from tests.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
 
 if TYPE_CHECKING:
     from pipeline.runs import Run
+
+AXE = "axe-core@4.14.1"
 
 # No deadline: machines differ. Derandomised: the same examples everywhere, so a failure can be repeated.
 settings.register_profile("hoarfrost", deadline=None, derandomize=True)
@@ -81,3 +87,34 @@ def free_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(features.backbone, "Backbone", StandIn)
     monkeypatch.setattr(features.backbone, "load_weights", cached_weights)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """Give the source of axe-core, fetched from npm once a machine."""
+    folder = Path(tempfile.gettempdir()) / f"hoarfrost-{AXE}"
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.is_file():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("there is no npm here to fetch axe-core: apt-get install npm")
+        made = tempfile.mkdtemp(dir=folder.parent)  # renamed once it is whole: other processes run tests too
+        command = [npm, "install", "--no-audit", "--no-fund", "--no-save", "--prefix", made, AXE]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        except subprocess.TimeoutExpired:
+            pytest.skip("npm did not answer in two minutes, so there is no axe-core here")
+        if done.returncode:
+            pytest.skip(f"npm gives no axe-core here: {done.stderr.strip()[-200:]}")
+        with suppress(OSError):  # another process was first
+            os.rename(made, folder)
+    return script.read_text(encoding="utf-8")

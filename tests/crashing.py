@@ -9,7 +9,7 @@ import sys
 from PIL import Image
 
 import features.apart
-import features.cache.writer
+import features.cache.parts
 import features.decoder
 import features.images
 from tests.standin import stand_in_module
@@ -31,6 +31,6 @@ if __name__ == "__main__":
     from pipeline.cli import main
 
     features.apart.COMMAND = (sys.executable, "-m", "tests.crashing")
-    features.cache.writer.COMMIT_SECONDS = 0.0
+    features.cache.parts.COMMIT_SECONDS = 0.0
     sys.modules["features.backbone"] = stand_in_module()
     main(prog_name="hoarfrost")

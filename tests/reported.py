@@ -37,7 +37,8 @@ def demo_run(folder: Path) -> Run:
         folder / "demo.h5", folder / "run", parse_heads(heads), positive=["malignant"], config=config, n_folds=3,
         with_learning_curve=True, prevalence=0.1, command=["hoarfrost", "train", "--prevalence", "0.1"],
     )  # fmt: skip
-    return reported(folder / "run")
+    write_report(folder / "run", with_explanations=True)
+    return read_run(folder / "run")
 
 
 def synthetic_run(folder: Path, counts: Mapping[str, int] = THREE, **options: Any) -> Run:

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-import features.cache.writer
+import features.cache.parts
 
 
 class StandIn:
@@ -54,7 +54,7 @@ def note_opened(log: int, event: str, arguments: tuple[object, ...]) -> None:
 def stand_in_module() -> ModuleType:
     """Make what takes the place of features.backbone in a process of its own; torchvision takes seconds to import."""
     module = ModuleType("features.backbone")
-    module.__path__ = [str(Path(features.cache.writer.__file__).parents[1] / "backbone")]  # its modules are there
+    module.__path__ = [str(Path(features.cache.parts.__file__).parents[1] / "backbone")]  # its modules are there
     module.Backbone = StandIn  # type: ignore[attr-defined]
     module.load_weights = lambda spec: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
     module.settle_compute = lambda *_, **__: None  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
     StandIn.seconds_a_batch = float(sys.argv.pop(1))
     sys.modules["features.backbone"] = stand_in_module()
-    features.cache.writer.COMMIT_SECONDS = 0.2
+    features.cache.parts.COMMIT_SECONDS = 0.2
     if "HOARFROST_TEST_OPENED" in os.environ:  # a file that is to list the images opened
         log = os.open(os.environ["HOARFROST_TEST_OPENED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         sys.addaudithook(lambda event, args: note_opened(log, event, args))

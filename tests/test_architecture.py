@@ -78,22 +78,32 @@ def test_no_module_imports_itself_through_others() -> None:
     [
         ("click", {"pipeline.cli"}),
         ("h5py", {"features.cache"}),
-        ("PIL", {"features.images"}),
+        ("PIL", {"features.images", "features.pictures"}),
         ("torchvision.io", {"features.images"}),
         ("torchvision.models", {"features.backbone"}),
         ("torchvision", {"features.backbone"}),
         ("openvino", {"features.backbone"}),
+        ("onnx", {"pipeline.export.formats"}),
+        ("onnxruntime", {"pipeline.export.formats"}),
+        ("torch.onnx", {"pipeline.export.formats"}),
         ("torch.utils.tensorboard", {"pipeline.runs.tensorboard"}),
         ("sklearn.metrics", {"pipeline.metrics"}),
+        ("safetensors", {"pipeline.headfiles", "features.backbone"}),
         ("pydicom", {"features.dicom"}),
+        ("gdcm", {"features.dicom"}),
         ("ray", {"features.cluster"}),
+        ("fsspec", {"features.files"}),
+        ("fastapi", {"pipeline.serve"}),
     ],
 )
 def test_library_has_its_own_room(library: str, users: set[str]) -> None:
     assert [module for module in importers_of(library) if not any(within(module, user) for user in users)] == []
 
 
-NO_FILES = ("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels")
+NO_FILES = (
+    *("train", "metrics", "heads", "splits", "leakage", "shortcuts", "noisy_labels", "conformal", "novelty"),
+    *("explain.maps", "explain.pictures", "explain.explainer", "export.model"),
+)
 
 
 @pytest.mark.parametrize("room", [f"pipeline.{name}" for name in NO_FILES])
@@ -110,7 +120,7 @@ def test_training_side_imports_no_module_that_opens_images() -> None:
     assert {"features.images", "features.backbone", "features.datasets"} & reached("pipeline.experiment") == set()
 
 
-@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli"])
+@pytest.mark.parametrize("package", ["features", "pipeline", "pipeline.cli", "pipeline.interface"])
 def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str) -> None:
     code = f"import sys, {package}; print(*({{'torch', 'numpy', 'h5py', 'PIL'}} & set(sys.modules)))"
     assert run_python("-c", code) == (0, "\n", "")
@@ -129,7 +139,7 @@ def is_command(decorator: ast.expr) -> bool:
 
 
 def test_commands_were_found() -> None:
-    assert {"main", "extract", "train", "report", "demo"} <= cli_commands().keys()
+    assert {"main", "extract", "train", "report", "explain", "export", "demo"} <= cli_commands().keys()
 
 
 @pytest.mark.parametrize("name", sorted(cli_commands()))

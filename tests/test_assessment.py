@@ -351,6 +351,7 @@ def test_too_few_patients_for_folds_leave_the_list_out_with_the_reason(tmp_path:
     assert "fewer than 5 folds" in run.suspects.reason
 
 
+@pytest.mark.slow
 def test_shortcut_planted_in_the_demo_set_is_warned_of_by_the_command_and_the_set_as_shipped_is_not(
     tmp_path: Path, hoarfrost: Hoarfrost
 ) -> None:

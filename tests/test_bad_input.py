@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from features.cache import EmbeddingCache
@@ -65,6 +66,26 @@ def test_file_that_may_not_be_read_is_a_row(folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("features.files.local.os.open", refusing)
     assert dict(run(folder, max_bad=0.5).errors) == {"a/3.png": "Permission denied", "b/3.png": "Permission denied"}
+
+
+def test_folder_that_may_not_be_listed_is_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a" / "closed").mkdir()
+    (folder / "a" / "closed" / "1.png").write_bytes(encode(picture(9, 9)))
+    scan, real = os.scandir, os.open
+
+    def refusing_to_list(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    def refusing(path: str, *rest: int) -> int:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest)
+
+    monkeypatch.setattr("features.datasets.folders.os.scandir", refusing_to_list)
+    monkeypatch.setattr("features.datasets.table.os.open", refusing)
+    assert run(folder).errors == (("a/closed", "Permission denied"),)
 
 
 def test_file_that_vanishes_after_it_was_listed_is_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +241,24 @@ def test_animations_are_counted_in_the_summary(hoarfrost: Hoarfrost, folder: Pat
     output = hoarfrost("extract", folder, "--cache", folder.parent / "c.h5", "--weights", "random:0")
     assert output.status == 0, output.stderr
     assert "  3 animated: the first frame is taken" in output.stdout
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "DICOM"])
+def test_several_images_behind_another_formats_name_are_counted_in_the_summary(folder: Path, kind: str) -> None:
+    pages = [picture(20, 16, seed=i) for i in range(2)]
+    tiff = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    content = tiff if kind == "TIFF" else encoded(dicom(np.stack([grey_values(seed=i) for i in range(2)])))
+    (folder / "a" / "odd.png").write_bytes(content)
+    assert run(folder).notes == {"several images in a file with another format's name: the first is taken": 1}
+
+
+def test_name_that_holds_control_characters_does_nothing_to_the_terminal(hoarfrost: Hoarfrost, folder: Path) -> None:
+    (folder / "a" / "x\x1b[31m.png").write_text("no image")
+    for arguments in (
+        ["inspect", folder],
+        ["extract", folder, "--cache", folder.parent / "c.h5", "--weights", "random:0"],
+    ):
+        output = hoarfrost(*arguments)
+        assert output.status == 0
+        assert r"x\x1b[31m.png: no image format recognised" in output.stdout + output.stderr
+        assert "\x1b" not in output.stdout + output.stderr

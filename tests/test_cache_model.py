@@ -4,6 +4,8 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import features.backbone
-import features.cache.checks
-import features.cache.writer
+import features.cache.folding
+import features.cache.parts
 from features.cache import EmbeddingCache, compact, verify
-from features.cache.writing import write_cache_file
+from features.cache.writing import write_cache_file, write_index
 from features.extract import extract
 from features.images import encode_png
 from features.plan import ExtractOptions
+from tests.caches import rows_per_tiny_shard
 from tests.standin import StandIn
 
 names = st.sampled_from([f"{label}/{i}.png" for label in "ab" for i in range(5)])
@@ -35,20 +38,26 @@ class KilledError(BaseException):
 
 
 class Kill:
-    """Ends the process at one of its writes: before the write, or right after it."""
+    """Ends the process at one of its writes, of a part, a file, a shard or an index: before it, or right after it."""
 
-    def __init__(self, write: int, after: bool) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, write: int, after: bool) -> None:
         self.left, self.after, self.dead = write, after, False
+        patch.setattr(features.cache.parts, "write_cache_file", self.wrapped(write_cache_file))
+        patch.setattr(features.cache.folding, "write_cache_file", self.wrapped(write_cache_file))
+        patch.setattr(features.cache.folding, "write_index", self.wrapped(write_index))
 
-    def __call__(self, *arguments: object) -> None:
-        if self.dead:
-            raise KilledError
-        self.left -= 1
-        self.dead = self.left < 0
-        if not self.dead or self.after:
-            write_cache_file(*arguments)  # type: ignore[arg-type]
-        if self.dead:
-            raise KilledError
+    def wrapped(self, function: Callable[..., object]) -> Callable[..., object]:
+        def write(*arguments: object) -> object:
+            if self.dead:
+                raise KilledError
+            self.left -= 1
+            self.dead = self.left < 0
+            written = function(*arguments) if not self.dead or self.after else None
+            if self.dead:
+                raise KilledError
+            return written
+
+        return write
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -89,10 +98,10 @@ class CacheMachine(RuleBasedStateMachine):
             (self.root / name).unlink()
             del self.files[name]
 
-    @rule()
-    def run(self) -> None:
+    @rule(shard_size=st.sampled_from([30_000, 50_000]))
+    def run(self, shard_size: int) -> None:
         before = StandIn.forwarded
-        summary = extract(self.root, self.cache, options=OPTIONS)
+        summary = extract(self.root, self.cache, options=replace(OPTIONS, shard_size=shard_size))
         assert summary.forward_images == StandIn.forwarded - before
         assert summary.failed == 0
         self.check()
@@ -100,10 +109,10 @@ class CacheMachine(RuleBasedStateMachine):
         extract(self.root, self.cache, options=OPTIONS)
         assert StandIn.forwarded == before, "computed twice"
 
-    @rule(write=st.integers(0, 3), after=st.booleans())
+    @rule(write=st.integers(0, 6), after=st.booleans())
     def run_and_kill(self, write: int, after: bool) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features.cache.writer, "write_cache_file", Kill(write, after))
+            Kill(patch, write, after)
             try:
                 extract(self.root, self.cache, options=OPTIONS)
             except KilledError:
@@ -118,10 +127,10 @@ class CacheMachine(RuleBasedStateMachine):
         assert verify(self.cache).sound
 
     @precondition(lambda self: self.cache.exists())
-    @rule(after=st.booleans())
-    def compact_and_kill(self, after: bool) -> None:
+    @rule(write=st.integers(0, 2), after=st.booleans())
+    def compact_and_kill(self, write: int, after: bool) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features.cache.checks, "write_cache_file", Kill(0, after))
+            Kill(patch, write, after)
             try:
                 compact(self.cache)
             except KilledError:
@@ -153,7 +162,8 @@ OPTIONS = ExtractOptions(weights="random:0", device="cpu", precision="float32", 
 def test_any_history_ends_in_exactly_the_embeddings_that_the_files_call_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.backbone, "Backbone", StandIn)
     monkeypatch.setattr(features.backbone, "load_weights", functools.cache(features.backbone.load_weights))
-    monkeypatch.setattr(features.cache.writer, "COMMIT_SECONDS", -1.0)  # a part for each batch
+    monkeypatch.setattr(features.cache.parts, "COMMIT_SECONDS", -1.0)  # a part for each batch
+    monkeypatch.setattr(features.cache.folding, "rows_per_shard", rows_per_tiny_shard)
     run_state_machine_as_test(
         CacheMachine,
         settings=settings(

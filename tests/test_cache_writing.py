@@ -1,5 +1,6 @@
 """Parts, resuming, the lock, full disks: what was committed stays, whatever happens."""
 
+import json
 import os
 import re
 import signal
@@ -7,15 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from features.cache import CacheWriter, EmbeddingCache, compact, describe, verify
+from features.cache import CacheWriter, EmbeddingCache, PartWriter, compact, describe, lock_owner, verify
 from features.cache.store import part_paths, parts_directory
-from features.errors import CacheError, CacheLockedError
+from features.errors import CacheError, CacheLockedError, FingerprintMismatchError
 from tests.caches import HEADER, some_files, some_images, some_table, write_cache
+from tests.commands import RunPython
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +40,7 @@ def test_at_most_five_seconds_of_work_are_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float
 ) -> None:
     clock = 0.0
-    monkeypatch.setattr("features.cache.writer.time.monotonic", lambda: clock)
+    monkeypatch.setattr("features.cache.parts.time.monotonic", lambda: clock)
     keys, embeddings = some_images(60)
     committed_at, n_parts = 0.0, 0
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
@@ -177,6 +180,7 @@ def test_an_unfinished_first_extraction_says_so_to_a_reader(tmp_path: Path) -> N
 
 HOLDER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from features.cache.lock import WriterLock
 with WriterLock(Path(sys.argv[1])):
@@ -228,6 +232,7 @@ def test_two_writers_in_one_process_are_kept_apart_too(tmp_path: Path) -> None:
 
 FILLER = """
 import resource, sys
+from dataclasses import replace
 from pathlib import Path
 from features.cache import CacheWriter
 from features.errors import CacheError
@@ -271,9 +276,10 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing_committed(tmp_path: Path
 def test_memory_of_the_writer_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     script = """
 import resource, sys
+from dataclasses import replace
 from pathlib import Path
 from features.cache import CacheWriter
-from features.cache import writer as w
+from features.cache import parts as w
 from tests.caches import HEADER, some_files, some_images, some_table
 import numpy as np
 w.COMMIT_ROWS = 2048
@@ -299,3 +305,61 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="folder cannot be made"):
         CacheWriter(tmp_path / "file" / "c.h5", HEADER, "demo").__enter__()
+
+
+# -- parts that others write --------------------------------------------------------------------------------------------
+
+
+def test_parts_of_workers_are_taken_in_and_each_key_is_folded_once(tmp_path: Path) -> None:
+    keys, embeddings = some_images(12)
+    path = tmp_path / "c.h5"
+    with CacheWriter(path, HEADER, "demo") as writer:
+        writer.append(some_files(keys[:2]), embeddings[:2])
+        writer.finish(some_table(2), keys[:2])
+    with CacheWriter(path, HEADER, "demo") as writer:
+        workers = [PartWriter(path, HEADER, "demo", known=writer.known) for _ in range(2)]
+        assert keys[1].tobytes() in workers[0]
+        for worker, rows in zip(workers, (slice(1, 8), slice(6, 12)), strict=True):  # 6 and 7 stand in both, 1 is known
+            worker.append(some_files(keys[rows]), embeddings[rows])
+            worker.commit()
+        assert writer.take_in([part.path.name for worker in workers for part in worker.parts]) == (13, 10)
+        assert writer.take_in() == (0, 0)
+        writer.finish(some_table(12), keys)
+    assert verify(path).sound
+    assert not part_paths(path)
+    with EmbeddingCache(path) as cache:
+        assert cache.n_images == 12
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+
+
+def test_a_part_of_another_fingerprint_is_not_taken_in(tmp_path: Path) -> None:
+    keys, embeddings = some_images(2)
+    other = replace(HEADER, fingerprint=replace(HEADER.fingerprint, precision="bfloat16"))
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        worker = PartWriter(tmp_path / "c.h5", other, "demo")
+        worker.append(some_files(keys), embeddings)
+        worker.commit()
+        with pytest.raises(FingerprintMismatchError, match="precision: float32 here, bfloat16 there"):
+            writer.take_in()
+
+
+def test_a_worker_recognises_what_another_has_committed(tmp_path: Path) -> None:
+    keys, embeddings = some_images(6)
+    first, second = (PartWriter(tmp_path / "c.h5", HEADER, "demo") for _ in range(2))
+    for start in (0, 2):
+        first.append(some_files(keys[start : start + 2]), embeddings[start : start + 2])
+        first.commit()
+    second.append(some_files(keys[4:]), embeddings[4:])
+    second.commit()
+    assert keys[0].tobytes() not in second
+    for _ in range(2):
+        assert second.recognise_others() == [part.path.name for part in first.parts]
+        assert all(key.tobytes() in second for key in keys)
+
+
+def test_a_worker_reads_who_holds_the_lock(tmp_path: Path, run_python: RunPython) -> None:
+    assert lock_owner(tmp_path / "c.h5") == ""
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        code = "import pathlib, sys, features.cache as c; print(c.lock_owner(pathlib.Path(sys.argv[1])))"
+        assert run_python("-c", code, writer.path).stdout.strip() == writer.lock.owner
+        assert json.loads(writer.lock.owner)["pid"] == os.getpid()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from features.datasets import Dataset, read_dataset
 from features.errors import DatasetError, ImageDecodeError
+from features.fingerprint import image_key
 from tests.builders import SHARED_DATA, encode, picture, write_csv, write_image_folder, write_images, write_npz
 
 HEADER = ["path", "label"]
@@ -253,7 +254,9 @@ def test_folder_beside_the_splits_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["", "a/deep"])
-def test_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_folder_that_may_not_be_read_is_refused_and_below_a_class_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     write_image_folder(tmp_path, {"a/deep": 1, "b": 1})
     scandir = os.scandir
 
@@ -263,6 +266,9 @@ def test_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", forbidden)
+    if where:
+        assert read_dataset(tmp_path, name="x").paths == ["a/deep", "b/0.png"]
+        return
     with pytest.raises(
         DatasetError, match=re.escape(f"{tmp_path / where}: the folder cannot be listed: Permission denied")
     ):
@@ -791,3 +797,34 @@ def test_a_column_that_hdf5_could_not_name_is_refused_or_renamed(tmp_path: Path)
     csv.write_text("path,label,a/b,a\N{DIVISION SLASH}b\na.png,x,1,3\nb.png,y,2,4\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="two columns have the name"):
         read_dataset(csv)
+
+
+# -- pieces, which are sent to other processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ["folder", "npz", "npz in a file that is compressed", "frames"])
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3, 4], [1], [0, 3, 4]])
+def test_a_piece_that_is_sent_elsewhere_has_the_images_that_it_had_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str, indices: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if make.startswith("npz"):
+        write_npz(Path("set.npz"), {"train": 3, "test": 2}, compressed="compressed" in make)
+        images = read_dataset(Path("set.npz")).images
+    elif make == "frames":
+        pages = [picture(12, 10, seed=i) for i in range(3)]
+        for label in "ab":
+            Path("set", label).mkdir(parents=True)
+            pages[0].save(Path("set", label, "scan.tiff"), save_all=True, append_images=pages[1:])
+        images = read_dataset(Path("set")).images
+    else:
+        images = read_dataset(write_image_folder(Path("set"), {"a": 3, "b": 2})).images
+    expected = [(images.stamp(index), image_key(read())) for index, read in images.contents(indices)]
+    piece = pickle.loads(pickle.dumps(images.subset(indices)))
+    places = list(range(len(indices)))
+    smaller = images.subset(range(5)).subset(indices)
+    monkeypatch.chdir("/")
+    for source in (piece, smaller):
+        read = dict(source.contents(places))
+        assert [(source.stamp(place), image_key(read[place]())) for place in places] == expected
+        assert not source.stamps(of_urls=True).missing.any()

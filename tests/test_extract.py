@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import features.cache.writer
+import features.cache.folding
 from features.cache import CacheFile, CacheWriter, EmbeddedFile, EmbeddingCache, verify
 from features.cache.store import part_paths
 from features.errors import FingerprintMismatchError, HoarfrostError, ImageDecodeError
@@ -322,18 +322,21 @@ def test_a_stop_signal_commits_what_is_finished_and_says_how_to_go_on(tmp_path: 
 
 
 def test_a_signal_while_folding_lets_it_finish(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = features.cache.writer.write_cache_file
+    write, signals = features.cache.folding.write_cache_file, []
 
-    def signalled(path: Path, *rest: object) -> None:
-        if path.name == "c.h5":
-            os.kill(os.getpid(), signal.SIGTERM)
-        write(path, *rest)  # type: ignore[arg-type]
+    def signalled(path: Path, *rest: object) -> bytes:
+        assert path.name == "c.h5"
+        signals.append(signal.SIGTERM)
+        os.kill(os.getpid(), signals[-1])
+        return write(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(features.cache.writer, "write_cache_file", signalled)
+    monkeypatch.setattr(features.cache.folding, "write_cache_file", signalled)
     assert run(images).embedded == 6
+    assert signals == [signal.SIGTERM]
     assert len(embeddings_by_path(images.parent / "c.h5")) == 6
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 200)
     cache = tmp_path / "c.h5"

@@ -92,6 +92,7 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert [row[:2] for row in sizes] == [["train", "90"], ["val", "30"], ["test", "60"], ["all", "180"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["demo", "classes", "patients", "labels"])
 def test_every_figure_and_table_of_a_real_run_is_written_with_the_digits_of_the_run(
     tmp_path: Path, reported: Callable[[str], Run], kind: str

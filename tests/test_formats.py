@@ -1,6 +1,7 @@
 """What each format, mode and bit depth becomes: a table, and the rules behind it."""
 
 import io
+import math
 import struct
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps, features
@@ -69,7 +70,7 @@ CORPUS: dict[str, tuple[bytes, str, str]] = {
     "BMP L": (encode(GREY, "BMP"), "L of 8 bits", GREY_8),
     "BMP RGB": (encode(RGB, "BMP"), "RGB of 8 bits", COLOUR_8),
     "PGM L": (encode(GREY, "PPM"), "L of 8 bits", GREY_8),
-    "PGM I": (encode(DEEP.convert("I"), "PPM"), "I of 32 bits", STRETCHED),
+    "PGM I": (encode(DEEP.convert("I"), "PPM"), "I of 16 bits", STRETCHED),
     "PPM RGB": (encode(RGB, "PPM"), "RGB of 8 bits", COLOUR_8),
     "JPEG 2000 L": (encode(GREY, "JPEG2000"), "L of 8 bits", GREY_8),
     "JPEG 2000 RGBA": (encode(ALPHA, "JPEG2000"), "RGBA of 8 bits", f"{COLOUR_8} {OVER_BLACK}"),
@@ -149,6 +150,75 @@ def test_16_bit_colour_keeps_its_upper_8_bits() -> None:
     assert np.array_equal(decode_pixels(content), (values >> 8).astype(np.uint8))
 
 
+def tiff(values: npt.NDArray[Any], **tags: int) -> bytes:
+    """Write a TIFF of one strip, as scientific software does: (H, W), or (3, H, W) with each channel apart."""
+    *channels, height, width = values.shape
+    bits, sample_format = values.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    n, size = math.prod(channels), values[0].nbytes if channels else values.nbytes
+    own = {
+        256: (width,), 257: (height,), 258: (bits,) * n, 259: (1,), 262: (2 if channels else 1,), 277: (n,), 278: (height,),
+        279: (size,) * n, 284: (2 if channels else 1,), 339: (sample_format,) * n,
+        **{int(tag): (value,) for tag, value in tags.items()},
+    }  # fmt: skip
+    end = 8 + 2 + 12 * (len(own) + 1) + 4
+    own[273] = tuple(end + 6 * 2 * n + 8 * n + size * i for i in range(n))
+    entries, more = b"", b""
+    for tag, numbers in sorted(own.items()):
+        kind, code = (4, "I") if tag in {273, 279} else (3, "H")
+        packed = struct.pack(f"<{len(numbers)}{code}", *numbers)
+        entries += struct.pack("<HHI", tag, kind, len(numbers))
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", end + len(more))
+        more += packed if len(packed) > 4 else b""
+    more = more.ljust(own[273][0] - end, b"\0")
+    return b"II*\0" + struct.pack("<IH", 8, len(own)) + entries + bytes(4) + more + values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int16", "int32", "uint32", "float32"])
+def test_tiffs_numbers_are_what_their_sample_format_says(dtype: str) -> None:
+    ends = (-1, 1) if dtype[0] == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    values = np.linspace(*ends, 1200).astype(dtype).reshape(30, 40)
+    found = decode_pixels(tiff(values))
+    assert np.array_equal(found, scaled(values, *slow_window(values)))
+    assert kind_of(tiff(values))[2] == values.dtype.itemsize * 8
+
+
+def test_tiff_of_16_bits_with_each_channel_apart_is_refused_and_of_8_bits_read() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8)
+    assert np.array_equal(decode_pixels(tiff(values)), values.transpose(1, 2, 0))
+    with pytest.raises(
+        ImageDecodeError, match="a TIFF of a kind that is not read: 16 bits a channel, each channel apart"
+    ):
+        decode_pixels(tiff(values.astype(np.uint16) * 200))
+
+
+def test_image_without_a_number_is_refused() -> None:
+    with pytest.raises(ImageDecodeError, match="no pixel is a number"):
+        decode_pixels(encode(Image.fromarray(np.full((3, 4), np.nan, np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize(("depth", "colour", "bits"), [(4, 0, 4), (2, 0, 2), (16, 2, 16), (16, 4, 16), (16, 6, 16)])
+def test_depth_of_a_png_is_that_of_the_file(depth: int, colour: int, bits: int) -> None:
+    from tests.test_images import png
+
+    row = bytes(-(-8 * depth * {0: 1, 2: 3, 4: 2, 6: 4}[colour] // 8))
+    assert kind_of(png(8, 2, [row] * 2, depth=depth, colour=colour))[2] == bits
+
+
+# -- bombs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["screen", "frame"])
+def test_gif_of_a_few_bytes_does_not_fill_the_memory_when_it_is_opened(place: str) -> None:
+    huge = struct.pack("<HH", 60_000, 60_000)
+    screen = huge if place == "screen" else struct.pack("<HH", 8, 8)
+    cleared_afterwards = b"\x21\xf9\x04\x08\0\0\0\0"
+    content = b"GIF89a" + screen + b"\0\0\0" + cleared_afterwards + b"," + bytes(4) + huge + b"\0\x02\x02\x44\x01\0;"
+    started = time.monotonic()
+    with pytest.raises(ImageDecodeError, match=r"too many pixels: 3,600,000,000 are more than 178,956,970 allowed"):
+        decode_pixels(content)
+    assert time.monotonic() - started < 1
+
+
 # -- orientation --------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +239,14 @@ def test_orientation_is_applied_to_deep_images_and_scaled_jpegs() -> None:
     exif[0x0112] = 6
     assert np.array_equal(decode_pixels(encode(DEEP, exif=exif)), np.rot90(decode_pixels(encode(DEEP)), -1))
     assert decode_pixels(encode(picture(1500, 1000), "JPEG", exif=exif)).shape == (750, 500, 3)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"\0", bytes(range(200))])
+def test_damaged_exif_leaves_the_picture_as_it_is(image_format: str, exif: bytes) -> None:
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    found = decode_pixels(encode(RGB, image_format, exif=b"Exif\0\0" + exif, **options))
+    assert np.array_equal(found, decode_pixels(encode(RGB, image_format, **options)))
 
 
 # -- frames and animations ----------------------------------------------------------------------------------------------
@@ -229,8 +307,6 @@ def test_pages_that_cannot_be_counted_are_one(tmp_path: Path, content: bytes) ->
 def slow_window(values: npt.NDArray[Any]) -> tuple[float, float]:
     """Sort everything."""
     ordered = sorted(float(value) for value in values.ravel() if np.isfinite(value))
-    if not ordered:
-        return 0.0, 0.0
     low, high = (ordered[max(0, int(np.ceil(len(ordered) * share / 100)) - 1)] for share in (0.5, 99.5))
     return (low, high) if low < high else (ordered[0], ordered[-1])
 
@@ -242,6 +318,7 @@ def slow_window(values: npt.NDArray[Any]) -> tuple[float, float]:
     )
 )
 def test_percentile_window_is_that_of_sorted_values(values: npt.NDArray[Any]) -> None:
+    assume(np.isfinite(values).any())
     low, high = percentile_window(values)
     assert (low, high) == slow_window(values)
     pixels = scaled(values, low, high)
@@ -255,7 +332,10 @@ def test_what_is_not_finite_does_not_count_and_has_a_place() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 0.0, 1.0, 2.0]])
     assert percentile_window(values) == (0.0, 2.0)
     assert scaled(values, 0.0, 2.0).tolist() == [[0, 255, 0, 0, 128, 255]]
-    assert scaled(np.full((2, 2), np.nan), *percentile_window(np.full((2, 2), np.nan))).max() == 0
+    signalling = np.array([[0x7FA00000, 0]], np.uint32).view(np.float32)
+    assert scaled(signalling, 0.0, 1.0).tolist() == [[0, 0]]
+    with pytest.raises(ImageDecodeError, match="no pixel is a number"):
+        percentile_window(np.array([[np.nan, np.inf, -np.inf]]))
 
 
 @pytest.mark.parametrize(

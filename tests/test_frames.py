@@ -1,9 +1,12 @@
 """Trees of DICOM files and files of several frames: told by content, a row for each frame, patients without their names."""
 
+import json
 import logging
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from features.plan import ExtractOptions
 from features.pseudonyms import Pseudonyms, salt_path
 from features.windows import Window
 from tests.builders import encode, picture, write_csv, write_images
-from tests.commands import Hoarfrost
+from tests.commands import ROOT, Hoarfrost
 from tests.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
 from tests.test_extract import RANDOM
 
@@ -273,5 +276,67 @@ def test_paths_that_tell_the_patient_are_warned_of_without_quoting_them(
     write_dicom(tmp_path / "a" / "doe_jane" / "1", PatientID="X-1", PatientName="DOE^JANE")
     write_dicom(tmp_path / "b" / "2", seed=1, PatientID="X-2")
     read_dataset(tmp_path, name="x")
-    assert "the paths of 1 DICOM files hold their patient's id or name" in caplog.text
+    assert "the paths of 1 DICOM files hold their patient's id, name or birth date" in caplog.text
     assert "doe" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [("born 1937-02-19", True), ("19370219", True), ("ACC-4711-B", True), ("X-2", True), ("1937", False), ("a", False)],
+)
+def test_birth_dates_and_accession_numbers_in_paths_are_warned_of_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str, told: bool
+) -> None:
+    known = {
+        "PatientID": "X-2",
+        "PatientBirthDate": "19370219",
+        "AccessionNumber": "ACC-4711-B",
+        "PatientName": "LI^BO",
+    }
+    write_dicom(tmp_path / "a" / folder / "1", **known)
+    write_dicom(tmp_path / "b" / "2", seed=1, **known)
+    read_dataset(tmp_path, name="x")
+    assert ("the paths of 1 DICOM files hold" in caplog.text) == told
+
+
+def test_name_in_the_path_of_the_data_set_itself_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i, label in enumerate("ab"):
+        write_dicom(tmp_path / "study of Doe_Jane" / label / "1", seed=i, PatientID="X-1", PatientName="DOE^JANE")
+    read_dataset(tmp_path / "study of Doe_Jane", name="x")
+    assert "the paths of 2 DICOM files hold" in caplog.text
+
+
+def test_files_that_tell_neither_patient_nor_study_are_patients_of_their_own(tmp_path: Path) -> None:
+    for i, label in enumerate("aab"):
+        write_dicom(tmp_path / label / f"{i}", seed=i, **({"PatientID": "p"} if i == 0 else {}))
+    patients = read_dataset(tmp_path, name="x").patients
+    assert patients is not None
+    assert patients[1:] == ["a/1", "b/2"]
+
+
+# -- what is no file ----------------------------------------------------------------------------------------------------
+
+
+def listed_in_time(folder: Path) -> list[str]:
+    """List a data set in another process, which a pipe would hang."""
+    code = (
+        "import json, sys; from pathlib import Path; from features.datasets import read_dataset;"
+        "print(json.dumps([*read_dataset(Path(sys.argv[1]), name='x').paths]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    paths: list[str] = json.loads(done.stdout)
+    return paths
+
+
+def test_pipes_devices_and_endless_zeros_are_listed_without_waiting_for_them(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a/1.png", "b/2.png"])
+    for suffix in ("tif", "dcm", "png"):
+        os.mkfifo(tmp_path / "a" / f"pipe.{suffix}")
+        (tmp_path / "a" / f"zero.{suffix}").symlink_to("/dev/zero")
+        (tmp_path / "a" / f"sparse.{suffix}").touch()
+        os.truncate(tmp_path / "a" / f"sparse.{suffix}", 1 << 30)
+    os.mkfifo(tmp_path / "a" / "pipe")
+    names = [f"a/{kind}.{suffix}" for kind in ("pipe", "sparse", "zero") for suffix in ("dcm", "png", "tif")]
+    assert listed_in_time(tmp_path) == sorted(["a/1.png", "b/2.png", *names])

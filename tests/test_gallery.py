@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from features.cache import EmbeddingCache
 from features.datasets import read_dataset
+from features.extract import extract
 from features.images import encode_png, thumbnail
+from features.windows import Window
 from pipeline.report import write_report
 from pipeline.report.evaluation import evaluation_of
-from pipeline.report.gallery import N_CASES, SIDE, groups_of
+from pipeline.report.gallery import N_CASES, SIDE, Case, Group, groups_of, read_pictures
 from pipeline.report.look import Look, look_of
 from pipeline.runs import Leakage, Run, SimilarImages
+from pipeline.sources import Source
 from tests.builders import encode, picture, write_npz
 from tests.commands import Hoarfrost
+from tests.dicoms import dicom, encoded, grey_values
 from tests.pictured import image_dataset, pictured_run, trained, without_images, write_pictured_cache
+from tests.test_extract import RANDOM
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 BREAKOUT = '"]}</script><script>alert(2)</script>'
@@ -71,6 +77,27 @@ def test_each_picture_is_a_small_jpeg_of_its_own_file(tmp_path: Path) -> None:
     for path, uri in look.pictures.uris.items():
         assert uri.startswith("data:image/jpeg;base64,")
         assert b64decode(uri.partition(",")[2]) == thumbnail((tmp_path / "images" / path).read_bytes(), SIDE)
+
+
+@pytest.mark.usefixtures("free_backbone")
+@pytest.mark.parametrize("window", [None, Window(900, 300)])
+def test_dicom_is_shown_through_the_window_that_the_backbone_saw_it_through(
+    tmp_path: Path, window: Window | None
+) -> None:
+    for i, label in enumerate("ab"):
+        (tmp_path / "scans" / label).mkdir(parents=True)
+        (tmp_path / "scans" / label / "1.dcm").write_bytes(
+            encoded(dicom(grey_values(seed=i), bits=12, WindowCenter=2000, WindowWidth=4000))
+        )
+    extract(tmp_path / "scans", tmp_path / "c.h5", options=replace(RANDOM, window=window))
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        table = cache.dataset()
+        cases = tuple((Case(path, ()),) for path in table.paths)
+        source = Source(cache, table, {path: i for i, path in enumerate(table.paths)})
+        pictures = read_pictures(source, [Group("x", "", cases)])
+    content = (tmp_path / "scans" / "a" / "1.dcm").read_bytes()
+    assert b64decode(pictures.uris["a/1.dcm"].partition(",")[2]) == thumbnail(content, SIDE, window)
+    assert (thumbnail(content, SIDE, window) == thumbnail(content, SIDE)) == (window is None)
 
 
 def test_picture_of_a_large_photograph_is_small_and_carries_no_metadata() -> None:

@@ -124,6 +124,7 @@ def test_own_splits_never_leak_patients_or_bytes(tmp_path: Path) -> None:
     assert (run.leakage.n_patients, run.leakage.n_contents) == (0, 0)
 
 
+@pytest.mark.slow
 def test_planted_patient_file_and_reencoded_image_are_all_caught_by_the_commands(
     tmp_path: Path, hoarfrost: Hoarfrost
 ) -> None:

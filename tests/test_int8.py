@@ -259,7 +259,7 @@ def test_without_openvino_it_says_how_to_get_it(weights: Weights, precision: str
 
 @pytest.mark.usefixtures("without_openvino")
 def test_without_openvino_extract_stops_before_it_reads_an_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("features.loop.load_image")
+    monkeypatch.delattr("features.loop.load_apart")
     with pytest.raises(HoarfrostError, match="needs OpenVINO"):
         run(folder)
     assert not (folder.parent / "c.h5").exists()

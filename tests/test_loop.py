@@ -24,8 +24,9 @@ from features.errors import HoarfrostError, ImageDecodeError
 from features.fingerprint import pixels_key
 from features.images import load_image
 from features.interrupts import StopSignals
-from features.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, sample_images
-from features.plan import ExtractOptions, ImageTable, LoopCounts, Progress
+from features.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, Work, n_decoders, sample_images
+from features.plan import BadImages, ExtractOptions, ImageTable, LoopCounts, Progress
+from features.quarantine import Quarantine
 from tests.caches import HEADER
 from tests.commands import NumberOfThreads
 from tests.standin import StandIn
@@ -87,18 +88,22 @@ def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int 
     """Run the loop over all images and a fresh cache."""
     dataset, table = dataset_of(memory), ImageTable(len(memory.images))
     progress: list[Progress] = []
-    with CacheWriter(folder / "c.h5", HEADER, dataset.name) as writer:
+    extract_options = ExtractOptions(**{"workers": 2, "max_bad": 1.0, **options})
+    with (
+        CacheWriter(folder / "c.h5", HEADER, dataset.name) as writer,
+        Quarantine(writer.path, n_decoders(extract_options)) as quarantine,
+    ):
         loop = EmbeddingLoop(
-            dataset,
             writer,
-            table,
+            quarantine,
             lambda: backbone,  # type: ignore[arg-type, return-value]
             "cpu",
             batch_size,
-            ExtractOptions(**{"workers": 2, "max_bad": 1.0, **options}),
-            progress.append,
+            extract_options,
         )
-        counts = loop.run(range(len(dataset)), StopSignals())
+        bad = BadImages(dataset, table.errors, extract_options)
+        work = Work(memory, dataset.paths, range(len(dataset)), table, bad.note, progress.append)
+        counts = loop.run(work, StopSignals())
         writer.finish(table.for_dataset(dataset), table.keys)
     with EmbeddingCache(folder / "c.h5") as cache, CacheFile(folder / "c.h5") as file:
         rows, readable = cache.arrays(cache.dataset())

@@ -107,12 +107,14 @@ def test_report_does_not_train_what_is_trained(reported_once: Path) -> None:
     assert metrics_of(project).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_report_trains_again_when_there_are_new_images(after_report: Path) -> None:
     write_images(after_report.parent / DATA, 26)
     make(after_report, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
     assert head_names(after_report) == ["linear", "mlp:256", "mlp:256x6"]
 
 
+@pytest.mark.slow
 def test_two_data_sets_of_one_name_do_not_meet(project: Path, tmp_path: Path) -> None:
     for folder, n in (("a", 4), ("b", 6)):
         write_images(tmp_path / folder / "images", n, seed=n)

@@ -13,8 +13,8 @@ from features.errors import CacheError
 from pipeline.report import map as map_module
 from pipeline.report import write_report
 from pipeline.report.map import OTHERS, SIDE, EmbeddingMap, map_of, principal_components
-from pipeline.report.sources import opened_source
 from pipeline.runs import Run
+from pipeline.sources import opened_source
 from tests.caches import HEADER
 from tests.chromium import HOW_TO_GET_IT, find_chromium, open_page
 from tests.labelled import embeddings_of, mixed, write_labelled_cache

@@ -1,6 +1,7 @@
 """What is installed: a wheel and an sdist that work, and a lock that holds what is asked for."""
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def test_wheel_made_from_the_sdist_works_where_the_sources_are_not(tmp_path: Pat
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path, env=alone)
     # The libraries of this environment, without its editable hoarfrost: only hooks in a .pth of its own would bring that.
     (packages,) = environment.glob("lib/python*/site-packages")
     libraries = next(path for path in sys.path if path.endswith("site-packages"))
@@ -79,10 +81,13 @@ def test_wheel_made_from_the_sdist_works_where_the_sources_are_not(tmp_path: Pat
         ["train", "--cache", "c.h5", "--run", "run", "--positive", "malignant", "--head", "linear", "--epochs", "2"],
         ["report", "--run", "run", "--no-map"],
     ):
-        done = subprocess.run([hoarfrost, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [hoarfrost, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=alone
+        )
         assert done.returncode == 0, done.stderr
     where = subprocess.run(
-        [python, "-c", "import pipeline; print(pipeline.__file__)"], cwd=tmp_path, capture_output=True, text=True
-    )
+        [python, "-c", "import pipeline; print(pipeline.__file__)"],
+        cwd=tmp_path, capture_output=True, text=True, env=alone,
+    )  # fmt: skip
     assert str(environment) in where.stdout
     assert (tmp_path / "run" / "report.html").stat().st_size > 100_000

@@ -1,6 +1,7 @@
 """No patient's name, id, birth date or accession number gets into any product, unless ids are asked for."""
 
 import hashlib
+import random
 import re
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from features.datasets import read_dataset
+from features.dicom import read_header
+from features.errors import ImageDecodeError
+from features.images import Decoding, opened
 from features.pseudonyms import Pseudonyms
 from tests.commands import Hoarfrost
 from tests.dicoms import dicom, encoded, grey_values
@@ -73,6 +77,9 @@ def test_no_product_holds_what_tells_a_patient(hoarfrost: Hoarfrost, tmp_path: P
         ["cache", "info", cache, "--json"],
         ["train", "--cache", cache, "--run", run, "--positive", "a", "--head", "linear", "--epochs", 2, "--json"],
         ["report", "--run", run, "--json"],
+        ["heads", run, "--json"],
+        ["predict", archive, "--run", run, "--output", products / "found.csv", "--json"],
+        ["predict", archive / "a", "--head", run / "heads" / "linear.safetensors", "--output", products / "flat.csv"],
     ):
         output = hoarfrost(*arguments)
         assert output.status == 0, output.stderr
@@ -81,7 +88,7 @@ def test_no_product_holds_what_tells_a_patient(hoarfrost: Hoarfrost, tmp_path: P
         (products / f"said {number}").write_text(text)
     found = texts_of(products)
     assert sum(path.suffix == ".h5" for path in found) == 1
-    assert any(path.name == "report.html" for path in found)
+    assert {"report.html", "found.csv", "found_patients.csv", "linear.safetensors"} <= {path.name for path in found}
     kept = {
         (secret, path.name)
         for path, content in found.items() for secret in SECRETS if secret.encode() in content
@@ -92,6 +99,26 @@ def test_no_product_holds_what_tells_a_patient(hoarfrost: Hoarfrost, tmp_path: P
         assert {secret for secret, _ in kept} <= {"MARKID", "1.2.77777.4242"}
         assert ("MARKID", "predictions.csv") in kept
     assert any(b"St. Elsewhere" in content for content in found.values())  # what may be kept is
+
+
+def test_damaged_headers_that_run_into_one_another_tell_nothing(tmp_path: Path) -> None:
+    kept = {"Manufacturer": "Acme", "PatientSex": "F", "InstitutionName": "St. Elsewhere", "BurnedInAnnotation": "NO"}
+    data = dicom(grey_values(20, 16), bits=12, PatientID="MARKID1", **MARKED, **kept)
+    whole, chance = encoded(data), random.Random(0)
+    for _ in range(1500):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            damaged[chance.randrange(132, len(damaged) - 600)] = chance.randrange(256)
+        (tmp_path / "x.dcm").write_bytes(damaged)
+        header = read_header(str(tmp_path / "x.dcm"))
+        said = [] if header is None else [header.site, header.scanner, header.sex, header.age, header.burned_in]
+        try:
+            with opened(bytes(damaged), Decoding(1 << 20)) as image:
+                said.append(repr(image.kind))
+                image.pixels()
+        except ImageDecodeError as error:
+            said.append(str(error))
+        assert not [text for text in said if "MARK" in text or "1937" in text or "SECRET" in text]
 
 
 def test_hashes_cannot_be_told_without_the_salt(tmp_path: Path) -> None:

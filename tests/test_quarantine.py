@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 
 import features.apart
 import features.quarantine
-from features.apart import DecoderCrashError, decoded_apart
+from features.apart import DecoderCrashError, Look, decoded_apart, looked_at_apart
 from features.cache import verify
 from features.cache.store import part_paths
+from features.datasets import read_dataset
 from features.errors import ImageDecodeError
 from features.fingerprint import image_key
 from features.formats import MAX_PIXELS, Frame
-from features.images import Decoding, decode_pixels, load_image
-from features.quarantine import Quarantine
+from features.images import FIRST_FRAME, Decoding, decode_pixels, load_image
+from features.loop import sample_images
+from features.quarantine import Quarantine, left_behind, left_by, settle_notes
 from features.windows import Window
 from tests.builders import encode, picture
 from tests.commands import ROOT
@@ -48,6 +51,7 @@ def extract(folder: Path, cache: Path, *more: str) -> "subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_alone(tmp_path: Path) -> None:
     folder, cache = tmp_path / "images", tmp_path / "c.h5"
     write_set(folder)
@@ -69,6 +73,7 @@ def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_a
     assert json.loads(extract(folder, cache).stdout)["failed"] == 0
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_the_crash_is_not_embedded_again(tmp_path: Path) -> None:
     folder, cache = tmp_path / "images", tmp_path / "c.h5"
     write_set(folder, n=40, crashing=39)
@@ -86,7 +91,7 @@ def leave_behind(cache: Path, *keys: bytes) -> None:
 
 
 def crash(*_: object) -> None:
-    raise DecoderCrashError("SIGABRT")
+    raise DecoderCrashError("its decoder crashed: SIGABRT")
 
 
 def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
@@ -162,7 +167,7 @@ def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
 def test_process_apart_says_why_an_image_is_unreadable() -> None:
     with pytest.raises(ImageDecodeError, match="no image format recognised"):
         decoded_apart(b"no image", 0, MAX_PIXELS, None)
-    with pytest.raises(ImageDecodeError, match="too many pixels: 30 x 20 are more than 10"):
+    with pytest.raises(ImageDecodeError, match="too many pixels: 600 are more than 10"):
         decoded_apart(PNG, 0, 10, None)
 
 
@@ -182,6 +187,48 @@ def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.Monkey
         decoded_apart(PNG, 0, MAX_PIXELS, None)
 
 
+def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> None:
+    write_set(tmp_path / "images")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tests.crashing", "inspect", str(tmp_path / "images"), "--contact-sheet",
+            str(tmp_path / "sheet.png"), "--json",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["images"], found["errors"]) == (12, [["b/07.png", "its decoder crashed: SIGSEGV"]])
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_image_that_crashes_its_decoder_is_left_out_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path)
+    features.apart._close_idle()
+    monkeypatch.setattr(features.apart, "COMMAND", (sys.executable, "-m", "tests.crashing"))
+    try:
+        assert sample_images(read_dataset(tmp_path)).shape == (11, 3, 224, 224)
+    finally:
+        features.apart._close_idle()
+
+
+def test_process_apart_tells_what_an_image_is_and_waits_for_room() -> None:
+    waited_for = []
+
+    def room(n_pixels: int) -> AbstractContextManager[None]:
+        waited_for.append(n_pixels)
+        return nullcontext()
+
+    frames = [picture(30, 20, seed=i).quantize(8) for i in range(2)]
+    gif = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert looked_at_apart(gif, 0, MAX_PIXELS, None, room) == Look(("GIF", "P", 8), (30, 20), (FIRST_FRAME,))
+    assert waited_for == [600]
+    with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
+        looked_at_apart(PNG[:-60], 0, MAX_PIXELS, None, room)
+
+
 # Bytes of a DICOM file in lossless JPEG that end GDCM 3.2's process, found by mutating it.
 CRASHES_GDCM = [
     {1353: 245, 1460: 206, 1591: 201}, {1373: 5, 1415: 203, 1474: 91}, {1353: 253, 1511: 140, 1606: 226},
@@ -195,7 +242,7 @@ def test_codec_that_is_known_to_crash_costs_one_image_and_not_the_process() -> N
         damaged = bytes(changes.get(at, byte) for at, byte in enumerate(sound))
         # Another version of the codec may find the damage itself.
         with pytest.raises(
-            ImageDecodeError, match="damaged or truncated DICOM pixels: (its decoder crashed, SIG|Unable to)"
+            ImageDecodeError, match="damaged or truncated DICOM pixels: (its decoder crashed: SIG|Unable to)"
         ):
             decode_pixels(damaged)
         assert np.array_equal(decode_pixels(sound), wanted)
@@ -215,3 +262,48 @@ def test_place_where_files_cannot_be_mapped_is_no_obstacle(
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
     assert "files cannot be mapped here (No such device)" in caplog.text
+
+
+# -- workers of a cluster -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_ends(tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    (tmp_path / "c.h5.trying-dead").write_bytes(bytes(32) + KEY)
+    assert left_by(cache, "dead") == left_behind(cache) == {KEY}
+    assert left_by(cache, "host took it along") == set()
+    with Quarantine(cache, 1, worker="alive") as quarantine:
+        assert (tmp_path / "c.h5.trying-alive").exists()
+        quarantine.suspect({KEY})
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+        assert left_by(cache, "dead") == {KEY}  # the driver knows when it is settled
+    settle_notes(cache, set())
+    assert not list(tmp_path.glob("*trying*"))
+
+
+def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.quarantine, "decoded_apart", crash)
+    with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
+        one.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            one.load(PNG, KEY, PLAIN)
+        monkeypatch.undo()
+        two.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            two.load(PNG, KEY, PLAIN)
+    assert left_behind(tmp_path / "c.h5") == set()
+
+
+def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
+    cache, others = tmp_path / "c.h5", [bytes([i]) * 32 for i in (1, 2)]
+    leave_behind(cache, KEY)
+    for i, key in enumerate(others):
+        (tmp_path / f"c.h5.trying-{i}").write_bytes(key)
+    with Quarantine(cache, 1):
+        pass
+    assert [path.name for path in tmp_path.glob("*trying*")] == ["c.h5.trying"]
+    assert left_behind(cache) == {KEY, *others}
+    settle_notes(cache, {KEY})
+    assert left_behind(cache) == {KEY}

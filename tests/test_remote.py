@@ -19,7 +19,12 @@ import pytest
 from features.cache import EmbeddingCache
 from features.datasets import read_dataset
 from features.errors import DatasetError, ImageDecodeError, RemoteError
+from features.extract import extract
 from features.files import is_url, join, read, remote, stamp_of
+from features.plan import ExtractOptions
+from pipeline.experiment import run_experiment
+from pipeline.heads import parse_heads
+from pipeline.train import TrainingConfig
 from tests.builders import encode, picture, write_csv, write_image_folder
 from tests.commands import Hoarfrost
 
@@ -135,6 +140,25 @@ def test_a_folder_in_s3_is_embedded_as_the_same_folder_on_a_disk(
         output = hoarfrost("extract", data, "--cache", tmp_path / cache, "--weights", "random:0")
         assert output.status == 0, output.stderr
     assert embeddings_of(tmp_path / "remote.h5") == embeddings_of(tmp_path / "local.h5")
+
+
+def test_images_at_a_url_are_predicted_and_explained_as_those_on_a_disk(
+    s3: Store, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    folder = write_image_folder(tmp_path / "x", {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2})
+    run, new = tmp_path / "run", tmp_path / "new"
+    extract(folder, tmp_path / "c.h5", options=ExtractOptions(weights="random:0"))
+    run_experiment(tmp_path / "c.h5", run, parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    write_image_folder(new, {"any": 3})
+    url = s3.put(new, "new")
+    for data, output in ((new, "disk.csv"), (url, "store.csv"), (f"{url}/any/0.png", "one.csv")):
+        found = hoarfrost("predict", data, "--run", run, "--output", tmp_path / output)
+        assert found.status == 0, found.stderr
+    assert (tmp_path / "disk.csv").read_text() == (tmp_path / "store.csv").read_text()
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
+    found = hoarfrost("explain", url, "--run", run, "--output", tmp_path / "explained")
+    assert found.status == 0, found.stderr
+    assert len(list((tmp_path / "explained").glob("*.png"))) == 3
 
 
 @pytest.mark.usefixtures("free_backbone")

@@ -1,11 +1,7 @@
 """The report in a browser: it complains of nothing, asks for nothing, and what a reader moves is what the metrics say."""
 
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +12,9 @@ from pipeline.metrics import PointResult, binary_problems, evaluate_threshold
 from pipeline.report.evaluation import evaluation_of
 from pipeline.report.words import count, decimal, interval
 from pipeline.runs import Run
-from tests.browser import Browser, Tab, find_chromium, open_tab
+from tests.browser import Browser, Tab, open_tab
 from tests.reported import HOSTILE, KINDS
 
-AXE = "axe-core@4.14.1"
 A4_PX = 794 - 2 * 45  # 210 mm less the margins, at 96 pixels an inch
 THRESHOLDS = (0, 0.001, 0.05, 0.137, 0.25, 0.5, 0.618, 0.75, 0.9, 1)
 PREVALENCES = (0.001, 0.02, 0.1, 0.25, 0.333, 0.5, 0.6, 0.75, 0.9, 0.999)
@@ -30,15 +25,6 @@ CELLS = """Object.fromEntries(Array.from(document.querySelectorAll("td[data-cell
 SPOTS = """Object.fromEntries(Array.from(document.querySelectorAll("circle.spot"), spot => [spot.dataset.spot,
   spot.getAttribute("visibility") === "hidden" ? null
   : [spot.getAttribute("cx") / spot.dataset.width, 1 - spot.getAttribute("cy") / spot.dataset.height]]))"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as started:
-        yield started
 
 
 @pytest.fixture
@@ -268,25 +254,6 @@ def test_print_has_no_cut_table(opened: Callable[..., Tab], kind: str) -> None:
 
 
 # -- for everyone -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """Give the source of axe-core, fetched from npm once a machine."""
-    folder = Path(tempfile.gettempdir()) / f"hoarfrost-{AXE}"
-    script = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.is_file():
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("there is no npm here to fetch axe-core: apt-get install npm")
-        command = [npm, "install", "--no-audit", "--no-fund", "--no-save", "--prefix", str(folder), AXE]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip("npm did not answer in two minutes, so there is no axe-core here")
-        if done.returncode:
-            pytest.skip(f"npm gives no axe-core here: {done.stderr.strip()[-200:]}")
-    return script.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -145,6 +145,7 @@ def test_association_refuses_a_variable_of_one_value() -> None:
 # -- the demo set -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shortcut_planted_in_the_demo_set_is_warned_of_and_the_set_as_shipped_is_not(tmp_path: Path) -> None:
     write_demo(tmp_path / "images", n_images=300)
     extract(tmp_path / "images", tmp_path / "cache.h5", options=ExtractOptions(weights="random:0"))

@@ -13,6 +13,9 @@ from features.errors import HoarfrostError
 from features.fingerprint import SIZE
 
 DIM = 512
+# Padding puts the first cell's receptive field around the first pixel, and each stride of 2 keeps it there: from one
+# cell of the last feature map to the next are 2 ** 5 pixels.
+CELL_PIXELS = 32
 COMPILED_GROUP = 32  # on a CPU compiled code gains nothing from more, and takes longer to be compiled and measured
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -91,6 +94,30 @@ class Backbone:
         Tensor (B, 512) float32, on the CPU
         """
         return self.start(images)()
+
+    @torch.no_grad()
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the last feature maps, by the network as it is: their means over the cells are the embeddings.
+
+        Parameters
+        ----------
+        images : Tensor (B, 3, 224, 224) uint8
+
+        Returns
+        -------
+        Tensor (B, 512, 7, 7) float32, on the CPU
+            Cell (i, j) looks at the image around pixel (32 i, 32 j), see `CELL_PIXELS`.
+
+        Raises
+        ------
+        ValueError
+            In 8-bit integers: OpenVINO gives embeddings alone.
+        """
+        if not isinstance(self._forward, torch.nn.Module):
+            raise ValueError("a network in 8-bit integers has no feature maps; make one in float32")
+        groups = torch.split(images, self._group)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
+            return torch.cat([self.network.feature_maps(group.to(self.device)).cpu() for group in groups])
 
     @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its kind of tensor
     def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -47,6 +47,16 @@ class Network(nn.Module):
         self.resnet.to(dtype=dtype, memory_format=torch.channels_last)
         return self
 
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Give what global average pooling makes the embeddings of, (B, 512, 7, 7) float32."""
+        found: list[torch.Tensor] = []
+        watch = self.resnet.layer4.register_forward_hook(lambda _, __, output: found.append(output))
+        try:
+            self(images)  # the very same computation
+        finally:
+            watch.remove()
+        return found[0].float()
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embed."""
         x = ((images.float() - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)

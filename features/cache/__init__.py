@@ -1,14 +1,20 @@
 """The embedding cache: its HDF5 format, its guarantees, its readers and its one writer. The sole user of h5py."""
 
-from features.cache.checks import CacheInfo, CompactSummary, VerifyReport, compact, describe, verify
-from features.cache.layout import DIM, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from features.cache.checks import CacheInfo, VerifyReport, describe, verify
+from features.cache.compaction import CompactSummary, compact
+from features.cache.keys import KeyIndex
+from features.cache.known import KnownFile, KnownFiles
+from features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from features.cache.lock import lock_owner
+from features.cache.parts import EmbeddedFile, PartWriter
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import EmbeddingCache, begun_header
-from features.cache.writer import CacheWriter, EmbeddedFile, KnownFile
+from features.cache.writer import CacheWriter
 from features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
     "DIM",
+    "SHARD_BYTES",
     "Block",
     "CacheFile",
     "CacheInfo",
@@ -20,8 +26,11 @@ __all__ = [
     "EmbeddingCache",
     "Embeddings",
     "Header",
+    "KeyIndex",
     "Keys",
     "KnownFile",
+    "KnownFiles",
+    "PartWriter",
     "Rows",
     "VerifyReport",
     "begun_header",
@@ -29,6 +38,7 @@ __all__ = [
     "describe",
     "hdf5_version",
     "library_versions",
+    "lock_owner",
     "verify",
     "write_cache_file",
 ]

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.cache.layout import Keys, Rows
+from features.lookup import Lookup
 
 
 class KeyIndex:
@@ -15,33 +16,20 @@ class KeyIndex:
     """
 
     def __init__(self, keys: Keys) -> None:
-        self._keys = np.ascontiguousarray(keys)
-        heads = _heads(self._keys)
-        self._order = np.argsort(heads, kind="stable")  # stable: the first of equal keys stays first
-        self._heads = heads[self._order]
+        self.keys = np.ascontiguousarray(keys)
+        self._lookup = Lookup(_heads(self.keys))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def find(self, keys: Keys) -> Rows:
         """Give the row of each key, (M,) int64; -1 for keys that are not there."""
-        rows = np.full(len(keys), -1, np.int64)
-        if not len(self._keys) or not len(keys):
-            return rows
         keys = np.ascontiguousarray(keys)
-        heads = _heads(keys)
-        places = np.searchsorted(self._heads, heads)
-        open_ = np.flatnonzero(places < len(self._heads))
-        # Eight bytes nearly always decide; the loop runs on only where two keys share them.
-        while len(open_):
-            open_ = open_[self._heads[np.minimum(places[open_], len(self._heads) - 1)] == heads[open_]]
-            candidates = self._order[places[open_]]
-            same = (self._keys[candidates] == keys[open_]).all(axis=1)
-            rows[open_[same]] = candidates[same]
-            open_ = open_[~same]
-            places[open_] += 1
-            open_ = open_[places[open_] < len(self._heads)]
-        return rows
+        return self._lookup.find(_heads(keys), lambda there, here: (self.keys[there] == keys[here]).all(axis=1))
+
+    def firsts(self) -> Rows:
+        """Give for each row the first row of the same key, (N,) int64."""
+        return self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
 
     def contains(self, key: bytes) -> bool:
         """Tell whether one key is there."""
@@ -50,4 +38,4 @@ class KeyIndex:
 
 def _heads(keys: Keys) -> npt.NDArray[np.uint64]:
     """Give each key's first eight bytes as a number: SHA-256 spreads them evenly."""
-    return keys[:, :8].copy().view(np.uint64).ravel()
+    return keys.view(np.uint64)[:, 0].copy()

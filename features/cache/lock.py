@@ -15,11 +15,16 @@ from features.errors import CacheError, CacheLockedError
 _held_here: set[str] = set()
 
 
+def lock_path(cache: Path) -> Path:
+    """Give the file that a cache's writer locks."""
+    return cache.with_name(cache.name + ".lock")
+
+
 class WriterLock:
     """The right to write to a cache, held while the context lasts.
 
     A POSIX record lock on `FILE.lock`: NFS and cluster file systems pass it between hosts, and it
-    ends with its process, however that dies. The file itself stays behind and means nothing.
+    ends with its process, however that dies. The file itself stays behind; it says who had the lock last.
 
     Raises
     ------
@@ -29,8 +34,9 @@ class WriterLock:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self.path = cache.with_name(cache.name + ".lock")
+        self.path = lock_path(cache)
         self._identity = ""
+        self.owner = ""
 
     def __enter__(self) -> Self:
         try:
@@ -69,10 +75,11 @@ class WriterLock:
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        self.owner = json.dumps(owner)
         # Only for the other's error message; a full disk must not stop the writer here.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
+            os.pwrite(self._descriptor, self.owner.encode(), 0)
 
     def _refusal(self, descriptor: int) -> CacheLockedError:
         try:
@@ -86,3 +93,14 @@ class WriterLock:
         return CacheLockedError(
             f"{self.cache} is being written by {who}. Wait for it to end, or name another --cache. Reading is not affected."
         )
+
+
+def lock_owner(cache: Path) -> str:
+    """Read who has, or had last, the lock on a cache; empty if nobody ever had.
+
+    Never to be called in the process that holds it: closing any descriptor of the file would drop its lock.
+    """
+    try:
+        return lock_path(cache).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

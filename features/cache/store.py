@@ -3,12 +3,14 @@
 import hashlib
 import os
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from features.cache.keys import KeyIndex
 from features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
 from features.cache.reading import CacheFile
 from features.errors import CacheError, FingerprintMismatchError
@@ -146,6 +148,17 @@ class EmbeddingCache:
     def keys(self, rows: Rows) -> Keys:
         """Give the images' keys by row, (n, 32) uint8: the digests of their contents."""
         return self._file.keys[rows]
+
+    def rows_of(self, keys: Keys) -> Rows:
+        """Find images by their keys (n, 32) uint8: rows (n,) int64, -1 where the cache has none."""
+        return self._index.find(keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._index.contains(key)
+
+    @cached_property
+    def _index(self) -> KeyIndex:
+        return KeyIndex(self._file.keys)
 
     def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
         """Read a data set's embeddings.

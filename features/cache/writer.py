@@ -2,67 +2,45 @@
 
 import logging
 import os
-import time
-import uuid
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from features.cache.folding import remove_unlisted_shards, write_cache
 from features.cache.keys import KeyIndex
-from features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys
+from features.cache.known import KnownFiles
+from features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, Source
 from features.cache.lock import WriterLock
+from features.cache.parts import Part, PartWriter
 from features.cache.reading import CacheFile, DamagedCacheError
 from features.cache.store import (
     DAMAGED_SUFFIX,
-    PART_SUFFIX,
     check_fingerprint,
     part_paths,
     parts_directory,
-    real_path,
     remove_if_empty,
 )
-from features.cache.writing import write_cache_file
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
-
-COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
-COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
 
 logger = logging.getLogger(__name__)
 
 
-class KnownFile(NamedTuple):
-    """What an earlier extraction learnt of a file: while size and mtime stay, its key stays."""
+class TakenIn(NamedTuple):
+    """How many embeddings were in the parts taken in, and of how many images that the cache did not know before."""
 
-    size: int
-    mtime_ns: int
-    key: bytes
-
-
-class EmbeddedFile(NamedTuple):
-    """An image whose embedding is appended: where it was read, and the key of its bytes."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    key: bytes
+    n_embeddings: int
+    n_new: int
 
 
-class _Part(NamedTuple):
-    """A committed part; `known` is what it says of the data set's files (empty for those of this very extraction)."""
-
-    path: Path
-    keys: Keys
-    known: dict[str, KnownFile]
-    compute: str
-
-
-class CacheWriter:
+class CacheWriter(PartWriter):
     """The only writer of a cache; a context manager that holds its lock.
 
     Embeddings go to memory by `append`, to parts on disk by `commit` (by itself every few
@@ -78,6 +56,9 @@ class CacheWriter:
         The data set that the images belong to.
     root : str
         Where its files are, resolved: what is known of files elsewhere tells nothing of these.
+    shard_bytes : int, optional
+        The most that a file of the cache may have: beyond it, the cache is in shards. By default what it was for a
+        cache that is in shards already, else `SHARD_BYTES`.
 
     Raises
     ------
@@ -89,16 +70,13 @@ class CacheWriter:
         If the cache is damaged, or cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header, dataset: str, *, root: str = "") -> None:
-        self.path = real_path(path)
-        self.header = header
-        self.dataset = dataset
-        self.root = root
-        self._pending: list[EmbeddedFile] = []
-        self._embeddings: list[Embeddings] = []
-        self._new_keys: set[bytes] = set()
-        self._last_commit = time.monotonic()
-        self._last_append = self._last_commit
+    def __init__(
+        self, path: Path, header: Header, dataset: str, *, root: str = "", shard_bytes: int | None = None
+    ) -> None:
+        super().__init__(path, header, dataset, root=root)
+        self._shard_bytes = shard_bytes
+        self._index: KeyIndex | None = None
+        self._indexing = threading.Lock()
 
     def __enter__(self) -> Self:
         try:
@@ -106,14 +84,13 @@ class CacheWriter:
         except OSError as error:
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be made: {error.strerror}.") from error
         with ExitStack() as stack:
-            stack.enter_context(WriterLock(self.path))
-            self._sweep()
+            self.lock = stack.enter_context(WriterLock(self.path))
             self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
+            self._sweep()
             if self._main is not None:
                 check_fingerprint(self.path, self._main.header, self.header.fingerprint, self.header.weights)
                 self.begin(self.header.compute or self._main.header.compute)
             self._parts = list(self._sound_parts())
-            self._index = KeyIndex(self._stored_keys())
             self._stack = stack.pop_all()
         return self
 
@@ -123,28 +100,34 @@ class CacheWriter:
         self._stack.__exit__(kind, error, traceback)
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left half-written; the lock says that none is at work."""
+        """Remove what a killed writer left half-written or half-done; the lock says that none is at work."""
         for folder, prefix in ((self.path.parent, f"{self.path.name}."), (parts_directory(self.path), "part-")):
             for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
                 if leftover.name.startswith(prefix):
                     leftover.unlink(missing_ok=True)
+        # Shards without an index or parts beside them are no writer's leavings: someone has lost the index.
+        if self._main is not None or part_paths(self.path):
+            remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
 
-    def _sound_parts(self) -> Iterator[_Part]:
+    def _sound_parts(self) -> Iterator[Part]:
         """Read each part whole once, so that damage shows before anything relies on it."""
         for path in part_paths(self.path):
             try:
                 with CacheFile(path) as part:
-                    part.embeddings()
+                    for _ in part.blocks():
+                        pass
                     header, keys, known = part.header, part.keys, self._known_in(part)
             except DamagedCacheError as error:
                 logger.warning("%s It is set aside; its images are embedded again.", error)
                 os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
                 continue
             check_fingerprint(self.path, header, self.header.fingerprint, self.header.weights)
-            yield _Part(path, keys, known, header.compute)
+            yield Part(path, keys, known, header.compute)
 
     def _stored_keys(self) -> Keys:
         """All keys on the disk, (N, 32): those of the file, then those of the parts in order."""
+        if self._main is not None and not self._parts:
+            return self._main.keys
         main = [self._main.keys] if self._main is not None else []
         return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *main, *(part.keys for part in self._parts)])
 
@@ -152,91 +135,81 @@ class CacheWriter:
     def compute(self) -> str | None:
         """The compute path of the interrupted extraction that this one resumes; None if it resumes none."""
         if self._parts:
-            return self._parts[0].compute
+            return next((part.compute for part in self._parts if part.compute), None)  # none where all was borrowed
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
 
-    def begin(self, compute: str) -> None:
-        """Note the compute path of the embeddings that follow."""
-        self.header = replace(self.header, compute=compute)
-
-    def known_files(self) -> dict[str, KnownFile]:
+    def known_files(self) -> KnownFiles:
         """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
-        known = self._known_in(self._main) if self._main is not None else {}
+        tables = self._known_in(self._main) if self._main is not None else []
+        n_rows = self._main.n_images if self._main is not None else 0
         for part in self._parts:
-            known.update(part.known)
-        return known
+            tables += [table._replace(rows=table.rows + n_rows) for table in part.known]
+            n_rows += len(part.keys)
+        return KnownFiles(tables, self._stored_keys())
 
-    def _known_in(self, file: CacheFile) -> dict[str, KnownFile]:
-        known: dict[str, KnownFile] = {}
+    def _known_in(self, file: CacheFile) -> list[FileTable]:
+        known = []
         for members in ("datasets", "pending"):
-            table = self._own_table(file, members)
-            if table is None or table.root != self.root:
+            if self.dataset not in file.table_names(members):
                 continue
-            columns = zip(table.paths, table.rows.tolist(), table.sizes.tolist(), table.mtimes_ns.tolist(), strict=True)
-            for path, row, size, mtime_ns in columns:
-                if row >= 0:
-                    known[path] = KnownFile(size, mtime_ns, file.keys[row].tobytes())
+            try:
+                root, table = file.files(self.dataset, members)
+            except DamagedCacheError as error:
+                logger.warning("%s It is written anew; its files are read again.", error)
+                continue
+            if root == self.root:
+                known.append(table)
         return known
 
-    def _own_table(self, file: CacheFile, members: str = "datasets") -> DatasetTable | None:
+    def _current_index(self) -> KeyIndex:
+        """Find among all that is on the disk; sorting costs time and memory, so it is done where it is needed."""
+        with self._indexing:  # reading threads ask too
+            n_main = self._main.n_images if self._main is not None else 0
+            if self._index is None or len(self._index) < n_main + sum(len(part.keys) for part in self._parts):
+                self._index = KeyIndex(self._stored_keys())
+            return self._index
+
+    def _own_table(self, file: CacheFile) -> DatasetTable | None:
         """Read this data set's table; a damaged one is as good as none, for it is written anew."""
-        if self.dataset not in file.table_names(members):
-            return None
         try:
-            return file.table(self.dataset, members)
-        except DamagedCacheError as error:
-            logger.warning("%s It is written anew; its files are read again.", error)
+            return file.table(self.dataset) if self.dataset in file.table_names() else None
+        except DamagedCacheError:
             return None
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._new_keys or self._index.contains(key)
+    def find(self, keys: Keys) -> Rows:
+        """Give the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for those that are missing."""
+        return self._current_index().find(keys)
 
-    def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
-        """Add a batch; it is committed within the next few seconds.
+    @property
+    def known(self) -> KeyIndex:
+        """The keys that were in the cache when this was asked for first."""
+        return self._index if self._index is not None else self._current_index()
+
+    def take_in(self, names: Iterable[str] = ()) -> TakenIn:
+        """Take in the parts that others have written for this extraction.
 
         Parameters
         ----------
-        files : list of EmbeddedFile, length B
-        embeddings : ndarray (B, 512) float32
+        names : iterable of str
+            Those that are known of. On a network file system, a part of another host may be listed late, and opened by
+            its name at once.
+
+        Raises
+        ------
+        CacheError
+            If one is damaged, or was made in another way.
         """
-        self._pending += files
-        self._new_keys.update(file.key for file in files)
-        self._embeddings.append(embeddings)
-        now = time.monotonic()
-        batch_s, self._last_append = now - self._last_append, now
-        if now - self._last_commit + batch_s > COMMIT_SECONDS or len(self._pending) >= COMMIT_ROWS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Put what was appended on the disk, as one part."""
-        if self._pending:
-            directory = parts_directory(self.path)
-            directory.mkdir(exist_ok=True)
-            # Zero-padded time first, so that names sort in the order of commits.
-            path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
-            block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
-            write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self._parts.append(_Part(path, block.keys, {}, self.header.compute))
-            self._pending, self._embeddings = [], []
-            # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
-            if len(self._new_keys) > max(65_536, len(self._index) // 4):
-                self._index, self._new_keys = KeyIndex(self._stored_keys()), set()
-        self._last_commit = time.monotonic()
-
-    def _part_table(self) -> DatasetTable:
-        """Give what a resumed extraction needs to pass over the files of this part unread."""
-        n = len(self._pending)
-        return DatasetTable(
-            name=self.dataset,
-            source="",
-            root=self.root,
-            paths=[file.path for file in self._pending],
-            rows=np.arange(n),
-            labels=[""] * n,
-            errors=[""] * n,
-            sizes=np.array([file.size for file in self._pending], np.int64),
-            mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
-        )
+        known, directory = self.known, parts_directory(self.path)
+        found = {*part_paths(self.path), *(directory / name for name in names)} - {part.path for part in self._parts}
+        taken = []
+        for path in sorted(found):
+            with CacheFile(path) as file:
+                check_fingerprint(self.path, file.header, self.header.fingerprint, self.header.weights)
+                taken.append(Part(path, file.keys, [], file.header.compute))
+        self._parts += taken
+        keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(part.keys for part in taken)])
+        is_first = KeyIndex(keys).find(keys) == np.arange(len(keys))
+        return TakenIn(len(keys), int((is_first & (known.find(keys) < 0)).sum()))
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
         """Commit, fold all parts into the one file, and put the data set's table there.
@@ -254,11 +227,10 @@ class CacheWriter:
             False if there was nothing to write, and the file stays as it is, mtime and all.
         """
         self.commit()
-        stored = self._stored_keys()
-        index = KeyIndex(stored)
-        first = index.find(stored) == np.arange(len(stored))  # a part that a crash left behind is in the file already
+        index = self._current_index()
+        first = index.firsts() == np.arange(len(index))  # a part that a crash left behind is in the file already
         new_row = np.append(np.cumsum(first) - 1, -1)  # the last is for keys that are not there: -1
-        rows = np.where(table.rows >= 0, new_row[index.find(keys)], -1)
+        rows = np.where(table.rows >= 0, new_row[self.find(keys)], -1)
         if ((rows < 0) & (table.rows >= 0)).any():
             raise CacheError(
                 f"{self.path}: {((rows < 0) & (table.rows >= 0)).sum()} images have no embedding; not finished."
@@ -271,36 +243,56 @@ class CacheWriter:
             logger.warning("the data set %r was recorded from %s before; it is replaced", table.name, earlier.source)
         others = [name for name in self._pending_names() if name != table.name]
         pending = [self._main.table(name, "pending") for name in others if self._main is not None]
-        write_cache_file(
-            self.path, self.header, int(first.sum()), self._blocks(first), self._tables_with(table), pending
-        )
+        self._write(first, [*self._tables(but=table.name), table], pending)
+        return True
+
+    def fold(self) -> bool:
+        """Commit, and fold all parts into the one file, for embeddings that are to be in no data set.
+
+        Returns
+        -------
+        bool
+            False if there was nothing to write.
+        """
+        self.commit()
+        if not self._parts:
+            return False
+        index = self._current_index()
+        first = index.firsts() == np.arange(len(index))
+        pending = [self._main.table(name, "pending") for name in self._pending_names() if self._main is not None]
+        self._write(first, self._tables(), pending)
+        return True
+
+    def _write(
+        self,
+        first: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+        tables: list[DatasetTable],
+        pending: list[DatasetTable],
+    ) -> None:
+        write_cache(self.path, self.header, self._sources(), first, tables, pending, self._most_bytes())
         for part in self._parts:
             part.path.unlink()
         remove_if_empty(parts_directory(self.path))
         self._parts = []
-        return True
 
     def _pending_names(self) -> list[str]:
         return self._main.table_names("pending") if self._main is not None else []
 
-    def _tables_with(self, table: DatasetTable) -> list[DatasetTable]:
-        others = [name for name in self._main.table_names() if name != table.name] if self._main is not None else []
-        return [*(self._main.table(name) for name in others if self._main is not None), table]
+    def _tables(self, *, but: str | None = None) -> list[DatasetTable]:
+        """Read the data sets that there are, but for one."""
+        names = self._main.table_names() if self._main is not None else []
+        return [self._main.table(name) for name in names if self._main is not None and name != but]
 
-    def _blocks(self, keep: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Iterator[Block]:
-        start = 0
-        for block in self._stored_blocks():
-            kept = keep[start : start + len(block.keys)]
-            start += len(block.keys)
-            yield block if kept.all() else Block(block.keys[kept], block.embeddings[kept])
+    def _most_bytes(self) -> int:
+        earlier = self._main.shard_bytes if self._main is not None else None
+        return self._shard_bytes or earlier or SHARD_BYTES
 
-    def _stored_blocks(self) -> Iterator[Block]:
-        if self._main is not None:
-            yield from self._main.blocks()
-        for part in self._parts:  # opened one at a time: there may be more parts than a process may open files
-            with CacheFile(part.path) as file:
-                yield from file.blocks()
+    def _sources(self) -> list[Source]:
+        main = self._main.sources() if self._main is not None else []
+        return [*main, *(Source(len(part.keys), partial(_blocks_of_part, part.path)) for part in self._parts)]
 
 
-def _key_array(files: list[EmbeddedFile]) -> Keys:
-    return np.frombuffer(b"".join(file.key for file in files), np.uint8).reshape(-1, KEY_BYTES)
+def _blocks_of_part(path: Path) -> Iterator[Block]:
+    """Read a part; opened only then: there may be more parts than a process may open files."""
+    with CacheFile(path) as file:
+        yield from file.blocks()

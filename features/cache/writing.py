@@ -1,14 +1,15 @@
 """Writing one cache file, whole or not at all."""
 
+import hashlib
 import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
@@ -19,16 +20,22 @@ from features.cache.layout import (
     DIM,
     FORMAT,
     FORMAT_VERSION,
+    INDEX_FORMAT,
     MAX_CELL_BYTES,
+    SHARD_NAME_BYTES,
     Block,
     DatasetTable,
     Header,
+    Shard,
 )
 from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
+from features.texts import Texts
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+Result = TypeVar("Result")
 
 
 def write_cache_file(
@@ -38,7 +45,8 @@ def write_cache_file(
     blocks: Iterable[Block],
     tables: Iterable[DatasetTable],
     pending: Iterable[DatasetTable] = (),
-) -> None:
+    is_shard: bool = False,
+) -> bytes:
     """Write one file whole: under a temporary name, synced, then renamed into place.
 
     Parameters
@@ -53,23 +61,69 @@ def write_cache_file(
     tables : iterable of DatasetTable
     pending : iterable of DatasetTable
         What is known of the files of extractions that are not finished.
+    is_shard : bool
+        Note in the file itself what its content is.
+
+    Returns
+    -------
+    bytes
+        `Shard.content`, 32 bytes.
 
     Raises
     ------
     CacheError
         If the file cannot be written (a full disk, say); the temporary file is gone then.
     """
+
+    def fill(file: h5py.File, disk: _Disk) -> bytes:
+        _write_header(file, header, FORMAT)
+        content = _write_images(file, n_images, disk.checked(blocks))
+        if is_shard:
+            _write_text(file, "content", content.hex())
+        _write_tables(file, tables, pending)
+        return content
+
+    return _written(path, fill)
+
+
+def write_index(
+    path: Path,
+    header: Header,
+    shards: Sequence[Shard],
+    shard_bytes: int,
+    tables: Iterable[DatasetTable],
+    pending: Iterable[DatasetTable],
+) -> None:
+    """Write the index of a cache in shards, as whole as any file; from its rename on, these are the cache's shards.
+
+    Raises
+    ------
+    CacheError
+        As of `write_cache_file`.
+    """
+
+    def fill(file: h5py.File, _: _Disk) -> None:
+        _write_header(file, header, INDEX_FORMAT)
+        file.attrs["shard_bytes"] = shard_bytes
+        group, n = file.create_group("shards"), len(shards)
+        names = np.array([shard.name.encode() for shard in shards], f"S{SHARD_NAME_BYTES}")
+        contents = np.frombuffer(b"".join(shard.content for shard in shards), np.uint8).reshape(n, KEY_BYTES)
+        _checked_dataset(group, "name", (n,), names.dtype, (max(1, n),))[...] = names
+        _checked_dataset(group, "n_images", (n,), np.int64, (max(1, n),))[...] = [shard.n_images for shard in shards]
+        _checked_dataset(group, "content", (n, KEY_BYTES), np.uint8, (max(1, n), KEY_BYTES))[...] = contents
+        _write_tables(file, tables, pending)
+
+    _written(path, fill)
+
+
+def _written(path: Path, fill: "Callable[[h5py.File, _Disk], Result]") -> "Result":
+    """Let `fill` write a file that is there whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with _Disk(temporary) as disk:
             # "v110": metadata with checksums of its own.
             with h5py.File(disk, "w", libver=("v110", "v110")) as file:
-                _write_header(file, header)
-                _write_images(file, n_images, disk.checked(blocks))
-                for group, group_tables in (("datasets", tables), ("pending", pending)):
-                    members = file.create_group(group)
-                    for table in group_tables:
-                        _write_table(members, table)
+                result = fill(file, disk)
             disk.settle()
         os.replace(temporary, path)
         sync(path.parent)
@@ -82,6 +136,7 @@ def write_cache_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return result
 
 
 class _Disk(io.RawIOBase):
@@ -157,9 +212,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_header(file: h5py.File, header: Header) -> None:
+def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
     fingerprint = header.fingerprint
-    _write_text(file, "format", FORMAT)
+    _write_text(file, "format", file_format)
     file.attrs["format_version"] = FORMAT_VERSION
     _write_text(file, "fingerprint", fingerprint.digest)
     _write_text(file, "backbone", fingerprint.backbone)
@@ -169,6 +224,8 @@ def _write_header(file: h5py.File, header: Header) -> None:
     _write_text(file, "preprocessing", json.dumps(dict(fingerprint.preprocessing), sort_keys=True))
     _write_text(file, "precision", fingerprint.precision)
     _write_text(file, "compute", header.compute)
+    if header.weights_path:
+        _write_text(file, "weights_path", header.weights_path)
     file.attrs["dim"] = DIM
     _write_text(file, "versions", json.dumps(library_versions(), sort_keys=True))
 
@@ -195,16 +252,19 @@ def _write_text(target: h5py.Group, name: str, text: str) -> None:
     target.attrs.create(name, np.bytes_(content), dtype=h5py.string_dtype("utf-8", max(len(content), 1)))
 
 
-def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> None:
+def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> bytes:
+    """Write keys, embeddings and checksums; give what tells this content."""
     images = file.create_group("images")
     chunk_rows = max(1, min(CHUNK_ROWS, n_images))
     keys = _checked_dataset(images, "key", (n_images, KEY_BYTES), np.uint8, (chunk_rows, KEY_BYTES))
     embeddings = _checked_dataset(images, "embedding", (n_images, DIM), np.float32, (chunk_rows, DIM))
     row_sums = np.zeros(n_images, np.uint32)
     chunk_sums = np.zeros(-(-n_images // chunk_rows), np.uint32)
+    content = hashlib.sha256()
     start = 0
     for block in _rechunked(blocks, chunk_rows):
         stop = start + len(block.keys)
+        content.update(np.ascontiguousarray(block.keys).data)
         keys[start:stop] = block.keys
         embeddings[start:stop] = block.embeddings
         row_sums[start:stop] = row_checksums(block)
@@ -214,6 +274,8 @@ def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> No
         raise CacheError(f"{start} images given where {n_images} were announced")
     _checked_dataset(images, "row_crc32", (n_images,), np.uint32, (max(1, min(n_images, 1 << 16)),))[...] = row_sums
     _checked_dataset(images, "chunk_crc32", chunk_sums.shape, np.uint32, (max(1, len(chunk_sums)),))[...] = chunk_sums
+    content.update(row_sums.data)
+    return content.digest()
 
 
 def _checked_dataset(
@@ -244,11 +306,18 @@ def row_checksums(block: Block) -> npt.NDArray[np.uint32]:
     return np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(block.keys))
 
 
+def _write_tables(file: h5py.File, tables: Iterable[DatasetTable], pending: Iterable[DatasetTable]) -> None:
+    for group, group_tables in (("datasets", tables), ("pending", pending)):
+        members = file.create_group(group)
+        for table in group_tables:
+            _write_table(members, table)
+
+
 def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
     group = datasets.create_group(table.name)
     _write_text(group, "source", table.source)
     _write_text(group, "root", table.root)
-    _write_text(group, "classes", json.dumps(sorted(set(table.labels))))
+    _write_text(group, "classes", json.dumps(sorted(set(table.labels.values()))))
     _write_text(group, "created", table.created or datetime.now(UTC).isoformat(timespec="seconds"))
     for name, numbers in (("row", table.rows), ("size", table.sizes), ("mtime_ns", table.mtimes_ns)):
         _checked_dataset(group, name, numbers.shape, np.int64, (max(1, min(len(numbers), 1 << 16)),))[...] = numbers
@@ -264,12 +333,13 @@ def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
         _write_column(attributes, name, column)
 
 
-def _write_column(group: h5py.Group, name: str, texts: list[str]) -> None:
-    cells = [text.encode("utf-8", "surrogateescape") for text in texts]
-    width = max(map(len, cells), default=1) or 1
+def _write_column(group: h5py.Group, name: str, texts: Texts) -> None:
+    width = int(texts.lengths.max(initial=1))
     if width > MAX_CELL_BYTES:
         raise CacheError(f"a {name} of {width} bytes is more than a cache holds ({MAX_CELL_BYTES})")
-    chunk = max(1, min(len(cells), (1 << 20) // width))
+    chunk = max(1, min(len(texts), (1 << 20) // width))
     dtype = h5py.string_dtype("utf-8", width)
     filters = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
-    _checked_dataset(group, name, (len(cells),), dtype, (chunk,), **filters)[...] = np.array(cells, dtype)
+    data = _checked_dataset(group, name, (len(texts),), dtype, (chunk,), **filters)
+    for first in range(0, len(texts), chunk):
+        data[first : first + chunk] = np.array(texts.encoded(first, first + chunk), dtype)

@@ -3,31 +3,38 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from features.datasets.folders import read_folder
+from features.datasets.folders import list_images, read_folder
 from features.datasets.frames import with_frames
 from features.datasets.manifest import read_manifest
 from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, ImageSource, file_images
+from features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images
 from features.errors import DatasetError
-from features.files import FileStamp, checked_url, is_url, join, list_url
+from features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
+from features.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from features.labels import is_label_column
 from features.pseudonyms import Pseudonyms
+from features.texts import Texts
 
 __all__ = [
     "MANIFEST_NAME",
     "Dataset",
     "FileStamp",
     "ImageSource",
+    "Stamps",
     "check_classes",
     "open_images",
     "read_dataset",
     "read_table",
+    "read_unlabelled",
 ]
 
 MANIFEST_NAME = "labels.csv"
+UNNAMED = "images"
+CSV_SUFFIXES = frozenset({".csv", ".tsv"})
+FILE_SUFFIXES = CSV_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES | {".npz"}
 
 
 def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
@@ -56,42 +63,76 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
 
 def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
     """Do as `read_dataset` does, whether or not there are classes to learn."""
-    if is_url(data):
-        return with_frames(_read_url(checked_url(str(data)), name), pseudonyms or Pseudonyms())
-    data = Path(data)
-    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
-        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
-    name = _checked_name(name if name is not None else _default_name(data))
-    if data.is_dir():
-        manifest = data / MANIFEST_NAME
-        dataset = read_manifest(str(manifest), name, str(data)) if manifest.is_file() else read_folder(str(data), name)
-    elif data.suffix.lower() == ".npz":
-        dataset = read_npz(data, name)
-    elif data.suffix.lower() in {".csv", ".tsv"}:
-        dataset = read_manifest(str(data), name, str(data))
-    else:
-        raise DatasetError(
-            f"{data}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
-            "or a CSV with the columns path,label."
-        )
+    place = _checked_place(data)
+    dataset = _read(place, _checked_name(name if name is not None else _default_name(place)), labelled=True)
     return with_frames(dataset, pseudonyms or Pseudonyms())
 
 
-def _read_url(url: str, name: str | None) -> Dataset:
-    """Read what is at a URL: a CSV by its name, else a folder, with or without a `labels.csv`."""
-    url = url.rstrip("/")
-    file = unquote(urlsplit(url).path).rpartition("/")[2] or urlsplit(url).netloc
-    stem, suffix = os.path.splitext(file)
-    if suffix.lower() == ".npz":
-        raise DatasetError(f"{url}: an npz file is read in place, row by row. Copy it to a disk, and give its path.")
-    if suffix.lower() in {".csv", ".tsv"}:
-        above = urlsplit(url.rpartition("/")[0]).path.rpartition("/")[2]
-        default = unquote(above) if file == MANIFEST_NAME and above else stem
-        return read_manifest(url, _checked_name(default if name is None else name), url)
-    name = _checked_name(file if name is None else name)
-    if any(entry.name == MANIFEST_NAME and entry.is_file() for entry in list_url(url)):
-        return read_manifest(join(url, MANIFEST_NAME), name, url)
-    return read_folder(url, name)
+def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> Dataset:
+    """Read the table of images that are to be predicted: labels and splits are not asked for, and not kept.
+
+    Parameters
+    ----------
+    data : Path or str
+        What `read_table` takes; also a folder of images in any order, a CSV with paths alone, an npz without labels, or
+        one image file.
+    pseudonyms : Pseudonyms, optional
+        What stands for the patients of DICOM files; by default another for each call.
+
+    Raises
+    ------
+    DatasetError
+        If there is nothing to read.
+    """
+    place = _checked_place(data)
+    name = _default_name(place)
+    dataset = _read(place, name if _is_name(name) else UNNAMED, labelled=False)
+    if not len(dataset):
+        raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
+    return with_frames(dataset, pseudonyms or Pseudonyms())
+
+
+def _checked_place(data: Path | str) -> str:
+    if is_url(data):
+        return checked_url(str(data)).rstrip("/")
+    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
+        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
+    return str(data)
+
+
+def _read(place: str, name: str, *, labelled: bool) -> Dataset:
+    """Read what is at a place, by its kind."""
+    suffix = suffix_of(place)
+    if _is_folder(place):
+        manifest = join(place, MANIFEST_NAME)
+        if _holds_manifest(place):
+            return read_manifest(manifest, name, place, labelled=labelled)
+        return read_folder(place, name) if labelled else list_images(place, name)
+    if suffix == ".npz" and is_url(place):
+        raise DatasetError(f"{place}: an npz file is read in place, row by row. Copy it to a disk, and give its path.")
+    if suffix == ".npz":
+        return read_npz(Path(place), name, labelled=labelled)
+    if suffix in CSV_SUFFIXES:
+        return read_manifest(place, name, place, labelled=labelled)
+    if labelled:
+        raise DatasetError(
+            f"{place}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
+            "or a CSV with the columns path,label."
+        )
+    folder, file = os.path.split(place)
+    images = FileImages(folder or ".", Texts.of([place if is_url(place) else file]))
+    return Dataset(name, place, images.files, Texts.of([""]), None, None, images)
+
+
+def _is_folder(place: str) -> bool:
+    """Tell a folder; at a URL by its name, for not every store knows folders."""
+    return suffix_of(place) not in FILE_SUFFIXES if is_url(place) else os.path.isdir(place)
+
+
+def _holds_manifest(place: str) -> bool:
+    if not is_url(place):
+        return os.path.isfile(os.path.join(place, MANIFEST_NAME))
+    return any(entry.name == MANIFEST_NAME and entry.is_file() for entry in list_url(place))
 
 
 def open_images(location: str, paths: Sequence[str]) -> ImageSource:
@@ -110,36 +151,41 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
         If there is no such folder or file now.
     """
     if is_url(location) or os.path.isdir(location):
-        return file_images(location, list(paths))
+        return file_images(location, Texts.of(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
         return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
     raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
 
 
-def _default_name(data: Path) -> str:
+def _default_name(place: str) -> str:
     """Name a data set by its folder or file; `labels.csv` says nothing, its folder does."""
-    resolved = data.resolve()
-    if resolved.is_dir():
-        return resolved.name or "dataset"
-    return resolved.parent.name if resolved.name == MANIFEST_NAME and resolved.parent.name else resolved.stem
+    url = urlsplit(place)
+    path = PurePosixPath(unquote(url.path) or url.netloc) if is_url(place) else Path(place).resolve()
+    if _is_folder(place):
+        return path.name or "dataset"
+    return path.parent.name if path.name == MANIFEST_NAME and path.parent.name else path.stem
 
 
 def _checked_name(name: str) -> str:
     # The name becomes an HDF5 group: "/" would nest it and "." means the group itself.
-    if not name or "/" in name or name in {".", ".."} or not name.isprintable():
+    if not _is_name(name):
         raise DatasetError(
             f"{name!r} cannot name a data set (empty, '/', '.' or control characters). Pass --name NAME."
         )
     return name
 
 
+def _is_name(name: str) -> bool:
+    return bool(name) and "/" not in name and name not in {".", ".."} and name.isprintable()
+
+
 def check_classes(dataset: Dataset) -> None:
     """Refuse a data set without images, or without two classes or a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
-    if any(map(is_label_column, dataset.attributes.values())):
+    if any(is_label_column(column.values()) for column in dataset.attributes.values()):
         return
-    if not any(dataset.labels):
+    if not len(dataset.labels.rows_of_length(1)):
         raise DatasetError(
             f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
         )

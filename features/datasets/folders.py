@@ -1,7 +1,7 @@
 """Image folders: `CLASS/image.png`, or `train/CLASS/image.png`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
 from features.errors import DatasetError, ImageDecodeError
 from features.files import FileStamp, RemoteEntry, is_url, join, list_url, opened_file, real_place
 from features.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
+from features.texts import Texts
 
 IGNORED_NAMES = frozenset({"__MACOSX", "DICOMDIR"})  # what macOS adds; an index of DICOM files, which are listed anyway
 
@@ -22,6 +23,27 @@ class _Image(NamedTuple):
     stamp: FileStamp | None
 
 
+class _Images(NamedTuple):
+    """The images of one label; `listed` has the stamps that came with the listing."""
+
+    label: str
+    paths: Texts
+    listed: Mapping[str, FileStamp]
+
+    @classmethod
+    def of(cls, label: str, images: "Iterable[_Image]") -> "_Images":
+        """Pack them, as they are found."""
+        listed: dict[str, FileStamp] = {}
+
+        def paths() -> Iterator[str]:
+            for image in images:
+                if image.stamp is not None:
+                    listed[image.path] = image.stamp
+                yield image.path
+
+        return cls(label, Texts.of(paths()), listed)
+
+
 def read_folder(root: str, name: str) -> Dataset:
     """Read the table of an image folder, or of one at a URL; the folders' names are the labels."""
     folders = [entry.name for entry in _listing(root) if _is_folder(entry)]
@@ -33,16 +55,18 @@ def read_folder(root: str, name: str) -> Dataset:
             f"{root}: only {', '.join(sorted(known))} here; a data set in split folders needs train and at least one of "
             f"val and test. To have {join(root, folders[0])} split anew, give that folder; else describe the images in a CSV."
         )
-    images, labels = _read_class_folders(root, "")
-    return _dataset(root, name, images, labels, None)
+    return _dataset(root, name, _read_class_folders(root, ""), None)
 
 
-def _dataset(root: str, name: str, images: list[_Image], labels: list[str], splits: list[str] | None) -> Dataset:
-    if not images:
-        raise _no_images(root)
-    paths = [image.path for image in images]
-    listed = {image.path: image.stamp for image in images if image.stamp is not None}
-    return Dataset(name, root, paths, labels, splits, None, FileImages(root, paths, listed=listed))
+def list_images(root: str, name: str) -> Dataset:
+    """List all images below a folder, whatever its folders are for."""
+    images = _Images.of("", _walk(root, "", seen=set()))
+    if not len(images.paths):
+        raise DatasetError(
+            f"{root}: no images found (files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM files). Check that this "
+            "is the right path."
+        )
+    return _dataset(root, name, [images], None)
 
 
 def _read_split_folders(root: str, name: str, folders: list[str], known: dict[str, str]) -> Dataset:
@@ -54,13 +78,22 @@ def _read_split_folders(root: str, name: str, folders: list[str], known: dict[st
         )
     if len(set(known.values())) < len(known):
         raise DatasetError(f"{root}: two folders name the same split ({', '.join(sorted(known))}). Merge them.")
-    images, labels, splits = [], [], []
+    found, splits = [], []
     for folder in sorted(known, key=lambda folder: list(SPLIT_NAMES).index(folder.lower())):
-        found, classes = _read_class_folders(join(root, folder), f"{folder}/")
-        images += found
-        labels += classes
-        splits += [known[folder]] * len(found)
-    return _dataset(root, name, images, labels, splits)
+        of_split = _read_class_folders(join(root, folder), f"{folder}/")
+        found += of_split
+        splits.append(Texts.repeated(known[folder], sum(len(images.paths) for images in of_split)))
+    return _dataset(root, name, found, Texts.joined(splits))
+
+
+def _dataset(root: str, name: str, found: Sequence[_Images], splits: Texts | None) -> Dataset:
+    """Make the table of what was found, labels and the images of each."""
+    paths = Texts.joined(images.paths for images in found)
+    if not len(paths):
+        raise _no_images(root)
+    labels = Texts.joined(Texts.repeated(images.label, len(images.paths)) for images in found)
+    listed = {path: stamp for images in found for path, stamp in images.listed.items()}
+    return Dataset(name, root, paths, labels, splits, None, FileImages(root, paths, listed=listed))
 
 
 def _no_images(root: str) -> DatasetError:
@@ -70,14 +103,13 @@ def _no_images(root: str) -> DatasetError:
     )
 
 
-def _read_class_folders(root: str, prefix: str) -> tuple[list[_Image], list[str]]:
-    """List the images below each class folder: paths relative to the data set's root, and labels."""
-    images, labels, loose = [], [], []
+def _read_class_folders(root: str, prefix: str) -> list[_Images]:
+    """List the images below each class folder."""
+    found, loose = [], []
     for entry in _listing(root):
         if _is_folder(entry):
-            found = list(_walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root)))
-            images += found
-            labels += [composed(entry.name)] * len(found)
+            images = _walk(entry.path, f"{prefix}{entry.name}/", seen=_folders_above(root))
+            found.append(_Images.of(composed(entry.name), images))
         elif _is_image(entry):
             loose.append(entry.name)
     if loose:
@@ -85,16 +117,26 @@ def _read_class_folders(root: str, prefix: str) -> tuple[list[_Image], list[str]
             f"{root}: {len(loose)} images lie outside any class folder (first: {loose[0]}), so their class is unknown. "
             "Move them into a folder named by their class, or describe the images in a CSV with path,label."
         )
-    return images, labels
+    return found
 
 
 def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[_Image]:
-    """List images recursively, in name order; links to folders are followed, each folder once."""
+    """List images recursively, in name order; links to folders are followed, each folder once.
+
+    A folder that cannot be listed is listed itself: reading it will say why.
+    """
     real = real_place(folder)
     if real in seen:
         return
     seen.add(real)
-    for entry in _listing(folder):
+    try:
+        entries = _listing(folder)
+    except DatasetError:
+        if not prefix:
+            raise
+        yield _Image(prefix.rstrip("/"), None)
+        return
+    for entry in entries:
         if _is_folder(entry) and not _is_image_name(entry.name):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
         elif _is_image(entry):

@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place
+import numpy as np
+
+from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place, Places
 from features.errors import DatasetError, ImageDecodeError
 from features.files import is_url, join, opened_file, suffix_of
 from features.formats import (
-    DICOM_SUFFIXES,
     FRAME_MARK,
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -21,6 +22,7 @@ from features.formats import (
     may_be_bare_dicom,
 )
 from features.pseudonyms import Pseudonyms
+from features.texts import Texts
 
 if TYPE_CHECKING:
     from features.dicom import DicomHeader
@@ -46,11 +48,13 @@ def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
     images = dataset.images
     if not isinstance(images, FileImages):
         return dataset
-    looked = _looked_into_all(images.root, [file for file in dict.fromkeys(images.files) if _is_to_be_opened(file)])
+    # Most names say what they are; only the others are looked at one by one.
+    odd = images.files.take(~images.files.have_suffix(IMAGE_SUFFIXES - TIFF_SUFFIXES))
+    looked = _looked_into_all(images.root, [file for file in dict.fromkeys(odd) if _is_to_be_opened(file)])
     headers = {file: header for file, (_, header) in looked.items() if header is not None}
     n_frames = {file: n for file, (n, _) in looked.items() if n > 1}
     if headers:
-        dataset = _with_headers(dataset, images.files, headers, pseudonyms)
+        dataset = _with_headers(dataset, images, headers, pseudonyms)
     if not n_frames and images.places is None:
         return dataset
     if n_frames and dataset.patients is None:
@@ -72,16 +76,17 @@ def _looked_into_all(root: str, files: list[str]) -> "dict[str, tuple[int, Dicom
 def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     """Count a file's frames, and read its header if it is DICOM; what cannot be read is one image, until it is decoded."""
     place = join(root, file)
-    suffix = suffix_of(file)
     try:
         content: str | BinaryIO = opened_file(place) if is_url(place) else place
     except (OSError, ImageDecodeError):
         return 1, None
-    if suffix in TIFF_SUFFIXES:
+    if isinstance(content, str) and not os.path.isfile(content):
+        return 1, None  # opening a pipe would wait for ever, and a device never ends
+    if suffix_of(file) in TIFF_SUFFIXES:
         from features.images import n_pages  # here: most data sets need no Pillow to be listed
 
         return min(n_pages(content), MAX_FRAMES), None
-    header = dicom_header(content) if suffix in DICOM_SUFFIXES or _begins_as_dicom(content) else None
+    header = dicom_header(content) if _begins_as_dicom(content) else None
     return (1, None) if header is None else (min(header.n_frames, MAX_FRAMES), header)
 
 
@@ -91,8 +96,6 @@ def _begins_as_dicom(file: str | BinaryIO) -> bool:
         file.seek(0)
         return is_dicom(head) or may_be_bare_dicom(head)
     try:
-        if not os.path.isfile(file):
-            return False
         with open(file, "rb", buffering=0) as content:
             head = content.read(HEAD_BYTES)
     except OSError:
@@ -119,12 +122,10 @@ def dicom_header(file: str | BinaryIO) -> "DicomHeader | None":
 
 
 def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
-    named = {
-        (file, place.number) for file, place in zip(images.files, images.places or (), strict=False) if place.number
-    }
-    for source, file in enumerate(images.files):
+    numbers = images.places.numbers.tolist() if images.places is not None else [0] * len(images.files)
+    named = {(file, number) for file, number in zip(images.files, numbers, strict=True) if number}
+    for source, (file, number) in enumerate(zip(images.files, numbers, strict=True)):
         n = n_frames.get(file, 1)
-        number = images.places[source].number if images.places is not None else 0
         if number:
             # The only frame there is, is the file.
             yield _Row(source, THE_ONLY_ONE if n == number == 1 else Place(number, n))
@@ -136,24 +137,25 @@ def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
 
 def _taken(dataset: Dataset, images: FileImages, rows: list[_Row]) -> Dataset:
     """Make a data set of rows of this one."""
-
-    def column(texts: list[str]) -> list[str]:
-        return [texts[row.source] for row in rows]
-
-    files = column(images.files)
-    paths = [
-        dataset.paths[row.source] if images.places is not None and images.places[row.source].number
-        else file + (f"{FRAME_MARK}{row.place.number}" if row.place.number else "")
-        for file, row in zip(files, rows, strict=True)
-    ]  # fmt: skip
+    sources = np.array([row.source for row in rows], np.int64)
+    places = Places(
+        np.array([row.place.number for row in rows], np.int32), np.array([row.place.n_frames for row in rows], np.int32)
+    )
+    files = images.files.take(sources)
+    was_frame = np.zeros(len(rows), bool) if images.places is None else images.places.numbers[sources] > 0
+    # The paths of a file that was named as a whole are the file's, its frames' marked.
+    whole, unnamed = np.flatnonzero(~was_frame), np.flatnonzero((places.numbers > 0) & ~was_frame)
+    named = zip(files.take(unnamed), places.numbers[unnamed].tolist(), strict=True)
+    paths = dataset.paths.take(sources).replaced(whole, files.take(whole))
+    paths = paths.replaced(unnamed, Texts.of(f"{file}{FRAME_MARK}{number}" for file, number in named))
     return replace(
         dataset,
         paths=paths,
-        labels=column(dataset.labels),
-        splits=column(dataset.splits) if dataset.splits is not None else None,
-        patients=column(dataset.patients) if dataset.patients is not None else None,
-        images=FileImages(images.root, files, [row.place for row in rows], images.listed),
-        attributes={name: column(texts) for name, texts in dataset.attributes.items()},
+        labels=dataset.labels.take(sources),
+        splits=dataset.splits.take(sources) if dataset.splits is not None else None,
+        patients=dataset.patients.take(sources) if dataset.patients is not None else None,
+        images=FileImages(images.root, files, places, images.listed),
+        attributes={name: texts.take(sources) for name, texts in dataset.attributes.items()},
     )
 
 
@@ -168,38 +170,42 @@ ATTRIBUTES: "dict[str, Callable[[DicomHeader], str]]" = {
 
 
 def _with_headers(
-    dataset: Dataset, files: list[str], headers: "dict[str, DicomHeader]", pseudonyms: Pseudonyms
+    dataset: Dataset, images: FileImages, headers: "dict[str, DicomHeader]", pseudonyms: Pseudonyms
 ) -> Dataset:
     """Add patients and attributes; what a CSV says of them counts before the headers."""
-    _warn(headers)
+    _warn(headers, images.location)
+    files = images.files
     attributes = dict(dataset.attributes)
     for name, value in ATTRIBUTES.items():
-        column = [value(headers[file]) if file in headers else "" for file in files]
-        if name not in attributes and any(column):
+        column = Texts.of(value(headers[file]) if file in headers else "" for file in files)
+        if name not in attributes and column.lengths.any():
             attributes[name] = column
     patients = dataset.patients
     if patients is None:
-        # A file without a header is a patient of its own, as in a data set that tells no patients.
-        patients = [pseudonyms.of(headers[file].patient) if file in headers else file for file in files]
+        # A file whose header tells none is a patient of its own, as in a data set that tells no patients.
+        told = {file: header.patient for file, header in headers.items() if header.patient}
+        patients = Texts.of(pseudonyms.of(told[file]) if file in told else file for file in files)
     return replace(dataset, patients=patients, attributes=attributes)
 
 
-def _warn(headers: "dict[str, DicomHeader]") -> None:
+def _warn(headers: "dict[str, DicomHeader]", folder: str) -> None:
     burned_in = [file for file, header in headers.items() if header.burned_in == "yes"]
     if burned_in:
         logger.warning(
             "%s of %s DICOM files say that text is burned into their pixels (the first: %s): it may name the patient, and "
             "a head may learn it", f"{len(burned_in):,}", f"{len(headers):,}", burned_in[0],
         )  # fmt: skip
-    n_telling = sum(header.is_told_by(file) for file, header in headers.items())
+    n_telling = sum(header.is_told_by(file, folder) for file, header in headers.items())
     if n_telling:
         logger.warning(
-            "the paths of %s DICOM files hold their patient's id or name, and paths are kept in the cache, the run and the "
-            "report: rename the files or folders before you share any of these", f"{n_telling:,}",
+            "the paths of %s DICOM files hold their patient's id, name or birth date, or an accession number, and paths are "
+            "kept in the cache, the run and the report: rename the files or folders before you share any of these",
+            f"{n_telling:,}",
         )  # fmt: skip
     n_unnamed = sum(not header.has_patient_id for header in headers.values())
     if n_unnamed:
         logger.warning(
-            "%s of %s DICOM files have no patient id; those of one study count as one patient", f"{n_unnamed:,}",
+            "%s of %s DICOM files have no patient id; those of one study count as one patient, and where that is not "
+            "said either, each file does", f"{n_unnamed:,}",
             f"{len(headers):,}",
         )  # fmt: skip

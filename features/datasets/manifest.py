@@ -7,49 +7,74 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import compress, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
 from features.errors import DatasetError, ImageDecodeError
 from features.files import checked_url, is_url, opened_file
 from features.formats import FRAME_MARK
 from features.labels import is_label_column
+from features.texts import TextIndex, Texts, TextsBuilder
 
+if TYPE_CHECKING:
+    import _csv
+
+Ints = npt.NDArray[np.int64]
+
+_NEEDED = (
+    "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
+    "others become attributes."
+)
+NOT_ASCII = bytes(range(128, 256))
+ROWS_AT_ONCE = 1 << 10  # that are Python objects, few enough for the processor's cache; then they are packed
 MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
 
 
 logger = logging.getLogger(__name__)
 
 
-def read_manifest(path: str, name: str, source: str) -> Dataset:
-    """Read the table of a CSV file, or of one at a URL; `source` is what the user gave."""
+def read_manifest(path: str, name: str, source: str, *, labelled: bool = True) -> Dataset:
+    """Read the table of a CSV file, or of one at a URL, labels and splits only if it is to be labelled.
+
+    `source` is what the user gave.
+    """
     columns, lines = _read_csv(path)
-    _check_columns(path, columns)
+    _check_columns(path, columns, labelled=labelled)
     root = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
-    labels = [""] * len(paths)
+    labels = Texts.repeated("", len(paths))
+    if not labelled:
+        # A patient may be unknown here: nothing is split by patients.
+        patients = _composed(columns["patient"]) if "patient" in columns else None
+        return Dataset(name, source, paths, labels, None, patients, file_images(root, paths))
     if "label" in columns:
-        labels = [composed(cell) for cell in _filled(path, "label", columns.pop("label"), lines)]
+        labels = _composed(_filled(path, "label", columns.pop("label"), lines))
     splits = _manifest_splits(path, columns.pop("split"), lines) if "split" in columns else None
     patients = None
     if "patient" in columns:
-        patients = [composed(cell) for cell in _filled(path, "patient", columns.pop("patient"), lines)]
+        patients = _composed(_filled(path, "patient", columns.pop("patient"), lines))
     return Dataset(name, source, paths, labels, splits, patients, file_images(root, paths), columns)
 
 
-def _check_columns(path: str, columns: dict[str, list[str]]) -> None:
+def _check_columns(path: str, columns: dict[str, Texts], *, labelled: bool) -> None:
     """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
-    for wanted in ("path", "label"):
-        if wanted not in columns and not (wanted == "label" and any(map(is_label_column, columns.values()))):
+    for wanted in ("path", "label") if labelled else ("path",):
+        are_labels = (is_label_column(column.values()) for column in columns.values())
+        if wanted not in columns and not (wanted == "label" and any(are_labels)):
             raise DatasetError(
                 f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
-                "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
-                "others become attributes."
+                + (_NEEDED if labelled else "Needed: path; known besides: patient.")
             )
 
 
-def _read_csv(path: str) -> tuple[dict[str, list[str]], list[int]]:
-    """Read a CSV's columns (names in lower case) and each row's line number."""
+def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
+    """Read a CSV's columns (names in lower case) and each row's line number, (n,) int64."""
     line = 1
     try:
         # "-sig": Excel writes a byte order mark
@@ -58,20 +83,14 @@ def _read_csv(path: str) -> tuple[dict[str, list[str]], list[int]]:
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(reader, [])]
-            rows, lines = [], []
-            for row in reader:
-                line = reader.line_num
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != len(header):
-                    raise DatasetError(
-                        f"{path} line {line}: {len(row)} fields, the header has {len(header)}. "
-                        f"Put a text that holds {delimiter!r} into double quotes."
-                    )
-                if any("\0" in cell for cell in row):
-                    raise DatasetError(f"{path} line {line}: holds a NUL character. Remove it.")
-                rows.append([cell.strip() for cell in row])
-                lines.append(line)
+            builders = [TextsBuilder() for _ in header]
+            lines = [np.empty(0, np.int64)]
+            for rows, at in _some_rows(reader):
+                line = int(at[-1])
+                cells, at = _cells(path, rows, at, len(header), delimiter)
+                for builder, column in zip(builders, cells, strict=True):
+                    builder.add(column)
+                lines.append(at)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
@@ -80,7 +99,52 @@ def _read_csv(path: str) -> tuple[dict[str, list[str]], list[int]]:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
     except ImageDecodeError as error:  # at a URL
         raise DatasetError(f"{path}: cannot be read: {error}.") from error
-    return _columns(path, header, rows, lines), lines
+    all_lines = np.concatenate(lines)
+    return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
+
+
+def _some_rows(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
+    """Give rows and the numbers of the lines that they end in, some at a time; before an error those that precede it."""
+    failure: Exception | None = None
+    while failure is None:
+        rows: list[list[str]] = []
+        before = reader.line_num
+        try:
+            rows.extend(islice(reader, ROWS_AT_ONCE))
+        except (csv.Error, UnicodeDecodeError) as error:
+            failure = error
+        if not rows:
+            break
+        n_lines = np.ones(len(rows), np.int64)
+        if failure is not None or reader.line_num - before != len(rows):
+            n_lines += [sum(map(_line_breaks, row)) for row in rows]
+        yield rows, before + np.cumsum(n_lines)
+    if failure is not None:
+        raise failure
+
+
+def _line_breaks(cell: str) -> int:
+    return cell.count("\n") + cell.count("\r") - cell.count("\r\n")
+
+
+def _cells(
+    path: str, rows: list[list[str]], lines: Ints, n_columns: int, delimiter: str
+) -> tuple[list[list[str]], Ints]:
+    """Turn rows into columns of cells without white space around them, empty rows left out."""
+    if set(map(len, rows)) != {n_columns}:
+        written = [any(map(str.strip, row)) for row in rows]
+        rows, lines = list(compress(rows, written)), lines[written]
+        for row, line in zip(rows, lines, strict=True):
+            if len(row) != n_columns:
+                raise DatasetError(
+                    f"{path} line {line}: {len(row)} fields, the header has {n_columns}. "
+                    f"Put a text that holds {delimiter!r} into double quotes."
+                )
+    columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)] or [[] for _ in range(n_columns)]
+    if columns and "" in columns[0]:
+        written = list(map(any, zip(*columns, strict=True)))
+        columns, lines = [list(compress(column, written)) for column in columns], lines[written]
+    return columns, lines
 
 
 def _delimiter(header: str) -> str:
@@ -93,18 +157,19 @@ def _delimiter(header: str) -> str:
     return max(candidates, key=header.count)
 
 
-def _check_lengths(path: str, columns: dict[str, list[str]], lines: list[int]) -> None:
-    for name, cells in columns.items():
-        for cell, line in zip(cells, lines, strict=True):
-            if len(cell) > MAX_CELL_CHARACTERS:
-                raise DatasetError(f"{path} line {line}: the {name} has {len(cell)} characters. Shorten it.")
+def _check_cells(path: str, name: str, cells: Texts, lines: Ints) -> None:
+    """Refuse what the cache cannot hold."""
+    for row in cells.rows_with(b"\0"):
+        raise DatasetError(f"{path} line {lines[row]}: holds a NUL character. Remove it.")
+    for row in cells.rows_of_length(MAX_CELL_CHARACTERS + 1):  # in bytes, which may be more
+        if len(cells[row]) > MAX_CELL_CHARACTERS:
+            raise DatasetError(f"{path} line {lines[row]}: the {name} has {len(cells[row])} characters. Shorten it.")
 
 
-def _columns(path: str, header: list[str], rows: list[list[str]], lines: list[int]) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {}
-    for i, name in enumerate(header):
-        cells = [row[i] for row in rows]
-        if not name and not any(cells):  # spreadsheets end lines with delimiters
+def _columns(path: str, header: list[str], read: list[Texts], lines: Ints) -> dict[str, Texts]:
+    columns: dict[str, Texts] = {}
+    for i, (name, cells) in enumerate(zip(header, read, strict=True)):
+        if not name and not len(cells.rows_of_length(1)):  # spreadsheets end lines with delimiters
             continue
         if not name:
             raise DatasetError(f"{path}: column {i + 1} has no name in the header. Name it, or remove it.")
@@ -114,26 +179,38 @@ def _columns(path: str, header: list[str], rows: list[list[str]], lines: list[in
         if name in columns:
             raise DatasetError(f"{path}: two columns have the name {name!r}. Rename one.")
         columns[name] = cells
-    _check_lengths(path, columns, lines)
+    for name, cells in columns.items():
+        _check_cells(path, name, cells, lines)
     return columns
 
 
-def _manifest_paths(manifest: str, root: str, cells: list[str], lines: list[int]) -> list[str]:
-    paths = [_inside(manifest, root, cell, line) for cell, line in zip(cells, lines, strict=True)]
-    n_signed = sum(is_url(path) and "?" in path for path in paths)
+def _manifest_paths(manifest: str, root: str, cells: Texts, lines: Ints) -> Texts:
+    odd = _odd_paths(cells)
+    where = lines[odd].tolist()
+    paths = cells.replaced(
+        odd, Texts.of(_inside(manifest, root, cell, line) for cell, line in zip(cells.take(odd), where, strict=True))
+    )
+    n_signed = sum(is_url(path) and "?" in path for path in paths.take(odd))
     if n_signed:
         logger.warning(
             "%s: %s URLs have a '?': what follows may be a signature or a token, and paths are kept in the cache, the run "
             "and the report", manifest, f"{n_signed:,}",
         )  # fmt: skip
-    first_line: dict[str, int] = {}
-    for path, line in zip(paths, lines, strict=True):
-        if path in first_line:
-            raise DatasetError(
-                f"{manifest} line {line}: the path {path} stands already in line {first_line[path]}. Keep one of them."
-            )
-        first_line[path] = line
+    firsts = TextIndex(paths).firsts()
+    for row in np.flatnonzero(firsts != np.arange(len(paths))):
+        raise DatasetError(
+            f"{manifest} line {lines[row]}: the path {paths[row]} stands already in line {lines[firsts[row]]}. "
+            "Keep one of them."
+        )
     return paths
+
+
+def _odd_paths(cells: Texts) -> Ints:
+    """Give the rows whose paths are looked at one by one: the others are relative, ASCII and in their simplest form."""
+    first, last = cells.edges()
+    odd = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
+    odd[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
+    return np.flatnonzero(odd)
 
 
 def _inside(manifest: str, root: str, cell: str, line: int) -> str:
@@ -185,18 +262,21 @@ def _spelled_as_on_disk(root: str, relative: str) -> str:
     return next((spelling for spelling in spellings if os.path.lexists(os.path.join(root, spelling))), relative)
 
 
-def _filled(manifest: str, column: str, cells: list[str], lines: list[int]) -> list[str]:
-    for cell, line in zip(cells, lines, strict=True):
-        if not cell:
-            raise DatasetError(f"{manifest} line {line}: the {column} is empty. Fill it in, or remove the line.")
+def _filled(manifest: str, column: str, cells: Texts, lines: Ints) -> Texts:
+    for row in cells.rows_of_length(0, 0):
+        raise DatasetError(f"{manifest} line {lines[row]}: the {column} is empty. Fill it in, or remove the line.")
     return cells
 
 
-def _manifest_splits(manifest: str, cells: list[str], lines: list[int]) -> list[str]:
-    for cell, line in zip(cells, lines, strict=True):
-        if cell.lower() not in SPLIT_NAMES:
-            raise DatasetError(
-                f"{manifest} line {line}: {cell!r} is no split; use train, val or test. "
-                "Without the column, images are split by patient."
-            )
-    return [SPLIT_NAMES[cell.lower()] for cell in cells]
+def _composed(cells: Texts) -> Texts:
+    return cells.mapped(composed) if len(cells.rows_with(NOT_ASCII)) else cells
+
+
+def _manifest_splits(manifest: str, cells: Texts, lines: Ints) -> Texts:
+    splits = cells.mapped(lambda cell: SPLIT_NAMES.get(cell.lower(), ""))
+    for row in splits.rows_of_length(0, 0):
+        raise DatasetError(
+            f"{manifest} line {lines[row]}: {cells[row]!r} is no split; use train, val or test. "
+            "Without the column, images are split by patient."
+        )
+    return splits

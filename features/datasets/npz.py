@@ -11,17 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-from features.datasets.table import Dataset
+import numpy as np
+import numpy.typing as npt
+
+from features.datasets.table import Content, Dataset, Stamps
 from features.errors import DatasetError, ImageDecodeError
 from features.files import FileStamp
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from features.datasets.table import Content
+from features.texts import Texts
 
 CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
 _BLOCK_BYTES = 1 << 20
@@ -51,11 +49,12 @@ class NpzImages:
         status = os.stat(self.path)
         return FileStamp(status.st_size, status.st_mtime_ns)
 
-    def is_missing(self, index: int) -> bool:  # noqa: ARG002 - the protocol's
-        """No row can be: their number is that of the file's header."""
-        return False
+    def stamps(self, *, of_urls: bool) -> Stamps:  # noqa: ARG002 - the protocol's
+        """Give the npz file's for all rows; none can be missing, for their number is that of the file's header."""
+        n, stamp = sum(self.counts.values()), self.stamp(0)
+        return Stamps(np.full(n, stamp.size), np.full(n, stamp.mtime_ns), np.zeros(n, bool))
 
-    def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
+    def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
         """Stream the wanted rows: what is compressed is decompressed once, never held whole; the rest is read row by row."""
         wanted = set(indices)
         start = 0
@@ -68,42 +67,83 @@ class NpzImages:
                 raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
             start += count
 
+    def subset(self, indices: Sequence[int]) -> "NpzRows":
+        """Give these rows alone."""
+        return NpzRows(NpzImages(self.location, self.counts), tuple(indices))
 
-def _identity(pixels: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
+
+@dataclass(frozen=True)
+class NpzRows:
+    """Some of an npz file's images: those at `rows` (ascending) of all that it has."""
+
+    images: NpzImages
+    rows: tuple[int, ...]
+
+    @property
+    def location(self) -> str:
+        """The npz file, absolute and with links followed."""
+        return self.images.location
+
+    def stamp(self, index: int) -> FileStamp:
+        """Give size and mtime of the npz file."""
+        return self.images.stamp(self.rows[index])
+
+    @property
+    def is_remote(self) -> bool:
+        """A row never is."""
+        return False
+
+    def stamps(self, *, of_urls: bool) -> Stamps:
+        """Give size and mtime of the npz file, for each row."""
+        stamps, rows = self.images.stamps(of_urls=of_urls), np.array(self.rows, np.int64)
+        return Stamps(stamps.sizes[rows], stamps.mtimes_ns[rows], stamps.missing[rows])
+
+    def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
+        """Stream the wanted rows, as the file's images do."""
+        places = {self.rows[index]: index for index in indices}
+        for row, read in self.images.contents(list(places)):
+            yield places[row], read
+
+    def subset(self, indices: Sequence[int]) -> "NpzRows":
+        """Give some of these rows."""
+        return NpzRows(self.images, tuple(self.rows[index] for index in indices))
+
+
+def _identity(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def read_npz(path: Path, name: str) -> Dataset:
-    """Read the table of an npz file; the pixels stay where they are."""
-    import numpy as np
-
+def read_npz(path: Path, name: str, *, labelled: bool = True) -> Dataset:
+    """Read the table of an npz file, labels only if it is to be labelled; the pixels stay where they are."""
     try:
-        labels = _npz_labels_of_splits(path)
+        counts, labels = _npz_splits(path, labelled=labelled)
     except DatasetError:
         raise
     # Damaged archives and arrays surface as nearly anything: BadZipFile, zlib.error, KeyError, RuntimeError (encrypted)...
     except Exception as error:
         raise DatasetError(f"{path}: not a readable npz file: {error}. Copy it again, or write it anew.") from error
-    if "train" not in labels:
+    if not counts or (labelled and "train" not in counts):
         raise DatasetError(
             f"{path}: no array 'train_images'; expected MedMNIST's train_images, train_labels, val_images…."
         )
-    counts = {split: len(of_split) for split, of_split in labels.items()}
-    paths = [f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count)]
-    splits = [split for split, count in counts.items() for _ in range(count)]
+    paths = Texts.of(f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count))
+    images = NpzImages(str(path), counts)
+    if not labelled:
+        return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), None, None, images)
+    splits = Texts.joined(Texts.repeated(split, count) for split, count in counts.items())
     if len({of_split.shape[1] for of_split in labels.values()}) > 1:
         raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Write the file anew.")
-    columns = np.concatenate(list(labels.values())).T.tolist()  # one, or one a label
-    images = NpzImages(str(path), counts)
+    columns = [Texts.of(column.tolist()) for column in np.concatenate(list(labels.values())).T]  # one, or one a label
     if len(columns) == 1:
         return Dataset(name, str(path), paths, columns[0], splits, None, images)
     attributes = {f"label {i}": column for i, column in enumerate(columns)}
-    return Dataset(name, str(path), paths, [""] * len(paths), splits, None, images, attributes)
+    return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), splits, None, images, attributes)
 
 
-def _npz_labels_of_splits(path: Path) -> "dict[str, npt.NDArray[np.str_]]":
-    """Read each split's labels, and check that its images match."""
-    labels = {}
+def _npz_splits(path: Path, *, labelled: bool) -> tuple[dict[str, int], dict[str, npt.NDArray[np.str_]]]:
+    """Count each split's images; read its labels if they are wanted, and check that they match."""
+    counts: dict[str, int] = {}
+    labels: dict[str, npt.NDArray[np.str_]] = {}
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise DatasetError(f"{path}: not an npz file (a zip archive of arrays), or truncated. Copy it again.")
@@ -112,20 +152,22 @@ def _npz_labels_of_splits(path: Path) -> "dict[str, npt.NDArray[np.str_]]":
             for split in ("train", "val", "test"):
                 if f"{split}_images" not in arrays:
                     continue
-                if f"{split}_labels" not in arrays:
+                if labelled and f"{split}_labels" not in arrays:
                     raise DatasetError(f"{path}: {split}_images has no {split}_labels beside it.")
                 with archive.open(f"{split}_images.npy") as member:
-                    n_images = _npz_header(path, split, member)[0]
+                    counts[split] = _npz_header(path, split, member)[0]
+                if not labelled:
+                    continue
                 labels[split] = _npz_labels(path, f"{split}_labels", archive)
-                if n_images != len(labels[split]):
-                    raise DatasetError(f"{path}: {n_images} {split}_images but {len(labels[split])} {split}_labels.")
-    return labels
+                if counts[split] != len(labels[split]):
+                    raise DatasetError(
+                        f"{path}: {counts[split]} {split}_images but {len(labels[split])} {split}_labels."
+                    )
+    return counts, labels
 
 
-def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> "npt.NDArray[np.str_]":
+def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> npt.NDArray[np.str_]:
     """Read labels as texts, (n, C): one column, or one of 0 and 1 for each label as in ChestMNIST."""
-    import numpy as np
-
     with archive.open(f"{key}.npy") as member:
         labels = np.lib.format.read_array(member, allow_pickle=False)
     labels = labels[:, None] if labels.ndim == 1 else labels
@@ -145,8 +187,6 @@ def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> "npt.NDArray[
 
 def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
     """Read an npy header and leave `member` at the first pixel."""
-    import numpy as np
-
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(member)
@@ -160,10 +200,8 @@ def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _npz_rows(path: str, key: str, rows: set[int]) -> "Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]":
+def _npz_rows(path: str, key: str, rows: set[int]) -> Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
     """Give a function that reads it for each wanted row, in order."""
-    import numpy as np
-
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape = _npz_header(Path(path), key.removesuffix("_images"), member)
         row_shape = shape[1:3] if shape[3:] == (1,) else shape[1:]
@@ -180,7 +218,7 @@ def _npz_rows(path: str, key: str, rows: set[int]) -> "Iterator[tuple[int, Calla
 
 def _stored_rows(
     path: str, info: zipfile.ZipInfo, header_bytes: int, shape: tuple[int, ...], n_rows: int, rows: set[int]
-) -> "Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]":
+) -> Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
     """Read rows that are not compressed from their places in the file, in whichever thread wants them.
 
     By `pread`, not mapped: where a mapped file is cut short, the process is killed. The member's checksum covers all of
@@ -231,10 +269,8 @@ class _OpenFile:
         if hasattr(self, "number"):
             os.close(self.number)
 
-    def pixels(self, start: int, shape: tuple[int, ...]) -> "npt.NDArray[np.uint8]":
+    def pixels(self, start: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Read one image."""
-        import numpy as np
-
         content = os.pread(self.number, math.prod(shape), start)
         if len(content) < math.prod(shape):
             raise ImageDecodeError("the npz file was cut short while it was read")

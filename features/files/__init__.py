@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from features.files.local import is_missing_path, read_path, stamp_of_path
+from features.files.local import read_path, stamp_of_path
 from features.files.remote import (
     RemoteEntry,
     checked_url,
@@ -22,7 +22,6 @@ __all__ = [
     "FileStamp",
     "RemoteEntry",
     "checked_url",
-    "is_missing",
     "is_url",
     "join",
     "list_url",
@@ -54,11 +53,6 @@ def real_place(root: str) -> str:
 def stamp_of(place: str) -> FileStamp:
     """Give a file's size and time of change; OSError where there is none."""
     return stamp_of_url(place) if is_url(place) else stamp_of_path(place)
-
-
-def is_missing(place: str) -> bool:
-    """Tell whether there is no such file on the disk; whether there is one at a URL, only reading it tells."""
-    return not is_url(place) and is_missing_path(place)
 
 
 def read(place: str) -> bytes:

@@ -12,17 +12,6 @@ def stamp_of_path(path: str) -> FileStamp:
     return _stamp_of(os.stat(path))
 
 
-def is_missing_path(path: str) -> bool:
-    """Tell whether there is no such file."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def read_path(path: str) -> bytes:
     """Read a whole file.
 

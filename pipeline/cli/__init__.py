@@ -9,9 +9,13 @@ import click
 from features.errors import HoarfrostError
 from pipeline import __version__
 from pipeline.cli.caches import cache
+from pipeline.cli.explain import explain
+from pipeline.cli.export import export
+from pipeline.cli.heads import heads, predict
 from pipeline.cli.images import demo, extract, inspect
 from pipeline.cli.machine import doctor
 from pipeline.cli.runs import report, train
+from pipeline.cli.serve import serve
 
 
 class _Group(click.Group):
@@ -38,18 +42,20 @@ def main() -> None:
     """Frozen features, hoarded: trustworthy image classifiers in minutes.
 
     `extract` runs a frozen ResNet18 once over every image and caches the embeddings; `train`
-    trains lightweight heads on the cache; `report` writes one HTML file.
+    trains lightweight heads on the cache; `report` writes one HTML file; `predict` uses a head on
+    new images.
 
     \b
     Example:
       hoarfrost extract images/ --cache images.h5
       hoarfrost train --cache images.h5 --run runs/first --positive malignant
       hoarfrost report --run runs/first
+      hoarfrost predict new/ --run runs/first --output new.csv
     """
     from pipeline.console import show_warnings
 
     show_warnings()
 
 
-for command in (extract, train, report, inspect, demo, cache, doctor):
+for command in (extract, train, report, predict, explain, export, serve, heads, inspect, demo, cache, doctor):
     main.add_command(command)

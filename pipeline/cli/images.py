@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import cache_option, emit, json_option, max_pixels_option, window_option
-from pipeline.cli.types import DataType, PathType
+from pipeline.cli.options import cache_option, cluster_options, emit, json_option, max_pixels_option, window_option
+from pipeline.cli.types import DataType, PathType, SizeType
 
 
 @click.command()
@@ -42,7 +42,12 @@ from pipeline.cli.types import DataType, PathType
 @window_option
 @max_pixels_option
 @click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
+@click.option(
+    "--shard-size", type=SizeType(), metavar="SIZE",
+    help="The most that one file of the cache may have; beyond it, it is in shards.  [default: 64GB, or as it was]",
+)  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
+@cluster_options
 @json_option
 def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Embed the images of DATA that the cache lacks.
@@ -57,6 +62,7 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
       hoarfrost extract s3://archive/chest --cache chest.h5
+      hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
     from features.extract import extract as run_extract
     from features.plan import ExtractOptions

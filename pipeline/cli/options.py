@@ -46,9 +46,54 @@ def run_option(command: Command) -> Command:
     return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
 
 
+def cluster_options(command: Command) -> Command:
+    """Add `--engine` and what belongs to Ray."""
+    for option in reversed(
+        (
+            click.option(
+                "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, is_eager=True,
+                help="This machine with all of its GPUs, or a Ray cluster; for several GPUs and for ray: "
+                "pip install 'hoarfrost[ray]'.",
+            ),
+            _ray_option(
+                "--address", metavar="auto|HOST:PORT",
+                help="The Ray cluster to join: the one that this machine is part of, or by its head.  [default: start Ray "
+                "on this machine]",
+            ),
+            _ray_option(
+                "--gpus-per-worker", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+                help="GPUs for each of Ray's workers; 0.5 puts two on a GPU.  [default: 1]",
+            ),
+            _ray_option(
+                "--cpus-per-worker", type=click.IntRange(1),
+                help="CPUs for each of Ray's workers.  [default: its host's, divided by the workers there]",
+            ),
+            _ray_option(
+                "--max-workers", type=click.IntRange(1),
+                help="Ray's workers at most.  [default: as many as there is room for]",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _ray_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
+    return click.option(name, callback=_only_with_ray, **attributes)
+
+
+def _only_with_ray(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an option of Ray's without Ray: it would have no effect."""
+    if value is not None and context.params.get("engine") != "ray":
+        raise click.UsageError(f"{parameter.opts[0]} is for --engine ray.", context)
+    return value
+
+
 def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
     """Print a result: one JSON object, or text for people."""
-    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else text
+    from pipeline.console import harmless
+
+    output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.
     click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
 

@@ -122,20 +122,28 @@ def train(
 )  # fmt: skip
 @click.option("--images/--no-images", "with_images", default=True, help="With small pictures, or no pixel of any.")
 @click.option("--map/--no-map", "with_map", default=True, help="With a map of the embeddings, or without.")
+@click.option(
+    "--explain", "with_explanations", is_flag=True,
+    help="Show the errors with maps of what speaks for a class; the backbone passes over these images.",
+)  # fmt: skip
+@click.option("--weights", metavar="PATH|…", help="Where the backbone's weights are now; for --explain.")
 @json_option
-def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: bool) -> None:
+def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
     """Write a run's report, one self-contained HTML file, to DIR/report.html; or several runs side by side.
 
     \b
     Example:
       hoarfrost report --run runs/first --figures figures/
+      hoarfrost report --run runs/first --explain
       hoarfrost report --run runs/first --run runs/wide --output first-wide.html
     """
     from pipeline.report import report_runs
 
     if output is not None and output.suffix.lower() not in {".html", ".htm"}:
         raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")
-    if len(runs) > 1 and (output is None or figures is not None):
-        raise click.UsageError("Several runs need --output FILE.html, and have no --figures; name one --run for those.")
+    if len(runs) > 1 and (output is None or figures is not None or options["with_explanations"]):
+        raise click.UsageError("Several runs need --output FILE.html, and have no --figures and no --explain.")
+    if options["with_explanations"] and not options["with_images"]:
+        raise click.UsageError("--explain shows images, and --no-images none; leave one of them out.")
     found = report_runs(runs, output=output, figures=figures, **options)
     emit(as_json, found.document(), found.text())

@@ -44,14 +44,17 @@ class SizeType(click.ParamType[int]):
 
     name = "size"
 
+    def __init__(self, smallest: int = SMALLEST_LIMIT) -> None:
+        self.smallest = smallest
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Give the size in bytes."""
         found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
         if found is None:
             self.fail(f"{value!r} is no size; write 1GB, 500MB or 2GiB", param, ctx)
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
-        if size < SMALLEST_LIMIT:
-            self.fail(f"{value} is too little; give at least {SMALLEST_LIMIT // 1_000_000}MB", param, ctx)
+        if size < self.smallest:
+            self.fail(f"{value} is too little; give at least {self.smallest / 1_000_000:g}MB", param, ctx)
         return size
 
 

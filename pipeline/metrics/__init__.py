@@ -18,7 +18,7 @@ from pipeline.metrics.calibration import (
     calibration_line,
     fit_temperature,
 )
-from pipeline.metrics.checks import binary_problems
+from pipeline.metrics.checks import UNKNOWN, binary_problems
 from pipeline.metrics.comparison import (
     Comparison,
     compare_heads,
@@ -69,6 +69,7 @@ from pipeline.metrics.subgroups import (
 
 __all__ = [
     "MISSING",
+    "UNKNOWN",
     "AtPrevalence",
     "Bin",
     "BootstrapInterval",

@@ -6,22 +6,23 @@ Captions hold a path, labels and probabilities, and nothing that is read from a 
 
 import shlex
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.errors import DatasetError, ImageDecodeError, RemoteError
-from features.fingerprint import image_key
+from features.fingerprint import window_asked_for
 from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
-from pipeline.report.sources import Source
 from pipeline.runs import Run
+from pipeline.sources import Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from features.datasets.table import Content
+    from pipeline.explain import Explainer
 
 N_CASES = 12  # pictures in a group: all groups together stay under half a megabyte
 N_PAIRS = 6
@@ -30,10 +31,11 @@ SIDE = 128  # pixels: what a picture takes on the page, and enough to tell what 
 
 @dataclass(frozen=True)
 class Case:
-    """An image and what is said of it, line by line."""
+    """An image and what is said of it, line by line; `subject` is the number of the class that a map of it is of, if any."""
 
     path: str
     lines: tuple[str, ...]
+    subject: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Data URIs by path; `reasons` says why there is none. `note` says why there are none at all."""
+    """Data URIs by path; `reasons` says why there is none. `note` says why there are none at all.
+
+    `maps` are those of the images under what speaks for a class and against it, by path and number of the class.
+    """
 
     uris: dict[str, str] = field(default_factory=dict)
+    maps: dict[tuple[str, int], str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -82,7 +88,7 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[Group]:
     yield Group(
         "Most confident errors",
         f"{where}: of the wrong answers, those that the head is most sure of.",
-        tuple((answer.case,) for answer in wrong[:N_CASES]),
+        tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
     )
     yield Group(
         "Least certain",
@@ -93,9 +99,10 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[Group]:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a head says of an image; `confidence` is how far its answer is ahead of the next."""
+    """What a head says of an image; `confidence` is how far its answer is ahead of the next, `subject` what a map is of."""
 
     case: Case
+    subject: int
     is_right: bool
     confidence: float
 
@@ -108,7 +115,9 @@ def _class_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
     for i, row in enumerate(rows):
         lines = (f"label {run.predictions.labels[row]}", f"called {evaluation.classes[predicted[i]]}, {greater[i]:.3f}")
         is_right = bool(predicted[i] == evaluation.y_true[i])
-        answers.append(_Answer(Case(run.predictions.paths[row], lines), is_right, float(greater[i] - lesser[i])))
+        subject = 1 if evaluation.is_binary else int(predicted[i])
+        case = Case(run.predictions.paths[row], lines)
+        answers.append(_Answer(case, subject, is_right, float(greater[i] - lesser[i])))
     return answers
 
 
@@ -120,7 +129,7 @@ def _label_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
         has, found = bool(evaluation.y_true[i, number]), float(p[i, number])
         lines = (f"{evaluation.classes[number]}: {'yes' if has else 'no'}", f"probability {found:.3f}")
         case = Case(run.predictions.paths[rows[i]], lines)
-        answers.append(_Answer(case, (found >= 0.5) == has, abs(2 * found - 1)))
+        answers.append(_Answer(case, int(number), (found >= 0.5) == has, abs(2 * found - 1)))
     return answers
 
 
@@ -158,62 +167,64 @@ def _suspects(run: Run) -> Group:
     return Group("Labels to check", note, cases)
 
 
-def read_pictures(source: Source, groups: Iterable[Group]) -> Pictures:
+def read_pictures(source: Source, groups: Iterable[Group], explainer: "Explainer | None" = None) -> Pictures:
     """Read the images of some groups, and no other, and make small pictures of them.
 
     Parameters
     ----------
     source : Source
     groups : iterable of Group
+    explainer : Explainer, optional
+        Of the selected head: the errors are shown with maps of what speaks for a class.
 
     Returns
     -------
     Pictures
         Of those whose content is still what was embedded; of the others the reason.
     """
-    paths = {case.path for group in groups for cases in group.cases for case in cases}
-    known = sorted(paths & source.place.keys(), key=source.place.__getitem__)
-    key = dict(zip(known, source.keys(known), strict=True))
-    reasons = dict.fromkeys(paths, "it is not in the cache")
-    reasons |= dict.fromkeys(known, "it is not there any more")
-    pictures = Pictures(reasons=reasons)
+    subjects: dict[str, set[int]] = {}
+    for case in (case for group in groups for cases in group.cases for case in cases):
+        subjects.setdefault(case.path, set()).update(() if case.subject is None else {case.subject})
+    pictures = Pictures()
+    window = window_asked_for(source.cache.header.fingerprint.preprocessing)
     try:
-        for path, content in _contents(source, known, pictures.reasons):
-            if image_key(content) != key[path]:
-                pictures.reasons[path] = "its content is not what was embedded"
-                continue
-            _add_picture(pictures, path, content)
+        for path, content in source.contents(sorted(subjects), pictures.reasons):
+            _add_picture(pictures, path, content, window)
+            if explainer is not None and path in pictures.uris:
+                pictures.maps.update(_maps(explainer, path, content, subjects[path]))
     except (DatasetError, RemoteError) as error:
         return Pictures(note=_way_back(source, error))
     return pictures
 
 
-def _contents(source: Source, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
-    """Read images, in the table's order; note why some cannot be read."""
-    from features.datasets import open_images
-
-    images = open_images(source.table.root, source.table.paths)
-    for place, read in images.contents([source.place[path] for path in paths]):
-        path = source.table.paths[place]
-        try:
-            content = read()
-        except ImageDecodeError as error:
-            gone = isinstance(error.__cause__, FileNotFoundError)
-            reasons[path] = reasons[path] if gone else str(error)
-            continue
-        yield path, content
-
-
-def _add_picture(pictures: Pictures, path: str, content: "Content") -> None:
+def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None) -> None:
     from features.images import thumbnail
+    from features.windows import Window
 
-    try:
-        picture = thumbnail(content, SIDE)
+    try:  # as the backbone saw it
+        picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
     else:
-        del pictures.reasons[path]
-        pictures.uris[path] = f"data:image/jpeg;base64,{b64encode(picture).decode()}"
+        pictures.uris[path] = _uri(picture)
+
+
+def _maps(
+    explainer: "Explainer", path: str, content: "Content", subjects: Iterable[int]
+) -> "dict[tuple[str, int], str]":
+    from features.images import thumbnail
+    from pipeline.explain import overlay
+
+    pixels, image = explainer.prepared(content)
+    found = {}
+    for subject in sorted(subjects):
+        (explanation,) = explainer.explain(image[None], subject)
+        found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, SIDE), SIDE))
+    return found
+
+
+def _uri(picture: bytes) -> str:
+    return f"data:image/jpeg;base64,{b64encode(picture).decode()}"
 
 
 def _way_back(source: Source, error: DatasetError | RemoteError) -> str:

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from features.errors import CacheError
 from pipeline.report.evaluation import evaluation_of
 from pipeline.report.gallery import Group, Pictures, groups_of, read_pictures
 from pipeline.report.map import EmbeddingMap, map_of
-from pipeline.report.sources import opened_source
 from pipeline.runs import Run
+from pipeline.sources import opened_source
+
+if TYPE_CHECKING:
+    from pipeline.explain import Explainer
 
 LEFT_OUT = "The pictures were left out (--no-images)."
 NO_MAP = "It was left out (--no-map)."
@@ -37,7 +41,7 @@ class Look:
         return f"sha256-{b64encode(sha256(self.script.encode()).digest()).decode()}"
 
 
-def look_of(run: Run, *, with_images: bool = True, with_map: bool = True) -> Look:
+def look_of(run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None) -> Look:
     """Collect what the page shows of images.
 
     Parameters
@@ -47,6 +51,8 @@ def look_of(run: Run, *, with_images: bool = True, with_map: bool = True) -> Loo
         False leaves out all pixels: cases are named, and nothing of an image is read.
     with_map : bool
         False leaves out the map.
+    explainer : Explainer, optional
+        Of the selected head: the errors are shown with maps of what speaks for a class.
 
     Returns
     -------
@@ -57,7 +63,7 @@ def look_of(run: Run, *, with_images: bool = True, with_map: bool = True) -> Loo
     pictures = None if with_images else Pictures(note=LEFT_OUT)
     try:
         with opened_source(run) as source:
-            pictures = pictures or read_pictures(source, groups)
+            pictures = pictures or read_pictures(source, groups, explainer)
             found = map_of(run, source) if with_map else None
             return Look(groups, pictures, found, "" if with_map else NO_MAP)
     except CacheError as error:

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.metrics import banded
 from pipeline.report.evaluation import SPLIT_NAMES
-from pipeline.report.sources import Source
 from pipeline.runs import SPLITS, Run
+from pipeline.sources import Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,14 +1,17 @@
 """What `hoarfrost report` writes: a run's page, its figures and tables as files, or several runs side by side."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.errors import RunError
 from pipeline.report.page import render
-from pipeline.runs import Run, read_run
+from pipeline.runs import Run, read_heads, read_run
+from pipeline.whole import whole_file
+
+if TYPE_CHECKING:
+    from pipeline.explain import Explainer
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ def report_runs(
     figures: Path | None = None,
     with_images: bool = True,
     with_map: bool = True,
+    with_explanations: bool = False,
+    weights: str | None = None,
 ) -> Reported:
     """Write the report of a run, or of several side by side.
 
@@ -53,6 +58,10 @@ def report_runs(
         False leaves out all pixels.
     with_map : bool
         False leaves out the map of the embeddings.
+    with_explanations : bool
+        Show the errors with maps of what speaks for a class: the backbone passes over these images.
+    weights : str, optional
+        Where the backbone's weights are now, if not where they were; for explanations alone.
 
     Raises
     ------
@@ -62,7 +71,10 @@ def report_runs(
         If several runs are given without `output`, or with `figures`.
     """
     if len(directories) == 1:
-        report = write_report(directories[0], output=output, with_images=with_images, with_map=with_map)
+        report = write_report(
+            directories[0], output=output, with_images=with_images, with_map=with_map,
+            with_explanations=with_explanations, weights=weights,
+        )  # fmt: skip
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
         raise ValueError("several runs need an output, and have no figures")
@@ -73,7 +85,13 @@ def report_runs(
 
 
 def write_report(
-    directory: Path, *, output: Path | None = None, with_images: bool = True, with_map: bool = True
+    directory: Path,
+    *,
+    output: Path | None = None,
+    with_images: bool = True,
+    with_map: bool = True,
+    with_explanations: bool = False,
+    weights: str | None = None,
 ) -> Path:
     """Write the report of a run, by default into its folder.
 
@@ -87,6 +105,10 @@ def write_report(
         False leaves out all pixels.
     with_map : bool
         False leaves out the map of the embeddings.
+    with_explanations : bool
+        Show the errors with maps of what speaks for a class: the backbone passes over these images.
+    weights : str, optional
+        Where the backbone's weights are now, if not where they were; for explanations alone.
 
     Returns
     -------
@@ -97,13 +119,24 @@ def write_report(
     ------
     RunError
         If `directory` is not a readable run, or the report cannot be written there.
+    WeightsError, FingerprintMismatchError
+        With explanations, if the weights cannot be had or are others.
 
     Notes
     -----
     The report depends on the run, its cache and its images alone: on one machine the same give the same bytes.
     """
-    page = render(read_run(directory), with_images=with_images, with_map=with_map)
+    explainer = _explainer(directory, weights) if with_explanations else None
+    page = render(read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer)
     return _write_page(output or directory / "report.html", page)
+
+
+def _explainer(directory: Path, weights: str | None) -> "Explainer":
+    """Load the selected head and its backbone; only here, for they take seconds."""
+    from pipeline.explain import open_explainer
+    from pipeline.predict import run_head
+
+    return open_explainer(run_head(read_heads(directory)), weights=weights)
 
 
 def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
@@ -116,23 +149,11 @@ def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
 def _write_page(path: Path, page: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, page.encode("utf-8", "replace"))
+        with whole_file(path) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(
             f"{path}: the report cannot be written: {error}. Free the disk, correct the folder's permissions, or name "
             "another place with --output, then run `hoarfrost report` again."
         ) from error
     return path
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the earlier one or the new one, never half of it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with staging.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

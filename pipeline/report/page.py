@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -54,6 +54,9 @@ from pipeline.runs import (
     Suspects,
     UnreadableImage,
 )
+
+if TYPE_CHECKING:
+    from pipeline.explain import Explainer
 
 N_LISTED = 50
 
@@ -109,7 +112,7 @@ class Figures:
     subgroups: Forest | None
 
 
-def render(run: Run, *, with_images: bool = True, with_map: bool = True) -> str:
+def render(run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None) -> str:
     """Write a run's report as HTML.
 
     Parameters
@@ -119,6 +122,8 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True) -> str:
         False leaves out all pixels.
     with_map : bool
         False leaves out the map of the embeddings.
+    explainer : Explainer, optional
+        Of the selected head: the errors are shown with maps of what speaks for a class.
 
     Returns
     -------
@@ -131,7 +136,7 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True) -> str:
     return environment.get_template("template.html.j2").render(
         vars(page),
         drawings=_drawings(figures),
-        look=look_of(run, with_images=with_images, with_map=with_map),
+        look=look_of(run, with_images=with_images, with_map=with_map, explainer=explainer),
         script=Markup(script),
         script_hash=_digest(script),
     )

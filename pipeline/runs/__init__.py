@@ -11,7 +11,15 @@ DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 ```
 """
 
-from pipeline.runs.folder import check_run_directory, metrics_document, read_run, write_run
+from pipeline.runs.decoding import from_json, to_json
+from pipeline.runs.folder import (
+    OWN_FILES,
+    check_run_directory,
+    metrics_document,
+    read_heads,
+    read_run,
+    write_run,
+)
 from pipeline.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
@@ -27,6 +35,7 @@ from pipeline.runs.records import (
     ReferenceResult,
     Run,
     RunConfig,
+    RunHeads,
     SeedResult,
     SplitSize,
     UnreadableImage,
@@ -52,6 +61,7 @@ from pipeline.runs.trust import (
 
 __all__ = [
     "NO_TEST_SPLIT",
+    "OWN_FILES",
     "SPLITS",
     "Assessment",
     "ClassAssessment",
@@ -73,6 +83,7 @@ __all__ = [
     "ReferenceResult",
     "Run",
     "RunConfig",
+    "RunHeads",
     "SeedResult",
     "SharedImages",
     "SimilarImages",
@@ -82,10 +93,13 @@ __all__ = [
     "UnreadableImage",
     "check_run_directory",
     "class_numbers",
+    "from_json",
     "leakage_warnings",
     "metrics_document",
+    "read_heads",
     "read_run",
     "require_tensorboard",
     "shared_text",
+    "to_json",
     "write_run",
 ]

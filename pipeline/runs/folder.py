@@ -29,6 +29,7 @@ from pipeline.runs.records import (
     ReferenceResult,
     Run,
     RunConfig,
+    RunHeads,
     class_numbers,
 )
 from pipeline.runs.tensorboard import write_tensorboard
@@ -176,12 +177,8 @@ def read_run(directory: Path) -> Run:
     RunError
         If the folder is missing, is no run, was written by a newer version or is damaged.
     """
-    config = _read_config(directory)
-    with _reading(directory / "metrics.json") as path:
-        metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        found = {name: from_json(metrics[name], kind) for name, kind in METRICS.items()}
-        heads, cross_validation = found["heads"], found["cross_validation"]
-        _check_heads(found["selected"], heads)
+    config, found = _read_config(directory), _read_metrics(directory, METRICS)
+    heads, cross_validation = found["heads"], found["cross_validation"]
     with _reading(directory / "predictions.csv") as path:
         predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
         _check_predictions(predictions, heads, config.dataset)
@@ -200,6 +197,26 @@ def read_run(directory: Path) -> Run:
         out_of_fold=out_of_fold,
         **found,
     )
+
+
+def read_heads(directory: Path) -> RunHeads:
+    """Read of a run what its heads are used by; none of its predictions, which are as many as its images.
+
+    Raises
+    ------
+    RunError
+        As `read_run`.
+    """
+    config = _read_config(directory)
+    return RunHeads(directory, config, **_read_metrics(directory, ("selected", "heads")))
+
+
+def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
+    with _reading(directory / "metrics.json") as path:
+        metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        found = {name: from_json(metrics[name], METRICS[name]) for name in names}
+        _check_heads(found["selected"], found["heads"])
+    return found
 
 
 @contextmanager

@@ -55,7 +55,10 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class EmbeddingFacts:
-    """Where the embeddings came from: the cache's own account of itself, and the digest of those that were used."""
+    """Where the embeddings came from: the cache's own account of itself, and the digest of those that were used.
+
+    `weights_path` is where a checkpoint lay; empty where the weights were no file.
+    """
 
     cache: str
     fingerprint: str
@@ -65,6 +68,8 @@ class EmbeddingFacts:
     preprocessing: dict[str, Any]
     precision: str
     digest: str = ""
+    weights_origin: str = ""
+    weights_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class HeadResult:
     """One head's scores. `test` is None where the data set has no test split.
 
     `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval. With several seeds they are
-    those of the mean of the seeds' probabilities; `best_epoch`, `epochs` and `weights_file` are the first seed's.
+    those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the first seed's. `weights_file` has all.
     `alarms` say what is wrong with it.
     """
 
@@ -271,6 +276,20 @@ class Run:
         if self.predictions.truth is not None:
             return self.predictions.truth
         return class_numbers(self.predictions.labels, self.config.dataset.classes, self.config.dataset.positive)
+
+
+@dataclass(frozen=True)
+class RunHeads:
+    """What a run's heads are used by: a run without its predictions."""
+
+    directory: Path
+    config: RunConfig
+    selected: str
+    heads: tuple[HeadResult, ...]
+
+    def file_of(self, name: str) -> Path:
+        """Give the file of a head by its name."""
+        return self.directory / next(head.weights_file for head in self.heads if head.name == name)
 
 
 def class_numbers(

@@ -2,17 +2,19 @@
 
 from pipeline.train.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
 from pipeline.train.rows import HeldRows, Rows, StreamedRows
-from pipeline.train.training import predict_probabilities, train_head, train_heads
+from pipeline.train.training import Standardise, mean_probabilities, predict_probabilities, train_head, train_heads
 
 __all__ = [
     "Fold",
     "HeldRows",
     "Labelled",
     "Rows",
+    "Standardise",
     "StreamedRows",
     "TrainedEpoch",
     "TrainedHead",
     "TrainingConfig",
+    "mean_probabilities",
     "predict_probabilities",
     "train_head",
     "train_heads",

@@ -1,5 +1,6 @@
 """The training loop: stacks of heads over the same batches, each head stopped by its own validation."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
 from features.errors import TrainingError
@@ -351,16 +353,27 @@ def predict_probabilities(
     -------
     ndarray (m, C) float64
         Class probabilities, which sum to one; or with `multilabel` those of having each label.
+
+    Notes
+    -----
+    Logits are computed in float64 and rounded to float32: a sum's last digit in float32 would depend on how many rows
+    are predicted together, and on the machine.
     """
-    module.eval()
+    exact = copy.deepcopy(module).eval().double()
     held = HeldRows(x) if isinstance(x, Tensor) else x
     wanted = np.arange(len(held)) if rows is None else rows
     logits: Tensor | None = None
     for places, part in held.blocks(wanted):
-        found = module(part).cpu()
+        found = exact(part.double()).float().cpu()
         logits = found.new_empty((len(wanted), found.shape[1])) if logits is None else logits
         logits[torch.from_numpy(places)] = found
     if logits is None:
         raise ValueError("there are no rows to predict")
-    probabilities = logits.double().sigmoid() if multilabel else logits.double().softmax(1)
-    return probabilities.numpy()
+    if multilabel:  # not by torch, whose sigmoid has other last digits at the end of an array
+        return np.asarray(expit(logits.double().numpy()))
+    return logits.double().softmax(1).numpy()
+
+
+def mean_probabilities(of_seeds: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Give the mean of several trainings' probabilities, always added in the same order."""
+    return np.asarray(sum(of_seeds[1:], of_seeds[0]) / len(of_seeds))

@@ -14,7 +14,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.cache import library_versions
-from tests.benchmarks import cache, extraction, heads, images, report, report_map, statistics, table
+from tests.benchmarks import (
+    cache,
+    cluster,
+    explain,
+    extraction,
+    heads,
+    images,
+    predict,
+    report,
+    report_map,
+    scale,
+    serve,
+    statistics,
+    table,
+)
 from tests.benchmarks.measurement import Measurement
 
 README = Path(__file__).parents[2] / "README.md"
@@ -22,9 +36,14 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
     "images": images.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
+    "predict": predict.MEASUREMENTS,
     "statistics": statistics.MEASUREMENTS,
     "report": report.MEASUREMENTS | report_map.MEASUREMENTS,
+    "explain": explain.MEASUREMENTS,
+    "serve": serve.MEASUREMENTS,
     "cache": cache.MEASUREMENTS,
+    "scale": scale.MEASUREMENTS,
+    "cluster": cluster.MEASUREMENTS,
 }
 
 

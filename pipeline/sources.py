@@ -1,4 +1,4 @@
-"""What a report reads beside the run: the cache that it was trained from, and through it the images."""
+"""What is behind a run: the cache that it was trained from, and through it the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.cache import DatasetTable, EmbeddingCache
-from features.errors import CacheError
+from features.errors import CacheError, ImageDecodeError
+from features.fingerprint import image_key
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from features.datasets.table import Content
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,39 @@ class Source:
         """Give the further columns of some images."""
         places = [self.place[path] for path in paths]
         return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items()}
+
+    def contents(self, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
+        """Read the images that still are what was embedded, in the table's order.
+
+        Parameters
+        ----------
+        paths : sequence of str
+        reasons : dict
+            Gets, by path, why an image is not given: it is not in the cache, gone, changed or cannot be read.
+
+        Raises
+        ------
+        DatasetError
+            If the place where they were is gone.
+        """
+        from features.datasets import open_images
+
+        known = sorted(set(paths) & self.place.keys(), key=self.place.__getitem__)
+        key = dict(zip(known, self.keys(known), strict=True))
+        reasons |= dict.fromkeys(set(paths) - set(known), "it is not in the cache")
+        images = open_images(self.table.root, self.table.paths)
+        for place, read in images.contents([self.place[path] for path in known]):
+            path = self.table.paths[place]
+            try:
+                content = read()
+            except ImageDecodeError as error:
+                is_gone = isinstance(error.__cause__, FileNotFoundError)
+                reasons[path] = "it is not there any more" if is_gone else str(error)
+                continue
+            if image_key(content) != key[path]:
+                reasons[path] = "its content is not what was embedded"
+                continue
+            yield path, content
 
     def _rows(self, paths: Sequence[str]) -> "npt.NDArray[np.int64]":
         return self.table.rows[[self.place[path] for path in paths]]

@@ -1,0 +1,168 @@
+"""PartWriter: embeddings into parts that a crash cannot harm. Several may write beside one another, on several hosts."""
+
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from features.cache.keys import KeyIndex
+from features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys
+from features.cache.reading import CacheFile
+from features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
+from features.cache.writing import write_cache_file
+from features.fingerprint import KEY_BYTES
+from features.texts import Texts
+
+COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
+COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
+
+
+class EmbeddedFile(NamedTuple):
+    """An image whose embedding is appended: where it was read, and the key of its bytes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    key: bytes
+
+
+class Part(NamedTuple):
+    """A committed part; `known` is what it says of the data set's files (nothing for those of this very extraction)."""
+
+    path: Path
+    keys: Keys
+    known: list[FileTable]
+    compute: str
+
+
+class PartWriter:
+    """Writes parts of a cache; it takes no lock, and whoever holds it must take the parts in.
+
+    Embeddings go to memory by `append`, and to parts on disk by `commit` (by itself every few seconds).
+
+    Parameters
+    ----------
+    path : Path
+        The cache's HDF5 file.
+    header : Header
+        What the embeddings are made by.
+    dataset : str
+        The data set that the images belong to.
+    root : str
+        Where its files are, resolved: what is known of files elsewhere tells nothing of these.
+    known : KeyIndex, optional
+        The keys that are in the cache already.
+    """
+
+    def __init__(
+        self, path: Path, header: Header, dataset: str, *, root: str = "", known: KeyIndex | None = None
+    ) -> None:
+        self.path = real_path(path)
+        self.header = header
+        self.dataset = dataset
+        self.root = root
+        self._parts: list[Part] = []
+        self._known = known or KeyIndex(np.empty((0, KEY_BYTES), np.uint8))
+        self._added: list[Keys] = []  # since then
+        self._added_index = KeyIndex(np.empty((0, KEY_BYTES), np.uint8))
+        self._new_keys: set[bytes] = set()  # not in that index yet
+        self._recognised: set[str] = set()  # names of others' parts
+        self._pending: list[EmbeddedFile] = []
+        self._embeddings: list[Embeddings] = []
+        self._last_commit = time.monotonic()
+        self._last_append = self._last_commit
+
+    def begin(self, compute: str) -> None:
+        """Note the compute path of the embeddings that follow."""
+        self.header = replace(self.header, compute=compute)
+
+    @property
+    def known(self) -> KeyIndex:
+        """The keys that were in the cache before this writer added any."""
+        return self._known
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._new_keys or self.known.contains(key) or self._added_index.contains(key)
+
+    def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
+        """Add a batch; it is committed within the next few seconds.
+
+        Parameters
+        ----------
+        files : list of EmbeddedFile, length B
+        embeddings : ndarray (B, 512) float32
+        """
+        self._pending += files
+        self._new_keys.update(file.key for file in files)
+        self._embeddings.append(embeddings)
+        now = time.monotonic()
+        batch_s, self._last_append = now - self._last_append, now
+        if now - self._last_commit + batch_s > COMMIT_SECONDS or len(self._pending) >= COMMIT_ROWS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Put what was appended on the disk, as one part."""
+        if self._pending:
+            directory = parts_directory(self.path)
+            directory.mkdir(exist_ok=True)
+            # Zero-padded time first, so that names sort in the order of commits.
+            path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
+            block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
+            write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
+            self._parts.append(Part(path, block.keys, [], self.header.compute))
+            self._pending, self._embeddings = [], []
+            self._added.append(block.keys)
+            # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
+            if len(self._new_keys) > max(65_536, len(self._added_index) // 4):
+                self._index_added()
+        self._last_commit = time.monotonic()
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that this writer knows of, in the order in which they came."""
+        return self._parts
+
+    def recognise_others(self) -> list[str]:
+        """Take the keys of all parts that others have written for known; give those parts' names.
+
+        Raises
+        ------
+        CacheError
+            If one cannot be read.
+        """
+        own = {part.path for part in self._parts}
+        others = [path for path in part_paths(self.path) if path not in own]
+        for path in others:
+            if path.name not in self._recognised:
+                with CacheFile(path) as file:
+                    self._added.append(file.keys)
+                self._recognised.add(path.name)
+        self._index_added()
+        return [path.name for path in others]
+
+    def _index_added(self) -> None:
+        """Sort what was committed or recognised; nothing may be pending then."""
+        self._added = [np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *self._added])]
+        self._added_index, self._new_keys = KeyIndex(self._added[0]), set()
+
+    def _part_table(self) -> DatasetTable:
+        """Give what a resumed extraction needs to pass over the files of this part unread."""
+        n = len(self._pending)
+        return DatasetTable(
+            name=self.dataset,
+            source="",
+            root=self.root,
+            paths=Texts.of(file.path for file in self._pending),
+            rows=np.arange(n),
+            labels=Texts.repeated("", n),
+            errors=Texts.repeated("", n),
+            sizes=np.array([file.size for file in self._pending], np.int64),
+            mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
+        )
+
+
+def _key_array(files: list[EmbeddedFile]) -> Keys:
+    return np.frombuffer(b"".join(file.key for file in files), np.uint8).reshape(-1, KEY_BYTES)

@@ -1,0 +1,44 @@
+"""JPEG of 12 bits, by GDCM, in the form that pydicom's decoders take. GDCM reads it as libjpeg-turbo does."""
+
+import importlib.util
+
+from pydicom import uid
+from pydicom.pixels.decoders.base import DecodeRunner
+
+DECODER_DEPENDENCIES = {uid.JPEGExtended12Bit: ("gdcm>=3.0.10",)}
+
+
+def is_available(syntax: str) -> bool:
+    """Tell pydicom what is read here."""
+    return syntax in DECODER_DEPENDENCIES and importlib.util.find_spec("gdcm") is not None
+
+
+def decoded(frame: bytes, runner: DecodeRunner) -> bytes:
+    """Decode a frame to its values of 16 bits.
+
+    Raises
+    ------
+    ValueError
+        If GDCM cannot.
+    """
+    import gdcm  # here: it is an extra of its own, and no other file needs it
+
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(frame)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((runner.columns, runner.rows, 1))
+    image.SetDataElement(element)
+    photometric = gdcm.PhotometricInterpretation.GetPIType(str(runner.photometric_interpretation))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(photometric))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    bits = runner.bits_stored
+    depth = (runner.samples_per_pixel, runner.bits_allocated, bits, bits - 1, runner.pixel_representation)
+    image.SetPixelFormat(gdcm.PixelFormat(*depth))
+    values = image.GetBuffer()  # bytes, that GDCM gives as text
+    if values is None or runner.samples_per_pixel != 1:
+        raise ValueError("GDCM cannot decode this JPEG")
+    return values.encode("utf-8", "surrogateescape")  # type: ignore[no-any-return]

@@ -1,0 +1,44 @@
+"""The command that exports a head with its backbone."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.options import emit, json_option, run_option
+from pipeline.cli.types import PathType
+
+
+@click.command()
+@run_option
+@click.option(
+    "--output", type=PathType(dir_okay=False), required=True, metavar="FILE",
+    help="Where the model goes: FILE.onnx or FILE.pt2; its model_card.md goes beside it.",
+)  # fmt: skip
+@click.option(
+    "--format", "file_format", type=click.Choice(["onnx", "torch"]), required=True,
+    help="ONNX (needs the extra onnx), or torch.export's program.",
+)  # fmt: skip
+@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
+@click.option(
+    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
+)
+@json_option
+def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Write a head and its backbone as one model: from uint8 RGB of 224 x 224 to calibrated probabilities.
+
+    It is tried before it is left behind, against torch and against the run's own predictions; names of classes,
+    thresholds, fingerprint and preprocessing are in its metadata.
+
+    \b
+    Example:
+      hoarfrost export --run runs/first --format onnx --output model/first.onnx
+      hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json
+    """
+    from pipeline.console import export_text
+    from pipeline.export import export_head
+
+    summary = export_head(run, output, **options)
+    emit(as_json, dataclasses.asdict(summary), export_text(summary))

@@ -1,0 +1,50 @@
+"""The command that serves a run's head as a page."""
+# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import emit, json_option, run_option
+from pipeline.cli.types import SizeType
+
+
+@click.command()
+@run_option
+@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all of them.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+    help="Where to compute; auto is cuda where there is one, else cpu.",
+)  # fmt: skip
+@click.option("--max-bytes", type=SizeType(1), default="20MB", show_default=True, help="Larger files are refused.")
+@click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="And larger images.")
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds a request.")
+@json_option
+def serve(
+    run: Path, head: str | None, host: str, port: int, weights: str | None, device: str, max_bytes: int, max_pixels: int,
+    timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Serve a run's head: a page to drop images on (DICOM too), and POST /predict for programs. Research use only.
+
+    Each answer has the calibrated probabilities, the class at the operating point, a conformal set, and whether the
+    image is unlike the training set; the page shows the activation map and the nearest training images too.
+    No file that is sent is kept. Ctrl-C ends it.
+
+    \b
+    Example:
+      hoarfrost serve --run runs/first
+      hoarfrost serve --run runs/first --head linear --port 0 --max-bytes 100MB
+    """
+    from pipeline.serve import serve_run
+    from pipeline.serve.limits import Limits
+
+    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, seconds=timeout)
+    serve_run(
+        run, head, limits, host=host, port=port, weights=weights, device=device,
+        on_start=lambda url: emit(as_json, {"url": url}, f"{url}  (research use only; Ctrl-C ends it)"),
+    )  # fmt: skip

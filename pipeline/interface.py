@@ -1,0 +1,141 @@
+"""The project from Python: arrays for scikit-learn, training, prediction. Light to import; what is heavy waits for a call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pipeline.predict import Predictor
+    from pipeline.runs import Run
+
+__all__ = ["Data", "load_data", "open_predictor", "train"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A cached data set as arrays, its n readable images in the data set's order.
+
+    Attributes
+    ----------
+    X : ndarray (n, 512) float32
+        Embeddings.
+    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
+        Class numbers; or which of several labels each image has.
+    names : tuple of str
+        What the C class numbers, or labels, stand for.
+    splits : ndarray (n,) of "train", "val" or "test"
+        As `train` divides it: no patient is in two.
+    groups : ndarray (n,) int64
+        Images of the same patient, or of the same bytes, have the same number: for scikit-learn's `GroupKFold`.
+    paths : tuple of str
+    """
+
+    X: "npt.NDArray[np.float32]"
+    y: "npt.NDArray[np.int64]"
+    names: tuple[str, ...]
+    splits: "npt.NDArray[np.str_]"
+    groups: "npt.NDArray[np.int64]"
+    paths: tuple[str, ...]
+
+
+def load_data(
+    cache: str | Path,
+    dataset: str | None = None,
+    *,
+    positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Data:
+    """Read a cached data set as arrays.
+
+    Parameters
+    ----------
+    cache : path
+        The cache's HDF5 file, as `hoarfrost extract` writes it.
+    dataset : str, optional
+        Which of its data sets; not needed where there is one.
+    positive : sequence of str
+        Labels that count as class 1; makes the task binary.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    seed : int
+        Of the splits, where the data set has none.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: cache, labels or splits.
+    """
+    import numpy as np
+
+    from features.cache import EmbeddingCache
+    from pipeline.task import read_task
+
+    with EmbeddingCache(Path(cache)) as opened:
+        task = read_task(opened, dataset, positive, seed, label_columns=label_columns)
+        x = task.embeddings(np.arange(len(task.y)))
+    paths = tuple(task.table.paths[place] for place in np.flatnonzero(task.readable))
+    return Data(x, task.y, task.names, task.splits, task.groups, paths)
+
+
+def train(cache: str | Path, run: str | Path, heads: Sequence[str] = (), **options: Any) -> "Run":
+    """Train heads on a cached data set, score them, and write a run folder, as `hoarfrost train` does.
+
+    Parameters
+    ----------
+    cache : path
+    run : path
+        The run folder; an earlier run there is replaced.
+    heads : sequence of str
+        Specifications such as "linear" or "mlp:256"; by default those of the command.
+    **options
+        Of `pipeline.experiment.run_experiment`, as `positive`, `n_folds`; `config` is a `pipeline.train.TrainingConfig`.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: cache, labels, splits, heads, or the run folder.
+    """
+    from pipeline.experiment import run_experiment
+    from pipeline.heads import parse_heads
+
+    return run_experiment(Path(cache), Path(run), parse_heads(list(heads)), **options)
+
+
+def open_predictor(source: str | Path, head: str | None = None, **options: Any) -> "Predictor":
+    """Open a run's head, or the file of one, to predict embeddings.
+
+    Parameters
+    ----------
+    source : path
+        The run folder, or a head's file.
+    head : str, optional
+        Which of the run's heads; by default the selected one.
+    **options
+        `coverage` and `false_alarms`, see `pipeline.predict.Predictor`.
+
+    Returns
+    -------
+    Predictor
+        `predict` takes embeddings (n, 512) and gives a `Prediction`.
+
+    Raises
+    ------
+    RunError
+        If it is neither, is damaged or of another version, or the run has no such head.
+    """
+    from pipeline.predict import open_predictor as opened
+
+    return opened(Path(source), head, **options)

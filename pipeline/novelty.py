@@ -1,0 +1,112 @@
+"""How far an embedding is from those that a head learnt from. NumPy in and out, knows no files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Embeddings = npt.NDArray[np.float32]
+
+N_DIRECTIONS = 32
+_SMALLEST = 1e-12  # variance of directions of length one: float32 tells nothing of less
+
+
+@dataclass(frozen=True)
+class NoveltyReference:
+    """The training embeddings' mean and covariance, once each has length one; no embedding itself is kept.
+
+    Attributes
+    ----------
+    mean : ndarray (D,) float32
+    directions : ndarray (k, D) float32
+        Of largest variance, orthonormal.
+    variances : ndarray (k,) float32
+        Along these.
+    rest : float
+        The mean variance along all others.
+    """
+
+    mean: Embeddings
+    directions: Embeddings
+    variances: Embeddings
+    rest: float
+
+    def distances(self, x: Embeddings) -> Floats:
+        """Give each embedding's distance to the training set.
+
+        Parameters
+        ----------
+        x : ndarray (n, D) float32
+
+        Returns
+        -------
+        ndarray (n,) float64
+            Mahalanobis's, in standard deviations, 0 or more.
+
+        Notes
+        -----
+        Embeddings are brought to length one first: their length tells contrast and brightness rather than what is
+        shown. Measured on BUSI against chest X-rays, this detects better than the distance without, than the
+        relative one, and than that to the 5th nearest training image, which would have to be kept (`make bench`).
+
+        References
+        ----------
+        Lee et al. (2018), A simple unified framework for detecting out-of-distribution samples, NeurIPS. Mueller and
+        Hein (2025), Mahalanobis++, ICML (length one). Chen et al. (2010), IEEE Transactions on Signal Processing
+        58(10), 5016-5029 (shrinkage). Tipping and Bishop (1999), Journal of the Royal Statistical Society B 61(3),
+        611-622 (few directions and the rest).
+        """
+        centred = _unit(x) - self.mean  # (n, D) float64
+        along = centred @ self.directions.T.astype(np.float64)  # (n, k)
+        beside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        squares = (along**2 / self.variances).sum(axis=1) + beside / self.rest
+        # A sum's last digit depends on how many rows are computed together.
+        return np.asarray(np.sqrt(squares).astype(np.float32), np.float64)
+
+
+def fit_novelty(blocks: Iterable[Embeddings]) -> NoveltyReference:
+    """Describe the training embeddings, in one pass.
+
+    Parameters
+    ----------
+    blocks : iterable of ndarray (B, D) float32
+        At least one row in all.
+
+    Raises
+    ------
+    ValueError
+        If there is no row.
+    """
+    n, total, products = 0, np.zeros(1), np.zeros((1, 1))
+    for block in blocks:
+        unit = _unit(block)
+        n, total, products = n + len(unit), total + unit.sum(axis=0), products + unit.T @ unit
+    if not n:
+        raise ValueError("there are no embeddings to measure distances from")
+    mean = total / n
+    variances, directions = np.linalg.eigh(products / n - np.outer(mean, mean))
+    variances = np.maximum(_shrunken(np.maximum(variances[::-1], 0), n), _SMALLEST)  # descending
+    k = min(N_DIRECTIONS, len(mean) - 1)
+    return NoveltyReference(
+        mean.astype(np.float32),
+        np.ascontiguousarray(directions.T[::-1][:k], np.float32),
+        variances[:k].astype(np.float32),
+        float(variances[k:].mean()),
+    )
+
+
+def _unit(x: Embeddings) -> Floats:
+    """Bring embeddings to length one; one of zeros stays."""
+    x64 = x.astype(np.float64)
+    lengths = np.linalg.norm(x64, axis=1, keepdims=True)
+    return np.asarray(x64 / np.where(lengths > 0, lengths, 1))
+
+
+def _shrunken(variances: Floats, n: int) -> Floats:
+    """Shrink a covariance's eigenvalues towards their mean, the more the fewer samples there were (oracle approximating)."""
+    p, trace, squares = len(variances), variances.sum(), (variances**2).sum()
+    spread = (n + 1 - 2 / p) * (squares - trace**2 / p)
+    share = min(1.0, ((1 - 2 / p) * squares + trace**2) / spread) if spread > 0 else 1.0
+    return np.asarray((1 - share) * variances + share * trace / p)

@@ -1,0 +1,492 @@
+"""Maps sum to the logit, lie where the backbone looked, and are drawn so; examples are other patients' training images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from features.backbone import CELL_PIXELS, Backbone, load_weights
+from features.backbone.network import Network
+from features.errors import HoarfrostError
+from features.extract import extract
+from features.fingerprint import SIZE
+from features.images import load_image
+from features.plan import ExtractOptions
+from pipeline.demo import write_demo
+from pipeline.experiment import run_experiment
+from pipeline.explain import (
+    Shown,
+    TrainingExamples,
+    card,
+    contributions,
+    evidence,
+    open_explainer,
+    overlay,
+    upsampled,
+)
+from pipeline.explain.pictures import legend
+from pipeline.heads import build_head, parse_head, parse_heads
+from pipeline.predict import run_head
+from pipeline.report import write_report
+from pipeline.runs import Run, read_heads
+from pipeline.train import Standardise
+from tests.builders import encode, picture, write_csv, write_npz
+from tests.commands import Hoarfrost
+from tests.dicoms import dicom, encoded, grey_values
+from tests.planted import hits, phantoms_anywhere
+
+HEADS = ("linear", "mlp:16", "mlp:8x3")
+Reported = Callable[[str], Run]
+
+
+def features(n: int = 3, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Draw feature maps (n, 512, 7, 7) as after a ReLU."""
+    drawn = np.random.default_rng(seed).normal(0.3, 1, (n, 512, 7, 7))
+    return np.maximum(drawn, 0).astype(np.float32)
+
+
+def head(spec: str, n_classes: int = 3, seed: int = 0) -> nn.Module:
+    """Make a head with standardisation, as training leaves it."""
+    torch.manual_seed(seed)
+    standardise = Standardise(torch.rand(512), torch.rand(512) + 0.2)
+    return nn.Sequential(standardise, build_head(parse_head(spec), 512, n_classes)).eval()
+
+
+def pooled(x: npt.NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(x).double().mean((2, 3)).float()
+
+
+# -- the maps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 5])
+@pytest.mark.parametrize("spec", HEADS)
+def test_the_map_sums_to_the_logit(spec: str, n_classes: int) -> None:
+    x, module = features(), head(spec, n_classes)
+    found = contributions([module], x)
+    assert found.maps.shape == (3, n_classes, 7, 7)
+    logits = module(pooled(x)).detach().numpy()
+    np.testing.assert_allclose(found.maps.sum((2, 3)), logits, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.logits, logits, rtol=0, atol=2e-5)
+
+
+def test_maps_of_several_seeds_are_averaged() -> None:
+    x, modules = features(), [head("linear", seed=0), head("linear", seed=1)]
+    apart = [contributions([module], x).maps for module in modules]
+    np.testing.assert_allclose(contributions(modules, x).maps, (apart[0] + apart[1]) / 2, atol=1e-12)
+
+
+def test_a_linear_map_is_weight_times_standardised_activation_and_an_even_share_of_the_bias() -> None:
+    x, module = features(1), head("linear", 2)
+    standardise, layers = module
+    mean, std = (standardise.get_buffer(name).double().numpy() for name in ("mean", "std"))
+    weight, bias = (part.detach().double().numpy() for part in layers[0].parameters())
+    expected = np.zeros((2, 7, 7))
+    for c in range(2):
+        for i in range(7):
+            for j in range(7):
+                z = (x[0, :, i, j].astype(np.float64) - mean) / std
+                expected[c, i, j] = (weight[c] @ z + bias[c]) / 49
+    found = contributions([module], x)
+    np.testing.assert_allclose(found.maps[0], expected, atol=1e-10)
+    np.testing.assert_allclose(found.constants[0], bias, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", HEADS)
+def test_the_map_is_gradient_times_activation_on_the_feature_map(spec: str) -> None:
+    x, module = features(1), head(spec, 2).double()
+    maps = torch.from_numpy(x).double().requires_grad_()
+    logits = module(maps.mean((2, 3)))
+    mean = module[0].get_buffer("mean")[:, None, None]  # type: ignore[index, operator, union-attr]
+    for c in range(2):
+        (gradient,) = torch.autograd.grad(logits[0, c], maps, retain_graph=True)
+        expected = (gradient[0] * (maps[0] - mean)).sum(0).detach()
+        constant = (logits[0, c] - expected.sum()).item()
+        found = contributions([module], x)
+        assert found.constants[0, c] == pytest.approx(constant, abs=1e-10)
+        np.testing.assert_allclose(found.maps[0, c], expected.numpy() + constant / 49, atol=1e-12)
+
+
+def test_explaining_leaves_the_head_as_it_is() -> None:
+    module = head("mlp:16")
+    contributions([module], features())
+    assert all(value.dtype == torch.float32 and value.requires_grad for value in module.parameters())
+
+
+def test_evidence_of_two_classes_sums_to_the_logarithm_of_the_odds() -> None:
+    x, module = features(), head("mlp:16", 2)
+    p = module(pooled(x)).detach().double().softmax(1).numpy()
+    found = evidence(contributions([module], x).maps, 1, multilabel=False)
+    np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 1] / p[:, 0]), atol=1e-5)
+
+
+def test_evidence_of_a_label_sums_to_the_logarithm_of_its_odds() -> None:
+    x, module = features(), head("linear", 3)
+    p = module(pooled(x)).detach().double().sigmoid().numpy()
+    found = evidence(contributions([module], x).maps, 2, multilabel=True)
+    np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 2] / (1 - p[:, 2])), atol=1e-5)
+
+
+def test_evidence_does_not_see_what_all_logits_have_in_common() -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 4, 7, 7))
+    for number in range(4):
+        common = np.random.default_rng(1).normal(size=(2, 1, 7, 7))
+        one, other = (evidence(values, number, multilabel=False) for values in (maps, maps + common))
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+# -- where cells are ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_looks_at_the_image_around_32_pixels_times_its_place() -> None:
+    network = Network(load_weights("random:0"))
+    image = torch.full((1, 3, SIZE, SIZE), 90.0, requires_grad=True)
+    maps = network.feature_maps(image + 20 * torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    for i, j in ((3, 3), (2, 4)):
+        (gradient,) = torch.autograd.grad(maps[0, :, i, j].sum(), image, retain_graph=True)
+        weight = gradient[0].square().sum(0)
+        rows = (weight.sum(1) * torch.arange(SIZE)).sum() / weight.sum()
+        columns = (weight.sum(0) * torch.arange(SIZE)).sum() / weight.sum()
+        assert (float(rows), float(columns)) == pytest.approx((CELL_PIXELS * i, CELL_PIXELS * j), abs=5)
+
+
+def test_pooled_feature_maps_are_the_embeddings() -> None:
+    images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    backbone = Backbone(load_weights("random:0"))
+    maps = backbone.feature_maps(images)
+    assert maps.shape == (3, 512, 7, 7)
+    torch.testing.assert_close(maps.mean((2, 3)), backbone.embed(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_gives_embeddings_alone_has_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(load_weights("random:0"))
+    monkeypatch.setattr(backbone, "_forward", lambda images: images)
+    with pytest.raises(ValueError, match="8-bit integers has no feature maps"):
+        backbone.feature_maps(torch.zeros((1, 3, SIZE, SIZE), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (100, 300), (30, 7)])
+def test_maps_are_drawn_bilinearly_between_the_cells_centres(size: tuple[int, int]) -> None:
+    cells = np.random.default_rng(0).normal(size=(7, 7))
+    found = upsampled(cells, *size)
+    assert found.shape == size
+
+    def along(place: float) -> tuple[int, float]:
+        place = min(max(place / 32, 0.0), 6.0)
+        return min(int(place), 5), place - min(int(place), 5)
+
+    for y, x in np.random.default_rng(1).integers(0, size, (50, 2)).tolist():
+        (i, s), (j, t) = along((y + 0.5) * 224 / size[0] - 0.5), along((x + 0.5) * 224 / size[1] - 0.5)
+        top, bottom = (cells[k, j] * (1 - t) + cells[k, j + 1] * t for k in (i, i + 1))
+        assert found[y, x] == pytest.approx(top * (1 - s) + bottom * s)
+
+
+def test_the_cells_centres_have_the_cells_values() -> None:
+    cells = np.random.default_rng(0).normal(size=(7, 7))
+    np.testing.assert_allclose(upsampled(cells, SIZE, SIZE)[::32, ::32], cells, atol=1e-12)
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def test_overlay_is_red_for_and_blue_against_and_leaves_the_rest() -> None:
+    cells = np.zeros((7, 7))
+    cells[1, 1], cells[5, 5] = 2.0, -2.0
+    image = np.full((SIZE, SIZE), 120, np.uint8)
+    found = overlay(image, cells, SIZE).astype(int)
+    red, blue, left = found[32, 32], found[160, 160], found[96, 96]
+    assert red[0] > red[2] + 80
+    assert blue[2] > blue[0] + 80
+    assert left.tolist() == [120, 120, 120]
+
+
+def test_a_map_of_nothing_leaves_the_image() -> None:
+    image = np.asarray(picture(60, 40).convert("L"))
+    found = overlay(image, np.zeros((7, 7)), 60)
+    assert (found == image[..., None]).all()
+
+
+def test_legend_goes_from_blue_over_grey_to_red() -> None:
+    bar = legend(101)[0].astype(int)
+    assert bar[0, 2] > bar[0, 0] + 80
+    assert bar[50].tolist() == [128, 128, 128]
+    assert bar[-1, 0] > bar[-1, 2] + 80
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (28, 28), (300, 200, 3)])
+def test_cards_take_images_of_any_shape(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    shown = Shown(pixels, np.eye(7), "gr\udcfcn\n: 0.5", "gr\udcfcn", "odds", [(pixels, ("a", "b", "long/" * 30))] * 10)
+    assert card(shown).shape[2] == 3
+
+
+# -- by example ---------------------------------------------------------------------------------------------------------
+
+
+def examples(n: int = 40) -> tuple[TrainingExamples, npt.NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 1, (n, 512)).astype(np.float32)
+    mean, std = x.mean(0), x.std(0)
+    names = [str(i) for i in range(n)]
+    patients = [f"p{i // 2}" if i % 10 else "" for i in range(n)]
+    return TrainingExamples(x, mean, std, names, names, patients, [name.encode() for name in names]), x
+
+
+def test_nearest_are_those_with_the_least_standardised_distance() -> None:
+    found, x = examples()
+    query = np.random.default_rng(1).normal(2, 1, 512).astype(np.float32)
+    distances = {str(i): float(np.linalg.norm((row - query) / x.std(0))) for i, row in enumerate(x)}
+    nearest = found.nearest(query, 4)
+    assert [one.path for one in nearest] == sorted(distances, key=distances.__getitem__)[:4]
+    assert [one.distance for one in nearest] == pytest.approx([distances[one.path] for one in nearest], rel=1e-4)
+
+
+def test_neither_the_image_itself_nor_its_patient_is_an_example() -> None:
+    found, x = examples()
+    assert found.nearest(x[5], 1)[0].path == "5"
+    assert found.nearest(x[5], 40, key=b"5")[0].path != "5"
+    of_others = {one.path for one in found.nearest(x[5], 40, key=b"5", patient="p2")}
+    assert {"4", "5"}.isdisjoint(of_others)
+    assert len(of_others) == 38
+
+
+def test_images_of_unknown_patients_are_no_patient() -> None:
+    found, x = examples()
+    assert len(found.nearest(x[0], 40, key=b"0", patient="")) == 39
+
+
+# -- the command --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(reported: Reported) -> Run:
+    return reported("demo")
+
+
+def some_paths(run: Run, n: int, split: str = "test") -> list[str]:
+    return [path for path, of in zip(run.predictions.paths, run.predictions.splits, strict=True) if of == split][:n]
+
+
+def images_of(run: Run) -> Path:
+    return run.directory.parent / "demo"
+
+
+def folder_of(run: Run, paths: list[str], folder: Path) -> Path:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes((images_of(run) / path).read_bytes())
+    return folder
+
+
+def test_explain_writes_a_picture_an_image_and_numbers_that_are_the_runs(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    paths = some_paths(run, 5)
+    data, out, sheet = folder_of(run, paths, tmp_path / "data"), tmp_path / "out", tmp_path / "sheets" / "s.png"
+    done = hoarfrost("explain", data, "--run", run.directory, "--output", out, "--contact-sheet", sheet, "--json")
+    assert done.status == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads((out / "explanations.json").read_text(encoding="utf-8"))
+    assert sorted(one["path"] for one in document["explanations"]) == sorted(paths)
+    assert {path.name for path in out.iterdir()} == {
+        "explanations.json",
+        *(o["file"] for o in document["explanations"]),
+    }
+    place = {path: i for i, path in enumerate(run.predictions.paths)}
+    of_run = run.predictions.probabilities[run.selected]
+    for one in document["explanations"]:
+        found = list(one["probabilities"].values())
+        assert found == pytest.approx(of_run[place[one["path"]]].tolist(), abs=1e-5)
+        assert one["subject"] == "malignant"
+        assert np.sum(one["map"]) == pytest.approx(one["evidence"])
+        with Image.open(out / one["file"]) as image:
+            assert image.format == "PNG"
+            assert not image.info
+    with Image.open(sheet) as image:
+        assert image.width > 500
+
+
+def test_a_linear_heads_evidence_is_the_logarithm_of_the_odds(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    seeds_differ = len(run_head(read_heads(run.directory), "linear").modules) > 1
+    data = images_of(run) / some_paths(run, 1)[0]
+    done = hoarfrost("explain", data, "--run", run.directory, "--head", "linear", "--output", tmp_path / "o", "--json")
+    (one,) = json.loads(done.stdout)["explanations"]
+    p = one["probabilities"]["malignant"]
+    # Of several seeds the map is the mean of theirs, and the probability the mean of theirs: nearly the same.
+    assert one["evidence"] == pytest.approx(np.log(p / (1 - p)), abs=0.02 if seeds_differ else 1e-4)
+
+
+def test_examples_are_training_images_of_other_patients_the_nearest_first(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    splits, patients = (
+        dict(zip(run.predictions.paths, column, strict=True))
+        for column in (run.predictions.splits, run.predictions.patients)
+    )
+    path = next(p for p in some_paths(run, 99, "train") if list(patients.values()).count(patients[p]) > 1)
+    rows = [["path", "patient"], [path, patients[path]]]
+    csv = write_csv(folder_of(run, [path], tmp_path / "data") / "one.csv", rows)
+    done = hoarfrost("explain", csv, "--run", run.directory, "--output", tmp_path / "o", "--examples", 10, "--json")
+    assert done.status == 0, done.stderr
+    nearest = json.loads(done.stdout)["explanations"][0]["nearest"]
+    assert len(nearest) == 10
+    assert {splits[one["path"]] for one in nearest} == {"train"}
+    assert patients[path] not in {patients[one["path"]] for one in nearest}
+    assert [one["distance"] for one in nearest] == sorted(one["distance"] for one in nearest)
+
+
+def test_rows_of_an_npz_and_bad_files_are_taken_as_predict_takes_them(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    write_npz(tmp_path / "m.npz", {"test": 3})
+    done = hoarfrost("explain", tmp_path / "m.npz", "--run", run.directory, "--output", tmp_path / "npz", "--json")
+    assert json.loads(done.stdout)["explained"] == 3
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "good.png").write_bytes(encode(picture(), "PNG"))
+    (tmp_path / "mixed" / "cut.png").write_bytes(encode(picture(), "PNG")[:200])
+    done = hoarfrost("explain", tmp_path / "mixed", "--run", run.directory, "--output", tmp_path / "mixed-out")
+    assert done.status == 0
+    assert "1 of 2 images explained" in done.stdout
+    assert "cut.png: damaged or truncated" in done.stdout
+    assert "untrained backbone" in done.stdout
+    assert "Research use only" in done.stdout
+
+
+def test_frames_of_a_dicom_file_are_explained_and_its_patient_is_in_no_product(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    frames = np.stack([grey_values(seed=seed) for seed in range(2)])
+    (tmp_path / "IM0001").write_bytes(encoded(dicom(frames, bits=12, PatientName="Doe^Jane", PatientID="ID-77")))
+    done = hoarfrost("explain", tmp_path / "IM0001", "--run", run.directory, "--output", tmp_path / "o", "--json")
+    assert done.status == 0, done.stderr
+    assert [one["path"] for one in json.loads(done.stdout)["explanations"]] == ["IM0001#frame=1", "IM0001#frame=2"]
+    for product in (tmp_path / "o").iterdir():
+        assert not [name for name in (b"Doe", b"Jane", b"ID-77") if name in product.read_bytes()]
+
+
+def test_another_class_is_mapped_where_it_is_asked_for(run: Run) -> None:
+    explainer = open_explainer(run_head(read_heads(run.directory)))
+    image = load_image((images_of(run) / some_paths(run, 1)[0]).read_bytes()).expand(3, -1, -1)[None]
+    of_positive, of_other = (explainer.explain(image, number)[0] for number in (1, 0))
+    np.testing.assert_allclose(of_positive.cells, -of_other.cells, atol=1e-12)
+    assert of_other.subject == explainer.predictor.names[0]
+    with pytest.raises(HoarfrostError, match="--class cyst: .* knows no such class. It has: .*malignant"):
+        explainer.class_number("cyst")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--head", "mlp:7"], "has no such head. It has: linear, mlp:64"),
+        (["--class", "cyst"], "knows no such class. It has: "),
+        (["--weights", "random:1"], "weights (SHA-256)"),
+        (["--weights", "gone.pth"], "no such file"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_and_nothing_is_written(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost, options: list[str], said: str
+) -> None:
+    data = images_of(run) / some_paths(run, 1)[0]
+    done = hoarfrost("explain", data, "--run", run.directory, "--output", tmp_path / "out", *options)
+    assert done.status == 1
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_left_alone(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    done = hoarfrost("explain", images_of(run), "--run", run.directory, "--output", tmp_path)
+    assert done.status == 1
+    assert "exists and is no empty folder; nothing was written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_unreadable_images_alone_leave_no_folder(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "no.png").write_bytes(b"no image")
+    done = hoarfrost("explain", tmp_path / "data", "--run", run.directory, "--output", tmp_path / "out")
+    assert done.status == 1
+    assert "none of the 1 images could be read" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_disk_that_is_full_leaves_no_folder(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.explain.dataset.encode_png", full)
+    data = images_of(run) / some_paths(run, 1)[0]
+    done = hoarfrost("explain", data, "--run", run.directory, "--output", tmp_path / "out")
+    assert done.status == 1
+    assert "No space left on device. Free the disk, or name another folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_runs_cache_maps_are_made_and_examples_left_out(
+    run: Run, tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    cache, data = run.directory.parent / "demo.h5", images_of(run) / some_paths(run, 1)[0]
+    cache.rename(tmp_path / "moved.h5")
+    try:
+        done = hoarfrost("explain", data, "--run", run.directory, "--output", tmp_path / "out", "--json")
+    finally:
+        (tmp_path / "moved.h5").rename(cache)
+    document = json.loads(done.stdout)
+    assert done.status == 0
+    assert document["explanations"][0]["nearest"] == []
+    assert "the nearest training images are left out: The cache" in document["notes"][0]
+    assert document["notes"][0] in done.stderr
+
+
+# -- in the report ------------------------------------------------------------------------------------------------------
+
+
+def test_report_shows_the_errors_with_maps_where_they_are_asked_for(run: Run, tmp_path: Path) -> None:
+    with_maps, without = tmp_path / "with.html", tmp_path / "without.html"
+    write_report(run.directory, output=with_maps, with_explanations=True)
+    write_report(run.directory, output=without)
+    html = with_maps.read_text(encoding="utf-8")
+    p, split = run.predictions.probabilities[run.selected], np.array(run.predictions.splits)
+    n_errors = min(12, int((p.argmax(1) != run.y_true())[split == "test"].sum()))
+    assert n_errors > 0
+    assert html.count('alt="What speaks for malignant in ') == n_errors
+    assert "for malignant</span>" in html
+    assert "What speaks for" not in without.read_text(encoding="utf-8")
+    assert with_maps.stat().st_size - without.stat().st_size < 20_000 * n_errors
+
+
+@pytest.mark.parametrize("options", [["--no-images"], ["--run", "other", "--output", "x.html"]])
+def test_report_with_maps_and_without_images_or_of_several_runs_is_no_report(
+    tmp_path: Path, hoarfrost: Hoarfrost, options: list[str]
+) -> None:
+    assert hoarfrost("report", "--run", tmp_path, "--explain", *options).status == 2
+
+
+def test_report_with_maps_says_where_the_weights_are_missing(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    out = tmp_path / "r.html"
+    done = hoarfrost("report", "--run", run.directory, "--explain", "--weights", tmp_path / "gone.pth", "--output", out)
+    assert done.status == 1
+    assert "gone.pth: no such file" in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_map_of_a_planted_lesion_is_highest_inside_it_more_often_than_chance(tmp_path: Path) -> None:
+    """With an untrained backbone a strongly decayed head is needed; `explain.lesions` measures it, and a trained one."""
+    write_demo(tmp_path / "demo", n_images=240)
+    extract(tmp_path / "demo", tmp_path / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
+    run_experiment(
+        tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear,weight_decay=300"]), positive=["malignant"]
+    )
+    explainer = open_explainer(run_head(read_heads(tmp_path / "run")))
+    found = hits(explainer, list(phantoms_anywhere(80, 1)), "malignant")
+    assert found.times_chance > 2
+    assert found.share > 1.5 * found.of_others

@@ -1,0 +1,614 @@
+"""`predict`: the same digits as the run's, on whatever images there are; what cannot be read is told, nothing is lost."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.cache import CacheWriter, EmbeddedFile, EmbeddingCache, describe
+from features.errors import CacheError, FingerprintMismatchError, HoarfrostError, RunError, TrainingError, WeightsError
+from features.extract import extract
+from features.fingerprint import bytes_key
+from features.plan import ExtractOptions
+from pipeline.experiment import run_experiment
+from pipeline.heads import parse_heads
+from pipeline.interface import open_predictor
+from pipeline.metrics import apply_temperature
+from pipeline.predict import Predictor, predict_dataset
+from pipeline.runs import Run, read_run
+from pipeline.train import TrainingConfig
+from tests.bad_images import BAD
+from tests.builders import encode, picture, write_csv, write_images
+from tests.caches import HEADER
+from tests.commands import Hoarfrost
+from tests.dicoms import dicom, encoded, grey_values
+from tests.labelled import NOT_UTF8, embeddings_of, mixed, write_labelled_cache
+from tests.standin import StandIn
+
+Row = dict[str, str]
+
+
+class Trained(NamedTuple):
+    """Images on the disk, their cache and a run on it."""
+
+    images: Path
+    cache: Path
+    run: Path
+
+
+def read_csv(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def write_set(folder: Path, *, n: int = 120) -> Path:
+    """Write small pictures of two classes that a head can tell apart, two of each patient, a third for validation."""
+    rows = [["path", "label", "patient", "split"]]
+    for i in range(n):
+        label = "benign" if i // 2 % 2 else "malignant"
+        image = picture(seed=i).point(lambda value, dark=label == "benign", i=i: value // (3 if dark and i % 11 else 1))
+        path = folder / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image))
+        rows.append([path.name, label, f"p{i // 2}", ("train", "val", "train", "val", "test", "train")[i // 4 % 6]])
+    write_csv(folder / "labels.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train two heads with two seeds on images embedded by a backbone that costs nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        import features.backbone
+        from tests.standin import cached_weights
+
+        patch.setattr(features.backbone, "Backbone", StandIn)
+        patch.setattr(features.backbone, "load_weights", cached_weights)
+        folder = tmp_path_factory.mktemp("trained")
+        write_set(folder / "images")
+        extract(folder / "images", folder / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
+    config = TrainingConfig(epochs=4, seeds=2)
+    run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear", "mlp:8"]), config=config)
+    return Trained(folder / "images", folder / "c.h5", folder / "run")
+
+
+def flat(trained: Trained, folder: Path, numbers: Sequence[int]) -> Path:
+    """Copy some of the images into a folder without labels."""
+    folder.mkdir(parents=True)
+    for number in numbers:
+        shutil.copy(trained.images / f"{number}.png", folder)
+    return folder
+
+
+pytestmark = pytest.mark.usefixtures("free_backbone")
+
+
+# -- the same digits as the run's ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+@pytest.mark.parametrize("size", [1, 7, 120])
+def test_each_digit_is_that_of_predictions_csv_whatever_is_predicted_together(
+    trained: Trained, tmp_path: Path, head: str, size: int
+) -> None:
+    expected = {row["path"]: row[head] for row in read_csv(trained.run / "predictions.csv")}
+    data = flat(trained, tmp_path / "some", range(size))
+    summary = predict_dataset(data, tmp_path / "found.csv", run=trained.run, head=head, cache=tmp_path / "new.h5")
+    found = {row["path"]: row[head] for row in read_csv(tmp_path / "found.csv")}
+    assert len(found) == summary.predicted == size
+    assert found == {path: expected[path] for path in found}
+
+
+@pytest.fixture(scope="module")
+def opened(trained: Trained) -> tuple[Predictor, np.ndarray]:
+    """Open a head, and read all embeddings."""
+    with EmbeddingCache(trained.cache) as cache:
+        return open_predictor(trained.run, "mlp:8"), cache.embeddings()
+
+
+@given(st.integers(1, 40), st.integers(0, 50))
+@settings(max_examples=20)
+def test_prediction_of_an_image_does_not_depend_on_the_others(
+    opened: tuple[Predictor, np.ndarray], size: int, first: int
+) -> None:
+    predictor, x = opened
+    whole, part = predictor.predict(x), predictor.predict(x[first : first + size])
+    for name in ("probabilities", "calibrated", "called", "sets", "distances", "is_novel"):
+        assert np.array_equal(getattr(whole, name)[first : first + size], getattr(part, name)), name
+
+
+def test_probabilities_are_calibrated_by_the_runs_temperature_and_called_at_its_operating_point(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = read_run(trained.run)
+    assert run.assessment is not None
+    assert run.assessment.calibration is not None
+    temperature = run.assessment.calibration.temperature.temperature
+    threshold = run.assessment.classes[0].points[0].point.threshold
+    predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
+    rows = read_csv(tmp_path / "found.csv")
+    raw = np.array([float(row[run.selected]) for row in rows])
+    assert raw.tolist() == run.predictions.probabilities[run.selected][:, 1].tolist()
+    calibrated = np.array([[float(row[f"probability:{name}"]) for name in ("benign", "malignant")] for row in rows])
+    assert calibrated == pytest.approx(apply_temperature(np.column_stack([1 - raw, raw]), temperature))
+    assert [row["class"] for row in rows] == ["malignant" if p >= threshold else "benign" for p in raw]
+
+
+def test_head_file_alone_predicts_as_its_run_does(trained: Trained, tmp_path: Path) -> None:
+    copied = shutil.copy(trained.run / "heads" / "linear.safetensors", tmp_path / "mine.safetensors")
+    predict_dataset(trained.images, tmp_path / "a.csv", run=trained.run, head="linear")
+    predict_dataset(trained.images, tmp_path / "b.csv", head=str(copied))
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    assert (tmp_path / "a_patients.csv").read_text() == (tmp_path / "b_patients.csv").read_text()
+
+
+# -- the cache ----------------------------------------------------------------------------------------------------------
+
+
+def forward_images(data: Path, output: Path, **options: Any) -> int:
+    """Count what goes through the backbone, by its own count."""
+    before = StandIn.forwarded
+    summary = predict_dataset(data, output, **options)
+    assert StandIn.forwarded - before == summary.forward_images
+    return summary.forward_images
+
+
+def new_images(folder: Path, n: int = 6) -> Path:
+    write_images(folder, [f"{i}.png" for i in range(n)], size=(33, 21))
+    return folder
+
+
+def test_second_head_costs_no_forward_pass(trained: Trained, tmp_path: Path) -> None:
+    data, cache = new_images(tmp_path / "new"), tmp_path / "new.h5"
+    assert forward_images(data, tmp_path / "a.csv", run=trained.run, head="linear", cache=cache) == 6
+    assert forward_images(data, tmp_path / "b.csv", run=trained.run, head="mlp:8", cache=cache) == 0
+    assert [row["path"] for row in read_csv(tmp_path / "b.csv")] == [f"{i}.png" for i in range(6)]
+
+
+def test_runs_own_cache_is_read_and_never_written_unless_it_is_named(trained: Trained, tmp_path: Path) -> None:
+    before = trained.cache.read_bytes()
+    assert forward_images(trained.images, tmp_path / "own.csv", run=trained.run) == 0
+    assert forward_images(new_images(tmp_path / "new"), tmp_path / "new.csv", run=trained.run) == 6
+    assert trained.cache.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "new.csv", "own.csv", "own_patients.csv"}
+
+
+def test_named_cache_keeps_its_data_sets_and_gets_no_other(trained: Trained, tmp_path: Path) -> None:
+    cache = shutil.copy(trained.cache, tmp_path / "c.h5")
+    tables = describe(cache).datasets
+    predict_dataset(new_images(tmp_path / "images"), tmp_path / "found.csv", run=trained.run, cache=cache)
+    assert describe(cache).datasets == tables
+    assert describe(cache).unused == 6
+    run_experiment(cache, tmp_path / "again", parse_heads(["linear"]), config=TrainingConfig(epochs=1))
+
+
+def test_run_whose_cache_is_gone_predicts_new_images(trained: Trained, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(trained.run, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["embeddings"]["cache"] = str(tmp_path / "nowhere.h5")
+    (moved / "config.json").write_text(json.dumps(config))
+    assert forward_images(new_images(tmp_path / "new"), tmp_path / "new.csv", run=moved) == 6
+
+
+def test_cache_of_another_fingerprint_is_refused_by_the_part_that_differs(trained: Trained, tmp_path: Path) -> None:
+    extract(trained.images, tmp_path / "b.h5", options=ExtractOptions(weights="random:0", precision="bfloat16"))
+    with pytest.raises(FingerprintMismatchError, match=r"What differs: precision: float32 here, bfloat16 there"):
+        predict_dataset(trained.images, tmp_path / "x.csv", run=trained.run, cache=tmp_path / "b.h5")
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_weights_that_are_others_are_refused(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(FingerprintMismatchError, match=r"random:1 are not those.*weights \(SHA-256\): \w+ here"):
+        predict_dataset(new_images(tmp_path / "n"), tmp_path / "x.csv", run=trained.run, weights="random:1")
+
+
+def test_preprocessing_that_this_version_does_not_have_is_refused(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import features.fingerprint
+
+    monkeypatch.setattr(
+        features.fingerprint, "PREPROCESSING", {**features.fingerprint.PREPROCESSING, "interpolation": "bicubic"}
+    )
+    with pytest.raises(FingerprintMismatchError, match=r"What differs: preprocessing.interpolation: .bicubic. here"):
+        predict_dataset(new_images(tmp_path / "n"), tmp_path / "x.csv", run=trained.run)
+
+
+def test_checkpoint_is_found_where_it_was_and_asked_for_where_it_is_gone(tmp_path: Path) -> None:
+    import torch
+
+    from tests.standin import cached_weights
+
+    checkpoint = tmp_path / "own.pth"
+    torch.save(dict(cached_weights("random:3").tensors), checkpoint)  # type: ignore[attr-defined]
+    cached_weights.cache_clear()
+    write_set(tmp_path / "images", n=60)
+    extract(tmp_path / "images", tmp_path / "c.h5", options=ExtractOptions(str(checkpoint), precision="float32"))
+    run_experiment(tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    assert forward_images(new_images(tmp_path / "new"), tmp_path / "a.csv", run=tmp_path / "run") == 6
+    checkpoint.rename(tmp_path / "moved.pth")
+    cached_weights.cache_clear()
+    with pytest.raises(
+        WeightsError, match=r"own\.pth \(file with SHA-256 .*cannot be had any more.*no such file.*--weights"
+    ):
+        predict_dataset(tmp_path / "new", tmp_path / "b.csv", run=tmp_path / "run")
+    predict_dataset(tmp_path / "new", tmp_path / "b.csv", run=tmp_path / "run", weights=str(tmp_path / "moved.pth"))
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    predict_dataset(tmp_path / "images", tmp_path / "c.csv", run=tmp_path / "run")  # all is cached: no weights needed
+
+
+def test_window_of_the_run_is_that_of_new_dicom_files(tmp_path: Path) -> None:
+    from features.windows import Window
+
+    for i in range(60):
+        path = tmp_path / "archive" / "ab"[i % 2] / f"{i}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = (grey_values(seed=i) // (1 + i % 2)).astype(np.uint16)
+        path.write_bytes(encoded(dicom(values, PatientID=f"patient {i}")))
+    options = ExtractOptions("random:0", precision="float32", window=Window(300, 500))
+    extract(tmp_path / "archive", tmp_path / "c.h5", options=options)
+    run = run_experiment(tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    (tmp_path / "c.h5").rename(tmp_path / "elsewhere.h5")  # so that all is embedded anew
+    predict_dataset(tmp_path / "archive", tmp_path / "found.csv", run=tmp_path / "run")
+    expected = dict(zip(run.predictions.paths, run.predictions.probabilities["linear"][:, 1].tolist(), strict=True))
+    assert {row["path"]: float(row["linear"]) for row in read_csv(tmp_path / "found.csv")} == expected
+    one = next((tmp_path / "archive" / "a").iterdir())
+    predict_dataset(one, tmp_path / "one.csv", run=tmp_path / "run")
+    (row,) = read_csv(tmp_path / "one.csv")
+    assert float(row["linear"]) == expected[f"a/{one.name}"]
+    assert len(row["patient"]) == 16  # a salted hash
+
+
+# -- whatever images there are ------------------------------------------------------------------------------------------
+
+
+def test_folder_without_labels_csv_without_labels_and_single_file_give_the_same(
+    trained: Trained, tmp_path: Path
+) -> None:
+    data = flat(trained, tmp_path / "deep" / "any" / "b", range(4))
+    flat(trained, tmp_path / "deep" / "a", range(4, 6))
+    (tmp_path / "deep" / "notes.txt").write_text("not an image")
+    predict_dataset(tmp_path / "deep", tmp_path / "folder.csv", run=trained.run)
+    rows = {row["path"]: row for row in read_csv(tmp_path / "folder.csv")}
+    assert list(rows) == ["a/4.png", "a/5.png", *[f"any/b/{i}.png" for i in range(4)]]
+    write_csv(tmp_path / "deep" / "list.csv", [["path"], ["any/b/3.png"], ["a/4.png"]])
+    predict_dataset(tmp_path / "deep" / "list.csv", tmp_path / "listed.csv", run=trained.run)
+    assert read_csv(tmp_path / "listed.csv") == [rows["any/b/3.png"], rows["a/4.png"]]
+    predict_dataset(data / "2.png", tmp_path / "one.csv", run=trained.run)
+    assert read_csv(tmp_path / "one.csv") == [{**rows["any/b/2.png"], "path": "2.png"}]
+
+
+def test_npz_without_labels_and_with_one_split_is_predicted(trained: Trained, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", test_images=np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8))
+    summary = predict_dataset(tmp_path / "x.npz", tmp_path / "x.csv", run=trained.run)
+    assert (summary.images, summary.predicted) == (5, 5)
+
+
+def test_csv_with_labels_of_one_class_empty_ones_and_odd_splits_is_predicted(trained: Trained, tmp_path: Path) -> None:
+    data = flat(trained, tmp_path / "some", range(3))
+    rows = [
+        ["path", "label", "split", "patient"],
+        ["0.png", "x", "?", "p"],
+        ["1.png", "x", "", ""],
+        ["2.png", "", "", "q"],
+    ]
+    write_csv(data / "labels.csv", rows)
+    summary = predict_dataset(data, tmp_path / "found.csv", run=trained.run)
+    assert summary.patients == 2
+    assert any("1 images are of unknown patients" in note for note in summary.notes)
+    assert [row["patient"] for row in read_csv(tmp_path / "found.csv")] == ["p", "", "q"]
+
+
+def test_frames_of_a_file_are_rows_that_say_which(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "scan.dcm").write_bytes(
+        encoded(dicom(np.stack([grey_values(seed=i) for i in range(3)]), PatientID="x"))
+    )
+    predict_dataset(tmp_path / "scan.dcm", tmp_path / "found.csv", run=trained.run)
+    rows = read_csv(tmp_path / "found.csv")
+    assert [(row["path"], row["frame"]) for row in rows] == [(f"scan.dcm#frame={i}", str(i)) for i in (1, 2, 3)]
+    (patient,) = read_csv(tmp_path / "found_patients.csv")
+    assert patient["images"] == "3"
+
+
+def test_bad_files_are_rows_with_their_reason_and_nothing_is_lost(trained: Trained, tmp_path: Path) -> None:
+    data = flat(trained, tmp_path / "mixed", range(3))
+    for name, (write, _) in BAD.items():
+        write(data / name)
+    summary = predict_dataset(data, tmp_path / "found.csv", run=trained.run, options=ExtractOptions(workers=1))
+    rows = {row["path"]: row for row in read_csv(tmp_path / "found.csv")}
+    listed = {name for name in BAD if not (data / name).is_dir()}  # a folder, whatever its name, is looked into
+    assert listed | {f"{i}.png" for i in range(3)} <= rows.keys()
+    assert summary.predicted == 3
+    assert summary.failed == len(rows) - 3
+    for path, row in rows.items():
+        bad = path in BAD
+        assert bool(row["error"]) == bad == (row["class"] == "") == (row["novelty"] == "")
+
+
+def test_all_bad_is_written_and_ends_in_an_error(trained: Trained, hoarfrost: Hoarfrost, tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "bad" / f"{i}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
+    output = hoarfrost("predict", tmp_path / "bad", "--run", trained.run, "--output", tmp_path / "x.csv", "--json")
+    assert output.status == 1
+    assert "none of the 3 images could be read. The first: 0.png: no image format recognised" in output.stderr
+    assert [row["error"][:26] for row in read_csv(tmp_path / "x.csv")] == ["no image format recognised"] * 3
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "text"])
+def test_nothing_to_predict_is_said(trained: Trained, hoarfrost: Hoarfrost, tmp_path: Path, kind: str) -> None:
+    data = tmp_path / kind
+    if kind == "empty":
+        data.mkdir()
+    elif kind == "text":
+        data.write_text("hello")
+    output = hoarfrost("predict", data, "--run", trained.run, "--output", tmp_path / "x.csv")
+    assert output.status == 1
+    expected = {
+        "empty": "no images found",
+        "missing": "no such file or folder",
+        "text": "text: no image format recognised",
+    }
+    assert expected[kind] in output.stderr
+    assert "Traceback" not in output.stderr
+
+
+def test_hostile_names_are_kept_apart_and_run_nowhere(trained: Trained, tmp_path: Path) -> None:
+    names = [
+        "=HYPERLINK(1).png",
+        "+1.png",
+        "@SUM.png",
+        "-2.png",
+        'a,b "quoted".png',
+        "two\nlines.png",
+        NOT_UTF8 + ".png",
+    ]
+    data = flat(trained, tmp_path / "odd", range(len(names)))
+    for i, name in enumerate(names):
+        (data / f"{i}.png").rename(data / name)
+    predict_dataset(data, tmp_path / "found.csv", run=trained.run)
+    paths = [row["path"] for row in read_csv(tmp_path / "found.csv")]
+    assert {(data / path).resolve() for path in paths} == {data / name for name in names}
+    assert not any(path.startswith(("=", "+", "-", "@")) for path in paths)
+    write_csv(data / "p.csv", [["path", "patient"], ["two\nlines.png", "=cmd|' /C calc'!A0"], ["+1.png", "-12"]])
+    predict_dataset(data / "p.csv", tmp_path / "p_found.csv", run=trained.run)
+    assert [row["patient"] for row in read_csv(tmp_path / "p_found.csv")] == ["'=cmd|' /C calc'!A0", "-12"]
+
+
+# -- the output ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_folder_is_made_and_an_earlier_file_replaced_whole(trained: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "not" / "yet" / "found.csv"
+    predict_dataset(trained.images, output, run=trained.run)
+    output.write_text("earlier")
+    predict_dataset(trained.images, output, run=trained.run)
+    assert len(read_csv(output)) == 120
+    assert sorted(path.name for path in output.parent.iterdir()) == ["found.csv", "found_patients.csv"]
+
+
+def test_prediction_that_fails_leaves_the_earlier_file(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "found.csv").write_text("earlier")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.predict.dataset.ImageTable.add", full)
+    with pytest.raises(RunError, match=r"found\.csv: cannot be written: .*No space left.*--output"):
+        predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
+    assert (tmp_path / "found.csv").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["found.csv"]
+
+
+def test_outputs_that_would_overwrite_something_are_refused(trained: Trained, tmp_path: Path) -> None:
+    data = shutil.copytree(trained.images, tmp_path / "images")
+    cache = shutil.copy(trained.cache, tmp_path / "c.h5")
+    (tmp_path / "folder").mkdir()
+    for output in (data / "labels.csv", trained.run / "predictions.csv", trained.run / "heads" / "x.csv", cache):
+        content = output.read_bytes() if output.exists() else b""
+        with pytest.raises(HoarfrostError, match="would overwrite"):
+            predict_dataset(data, output, run=trained.run, cache=cache)
+        assert (output.read_bytes() if output.exists() else b"") == content
+    with pytest.raises(HoarfrostError, match="is a folder"):
+        predict_dataset(data, tmp_path / "folder", run=trained.run)
+    with pytest.raises(HoarfrostError, match="cannot be written"):
+        predict_dataset(data, cache / "below" / "x.csv", run=trained.run)
+
+
+def test_patients_file_of_an_earlier_prediction_is_pointed_out(trained: Trained, tmp_path: Path) -> None:
+    predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
+    summary = predict_dataset(flat(trained, tmp_path / "some", [1]), tmp_path / "found.csv", run=trained.run)
+    assert any("found_patients.csv is of an earlier prediction" in note for note in summary.notes)
+
+
+# -- patients, classes, labels ------------------------------------------------------------------------------------------
+
+
+def test_patients_are_joined_by_the_mean_of_their_images_and_bad_ones_are_counted(
+    trained: Trained, tmp_path: Path
+) -> None:
+    data = flat(trained, tmp_path / "some", range(4))
+    (data / "bad.png").write_bytes(b"no image")
+    (data / "worse.png").write_bytes(b"")
+    paths = ["0.png", "1.png", "2.png", "3.png", "bad.png", "worse.png"]
+    write_csv(data / "list.csv", [["path", "patient"], *zip(paths, ["p", "q", "p", "p", "q", "r"], strict=True)])
+    summary = predict_dataset(data / "list.csv", tmp_path / "found.csv", run=trained.run, head="linear")
+    raw = {row["path"]: float(row["linear"] or "nan") for row in read_csv(tmp_path / "found.csv")}
+    p, q, r = read_csv(tmp_path / "found_patients.csv")
+    assert [row["patient"] for row in (p, q, r)] == ["p", "q", "r"]
+    assert float(p["linear"]) == pytest.approx(np.mean([raw["0.png"], raw["2.png"], raw["3.png"]]))
+    assert (q["images"], q["unreadable"], q["error"]) == ("2", "1", "")
+    assert (r["images"], r["unreadable"], r["class"], r["error"]) == ("1", "1", "", "none of the images could be read")
+    assert (summary.patients, summary.per_patient) == (3, "mean")
+    predict_dataset(data / "list.csv", tmp_path / "m.csv", run=trained.run, head="linear", per_patient="max")
+    p = read_csv(tmp_path / "m_patients.csv")[0]
+    assert float(p["linear"]) == max(raw["0.png"], raw["2.png"], raw["3.png"])
+
+
+def synthetic(tmp_path: Path, labels: list[str], **options: Any) -> tuple[Run, np.ndarray]:
+    """Train on synthetic embeddings; give the run and these."""
+    x = embeddings_of(labels) if any(labels) else options.pop("x")
+    cache = write_labelled_cache(
+        tmp_path / "c.h5",
+        labels,
+        embeddings=x,
+        attributes=options.pop("attributes", None),
+        patients=options.pop("patients", None),
+    )
+    config = TrainingConfig(epochs=4)
+    return run_experiment(cache, tmp_path / "run", parse_heads(["linear"]), config=config, **options), x
+
+
+def test_run_that_scores_patients_predicts_them_as_it_did(tmp_path: Path) -> None:
+    labels = [label for label in mixed({"benign": 60, "malignant": 40}) for _ in range(2)]
+    run, x = synthetic(tmp_path, labels, patients=[f"p{i // 2}" for i in range(200)], per_patient="max")
+    assert run.assessment is not None
+    assert run.assessment.calibration is not None
+    predictor = open_predictor(run.directory)
+    assert (predictor.units, predictor.head.per_patient) == (("image", "mean", "max"), "max")
+    found = predictor.predict_patients(predictor.predict(x).probabilities, np.arange(200) // 2, "max")
+    threshold = run.assessment.classes[0].points[0].point.threshold
+    assert found.called[:, 1].tolist() == (found.probabilities[:, 1] >= threshold).tolist()
+    temperature = run.assessment.calibration.temperature.temperature
+    assert found.calibrated == pytest.approx(apply_temperature(found.probabilities, temperature))
+
+
+def test_run_of_three_classes_calls_the_most_probable_one(tmp_path: Path) -> None:
+    run, x = synthetic(tmp_path, mixed({"benign": 60, "malignant": 50, "normal": 40}))
+    predictor = open_predictor(run.directory)
+    found = predictor.predict(x)
+    assert np.array_equal(found.probabilities, run.predictions.probabilities["linear"])
+    answers = [predictor.names[number] for number in found.calibrated.argmax(axis=1)]
+    assert predictor.answers(found.called) == answers
+    assert [name for name, _ in predictor.head.columns] == ["linear:benign", "linear:malignant", "linear:normal"]
+
+
+@pytest.fixture(scope="module")
+def multilabel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, np.ndarray]:
+    """Train a head that finds two labels."""
+    rng = np.random.default_rng(0)
+    y = (rng.random((200, 2)) < 0.4).astype(int)
+    x = rng.standard_normal((200, 512)).astype(np.float32)
+    x[:, :100] += np.repeat(y, 50, axis=1)
+    attributes = {name: [str(value) for value in y[:, i]] for i, name in enumerate(("effusion", "=mass"))}
+    return synthetic(tmp_path_factory.mktemp("labels"), [""] * 200, x=x, attributes=attributes, label_columns=())
+
+
+def test_run_of_several_labels_calls_each_for_itself(multilabel: tuple[Run, np.ndarray]) -> None:
+    run, x = multilabel
+    predictor = open_predictor(run.directory)
+    found = predictor.predict(x)
+    assert np.array_equal(found.probabilities, run.predictions.probabilities["linear"])
+    assert run.assessment is not None
+    for number, label in enumerate(run.assessment.classes):
+        assert label.calibration is not None
+        assert (
+            found.called[:, number].tolist()
+            == (found.probabilities[:, number] >= label.points[0].point.threshold).tolist()
+        )
+        both = np.column_stack([1 - found.probabilities[:, number], found.probabilities[:, number]])
+        assert found.calibrated[:, number] == pytest.approx(
+            apply_temperature(both, label.calibration.temperature.temperature)[:, 1]
+        )
+
+
+def test_csv_of_several_labels_has_a_set_for_each(
+    multilabel: tuple[Run, np.ndarray], tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    run, _ = multilabel
+    config = json.loads((run.directory / "config.json").read_text())
+    write_images(tmp_path / "new", ["a.png", "b.png"])
+    # The synthetic cache's weights are none: the new images' embeddings are put into a cache of its fingerprint.
+    keys = {name: bytes_key((tmp_path / "new" / name).read_bytes()) for name in ("a.png", "b.png")}
+    with CacheWriter(tmp_path / "n.h5", HEADER, "new") as writer:
+        x = np.random.default_rng(1).standard_normal((2, 512)).astype(np.float32)
+        writer.append([EmbeddedFile(name, 1, 1, key) for name, key in keys.items()], x)
+        writer.fold()
+    places = ["--run", run.directory, "--cache", tmp_path / "n.h5", "--output", tmp_path / "f.csv"]
+    output = hoarfrost("predict", tmp_path / "new", *places, "--json")
+    assert output.status == 0, output.stderr
+    document = json.loads(output.stdout)
+    assert (document["predicted"], document["forward_images"], document["patients"]) == (2, 0, None)
+    assert document["fingerprint"] == config["embeddings"]["fingerprint"]
+    for row in read_csv(tmp_path / "f.csv"):
+        assert {row["set:effusion"], row["set:=mass"]} <= {"yes", "no", "no|yes", "(none)"}
+        assert set(row) >= {"linear:effusion", "linear:=mass", "probability:effusion", "class"}
+
+
+def test_too_few_validation_images_promise_nothing_and_that_is_said(tmp_path: Path) -> None:
+    run, x = synthetic(tmp_path, mixed({"benign": 30, "malignant": 30}))  # 6 for validation
+    predictor = open_predictor(run.directory)
+    found = predictor.predict(x)
+    assert found.sets.all()
+    assert found.is_novel is None
+    assert not predictor.has_sets()
+    assert open_predictor(run.directory, coverage=0.5).has_sets()
+
+
+def test_embeddings_that_are_none_are_refused(trained: Trained) -> None:
+    predictor = open_predictor(trained.run)
+    with pytest.raises(ValueError, match=r"must be \(n, 512\)"):
+        predictor.predict(np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        predictor.predict(np.full((1, 512), np.nan, np.float32))
+    empty = predictor.predict(np.zeros((0, 512), np.float32))
+    assert empty.probabilities.shape == empty.sets.shape == (0, 2)
+    assert isinstance(predictor, Predictor)
+
+
+# -- asked for in a wrong way -------------------------------------------------------------------------------------------
+
+
+def test_wrong_heads_runs_and_units_are_named(trained: Trained, tmp_path: Path) -> None:
+    data, output = trained.images, tmp_path / "x.csv"
+    with pytest.raises(RunError, match=r"--head mlp:9: .* has no such head\. It has: linear, mlp:8"):
+        predict_dataset(data, output, run=trained.run, head="mlp:9")
+    with pytest.raises(TrainingError, match="--head tree: not a head"):
+        predict_dataset(data, output, run=trained.run, head="tree")
+    with pytest.raises(RunError, match="linear: no such file. Name a head's file"):
+        predict_dataset(data, output, head="linear")
+    with pytest.raises(HoarfrostError, match="is a folder. If it is a run, name it with --run"):
+        predict_dataset(data, output, head=str(trained.run))
+    with pytest.raises(RunError, match="is not a run folder"):
+        predict_dataset(data, output, run=tmp_path)
+    run, _ = synthetic(tmp_path, mixed({"benign": 30, "malignant": 30}))
+    with pytest.raises(TrainingError, match="--per-patient mean: the head linear was trained without knowing patients"):
+        predict_dataset(data, output, run=run.directory, per_patient="mean")
+    assert not output.exists()
+
+
+def test_neither_run_nor_head_is_wrong_usage(hoarfrost: Hoarfrost, tmp_path: Path) -> None:
+    output = hoarfrost("predict", tmp_path, "--output", tmp_path / "x.csv")
+    assert output.status == 2
+    assert "Name a run with --run DIR" in output.stderr
+
+
+def test_cache_that_is_none_is_refused(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "c.h5").write_text("no cache")
+    with pytest.raises(CacheError):
+        predict_dataset(trained.images, tmp_path / "x.csv", run=trained.run, cache=tmp_path / "c.h5")
+
+
+def test_summary_counts_what_the_csv_holds(trained: Trained, hoarfrost: Hoarfrost, tmp_path: Path) -> None:
+    arguments = ["predict", trained.images, "--run", trained.run, "--output", tmp_path / "x.csv", "--coverage", "0.8"]
+    document = json.loads(hoarfrost(*arguments, "--json").stdout)
+    rows = read_csv(tmp_path / "x.csv")
+    assert document["images"] == document["predicted"] == len(rows) == 120
+    assert document["called"] == {
+        name: n for name in ("benign", "malignant") if (n := sum(r["class"] == name for r in rows))
+    }
+    sizes = [0 if row["set"] == "(none)" else row["set"].count("|") + 1 for row in rows]
+    assert document["set_sizes"] == {str(size): sizes.count(size) for size in sorted(set(sizes))}
+    text = hoarfrost(*arguments).stdout
+    assert "120 images predicted" in text
+    assert "60 patients (mean)" in text
