@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,9 @@ import pytest
 import features.cluster
 import features.devices
 import features.loop
-from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, check_address
+from features.cluster import Cluster, engine
+from features.cluster.actors import Started, WorkerLostError
+from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, Slot, check_address
 from features.errors import HoarfrostError
 from features.extract import extract
 from features.job import Job
@@ -68,6 +70,12 @@ def test_an_address_where_nobody_answers_is_refused_within_seconds() -> None:
     with pytest.raises(HoarfrostError, match=r"127.0.0.1:9: no Ray cluster answers there .*ray start --head"):
         check_address("127.0.0.1:9")
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no.such.invalid"])
+def test_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(HoarfrostError, match="no Ray cluster answers there"):
+        check_address(f"{host}:6379")
 
 
 def test_an_address_where_another_program_answers_is_refused(web_port: int) -> None:
@@ -138,7 +146,7 @@ def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monke
         check_address(address)
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", ""])
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", "host:²", ""])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(HoarfrostError, match="expected auto, or HOST:PORT"):
         check_address(address)
@@ -154,6 +162,67 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:19")
     with pytest.raises(HoarfrostError, match=r"127.0.0.1:19: no Ray cluster answers there"):
         check_address("auto")
+
+
+# -- who chooses the precision ------------------------------------------------------------------------------------------
+
+
+class Hosts:
+    """Takes the place of `features.cluster.actors`: hosts that choose, are lost, or say nothing."""
+
+    def __init__(self, *answers: str | Exception | None) -> None:
+        self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
+        self._answers = answers
+        self.ended: list[int] = []
+
+    def start(self, slot: Slot) -> Started:
+        return Started(slot.host, slot, int(slot.node_id))
+
+    def ask(self, actor: int, *_: object) -> int:
+        return actor
+
+    def answered(self, asked: list[int], _: float) -> list[int]:
+        return [each for each in asked if self._answers[each] is not None]
+
+    def result_of(self, asked: int) -> str:
+        answer = self._answers[asked]
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+    def end(self, actor: int) -> None:
+        self.ended.append(actor)
+
+
+def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(engine, "actors", hosts)
+    monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
+    monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
+    options = ExtractOptions(device="cpu", precision="auto")
+    with Cluster(options) as cluster:
+        return cluster.choose_precision(options)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "n_asked"),
+    [
+        (Hosts("bfloat16", "float32"), 1),
+        (Hosts(None, "bfloat16", "float32"), 2),
+        (Hosts(WorkerLostError("gone"), "bfloat16"), 2),
+        (Hosts(WorkerLostError("gone"), None, WorkerLostError("gone"), "bfloat16"), 4),
+    ],
+)
+def test_the_first_host_that_answers_chooses_the_precision_and_no_worker_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, hosts: Hosts, n_asked: int
+) -> None:
+    assert chosen(hosts, monkeypatch) == "bfloat16"
+    assert sorted(hosts.ended) == list(range(n_asked))
+
+
+def test_hosts_that_are_all_lost_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HoarfrostError, match="host 1: no worker could be started there: gone"):
+        chosen(Hosts(WorkerLostError("gone"), WorkerLostError("gone")), monkeypatch)
 
 
 # -- options ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from features.cluster.connection import Slot
@@ -93,10 +94,11 @@ def result_of(reference: Reference) -> Any:
 
 
 def end(actor: Actor) -> None:
-    """End a worker at once, whatever it is doing."""
+    """End a worker at once, whatever it is doing, and whether or not it is there still."""
     import ray
 
-    ray.kill(actor)
+    with suppress(Exception):  # of one that is gone, or of a cluster that is, Ray may say so
+        ray.kill(actor)
 
 
 def _first_line(error: BaseException) -> str:
