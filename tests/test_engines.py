@@ -3,12 +3,14 @@
 import http.server
 import importlib.util
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -16,8 +18,8 @@ import pytest
 import features.cluster
 import features.devices
 import features.loop
-from features.cluster import Cluster, engine
-from features.cluster.actors import Started, WorkerLostError
+from features.cluster import Cluster, connection, engine
+from features.cluster.actors import Started, WorkerLostError, reason_of
 from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, Slot, check_address
 from features.errors import HoarfrostError
 from features.extract import extract
@@ -162,6 +164,42 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:19")
     with pytest.raises(HoarfrostError, match=r"127.0.0.1:19: no Ray cluster answers there"):
         check_address("auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("The actor died unexpectedly.\n\tclass_name: Worker", "The actor died unexpectedly"),
+        ("ValueError: one\ntwo", "ValueError: one"),
+        (
+            "The actor died because of an error raised in its creation task, ray::W\n  ^^\nModuleNotFoundError: No module 'x'",
+            "ModuleNotFoundError: No module 'x'; the same hoarfrost must be installed on each host",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'torch'",
+            "ModuleNotFoundError: No module named 'torch'; the same hoarfrost must be installed on each host",
+        ),
+    ],
+)
+def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, reason: str) -> None:
+    assert reason_of(said) == reason
+
+
+def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9\nThis process was started with:\n    Ray: 2.40"
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(connection, "_start", raises(RuntimeError(said)))
+    with pytest.raises(HoarfrostError, match=r"started with: Ray: 2.9 This process was started with: Ray: 2.40"):
+        connection.connected(None).__enter__()
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def raising(*_: object) -> None:
+        raise error
+
+    return raising
 
 
 # -- who chooses the precision ------------------------------------------------------------------------------------------

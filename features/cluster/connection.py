@@ -192,7 +192,7 @@ def connected(address: str | None) -> Iterator[str]:
             try:
                 _start(address)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise _nobody(address or "(this machine)", str(error).split("\n", maxsplit=1)[0]) from error
+                raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
         try:
             yield _dashboard()
         finally:
