@@ -172,7 +172,7 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
         ("The actor died unexpectedly.\n\tclass_name: Worker", "The actor died unexpectedly"),
         ("ValueError: one\ntwo", "ValueError: one"),
         (
-            "The actor died because of an error raised in its creation task, ray::W\n  ^^\nModuleNotFoundError: No module 'x'",
+            "The actor died because of an error raised in its creation task, W\n  ^^\nModuleNotFoundError: No module 'x'",
             "ModuleNotFoundError: No module 'x'; the same hoarfrost must be installed on each host",
         ),
         (
