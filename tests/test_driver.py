@@ -339,13 +339,14 @@ def node(name: str, **resources: float) -> dict[str, Any]:
         ({}, "cuda", [("2", 4, 1.0), ("2", 4, 1.0)]),
         ({"gpus_per_worker": 0.5}, "cuda", [("2", 2, 0.5)] * 4),
         ({"gpus_per_worker": 1 / 3}, "cuda", [("2", 1, 1 / 3)] * 6),
+        ({"gpus_per_worker": 0.2}, "cuda", [("2", 0, 0.2)] * 10),
         ({"cpus_per_worker": 8}, "cuda", [("2", 8, 1.0)]),
     ],
 )
 def test_hosts_are_cut_into_room_for_workers(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], device: str, expected: list[tuple[str, int, float]]
 ) -> None:
-    nodes = [node("0", CPU=0.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
+    nodes = [node("0", CPU=0.0, GPU=2.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
     monkeypatch.setattr(connection, "_nodes", lambda: nodes)
     found = connection.slots(ExtractOptions(**options), device)
     assert [(slot.node_id, slot.cpus, slot.gpus) for slot in found] == expected

@@ -283,9 +283,10 @@ def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> lis
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
         gpus = options.gpus_per_worker or 1.0
-        n_slots = int(n_gpus / gpus + 1e-6)  # three thirds are one
-        cpus = options.cpus_per_worker or max(1, int(n_cpus / max(1, n_slots)))
-        n_slots = min(n_slots, int(n_cpus / cpus))
+        n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
+        # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
+        cpus = options.cpus_per_worker or int(n_cpus / max(1, n_slots))
+        n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
     else:
         gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
         n_slots = int(n_cpus / cpus)
