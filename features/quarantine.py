@@ -183,13 +183,19 @@ def left_by(cache: Path, worker: str) -> set[bytes]:
 
 
 def settle_notes(cache: Path, still_suspect: Collection[bytes]) -> None:
-    """Remove the notes of all workers that are gone, but for those of images that nobody has decoded since."""
+    """Remove the notes of all workers that are gone, but for those of images that nobody has decoded since.
+
+    On a full disk they stay as they are, to be read by the next extraction.
+    """
     before, own = _all_notes(cache), _notes_path(cache, "")
-    if still_suspect:
-        own.write_bytes(b"".join(sorted(still_suspect)))
-    for notes in before:
-        if notes != own or not still_suspect:
-            notes.unlink(missing_ok=True)
+    with suppress(OSError):
+        if still_suspect:
+            new = own.with_name(own.name + ".tmp")
+            new.write_bytes(b"".join(sorted(still_suspect)))
+            new.replace(own)
+        for notes in before:
+            if notes != own or not still_suspect:
+                notes.unlink(missing_ok=True)
 
 
 def _notes_path(cache: Path, worker: str) -> Path:

@@ -301,6 +301,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     assert peaks[1] - peaks[0] < 40, peaks  # MB; the embeddings themselves grew by 112
 
 
+def test_a_folder_of_parts_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "c.h5.parts").write_bytes(b"")
+    keys, embeddings = some_images(3)
+    writer = PartWriter(tmp_path / "c.h5", HEADER, "demo")
+    writer.append(some_files(keys), embeddings)
+    with pytest.raises(CacheError, match=r"c.h5.parts: the folder of parts cannot be made: File exists"):
+        writer.commit()
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="folder cannot be made"):
@@ -355,6 +364,15 @@ def test_a_worker_recognises_what_another_has_committed(tmp_path: Path) -> None:
     for _ in range(2):
         assert second.recognise_others() == [part.path.name for part in first.parts]
         assert all(key.tobytes() in second for key in keys)
+
+
+def test_who_holds_the_lock_is_synced_so_that_workers_on_other_hosts_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.pread(number, 4096, 0).decode()))
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        assert synced == [writer.lock.owner]
 
 
 def test_a_worker_reads_who_holds_the_lock(tmp_path: Path, run_python: RunPython) -> None:

@@ -72,6 +72,7 @@ class NoRay:
         self.tried_again: list[bool] = []
         self.suspects: list[set[bytes]] = []
         self.refuses: dict[str, str] = {}
+        self.busy: set[str] = set()
 
     def share(self, value: object) -> object:
         return value
@@ -85,13 +86,16 @@ class NoRay:
         return Asked(actor, method, arguments)
 
     def answered(self, asked: list[Asked], timeout_s: float) -> list[Asked]:  # noqa: ARG002 - the signature is Ray's
-        return self.chance.sample(asked, self.chance.randint(1, len(asked)))
+        there = [each for each in asked if each.actor.slot.host not in self.busy]
+        return self.chance.sample(there, self.chance.randint(min(1, len(there)), len(there)))
 
-    def result_of(self, asked: Asked) -> Prepared | Embedded:
+    def result_of(self, asked: Asked) -> Prepared | Embedded | None:
         actor = asked.actor
         actor.is_dead = actor.is_dead or self.dies(self, asked)
         if actor.is_dead:
             raise WorkerLostError("it was killed")
+        if asked.method == "is_there":
+            return None
         if asked.method == "prepare":
             actor.plan = asked.arguments[0]
             if actor.slot.host in self.refuses:
@@ -133,10 +137,11 @@ def embed(
     slots: list[Slot] = SLOTS,
     stop: StopSignals | None = None,
     started: Sequence[Started] = (),
+    max_workers: int | None = None,
 ) -> tuple[ImageTable, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageTable(n), ExtractOptions(max_bad=1.0)
+    table, options = ImageTable(n), ExtractOptions(max_bad=1.0, max_workers=max_workers)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
         bad = BadImages(dataset, table.errors, options)
@@ -237,6 +242,55 @@ def test_a_host_that_cannot_take_part_is_named_and_done_without(
         embed(tmp_path, no_ray)
 
 
+def test_a_host_that_is_at_work_for_others_holds_nobody_up(tmp_path: Path) -> None:
+    no_ray = NoRay()
+    no_ray.busy = {"alpha"}
+    table, counts = embed(tmp_path, no_ray)
+    check(table, 100)
+    assert counts.workers == 2
+    assert no_ray.started[0].plan is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 9])
+def test_no_more_workers_are_started_than_there_may_be(tmp_path: Path, most: int) -> None:
+    no_ray = NoRay()
+    table, counts = embed(tmp_path, no_ray, max_workers=most)
+    check(table, 100)
+    assert len(no_ray.started) == min(most, 3)
+    assert counts.workers <= most
+
+
+def test_the_only_worker_that_may_be_is_elsewhere_where_a_host_cannot_take_part(tmp_path: Path) -> None:
+    no_ray = NoRay()
+    no_ray.refuses["alpha"] = "/images: there are no images here"
+    table, _ = embed(tmp_path, no_ray, max_workers=1)
+    check(table, 100)
+    no_ray = NoRay(lambda _, asked: asked.actor.slot.host == "alpha")
+    table, _ = embed(tmp_path / "again", no_ray, max_workers=1)
+    check(table, 100)
+
+
+def test_the_only_worker_that_may_be_is_elsewhere_where_a_host_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "BUSY_SECONDS", 0.0)
+    no_ray = NoRay()
+    no_ray.busy = {"alpha"}
+
+    def comes_late(self: NoRay, _: Asked) -> bool:
+        if len(self.embedded) > 20:
+            self.busy = set()
+        return False
+
+    no_ray.dies = comes_late
+    table, counts = embed(tmp_path, no_ray, 1_000, max_workers=1)
+    check(table, 1_000)
+    assert counts.workers == 1
+    alpha, beta = no_ray.started[:2]
+    assert alpha.plan is None  # beta had come in its stead
+    assert beta.sizes
+
+
 def test_the_first_worker_settles_the_compute_path_and_the_others_follow(tmp_path: Path) -> None:
     no_ray = NoRay()
     embed(tmp_path, no_ray, 1_000)
@@ -281,18 +335,18 @@ def node(name: str, **resources: float) -> dict[str, Any]:
         ({}, "cpu", [("1", 4, 0.0), ("2", 8, 0.0)]),
         ({"cpus_per_worker": 4}, "cpu", [("1", 4, 0.0), ("2", 4, 0.0), ("2", 4, 0.0)]),
         ({"cpus_per_worker": 5}, "cpu", [("2", 5, 0.0)]),
-        ({"cpus_per_worker": 4, "max_workers": 2}, "cpu", [("1", 4, 0.0), ("2", 4, 0.0)]),
         ({"cpus_per_worker": 9}, "cpu", []),
         ({}, "cuda", [("2", 4, 1.0), ("2", 4, 1.0)]),
         ({"gpus_per_worker": 0.5}, "cuda", [("2", 2, 0.5)] * 4),
         ({"gpus_per_worker": 1 / 3}, "cuda", [("2", 1, 1 / 3)] * 6),
+        ({"gpus_per_worker": 0.2}, "cuda", [("2", 0, 0.2)] * 10),
         ({"cpus_per_worker": 8}, "cuda", [("2", 8, 1.0)]),
     ],
 )
 def test_hosts_are_cut_into_room_for_workers(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], device: str, expected: list[tuple[str, int, float]]
 ) -> None:
-    nodes = [node("0", CPU=0.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
+    nodes = [node("0", CPU=0.0, GPU=2.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
     monkeypatch.setattr(connection, "_nodes", lambda: nodes)
     found = connection.slots(ExtractOptions(**options), device)
     assert [(slot.node_id, slot.cpus, slot.gpus) for slot in found] == expected

@@ -3,12 +3,14 @@
 import http.server
 import importlib.util
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -16,7 +18,9 @@ import pytest
 import features.cluster
 import features.devices
 import features.loop
-from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, check_address
+from features.cluster import Cluster, connection, engine
+from features.cluster.actors import Started, WorkerLostError, reason_of
+from features.cluster.connection import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, CLUSTER_ID, Slot, check_address
 from features.errors import HoarfrostError
 from features.extract import extract
 from features.job import Job
@@ -68,6 +72,12 @@ def test_an_address_where_nobody_answers_is_refused_within_seconds() -> None:
     with pytest.raises(HoarfrostError, match=r"127.0.0.1:9: no Ray cluster answers there .*ray start --head"):
         check_address("127.0.0.1:9")
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no.such.invalid"])
+def test_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(HoarfrostError, match="no Ray cluster answers there"):
+        check_address(f"{host}:6379")
 
 
 def test_an_address_where_another_program_answers_is_refused(web_port: int) -> None:
@@ -138,7 +148,7 @@ def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monke
         check_address(address)
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", ""])
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", "host:²", ""])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(HoarfrostError, match="expected auto, or HOST:PORT"):
         check_address(address)
@@ -154,6 +164,103 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:19")
     with pytest.raises(HoarfrostError, match=r"127.0.0.1:19: no Ray cluster answers there"):
         check_address("auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("The actor died unexpectedly.\n\tclass_name: Worker", "The actor died unexpectedly"),
+        ("ValueError: one\ntwo", "ValueError: one"),
+        (
+            "The actor died because of an error raised in its creation task, W\n  ^^\nModuleNotFoundError: No module 'x'",
+            "ModuleNotFoundError: No module 'x'; the same hoarfrost must be installed on each host",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'torch'",
+            "ModuleNotFoundError: No module named 'torch'; the same hoarfrost must be installed on each host",
+        ),
+    ],
+)
+def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, reason: str) -> None:
+    assert reason_of(said) == reason
+
+
+def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9\nThis process was started with:\n    Ray: 2.40"
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(connection, "_start", raises(RuntimeError(said)))
+    with pytest.raises(HoarfrostError, match=r"started with: Ray: 2.9 This process was started with: Ray: 2.40"):
+        connection.connected(None).__enter__()
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def raising(*_: object) -> None:
+        raise error
+
+    return raising
+
+
+# -- who chooses the precision ------------------------------------------------------------------------------------------
+
+
+class Hosts:
+    """Takes the place of `features.cluster.actors`: hosts that choose, are lost, or say nothing."""
+
+    def __init__(self, *answers: str | Exception | None) -> None:
+        self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
+        self._answers = answers
+        self.ended: list[int] = []
+
+    def start(self, slot: Slot) -> Started:
+        return Started(slot.host, slot, int(slot.node_id))
+
+    def ask(self, actor: int, *_: object) -> int:
+        return actor
+
+    def answered(self, asked: list[int], _: float) -> list[int]:
+        return [each for each in asked if self._answers[each] is not None]
+
+    def result_of(self, asked: int) -> str:
+        answer = self._answers[asked]
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+    def end(self, actor: int) -> None:
+        self.ended.append(actor)
+
+
+def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(engine, "actors", hosts)
+    monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
+    monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
+    options = ExtractOptions(device="cpu", precision="auto")
+    with Cluster(options) as cluster:
+        return cluster.choose_precision(options)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "n_asked"),
+    [
+        (Hosts("bfloat16", "float32"), 1),
+        (Hosts(None, "bfloat16", "float32"), 2),
+        (Hosts(WorkerLostError("gone"), "bfloat16"), 2),
+        (Hosts(WorkerLostError("gone"), None, WorkerLostError("gone"), "bfloat16"), 4),
+    ],
+)
+def test_the_first_host_that_answers_chooses_the_precision_and_no_worker_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, hosts: Hosts, n_asked: int
+) -> None:
+    assert chosen(hosts, monkeypatch) == "bfloat16"
+    assert sorted(hosts.ended) == list(range(n_asked))
+
+
+def test_hosts_that_are_all_lost_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HoarfrostError, match="host 1: no worker could be started there: gone"):
+        chosen(Hosts(WorkerLostError("gone"), WorkerLostError("gone")), monkeypatch)
 
 
 # -- options ------------------------------------------------------------------------------------------------------------

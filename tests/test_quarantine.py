@@ -1,6 +1,8 @@
 """A decoder that crashes the process costs one image, and nothing that was committed."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -305,5 +307,19 @@ def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extract
         pass
     assert [path.name for path in tmp_path.glob("*trying*")] == ["c.h5.trying"]
     assert left_behind(cache) == {KEY, *others}
+    settle_notes(cache, {KEY})
+    assert left_behind(cache) == {KEY}
+
+
+def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "c.h5"
+    (tmp_path / "c.h5.trying-dead").write_bytes(KEY)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     settle_notes(cache, {KEY})
     assert left_behind(cache) == {KEY}

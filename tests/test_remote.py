@@ -2,11 +2,14 @@
 
 import errno
 import functools
+import html
 import http.server
+import io
 import json
 import os
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,6 +215,46 @@ def test_folder_on_a_plain_web_server_is_a_dataset(web: str, tmp_path: Path) -> 
     assert len(list(dataset.images.contents(range(3)))) == 3
 
 
+ODD_NAMES = ["a?b.png", "a#b.png", "a&b.png", "a%20b.png", "a b.png", "ä.png", "=;+,.png"]
+
+
+class EscapingWeb(Web):
+    """Writes links as servers do that escape a quoted name for HTML once more, and begin it with "./"."""
+
+    def list_directory(self, path: Any) -> io.BytesIO:
+        names = (name + "/" * os.path.isdir(os.path.join(path, name)) for name in os.listdir(path))
+        links = (html.escape(urllib.parse.quote(name, safe="/&+;=,")) for name in names)
+        page = '<a href="?C=N;O=D">Name</a>' + "".join(f'<a href="./{link}">it</a>' for link in links)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        return io.BytesIO(page.encode())
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize("handler", [Web, EscapingWeb])
+def test_no_image_on_a_web_server_is_lost_for_its_name(tmp_path: Path, handler: type[Web]) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "served" / label).mkdir()
+        for name in ODD_NAMES:
+            (tmp_path / "served" / label / name).write_text(name)
+    with served_by(functools.partial(handler, directory=str(tmp_path / "served"))) as url:
+        dataset = read_dataset(url, name="odd")
+        assert sorted(dataset.paths) == sorted(f"{label}/{name}" for label in "ab" for name in ODD_NAMES)
+        for index, reading in dataset.images.contents(range(len(dataset))):
+            assert dataset.paths[index][2:].encode() == reading()
+
+
+@pytest.mark.parametrize("end", ["?x=secret", "#part", "/a?x=secret"])
+def test_a_folder_with_a_query_is_refused_for_it_would_hold_itself_without_end(
+    web: str, tmp_path: Path, end: str
+) -> None:
+    write_image_folder(tmp_path / "served", {"a": 1, "b": 1})
+    with pytest.raises(DatasetError, match="a folder's URL ends with its path") as caught:
+        read_dataset(web + end)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("path", ["../x.png", "/x.png", "a/../../x.png"])
 def test_csv_at_a_url_names_nothing_outside_its_folder(web: str, tmp_path: Path, path: str) -> None:
     write_csv(tmp_path / "served" / "x.csv", [["path", "label"], [path, "a"]])
@@ -382,6 +425,32 @@ def test_password_in_a_url_is_refused() -> None:
 def test_unknown_kind_of_url_is_named() -> None:
     with pytest.raises(DatasetError, match="no such kind of URL is known"):
         read_dataset("nosuch://host/set")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://[::1/x", "not a well-formed URL"),
+        ("http://", "names no server"),
+        ("https:///x", "names no server"),
+        ("s3://", "names no bucket"),
+        ("github://x/y.png", "takes more than a URL to open"),
+        ("zip://x.zip", "takes more than a URL to open"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_refused_as_data_and_in_a_csv(tmp_path: Path, url: str, reason: str) -> None:
+    with pytest.raises(DatasetError, match=reason):
+        read_dataset(url)
+    manifest = write_csv(tmp_path / "x.csv", [["path", "label"], [url, "a"], ["b.png", "b"]])
+    with pytest.raises(DatasetError, match=f"x.csv line 2: .*{reason}"):
+        read_dataset(manifest)
+
+
+def test_a_scheme_in_capitals_is_the_same(s3: Store, tmp_path: Path) -> None:
+    url = s3.put(write_image_folder(tmp_path / "images", {"a": 1, "b": 1}), "capitals")
+    assert read_dataset(url.replace("s3", "S3")).paths == ["a/0.png", "b/0.png"]
+    manifest = write_csv(tmp_path / "x.csv", [["path", "label"], ["S3://capitals/a/0.png", "a"], ["b.png", "b"]])
+    assert read_dataset(manifest).paths[0] == "s3://capitals/a/0.png"
 
 
 def test_npz_at_a_url_is_refused_with_the_way_out() -> None:

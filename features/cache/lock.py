@@ -76,10 +76,11 @@ class WriterLock:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.owner = json.dumps(owner)
-        # Only for the other's error message; a full disk must not stop the writer here.
+        # For the other's error message, and for workers on other hosts; a full disk must not stop the writer here.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, self.owner.encode(), 0)
+            os.fsync(self._descriptor)  # a network file system shows others what is synced, or closed
 
     def _refusal(self, descriptor: int) -> CacheLockedError:
         try:

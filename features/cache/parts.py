@@ -13,6 +13,7 @@ from features.cache.layout import Block, DatasetTable, Embeddings, FileTable, He
 from features.cache.reading import CacheFile
 from features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
 from features.cache.writing import write_cache_file
+from features.errors import CacheError
 from features.fingerprint import KEY_BYTES
 from features.texts import Texts
 
@@ -104,10 +105,19 @@ class PartWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Put what was appended on the disk, as one part."""
+        """Put what was appended on the disk, as one part.
+
+        Raises
+        ------
+        CacheError
+            If it cannot be written (a full disk, say).
+        """
         if self._pending:
             directory = parts_directory(self.path)
-            directory.mkdir(exist_ok=True)
+            try:
+                directory.mkdir(exist_ok=True)
+            except OSError as error:
+                raise CacheError(f"{directory}: the folder of parts cannot be made: {error.strerror}.") from error
             # Zero-padded time first, so that names sort in the order of commits.
             path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
             block = Block(_key_array(self._pending), np.concatenate(self._embeddings))

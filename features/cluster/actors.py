@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from features.cluster.connection import Slot
@@ -10,6 +11,8 @@ from features.errors import HoarfrostError
 
 Actor = Any  # Ray makes the types of its handles and references as it goes
 Reference = Any
+
+IN_CREATION = "error raised in its creation task"
 
 
 class WorkerLostError(Exception):
@@ -87,17 +90,22 @@ def result_of(reference: Reference) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, HoarfrostError):
             raise error.cause from error
-        raise WorkerLostError(f"{type(error.cause).__name__}: {_first_line(error.cause)}") from error
+        raise WorkerLostError(reason_of(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
-        raise WorkerLostError(_first_line(error)) from error
+        raise WorkerLostError(reason_of(str(error) or type(error).__name__)) from error
 
 
 def end(actor: Actor) -> None:
-    """End a worker at once, whatever it is doing."""
+    """End a worker at once, whatever it is doing, and whether or not it is there still."""
     import ray
 
-    ray.kill(actor)
+    with suppress(Exception):  # of one that is gone, or of a cluster that is, Ray may say so
+        ray.kill(actor)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
+def reason_of(text: str) -> str:
+    """Give what matters of an error's text, in one line: where a worker could not be made, Ray tells the reason last."""
+    lines = text.strip().split("\n")
+    line = lines[-1] if IN_CREATION in lines[0] else lines[0]
+    is_missing = line.startswith(ModuleNotFoundError.__name__)
+    return line.strip().rstrip(".") + ("; the same hoarfrost must be installed on each host" if is_missing else "")

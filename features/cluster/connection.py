@@ -67,7 +67,7 @@ def check_address(address: str | None) -> None:
     host, port = _host_and_port(str(found))
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no host's name
         raise _nobody(str(found), str(error)) from error
     if not os.environ.get("RAY_USE_TLS"):
         _settle_token(str(found))
@@ -138,7 +138,7 @@ def _resolved(address: str | None) -> str | None:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if not host or not (port.isascii() and port.isdigit()) or "/" in host:
         raise HoarfrostError(
             f"--address {address}: expected auto, or HOST:PORT of the cluster's head as `ray start --head` prints it."
         )
@@ -192,7 +192,7 @@ def connected(address: str | None) -> Iterator[str]:
             try:
                 _start(address)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise _nobody(address or "(this machine)", str(error).split("\n", maxsplit=1)[0]) from error
+                raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
         try:
             yield _dashboard()
         finally:
@@ -241,8 +241,8 @@ def _start(address: str | None) -> None:
 def _dashboard() -> str:
     import ray
 
-    address: str = ray._private.worker._global_node.webui_url or ""
-    return f"http://{address}" if address else ""
+    node = ray._private.worker._global_node  # none in a program that is Ray's client
+    return f"http://{node.webui_url}" if node is not None and node.webui_url else ""
 
 
 @contextmanager
@@ -264,10 +264,12 @@ def has_gpus() -> bool:
 
 
 def slots(options: ExtractOptions, device: str) -> list[Slot]:
-    """Give the room for workers on all hosts that are there now: first one on each host, then a second."""
+    """Give the room for workers on all hosts that are there now: first one on each host, then a second.
+
+    There may be more than `max_workers`: who takes some of it must know which hosts take part.
+    """
     by_host = [_slots_of(node, options, device) for node in _nodes()]
-    in_turn = [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
-    return in_turn[: options.max_workers]
+    return [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -281,9 +283,10 @@ def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> lis
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
         gpus = options.gpus_per_worker or 1.0
-        n_slots = int(n_gpus / gpus + 1e-6)  # three thirds are one
-        cpus = options.cpus_per_worker or max(1, int(n_cpus / max(1, n_slots)))
-        n_slots = min(n_slots, int(n_cpus / cpus))
+        n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
+        # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
+        cpus = options.cpus_per_worker or int(n_cpus / max(1, n_slots))
+        n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
     else:
         gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
         n_slots = int(n_cpus / cpus)

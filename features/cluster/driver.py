@@ -29,8 +29,10 @@ MOST_ATTEMPTS = 4  # at a piece: workers that die for another reason do not die 
 MOST_STARTS = 3  # in a place where workers die before they are ready
 ANSWER_SECONDS = 0.2  # between looks for signals
 LOOK_SECONDS = 5.0  # between looks for hosts that have come or gone
+BUSY_SECONDS = 30.0  # without a sign of a worker, until another place is tried in its stead
 ALONE_SECONDS = 60.0  # without any worker, until that is said; and without any host, until it is given up
 STOP_SECONDS = 30.0  # for workers to end a batch and commit it
+BUSY = "the Ray cluster is busy, or its hosts are slow to start workers; waiting for room"
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,13 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Member:
-    """A worker, and what it was asked for: to prepare itself, or to embed pieces."""
+    """A worker, and what it was asked for: whether it is there, to prepare itself, or to embed pieces."""
 
     name: str
     slot: Slot
     actor: Actor
+    arriving: Reference | None
+    started_at: float
     preparing: Reference | None = None
     prepared: Prepared | None = None
     pieces: dict[Reference, _Piece] = field(default_factory=dict)
@@ -89,7 +93,7 @@ class Driver:
         self._known = actors.share(job.writer.known)
         self._compute = job.writer.compute  # None until the first worker has settled it
         self._suspects = left_behind(job.writer.path)
-        self._crew = [_Member(*worker) for worker in started]
+        self._crew: list[_Member] = []
         self._failed_starts: Counter[tuple[str, int]] = Counter()
         self._last_reason: HoarfrostError | None = None
         self._n_cut = 0  # of todo, that are in pieces
@@ -101,6 +105,8 @@ class Driver:
         self._looked_at = -LOOK_SECONDS
         self._ready_at: float | None = None  # when the first worker was
         self._alone_since = time.monotonic()
+        for worker in started:
+            self._join(worker)
 
     def run(self) -> LoopCounts:
         """Embed all images; whatever ends it early, what is finished is committed."""
@@ -134,17 +140,36 @@ class Driver:
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
-            taken = {(member.slot.node_id, member.slot.number) for member in self._crew}
             room = [slot for slot in self._find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
-            for slot in room:
-                if (slot.node_id, slot.number) not in taken:
-                    self._crew.append(_Member(*actors.start(slot)))
+            self._fill(room, now)
             self._mind_being_alone(bool(room), now)
         for member in self._crew:
-            # The first one settles the compute path, as one machine would; the others compute the same bits.
+            # The first that is there settles the compute path, as one machine would; the others compute the same bits.
             is_settling = any(other.preparing is not None for other in self._crew) and self._compute is None
-            if member.prepared is None and member.preparing is None and not is_settling:
+            is_idle = member.arriving is None and member.prepared is None and member.preparing is None
+            if is_idle and not is_settling:
                 member.preparing = actors.ask(member.actor, "prepare", self._plan(), self._known)
+
+    def _fill(self, room: list[Slot], now: float) -> None:
+        """Start workers where there are none, as many as there may be; where others are at work none may ever come."""
+        taken = {(member.slot.node_id, member.slot.number) for member in self._crew}
+        free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
+        n_awaited = sum(member.arriving is None or now - member.started_at < BUSY_SECONDS for member in self._crew)
+        most = self._job.options.max_workers
+        for slot in free if most is None else free[: max(0, most - n_awaited)]:
+            self._join(actors.start(slot))
+
+    def _join(self, started: Started) -> None:
+        arriving = actors.ask(started.actor, "is_there")
+        self._crew.append(_Member(*started, arriving, time.monotonic()))
+
+    def _welcome(self, member: _Member) -> None:
+        """Count on a worker from now on, unless others have come meanwhile in its stead."""
+        member.arriving = None
+        most = self._job.options.max_workers
+        if most is not None and sum(each.arriving is None for each in self._crew) > most:
+            self._crew.remove(member)
+            actors.end(member.actor)
 
     def _mind_being_alone(self, has_room: bool, now: float) -> None:
         """Say that the cluster has no worker for this, and give up where there is no place for one."""
@@ -160,7 +185,7 @@ class Driver:
                 f"The Ray cluster has no host left to work on, after {self._n_done} of {len(self._todo)} images; what is "
                 "finished is committed. Join hosts with `ray start`, and run the same command again: it goes on from there."
             )
-        self._say("the Ray cluster is busy, or its hosts are slow to start workers; waiting for room")
+        self._say(BUSY)
 
     def _plan(self) -> Plan:
         job = self._job
@@ -211,13 +236,15 @@ class Driver:
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [member.preparing for member in self._crew if member.preparing is not None]
+        asked = [first for member in self._crew for first in (member.arriving, member.preparing) if first is not None]
         asked += [reference for member in self._crew for reference in member.pieces]
         if not asked:
             time.sleep(ANSWER_SECONDS)
             return
         for reference in actors.answered(asked, ANSWER_SECONDS):
-            member = next((each for each in self._crew if reference in {each.preparing, *each.pieces}), None)
+            member = next(
+                (each for each in self._crew if reference in {each.arriving, each.preparing, *each.pieces}), None
+            )
             if member is None:  # it died, and its pieces went elsewhere
                 continue
             try:
@@ -230,7 +257,9 @@ class Driver:
                     raise
                 self._refuse(member, error)
                 continue
-            if isinstance(answer, Prepared):
+            if reference == member.arriving:
+                self._welcome(member)
+            elif isinstance(answer, Prepared):
                 self._is_ready(member, answer)
             else:
                 self._take(member, member.pieces.pop(reference), answer)
@@ -265,8 +294,7 @@ class Driver:
     def _lose(self, member: _Member, reason: str) -> None:
         """Give a dead worker's pieces to others, with the images that it died at; start another in its place."""
         self._crew.remove(member)
-        with suppress(Exception):  # one that broke down is still there; of one that died Ray may say so
-            actors.end(member.actor)
+        actors.end(member.actor)  # one that broke down is still there
         self._looked_at = -LOOK_SECONDS
         self._suspects |= left_by(self._job.writer.path, member.name)
         if member.prepared is None:

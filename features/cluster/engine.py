@@ -9,7 +9,7 @@ from typing import Self
 from features.cluster import actors
 from features.cluster.actors import Reference, Started, WorkerLostError
 from features.cluster.connection import INSTALL, Slot, check_address, connected, has_gpus, require_ray, slots
-from features.cluster.driver import Driver
+from features.cluster.driver import BUSY, BUSY_SECONDS, Driver
 from features.errors import HoarfrostError
 from features.job import Job
 from features.plan import ExtractOptions, LoopCounts
@@ -34,7 +34,7 @@ class Cluster:
         self._options = options
         self._stack = ExitStack()
         self._is_joined = False
-        self._first: tuple[Started, Reference] | None = None
+        self._early: dict[Reference, Started] = {}  # by what they were asked
 
     def __enter__(self) -> Self:
         require_ray()
@@ -49,22 +49,46 @@ class Cluster:
     def start_early(self) -> None:
         """Start the first worker, where there will be work for it: it loads its libraries while this process does."""
         device = self._device(self._options.precision)
-        first = actors.start(self._slots(device)[0])
-        self._first = first, actors.ask(first.actor, "choose_precision", self._options.precision, device)
+        self._start_in(self._slots(device)[0], device)
+
+    def _start_in(self, slot: Slot, device: str) -> Reference:
+        worker = actors.start(slot)
+        self._stack.callback(
+            actors.end, worker.actor
+        )  # whatever comes: a program that uses Ray itself keeps its cluster
+        asked = actors.ask(worker.actor, "choose_precision", self._options.precision, device)
+        self._early[asked] = worker
+        return asked
 
     def choose_precision(self, options: ExtractOptions) -> str:
-        """Choose what is fast where the workers will be: this machine may be of another kind."""
+        """Choose what is fast where the workers will be: this machine may be of another kind.
+
+        Whichever host answers first decides; where one is at work for others, or broken, the next is asked.
+        """
         if options.precision != "auto":
             return options.precision
-        if self._first is None:
+        if not self._early:
             self.start_early()
-        assert self._first is not None
-        first, asked = self._first
-        try:
-            precision: str = actors.result_of(asked)
-        except WorkerLostError as error:
-            raise HoarfrostError(f"{first.slot.host}: no worker could be started there: {error}.") from error
-        return precision
+        waiting, device = set(self._early), self._device(options.precision)
+        begun = {(worker.slot.node_id, worker.slot.number) for worker in self._early.values()}
+        others = [slot for slot in self._slots(device) if (slot.node_id, slot.number) not in begun]
+        is_said = False
+        while True:
+            found = actors.answered(list(waiting), BUSY_SECONDS)
+            for asked in found:
+                try:
+                    return str(actors.result_of(asked))
+                except WorkerLostError as error:
+                    lost = self._early.pop(asked)
+                    waiting.remove(asked)
+                    if not waiting and not others:
+                        reason = f"{lost.slot.host}: no worker could be started there: {error}."
+                        raise HoarfrostError(reason) from error
+            if others:
+                waiting.add(self._start_in(others.pop(0), device))
+            elif not found and not is_said:
+                is_said = True
+                logger.warning(BUSY)
 
     def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
         """Embed images of a data set, ascending `todo`, by workers that write parts; take those in.
@@ -75,14 +99,13 @@ class Cluster:
             By what is wrong; what is finished is committed then.
         """
         device = self._device(job.recipe.precision)
-        first = self._slots(device)
+        first = self._slots(device)[: self._options.max_workers]
         logger.info(
             "Ray: %d %s on %d %s%s", len(first), "worker" if len(first) == 1 else "workers",
             len({slot.node_id for slot in first}), "host" if len({slot.node_id for slot in first}) == 1 else "hosts",
             f"; dashboard {self._dashboard}" if self._dashboard else "",
         )  # fmt: skip
-        started = [self._first[0]] if self._first is not None else []
-        return Driver(job, todo, device, lambda: slots(self._options, device), started).run()
+        return Driver(job, todo, device, lambda: slots(self._options, device), [*self._early.values()]).run()
 
     def _join(self) -> None:
         if not self._is_joined:

@@ -82,6 +82,9 @@ class Worker:
         self._stop = StopSignals()  # it never receives signals: Ray's processes have their own ways
         self._said = _Saying()
 
+    def is_there(self) -> None:
+        """Answer, as soon as there is room for this worker and its process has begun."""
+
     def choose_precision(self, asked: str, device: str) -> str:
         """Choose the precision that is fast here."""
         from features.devices import choose_device, choose_precision

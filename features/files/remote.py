@@ -2,6 +2,7 @@
 
 import email.utils
 import errno
+import html
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 60  # without a byte
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HTTP = frozenset({"http", "https"})
+_HAVE_HOSTS = _HTTP | {"s3", "s3a", "gs", "gcs"}
 _MODIFIED = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified")
 _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5")
 
@@ -87,19 +89,26 @@ def join_url(root: str, relative: str) -> str:
 
 
 def checked_url(url: str) -> str:
-    """Refuse a URL that cannot be reached, or that must not be kept.
+    """Refuse a URL that cannot be reached, or that must not be kept; give it with its scheme in lower case.
 
     Raises
     ------
     DatasetError
-        For an unknown scheme, a missing library, or a password in the URL.
+        For a malformed one, an unknown scheme, a missing library, or a password in the URL.
     """
-    parts = urlsplit(url)
+    scheme, mark, rest = url.partition("://")
+    url = scheme.lower() + mark + rest
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DatasetError(f"{_plain(url)}: not a well-formed URL ({error}). Correct it.") from error
     if "@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]:
         raise DatasetError(
             f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: a password in a URL would be kept in the cache. "
             f"Leave it out. {_advice(url)}"
         )
+    if not parts.netloc and parts.scheme in _HAVE_HOSTS:
+        raise DatasetError(f"{url}: names no {'server' if parts.scheme in _HTTP else 'bucket'}. Correct it.")
     _file_system(url)
     return url
 
@@ -156,6 +165,12 @@ def list_url(url: str) -> list[RemoteEntry]:
     RemoteError
         If the server cannot be reached, or wants (other) credentials.
     """
+    if _scheme(url) in _HTTP and (urlsplit(url).query or urlsplit(url).fragment):
+        # Names would be put behind it, and each answered by the same page: a folder in itself, without end.
+        raise DatasetError(
+            f"{_plain(url)}: a folder's URL ends with its path. Leave out what begins with '?' or '#'; in a name write %3F "
+            "or %23."
+        )
     files = _file_system(url)
     path = f"{url.rstrip('/')}/" if _scheme(url) in _HTTP else files._strip_protocol(url)
     try:
@@ -173,9 +188,10 @@ def _entries(url: str, path: str, found: list[Mapping[str, Any]]) -> Iterator[Re
         name = str(info["name"])
         if _scheme(url) in _HTTP:
             # A page may link to anything: its own table's headings, the folder above, other places.
-            name = unquote(name[len(folder) :].rstrip("/"), errors="surrogateescape") if name.startswith(folder) else ""
-            if "?" in name or "#" in name:
+            link = html.unescape(name[len(folder) :]).removeprefix("./") if name.startswith(folder) else ""
+            if "?" in link or "#" in link:  # in a name they are quoted
                 continue
+            name = unquote(link.rstrip("/"), errors="surrogateescape")
         else:
             name = name.rstrip("/")
             name = "" if name == path.rstrip("/") else name.rpartition("/")[2]  # some stores list the folder as well
@@ -203,6 +219,11 @@ def _seconds(value: object) -> int | None:
     if isinstance(value, datetime):
         value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     return int(value) if isinstance(value, int | float) else None
+
+
+def _plain(url: str) -> str:
+    """Leave out what may be a signature."""
+    return url.partition("?")[0].partition("#")[0]
 
 
 def _scheme(url: str) -> str:
@@ -241,6 +262,10 @@ def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: 
     except ImportError as error:
         raise DatasetError(
             f"{scheme}:// needs a library that is not installed ({error}). Install it: pip install 'hoarfrost[remote]'."
+        ) from error
+    except (TypeError, OSError) as error:  # an archive, a repository: what is in another file
+        raise DatasetError(
+            f"{scheme}:// takes more than a URL to open. Use s3://, gs://, http(s)://, or a path."
         ) from error
 
 
