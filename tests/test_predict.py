@@ -414,7 +414,8 @@ def test_outputs_that_would_overwrite_something_are_refused(trained: Trained, tm
     data = shutil.copytree(trained.images, tmp_path / "images")
     cache = shutil.copy(trained.cache, tmp_path / "c.h5")
     (tmp_path / "folder").mkdir()
-    for output in (data / "labels.csv", trained.run / "predictions.csv", trained.run / "heads" / "x.csv", cache):
+    of_run = (trained.run / "predictions.csv", trained.run / "heads" / "x.csv")
+    for output in (data / "labels.csv", data / "0.png", *of_run, cache):
         content = output.read_bytes() if output.exists() else b""
         with pytest.raises(HoarfrostError, match="would overwrite"):
             predict_dataset(data, output, run=trained.run, cache=cache)
@@ -573,7 +574,7 @@ def test_wrong_heads_runs_and_units_are_named(trained: Trained, tmp_path: Path) 
     data, output = trained.images, tmp_path / "x.csv"
     with pytest.raises(RunError, match=r"--head mlp:9: .* has no such head\. It has: linear, mlp:8"):
         predict_dataset(data, output, run=trained.run, head="mlp:9")
-    with pytest.raises(TrainingError, match="--head tree: not a head"):
+    with pytest.raises(RunError, match=r"--head tree: .* has no such head\. It has: linear, mlp:8"):
         predict_dataset(data, output, run=trained.run, head="tree")
     with pytest.raises(RunError, match="linear: no such file. Name a head's file"):
         predict_dataset(data, output, head="linear")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from features.errors import RunError
+from features.errors import RunError, TrainingError
 from pipeline.headfiles import SavedHead, read_head
 from pipeline.heads import parse_head
 from pipeline.predict.predictor import COVERAGE, FALSE_ALARMS, Predictor
@@ -48,7 +48,10 @@ def run_head(run: RunHeads, name: str | None = None) -> SavedHead:
 def _named(run: RunHeads, name: str) -> str:
     """Find a head by its specification, however it is spelled."""
     names = [head.name for head in run.heads]
-    found = name if name in names else parse_head(name).name
+    try:
+        found = name if name in names else parse_head(name).name
+    except TrainingError:
+        found = name
     if found not in names:
         raise RunError(f"--head {name}: {run.directory} has no such head. It has: {', '.join(names)}.")
     return found

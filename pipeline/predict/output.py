@@ -47,6 +47,10 @@ def check_output(output: Path, data: Path | str, inputs: Sequence[Path | None], 
             place = path.resolve()
             if place.is_dir():
                 raise HoarfrostError(f"--output {output}: {path} is a folder. Name a file in it.")
+            if path.suffix.lower() != ".csv" and path.exists():  # one of the images, say
+                raise HoarfrostError(
+                    f"--output {output} would overwrite {path}, which is no .csv file. Name another file."
+                )
             for other in taken:
                 if place == other.resolve() or (run is not None and place.is_relative_to((run / "heads").resolve())):
                     raise HoarfrostError(f"--output {output} would overwrite {other}. Name another file.")
