@@ -350,10 +350,15 @@ def test_reading_and_computing_take_less_time_than_one_after_the_other(
 ) -> None:
     n_batches, batch_s = 10, 0.08
     monkeypatch.setattr(StandIn, "seconds_a_batch", batch_s)
-    memory = Memory([square(i) for i in range(4 * n_batches)], seconds=(batch_s / 4,))
-    started = time.monotonic()
-    extract(memory, StandIn(), tmp_path, workers=1)
-    assert time.monotonic() - started < 0.8 * (2 * n_batches * batch_s)
+
+    def seconds(attempt: int) -> float:
+        memory = Memory([square(i) for i in range(4 * n_batches)], seconds=(batch_s / 4,))
+        started = time.monotonic()
+        extract(memory, StandIn(), tmp_path / f"{attempt}", workers=1)
+        return time.monotonic() - started
+
+    # One of several attempts: other work on the machine may keep one of them from it.
+    assert any(seconds(attempt) < 0.8 * (2 * n_batches * batch_s) for attempt in range(5))
 
 
 # -- the sample for calibration -----------------------------------------------------------------------------------------
