@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import emit, json_option, max_pixels_option, run_option
+from pipeline.cli.options import device_option, emit, json_option, max_pixels_option, run_option, weights_option
 from pipeline.cli.types import DataType, PathType
 
 
@@ -31,13 +31,8 @@ from pipeline.cli.types import DataType, PathType
     "--examples", "n_examples", type=click.IntRange(0, 10), default=5, show_default=True,
     help="How many of the nearest training images are shown.",
 )  # fmt: skip
-@click.option(
-    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-    help="Where to compute; auto is cuda where there is one, else cpu.",
-)  # fmt: skip
+@weights_option
+@device_option
 @max_pixels_option
 @json_option
 def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import emit, json_option, run_option
+from pipeline.cli.options import emit, json_option, run_option, weights_option
 from pipeline.cli.types import PathType
 
 
@@ -22,9 +22,7 @@ from pipeline.cli.types import PathType
     help="ONNX (needs the extra onnx), or torch.export's program.",
 )  # fmt: skip
 @click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
-@click.option(
-    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
-)
+@weights_option
 @json_option
 def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Write a head and its backbone as one model: from uint8 RGB of 224 x 224 to calibrated probabilities.

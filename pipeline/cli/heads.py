@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import emit, json_option, max_pixels_option
+from pipeline.cli.options import device_option, emit, json_option, max_pixels_option, weights_option
 from pipeline.cli.types import DataType, PathType, ShareType
 
 
@@ -31,13 +31,8 @@ from pipeline.cli.types import DataType, PathType, ShareType
     "--coverage", type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, show_default=True, metavar="SHARE",
     help="Of the conformal sets: the share of images whose set is to hold the true class.",
 )  # fmt: skip
-@click.option(
-    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-    help="Where to embed; auto is cuda where there is one, else cpu.",
-)  # fmt: skip
+@weights_option
+@device_option
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch.  [default: 32; on a GPU 256]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
 @max_pixels_option

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import cache_option, cluster_options, emit, json_option, max_pixels_option, window_option
+from pipeline.cli.options import (
+    cache_option,
+    cluster_options,
+    device_option,
+    emit,
+    json_option,
+    max_pixels_option,
+    window_option,
+)
 from pipeline.cli.types import DataType, PathType, SizeType
 
 
@@ -20,10 +28,7 @@ from pipeline.cli.types import DataType, PathType, SizeType
     help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
     "or imagenet where it can be had and else random:0.",
 )  # fmt: skip
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-    help="Where to compute; auto is cuda where there is one, else cpu.",
-)  # fmt: skip
+@device_option
 @click.option(
     "--precision", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True,
     help="What to compute in; auto is bfloat16 where the device multiplies it natively, else float32; "

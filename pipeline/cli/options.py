@@ -29,6 +29,20 @@ def max_pixels_option(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
+def device_option(command: Command) -> Command:
+    """Add `--device`."""
+    return click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+        help="Where to compute; auto is cuda where there is one, else cpu.",
+    )(command)  # fmt: skip
+
+
+def weights_option(command: Command) -> Command:
+    """Add `--weights` to a command that uses a run's."""
+    text = "Where the backbone's weights are now, if not where they were for the run."
+    return click.option("--weights", metavar="PATH|…", help=text)(command)
+
+
 def json_option(command: Command) -> Command:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import emit, json_option, run_option
+from pipeline.cli.options import device_option, emit, json_option, run_option, weights_option
 from pipeline.cli.types import SizeType
 
 
@@ -14,13 +14,8 @@ from pipeline.cli.types import SizeType
 @click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all of them.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option(
-    "--weights", metavar="PATH|…", help="Where the backbone's weights are now, if not where they were for the run."
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-    help="Where to compute; auto is cuda where there is one, else cpu.",
-)  # fmt: skip
+@weights_option
+@device_option
 @click.option("--max-bytes", type=SizeType(1), default="20MB", show_default=True, help="Larger files are refused.")
 @click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="And larger images.")
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds a request.")
