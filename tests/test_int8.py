@@ -20,6 +20,7 @@ from features.images import load_image
 from features.loop import sample_images
 from features.plan import ExtractOptions, ExtractSummary
 from tests.builders import SHARED_DATA, encode, picture, write_image_folder
+from tests.commands import RunPython
 
 pytest.importorskip("openvino")
 
@@ -283,3 +284,20 @@ def test_embeddings_of_busi_are_near_float32s(weights: Weights) -> None:
     assert len(images) >= 120
     in_float32, in_int8 = Backbone(weights).embed(images), Backbone(weights, precision=precision).embed(images)
     assert (F.cosine_similarity(in_int8, in_float32) >= 0.99).all()
+
+
+def test_a_signal_is_survived_after_a_network_was_dropped_in_another_thread(run_python: RunPython) -> None:
+    code = """
+import signal, threading
+from features.backbone import load_weights
+from features.backbone.int8 import Int8Network
+from features.interrupts import StopSignals
+networks = [Int8Network(load_weights("random:0"), "int8:" + ",".join(["9"] * 16))]
+dropping = threading.Thread(target=networks.clear)
+dropping.start()
+dropping.join()
+with StopSignals() as stop:
+    signal.raise_signal(signal.SIGTERM)
+print(stop.received)
+"""
+    assert run_python("-c", code).stdout == "15\n"

@@ -7,6 +7,7 @@ so they are part of the precision's name, and with it of the fingerprint.
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,11 +85,23 @@ class Int8Network:
         images, embeddings = _graph(folded_resnet(weights), ranges)
         model = openvino.Model([embeddings], [images], "resnet18")
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": usable_cpus()}
-        self._model = openvino.Core().compile_model(model, "CPU", settings)
+        self._model = _core().compile_model(model, "CPU", settings)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Embed."""
         return torch.from_numpy(np.array(self._model(images.numpy())[0]))
+
+
+@cache
+def _core() -> "openvino.Core":
+    """Give the one core of this process, which is never let go.
+
+    A core gives the thread that made it a stack for signals, and unmaps it where it ends: if that is in another thread,
+    the next signal to the first one kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def require_openvino() -> None:
