@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics as sk
 
 from pipeline.metrics import (
     confusion_matrix,
@@ -328,3 +329,21 @@ def test_constant_prediction_has_scores_and_no_warning(n_classes: int) -> None:
         warnings.simplefilter("error")
         result = score(y_true, certain, "abc"[:n_classes])
     assert (result["matthews"], result["balanced_accuracy"]) == (0, pytest.approx(1 / n_classes))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_scores_of_decisions_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    y_true = np.array([0, 0, 1, 1, 2, 2, *(true for true, _ in pairs)])
+    predicted = np.array([0, 1, 1, 1, 0, 0, *(found for _, found in pairs)])
+    result = score(y_true, np.eye(3)[predicted] * 0.7 + 0.1, ("a", "b", "c"))
+    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y_true, predicted), abs=1e-12)
+    assert result["matthews"] == pytest.approx(sk.matthews_corrcoef(y_true, predicted), abs=1e-12)
+    assert result["f1"] == pytest.approx(sk.f1_score(y_true, predicted, average="macro", zero_division=0), abs=1e-12)
+    for c, one in enumerate(result["per_class"].values()):
+        of_class, as_class = y_true == c, predicted == c
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(of_class, as_class, zero_division=0)
+        assert (one["precision"], one["sensitivity"], one["f1"]) == pytest.approx(
+            (precision[1], recall[1], f1[1]), abs=1e-12
+        )
+        assert one["specificity"] == pytest.approx(recall[0], abs=1e-12)
+        assert one["matthews"] == pytest.approx(sk.matthews_corrcoef(of_class, as_class), abs=1e-12)
