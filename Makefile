@@ -79,7 +79,7 @@ report: extract  ## extract, train where needed, and write the report
 
 test: lint  ## lint and run the tests
 	@jobs="$${JOBS:-$$($(PY) -c 'from features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
-	$(PY) -m pytest --numprocesses "$$jobs" --dist loadfile $(if $(SLOW),,-m "not slow")
+	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile $(if $(SLOW),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
 	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \

@@ -273,6 +273,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing_committed(tmp_path: Path
         np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
 
 
+@pytest.mark.slow
 def test_memory_of_the_writer_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     script = """
 import resource, sys

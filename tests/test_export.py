@@ -98,6 +98,7 @@ def test_onnx_gives_the_runs_own_probabilities(run: Run, onnx_file: Path, n: int
     np.testing.assert_allclose(calibrated, apply_temperature(own, temperature), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torch_gives_the_runs_own_probabilities(run: Run, torch_file: Path) -> None:
     images, rows = split_images(run)
     for n in (1, 7):
@@ -244,6 +245,7 @@ def test_a_threshold_calls_the_same_images_before_and_after_calibration(run: Run
     assert calibrated_threshold(0.5, 3.0) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_files_name_no_folder_of_this_machine(run: Run, onnx_file: Path, torch_file: Path) -> None:
     for path in (onnx_file, onnx_file.with_name("model_card.md"), torch_file):
         content = path.read_bytes()

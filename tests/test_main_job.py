@@ -94,12 +94,14 @@ def head_names(project: Path) -> list[str]:
     return [head["name"] for head in json.loads(metrics_of(project).read_text(encoding="utf-8"))["heads"]]
 
 
+@pytest.mark.slow
 def test_train_needs_no_image_and_no_forward_pass(after_report: Path) -> None:
     shutil.rmtree(after_report.parent / DATA)
     make(after_report, "train", f"DATA=../{DATA}", "WEIGHTS=random:0", "HEADS=mlp:512 mlp:128x3")
     assert head_names(after_report) == ["mlp:512", "mlp:128x3"]
 
 
+@pytest.mark.slow
 def test_report_does_not_train_what_is_trained(reported_once: Path) -> None:
     project = reported_once / "project"
     before = metrics_of(project).stat().st_mtime_ns

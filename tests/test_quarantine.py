@@ -189,6 +189,7 @@ def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.Monkey
         decoded_apart(PNG, 0, MAX_PIXELS, None)
 
 
+@pytest.mark.slow
 def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> None:
     write_set(tmp_path / "images")
     done = subprocess.run(
@@ -204,6 +205,7 @@ def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> 
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_image_that_crashes_its_decoder_is_left_out_of_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

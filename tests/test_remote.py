@@ -340,6 +340,7 @@ def test_missing_bucket_is_named(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     assert "s3://absent/folder: there is nothing at this URL" in output.stderr
 
 
+@pytest.mark.slow
 def test_server_that_is_not_there_ends_the_extraction(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     rows = [["path", "label"], ["http://127.0.0.1:9/a.png", "a"], ["http://127.0.0.1:9/b.png", "b"]]
     data = write_csv(tmp_path / "x.csv", rows)
@@ -366,6 +367,7 @@ def test_bad_images_at_a_url_are_rows_as_locally(web: str, tmp_path: Path, hoarf
     assert "access denied" in reasons["b/0.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("free_backbone")
 def test_credentials_that_expire_midway_lose_nothing(
     web: str, tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
@@ -384,6 +386,7 @@ def test_credentials_that_expire_midway_lose_nothing(
     assert 0 < summary["reused"] < 40
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("free_backbone")
 def test_report_without_its_server_says_so_and_is_written(
     tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch

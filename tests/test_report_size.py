@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.report import write_report
 from pipeline.report.variants import N_DRAWN
 from pipeline.runs import write_run
@@ -23,6 +25,7 @@ print(json.dumps([time.perf_counter() - started, peak_mb]))
 """
 
 
+@pytest.mark.slow
 def test_report_of_ten_heads_on_ten_thousand_images_is_small_quick_and_frugal(
     tmp_path: Path, run_python: RunPython
 ) -> None:

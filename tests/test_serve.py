@@ -167,6 +167,7 @@ def test_page_elsewhere_cannot_call_this_host_by_another_name(client: Any) -> No
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
 
 
+@pytest.mark.slow
 def test_image_that_takes_too_long_is_given_up(client: Any, reader: StandInReader) -> None:
     reader.pause = 2.5
     response = post(client, PNG)
@@ -304,6 +305,7 @@ def listening(reader: StandInReader, limits: Limits = LIMITS) -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(reader: StandInReader) -> None:
     schemathesis = pytest.importorskip("schemathesis")

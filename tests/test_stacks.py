@@ -55,9 +55,12 @@ def weights(head: TrainedHead) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in head.module.state_dict().values()])
 
 
-@pytest.mark.parametrize("patience", [20, 2])  # with 2, heads stop at different epochs and leave the stack
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_a_stacked_head_equals_the_same_head_trained_alone(patience: int, n_classes: int) -> None:
+# With a patience of 2, heads stop at different epochs and leave the stack.
+@pytest.mark.parametrize(
+    ("n_classes", "patience"),
+    [(3, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2), (2, 20), (3, 20)))],
+)
+def test_a_stacked_head_equals_the_same_head_trained_alone(n_classes: int, patience: int) -> None:
     data, folds = drawn(n_classes=n_classes), folds_of(120)
     config = replace(CONFIG, patience=patience)
     together = train(VARIANTS, data, folds, config)

@@ -227,6 +227,7 @@ def test_predicting_does_not_depend_on_which_other_rows_are_predicted() -> None:
     assert together == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_training_opens_no_file(run_python: RunPython) -> None:
     code = """
 import os, sys, torch
