@@ -110,6 +110,7 @@ class Tab:
     target: str
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    is_there: bool = False
     is_loaded: bool = False
 
     def hear(self, method: str, event: dict[str, Any]) -> None:
@@ -123,8 +124,10 @@ class Tab:
             self.complaints.append(event["entry"]["text"])
         elif method == "Page.javascriptDialogOpening":
             self.complaints.append(f"dialog: {event['message']}")
+        elif method == "Page.frameNavigated" and event["frame"]["url"] != "about:blank":
+            self.is_there = True
         elif method == "Page.loadEventFired":
-            self.is_loaded = True
+            self.is_loaded = self.is_there  # a tab begins with an empty page, which is loaded too
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **parameters)

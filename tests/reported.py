@@ -29,7 +29,7 @@ def reported(directory: Path) -> Run:
 
 def demo_run(folder: Path) -> Run:
     """Report a small demo set, with all that `train` can be asked for."""
-    write_demo(folder / "demo", n_images=120)
+    write_demo(folder / "demo", n_images=80)
     extract(folder / "demo", folder / "demo.h5", options=ExtractOptions(weights="random:0", precision="float32"))
     heads = ["linear", "mlp:64", "mlp:16,dropout=0.2"]
     config = TrainingConfig(epochs=12, seeds=2)

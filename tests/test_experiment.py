@@ -467,12 +467,14 @@ finally:
     return Watched(output, {module.split(".")[0] for module in modules}, opened, folder / "images")
 
 
+@pytest.mark.slow
 def test_train_imports_neither_torchvision_nor_pillow(watched: Watched) -> None:
     assert watched.output.status == 0, watched.output.stderr
     assert {"torch", "h5py"} <= watched.modules
     assert not {"torchvision", "PIL", "click._termui_impl"} & watched.modules
 
 
+@pytest.mark.slow
 def test_train_opens_no_image(watched: Watched) -> None:
     assert any(path.endswith("config.json") for path in watched.opened)  # the watch works
     assert [path for path in watched.opened if path.startswith(str(watched.images)) or path.endswith(".png")] == []

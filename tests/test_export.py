@@ -113,7 +113,7 @@ def test_torch_gives_the_runs_own_probabilities(run: Run, torch_file: Path) -> N
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Train on three classes, and on labels of which an image may have several, two seeds each."""
     folder = tmp_path_factory.mktemp("kinds")
-    write_demo(folder / "demo", n_images=60)
+    write_demo(folder / "demo", n_images=48)
     header, *rows = [line.split(",") for line in (folder / "demo" / "labels.csv").read_text().split()]
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (len(rows), 2)).astype(str).tolist()

@@ -286,6 +286,7 @@ def test_embeddings_of_busi_are_near_float32s(weights: Weights) -> None:
     assert (F.cosine_similarity(in_int8, in_float32) >= 0.99).all()
 
 
+@pytest.mark.slow
 def test_a_signal_is_survived_after_a_network_was_dropped_in_another_thread(run_python: RunPython) -> None:
     code = """
 import signal, threading

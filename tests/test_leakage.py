@@ -142,7 +142,7 @@ def test_threshold_that_is_no_cosine_is_refused() -> None:
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a demo set with one image again as JPEGs of other qualities, once smaller, and once as the same bytes."""
     folder = tmp_path_factory.mktemp("leaky")
-    write_demo(folder / "images", n_images=120)
+    write_demo(folder / "images", n_images=60)
     victim = sorted((folder / "images" / "benign").glob("*.png"))[0]
     with Image.open(victim) as image:
         grey = image.convert("L")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -331,6 +331,7 @@ def test_constant_prediction_has_scores_and_no_warning(n_classes: int) -> None:
     assert (result["matthews"], result["balanced_accuracy"]) == (0, pytest.approx(1 / n_classes))
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
 def test_scores_of_decisions_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     y_true = np.array([0, 0, 1, 1, 2, 2, *(true for true, _ in pairs)])

@@ -256,7 +256,7 @@ def test_print_has_no_cut_table(opened: Callable[..., Tab], kind: str) -> None:
 # -- for everyone -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_axe_finds_no_violation(opened: Callable[..., Tab], axe: str, kind: str, scheme: str) -> None:
     tab = opened(kind, features={"prefers-color-scheme": scheme})

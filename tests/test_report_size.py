@@ -39,6 +39,7 @@ def test_report_of_ten_heads_on_ten_thousand_images_is_small_quick_and_frugal(
     assert (tmp_path / "run" / "report.html").stat().st_size < 3_000_000
 
 
+@pytest.mark.slow
 def test_hundreds_of_heads_are_all_in_the_table_and_twenty_are_drawn(tmp_path: Path) -> None:
     heads = [f"mlp:{width}" for width in range(2, 402)]
     run = make_run(tmp_path / "run", heads=heads, n_of_split={"train": 30, "val": 30, "test": 600})

@@ -126,6 +126,7 @@ def test_what_cannot_be_done_is_a_message(
     assert "contact sheet cannot be written" in output.stderr or "no window; write CENTER/WIDTH" in output.stderr
 
 
+@pytest.mark.slow
 def test_no_backbone_is_imported(run_python: RunPython, mixed: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from features.survey import survey;"
