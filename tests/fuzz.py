@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["PIL", "features"]):
     _formats()  # imports Pillow's plugins
 
 from tests.dicoms import PYDICOM_FILES
-from tests.test_dicom import SMALL
+from tests.test_dicom_files import SMALL
 from tests.test_formats import CORPUS
 
 MAX_PIXELS = 1 << 22  # so that a header alone does not take the gigabyte

@@ -7,7 +7,7 @@ from features.errors import ImageDecodeError
 from features.images import Decoding, decode_pixels
 from tests.benchmarks.peak import peak_mb
 from tests.dicoms import PYDICOM_FILES
-from tests.test_dicom import SMALL
+from tests.test_dicom_files import SMALL
 from tests.test_formats import CORPUS
 
 MAX_PIXELS = 1 << 24  # 16 million: what a header promises may be allocated before its pixels turn out to be missing

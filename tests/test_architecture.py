@@ -9,6 +9,8 @@ import pytest
 from tests.commands import ROOT, RunPython
 
 LONGEST_COMMAND = 15  # lines; parse, one call, print
+LONGEST_FUNCTION = 45
+LONGEST_FILE = 450
 
 
 def module_name(path: Path) -> str:
@@ -93,7 +95,10 @@ def test_no_module_imports_itself_through_others() -> None:
         ("gdcm", {"features.dicom"}),
         ("ray", {"features.cluster"}),
         ("fsspec", {"features.files"}),
+        ("grpc", {"features.cluster"}),
         ("fastapi", {"pipeline.serve"}),
+        ("uvicorn", {"pipeline.serve"}),
+        ("jinja2", {"pipeline.report", "pipeline.serve"}),
     ],
 )
 def test_library_has_its_own_room(library: str, users: set[str]) -> None:
@@ -153,3 +158,24 @@ def test_command_is_at_most_15_lines(name: str) -> None:
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_module_says_what_it_is(module: str) -> None:
     assert ast.get_docstring(SOURCES[module])
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_functions_are_short_enough_to_be_on_one_level_of_thought(module: str) -> None:
+    functions = [node for node in ast.walk(SOURCES[module]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {
+        f.name: (f.end_lineno or 0) - f.body[ast.get_docstring(f) is not None :][0].lineno + 1
+        for f in functions
+        if len(f.body) > (ast.get_docstring(f) is not None)
+    }
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+
+
+def test_no_file_is_longer_than_a_mind_can_hold() -> None:
+    files = [path for package in ("features", "pipeline", "tests") for path in (ROOT / package).rglob("*")]
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in files
+        if path.suffix in {".py", ".j2", ".js", ".css", ".R"}
+    }
+    assert {name: n for name, n in lengths.items() if n >= LONGEST_FILE} == {}

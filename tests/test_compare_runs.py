@@ -13,8 +13,8 @@ from pipeline.report.compare import render_comparison, side_by_side
 from pipeline.runs import Run, write_run
 from tests.commands import Hoarfrost
 from tests.labelled import mixed, write_labelled_cache
+from tests.made_runs import BREAKOUT, HOSTILE, Page, make_run
 from tests.pictured import trained
-from tests.test_report import BREAKOUT, HOSTILE, Page, make_run
 
 LABELS = mixed({"benign": 90, "malignant": 60})
 PATIENTS = [f"p{i // 2}" for i in range(len(LABELS))]

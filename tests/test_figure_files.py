@@ -16,7 +16,7 @@ from pipeline.report.files import Table, csv_text, write_figures
 from pipeline.report.paper import named_figures, tables_of
 from pipeline.runs import Run, write_run
 from tests.commands import Hoarfrost
-from tests.test_report import make_run
+from tests.made_runs import make_run
 
 HOSTILE = '<img src=x onerror=alert(1)> $\\frac{ _x "]}</script>'
 

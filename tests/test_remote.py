@@ -8,7 +8,6 @@ import io
 import json
 import os
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from features.cache import EmbeddingCache
 from features.datasets import read_dataset
 from features.errors import DatasetError, ImageDecodeError, RemoteError
 from features.extract import extract
-from features.files import is_url, join, read, remote, stamp_of
+from features.files import read, remote, stamp_of
 from features.plan import ExtractOptions
 from pipeline.experiment import run_experiment
 from pipeline.heads import parse_heads
@@ -124,14 +123,6 @@ def embeddings_of(cache: Path) -> dict[str, bytes]:
         embeddings, readable = opened.arrays(table)
         paths = [path for path, there in zip(table.paths, readable, strict=True) if there]
         return {path: row.tobytes() for path, row in zip(paths, embeddings, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("place", "answer"),
-    [("s3://bucket/a.png", True), ("https://host/x", True), ("/a://b", False), ("a.png", False), ("C:/a.png", False)],
-)
-def test_a_url_is_told_from_a_path(place: str, answer: bool) -> None:
-    assert is_url(place) is answer
 
 
 @pytest.mark.usefixtures("free_backbone")
@@ -289,50 +280,7 @@ def test_missing_credentials_end_the_extraction_and_say_where_they_come_from(web
         read(f"{web}/x.png")
 
 
-class RefusingStore(http.server.BaseHTTPRequestHandler):
-    """An S3 that has one answer to all."""
-
-    status, code = 403, "AccessDenied"
-
-    def do_GET(self) -> None:
-        """Refuse."""
-        content = f"<Error><Code>{self.code}</Code><Message>No.</Message></Error>".encode()
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content if self.command == "GET" else b"")
-
-    do_HEAD = do_GET  # noqa: N815 - the library's name
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "said"),
-    [
-        (403, "AccessDenied", "cannot be listed: access denied by s3://closed"),
-        (403, "InvalidAccessKeyId", "s3://closed: credentials are missing, wrong or expired"),
-        (403, "SignatureDoesNotMatch", "s3://closed: credentials are missing, wrong or expired"),
-        (400, "ExpiredToken", "s3://closed: credentials are missing, wrong or expired"),
-    ],
-)
-def test_refused_credentials_say_where_they_come_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hoarfrost: Hoarfrost, status: int, code: str, said: str
-) -> None:
-    monkeypatch.setattr(RefusingStore, "status", status)
-    monkeypatch.setattr(RefusingStore, "code", code)
-    with served_by(RefusingStore) as endpoint:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
-            monkeypatch.setenv(name, value)
-        remote._opened.cache_clear()
-        output = hoarfrost("extract", "s3://closed", "--cache", tmp_path / "c.h5", "--weights", "random:0")
-    assert output.status == 1
-    assert said in output.stderr
-    assert "AWS_ACCESS_KEY_ID" in output.stderr
-    assert "Traceback" not in output.stderr
-
-
+@pytest.mark.usefixtures("free_backbone")
 @pytest.mark.usefixtures("s3")
 def test_missing_bucket_is_named(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     output = hoarfrost("extract", "s3://absent/folder", "--cache", tmp_path / "c.h5", "--weights", "random:0")
@@ -340,18 +288,6 @@ def test_missing_bucket_is_named(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     assert "s3://absent/folder: there is nothing at this URL" in output.stderr
 
 
-@pytest.mark.slow
-def test_server_that_is_not_there_ends_the_extraction(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
-    rows = [["path", "label"], ["http://127.0.0.1:9/a.png", "a"], ["http://127.0.0.1:9/b.png", "b"]]
-    data = write_csv(tmp_path / "x.csv", rows)
-    started = time.monotonic()
-    output = hoarfrost("extract", data, "--cache", tmp_path / "c.h5", "--weights", "random:0")
-    assert output.status == 1
-    assert "does not answer, after 4 attempts" in output.stderr
-    assert time.monotonic() - started < 30
-
-
-@pytest.mark.usefixtures("free_backbone")
 def test_bad_images_at_a_url_are_rows_as_locally(web: str, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     folder = write_image_folder(tmp_path / "served" / "set", {"a": 3, "b": 3})
     (folder / "a" / "bad.png").write_bytes(b"no image")
@@ -401,12 +337,6 @@ def test_report_without_its_server_says_so_and_is_written(
     assert "does not answer" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_signed_urls_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [["path", "label"], ["https://127.0.0.1:9/a.png?sig=1", "a"], ["https://127.0.0.1:9/b.png", "b"]]
-    read_dataset(write_csv(tmp_path / "x.csv", rows))
-    assert "1 URLs have a '?'" in caplog.text
-
-
 def test_server_without_dates_is_read_again(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "served" / "x.png").write_bytes(b"content")
     original = Web.send_header
@@ -419,53 +349,11 @@ def test_server_without_dates_is_read_again(web: str, tmp_path: Path, monkeypatc
     assert stamp_of(f"{web}/x.png") != stamp_of(f"{web}/x.png")
 
 
-def test_password_in_a_url_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"a password in a URL would be kept in the cache") as raised:
-        read_dataset("https://me:hunter2@host/set")
-    assert "hunter2" not in str(raised.value)
-
-
-def test_unknown_kind_of_url_is_named() -> None:
-    with pytest.raises(DatasetError, match="no such kind of URL is known"):
-        read_dataset("nosuch://host/set")
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://[::1/x", "not a well-formed URL"),
-        ("http://", "names no server"),
-        ("https:///x", "names no server"),
-        ("s3://", "names no bucket"),
-        ("github://x/y.png", "takes more than a URL to open"),
-        ("zip://x.zip", "takes more than a URL to open"),
-    ],
-)
-def test_a_url_that_leads_nowhere_is_refused_as_data_and_in_a_csv(tmp_path: Path, url: str, reason: str) -> None:
-    with pytest.raises(DatasetError, match=reason):
-        read_dataset(url)
-    manifest = write_csv(tmp_path / "x.csv", [["path", "label"], [url, "a"], ["b.png", "b"]])
-    with pytest.raises(DatasetError, match=f"x.csv line 2: .*{reason}"):
-        read_dataset(manifest)
-
-
 def test_a_scheme_in_capitals_is_the_same(s3: Store, tmp_path: Path) -> None:
     url = s3.put(write_image_folder(tmp_path / "images", {"a": 1, "b": 1}), "capitals")
     assert read_dataset(url.replace("s3", "S3")).paths == ["a/0.png", "b/0.png"]
     manifest = write_csv(tmp_path / "x.csv", [["path", "label"], ["S3://capitals/a/0.png", "a"], ["b.png", "b"]])
     assert read_dataset(manifest).paths[0] == "s3://capitals/a/0.png"
-
-
-def test_npz_at_a_url_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DatasetError, match="Copy it to a disk"):
-        read_dataset("https://127.0.0.1:9/set.npz")
-
-
-def test_names_are_quoted_over_http_alone() -> None:
-    assert join("https://h/a", "b c#1.png") == "https://h/a/b%20c%231.png"
-    assert join("s3://h/a", "b c#1.png") == "s3://h/a/b c#1.png"
-    assert join("s3://h/a", "https://other/x.png") == "https://other/x.png"
-    assert join("/a", "b.png") == os.path.join("/a", "b.png")
 
 
 def test_inspect_reads_dicom_and_pages_at_a_url(web: str, tmp_path: Path, hoarfrost: Hoarfrost) -> None:

@@ -23,8 +23,8 @@ from pipeline.report.methods import methods_of
 from pipeline.report.words import decimal, p_text
 from pipeline.runs import FixedPoint, Leakage, PatientIntervals, Run, SharedImages, SimilarImages
 from tests.labelled import embeddings_of, write_labelled_cache
+from tests.made_runs import make_run
 from tests.samples import Sample, samples
-from tests.test_report import make_run
 
 SHARED = SharedImages("the patient 'p1'", "a.png", "train", "b.png", "test", 4)
 NOTHING_SHARED = Leakage(0, (), 0, (), 0, (), 0.9)

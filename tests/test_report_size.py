@@ -9,7 +9,7 @@ from pipeline.report import write_report
 from pipeline.report.variants import N_DRAWN
 from pipeline.runs import write_run
 from tests.commands import RunPython
-from tests.test_report import make_run
+from tests.made_runs import make_run
 
 MANY = {"train": 300, "val": 300, "test": 10_000}
 # Measured by `python -m tests.benchmarks report`: 2 s, 164 MB. Here machines may be slow and shared.

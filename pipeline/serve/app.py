@@ -28,6 +28,13 @@ DESCRIPTION = (
     f"**{RESEARCH_USE}**\n\nA head on a frozen backbone answers for one image at a time. Nothing that is sent is kept. "
     "Calibration, conformal sets and the distance's limit were fixed on the run's validation images, for images like these."
 )
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "No form with a file"},
+    408: {"model": Problem, "description": "Not sent, or not answered, in time"},
+    413: {"model": Problem, "description": "Too many bytes"},
+    415: {"model": Problem, "description": "No image that can be read, damaged, or of too many pixels"},
+    429: {"model": Problem, "description": "Too many requests at a time"},
+}
 
 
 class Reader(Protocol):
@@ -78,38 +85,33 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
     async def about() -> About:
         return reader.about
 
-    refusals: dict[int | str, dict[str, Any]] = {
-        400: {"model": Problem, "description": "No form with a file"},
-        408: {"model": Problem, "description": "Not sent, or not answered, in time"},
-        413: {"model": Problem, "description": "Too many bytes"},
-        415: {"model": Problem, "description": "No image that can be read, damaged, or of too many pixels"},
-        429: {"model": Problem, "description": "Too many requests at a time"},
-    }
-
-    @app.post("/predict", summary="Predict one image", responses=refusals)
+    @app.post("/predict", summary="Predict one image", responses=REFUSALS)
     async def predict(
         file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP, BMP, DICOM and others.")],
         explain: Annotated[bool, Query(description="With activation map and nearest training images.")] = False,
     ) -> Answer:
-        content = await file.read()
-        if len(content) > limits.max_bytes:
-            raise HTTPException(413, f"too large: at most {limits.max_bytes / 1e6:g} MB")
-        loop, threads = asyncio.get_running_loop(), app.state.decoders
-        try:
-            async with asyncio.timeout(limits.seconds):
-                pixels = await loop.run_in_executor(threads, reader.decode, content)
-                answer: Answer = await asyncio.wrap_future(app.state.batcher.submit(pixels))
-                if explain:
-                    answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
-        except ImageDecodeError as error:
-            raise HTTPException(415, f"{error}") from error
-        except TimeoutError:
-            raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
-        return answer
+        return await _predict(app, reader, limits, await file.read(), explain)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(LimitRequests, limits=limits)  # added last, it is outermost
     return app
+
+
+async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes, explain: bool) -> Answer:
+    if len(content) > limits.max_bytes:
+        raise HTTPException(413, f"too large: at most {limits.max_bytes / 1e6:g} MB")
+    loop, threads = asyncio.get_running_loop(), app.state.decoders
+    try:
+        async with asyncio.timeout(limits.seconds):
+            pixels = await loop.run_in_executor(threads, reader.decode, content)
+            answer: Answer = await asyncio.wrap_future(app.state.batcher.submit(pixels))
+            if explain:
+                answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
+    except ImageDecodeError as error:
+        raise HTTPException(415, f"{error}") from error
+    except TimeoutError:
+        raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
+    return answer
 
 
 def _page(about: About) -> str:

@@ -17,7 +17,7 @@ from tests.benchmarks.measurement import Measurement
 from tests.builders import encode, picture
 from tests.caches import HEADER
 from tests.labelled import embeddings_of
-from tests.test_report import make_run
+from tests.made_runs import make_run
 
 N_OF_SPLIT = {"train": 2_000, "val": 1_000, "test": 10_000}
 N_HEADS = 10
