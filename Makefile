@@ -6,7 +6,7 @@
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
 #   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
 #   EXPLAIN   EXPLAIN=1 shows the report's errors with maps of what speaks for a class
-#   LOCKED    LOCKED=1 makes `make setup` install the very versions of requirements.lock
+#   LOCKED    LOCKED=1 installs the very versions of requirements.lock, and no others
 #   JOBS      how many processes test at a time (default: the CPUs)
 #   SLOW      SLOW=1 makes `make test` run the slow tests too
 #   PYTHON    an environment to use as it is; nothing is installed then
@@ -19,11 +19,16 @@ PY := $(PYTHON)
 READY :=
 else
 PY := .venv/bin/python
-READY := .venv/.ready
+READY := .venv/$(if $(LOCKED),.locked,.ready)
 endif
 
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
 HOARFROST := $(PY) -m pipeline
+
+ENVIRONMENT = @python="$$(for p in python3 python3.13 python3.12 python3.11; do \
+		$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)"; \
+	if [ -z "$$python" ]; then echo "hoarfrost needs Python 3.11 or newer; none was found." >&2; exit 1; fi; \
+	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 # One place for each DATA and WEIGHTS: another data set of the same name gets another one.
 PLACES = set -e; \
@@ -53,12 +58,17 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv and install everything into it
 
 .venv/.ready: setup.cfg pyproject.toml
-	@python="$$(for p in python3 python3.13 python3.12 python3.11; do \
-		$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)"; \
-	if [ -z "$$python" ]; then echo "hoarfrost needs Python 3.11 or newer; none was found." >&2; exit 1; fi; \
-	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(if $(LOCKED),$(PIP) --require-hashes --requirement requirements.lock && $(PIP) --no-deps --editable .,$(PIP) --editable '.[dev]')
+	$(ENVIRONMENT)
+	@rm -f .venv/.locked
+	$(PIP) --editable '.[dev]'
 	@touch $@
+
+# Its stamp comes last: what was installed by the lock counts as installed, and not the other way round.
+.venv/.locked: requirements.lock setup.cfg pyproject.toml
+	$(ENVIRONMENT)
+	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch .venv/.ready $@
 
 extract: $(READY)  ## embed the images that the cache lacks
 	@$(PLACES) \

@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -15,9 +16,9 @@ from features.errors import HoarfrostError
 from pipeline import __version__
 
 OLDEST_PYTHON = (3, 11)
-LITTLE_ROOM = 8 * 10**9  # bytes: an environment with the CUDA build of PyTorch takes 5.6 GB
+LITTLE_ROOM = 8 * 10**9  # bytes: an environment with the CUDA build of PyTorch takes 6.8 GB
 BYTES_A_MILLION = 2 * 10**9  # of embeddings, float32
-NOT_FOR_USERS = frozenset({"dev", "fuzz"})
+LIBRARIES_OF = {"hdf5": ("h5py", "numpy"), **dict.fromkeys(("torch", "gpu", "weights"), ("torch", "torchvision"))}
 COSTS_OF_EXTRAS = {
     "dicom": "DICOM files cannot be read",
     "ray": "stage one runs on this machine alone, and on one of its GPUs",
@@ -75,11 +76,17 @@ def _found_by(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from look()
     except Exception as error:  # a broken installation raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        yield Finding(name, "broken", reason, "nothing that needs it works", _install("hoarfrost", again=True))
+        libraries = LIBRARIES_OF.get(name, ())
+        mend = _install(*libraries, again=True) if libraries else f"{_pip()} check, which says what does not fit"
+        yield Finding(name, "broken", reason, "nothing that needs it works", mend)
 
 
-def _install(what: str, *, again: bool = False) -> str:
-    return f"{Path(sys.executable).name} -m pip install {'--force-reinstall ' if again else ''}'{what}'"
+def _install(*requirements: str, again: bool = False) -> str:
+    return f"{_pip()} install {'--force-reinstall ' if again else ''}{shlex.join(requirements)}"
+
+
+def _pip() -> str:
+    return f"{Path(sys.executable).name} -m pip"
 
 
 def _python() -> Iterator[Finding]:
@@ -99,7 +106,7 @@ def _libraries() -> Iterator[Finding]:
         return
     bad = [text for name, text in wanted.items() if not _is_satisfied(name, text)]
     if bad:
-        yield Finding("libraries", "broken", f"missing or too old: {', '.join(bad)}", "", _install("hoarfrost"))
+        yield Finding("libraries", "broken", f"missing or too old: {', '.join(bad)}", "", _install(*bad))
     else:
         yield Finding("libraries", "ok", f"all {len(wanted)} that it needs")
 
@@ -134,7 +141,7 @@ def _torch() -> Iterator[Finding]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         found = f"torch {torch.__version__} with torchvision {version('torchvision')}: {reason}"
-        yield Finding("torch", "broken", found, "the two do not fit", _install("torch torchvision", again=True))
+        yield Finding("torch", "broken", found, "the two do not fit", _install("torch", "torchvision", again=True))
         return
     yield Finding("torch", "ok", f"{torch.__version__}, torchvision {version('torchvision')}")
 
@@ -177,7 +184,7 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "Apple's, by --device mps")
     elif Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the build for CPUs"
-        mend = "update the driver" if torch.version.cuda else _install("torch torchvision", again=True)
+        mend = "update the driver" if torch.version.cuda else _install("torch", "torchvision", again=True)
         yield Finding(
             "GPU", "missing", f"there is one, and torch cannot use it; {built}", "stage one runs on the CPU", mend
         )
@@ -194,7 +201,9 @@ def _weights() -> Iterator[Finding]:
             yield Finding("ImageNet weights", "ok", f"{path}, intact")
             return
     except HoarfrostError as error:
-        yield Finding("ImageNet weights", "broken", str(error), "--weights imagenet fails", f"rm {path}")
+        yield Finding(
+            "ImageNet weights", "broken", str(error), "--weights imagenet fails", f"rm {shlex.quote(str(path))}"
+        )
         return
     costs = "the first extraction downloads 45 MB; without a network it ends in an error"
     mend = f"nothing to do with a network; else bring {path.name} from {IMAGENET.url} into {path.parent}"

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,13 +12,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import features.backbone.compiler
 import features.backbone.weights
+import features.cache
 import features.devices
 import pipeline.doctor
 from features.errors import WeightsError
-from pipeline.doctor import COSTS_OF_EXTRAS, NOT_FOR_USERS, Finding, diagnose
+from pipeline.doctor import COSTS_OF_EXTRAS, Finding, diagnose
 from tests.commands import ROOT, Hoarfrost, RunPython
 
 
@@ -64,7 +67,7 @@ def test_text_tells_what_is_missing_what_it_costs_and_what_brings_it(hoarfrost: 
 def test_every_extra_for_users_says_what_its_absence_costs() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    assert set(setup["options.extras_require"]) - NOT_FOR_USERS == set(COSTS_OF_EXTRAS)
+    assert set(setup["options.extras_require"]) - {"dev", "fuzz"} == set(COSTS_OF_EXTRAS)
 
 
 def test_missing_extra_names_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +190,30 @@ def test_without_torch_the_doctor_still_answers(run_python: RunPython) -> None:
     assert output.status == 1
     assert "broken" in output.stdout
     assert "Traceback" not in output.stderr
-    assert "force-reinstall" in output.stdout
+    assert "pip install --force-reinstall torch torchvision" in output.stdout
 
 
-def test_install_commands_are_for_this_python() -> None:
-    assert pipeline.doctor._install("x").startswith(Path(sys.executable).name)
+def test_install_commands_are_for_this_python_and_are_taken_word_by_word() -> None:
+    command = shlex.split(pipeline.doctor._install("torch>=2.11", "hoarfrost[dicom]", again=True))
+    python = Path(sys.executable).name
+    assert command == [python, "-m", "pip", "install", "--force-reinstall", "torch>=2.11", "hoarfrost[dicom]"]
+
+
+def test_whatever_is_broken_what_brings_it_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pip takes each word as a requirement; hoarfrost itself is brought by its extras alone, for it is installed."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(pipeline.doctor, "_is_satisfied", lambda *_: False)
+    monkeypatch.setattr(pipeline.doctor.importlib, "import_module", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", fail)
+    monkeypatch.setattr(features.cache, "write_cache_file", fail)
+    mends = {
+        finding.name: shlex.split(finding.mend) for finding in diagnose().findings if "pip install" in finding.mend
+    }
+    assert mends.keys() >= {"libraries", "torch", "gpu", "hdf5", "extra dicom"}
+    for words in mends.values():
+        asked = [Requirement(word) for word in words[4:] if word != "--force-reinstall"]
+        assert asked
+        assert all(requirement.name != "hoarfrost" or requirement.extras for requirement in asked)
