@@ -30,7 +30,7 @@ ENVIRONMENT = @python="$$(for p in python3 python3.13 python3.12 python3.11; do 
 	if [ -z "$$python" ]; then echo "hoarfrost needs Python 3.11 or newer; none was found." >&2; exit 1; fi; \
 	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-# One place for each DATA and WEIGHTS: another data set of the same name gets another one.
+# One place for each DATA and WEIGHTS: another dataset of the same name gets another one.
 PLACES = set -e; \
 	if [ -n "$$DATA" ]; then \
 		name="$$(basename "$$DATA" | tr -c 'A-Za-z0-9._\n-' _)-$$(printf %s "$$DATA" | cksum | cut -d' ' -f1)"; \

@@ -49,7 +49,7 @@ def extract(
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExtractSummary:
-    """Embed a data set's images that the cache lacks, and record the data set in the cache.
+    """Embed a dataset's images that the cache lacks, and record the dataset in the cache.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def extract(
     cache : Path
         The cache's HDF5 file; made where it is missing.
     name : str, optional
-        The data set's name in the cache.
+        The dataset's name in the cache.
     options : ExtractOptions, optional
     on_progress : callable
         Called after each batch.
@@ -70,7 +70,7 @@ def extract(
     Raises
     ------
     HoarfrostError
-        One of its children, by what is wrong: data set, weights, cache, or (with "fail") an image.
+        One of its children, by what is wrong: dataset, weights, cache, or (with "fail") an image.
     """
     started = time.monotonic()
     options = options or ExtractOptions()
@@ -121,7 +121,7 @@ def extract(
 
 @dataclass(frozen=True)
 class Embedded:
-    """A data set whose embeddings are in a cache, without being one of its data sets.
+    """A dataset whose embeddings are in a cache, without being one of its datasets.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class Embedded:
     keys : ndarray (n, 32) uint8
         Each image's; anything for those that cannot be read.
     errors : mapping of int to str
-        Why images cannot be read, by their place in the data set.
+        Why images cannot be read, by their place in the dataset.
     forward_images : int
         How many went through the backbone.
     """
@@ -150,7 +150,7 @@ def embed_like(
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Embedded:
-    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no data set.
+    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no dataset.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def embed_like(
     Raises
     ------
     HoarfrostError
-        One of its children, by what is wrong: data set, weights, fingerprint, cache.
+        One of its children, by what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
     options = replace(options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip")
@@ -221,7 +221,7 @@ def _embed(job: Job, todo: Sequence[int], cluster: "Cluster | None") -> LoopCoun
         return LoopCounts("cpu" if device == "auto" else device)
     if cluster is not None:
         return cluster.embed(job, todo)
-    # Only here: torch takes seconds to import, and an unchanged data set needs none of it.
+    # Only here: torch takes seconds to import, and an unchanged dataset needs none of it.
     from features.devices import choose_batch_size, choose_device, n_gpus
 
     device = choose_device(job.options.device, job.recipe.precision)

@@ -1,4 +1,4 @@
-"""What an engine is given to embed a data set: where images come from, how they are embedded, where all of it goes."""
+"""What an engine is given to embed a dataset: where images come from, how they are embedded, where all of it goes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from features.recipes import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction: the data set, its cache's writer, what is known of each image, and who wants to know of it.
+    """An extraction: the dataset, its cache's writer, what is known of each image, and who wants to know of it.
 
     `lender` has embeddings that are copied.
     """

@@ -114,7 +114,7 @@ class _Started:
 class EmbeddingLoop:
     """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the order of the images.
 
-    The same on one machine, for a whole data set, and in each worker of a cluster, for one piece of it after another.
+    The same on one machine, for a whole dataset, and in each worker of a cluster, for one piece of it after another.
 
     Parameters
     ----------
@@ -391,7 +391,7 @@ def _n_bytes(content: "Content") -> int:
 
 
 def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
-    """Load images from all over a data set, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
+    """Load images from all over a dataset, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
 
     Raises
     ------

@@ -139,7 +139,7 @@ class LoopCounts:
 
 
 class ImageTable:
-    """What is known of each image of the data set, filled in as the extraction goes."""
+    """What is known of each image of the dataset, filled in as the extraction goes."""
 
     def __init__(self, n_images: int) -> None:
         self.keys = np.zeros((n_images, KEY_BYTES), np.uint8)

@@ -163,7 +163,7 @@ def _begun_precision(asked: str, begun: Header | None) -> str | None:
 def _calibrated(
     weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
 ) -> "tuple[Weights, str]":
-    """Calibrate 8-bit integers on the data set's own images."""
+    """Calibrate 8-bit integers on the dataset's own images."""
     from features.backbone import load_weights
     from features.backbone.int8 import calibrated_precision, require_openvino
     from features.images import Decoding

@@ -1,4 +1,4 @@
-"""What a data set is made of, and what preprocessing will do to it: every image is decoded once, and none is embedded."""
+"""What a dataset is made of, and what preprocessing will do to it: every image is decoded once, and none is embedded."""
 
 import time
 from collections import Counter, defaultdict
@@ -48,7 +48,7 @@ class Survey:
     """What there is; `inspect --json` prints it.
 
     `duplicates` are images whose bytes another one has; `patients` is None where nothing tells them; `refused` says why
-    `extract` would not take the data set, and is empty where it would.
+    `extract` would not take the dataset, and is empty where it would.
     """
 
     data: str
@@ -87,7 +87,7 @@ def survey(
     contact_sheet: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Survey:
-    """Look at every image of a data set, as `extract` would decode it.
+    """Look at every image of a dataset, as `extract` would decode it.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def survey(
     Raises
     ------
     HoarfrostError
-        If the data set cannot be listed, or the contact sheet not be written.
+        If the dataset cannot be listed, or the contact sheet not be written.
     """
     dataset = read_table(data)
     if not len(dataset):
@@ -222,7 +222,7 @@ def _refusal(dataset: Dataset) -> str:
 
 
 def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: Decoding) -> None:
-    """Write images from all over the data set, as the backbone takes them, side by side."""
+    """Write images from all over the dataset, as the backbone takes them, side by side."""
     if not readable:
         raise HoarfrostError(
             f"{path}: none of the {len(dataset)} images can be read, so there is no contact sheet to write."

@@ -146,7 +146,7 @@ def _net_benefit(y_true: Ints, p: Floats, prevalence: float | None) -> NetBenefi
     return NetBenefit(thresholds, benefit, treat_all, curve.prevalence)
 
 
-# -- the data set itself -----------------------------------------------------------------------------------------------
+# -- the dataset itself -----------------------------------------------------------------------------------------------
 
 
 def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:

@@ -1,4 +1,4 @@
-"""One experiment: from a cached data set to a run folder. Opens no image, and loads no backbone."""
+"""One experiment: from a cached dataset to a run folder. Opens no image, and loads no backbone."""
 
 import logging
 import platform
@@ -67,7 +67,7 @@ def run_experiment(
     command: Sequence[str] = (),
     on_epoch: Callable[[str, int], None] = lambda *_: None,
 ) -> Run:
-    """Train heads on a cached data set, select by validation, score, and write the run folder.
+    """Train heads on a cached dataset, select by validation, score, and write the run folder.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def run_experiment(
         The run folder; an earlier run there is replaced.
     heads : sequence of HeadSpec
     dataset : str, optional
-        Which of the cache's data sets; not needed where there is one.
+        Which of the cache's datasets; not needed where there is one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     label_columns : sequence of str, optional
@@ -164,7 +164,7 @@ def _gate(task: Task, *, allowed: bool) -> Leakage:
 def _review(
     task: Task, scored: Scored, out_of_fold: OutOfFold | None, seed: int, prevalence: float | None
 ) -> dict[str, Any]:
-    """Ask of a selected head, and of the data set, what a reviewer would."""
+    """Ask of a selected head, and of the dataset, what a reviewer would."""
     probabilities = scored.probabilities[scored.selected]
     shortcuts = audit(task, seed)
     for attribute in shortcuts:

@@ -70,7 +70,7 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     )
     if found.refused and not allowed:
         raise TrainingError(
-            f"The data set {table.name!r} leaks: {shared_text(leakage)}. What a head scores there says nothing of new "
+            f"The dataset {table.name!r} leaks: {shared_text(leakage)}. What a head scores there says nothing of new "
             "patients. Mend the split column or folders, or go on with --allow-leakage; the report will say so."
         )
     return leakage

@@ -17,7 +17,7 @@ __all__ = ["Data", "load_data", "open_predictor", "train"]
 
 @dataclass(frozen=True)
 class Data:
-    """A cached data set as arrays, its n readable images in the data set's order.
+    """A cached dataset as arrays, its n readable images in the dataset's order.
 
     Attributes
     ----------
@@ -50,20 +50,20 @@ def load_data(
     label_columns: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Data:
-    """Read a cached data set as arrays.
+    """Read a cached dataset as arrays.
 
     Parameters
     ----------
     cache : path
         The cache's HDF5 file, as `hoarfrost extract` writes it.
     dataset : str, optional
-        Which of its data sets; not needed where there is one.
+        Which of its datasets; not needed where there is one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     label_columns : sequence of str, optional
         Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
     seed : int
-        Of the splits, where the data set has none.
+        Of the splits, where the dataset has none.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def load_data(
 
 
 def train(cache: str | Path, run: str | Path, heads: Sequence[str] = (), **options: Any) -> "Run":
-    """Train heads on a cached data set, score them, and write a run folder, as `hoarfrost train` does.
+    """Train heads on a cached dataset, score them, and write a run folder, as `hoarfrost train` does.
 
     Parameters
     ----------

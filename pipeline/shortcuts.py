@@ -74,7 +74,7 @@ class AttributeAudit:
         return (
             f"possible shortcut: the embeddings tell {self.name!r} at a ROC AUC of {self.roc_auc:.2f}, and it is unevenly "
             f"spread over the classes (Cramer's V {self.association.cramers_v:.2f}, p {self.association.p:.1g}): a head "
-            "may have learnt it in place of the disease. Look at the subgroups, or balance the data set."
+            "may have learnt it in place of the disease. Look at the subgroups, or balance the dataset."
         )
 
 

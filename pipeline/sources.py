@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """The cached data set of a run. `place` is where each of the run's images stands in `table`."""
+    """The cached dataset of a run. `place` is where each of the run's images stands in `table`."""
 
     cache: EmbeddingCache
     table: DatasetTable
@@ -82,7 +82,7 @@ class Source:
 
 @contextmanager
 def opened_source(run: Run) -> Iterator[Source]:
-    """Open the cache of a run, and its data set in it.
+    """Open the cache of a run, and its dataset in it.
 
     Raises
     ------
@@ -107,14 +107,14 @@ def opened_source(run: Run) -> Iterator[Source]:
         missing = [path for path in run.predictions.paths if path not in place]
         if missing:
             raise CacheError(
-                f"The data set {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
+                f"The dataset {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
                 f"of its images ({missing[0]} first). Extract those again, or train again."
             )
         source = Source(cache, table, place)
         if facts.digest and source.digest(run.predictions.paths) != facts.digest:
             # Names may be the same, and times kept: whether it is the same images only their digests tell.
             raise CacheError(
-                f"The data set {table.name} in {path} was extracted anew after the heads were trained, and some images are "
+                f"The dataset {table.name} in {path} was extracted anew after the heads were trained, and some images are "
                 "others now. Train again."
             )
         yield source

@@ -1,4 +1,4 @@
-"""What is to be learnt: a cached data set's embeddings, classes and splits, checked."""
+"""What is to be learnt: a cached dataset's embeddings, classes and splits, checked."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, where no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
-_OTHER_SPLITS = "or change the data set's split column or folders."
+_OTHER_SPLITS = "or change the dataset's split column or folders."
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Task:
 
     @property
     def has_given_test(self) -> bool:
-        """Tell whether the data set itself says which images are for the test."""
+        """Tell whether the dataset itself says which images are for the test."""
         return self.table.splits is not None and bool((self.splits == "test").any())
 
     @property
@@ -81,7 +81,7 @@ class Task:
         return tuple(name for name in ("val", "test") if (self.splits == name).any())
 
     def labels(self) -> list[str]:
-        """Give the data set's own labels of the readable images; of several labels those that an image has, "a|b"."""
+        """Give the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
         if self.is_multilabel:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
         return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
@@ -147,18 +147,18 @@ def read_task(
     device: str = "cpu",
     per_patient: str | None = None,
 ) -> Task:
-    """Read a data set from the cache, and settle classes and splits.
+    """Read a dataset from the cache, and settle classes and splits.
 
     Parameters
     ----------
     cache : EmbeddingCache
         Must stay open while the task is used: what is larger than the memory limit is streamed from it.
     dataset : str or None
-        Which of the cache's data sets; not needed where there is one.
+        Which of the cache's datasets; not needed where there is one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     seed : int
-        Of the splits, where the data set has none.
+        Of the splits, where the dataset has none.
     label_columns : sequence of str, optional
         Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
     memory_limit : int, optional
@@ -200,7 +200,7 @@ def _check_per_patient(task: Task) -> None:
     option = f"--per-patient {task.per_patient}"
     if task.patients is None:
         raise TrainingError(
-            f"{option}: the data set {task.table.name!r} does not say which patient an image is of. Give its CSV a patient "
+            f"{option}: the dataset {task.table.name!r} does not say which patient an image is of. Give its CSV a patient "
             "column and extract again, or leave the option out."
         )
     if task.is_multilabel:
@@ -255,7 +255,7 @@ def _classes(
     if not any(labels):
         columns = _columns_of_labels(table)
         raise TrainingError(
-            f"The data set {table.name!r} has no label column. Its columns {', '.join(columns)} hold 0 and 1: pass "
+            f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} hold 0 and 1: pass "
             "--multilabel to learn them."
         )
     classes = tuple(sorted(set(labels), key=_label_order))
@@ -274,7 +274,7 @@ def _label_matrix(
     names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
     if not names:
         raise TrainingError(
-            f"--multilabel: the data set {table.name!r} has no column of 0 and 1 with both in it. "
+            f"--multilabel: the dataset {table.name!r} has no column of 0 and 1 with both in it. "
             f"Its columns: {', '.join(table.attributes) or '(none)'}."
         )
     return names, np.column_stack([_label_column(table, name) for name in names])[readable]
@@ -290,7 +290,7 @@ def _column_named(table: DatasetTable, wanted: str) -> str:
         if spelled(name) == spelled(wanted):
             return name
     raise TrainingError(
-        f"--label {wanted}: the data set {table.name!r} has no such column. It has: "
+        f"--label {wanted}: the dataset {table.name!r} has no such column. It has: "
         f"{', '.join(table.attributes) or '(none)'}."
     )
 
@@ -320,13 +320,13 @@ def _label_order(label: str) -> tuple[bool, int, str]:
 def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
     if len(classes) < 2:
         raise TrainingError(
-            f"The data set {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
+            f"The dataset {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
             "two apart. Mend the unreadable images or add others, and extract again."
         )
     for label in positive:
         if label not in classes:
             raise TrainingError(
-                f"--positive {label}: the data set {dataset!r} has no such label. It has: {', '.join(classes)}."
+                f"--positive {label}: the dataset {dataset!r} has no such label. It has: {', '.join(classes)}."
             )
     if set(positive) == set(classes):
         raise TrainingError(f"--positive names all labels ({', '.join(classes)}); leave at least one for class 0.")
@@ -350,13 +350,13 @@ def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
 def _splits(
     table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
 ) -> tuple[npt.NDArray[np.str_], str]:
-    """Take the data set's own splits, or make them by patient; the same bytes are never in two splits of ours."""
+    """Take the dataset's own splits, or make them by patient; the same bytes are never in two splits of ours."""
     if table.splits is None:
         return split(y, groups, names, seed=seed), "image" if table.patients is None else "patient"
     given = np.array([table.splits[i] for i in np.flatnonzero(readable)], dtype="<U5")
     train = given == "train"
     if not train.any():
-        raise TrainingError(f"The data set {table.name!r} has no images in the split train.")
+        raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
     if (given == "val").any():
         return given, "given"
     given[train] = carve_validation(y[train], groups[train], names, seed=seed)
@@ -381,7 +381,7 @@ def _check_splits(task: Task) -> None:
 
 
 def dataset_facts(task: Task) -> DatasetFacts:
-    """Describe the data set for the run's record."""
+    """Describe the dataset for the run's record."""
     table = task.table
     present = [name for name in SPLITS if (task.splits == name).any()]
     sizes = Counter(task.splits.tolist())

@@ -41,7 +41,7 @@ def rows_per_tiny_shard(shard_bytes: int) -> int:
 
 
 def write_cache(path: Path, n: int = 20, seed: int = 0, name: str = "demo") -> tuple[np.ndarray, np.ndarray]:
-    """Write a finished cache of one data set; give its keys and embeddings."""
+    """Write a finished cache of one dataset; give its keys and embeddings."""
     keys, embeddings = some_images(n, seed)
     with CacheWriter(path, HEADER, name) as writer:
         writer.append(some_files(keys), embeddings)

@@ -23,7 +23,7 @@ def grey_values(width: int = 40, height: int = 30, bits: int = 12, signed: bool 
 
 
 def dicom(pixels: npt.NDArray[Any] | None, *, bits: int | None = None, **elements: Any) -> FileDataset:
-    """Make a data set of pixels (H, W), (n, H, W), (H, W, 3) or (n, H, W, 3), and further elements."""
+    """Make a dataset of pixels (H, W), (n, H, W), (H, W, 3) or (n, H, W, 3), and further elements."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[repr(elements)])

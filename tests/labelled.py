@@ -33,7 +33,7 @@ def write_labelled_cache(
     embeddings: npt.NDArray[np.float32] | None = None,
     attributes: Mapping[str, list[str]] | None = None,
 ) -> Path:
-    """Write a cache, or one more data set into it. Images of equal `contents` have the same bytes."""
+    """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes."""
     n = len(labels)
     x = embeddings if embeddings is not None else embeddings_of(labels)
     keys = [bytes_key(f"{name} {content}".encode()) for content in contents or range(n)]

@@ -35,7 +35,7 @@ def image_dataset(root: Path, *, labels: Sequence[str] = LABELS, n: int = N_IMAG
 
 
 def write_pictured_cache(path: Path, dataset: Dataset, *, distance: float = 0.05) -> Path:
-    """Write a cache that knows a data set's images by their contents, so near to one another that heads err."""
+    """Write a cache that knows a dataset's images by their contents, so near to one another that heads err."""
     location = dataset.images.location
     contents = open_images(location, dataset.paths).contents(range(len(dataset)))
     keys = [image_key(read()) for _, read in contents]

@@ -237,7 +237,7 @@ def test_per_patient_scores_are_those_of_joined_probabilities(tmp_path: Path, ho
 
 def test_per_patient_without_patients_is_refused(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO))
-    with pytest.raises(TrainingError, match="--per-patient mean: the data set 'phantoms' does not say which patient"):
+    with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' does not say which patient"):
         train(cache, per_patient="mean")
 
 

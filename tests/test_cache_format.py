@@ -126,9 +126,9 @@ def test_a_data_set_is_chosen_by_name_where_there_are_several(tmp_path: Path) ->
         assert cache.dataset_names() == ["first", "second"]
         assert cache.n_images == 40
         assert cache.dataset("second").name == "second"
-        with pytest.raises(CacheError, match="2 data sets; choose with --dataset: first, second"):
+        with pytest.raises(CacheError, match="2 datasets; choose with --dataset: first, second"):
             cache.dataset()
-        with pytest.raises(CacheError, match="no data set 'third'"):
+        with pytest.raises(CacheError, match="no dataset 'third'"):
             cache.dataset("third")
 
 

@@ -28,7 +28,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def add(path: Path, n: int, seed: int = 0, *, name: str = "demo", shard_bytes: int | None = FIVE) -> np.ndarray:
-    """Extract a data set of `n` images into a cache; give the embeddings."""
+    """Extract a dataset of `n` images into a cache; give the embeddings."""
     keys, embeddings = some_images(n, seed)
     with CacheWriter(path, HEADER, name, shard_bytes=shard_bytes) as writer:
         writer.append(some_files(keys, f"{seed}-"), embeddings)

@@ -164,7 +164,7 @@ def test_wrong_usage_is_status_2_with_the_way_to_the_help(
         ),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--positive", "x"],
-            "--positive x: the data set 'phantoms'",
+            "--positive x: the dataset 'phantoms'",
         ),
         (["train", "--cache", "{cache}", "--run", "{tmp}/run", "--dataset", "x"], "choose with --dataset: phantoms"),
         (["train", "--cache", "{cache}", "--run", "{tmp}"], "is not empty and holds no earlier run"),

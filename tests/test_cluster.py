@@ -99,7 +99,7 @@ def write_set(folder: Path, n: int) -> Path:
 
 
 def content(cache: Path) -> dict[str, Any]:
-    """Give all that a cache says: of each image of its data set, and each key's embedding."""
+    """Give all that a cache says: of each image of its dataset, and each key's embedding."""
     assert verify(cache).sound, verify(cache).problems
     with EmbeddingCache(cache) as opened, CacheFile(cache) as file:
         table = opened.dataset()

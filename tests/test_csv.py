@@ -1,4 +1,4 @@
-"""CSV files as data sets: what is read, and what is refused."""
+"""CSV files as datasets: what is read, and what is refused."""
 
 import csv
 import errno

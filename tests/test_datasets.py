@@ -262,7 +262,7 @@ def test_folder_that_may_not_be_read_is_refused_and_below_a_class_a_row(
         read_dataset(tmp_path, name="x")
 
 
-# -- names of data sets -------------------------------------------------------------------------------------------------
+# -- names of datasets -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_data_set_is_named_by_its_folder_or_file(tmp_path: Path, given_path: s
 
 @pytest.mark.parametrize("name", ["", "a/b", ".", "..", "tab\t"])
 def test_a_name_the_cache_cannot_take_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="cannot name a data set"):
+    with pytest.raises(DatasetError, match="cannot name a dataset"):
         read_dataset(write_image_folder(tmp_path, {"a": 1, "b": 1}), name=name)
 
 

@@ -1,4 +1,4 @@
-"""One experiment: from a cached data set to a run folder, without an image or a backbone."""
+"""One experiment: from a cached dataset to a run folder, without an image or a backbone."""
 
 import csv
 import json
@@ -240,8 +240,8 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("positive", "message"),
     [
-        (("cyst",), "--positive cyst: the data set 'phantoms' has no such label. It has: benign, malignant, normal"),
-        (("Malignant",), "--positive Malignant: the data set 'phantoms' has no such label"),
+        (("cyst",), "--positive cyst: the dataset 'phantoms' has no such label. It has: benign, malignant, normal"),
+        (("Malignant",), "--positive Malignant: the dataset 'phantoms' has no such label"),
         (("benign", "malignant", "normal"), r"--positive names all labels .*leave at least one for class 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From a cached data set to a run folder: unreadable images, cache and run folder, no image at all."""
+"""From a cached dataset to a run folder: unreadable images, cache and run folder, no image at all."""
 
 import json
 from pathlib import Path
@@ -62,14 +62,14 @@ def test_missing_cache_is_refused_with_the_command_that_makes_one(tmp_path: Path
 
 def test_unknown_data_set_is_refused_with_those_there_are(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
-    with pytest.raises(CacheError, match="holds no data set 'busi'; choose with --dataset: phantoms"):
+    with pytest.raises(CacheError, match="holds no dataset 'busi'; choose with --dataset: phantoms"):
         train(cache, dataset="busi")
 
 
 def test_several_data_sets_need_a_choice(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
     write_labelled_cache(cache, mixed(THREE), name="others")
-    with pytest.raises(CacheError, match="holds 2 data sets; choose with --dataset: others, phantoms"):
+    with pytest.raises(CacheError, match="holds 2 datasets; choose with --dataset: others, phantoms"):
         train(cache)
     assert train(cache, dataset="others").config.dataset.name == "others"
 

@@ -318,7 +318,7 @@ def test_files_that_tell_neither_patient_nor_study_are_patients_of_their_own(tmp
 
 
 def listed_in_time(folder: Path) -> list[str]:
-    """List a data set in another process, which a pipe would hang."""
+    """List a dataset in another process, which a pipe would hang."""
     code = (
         "import json, sys; from pathlib import Path; from features.datasets import read_dataset;"
         "print(json.dumps([*read_dataset(Path(sys.argv[1]), name='x').paths]))"

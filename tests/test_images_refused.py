@@ -128,7 +128,7 @@ def mutations(content: bytes) -> st.SearchStrategy[bytes]:
     return st.lists(st.tuples(positions, st.integers(0, 40), st.binary(max_size=8)), min_size=1, max_size=4).map(mutate)
 
 
-# The decoders that real data sets use; a few examples of each.
+# The decoders that real datasets use; a few examples of each.
 @settings(max_examples=250)
 @given(st.data())
 def test_damaged_files_raise_nothing_but_image_decode_error(data: st.DataObject) -> None:

@@ -1,4 +1,4 @@
-"""The map of the embeddings: true to them, the same each time, and coloured by what the data set says."""
+"""The map of the embeddings: true to them, the same each time, and coloured by what the dataset says."""
 
 import json
 import re

@@ -245,7 +245,7 @@ def test_a_label_is_found_by_the_name_that_its_csv_has(tmp_path: Path, asked: st
     ("columns", "options", "message"),
     [
         (("age",), {}, r"--label age: /0.png has '61'; expected 1, 0, or nothing"),
-        (("pneumonia",), {}, "--label pneumonia: the data set 'phantoms' has no such column. It has: .*effusion"),
+        (("pneumonia",), {}, "--label pneumonia: the dataset 'phantoms' has no such column. It has: .*effusion"),
         (
             ("rare",),
             {},

@@ -1,4 +1,4 @@
-"""npz files as data sets: what is read, and what is refused."""
+"""npz files as datasets: what is read, and what is refused."""
 
 import os
 import pickle

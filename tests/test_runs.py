@@ -36,7 +36,7 @@ from pipeline.runs import (
 )
 from pipeline.runs.folder import FORMAT_VERSION
 
-# What a file system, and so a data set, can hold: Latin-1 bytes come through as surrogates.
+# What a file system, and so a dataset, can hold: Latin-1 bytes come through as surrogates.
 ODD_NAMES = (
     "Gänge/Höhle 1.png",
     'a,b "quoted".png',

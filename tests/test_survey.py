@@ -1,4 +1,4 @@
-"""`hoarfrost inspect` says what a data set is made of and what will become of it, and embeds nothing."""
+"""`hoarfrost inspect` says what a dataset is made of and what will become of it, and embeds nothing."""
 
 import json
 import sys

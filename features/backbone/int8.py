@@ -1,6 +1,6 @@
 """The network in 8-bit integers, by OpenVINO: about twice as fast on a CPU, for embeddings close to float32's.
 
-Activations are unsigned 8-bit, from zero to the largest value that some hundred of the data set's own images give;
+Activations are unsigned 8-bit, from zero to the largest value that some hundred of the dataset's own images give;
 weights are signed 8-bit, with a scale for each output channel. Which ranges were used decides every embedding,
 so they are part of the precision's name, and with it of the fingerprint.
 """
@@ -31,7 +31,7 @@ _WEIGHT_LEVELS = 255  # symmetric about zero
 
 
 def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
-    """Find the activations' ranges on a data set's own images.
+    """Find the activations' ranges on a dataset's own images.
 
     Parameters
     ----------

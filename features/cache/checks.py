@@ -34,7 +34,7 @@ SHOWN_ROWS = 1000  # of damaged rows named one by one; a cache that is all damag
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One data set of a cache; `duplicates` are images whose bytes stand under an earlier path too."""
+    """One dataset of a cache; `duplicates` are images whose bytes stand under an earlier path too."""
 
     name: str
     source: str
@@ -47,7 +47,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in a cache. `unused` counts embeddings that no data set refers to (any more); one file is no shard."""
+    """What is in a cache. `unused` counts embeddings that no dataset refers to (any more); one file is no shard."""
 
     cache: str
     bytes: int
@@ -69,7 +69,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `cache verify` found; each problem names the file and the rows or data set it concerns."""
+    """What `cache verify` found; each problem names the file and the rows or dataset it concerns."""
 
     cache: str
     sound: bool
@@ -244,7 +244,7 @@ def _problems(file: CacheFile) -> Iterator[str]:
     for table in tables:
         bad = [table.paths[i] for i in np.flatnonzero(table.rows < 0) if not table.errors[i]]
         if bad:
-            yield f"{file.path}: data set {table.name!r}: {len(bad)} images have neither embedding nor error: {bad[0]}"
+            yield f"{file.path}: dataset {table.name!r}: {len(bad)} images have neither embedding nor error: {bad[0]}"
 
 
 def _damaged_rows(

@@ -46,10 +46,10 @@ class CompactSummary:
 
 
 def compact(path: Path) -> CompactSummary:
-    """Fold parts, and drop the embeddings that are damaged or that no data set uses.
+    """Fold parts, and drop the embeddings that are damaged or that no dataset uses.
 
     What parts hold stays: it belongs to an extraction that is not finished. Images whose
-    embeddings were damaged stay in their data sets as unreadable, and the next extract embeds
+    embeddings were damaged stay in their datasets as unreadable, and the next extract embeds
     them again.
 
     Raises
@@ -161,7 +161,7 @@ class _Compaction:
         return found
 
     def tables(self, members: str) -> list[DatasetTable]:
-        """Give the data sets, or what is pending of them, pointing to the rows' new places."""
+        """Give the datasets, or what is pending of them, pointing to the rows' new places."""
         merged: dict[str, DatasetTable] = {}
         for start, table in self._read[members]:
             rows: Rows = np.where(table.rows >= 0, self._new_row[start + table.rows], -1)

@@ -1,4 +1,4 @@
-"""What earlier extractions learnt of a data set's files."""
+"""What earlier extractions learnt of a dataset's files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property

@@ -82,7 +82,7 @@ class Header:
 
 @dataclass(frozen=True)
 class DatasetTable:
-    """A data set as the cache keeps it: columns of one entry an image.
+    """A dataset as the cache keeps it: columns of one entry an image.
 
     `rows` (n,) int64 points into the embeddings, -1 where the image could not be read, and then
     `errors` says why. `root` is where the files were, resolved: only there do size and time of a path
@@ -130,7 +130,7 @@ def _texts(table: DatasetTable) -> tuple[object, ...]:
 
 
 class FileTable(NamedTuple):
-    """What a file of the cache knows of the data set's files: where each was, its size and time, and its embedding's row."""
+    """What a file of the cache knows of the dataset's files: where each was, its size and time, and its embedding's row."""
 
     paths: Texts
     sizes: Rows

@@ -168,7 +168,7 @@ class OpenedFile:
         return child
 
     def dataset(self, group: h5py.Group, name: str) -> Any:
-        """Get a data set whose declared size is covered by bytes that are there."""
+        """Get a dataset whose declared size is covered by bytes that are there."""
         data = self.child(group, name, h5py.Dataset)
         plan = data.id.get_create_plist()
         filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]

@@ -31,7 +31,7 @@ class EmbeddedFile(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A committed part; `known` is what it says of the data set's files (nothing for those of this very extraction)."""
+    """A committed part; `known` is what it says of the dataset's files (nothing for those of this very extraction)."""
 
     path: Path
     keys: Keys
@@ -51,7 +51,7 @@ class PartWriter:
     header : Header
         What the embeddings are made by.
     dataset : str
-        The data set that the images belong to.
+        The dataset that the images belong to.
     root : str
         Where its files are, resolved: what is known of files elsewhere tells nothing of these.
     known : KeyIndex, optional

@@ -211,14 +211,14 @@ class CacheFile:
         shards = self.shards or (None,)
         return [Source(part.n_images, part.blocks, shard) for part, shard in zip(self.sound, shards, strict=True)]
 
-    # -- data sets ------------------------------------------------------------------------------------------------
+    # -- datasets ------------------------------------------------------------------------------------------------
 
     def table_names(self, members: str = "datasets") -> list[str]:
-        """Give the names of the data sets in the file, or of the "pending" ones."""
+        """Give the names of the datasets in the file, or of the "pending" ones."""
         return self._tables.names(members)
 
     def table(self, name: str, members: str = "datasets") -> DatasetTable:
-        """Read one data set's table, or what is "pending" of it.
+        """Read one dataset's table, or what is "pending" of it.
 
         Raises
         ------

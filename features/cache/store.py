@@ -114,11 +114,11 @@ class EmbeddingCache:
         return self._file.n_images
 
     def dataset_names(self) -> list[str]:
-        """Give the names of the data sets in the cache, sorted."""
+        """Give the names of the datasets in the cache, sorted."""
         return self._file.table_names()
 
     def dataset(self, name: str | None = None) -> DatasetTable:
-        """Read a data set's table; without a name, that of the only one.
+        """Read a dataset's table; without a name, that of the only one.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class EmbeddingCache:
         if name is None and len(names) == 1:
             name = names[0]
         if name is None or name not in names:
-            asked = f"no data set {name!r}" if name is not None else f"{len(names)} data sets"
+            asked = f"no dataset {name!r}" if name is not None else f"{len(names)} datasets"
             raise CacheError(
                 f"{self.path} holds {asked}; choose with --dataset: {', '.join(names) or '(it has none)'}."
             )
@@ -161,7 +161,7 @@ class EmbeddingCache:
         return KeyIndex(self._file.keys)
 
     def arrays(self, table: DatasetTable) -> tuple[Embeddings, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]:
-        """Read a data set's embeddings.
+        """Read a dataset's embeddings.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Reading data sets' tables, column by column."""
+"""Reading datasets' tables, column by column."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ class StoredTables:
 
     def table(self, name: str, members: str) -> DatasetTable:
         """Read one whole."""
-        with self._file.reading(f"the data set {name!r}"):
+        with self._file.reading(f"the dataset {name!r}"):
             group = self._group(name, members)
             attributes = self._file.child(group, "attributes", h5py.Group)
             table = DatasetTable(
@@ -59,7 +59,7 @@ class StoredTables:
 
         The other columns are only looked through: a table that is damaged anywhere is not believed.
         """
-        with self._file.reading(f"the data set {name!r}"):
+        with self._file.reading(f"the dataset {name!r}"):
             group = self._group(name, members)
             rows, sizes, mtimes = (
                 self._rows(group, name),
@@ -83,12 +83,12 @@ class StoredTables:
 
     def _check_lengths(self, name: str, *lengths: int) -> None:
         if len(set(lengths)) > 1:
-            raise self._file.damaged(f"the columns of the data set {name!r} differ in length")
+            raise self._file.damaged(f"the columns of the dataset {name!r} differ in length")
 
     def _rows(self, group: h5py.Group, name: str) -> Rows:
         rows = self._numbers(group, "row")
         if len(rows) and not (rows.min() >= -1 and rows.max() < self._n_images):
-            raise self._file.damaged(f"the data set {name!r} points to embeddings that are not there")
+            raise self._file.damaged(f"the dataset {name!r} points to embeddings that are not there")
         return rows
 
     def _numbers(self, group: h5py.Group, name: str) -> Rows:

@@ -53,7 +53,7 @@ class CacheWriter(PartWriter):
     header : Header
         What the new embeddings are made by.
     dataset : str
-        The data set that the images belong to.
+        The dataset that the images belong to.
     root : str
         Where its files are, resolved: what is known of files elsewhere tells nothing of these.
     shard_bytes : int, optional
@@ -139,7 +139,7 @@ class CacheWriter(PartWriter):
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
 
     def known_files(self) -> KnownFiles:
-        """Give what is known of the data set's files, by path; unreadable ones are not, and are tried again."""
+        """Give what is known of the dataset's files, by path; unreadable ones are not, and are tried again."""
         tables = self._known_in(self._main) if self._main is not None else []
         n_rows = self._main.n_images if self._main is not None else 0
         for part in self._parts:
@@ -170,7 +170,7 @@ class CacheWriter(PartWriter):
             return self._index
 
     def _own_table(self, file: CacheFile) -> DatasetTable | None:
-        """Read this data set's table; a damaged one is as good as none, for it is written anew."""
+        """Read this dataset's table; a damaged one is as good as none, for it is written anew."""
         try:
             return file.table(self.dataset) if self.dataset in file.table_names() else None
         except DamagedCacheError:
@@ -212,7 +212,7 @@ class CacheWriter(PartWriter):
         return TakenIn(len(keys), int((is_first & (known.find(keys) < 0)).sum()))
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
-        """Commit, fold all parts into the one file, and put the data set's table there.
+        """Commit, fold all parts into the one file, and put the dataset's table there.
 
         Parameters
         ----------
@@ -240,14 +240,14 @@ class CacheWriter(PartWriter):
         if not self._parts and table.same_as(earlier) and table.name not in self._pending_names():
             return False
         if earlier is not None and earlier.root != table.root:
-            logger.warning("the data set %r was recorded from %s before; it is replaced", table.name, earlier.source)
+            logger.warning("the dataset %r was recorded from %s before; it is replaced", table.name, earlier.source)
         others = [name for name in self._pending_names() if name != table.name]
         pending = [self._main.table(name, "pending") for name in others if self._main is not None]
         self._write(first, [*self._tables(but=table.name), table], pending)
         return True
 
     def fold(self) -> bool:
-        """Commit, and fold all parts into the one file, for embeddings that are to be in no data set.
+        """Commit, and fold all parts into the one file, for embeddings that are to be in no dataset.
 
         Returns
         -------
@@ -279,7 +279,7 @@ class CacheWriter(PartWriter):
         return self._main.table_names("pending") if self._main is not None else []
 
     def _tables(self, *, but: str | None = None) -> list[DatasetTable]:
-        """Read the data sets that there are, but for one."""
+        """Read the datasets that there are, but for one."""
         names = self._main.table_names() if self._main is not None else []
         return [self._main.table(name) for name in names if self._main is not None and name != but]
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Piece:
-    """Some of the images to do, by their indices in the data set, and how many workers died while they had it."""
+    """Some of the images to do, by their indices in the dataset, and how many workers died while they had it."""
 
     indices: npt.NDArray[np.int64]
     attempts: int = 0
@@ -61,7 +61,7 @@ class _Member:
 
 
 class Driver:
-    """Embeds images of a data set by workers, each of which writes parts of the cache.
+    """Embeds images of a dataset by workers, each of which writes parts of the cache.
 
     No embedding comes here: only what became of each image (its key, size and mtime, or a reason), which the local engine
     holds as well. What does grow is that table, and nothing else.

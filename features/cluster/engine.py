@@ -91,7 +91,7 @@ class Cluster:
                 logger.warning(BUSY)
 
     def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
-        """Embed images of a data set, ascending `todo`, by workers that write parts; take those in.
+        """Embed images of a dataset, ascending `todo`, by workers that write parts; take those in.
 
         Raises
         ------

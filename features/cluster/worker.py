@@ -1,4 +1,4 @@
-"""What runs in each of Ray's workers: the loop of one machine, on one piece of the data set after another.
+"""What runs in each of Ray's workers: the loop of one machine, on one piece of the dataset after another.
 
 Nothing here knows Ray: its processes call these methods.
 """
@@ -66,7 +66,7 @@ class Embedded:
 
 
 class Worker:
-    """Embeds pieces of a data set into parts of a cache on a shared path.
+    """Embeds pieces of a dataset into parts of a cache on a shared path.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Worker:
     def embed(
         self, images: ImageSource, paths: list[str], suspects: Collection[bytes], is_tried_again: bool
     ) -> Embedded:
-        """Embed a piece of the data set, and commit it.
+        """Embed a piece of the dataset, and commit it.
 
         Parameters
         ----------

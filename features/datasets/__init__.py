@@ -47,7 +47,7 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
         a CSV file (`path,label[,split][,patient][,attributes…]`) or an npz file in MedMNIST's layout.
         Folder and CSV may be at a URL (s3://, gs://, http(s)://), and a CSV's paths may be URLs.
     name : str, optional
-        The data set's name in the cache; by default that of the folder or file.
+        The dataset's name in the cache; by default that of the folder or file.
     pseudonyms : Pseudonyms, optional
         What stands for the patients of DICOM files; by default another for each call.
 
@@ -136,14 +136,14 @@ def _holds_manifest(place: str) -> bool:
 
 
 def open_images(location: str, paths: Sequence[str]) -> ImageSource:
-    """Open the images of a data set whose table was read before; that is not read again.
+    """Open the images of a dataset whose table was read before; that is not read again.
 
     Parameters
     ----------
     location : str
         `ImageSource.location` of then: the folder or URL that paths are relative to, or the npz file.
     paths : sequence of str
-        All of the data set, in its order.
+        All of the dataset, in its order.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
 
 
 def _default_name(place: str) -> str:
-    """Name a data set by its folder or file; `labels.csv` says nothing, its folder does."""
+    """Name a dataset by its folder or file; `labels.csv` says nothing, its folder does."""
     url = urlsplit(place)
     path = PurePosixPath(unquote(url.path) or url.netloc) if is_url(place) else Path(place).resolve()
     if _is_folder(place):
@@ -169,9 +169,7 @@ def _default_name(place: str) -> str:
 def _checked_name(name: str) -> str:
     # The name becomes an HDF5 group: "/" would nest it and "." means the group itself.
     if not _is_name(name):
-        raise DatasetError(
-            f"{name!r} cannot name a data set (empty, '/', '.' or control characters). Pass --name NAME."
-        )
+        raise DatasetError(f"{name!r} cannot name a dataset (empty, '/', '.' or control characters). Pass --name NAME.")
     return name
 
 
@@ -180,7 +178,7 @@ def _is_name(name: str) -> bool:
 
 
 def check_classes(dataset: Dataset) -> None:
-    """Refuse a data set without images, or without two classes or a column of 0 and 1 to learn."""
+    """Refuse a dataset without images, or without two classes or a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
     if any(is_label_column(column.values()) for column in dataset.attributes.values()):

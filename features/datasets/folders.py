@@ -17,7 +17,7 @@ Entry = os.DirEntry[str] | RemoteEntry
 
 
 class _Image(NamedTuple):
-    """An image's path below the data set's folder; its stamp where the listing tells it."""
+    """An image's path below the dataset's folder; its stamp where the listing tells it."""
 
     path: str
     stamp: FileStamp | None
@@ -52,7 +52,7 @@ def read_folder(root: str, name: str) -> Dataset:
         return _read_split_folders(root, name, folders, known)
     if known and len(known) == len(folders):
         raise DatasetError(
-            f"{root}: only {', '.join(sorted(known))} here; a data set in split folders needs train and at least one of "
+            f"{root}: only {', '.join(sorted(known))} here; a dataset in split folders needs train and at least one of "
             f"val and test. To have {join(root, folders[0])} split anew, give that folder; else describe the images in a CSV."
         )
     return _dataset(root, name, _read_class_folders(root, ""), None)

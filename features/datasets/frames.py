@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Row(NamedTuple):
-    """An image: the row of the data set that it comes from, and its place in the file."""
+    """An image: the row of the dataset that it comes from, and its place in the file."""
 
     source: int
     place: Place
@@ -83,7 +83,7 @@ def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     if isinstance(content, str) and not os.path.isfile(content):
         return 1, None  # opening a pipe would wait for ever, and a device never ends
     if suffix_of(file) in TIFF_SUFFIXES:
-        from features.images import n_pages  # here: most data sets need no Pillow to be listed
+        from features.images import n_pages  # here: most datasets need no Pillow to be listed
 
         return min(n_pages(content), MAX_FRAMES), None
     header = dicom_header(content) if _begins_as_dicom(content) else None
@@ -115,7 +115,7 @@ def dicom_header(file: str | BinaryIO) -> "DicomHeader | None":
         from features.dicom import read_header
     except ImportError as error:
         raise DatasetError(
-            f"{file if isinstance(file, str) else 'A URL of the data set'} seems to be a DICOM file, and pydicom is missing. "
+            f"{file if isinstance(file, str) else 'A URL of the dataset'} seems to be a DICOM file, and pydicom is missing. "
             "Install it: pip install 'hoarfrost[dicom]'."
         ) from error
     return read_header(file)
@@ -136,7 +136,7 @@ def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
 
 
 def _taken(dataset: Dataset, images: FileImages, rows: list[_Row]) -> Dataset:
-    """Make a data set of rows of this one."""
+    """Make a dataset of rows of this one."""
     sources = np.array([row.source for row in rows], np.int64)
     places = Places(
         np.array([row.place.number for row in rows], np.int32), np.array([row.place.n_frames for row in rows], np.int32)
@@ -182,7 +182,7 @@ def _with_headers(
             attributes[name] = column
     patients = dataset.patients
     if patients is None:
-        # A file whose header tells none is a patient of its own, as in a data set that tells no patients.
+        # A file whose header tells none is a patient of its own, as in a dataset that tells no patients.
         told = {file: header.patient for file, header in headers.items() if header.patient}
         patients = Texts.of(pseudonyms.of(told[file]) if file in told else file for file in files)
     return replace(dataset, patients=patients, attributes=attributes)

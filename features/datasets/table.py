@@ -41,7 +41,7 @@ class Stamps(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """Where the images' contents are, by their place in the data set."""
+    """Where the images' contents are, by their place in the dataset."""
 
     @property
     def location(self) -> str:

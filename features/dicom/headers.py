@@ -24,7 +24,7 @@ _KEYWORDS = (
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What of a file's header the data set uses; texts are empty where the file does not say.
+    """What of a file's header the dataset uses; texts are empty where the file does not say.
 
     `patient_id`, `study` and `identifiers` (ids, names, dates, in small letters) never leave this process as they are, but
     for the ids if the user wants them kept. `n_frames` is one more than the file has room for, where it has not all that

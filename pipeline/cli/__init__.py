@@ -1,7 +1,7 @@
 """The command line: each command parses, makes one call, prints. The sole user of click."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import errno
+import re
 from typing import Any
 
 import click
@@ -45,7 +45,6 @@ def main() -> None:
     trains lightweight heads on the cache; `report` writes one HTML file; `predict` uses a head on
     new images.
 
-    \b
     Example:
       hoarfrost extract images/ --cache images.h5
       hoarfrost train --cache images.h5 --run runs/first --positive malignant
@@ -57,5 +56,14 @@ def main() -> None:
     show_warnings()
 
 
+def _keep_examples(command: click.Command) -> None:
+    """Have an example's lines printed as they stand: a paragraph is wrapped by click unless it begins with this sign."""
+    if command.help:
+        command.help = re.sub(r"\n( *)Example:\n", "\n\\1\b\n\\1Example:\n", command.help)
+    for other in command.commands.values() if isinstance(command, click.Group) else ():
+        _keep_examples(other)
+
+
 for command in (extract, train, report, predict, explain, export, serve, heads, inspect, demo, cache, doctor):
     main.add_command(command)
+_keep_examples(main)

@@ -1,5 +1,4 @@
 """Commands on caches: info, verify, compact."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +12,6 @@ from pipeline.cli.options import emit, file_argument, json_option
 def cache() -> None:
     """Look at a cache, check every byte of it, or make it smaller.
 
-    \b
     Example:
       hoarfrost cache info images.h5
     """
@@ -23,9 +21,8 @@ def cache() -> None:
 @file_argument
 @json_option
 def info(file: Path, as_json: bool) -> None:
-    """Say what is in a cache: fingerprint, sizes, data sets, duplicates.
+    """Say what is in a cache: fingerprint, sizes, datasets, duplicates.
 
-    \b
     Example:
       hoarfrost cache info images.h5
     """
@@ -43,7 +40,6 @@ def info(file: Path, as_json: bool) -> None:
 def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check every byte and every reference of a cache; exit 1 where something is wrong.
 
-    \b
     Example:
       hoarfrost cache verify images.h5
     """
@@ -59,9 +55,8 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
 @file_argument
 @json_option
 def compact(file: Path, as_json: bool) -> None:
-    """Fold parts, and drop the embeddings that are damaged or that no data set uses.
+    """Fold parts, and drop the embeddings that are damaged or that no dataset uses.
 
-    \b
     Example:
       hoarfrost cache compact images.h5
     """

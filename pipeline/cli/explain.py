@@ -1,5 +1,4 @@
 """The command that explains what a head says of images."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +40,6 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
     DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, 7 x 7 for any image,
     sum to the logarithm of the odds (of more than two classes: the logit against the mean of the others').
 
-    \b
     Example:
       hoarfrost explain new/ --run runs/first --output explained/ --contact-sheet seen.png
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json

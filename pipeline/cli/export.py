@@ -1,5 +1,4 @@
 """The command that exports a head with its backbone."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +29,6 @@ def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
     It is tried before it is left behind, against torch and against the run's own predictions; names of classes,
     thresholds, fingerprint and preprocessing are in its metadata.
 
-    \b
     Example:
       hoarfrost export --run runs/first --format onnx --output model/first.onnx
       hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json

@@ -1,5 +1,4 @@
 """Commands on trained heads: predict, heads."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 from pathlib import Path
@@ -48,7 +47,6 @@ def predict(
     Weights, precision and window are the run's. Probabilities are calibrated; the class is that at the operating
     point; each image gets a conformal set, and whether it is unlike all that the head learnt from.
 
-    \b
     Example:
       hoarfrost predict new/ --run runs/first --output new.csv
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
@@ -74,7 +72,6 @@ def predict(
 def heads(directory: Path, as_json: bool) -> None:
     """List the heads of a run: how good they are, and their files, each of which works alone with `predict --head FILE`.
 
-    \b
     Example:
       hoarfrost heads runs/first
     """

@@ -1,5 +1,4 @@
 """Commands on images: extract, inspect, demo."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.cli.types import DataType, PathType, SizeType
 @click.command()
 @click.argument("data", type=DataType())
 @cache_option
-@click.option("--name", help="The data set's name in the cache; by default that of its folder or file.")
+@click.option("--name", help="The dataset's name in the cache; by default that of its folder or file.")
 @click.option(
     "--weights", default="imagenet", show_default=True, metavar="imagenet|PATH|random:SEED|auto",
     help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
@@ -62,7 +61,6 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
     Images may be DICOM files too, named in any way. Folders, CSVs and the paths in a CSV may be URLs:
     s3://, gs://, http(s):// and what else fsspec knows.
 
-    \b
     Example:
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
@@ -92,7 +90,6 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
 
     Every image is decoded once, as `extract` would, and what preprocessing does to each kind is told.
 
-    \b
     Example:
       hoarfrost inspect images/
       hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
@@ -111,9 +108,8 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
 @json_option
 def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
-    """Write the synthetic data set (ultrasound phantoms) to DIR, an image folder with a labels.csv.
+    """Write the synthetic dataset (ultrasound phantoms) to DIR, an image folder with a labels.csv.
 
-    \b
     Example:
       hoarfrost demo demo/
     """

@@ -1,5 +1,4 @@
 """Commands on this machine: doctor."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 
@@ -16,7 +15,6 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Nothing is downloaded or changed. Exit 1 where something is broken, not where something optional is missing.
 
-    \b
     Example:
       hoarfrost doctor
     """

@@ -1,5 +1,4 @@
 """Commands on runs: train, report."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 import dataclasses
 import sys
@@ -15,7 +14,7 @@ from pipeline.cli.types import PathType, ShareType, SizeType
 @click.command()
 @cache_option
 @run_option
-@click.option("--dataset", metavar="NAME", help="Which of the cache's data sets; not needed where there is one.")
+@click.option("--dataset", metavar="NAME", help="Which of the cache's datasets; not needed where there is one.")
 @click.option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1; may be repeated.")
 @click.option("--multilabel", is_flag=True, help="Images may have several labels: columns of 0 and 1, one a label.")
 @click.option("--label", "labels", multiple=True, metavar="COLUMN", help="Which columns; by default all of 0 and 1.")
@@ -83,7 +82,6 @@ def train(
     Heads: linear; mlp:256 (one hidden layer); mlp:256x6 (six of 256, ReLU); with options, as in
     mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. Default: linear, mlp:256 and mlp:256x6.
 
-    \b
     Example:
       hoarfrost train --cache images.h5 --run runs/first --positive malignant
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
@@ -131,7 +129,6 @@ def train(
 def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
     """Write a run's report, one self-contained HTML file, to DIR/report.html; or several runs side by side.
 
-    \b
     Example:
       hoarfrost report --run runs/first --figures figures/
       hoarfrost report --run runs/first --explain

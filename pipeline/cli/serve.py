@@ -1,5 +1,4 @@
 """The command that serves a run's head as a page."""
-# ruff: noqa: D301 - click reads \b, one character, as "keep these lines as they are"; a raw docstring would show it.
 
 from pathlib import Path
 
@@ -30,7 +29,6 @@ def serve(
     image is unlike the training set; the page shows the activation map and the nearest training images too.
     No file that is sent is kept. Ctrl-C ends it.
 
-    \b
     Example:
       hoarfrost serve --run runs/first
       hoarfrost serve --run runs/first --head linear --port 0 --max-bytes 100MB

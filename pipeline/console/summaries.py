@@ -34,7 +34,7 @@ def extract_text(summary: "ExtractSummary") -> str:
 
 
 def survey_text(found: "Survey") -> str:
-    """Describe what a data set is made of."""
+    """Describe what a dataset is made of."""
     patients = "" if found.patients is None else f", {found.patients:,} patients"
     flaws = f"{found.duplicates:,} duplicates, {found.unreadable:,} unreadable"
     lines = [f"{found.dataset}: {found.images:,} images{patients}; {flaws}"]
@@ -104,7 +104,7 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
 def cache_info_text(info: "CacheInfo") -> str:
     """Describe what is in a cache."""
     lines = [
-        f"{info.cache}: {info.images:,} embeddings, {info.bytes:,} bytes, {info.unused:,} not used by any data set",
+        f"{info.cache}: {info.images:,} embeddings, {info.bytes:,} bytes, {info.unused:,} not used by any dataset",
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
@@ -119,7 +119,7 @@ def cache_info_text(info: "CacheInfo") -> str:
     for dataset in info.datasets:
         labels = ", ".join(f"{count:,} {label}" for label, count in dataset.labels.items())
         lines.append(
-            f"data set {dataset.name}: {dataset.images:,} images ({labels}), {dataset.unreadable:,} unreadable, "
+            f"dataset {dataset.name}: {dataset.images:,} images ({labels}), {dataset.unreadable:,} unreadable, "
             f"{dataset.duplicates:,} duplicates; from {dataset.source}, {dataset.created}"
         )
     return "\n".join(lines)
@@ -127,7 +127,7 @@ def cache_info_text(info: "CacheInfo") -> str:
 
 def cache_verify_text(report: "VerifyReport") -> str:
     """Name each problem, or say that there is none."""
-    what = f"{report.images:,} embeddings, {report.datasets} data sets, {report.parts} parts"
+    what = f"{report.images:,} embeddings, {report.datasets} datasets, {report.parts} parts"
     if report.sound:
         return f"{report.cache}: sound ({what})"
     return "\n".join([*report.problems, f"{report.cache}: NOT sound, problems: {len(report.problems)} ({what})"])
@@ -135,7 +135,7 @@ def cache_verify_text(report: "VerifyReport") -> str:
 
 def cache_compact_text(summary: "CompactSummary") -> str:
     """Describe what compacting did."""
-    lost = f", {len(summary.dropped_datasets)} damaged data sets dropped" if summary.dropped_datasets else ""
+    lost = f", {len(summary.dropped_datasets)} damaged datasets dropped" if summary.dropped_datasets else ""
     return (
         f"{summary.cache}: {summary.images:,} embeddings; {summary.folded_parts} parts folded, "
         f"{summary.dropped_unused:,} unused and {summary.dropped_damaged:,} damaged embeddings dropped{lost}; "

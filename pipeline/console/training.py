@@ -115,7 +115,7 @@ def _share_text(share: "Share", by_patient: tuple[float, float] | None) -> str:
 
 
 def _split_words(split_by: str) -> str:
-    words = {"given": "as the data set says", "given, val from train": "as the data set says, val taken from train"}
+    words = {"given": "as the dataset says", "given, val from train": "as the dataset says, val taken from train"}
     return words.get(split_by, f"by {split_by}")
 
 

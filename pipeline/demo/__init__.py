@@ -1,4 +1,4 @@
-"""The embedded data set: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
+"""The embedded dataset: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
 
 import os
 import re
@@ -31,7 +31,7 @@ _OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\
 
 @dataclass(frozen=True)
 class Patient:
-    """A patient of the data set. `seed` decides the anatomy and all images, whatever other patients there are."""
+    """A patient of the dataset. `seed` decides the anatomy and all images, whatever other patients there are."""
 
     name: str
     label: str
@@ -41,7 +41,7 @@ class Patient:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The images' paths, relative to the data set's folder."""
+        """The images' paths, relative to the dataset's folder."""
         return tuple(f"{self.label}/{self.name}_{number}.png" for number in range(1, self.n_images + 1))
 
 
@@ -57,7 +57,7 @@ class DemoSummary:
 
 
 def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSummary:
-    """Write the demo data set: `CLASS/*.png` and `labels.csv` with the columns path,label,patient,scanner.
+    """Write the demo dataset: `CLASS/*.png` and `labels.csv` with the columns path,label,patient,scanner.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSu
 
 
 def plan_patients(n_images: int, seed: int) -> tuple[Patient, ...]:
-    """Decide who is in the data set.
+    """Decide who is in the dataset.
 
     Parameters
     ----------

@@ -100,7 +100,7 @@ def explain_dataset(
     class_name : str, optional
         The class to map the evidence for; by default see `Explainer.explain`.
     contact_sheet : Path, optional
-        A PNG of up to 48 images from all over the data set.
+        A PNG of up to 48 images from all over the dataset.
     n_examples : int
         How many of the nearest training images are shown.
     weights, device, max_pixels
@@ -111,7 +111,7 @@ def explain_dataset(
     Raises
     ------
     HoarfrostError
-        One of its children: data set, run, weights, fingerprint, output; or if no image can be read.
+        One of its children: dataset, run, weights, fingerprint, output; or if no image can be read.
     """
     started = time.monotonic()
     _check_output(output)
@@ -163,14 +163,14 @@ def _pseudonyms(run: Path) -> Pseudonyms:
 
 
 class _Work:
-    """The pictures of a data set, image by image.
+    """The pictures of a dataset, image by image.
 
     Attributes
     ----------
     explained : list of Explained
     errors : list of (path, reason)
     sheet : list of (path, Shown)
-        Images from all over the data set, for the contact sheet.
+        Images from all over the dataset, for the contact sheet.
     """
 
     def __init__(

@@ -183,7 +183,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
 def _subgroups(run: Run, head: SavedHead) -> Iterator[str]:
     rows = subgroup_rows(run.assessment) if head.spec.name == run.selected else ()
     if not rows:
-        yield "None were looked at: the data set has no attributes, or another head was exported than the run selected."
+        yield "None were looked at: the dataset has no attributes, or another head was exported than the run selected."
         return
     named = [(row.attribute, row.value, row.roc_auc, row.reason) for row in rows]
     yield from _table(("attribute", "value", "ROC AUC (95% interval)", "note"), named)
@@ -220,7 +220,7 @@ def _limits(run: Run, head: SavedHead) -> Iterator[str]:
         yield "- The head was trained on embeddings of another precision than this file computes in."
     if run.config.dataset.no_test_split:
         yield f"- {run.config.dataset.no_test_split}"
-    yield "- Scores are of one data set; other hospitals, devices and years are another matter."
+    yield "- Scores are of one dataset; other hospitals, devices and years are another matter."
 
 
 # -- Markdown -----------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def predict_dataset(
     Raises
     ------
     HoarfrostError
-        One of its children: data set, run, weights, fingerprint, cache, output; or if no image can be read, after
+        One of its children: dataset, run, weights, fingerprint, cache, output; or if no image can be read, after
         `output` has been written.
     """
     started = time.monotonic()
@@ -195,7 +195,7 @@ class _Tally:
         self.is_novel = np.zeros(n_images, bool)
 
     def add(self, places: Ints, found: Prediction) -> None:
-        """Count some images, whose places in the data set these are."""
+        """Count some images, whose places in the dataset these are."""
         self.n += len(places)
         self.called.update(self._predictor.answers(found.called))
         is_open = found.sets if found.sets.ndim == 2 else found.sets.all(axis=2)
@@ -265,7 +265,7 @@ def _without(places: Ints, errors: Mapping[int, str]) -> Ints:
 def _predicted(
     embedded: Embedded, cache: Path, predictor: Predictor, errors: dict[int, str]
 ) -> Iterator[tuple[Ints, Prediction]]:
-    """Predict block by block: places (B,) in the data set, and what is predicted of those that have no error."""
+    """Predict block by block: places (B,) in the dataset, and what is predicted of those that have no error."""
     with ExitStack() as stack:
         opened = stack.enter_context(EmbeddingCache(cache)) if cache.exists() else None  # not where nothing was read
         for first in range(0, len(embedded.dataset), BLOCK_ROWS):

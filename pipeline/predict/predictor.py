@@ -146,7 +146,7 @@ class Predictor:
         if how not in self.units:
             raise TrainingError(
                 f"--per-patient {how}: the head {self.head.spec.name} was trained without knowing patients (or these have "
-                "several classes), so nothing is calibrated for them. Leave the option out, or train on a data set that "
+                "several classes), so nothing is calibrated for them. Leave the option out, or train on a dataset that "
                 "tells patients."
             )
 

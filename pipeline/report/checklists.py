@@ -248,7 +248,7 @@ def _thresholds(run: Run, _: Evaluation) -> str:
 
 
 def _outcome(_: Run, evaluation: Evaluation) -> str:
-    return f"the data set's labels: {listed(evaluation.classes)}; what they stand for is the author's to say"
+    return f"the dataset's labels: {listed(evaluation.classes)}; what they stand for is the author's to say"
 
 
 def _imbalance(run: Run, _: Evaluation) -> str:

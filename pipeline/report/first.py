@@ -99,7 +99,7 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     if evaluation.split == "val":
         yield Caution(
             "No test split",
-            "The data set has no test split: all figures here are on the validation split, which also chose the head "
+            "The dataset has no test split: all figures here are on the validation split, which also chose the head "
             "and its best epoch. Expect less on new images.",
             "data",
         )

@@ -8,8 +8,8 @@ from pipeline.report.words import count, decimal, several
 from pipeline.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 
 SPLIT_WAYS = {
-    "given": "The splits were those of the data set",
-    "given, val from train": "The test split was that of the data set; validation was taken from its training split",
+    "given": "The splits were those of the dataset",
+    "given, val from train": "The test split was that of the dataset; validation was taken from its training split",
     "patient": "They were split at random, stratified by class, so that no patient is in two splits (seed {seed})",
     "image": "They were split at random, stratified by class, by image, patients being unknown (seed {seed})",
 }
@@ -40,7 +40,7 @@ def _data(run: Run) -> Iterator[str]:
     unreadable = (
         f"; {count(len(dataset.unreadable))} of them could not be read and were left out" if dataset.unreadable else ""
     )
-    yield f"The data set {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
+    yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
     way = SPLIT_WAYS.get(dataset.split_by, dataset.split_by).format(seed=run.config.seed)
     names = {"train": "for training", "val": "for validation", "test": "for testing"}
     parts = [f"{_size(sizes[name])} {words}" for name, words in names.items() if name in sizes]

@@ -8,8 +8,8 @@ from pipeline.report.words import duration
 from pipeline.runs import DatasetFacts, RunConfig
 
 SPLIT_ORIGINS = {
-    "given": "given by the data set",
-    "given, val from train": "given by the data set, but validation taken from its train split",
+    "given": "given by the dataset",
+    "given, val from train": "given by the dataset, but validation taken from its train split",
     "patient": "made here, by patient",
     "image": "made here, by image",
 }
@@ -28,7 +28,7 @@ def provenance_of(config: RunConfig) -> dict[str, tuple[Fact, ...]]:
     """Give all that made a run's figures, in groups."""
     return {
         "Run": tuple(_run_facts(config)),
-        "Data set": _dataset_facts(config.dataset),
+        "Dataset": _dataset_facts(config.dataset),
         "Embeddings": tuple(_embedding_facts(config)),
         "Versions": tuple(Fact(name, version) for name, version in config.versions.items()),
     }

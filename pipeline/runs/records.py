@@ -32,7 +32,7 @@ class DatasetFacts:
     """What the heads were trained and scored on.
 
     `positive` names the labels that count as class 1; it is None with more than two classes.
-    `n_images` counts the unreadable too. `split_by` is "given" (the data set says), "given, val
+    `n_images` counts the unreadable too. `split_by` is "given" (the dataset says), "given, val
     from train" (it has no validation split), "patient" or "image" (we split, by what).
     `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
     several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels. `no_test_split`
@@ -118,7 +118,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """One head's scores. `test` is None where the data set has no test split.
+    """One head's scores. `test` is None where the dataset has no test split.
 
     `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval. With several seeds they are
     those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the first seed's. `weights_file` has all.
@@ -193,10 +193,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every image's probabilities: one row an image, in the data set's order.
+    """Every image's probabilities: one row an image, in the dataset's order.
 
     `probabilities[head]` is (n, C) float64, columns in the order of the classes; rows sum to one, but where an image may
-    have several labels. `labels` are the data set's own (before `--positive` made them binary), or all that an image has,
+    have several labels. `labels` are the dataset's own (before `--positive` made them binary), or all that an image has,
     "a|b"; then `truth` is (n, C) int64 of 1, 0 and -1 (unknown).
     """
 

@@ -1,4 +1,4 @@
-"""What grows with a data set: ten million rows on the driver, files asked for their stamps, a cache in shards."""
+"""What grows with a dataset: ten million rows on the driver, files asked for their stamps, a cache in shards."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def stamps(folder: Path) -> list[Measurement]:
 
 
 def shards(folder: Path) -> list[Measurement]:
-    """Read embeddings from one file, from shards behind our index, and from the same shards as a virtual data set."""
+    """Read embeddings from one file, from shards behind our index, and from the same shards as a virtual dataset."""
     one, many, virtual = folder / "one.h5", folder / "many.h5", folder / "virtual.h5"
     most = next(size for size in range(10**8, 10**9, 10**6) if rows_per_shard(size) * N_SHARDS >= N_EMBEDDINGS)
     for path, shard_bytes in ((one, 64 * 10**9), (many, most)):
@@ -89,13 +89,13 @@ def shards(folder: Path) -> list[Measurement]:
 
         return lambda: reading(0), lambda: reading(...), lambda: reading(rows)
 
-    ways = (("one file", ours(one)), (f"{N_SHARDS} shards", ours(many)), ("virtual data set", theirs()))
+    ways = (("one file", ours(one)), (f"{N_SHARDS} shards", ours(many)), ("virtual dataset", theirs()))
     found = [*map(_shard_line, [name for name, _ in ways], _least_in_turn([way for _, way in ways])), _fold(many)]
     next(shards_directory(many).glob("*.h5")).unlink()
     with h5py.File(virtual) as file:
         n_zero = int((~file["embedding"][...].any(axis=1)).sum())
     found.append(
-        Measurement("a virtual data set, of which one shard is missing", f"no error; {n_zero:,} rows of zeros", "")
+        Measurement("a virtual dataset, of which one shard is missing", f"no error; {n_zero:,} rows of zeros", "")
     )
     return found
 

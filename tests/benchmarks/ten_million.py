@@ -1,4 +1,4 @@
-"""What a data set of millions costs before anything is read: listing, hashing, and telling what the cache lacks.
+"""What a dataset of millions costs before anything is read: listing, hashing, and telling what the cache lacks.
 
 Run as a script by `tests.benchmarks.scale`, in a process of its own: its memory is part of the answer.
 """
