@@ -1,6 +1,7 @@
 """The house: who may import whom. Read from the source, so that an import inside a function counts too."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,3 +180,31 @@ def test_no_file_is_longer_than_a_mind_can_hold() -> None:
         if path.suffix in {".py", ".j2", ".js", ".css", ".R"}
     }
     assert {name: n for name, n in lengths.items() if n >= LONGEST_FILE} == {}
+
+
+def files_on_the_map() -> set[str]:
+    """Read the README's map: files belong to the folder before them on their line, else to that of the lines above."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found, package, folder = set(), "", ""
+    for line in readme.split("## The house", 1)[1].split("```")[1].splitlines():
+        depth = len(line) - len(line.lstrip())
+        words = re.findall(r"[\w*]+(?:\.[\w*]+)*\.(?:py|j2|js)\b|\b\w+/(?=\s)", line)
+        if depth == 0:
+            package, words = line.split("/")[0], []
+        if depth == 2:
+            folder = ""
+        for word in words:
+            folder = word if word.endswith("/") else folder
+            found |= {str(path.relative_to(ROOT)) for path in (ROOT / package / folder).glob(word) if path.is_file()}
+            assert word.endswith("/") or list((ROOT / package / folder).glob(word)), f"{package}/{folder}{word}"
+    return found
+
+
+def test_map_in_the_readme_has_every_file() -> None:
+    there = {
+        str(path.relative_to(ROOT))
+        for package in ("features", "pipeline")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".py", ".j2", ".js"} and path.name != "__init__.py"
+    }
+    assert files_on_the_map() == there
