@@ -1,18 +1,23 @@
-"""The project from Python: arrays for scikit-learn, training, prediction. Light to import; what is heavy waits for a call."""
+"""The project from Python: extraction, arrays for scikit-learn, training, prediction.
+
+Light to import; what is heavy waits for a call.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from features.plan import ExtractOptions, ExtractSummary
     from pipeline.predict import Predictor
     from pipeline.runs import Run
+    from pipeline.train import TrainingConfig
 
-__all__ = ["Data", "load_data", "open_predictor", "train"]
+__all__ = ["Data", "extract", "load_data", "open_predictor", "train"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Data:
         As `train` divides it: no patient is in two.
     groups : ndarray (n,) int64
         Images of the same patient, or of the same bytes, have the same number: for scikit-learn's `GroupKFold`.
-    paths : tuple of str
+    paths : tuple of str, n of them
+        Where each image was, below the dataset's folder.
     """
 
     X: "npt.NDArray[np.float32]"
@@ -40,6 +46,37 @@ class Data:
     splits: "npt.NDArray[np.str_]"
     groups: "npt.NDArray[np.int64]"
     paths: tuple[str, ...]
+
+
+def extract(
+    data: str | Path, cache: str | Path, options: "ExtractOptions | None" = None, *, name: str | None = None
+) -> "ExtractSummary":
+    """Embed the images that the cache lacks, and record the dataset in it, as `hoarfrost extract` does.
+
+    Parameters
+    ----------
+    data : str or path
+        A folder, a CSV, an npz, or a URL of one of the first two.
+    cache : path
+        The cache's HDF5 file; made where it is missing.
+    options : features.plan.ExtractOptions, optional
+        Weights, device, precision and the like; by default those of the command.
+    name : str, optional
+        The dataset's name in the cache; by default that of its folder or file.
+
+    Returns
+    -------
+    ExtractSummary
+        `images` = `embedded` + `reused` + `failed`.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: dataset, weights, cache, or (with `on_error="fail"`) an image.
+    """
+    from features.extract import extract as embed
+
+    return embed(data, Path(cache), name=name, options=options)
 
 
 def load_data(
@@ -86,7 +123,19 @@ def load_data(
     return Data(x, task.y, task.names, task.splits, task.groups, paths)
 
 
-def train(cache: str | Path, run: str | Path, heads: Sequence[str] = (), **options: Any) -> "Run":
+def train(
+    cache: str | Path,
+    run: str | Path,
+    heads: Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
+    config: "TrainingConfig | None" = None,
+    n_folds: int | None = None,
+    per_patient: str | None = None,
+    prevalence: float | None = None,
+) -> "Run":
     """Train heads on a cached dataset, score them, and write a run folder, as `hoarfrost train` does.
 
     Parameters
@@ -96,8 +145,16 @@ def train(cache: str | Path, run: str | Path, heads: Sequence[str] = (), **optio
         The run folder; an earlier run there is replaced.
     heads : sequence of str
         Specifications such as "linear" or "mlp:256"; by default those of the command.
-    **options
-        Of `pipeline.experiment.run_experiment`, as `positive`, `n_folds`; `config` is a `pipeline.train.TrainingConfig`.
+    dataset, positive, label_columns
+        As for `load_data`.
+    config : pipeline.train.TrainingConfig, optional
+        Epochs, patience, seeds and the like; by default those of the command.
+    n_folds : int, optional
+        Cross-validate the whole procedure, selection included, over so many folds.
+    per_patient : "mean", "max" or None
+        Score patients, whose images' probabilities are so joined, in place of images.
+    prevalence : float, optional
+        Of the positive class where the head is to be used, in (0, 1).
 
     Returns
     -------
@@ -107,14 +164,22 @@ def train(cache: str | Path, run: str | Path, heads: Sequence[str] = (), **optio
     ------
     HoarfrostError
         One of its children: cache, labels, splits, heads, or the run folder.
+
+    Notes
+    -----
+    `pipeline.experiment.run_experiment` has the command's other options.
     """
     from pipeline.experiment import run_experiment
     from pipeline.heads import parse_heads
 
-    return run_experiment(Path(cache), Path(run), parse_heads(list(heads)), **options)
+    return run_experiment(
+        Path(cache), Path(run), parse_heads(list(heads)),
+        dataset=dataset, positive=positive, label_columns=label_columns, config=config,
+        n_folds=n_folds, per_patient=per_patient, prevalence=prevalence,
+    )  # fmt: skip
 
 
-def open_predictor(source: str | Path, head: str | None = None, **options: Any) -> "Predictor":
+def open_predictor(source: str | Path, head: str | None = None, *, coverage: float = 0.9) -> "Predictor":
     """Open a run's head, or the file of one, to predict embeddings.
 
     Parameters
@@ -123,8 +188,8 @@ def open_predictor(source: str | Path, head: str | None = None, **options: Any) 
         The run folder, or a head's file.
     head : str, optional
         Which of the run's heads; by default the selected one.
-    **options
-        `coverage` and `false_alarms`, see `pipeline.predict.Predictor`.
+    coverage : float, in (0, 1)
+        Of the conformal sets.
 
     Returns
     -------
@@ -138,4 +203,4 @@ def open_predictor(source: str | Path, head: str | None = None, **options: Any) 
     """
     from pipeline.predict import open_predictor as opened
 
-    return opened(Path(source), head, **options)
+    return opened(Path(source), head, coverage=coverage)
