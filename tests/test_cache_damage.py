@@ -116,7 +116,7 @@ def test_compact_drops_damaged_rows_and_the_next_extraction_embeds_them_again(tm
         assert "image7.png" not in writer.known_files()
 
 
-def test_compact_drops_what_no_data_set_uses_and_folds_parts(tmp_path: Path) -> None:
+def test_compact_drops_what_no_dataset_uses_and_folds_parts(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     keys, embeddings = some_images(10)
     with CacheWriter(path, HEADER, "demo") as writer:
@@ -314,7 +314,7 @@ def test_data_stored_in_another_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "not stored as this format stores it")
 
 
-def test_a_virtual_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_virtual_dataset_is_refused(tmp_path: Path) -> None:
     write_cache(tmp_path / "secret.h5", 20, seed=3)
     with tampered(tmp_path) as file:
         del file["images/embedding"]

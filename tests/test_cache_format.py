@@ -119,7 +119,7 @@ def test_what_is_no_cache_is_named_as_such(tmp_path: Path) -> None:
         EmbeddingCache(tmp_path / "missing.h5")
 
 
-def test_a_data_set_is_chosen_by_name_where_there_are_several(tmp_path: Path) -> None:
+def test_a_dataset_is_chosen_by_name_where_there_are_several(tmp_path: Path) -> None:
     write_cache(tmp_path / "c.h5", name="first")
     write_cache(tmp_path / "c.h5", name="second", seed=1)
     with EmbeddingCache(tmp_path / "c.h5") as cache:

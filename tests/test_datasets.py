@@ -268,7 +268,7 @@ def test_folder_that_may_not_be_read_is_refused_and_below_a_class_a_row(
 @pytest.mark.parametrize(
     ("given_path", "name"), [("demo/labels.csv", "demo"), ("demo", "demo"), ("demo/2024.csv", "2024")], ids=str
 )
-def test_a_data_set_is_named_by_its_folder_or_file(tmp_path: Path, given_path: str, name: str) -> None:
+def test_a_dataset_is_named_by_its_folder_or_file(tmp_path: Path, given_path: str, name: str) -> None:
     for file in ("labels.csv", "2024.csv"):
         write_csv(tmp_path / "demo" / file, [HEADER, ["1.png", "a"], ["2.png", "b"]])
     assert read_dataset(tmp_path / given_path).name == name

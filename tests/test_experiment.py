@@ -273,7 +273,7 @@ def given_splits(n: int, *names: str) -> list[str]:
     return [names[i % len(names)] for i in range(n)]
 
 
-def test_data_sets_own_splits_are_honoured(tmp_path: Path) -> None:
+def test_datasets_own_splits_are_honoured(tmp_path: Path) -> None:
     splits = given_splits(100, "train", "train", "val", "test", "test")
     run = train(write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), splits=splits))
     assert run.predictions.splits == tuple(splits)

@@ -60,13 +60,13 @@ def test_missing_cache_is_refused_with_the_command_that_makes_one(tmp_path: Path
         train(tmp_path / "cache.h5")
 
 
-def test_unknown_data_set_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_unknown_dataset_is_refused_with_those_there_are(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
     with pytest.raises(CacheError, match="holds no dataset 'busi'; choose with --dataset: phantoms"):
         train(cache, dataset="busi")
 
 
-def test_several_data_sets_need_a_choice(tmp_path: Path) -> None:
+def test_several_datasets_need_a_choice(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
     write_labelled_cache(cache, mixed(THREE), name="others")
     with pytest.raises(CacheError, match="holds 2 datasets; choose with --dataset: others, phantoms"):

@@ -86,7 +86,7 @@ def test_a_renamed_file_reuses_its_row(images: Path) -> None:
     assert "malignant/moved.png" in embeddings_by_path(images.parent / "c.h5")
 
 
-def test_a_removed_file_leaves_the_data_set_and_its_row_stays(images: Path) -> None:
+def test_a_removed_file_leaves_the_dataset_and_its_row_stays(images: Path) -> None:
     run(images)
     (images / "benign" / "image 1.png").unlink()
     assert run(images).images == 5
@@ -126,7 +126,7 @@ def test_relabelling_opens_no_image(images: Path) -> None:
         assert set(opened.dataset("cohort").labels) == {"benign", "cancer"}
 
 
-def test_several_data_sets_share_one_cache(images: Path) -> None:
+def test_several_datasets_share_one_cache(images: Path) -> None:
     run(images)
     copy = images.parent / "copy"
     shutil.copytree(images, copy)

@@ -82,7 +82,7 @@ def test_truncated_dicom_is_listed_and_a_patient_of_its_own(tmp_path: Path) -> N
     assert dataset.patients[1] == "b/2.dcm"
 
 
-def test_data_set_of_clean_images_opens_no_file_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_of_clean_images_opens_no_file_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, [f"{label}/{i}.png" for label in "ab" for i in range(5)])
 
     def refuse(*_: object, **__: object) -> object:
@@ -299,7 +299,7 @@ def test_birth_dates_and_accession_numbers_in_paths_are_warned_of_too(
     assert ("the paths of 1 DICOM files hold" in caplog.text) == told
 
 
-def test_name_in_the_path_of_the_data_set_itself_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_name_in_the_path_of_the_dataset_itself_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i, label in enumerate("ab"):
         write_dicom(tmp_path / "study of Doe_Jane" / label / "1", seed=i, PatientID="X-1", PatientName="DOE^JANE")
     read_dataset(tmp_path / "study of Doe_Jane", name="x")

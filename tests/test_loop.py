@@ -219,7 +219,7 @@ def test_nothing_new_makes_no_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("workers", [1, 5])
-def test_rows_follow_the_data_set_whoever_reads_first(tmp_path: Path, workers: int, backbone: type[StandIn]) -> None:
+def test_rows_follow_the_dataset_whoever_reads_first(tmp_path: Path, workers: int, backbone: type[StandIn]) -> None:
     images: list[Content] = [square(i) for i in np.random.default_rng(0).permutation(30)]
     images[11] = UNREADABLE
     memory = Memory(images, seconds=(0.004, 0.0, 0.002, 0.0, 0.0, 0.003, 0.001))
@@ -361,7 +361,7 @@ def test_reading_and_computing_take_less_time_than_one_after_the_other(
 # -- the sample for calibration -----------------------------------------------------------------------------------------
 
 
-def test_a_small_data_set_is_sampled_whole() -> None:
+def test_a_small_dataset_is_sampled_whole() -> None:
     images = [square(i) for i in range(10)]
     sample = sample_images(dataset_of(Memory(images)))
     assert (sample.shape, sample.dtype) == ((10, 3, 224, 224), torch.uint8)
@@ -369,7 +369,7 @@ def test_a_small_data_set_is_sampled_whole() -> None:
 
 
 @pytest.mark.parametrize("n_images", [255, 256, 257, 700])
-def test_a_sample_is_spread_evenly_over_the_data_set(n_images: int) -> None:
+def test_a_sample_is_spread_evenly_over_the_dataset(n_images: int) -> None:
     memory = Memory([square(1)] * n_images)
     assert len(sample_images(dataset_of(memory))) == min(n_images, SAMPLE_IMAGES) == len(set(memory.asked))
     assert (memory.asked[0], memory.asked[-1]) == (0, n_images - 1)

@@ -117,7 +117,7 @@ def test_report_trains_again_when_there_are_new_images(after_report: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_data_sets_of_one_name_do_not_meet(project: Path, tmp_path: Path) -> None:
+def test_two_datasets_of_one_name_do_not_meet(project: Path, tmp_path: Path) -> None:
     for folder, n in (("a", 4), ("b", 6)):
         write_images(tmp_path / folder / "images", n, seed=n)
         output = make(project, "extract", f"DATA={tmp_path / folder / 'images'}", "WEIGHTS=random:0")

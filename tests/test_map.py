@@ -100,7 +100,7 @@ def test_rare_values_share_a_colour_where_there_are_many(tmp_path: Path) -> None
     assert sum(colouring.counts) == 100
 
 
-def test_large_data_sets_are_drawn_from_the_same_way_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_datasets_are_drawn_from_the_same_way_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_module, "MOST_POINTS", 60)
     run = mapped_run(tmp_path)
     found = mapped(run)
@@ -157,7 +157,7 @@ def test_cache_of_other_images_gives_no_map_and_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_cache_without_the_data_set_gives_no_map_and_no_failure(tmp_path: Path) -> None:
+def test_cache_without_the_dataset_gives_no_map_and_no_failure(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
     (tmp_path / "c.h5").unlink()
     with CacheWriter(tmp_path / "c.h5", HEADER, "another"):

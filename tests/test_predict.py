@@ -128,7 +128,7 @@ def test_runs_own_cache_is_read_and_never_written_unless_it_is_named(trained: Tr
     assert {path.name for path in tmp_path.iterdir()} == {"new", "new.csv", "own.csv", "own_patients.csv"}
 
 
-def test_named_cache_keeps_its_data_sets_and_gets_no_other(trained: Trained, tmp_path: Path) -> None:
+def test_named_cache_keeps_its_datasets_and_gets_no_other(trained: Trained, tmp_path: Path) -> None:
     cache = shutil.copy(trained.cache, tmp_path / "c.h5")
     tables = describe(cache).datasets
     predict_dataset(new_images(tmp_path / "images"), tmp_path / "found.csv", run=trained.run, cache=cache)

@@ -1,5 +1,6 @@
 """The README's commands run as they stand, one after the other, as a newcomer would type them."""
 
+import configparser
 import functools
 import http.server
 import re
@@ -8,22 +9,46 @@ import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.builders import encode, picture, write_csv
-from tests.commands import ROOT, Hoarfrost
+from tests.commands import ROOT, Hoarfrost, RunPython
 from tests.dicoms import dicom, encoded, grey_values
 
-ELSEWHERE = {"--engine ray": "test_cluster", "hoarfrost serve": "test_serve_run", "--cache /mnt/": "test_cluster"}
+# What is not run here, by how a line begins: the test that runs the like of it.
+ELSEWHERE = {
+    "make report": "test_main_job::test_make_report_alone_does_everything_on_the_demo_set",
+    "make train": "test_main_job::test_train_needs_no_image_and_no_forward_pass",
+    "hoarfrost extract /mnt/": "test_cluster::test_two_hosts_make_the_cache_that_one_machine_makes",
+    "ray ": "test_cluster::test_two_hosts_make_the_cache_that_one_machine_makes",
+    "hoarfrost train --cache /mnt/": "test_cluster::test_two_hosts_make_the_cache_that_one_machine_makes",
+    "hoarfrost report --run runs/chest": "test_main_job::test_make_report_alone_does_everything_on_the_demo_set",
+    "hoarfrost serve": "test_serve_run::test_dropped_image_shows_answer_map_and_nearest_training_images",
+    "curl ": "test_serve_run::test_two_hundred_requests_of_eight_clients_are_all_answered_as_predict_answers",
+    "hoarfrost doctor": "test_doctor::test_everything_is_looked_at_and_nothing_is_broken_here",
+    "pip install 'hoarfrost[": "test_readme::test_extras_in_the_readme_are_those_that_there_are",
+    "pip wheel": "test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
+    "pip install --no-index": "test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
+    "cpu/bin/pip install .": "test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
+}
+BY_OTHERS = ("make test", "python3 -m venv cpu")  # .ci/run; Python's own
+NEVER = ("cpu/bin/pip install torch torchvision --index-url ",)  # which the README says
+
+
+def lines_of_shell() -> list[str]:
+    """Give the lines of all shell blocks, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = [re.split(r"  +#", line)[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
 def commands() -> list[str]:
-    """Give the lines of all shell blocks that begin with the project's command, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("hoarfrost ")]
+    """Give the lines that are run here."""
+    return [line for line in lines_of_shell() if line.startswith("hoarfrost ") and not line.startswith((*ELSEWHERE,))]
 
 
 @pytest.fixture
@@ -49,6 +74,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for table in (tmp_path / "mixed.csv", tmp_path / "set" / "labels.csv"):
         write_csv(table, rows)
     shutil.copytree(tmp_path / "images", tmp_path / "set" / "images")
+    names = [("benign", "malignant")[i % 2] for i in range(60)]
+    cohort = [[f"images/{name}/{i}.png", name, f"p{i // 4}-{i % 2}", "AB"[i % 3 % 2]] for i, name in enumerate(names)]
+    write_csv(tmp_path / "cohort.csv", [["path", "label", "patient", "scanner"], *cohort])
+    rows = [["path", "label"]]
+    for i in range(40):
+        (tmp_path / "archive").mkdir(exist_ok=True)
+        (tmp_path / "archive" / f"IM{i:04d}").write_bytes(encoded(dicom(grey_values(seed=i), PatientID=f"{i // 2}")))
+        rows.append([f"IM{i:04d}", "ab"[i // 2 % 2]])
+    write_csv(tmp_path / "archive" / "labels.csv", rows)
     return tmp_path
 
 
@@ -90,15 +124,12 @@ def host(place: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("store")
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnxscript is not installed")
 def test_the_readmes_commands_run_in_their_order(place: Path, host: str, hoarfrost: Hoarfrost) -> None:
     ran = set()
     for line in commands():
-        if any(part in line for part in ELSEWHERE) or "runs/chest" in line:
-            continue
         if "linear.safetensors" in line:
             shutil.copy(place / "runs" / "first" / "heads" / "linear.safetensors", place)
-        if "--format onnx" in line:
-            pytest.importorskip("onnxscript")
         program, *arguments = shlex.split(line.replace("https://host", host))
         done = hoarfrost(*arguments)
         assert done.status == 0, (line, done.stderr)
@@ -116,7 +147,48 @@ def test_the_readmes_commands_run_in_their_order(place: Path, host: str, hoarfro
     assert [name for name in products if not (place / name).exists()] == []
 
 
-def test_what_is_not_run_here_is_run_by_the_test_that_is_named() -> None:
-    for part, test in ELSEWHERE.items():
-        assert any(part in line for line in commands()), part
-        assert (ROOT / "tests" / f"{test}.py").is_file()
+def test_every_line_is_run_here_or_by_the_test_that_is_named_or_said_to_be_run_by_none() -> None:
+    lines = lines_of_shell()
+    for begins in (*ELSEWHERE, *BY_OTHERS, *NEVER):
+        assert any(line.startswith(begins) for line in lines), begins
+    assert [line for line in lines if not line.startswith(("hoarfrost ", *ELSEWHERE, *BY_OTHERS, *NEVER))] == []
+    for named in ELSEWHERE.values():
+        file, test = named.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_extras_in_the_readme_are_those_that_there_are() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    named = set(re.findall(r"hoarfrost\[(\w+)\]", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named <= set(setup["options.extras_require"])
+    assert named >= {"dicom", "remote", "gs", "onnx", "serve", "ray"}
+
+
+def options_of(command: click.Command, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Give each command's options, those of the commands below it too, each with all its names."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield name, (*parameter.opts, *parameter.secondary_opts)
+    for below, other in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from options_of(other, f"{name} {below}")
+
+
+def test_every_option_stands_in_the_readme() -> None:
+    from pipeline.cli import main
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    options = list(options_of(main, "hoarfrost"))
+    assert len(options) > 60
+    assert [option for option in options if not any(re.search(rf"{name}\b", readme) for name in option[1])] == []
+
+
+def test_completion_is_what_the_readme_says(run_python: RunPython, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for shell in ("bash", "zsh", "fish"):
+        assert f"{shell}_source" in readme
+        monkeypatch.setenv("_HOARFROST_COMPLETE", f"{shell}_source")
+        output = run_python("-c", "from pipeline.cli import main; main(prog_name='hoarfrost')")
+        assert output.status == 0
+        assert "hoarfrost" in output.stdout
