@@ -90,31 +90,39 @@ def extract(
         job, todo = _begun(dataset, writer, recipe, options, on_progress, stop)
         table, counts = job.table, _embed(job, todo, cluster)
         if not table.readable.any():
-            first, reason = next(iter(table.errors.items()))
-            raise HoarfrostError(
-                f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason}."
-            )
+            raise _none_readable(data, dataset, table)
         writer.finish(table.for_dataset(dataset), table.keys)
-    seconds = time.monotonic() - started
-    errors = tuple((dataset.paths[index], reason) for index, reason in sorted(table.errors.items()))
+    return _summary(job, counts, cache, time.monotonic() - started)
+
+
+def _none_readable(data: Path | str, dataset: Dataset, table: ImageTable) -> HoarfrostError:
+    first, reason = next(iter(table.errors.items()))
+    return HoarfrostError(
+        f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason}."
+    )
+
+
+def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> ExtractSummary:
+    n_images, header = len(job.dataset), job.recipe.header
+    errors = tuple((job.dataset.paths[index], reason) for index, reason in sorted(job.table.errors.items()))
     return ExtractSummary(
-        images=len(dataset),
+        images=n_images,
         embedded=counts.embedded,
-        reused=len(dataset) - counts.embedded - len(errors),
+        reused=n_images - counts.embedded - len(errors),
         failed=len(errors),
         forward_images=counts.forward_images,
         seconds=seconds,
-        images_per_second=len(dataset) / seconds,
-        dataset=dataset.name,
+        images_per_second=n_images / seconds,
+        dataset=job.dataset.name,
         cache=str(cache),
-        fingerprint=recipe.header.fingerprint.digest,
-        weights=recipe.header.weights,
+        fingerprint=header.fingerprint.digest,
+        weights=header.weights,
         device=counts.device,
-        precision=recipe.header.fingerprint.precision,
+        precision=header.fingerprint.precision,
         errors=errors,
-        failed_by_kind=kinds_of(table.errors.values()),
+        failed_by_kind=kinds_of(job.table.errors.values()),
         notes=dict(counts.notes),
-        engine=options.engine,
+        engine=job.options.engine,
         workers=counts.workers,
     )
 

@@ -24,7 +24,6 @@ def test_net_benefit_is_that_counted_patient_by_patient(sample: Sample) -> None:
     curve = decision_curve(y_true, p, AT)
     assert curve.net_benefit == pytest.approx([slow_net_benefit(y_true, p, t) for t in AT], abs=1e-12)
     assert curve.treat_all == pytest.approx([slow_net_benefit(y_true, np.ones(len(p)), t) for t in AT], abs=1e-12)
-    assert curve.treat_none.tolist() == [0] * len(AT)
 
 
 def test_at_a_low_threshold_all_are_treated() -> None:

@@ -60,7 +60,10 @@ def test_wheel_made_from_the_sdist_works_where_the_sources_are_not(tmp_path: Pat
     pytest.importorskip("setuptools")
     sdist, wheel = built(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
-    assert {path.name for path in (ROOT / "pipeline" / "report").glob("*.j2")} <= {Path(name).name for name in names}
+    packages = [path for package in ("features", "pipeline") for path in (ROOT / package).rglob("*")]
+    data = {str(path.relative_to(ROOT)) for path in packages if path.suffix in {".j2", ".js", ".typed"}}
+    assert len(data) > 12
+    assert data <= set(names)
     assert not any(name.startswith("tests/") for name in names)
     assert sdist.stat().st_size < 2_000_000
     assert wheel.stat().st_size < 1_000_000

@@ -42,7 +42,7 @@ from pipeline.metrics.discrimination import (
     roc_aucs,
     roc_curve,
 )
-from pipeline.metrics.intervals import auc_intervals
+from pipeline.metrics.intervals import FEW, auc_intervals
 from pipeline.metrics.multilabel import score_labels
 from pipeline.metrics.operating import (
     AtPrevalence,
@@ -68,6 +68,7 @@ from pipeline.metrics.subgroups import (
 )
 
 __all__ = [
+    "FEW",
     "MISSING",
     "UNKNOWN",
     "AtPrevalence",

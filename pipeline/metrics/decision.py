@@ -16,11 +16,6 @@ class DecisionCurve:
     treat_all: Floats
     prevalence: float
 
-    @property
-    def treat_none(self) -> Floats:
-        """Zero at each threshold."""
-        return np.zeros(len(self.thresholds))
-
 
 def decision_curve(
     y_true: Ints, p: Floats, thresholds: Floats | None = None, *, prevalence: float | None = None

@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.metrics import Share
+from pipeline.metrics import FEW, Share
 from pipeline.report.evaluation import Evaluation
 from pipeline.report.explore import share_interval
 from pipeline.report.words import decimal, estimate, interval, listed, several
 from pipeline.runs import DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
-FEW = 30
-"""Samples of a class below which DeLong's interval was seen to cover too seldom."""
 
 
 @dataclass(frozen=True)

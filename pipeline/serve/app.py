@@ -17,13 +17,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from features.errors import ImageDecodeError
 from pipeline import __version__
 from pipeline.serve.answers import RESEARCH_USE, About, Answer, Problem
-from pipeline.serve.batcher import Batcher
+from pipeline.serve.batcher import LARGEST_BATCH, Batcher
 from pipeline.serve.limits import LimitRequests, Limits
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_BATCH = 8
 DESCRIPTION = (
     f"**{RESEARCH_USE}**\n\nA head on a frozen backbone answers for one image at a time. Nothing that is sent is kept. "
     "Calibration, conformal sets and the distance's limit were fixed on the run's validation images, for images like these."

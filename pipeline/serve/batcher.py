@@ -11,6 +11,7 @@ from typing import Generic, Self, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LARGEST_BATCH = 8
 LINGER = 0.5  # of what the last batch took: as long is waited for more, where more than one client asks
 
 

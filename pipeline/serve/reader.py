@@ -22,13 +22,13 @@ from pipeline.predict import Predictor
 from pipeline.predict.opening import run_head
 from pipeline.runs import read_heads
 from pipeline.serve.answers import About, Answer, Explanation, Neighbour
+from pipeline.serve.batcher import LARGEST_BATCH
 from pipeline.serve.limits import Limits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 N_NEIGHBOURS = 6
-LARGEST_BATCH = 8
 
 
 class HeadReader:

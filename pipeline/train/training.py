@@ -245,15 +245,21 @@ class _StackRun:
                 self.histories[member].append(
                     TrainedEpoch(float(train_losses[head]), loss, float(aucs[variant]), rate * member.spec.lr)
                 )
-                if not math.isfinite(loss):
-                    self.stopped.add(member)
-                    self.failures.append(_exploded(member, epoch))
-                elif loss < self.best[member][1]:
-                    self.best[member] = (epoch, loss)
-                    improved[head] = True
-                elif epoch - self.best[member][0] >= self.config.patience:
-                    self.stopped.add(member)
+                improved[head] = self._is_better(member, epoch, loss)
         self.stack.remember(improved.to(self.x.device))
+
+    def _is_better(self, member: Member, epoch: int, loss: float) -> bool:
+        """Tell whether a head's validation loss is its least; stop it where it is no number, or was not for too long."""
+        if not math.isfinite(loss):
+            self.stopped.add(member)
+            self.failures.append(_exploded(member, epoch))
+            return False
+        best_epoch, least = self.best[member]
+        if loss < least:
+            self.best[member] = (epoch, loss)
+        elif epoch - best_epoch >= self.config.patience:
+            self.stopped.add(member)
+        return loss < least
 
     def _validation_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Give for each group its validation labels and its heads' log-probabilities (V, n, K)."""

@@ -31,7 +31,7 @@ def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
     merged = {**kept, **{name: [_owned(line, name) for line in lines] for name, lines in rows.items()}}
     on = f"On {machine}."
     if kept.keys() - rows.keys() and was_on and machine not in was_on:
-        on += f" What is not of {', '.join(sorted(rows))}: {was_on}"
+        on += f" Rows other than {', '.join(sorted(rows))}: {was_on[0].lower()}{was_on[1:]}"
     elif kept.keys() - rows.keys() and was_on:
         on = was_on
     table = "\n".join([HEAD, *(line for lines in merged.values() for line in lines)])
