@@ -1,11 +1,14 @@
 """The bootstrap over patients: its weighted AUC against repeated rows, its interval against a slow one."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+import pipeline.metrics.bootstrap
 from pipeline.metrics import (
     bootstrap_auc_ci,
     bootstrap_ci,
@@ -56,6 +59,12 @@ def test_each_patient_becomes_the_mean_or_maximum_of_its_images(sample: Sample, 
     assert found.probabilities.sum(axis=1) == pytest.approx(np.ones(len(found.groups)))
 
 
+def test_patients_images_are_joined_by_their_mean_unless_said_otherwise() -> None:
+    y_true, p = np.array([0, 0, 1]), np.array([0.1, 0.3, 0.9])
+    found = per_patient(y_true, two_columns(p), np.array([5, 5, 2]))
+    assert found.probabilities[:, 1] == pytest.approx([0.9, 0.2])
+
+
 def test_maximum_over_images_of_three_classes_sums_to_one() -> None:
     _, probabilities = drawn_probabilities(12, 3, seed=0)
     found = per_patient(np.repeat([0, 1, 2], 4), probabilities, np.repeat([0, 1, 2], 4), "max")
@@ -86,6 +95,141 @@ def test_interval_agrees_with_efrons_over_patients_drawn_one_by_one() -> None:
     low, high = slow_bca(y_true, p, patients, 1000)
     found = bootstrap_auc_ci(y_true, two_columns(p), patients)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.12 * (high - low))
+
+
+class Recorded:
+    """A statistic that remembers the weights it was asked for."""
+
+    def __init__(self, statistic: Callable[[Floats], Floats]) -> None:
+        self.statistic = statistic
+        self.weights: list[Floats] = []
+
+    def __call__(self, weights: Floats) -> Floats:
+        self.weights.extend(weights)
+        return self.statistic(weights)
+
+
+def bca_of(recorded: Recorded, patients: Ints, n_draws: int, level: float) -> tuple[float, float]:
+    """Work out Efron's interval from what a statistic was asked for: all, the draws, and each patient left out."""
+    names = sorted(set(patients.tolist()))
+    everything, draws, left_out = np.split(np.array(recorded.weights), [1, 1 + n_draws])
+    assert (everything == 1).all()
+    times = np.array([[draw[patients == name] for name in names] for draw in draws])  # (draws, patients, images each)
+    assert (times == times[:, :, :1]).all()
+    assert (times[:, :, 0].sum(axis=1) == len(names)).all()
+    assert len({tuple(draw) for draw in draws}) > 0.9 * n_draws
+    missing = [tuple(np.unique(patients[weights == 0])) for weights in left_out]
+    assert sorted(missing) == [(name,) for name in names]
+    assert {weight for weights in left_out for weight in weights} == {0, 1}
+
+    estimate, values = float(recorded.statistic(everything)[0]), recorded.statistic(draws)
+    jackknife = recorded.statistic(left_out)
+    influence = [jackknife.mean() - value for value in jackknife]
+    squares, cubes = sum(d * d for d in influence), sum(d * d * d for d in influence)
+    acceleration = cubes / (6 * squares * squares**0.5) if squares else 0.0
+    below = sum(1.0 if value < estimate else 0.5 if value == estimate else 0.0 for value in values) / n_draws
+    bias = norm.ppf(min(max(below, 0.5 / n_draws), 1 - 0.5 / n_draws))
+    ends = [bias + norm.ppf(share) for share in ((1 - level) / 2, (1 + level) / 2)]
+    low, high = (np.quantile(values, norm.cdf(bias + z / (1 - acceleration * z))) for z in ends)
+    return min(low, estimate), max(high, estimate)
+
+
+def skewed_counts(weights: Floats) -> Floats:
+    """Give the weighted mean of a few counts, one of which is far from the others: draws often equal the estimate."""
+    found: Floats = weights @ np.repeat([0, 0, 1, 1, 2, 2, 3, 3, 12], 2) / weights.sum(axis=1)
+    return found
+
+
+def never_again(offset: float) -> Callable[[Floats], Floats]:
+    """Give a statistic whose draws all lie on one side of the estimate."""
+    return lambda weights: np.where((weights == 1).all(axis=1), 0.0, offset + skewed_counts(weights) / 100)
+
+
+@pytest.mark.parametrize(
+    "statistic", [skewed_counts, lambda weights: -skewed_counts(weights), never_again(5), never_again(-5)],
+    ids=["skewed", "skewed to the other side", "all above", "all below"],
+)  # fmt: skip
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("bytes_at_a_time", [1, 7 * 8 * 18, 1 << 24])
+def test_interval_is_efrons_of_the_very_draws(
+    statistic: Callable[[Floats], Floats], level: float, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.metrics.bootstrap, "_BLOCK_BYTES", bytes_at_a_time)
+    recorded, patients = Recorded(statistic), np.repeat(np.arange(9), 2)
+    found = bootstrap_ci(recorded, patients, level=level, n_draws=200, seed=3)
+    assert (found.low, found.high) == pytest.approx(bca_of(recorded, patients, 200, level), abs=1e-9)
+
+
+def test_of_many_patients_blocks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.metrics.bootstrap, "_MOST_JACKKNIFED", 3)
+    recorded = Recorded(skewed_counts)
+    bootstrap_ci(recorded, np.repeat(np.arange(9), 2), n_draws=20)
+    left_out = np.array(recorded.weights[21:])
+    assert left_out.shape == (3, 18)
+    assert (left_out.sum(axis=0) == 2).all()
+    assert (left_out.sum(axis=1) == 12).all()
+
+
+def test_statistic_without_a_jackknife_has_no_acceleration() -> None:
+    """Left out one by one, patients leave nothing that is defined: the interval is corrected for bias alone."""
+    share = np.array([1.0, 2, 3, 4, 5, 6])
+
+    def statistic(weights: Floats) -> Floats:
+        is_jackknife = (weights.max(axis=1) == 1) & (weights.min(axis=1) == 0)
+        return np.where(is_jackknife, np.nan, weights @ share / weights.sum(axis=1))
+
+    recorded = Recorded(statistic)
+    found = bootstrap_ci(recorded, np.arange(6), n_draws=100)
+    values = np.array([weights @ share / 6 for weights in recorded.weights[1:101]])
+    bias = norm.ppf(((values < 3.5).sum() + (values == 3.5).sum() / 2) / 100)
+    low, high = np.quantile(values, norm.cdf(2 * bias + norm.ppf([0.025, 0.975])))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_level_seed_and_draws_reach_the_interval_of_areas_and_shares() -> None:
+    y_true, p, patients = clustered(40, 2, seed=6)
+    called = (p > 0.4).astype(int)
+    for give in (
+        lambda **options: bootstrap_auc_ci(y_true, two_columns(p), patients, **options),
+        lambda **options: bootstrap_share_ci(y_true, called, patients, **options),
+    ):
+        wide, narrow = give(), give(level=0.5)
+        assert wide.low < narrow.low < narrow.high < wide.high
+        assert give(seed=0) == wide != give(seed=1)
+        assert (wide.n_draws, give(n_draws=50).n_draws) == (2000, 50)
+
+
+def test_areas_of_labels_that_some_images_lack_are_of_those_that_have_them() -> None:
+    y_true = np.array([[1, 0], [0, 1], [1, -1], [0, -1], [1, 1], [0, 0], [1, 0], [0, 1]])
+    p = np.array([[0.9, 0.2], [0.1, 0.8], [0.4, 0.5], [0.6, 0.1], [0.7, 0.3], [0.2, 0.4], [0.8, 0.6], [0.3, 0.9]])
+    recorded: list[Floats] = []
+    plain = pipeline.metrics.bootstrap.bootstrap_ci
+
+    def asked(statistic: Callable[[Floats], Floats], *rest: object, **options: object) -> object:
+        recorded.append(statistic(np.ones((1, 8))))
+        return plain(statistic, *rest, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.metrics.bootstrap, "bootstrap_ci", asked)
+        bootstrap_auc_ci(y_true, p, np.arange(8), n_draws=50)
+    known = y_true[:, 1] >= 0
+    expected = (pair_values(y_true[:, 0], p[:, 0]).mean() + pair_values(y_true[known, 1], p[known, 1]).mean()) / 2
+    assert recorded[0][0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_two_patients_are_enough() -> None:
+    found = bootstrap_ci(lambda weights: weights @ [1.0, 3.0] / weights.sum(axis=1), np.array([0, 1]), n_draws=100)
+    assert (found.low, found.high, found.n_patients) == (1, 3, 2)
+
+
+def test_half_of_the_draws_may_be_undefined_and_no_more() -> None:
+    """A draw of two patients is of both in half of the cases."""
+
+    def both_or_nothing(weights: Floats) -> Floats:
+        kept = iter(range(len(weights)))
+        return np.array([np.nan if len(weights) > 2 and next(kept) % 2 else 0.5 for _ in weights])
+
+    assert bootstrap_ci(both_or_nothing, np.arange(3), n_draws=100).n_left_out == 50
 
 
 def test_patients_with_one_image_each_have_nearly_delongs_interval() -> None:
@@ -155,6 +299,7 @@ def test_share_by_patients_is_wider_where_a_patients_images_agree() -> None:
     [
         ([0, 0, 0], [0.1, 0.2, 0.3], [0, 1, 2], "two patients of each class; class 1 has 0"),
         ([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [0, 1, 2, 2], "two patients of each class; class 1 has 1"),
+        ([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 2], "two patients of each class; class 0 has 1"),
         ([0, 0, 1, 1], [0.1, np.nan, 0.3, 0.4], [0, 1, 2, 3], "some probabilities are NaN or infinite"),
         ([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [0, 1, 2], r"groups has the shape \(3,\); there are 4 samples"),
         ([0, 0, 1], [0.1, 0.2, 0.3, 0.4], [0, 1, 2, 3], "3 labels of 2 classes"),
@@ -167,9 +312,25 @@ def test_bootstrap_refuses_what_is_undefined(
         bootstrap_auc_ci(np.array(y_true), two_columns(np.array(p)), np.array(groups))
 
 
+def test_class_of_three_that_one_patient_has_is_named_by_its_number() -> None:
+    _, probabilities = drawn_probabilities(6, 3, seed=0)
+    with pytest.raises(ValueError, match="two patients of each class; class 2 has 1"):
+        bootstrap_auc_ci(np.array([0, 0, 1, 1, 2, 2]), probabilities, np.array([0, 1, 2, 3, 4, 4]))
+
+
 def test_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sample is counted"):
+    with pytest.raises(ValueError, match=r"^no sample is counted$"):
         bootstrap_share_ci(np.zeros(4, int), np.zeros(4, int), np.arange(4))
+
+
+def test_hits_of_other_samples_than_are_counted_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"hits has the shape \(4,\), counted \(3,\)"):
+        bootstrap_share_ci(np.zeros(4, int), np.ones(3, int), np.arange(4))
+
+
+def test_statistic_that_is_undefined_for_all_together_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^the statistic is undefined for the samples given$"):
+        bootstrap_ci(lambda weights: np.full(len(weights), np.nan), np.arange(5))
 
 
 def test_statistic_that_most_draws_lack_is_refused() -> None:

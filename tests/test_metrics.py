@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pipeline.metrics import (
+    bootstrap_auc_ci,
     confusion_matrix,
     delong_ci,
     delong_variance,
     macro_auc_ci,
     macro_roc_auc,
     newcombe_ci,
+    precision_recall_curve,
     roc_auc,
     roc_curve,
     score,
@@ -97,6 +99,18 @@ def test_area_under_the_curve_is_the_auc(sample: Sample) -> None:
     trapezoids = np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2
     assert float(trapezoids.sum()) == pytest.approx(roc_auc(*sample), abs=1e-12)
     assert len(fpr) == len(tpr) == len(thresholds)
+
+
+@given(samples())
+def test_precision_and_recall_are_counted_at_each_distinct_score(sample: Sample) -> None:
+    y_true, y_score = sample
+    precision, recall, thresholds = precision_recall_curve(y_true, y_score)
+    assert thresholds.tolist() == sorted(set(y_score.tolist()), reverse=True)[: len(thresholds)]
+    for p, r, threshold in zip(precision, recall, thresholds, strict=True):
+        called = y_score >= threshold
+        assert p == pytest.approx(y_true[called].mean())
+        assert r == pytest.approx(y_true[called].sum() / y_true.sum())
+    assert recall[-1] == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
@@ -209,6 +223,17 @@ def test_scores_of_two_classes_are_what_they_say() -> None:
     }
 
 
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_interval_is_over_patients_where_they_have_several_images(n_classes: int) -> None:
+    y_true, probabilities = drawn_probabilities(60, n_classes, seed=2)
+    names = [f"class {c}" for c in range(n_classes)]
+    patients = np.arange(60) // 2
+    found = score(y_true, probabilities, names, patients)
+    drawn = bootstrap_auc_ci(y_true, probabilities, patients)
+    assert (found["roc_auc_ci95"], found["roc_auc_ci95_method"]) == ([drawn.low, drawn.high], "bootstrap over patients")
+    assert score(y_true, probabilities, names)["roc_auc_ci95_method"] == "DeLong"
+
+
 def test_certain_and_wrong_probability_gives_a_finite_loss() -> None:
     y_true = np.array([0, 0, 1, 1])
     with warnings.catch_warnings():
@@ -277,6 +302,7 @@ UNIFORM = np.full((6, 3), 1 / 3)
         ([0, 0, 1, 1, 2, -1], UNIFORM, "y_true holds values other than 0 to 2"),
         ([0, 0, 0, 1, 1, 2], UNIFORM, "two samples of each class; 'c' has 1"),
         ([0, 0, 0, 2, 2, 2], UNIFORM, "two samples of each class; 'b' has 0"),
+        ([0, 0, 0, 1, 1, 1], UNIFORM, "two samples of each class; 'c' has 0"),
         ([], UNIFORM[:0], "there are no samples"),
     ],
 )

@@ -131,6 +131,25 @@ def test_predictive_values_at_the_splits_own_prevalence_are_the_splits() -> None
         assert low < value < high
 
 
+def test_limits_of_predictive_values_are_those_of_the_likelihood_ratios() -> None:
+    """By Bayes: odds after a result are the odds before it, times its likelihood ratio."""
+    y_true, y_score = np.array([1] * 20 + [0] * 30), np.array([1.0] * 14 + [0.0] * 6 + [1.0] * 9 + [0.0] * 21)
+    found = evaluate_threshold(y_true, y_score, 0.5, prevalence=0.2)
+    at = found.at_prevalence
+    assert at is not None
+
+    def after(likelihood: float | None) -> float:
+        assert likelihood is not None
+        return 0.25 * likelihood / (1 + 0.25 * likelihood)
+
+    positive, negative = found.lr_positive, found.lr_negative
+    assert positive is not None
+    assert negative is not None
+    assert at.ppv == pytest.approx((after(positive.value), after(positive.low), after(positive.high)))
+    assert at.npv == pytest.approx((1 - after(negative.value), 1 - after(negative.high), 1 - after(negative.low)))
+    assert at.npv[1] < at.npv[0] < at.npv[2] < 1
+
+
 def test_rarer_disease_lowers_the_positive_predictive_value() -> None:
     y_true, y_score = np.array([0, 0, 0, 1, 1, 1]), np.array([0.1, 0.2, 0.7, 0.3, 0.8, 0.9])
     rare, common = (evaluate_threshold(y_true, y_score, 0.5, prevalence=share).at_prevalence for share in (0.01, 0.5))

@@ -5,9 +5,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from features.errors import TrainingError
-from pipeline.splits import carve_validation, merged_groups, split
+from pipeline.splits import carve_validation, k_folds, merged_groups, split
 
 Ints = npt.NDArray[np.int64]
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -159,3 +160,48 @@ def test_merged_groups_equal_a_slow_union_find(memberships: list[list[object]]) 
 def test_images_linked_through_others_are_one_group() -> None:
     # 0 and 1 share a patient, 1 and 2 the bytes, so 0 and 2 belong together too.
     assert merged_groups(["p", "p", "q", "r"], [10, 11, 11, 12]).tolist() == [0, 0, 0, 1]
+
+
+# -- folds --------------------------------------------------------------------------------------------------------------
+
+
+def test_validation_is_carved_by_its_seed() -> None:
+    y, groups = np.arange(80) % 2, np.arange(80)
+    drawn = [carve_validation(y, groups, ["a", "b"], seed=seed).tolist() for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert carve_validation(y, groups, ["a", "b"]).tolist() == carve_validation(y, groups, ["a", "b"], seed=0).tolist()
+
+
+@pytest.mark.parametrize("n_folds", [2, 3, 7])
+def test_folds_are_as_many_as_asked_for_of_even_size_and_drawn_by_their_seed(n_folds: int) -> None:
+    y, groups = np.arange(84) % 2, np.arange(84)
+    folds = k_folds(y, groups, ["a", "b"], n_folds, seed=3)
+    assert folds.dtype == np.int64
+    for label in (0, 1):
+        counts = np.bincount(folds[y == label])
+        assert len(counts) == n_folds
+        assert max(counts) - min(counts) <= 1
+    assert k_folds(y, groups, ["a", "b"], n_folds, seed=3).tolist() == folds.tolist()
+    assert k_folds(y, groups, ["a", "b"], n_folds, seed=4).tolist() != folds.tolist()
+    assert k_folds(y, groups, ["a", "b"], n_folds).tolist() == k_folds(y, groups, ["a", "b"], n_folds, seed=0).tolist()
+
+
+@pytest.mark.parametrize("seed", [2, 2**31 + 2, 2**32 - 1])
+def test_folds_of_a_seed_are_scikit_learns(seed: int) -> None:
+    y, groups = np.arange(60) % 2, np.arange(60)
+    splitter = StratifiedGroupKFold(3, shuffle=True, random_state=seed)
+    expected = [held_out.tolist() for _, held_out in splitter.split(np.zeros(60), y, groups)]
+    folds = k_folds(y, groups, ["a", "b"], 3, seed=seed)
+    assert [np.flatnonzero(folds == fold).tolist() for fold in range(3)] == expected
+
+
+def test_as_many_folds_as_patients_of_the_rarest_class_are_possible_and_one_more_is_not() -> None:
+    y, groups = np.array([0, 0, 0, 1, 1, 1]), np.arange(6)
+    assert sorted(k_folds(y, groups, ["a", "b"], 3).tolist()) == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(
+        TrainingError, match=r"--folds 4: .*'a'.* has 3 patients .*Give at most --folds 3, or add images"
+    ):
+        k_folds(y, groups, ["a", "b"], 4)
+    with pytest.raises(TrainingError, match=r"--folds 7: there are 6 patients .*Give at most --folds 6\."):
+        k_folds(y, groups, ["a", "b"], 7)
+    assert sorted(k_folds(np.array([[1], [1], [0], [0]]), np.arange(4), ["a"], 2).tolist()) == [0, 0, 1, 1]
