@@ -2,10 +2,13 @@
 
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from features.errors import ImageDecodeError
+from features.images import load_image
 from tests.builders import encode, picture
 from tests.dicoms import dicom, encoded, grey_values
 
@@ -69,3 +72,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "looping.png": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
     "folder.png": (lambda path: path.mkdir(), "Is a directory"),
 }
+
+
+def check_truncations(content: bytes) -> None:
+    """Check that a file cut off at every percent is an image, or an error that says something, in under a second."""
+    for percent in range(100):
+        started = time.monotonic()
+        try:
+            assert load_image(content[: len(content) * percent // 100]).shape[1:] == (224, 224)
+        except ImageDecodeError as error:
+            assert str(error)  # noqa: PT017
+        assert time.monotonic() - started < 1
