@@ -14,12 +14,14 @@
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
 export DATA WEIGHTS CACHE RUN HEADS
 
+on = $(filter-out 0 no off false,$(1))# EXPLAIN=0 is as good as nothing
+
 ifdef PYTHON
 PY := $(PYTHON)
-READY :=
+READY := usable
 else
 PY := .venv/bin/python
-READY := .venv/$(if $(LOCKED),.locked,.ready)
+READY := .venv/$(if $(call on,$(LOCKED)),.locked,.ready)
 endif
 
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
@@ -31,7 +33,7 @@ ENVIRONMENT = @python="$$(for p in python3 python3.13 python3.12 python3.11; do 
 	"$$python" -m venv .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 # One place for each DATA and WEIGHTS: another dataset of the same name gets another one.
-PLACES = set -e; \
+PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	if [ -n "$$DATA" ]; then \
 		name="$$(basename "$$DATA" | tr -c 'A-Za-z0-9._\n-' _)-$$(printf %s "$$DATA" | cksum | cut -d' ' -f1)"; \
 		weights="$${WEIGHTS:-imagenet}"; \
@@ -49,7 +51,7 @@ PLACES = set -e; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report test lint lock fuzz bench screenshot clean
+.PHONY: usable help setup extract train report test lint lock fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -70,6 +72,12 @@ setup: $(READY)  ## make .venv and install everything into it
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch .venv/.ready $@
 
+usable:
+	@command -v "$(PY)" >/dev/null || { echo "PYTHON=$(PYTHON): no such command" >&2; exit 1; }
+	@"$(PY)" -c 'import importlib.util, sys; \
+		absent = [n for n in "torch torchvision h5py sklearn click jinja2".split() if importlib.util.find_spec(n) is None]; \
+		sys.exit("This environment lacks " + ", ".join(absent) + ": " + sys.executable + " -m pip install ." if absent else 0)'
+
 extract: $(READY)  ## embed the images that the cache lacks
 	@$(PLACES) \
 	if [ -z "$$DATA" ] && [ ! -e "$$data/labels.csv" ]; then $(HOARFROST) demo "$$data"; fi; \
@@ -85,14 +93,14 @@ report: extract  ## extract, train where needed, and write the report
 	@$(PLACES) \
 	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$$HEADS$$RUN" ]; then \
 		$(MAKE) --no-print-directory train; fi; \
-	$(HOARFROST) report --run "$$run" $(if $(EXPLAIN),--explain)
+	$(HOARFROST) report --run "$$run" $(if $(call on,$(EXPLAIN)),--explain)
 
 test: lint  ## lint and run the tests
 	@jobs="$${JOBS:-$$($(PY) -c 'from features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
-	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile $(if $(SLOW),,-m "not slow")
+	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile $(if $(call on,$(SLOW)),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
-	@if [ -n "$(READY)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \
+	@if [ -z "$(PYTHON)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \
 		$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m mypy; \
 	else echo "ruff or mypy is not installed in this environment: lint is left out"; fi
 
@@ -103,7 +111,7 @@ lock: $(READY)  ## write requirements.lock anew, from setup.cfg
 
 fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing but a reason may come out
 	@$(PY) -c 'import atheris' 2>/dev/null || { \
-		if [ -n "$(READY)" ]; then $(PIP) --editable '.[fuzz]'; \
+		if [ -z "$(PYTHON)" ]; then $(PIP) --editable '.[fuzz]'; \
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
 	$(PY) -m tests.fuzz $(or $(FUZZ_SECONDS),600)
 

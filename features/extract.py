@@ -226,7 +226,11 @@ def _embed(job: Job, todo: Sequence[int], cluster: "Cluster | None") -> LoopCoun
     """Embed the images to do, where that was asked for."""
     if not todo:
         device = job.options.device
-        return LoopCounts("cpu" if device == "auto" else device)
+        if device in {"auto", "cpu"}:
+            return LoopCounts("cpu")
+        from features.devices import choose_device
+
+        return LoopCounts(choose_device(device, job.recipe.precision))
     if cluster is not None:
         return cluster.embed(job, todo)
     # Only here: torch takes seconds to import, and an unchanged dataset needs none of it.

@@ -9,7 +9,11 @@ from features.errors import HoarfrostError
 
 
 class StoppedError(HoarfrostError):
-    """A signal ended it before all was done; it can be gone on with."""
+    """A signal ended it before all was done; it can be gone on with where what is finished was kept."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(f"{when}; what is finished is committed. Run the same command again to go on from there.")
+        self.when = when
 
 
 class StopSignals:
@@ -41,7 +45,4 @@ class StopSignals:
     def check(self, done: int, total: int) -> None:
         """Stop here if a signal came, unless all is done: then folding it into the cache is all that is left."""
         if self.received is not None and done < total:
-            raise StoppedError(
-                f"Stopped by {self.received.name} after {done} of {total} images; what is finished is committed. "
-                "Run the same command again to go on from there."
-            )
+            raise StoppedError(f"Stopped by {self.received.name} after {done} of {total} images")

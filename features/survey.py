@@ -17,7 +17,8 @@ from features.devices import usable_cpus
 from features.errors import DatasetError, HoarfrostError, ImageDecodeError
 from features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
 from features.formats import MAX_PIXELS, parts
-from features.images import DEEP_MODES, Decoding, PixelBudget, encode_png
+from features.images import DEEP_MODES, Decoding, PixelBudget
+from features.pictures import check_sheet, write_sheet
 from features.plan import Progress, kinds_of
 from features.quarantine import load_apart
 from features.windows import Window
@@ -106,6 +107,8 @@ def survey(
     HoarfrostError
         If the dataset cannot be listed, or the contact sheet not be written.
     """
+    if contact_sheet is not None:
+        check_sheet(contact_sheet)
     dataset = read_table(data)
     if not len(dataset):
         raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
@@ -236,11 +239,4 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
         sheet[top : top + SIZE, left : left + SIZE] = (
             load_apart(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
         )
-    try:
-        new = path.with_name(path.name + ".tmp")
-        new.write_bytes(encode_png(sheet))
-        new.replace(path)
-    except OSError as error:
-        raise HoarfrostError(
-            f"{path}: the contact sheet cannot be written: {error.strerror}. Name another file."
-        ) from error
+    write_sheet(path, sheet)

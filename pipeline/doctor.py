@@ -147,7 +147,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _processors() -> Iterator[Finding]:
-    from features.devices import has_amx, has_vnni, usable_cpus, usable_memory
+    from features.devices import choose_precision, has_amx, has_vnni, usable_cpus, usable_memory
 
     host, mine = os.cpu_count() or 1, usable_cpus()
     of_host = f" of the {host} that the machine has (affinity or a container's quota)" if mine < host else ""
@@ -156,7 +156,8 @@ def _processors() -> Iterator[Finding]:
         yield Finding("AMX", "ok", "bfloat16 on matrix units")
         return
     others = "; --precision int8 is fast here (VNNI)" if has_vnni() else ""
-    costs = f"the backbone computes in float32, slower than bfloat16 on matrix units{others}"
+    precision = "bfloat16 by AVX-512" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
+    costs = f"the backbone computes in {precision}, slower than bfloat16 on matrix units{others}"
     yield Finding("AMX", "missing", "this processor has none", costs, "a server CPU that has it, or a GPU")
 
 

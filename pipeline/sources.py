@@ -91,7 +91,7 @@ def opened_source(run: Run) -> Iterator[Source]:
         how to bring it back.
     """
     facts = run.config.embeddings
-    again = f"`hoarfrost report --run {run.directory}`"
+    again = "the same command"
     path = Path(facts.cache)
     if not path.exists():
         raise CacheError(f"The cache {path} is not there any more. Put it back there and run {again} again.")

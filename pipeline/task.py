@@ -26,7 +26,6 @@ Ints = npt.NDArray[np.int64]
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, where no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
-_OTHER_SPLITS = "or change the dataset's split column or folders."
 
 logger = logging.getLogger(__name__)
 
@@ -375,9 +374,18 @@ def _check_splits(task: Task) -> None:
                 all_counts = ", ".join(f"{n} {label}" for label, n in zip(task.names, counts.values(), strict=False))
                 raise TrainingError(
                     f"The split {name} has {count} {unit} of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
-                    f"score it (the split has {all_counts}). Add images, "
-                    + ("leave the label out (--label)." if task.is_multilabel else _OTHER_SPLITS)
+                    f"score it (the split has {all_counts}). Add images, {_other_splits(task)}"
                 )
+
+
+def _other_splits(task: Task) -> str:
+    if task.is_multilabel:
+        return "leave the label out (--label)."
+    if task.table.splits is not None:
+        return "or change the dataset's split column or folders."
+    return (
+        "or learn less: --positive LABEL makes two classes of several. (The split was drawn here: there is none given.)"
+    )
 
 
 def dataset_facts(task: Task) -> DatasetFacts:

@@ -200,7 +200,10 @@ def test_missing_image_of_a_csv_is_an_unreadable_image(tmp_path: Path) -> None:
         ("path,label,split\n1.png,a,train\n2.png,b,\n", r"line 3: '' is no split; use train, val or test"),
         ("path,label,split\n1.png,a,train\n2.png,b,fold 1\n", r"line 3: 'fold 1' is no split"),
         ("path,label\n1.png,a\n2.png,b,c\n", r"line 3: 3 fields, the header has 2\. Put a text that holds ','"),
-        ("path,label\n1.png,a\n\n2.png\n", r"line 4: 1 fields, the header has 2"),
+        (
+            "path,label\n1.png,a\n\n2.png\n",
+            r"line 4: 1 field, the header has 2\. Write ',' after a field that is empty too",
+        ),
         ("path,label,label\n1.png,a,b\n", r"two columns have the name 'label'\. Rename one"),
         ("path,label, Label\n1.png,a,b\n", r"two columns have the name 'label'"),
         ("path,label,\n1.png,a,x\n2.png,b,\n", r"column 3 has no name in the header"),

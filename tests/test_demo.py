@@ -194,6 +194,31 @@ def test_folder_that_is_not_a_demo_set_is_refused(tmp_path: Path, name: str, tex
     assert contents(tmp_path) == {name: text.encode()}
 
 
+def test_table_that_was_edited_is_not_taken_for_a_demo_sets(tmp_path: Path) -> None:
+    write_demo(tmp_path, n_images=30)
+    table = (tmp_path / "labels.csv").read_text()
+    for edited in (
+        table.replace(",A\n", ",Z\n", 1),
+        table.replace("benign/p", "malignant/p", 1),
+        table.replace(",p0", ",q0", 1),
+    ):
+        (tmp_path / "labels.csv").write_text(edited)
+        with pytest.raises(HoarfrostError, match="holds no demo set"):
+            write_demo(tmp_path, n_images=30)
+        assert (tmp_path / "labels.csv").read_text() == edited
+
+
+def test_demo_set_that_is_replaced_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_demo(tmp_path, n_images=31)
+    assert not caplog.records
+    write_demo(tmp_path, n_images=31)
+    assert not caplog.records
+    write_demo(tmp_path, n_images=30)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: another demo set, of 31 images, is replaced by this one of 30"
+    ]
+
+
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("a file")
     with pytest.raises(HoarfrostError, match=r"demo is a file; the demo set needs a folder"):

@@ -155,6 +155,15 @@ def test_matrix_units_are_told(monkeypatch: pytest.MonkeyPatch, has: bool, state
     assert found("AMX").state == state
 
 
+@pytest.mark.parametrize(("precision", "words"), [("bfloat16", "in bfloat16 by AVX-512"), ("float32", "in float32")])
+def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
+    monkeypatch: pytest.MonkeyPatch, precision: str, words: str
+) -> None:
+    monkeypatch.setattr(features.devices, "has_amx", lambda: False)
+    monkeypatch.setattr(features.devices, "choose_precision", lambda *_: precision)
+    assert f"the backbone computes {words}, slower" in found("AMX").costs
+
+
 def test_fewer_cpus_than_the_host_has_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.devices, "usable_cpus", lambda: 1)
     monkeypatch.setattr(pipeline.doctor.os, "cpu_count", lambda: 64)

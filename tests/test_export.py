@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from features.backbone import Backbone, load_weights
+from features.errors import HoarfrostError
 from features.extract import extract
 from features.images import load_image
 from features.plan import ExtractOptions
@@ -356,6 +357,20 @@ def test_another_models_card_is_replaced_and_other_files_of_that_name_are_not(
     card.write_text("# Model card: of an earlier export\n")
     export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
     assert "malignant" in card.read_text(encoding="utf-8")
+    export_head(run.directory, tmp_path / "m.pt2", file_format="torch")  # the same model again
+
+
+@pytest.mark.usefixtures("quick_torch")
+def test_card_of_a_model_that_stays_is_not_replaced_by_anothers(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting_module, "_difference_from_run", lambda *_: (None, 0, []))
+    export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
+    before = (tmp_path / "model_card.md").read_bytes()
+    with pytest.raises(HoarfrostError, match=r"is of the model beside it \(m\.pt2\), and would be overwritten"):
+        export_head(run.directory, tmp_path / "other.pt2", file_format="torch")
+    assert (tmp_path / "model_card.md").read_bytes() == before
+    assert not (tmp_path / "other.pt2").exists()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,13 @@ def copy_project(copy: Path) -> Path:
     return copy
 
 
-def make(project: Path, *arguments: str, succeeds: bool = True) -> str:
+def make(project: Path, *arguments: str, succeeds: bool = True, python: str = sys.executable) -> str:
     # What runs these tests is a make itself: its variables are not ours.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     for name in ("DATA", "CACHE", "RUN", "WEIGHTS", "POSITIVE", "HEADS", "PYTHON"):
         environment.pop(name, None)
     result = subprocess.run(
-        ["make", *arguments, f"PYTHON={sys.executable}"], cwd=project, env=environment, capture_output=True, text=True
+        ["make", *arguments, f"PYTHON={python}"], cwd=project, env=environment, capture_output=True, text=True
     )
     assert (result.returncode == 0) == succeeds, result.stderr
     return result.stdout if succeeds else result.stderr
@@ -129,6 +130,27 @@ def test_a_wrong_path_ends_make_with_a_message(project: Path) -> None:
     errors = make(project, "report", "DATA=nowhere", "WEIGHTS=random:0", succeeds=False)
     assert "nowhere: no such file or folder" in errors
     assert "Traceback" not in errors
+
+
+def test_environment_that_lacks_what_is_needed_is_told_what_brings_it(project: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    errors = make(project, "extract", "DATA=x", succeeds=False, python=str(python))
+    assert (
+        f"This environment lacks torch, torchvision, h5py, sklearn, click, jinja2: {python} -m pip install ." in errors
+    )
+    assert "PYTHON=nowhere: no such command" in make(project, "extract", "DATA=x", succeeds=False, python="nowhere")
+
+
+def test_switches_that_are_off_and_a_slash_at_the_end_of_a_folder_change_nothing(project: Path) -> None:
+    def planned(*arguments: str) -> str:
+        return make(project, "--dry-run", "test", *arguments)
+
+    assert '-m "not slow"' in planned("SLOW=0")
+    assert planned("SLOW=no") == planned() != planned("SLOW=1")
+    for data in ("DATA=nowhere", "DATA=nowhere/"):
+        errors = make(project, "extract", data, "WEIGHTS=random:0", succeeds=False)
+        assert "Error: nowhere: no such file" in errors
 
 
 def test_every_command_and_target_stands_in_the_readme() -> None:

@@ -337,7 +337,7 @@ def test_hostile_names_are_kept_apart_and_run_nowhere(trained: Trained, tmp_path
 def test_missing_folder_is_made_and_an_earlier_file_replaced_whole(trained: Trained, tmp_path: Path) -> None:
     output = tmp_path / "not" / "yet" / "found.csv"
     predict_dataset(trained.images, output, run=trained.run)
-    output.write_text("earlier")
+    output.write_text("path,frame,patient,earlier\n")
     predict_dataset(trained.images, output, run=trained.run)
     assert len(read_csv(output)) == 120
     assert sorted(path.name for path in output.parent.iterdir()) == ["found.csv", "found_patients.csv"]
@@ -346,7 +346,7 @@ def test_missing_folder_is_made_and_an_earlier_file_replaced_whole(trained: Trai
 def test_prediction_that_fails_leaves_the_earlier_file(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "found.csv").write_text("earlier")
+    (tmp_path / "found.csv").write_text("path,frame,patient,earlier\n")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -354,7 +354,7 @@ def test_prediction_that_fails_leaves_the_earlier_file(
     monkeypatch.setattr("pipeline.predict.dataset.ImageTable.add", full)
     with pytest.raises(RunError, match=r"found\.csv: cannot be written: .*No space left.*--output"):
         predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
-    assert (tmp_path / "found.csv").read_text() == "earlier"
+    assert (tmp_path / "found.csv").read_text() == "path,frame,patient,earlier\n"
     assert [path.name for path in tmp_path.iterdir()] == ["found.csv"]
 
 
@@ -363,7 +363,10 @@ def test_outputs_that_would_overwrite_something_are_refused(trained: Trained, tm
     cache = shutil.copy(trained.cache, tmp_path / "c.h5")
     (tmp_path / "folder").mkdir()
     of_run = (trained.run / "predictions.csv", trained.run / "heads" / "x.csv")
-    for output in (data / "labels.csv", data / "0.png", *of_run, cache):
+    (tmp_path / "own.csv").write_text("path,label\nsomebodys,work\n")
+    (tmp_path / "own_patients.csv").write_text("patient,age\n1,50\n")
+    own = (tmp_path / "own.csv", tmp_path / "own_patients.csv")
+    for output in (data / "labels.csv", data / "0.png", *of_run, cache, *own):
         content = output.read_bytes() if output.exists() else b""
         with pytest.raises(HoarfrostError, match="would overwrite"):
             predict_dataset(data, output, run=trained.run, cache=cache)

@@ -117,13 +117,13 @@ def test_command_tells_people_and_programs_the_same(hoarfrost: Hoarfrost, mixed:
     assert document["kinds"][0]["becomes"] == "RGB, resized to 224 x 224"
 
 
-@pytest.mark.parametrize("arguments", [["--contact-sheet", "{tmp}/no/sheet.png"], ["--window", "40"]])
+@pytest.mark.parametrize("arguments", [["--contact-sheet", "{tmp}/mixed/b/text.png/sheet.png"], ["--window", "40"]])
 def test_what_cannot_be_done_is_a_message(
     hoarfrost: Hoarfrost, mixed: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     output = hoarfrost("inspect", mixed, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert output.status in {1, 2}
-    assert "contact sheet cannot be written" in output.stderr or "no window; write CENTER/WIDTH" in output.stderr
+    assert "sheet.png: cannot be written" in output.stderr or "no window; write CENTER/WIDTH" in output.stderr
 
 
 @pytest.mark.slow

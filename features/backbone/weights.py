@@ -159,8 +159,9 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 def _read_checkpoint(path: Path) -> Mapping[str, object]:
     if not path.is_file():
+        reason = "no file" if path.exists() else "no such file"
         raise WeightsError(
-            f"--weights {path}: no such file. Give a .pth or .safetensors checkpoint, imagenet, random:SEED or auto."
+            f"--weights {path}: {reason}. Give a .pth or .safetensors checkpoint, imagenet, random:SEED or auto."
         )
     try:
         if path.suffix.lower() == ".safetensors":

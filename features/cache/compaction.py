@@ -59,6 +59,9 @@ def compact(path: Path) -> CompactSummary:
     """
     path = real_path(path)
     require_cache(path)
+    if path.exists():
+        with CacheFile(path, lenient=True):  # what is no cache gets no lock beside it either
+            pass
     with WriterLock(path):
         before = bytes_of(path)
         compaction = _Compaction(path)

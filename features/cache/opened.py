@@ -21,6 +21,13 @@ HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h
 Member = TypeVar("Member", bound=h5py.Group)
 
 
+def no_such_cache(path: Path) -> str:
+    """Say that there is none, or something else."""
+    if path.exists():
+        return f"{path} is no file, and so no cache. Check the path given with --cache."
+    return f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`."
+
+
 class DamagedCacheError(CacheError):
     """Bytes of the file are not what was written."""
 
@@ -47,7 +54,7 @@ class OpenedFile:
         self.path = path
         self.cache = cache or path
         if not path.is_file():
-            raise CacheError(f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`.")
+            raise CacheError(no_such_cache(path))
         try:
             self.root = h5py.File(path, "r", locking=False)  # readers never block, nor are blocked
         except HDF5_ERRORS as error:
@@ -82,6 +89,11 @@ class OpenedFile:
         if begins != b"\x89HDF\r\n\x1a\n":
             return DamagedCacheError(
                 f"{self.path} is no hoarfrost cache (not an HDF5 file). Check the path given with --cache."
+            )
+        if self.path == self.cache:
+            return DamagedCacheError(
+                f"{self.path}: the cache is damaged: it is truncated, or its HDF5 structure is broken ({error}). "
+                "Nothing of it can be read. Remove the file and extract again, or take it from a backup."
             )
         return self.damaged(f"it is truncated, or its HDF5 structure is broken ({error})")
 

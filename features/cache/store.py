@@ -12,6 +12,7 @@ import numpy as np
 
 from features.cache.keys import KeyIndex
 from features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
+from features.cache.opened import no_such_cache
 from features.cache.reading import CacheFile
 from features.errors import CacheError, FingerprintMismatchError
 from features.fingerprint import Fingerprint
@@ -57,7 +58,7 @@ def remove_if_empty(directory: Path) -> None:
 def require_cache(path: Path) -> None:
     """Refuse a path at which there is neither a cache nor the parts of one."""
     if not path.is_file() and not part_paths(path):
-        raise CacheError(f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`.")
+        raise CacheError(no_such_cache(path))
 
 
 def begun_header(path: Path) -> Header | None:

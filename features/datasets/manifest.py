@@ -137,8 +137,12 @@ def _cells(
         for row, line in zip(rows, lines, strict=True):
             if len(row) != n_columns:
                 raise DatasetError(
-                    f"{path} line {line}: {len(row)} fields, the header has {n_columns}. "
-                    f"Put a text that holds {delimiter!r} into double quotes."
+                    f"{path} line {line}: {len(row)} field{'' if len(row) == 1 else 's'}, the header has {n_columns}. "
+                    + (
+                        f"Put a text that holds {delimiter!r} into double quotes."
+                        if len(row) > n_columns
+                        else f"Write {delimiter!r} after a field that is empty too."
+                    )
                 )
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)] or [[] for _ in range(n_columns)]
     if columns and "" in columns[0]:

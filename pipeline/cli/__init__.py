@@ -29,6 +29,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except HoarfrostError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise click.ClickException("Stopped. No file was left half-written.") from error
         except OSError as error:  # a full disk or a lost mount is nobody's defect; click itself ends on a closed pipe
             if error.errno == errno.EPIPE:
                 raise

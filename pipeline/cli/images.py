@@ -15,7 +15,7 @@ from pipeline.cli.options import (
     max_pixels_option,
     window_option,
 )
-from pipeline.cli.types import DataType, PathType, SizeType
+from pipeline.cli.types import DataType, PathType, ShareType, SizeType
 
 
 @click.command()
@@ -40,7 +40,7 @@ from pipeline.cli.types import DataType, PathType, SizeType
     help="Record an unreadable image and go on, or stop at the first.",
 )  # fmt: skip
 @click.option(
-    "--max-bad", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="SHARE",
+    "--max-bad", type=ShareType(0, 1), default=0.05, show_default=True, metavar="SHARE",
     help="Stop once more of the images than this are unreadable; a single one never stops it, but for 0.",
 )  # fmt: skip
 @window_option

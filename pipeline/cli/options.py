@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from features.formats import MAX_PIXELS
-from pipeline.cli.types import PathType, WindowType
+from pipeline.cli.types import PathType, ShareType, WindowType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,7 +75,7 @@ def cluster_options(command: Command) -> Command:
                 "on this machine]",
             ),
             _ray_option(
-                "--gpus-per-worker", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+                "--gpus-per-worker", type=ShareType(0, 1, min_open=True), metavar="SHARE",
                 help="GPUs for each of Ray's workers; 0.5 puts two on a GPU.  [default: 1]",
             ),
             _ray_option(
@@ -109,7 +109,8 @@ def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
 
     output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.
-    click.echo(output.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there may be no stdout at all
+    click.echo(output.encode(encoding, "replace").decode(encoding))
 
 
 def file_argument(command: Command) -> Command:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import device_option, emit, json_option, run_option, weights_option
-from pipeline.cli.types import SizeType
+from pipeline.cli.types import ShareType, SizeType
 
 
 @click.command()
@@ -17,7 +17,7 @@ from pipeline.cli.types import SizeType
 @device_option
 @click.option("--max-bytes", type=SizeType(1), default="20MB", show_default=True, help="Larger files are refused.")
 @click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="And larger images.")
-@click.option("--timeout", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds a request.")
+@click.option("--timeout", type=ShareType(1, 3600), default=30, show_default=True, help="Seconds a request.")
 @json_option
 def serve(
     run: Path, head: str | None, host: str, port: int, weights: str | None, device: str, max_bytes: int, max_pixels: int,

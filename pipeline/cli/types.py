@@ -54,15 +54,16 @@ class SizeType(click.ParamType[int]):
             self.fail(f"{value!r} is no size; write 1GB, 500MB or 2GiB", param, ctx)
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
         if size < self.smallest:
-            self.fail(f"{value} is too little; give at least {self.smallest / 1_000_000:g}MB", param, ctx)
+            least = f"{self.smallest / 1_000_000:g}MB" if self.smallest >= 1_000_000 else f"{self.smallest} byte"
+            self.fail(f"{value} is too little; give at least {least}", param, ctx)
         return size
 
 
 class ShareType(click.FloatRange):
-    """A share; NaN is none, though to a range it is neither too small nor too large."""
+    """A number in a range; NaN is none, though to a range it is neither too small nor too large."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Give the share, between the range's ends."""
+        """Give the number, between the range's ends."""
         share = float(super().convert(value, param, ctx))
         if math.isnan(share):
             self.fail(f"{value} is not a number", param, ctx)

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def show_warnings() -> None:
 @contextmanager
 def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
     """Show images done, images per second and time left: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield _lines()
         return
     from rich.console import Console
@@ -60,11 +60,9 @@ def _lines() -> "Callable[[Progress], None]":
             return
         last = time.monotonic()
         left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
-        print(
+        say(
             f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s"
-            f"{_workers_text(progress)}, {left_s:.0f} s left",
-            file=sys.stderr,
-            flush=True,
+            f"{_workers_text(progress)}, {left_s:.0f} s left"
         )
 
     return show
@@ -77,8 +75,10 @@ def _workers_text(progress: "Progress") -> str:
 
 
 def say(text: str) -> None:
-    """Say on stderr what is being done."""
-    print(text, file=sys.stderr, flush=True)
+    """Say on stderr what is being done; where that is closed or full, go on without."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:

@@ -80,8 +80,9 @@ def _assessment_lines(found: "Assessment | None") -> list[str]:
     if found.calibration is not None:
         before, after = found.calibration.before, found.calibration.after
         lines.append(
-            f"calibration error {before.error:.3f}, by a temperature of {found.calibration.temperature.temperature:.2f} "
-            f"{after.error:.3f} (perfectly calibrated probabilities: {after.error_by_chance:.3f} by chance)"
+            f"calibration error {before.error:.3f}; {after.error:.3f} after a temperature of "
+            f"{found.calibration.temperature.temperature:.2f} (perfectly calibrated probabilities: "
+            f"{after.error_by_chance:.3f} by chance)"
         )
     return lines
 

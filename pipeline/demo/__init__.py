@@ -1,5 +1,6 @@
 """The embedded dataset: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
 
+import logging
 import os
 import re
 import time
@@ -14,6 +15,8 @@ from features.datasets import MANIFEST_NAME
 from features.errors import HoarfrostError
 from pipeline.demo.phantoms import SCANNERS, Phantom, Scanner, draw_anatomy, draw_phantom
 
+logger = logging.getLogger(__name__)
+
 # features.images loads torch, so it is imported where it is used: listing commands must stay fast.
 
 MIN_IMAGES = 30
@@ -25,7 +28,7 @@ _SHARES_BY_IMAGES = (0.45, 0.35, 0.15, 0.05)
 
 _HEADER = "path,label,patient,scanner"
 _IMAGE = rf"(?:{'|'.join(CLASS_SHARES)})/p\d{{3,}}_\d\.png"
-_OWN_ROW = re.compile(rf"{_IMAGE},\w+,p\d+,\w")
+_OWN_ROW = re.compile(rf"({'|'.join(CLASS_SHARES)})/(p\d{{3,}})_\d\.png,\1,\2,[{''.join(s.name for s in SCANNERS)}]")
 _OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp")
 
 
@@ -180,6 +183,10 @@ def _write_files(directory: Path, patients: tuple[Patient, ...]) -> None:
         (directory / label).mkdir(parents=True, exist_ok=True)
     # A table stands beside the images that it describes, or not at all: one that is to change goes first, and comes last.
     if manifest.exists() and manifest.read_bytes() != table:
+        n_before = manifest.read_bytes().count(b"\n") - 1
+        logger.warning(
+            "%s: another demo set, of %d images, is replaced by this one of %d", directory, n_before, len(rows)
+        )
         manifest.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda patient: _write_patient(directory, patient), patients):

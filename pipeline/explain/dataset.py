@@ -19,16 +19,15 @@ from features.errors import HoarfrostError, ImageDecodeError, RunError
 from features.fingerprint import image_key
 from features.formats import FRAME_MARK
 from features.images import encode_png
-from features.pictures import fitted
+from features.pictures import check_sheet, fitted, write_sheet
 from features.plan import Progress
 from features.pseudonyms import Pseudonyms, salt_path
 from pipeline.explain.cases import Cases
 from pipeline.explain.examples import Example
 from pipeline.explain.explainer import Explainer, Explanation, open_explainer
-from pipeline.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, contact_sheet
+from pipeline.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
 from pipeline.predict import run_head
 from pipeline.runs import read_heads
-from pipeline.whole import whole_file
 
 DOCUMENT = "explanations.json"
 N_EXAMPLES = 5
@@ -115,6 +114,8 @@ def explain_dataset(
     """
     started = time.monotonic()
     _check_output(output)
+    if contact_sheet is not None:
+        check_sheet(contact_sheet)
     saved = run_head(read_heads(run), head)
     explainer = open_explainer(saved, weights=weights, device=device, max_pixels=max_pixels)
     number = None if class_name is None else explainer.class_number(class_name)
@@ -129,7 +130,7 @@ def explain_dataset(
             document = json.dumps(asdict(summary), indent=1, allow_nan=False)
             (folder / DOCUMENT).write_text(document + "\n", encoding="utf-8")
             if contact_sheet is not None:
-                _write_sheet(contact_sheet, work.sheet)
+                write_sheet(contact_sheet, sheet_of(work.sheet))
     for note in notes:
         logger.warning("%s", note)
     return summary
@@ -289,12 +290,3 @@ def _written_whole(output: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write_sheet(path: Path, shown: Sequence[tuple[str, Shown]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            file.write(encode_png(contact_sheet(shown)))
-    except OSError as error:
-        raise RunError(f"--contact-sheet {path}: cannot be written: {error}. Name another file.") from error

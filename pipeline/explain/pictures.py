@@ -152,7 +152,7 @@ def shortened(text: str, width: int) -> str:
     return f"…{text}"
 
 
-def contact_sheet(shown: Sequence[tuple[str, Shown]]) -> Pixels:
+def sheet_of(shown: Sequence[tuple[str, Shown]]) -> Pixels:
     """Draw up to 48 images beside their overlays, each under a caption."""
     cell_width, cell_height = 2 * SHEET_SIDE + 2 * GAP, SHEET_SIDE + 2 * LINE + GAP
     n_columns = min(SHEET_COLUMNS, len(shown))

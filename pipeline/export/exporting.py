@@ -14,6 +14,7 @@ from features.errors import CacheError, DatasetError, HoarfrostError, ImageDecod
 from features.fingerprint import SIZE
 from features.images import Decoding, load_image
 from features.recipes import recipe_like
+from features.whole import check_writable, whole_file
 from pipeline.export import formats
 from pipeline.export.card import TITLE, model_card
 from pipeline.export.metadata import metadata_of
@@ -22,7 +23,6 @@ from pipeline.headfiles import SavedHead
 from pipeline.predict import run_head
 from pipeline.runs import Run, read_heads, read_run
 from pipeline.sources import opened_source
-from pipeline.whole import whole_file
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -230,7 +230,14 @@ def _check_output(output: Path, file_format: str, run: Path) -> None:
             raise HoarfrostError(
                 f"{card} is no model card of hoarfrost, and would be overwritten. Name another folder."
             )
+        others = [path.name for path in sorted(output.parent.glob("*")) if path.suffix in SUFFIXES.values()]
+        if card.exists() and any(name != output.name for name in others):
+            raise HoarfrostError(
+                f"{card} is of the model beside it ({', '.join(name for name in others if name != output.name)}), and would "
+                "be overwritten. Name another folder."
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(output.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise HoarfrostError(f"--output {output}: cannot be written: {error}. Name another file.") from error
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from features.cache import DIM, EmbeddingCache, Header
 from features.errors import CacheError, HoarfrostError
 from features.extract import Embedded, embed_like
+from features.interrupts import StoppedError
 from features.plan import ExtractOptions, Progress
 from features.pseudonyms import salt_path
 from pipeline.predict.opening import open_predictor, run_head
@@ -160,7 +161,17 @@ def _workplace(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hoarfrost-"))) / "embeddings.h5"
         if own is not None and salt_path(own).is_file():  # so that a patient has the name that the run knows
             shutil.copy(salt_path(own), salt_path(place))
-        yield place, lender
+        try:
+            yield place, lender
+        except StoppedError as error:
+            raise HoarfrostError(f"{error.when}. Nothing of it is kept: with --cache FILE it would be.") from error
+        except CacheError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise HoarfrostError(
+                f"{place.parent}: embeddings cannot be kept there for as long as it takes: {error.__cause__.strerror}. "
+                "Make room, or name a file on another disk with --cache FILE."
+            ) from error
 
 
 def _opened_lender(path: Path, header: Header, stack: ExitStack) -> EmbeddingCache | None:

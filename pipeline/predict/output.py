@@ -15,9 +15,9 @@ from features.datasets import MANIFEST_NAME, Dataset
 from features.errors import HoarfrostError, RunError
 from features.files import is_url
 from features.formats import FRAME_MARK
+from features.whole import check_writable, whole_file
 from pipeline.predict.predictor import NONE, Prediction, Predictor
 from pipeline.runs import OWN_FILES
-from pipeline.whole import whole_file
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -25,6 +25,8 @@ Bools = npt.NDArray[np.bool_]
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet runs
 YES_NO = ("no", "yes")
+IMAGE_COLUMNS, PATIENT_COLUMNS = ("path", "frame", "patient"), ("patient", "images", "unreadable")
+_BEGINNINGS = tuple(f"{','.join(columns)},".encode() for columns in (IMAGE_COLUMNS, PATIENT_COLUMNS))
 
 
 def patients_path(output: Path) -> Path:
@@ -38,7 +40,8 @@ def check_output(output: Path, data: Path | str, inputs: Sequence[Path | None], 
     Raises
     ------
     HoarfrostError
-        If the output is a folder, one of the inputs or of the run's own files, or its folder cannot be made.
+        If the output is a folder, one of the inputs or of the run's own files, or another file than an earlier prediction,
+        or its folder cannot be made.
     """
     taken = [path for path in (*_places(data), *inputs) if path is not None]
     taken += [run / name for name in sorted(OWN_FILES)] if run is not None else []
@@ -47,16 +50,23 @@ def check_output(output: Path, data: Path | str, inputs: Sequence[Path | None], 
             place = path.resolve()
             if place.is_dir():
                 raise HoarfrostError(f"--output {output}: {path} is a folder. Name a file in it.")
-            if path.suffix.lower() != ".csv" and path.exists():  # one of the images, say
+            if path.exists() and not _is_prediction(path):
                 raise HoarfrostError(
-                    f"--output {output} would overwrite {path}, which is no .csv file. Name another file."
+                    f"--output {output} would overwrite {path}, which is no prediction of hoarfrost's. Name another file."
                 )
             for other in taken:
                 if place == other.resolve() or (run is not None and place.is_relative_to((run / "heads").resolve())):
                     raise HoarfrostError(f"--output {output} would overwrite {other}. Name another file.")
         output.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(output.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise HoarfrostError(f"--output {output}: cannot be written: {error}. Name another file.") from error
+
+
+def _is_prediction(path: Path) -> bool:
+    """Tell whether a file begins as the CSVs that are written here; an empty one has nothing to lose."""
+    with path.open("rb") as file:
+        return file.read(len(max(_BEGINNINGS, key=len))).startswith(_BEGINNINGS) or not path.stat().st_size
 
 
 def _places(data: Path | str) -> list[Path]:
@@ -70,7 +80,7 @@ class ImageTable:
     def __init__(self, writer: "CsvWriter", dataset: Dataset, predictor: Predictor) -> None:
         self._writer, self._dataset, self._predictor = writer, dataset, predictor
         self._columns = [*_prediction_columns(predictor), "novelty", "out_of_distribution"]
-        writer.writerow(["path", "frame", "patient", *self._columns, "error"])
+        writer.writerow([*IMAGE_COLUMNS, *self._columns, "error"])
 
     def add(self, places: Ints, found: Prediction, errors: Mapping[int, str]) -> None:
         """Write the rows of some images; `found` is of those without an error, in order."""
@@ -118,7 +128,7 @@ class PatientTable:
         counts = [Counter(self._numbers[mask].tolist()) for mask in (named, readable, named & is_novel)]
         columns = _prediction_columns(self._predictor)
         with csv_writer(path) as writer:
-            writer.writerow(["patient", "images", "unreadable", *columns, "out_of_distribution", "error"])
+            writer.writerow([*PATIENT_COLUMNS, *columns, "out_of_distribution", "error"])
             for number, place in self._first_places(named):
                 n_images, n_readable, n_novel = (count[number] for count in counts)
                 error = "" if n_readable else "none of the images could be read"

@@ -1,5 +1,6 @@
 """The part of the page that shows images: which cases to look at, and the map of all embeddings."""
 
+import logging
 from base64 import b64encode
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from pipeline.sources import opened_source
 
 if TYPE_CHECKING:
     from pipeline.explain import Explainer
+
+logger = logging.getLogger(__name__)
 
 LEFT_OUT = "The pictures were left out (--no-images)."
 NO_MAP = "It was left out (--no-map)."
@@ -65,7 +68,11 @@ def look_of(run: Run, *, with_images: bool = True, with_map: bool = True, explai
         with opened_source(run) as source:
             pictures = pictures or read_pictures(source, groups, explainer)
             found = map_of(run, source) if with_map else None
-            return Look(groups, pictures, found, "" if with_map else NO_MAP)
+            look = Look(groups, pictures, found, "" if with_map else NO_MAP)
     except CacheError as error:
         unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
-        return Look(groups, pictures or Pictures(note=unchecked), None, str(error))
+        look = Look(groups, pictures or Pictures(note=unchecked), None, str(error))
+    if explainer is not None and not look.pictures.maps:
+        reason = look.pictures.note or next(iter(look.pictures.reasons.values()), "there is no error to show")
+        logger.warning("--explain: the report has no map of what speaks for a class: %s", reason)
+    return look

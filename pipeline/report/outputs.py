@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.errors import RunError
+from features.whole import whole_file
 from pipeline.report.page import render
 from pipeline.runs import Run, read_heads, read_run
-from pipeline.whole import whole_file
 
 if TYPE_CHECKING:
     from pipeline.explain import Explainer
@@ -143,6 +143,8 @@ def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
     from pipeline.report.files import write_figures
     from pipeline.report.paper import named_figures, tables_of
 
+    if (directory / "config.json").exists():
+        raise RunError(f"--figures {directory} is a run's folder, which `train` replaces whole. Name another folder.")
     return write_figures(directory, named_figures(run), tables_of(run))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.errors import RunError
+from features.whole import check_writable
 from pipeline.metrics import Comparison
 from pipeline.runs.decoding import from_json, to_json
 from pipeline.runs.records import (
@@ -97,6 +98,7 @@ def check_run_directory(directory: Path) -> None:
             raise RunError(f"{existing} is a file, not a folder to write a run into. Name another folder with --run.")
         if existing == place and any(place.iterdir()):
             _check_earlier_run(directory)
+        check_writable(place.parent if existing == place else existing)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise RunError(f"{directory} cannot be a run's folder: {error}. Name another with --run.") from error
 
@@ -301,6 +303,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _read_config(directory: Path) -> RunConfig:
     with _reading(directory / "config.json") as path:
         if not path.is_file():
+            if directory.is_file():
+                raise RunError(
+                    f"{directory} is a file, and a run is a folder. Name the folder that `train --run` wrote."
+                )
             raise RunError(
                 f"{directory} is not a run folder (no config.json). "
                 f"Make one with `hoarfrost train --cache FILE --run {directory}`."

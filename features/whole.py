@@ -1,10 +1,23 @@
 """Files that are there whole or not at all."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def check_writable(folder: Path) -> None:
+    """Make a file in a folder, and remove it: what cannot be written is better known before the work than after it.
+
+    Raises
+    ------
+    OSError
+        If none can be made there.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager
