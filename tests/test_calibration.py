@@ -1,14 +1,16 @@
 """Calibration: what is drawn with a known temperature, slope and intercept is found to have them."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from scipy.optimize import minimize
+from scipy.stats import norm
 
-from pipeline.metrics import apply_temperature, assess_calibration, calibration_line, fit_temperature, roc_auc
+from pipeline.metrics import apply_temperature, assess_calibration, calibration_line, fit_temperature, roc_auc, wilson
 from tests.samples import Floats, Ints, Sample, calibrated, drawn_probabilities, samples, two_columns
 
 
@@ -184,6 +186,94 @@ def test_slope_that_does_not_exist_is_none_with_its_reason(y_true: list[int], p:
     assert (line.slope, line.slope_interval) == (None, None)
     assert reason in line.reason
     assert line.intercept is not None
+
+
+def wald(y_true: Ints, p: Floats, slope: float, a: float) -> tuple[float, float]:
+    """Give the standard errors of the intercept (slope fixed) and the slope, from the likelihood's second derivatives."""
+    x = np.log(p / (1 - p))
+    step = 1e-3
+
+    def log_likelihood(a: float, b: float) -> float:
+        z = a + b * x
+        return float((y_true * z - np.logaddexp(0, z)).sum())
+
+    def second(f: Callable[[float, float], float], a: float, b: float) -> Floats:
+        aa = (f(a + step, b) - 2 * f(a, b) + f(a - step, b)) / step**2
+        bb = (f(a, b + step) - 2 * f(a, b) + f(a, b - step)) / step**2
+        ab = (
+            (f(a + step, b + step) - f(a + step, b - step) - f(a - step, b + step) + f(a - step, b - step))
+            / 4
+            / step**2
+        )
+        return np.array([[aa, ab], [ab, bb]])
+
+    of_intercept = second(log_likelihood, a, 1.0)[0, 0]
+    both = slow_line(y_true, p)
+    assert both[1] == pytest.approx(slope, abs=1e-4)
+    covariance = np.linalg.inv(-second(log_likelihood, *both))
+    return (-1 / of_intercept) ** 0.5, float(covariance[1, 1]) ** 0.5
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("power", [0.4, 1.0, 2.5])
+def test_intervals_of_slope_and_intercept_are_walds(level: float, power: float) -> None:
+    y_true, p = calibrated(150, seed=11)
+    p = 0.02 + 0.9 * p**power / (p**power + (1 - p) ** power)
+    line = calibration_line(y_true, p, level=level)
+    assert line.slope is not None
+    assert line.intercept is not None
+    of_intercept, of_slope = wald(y_true, p, line.slope, line.intercept)
+    reach = norm.ppf((1 + level) / 2)
+    around = (line.intercept - reach * of_intercept, line.intercept + reach * of_intercept)
+    assert line.intercept_interval == pytest.approx(around, abs=1e-4)
+    assert line.slope_interval == pytest.approx(
+        (line.slope - reach * of_slope, line.slope + reach * of_slope), abs=1e-4
+    )
+    assert line.reason == ""
+
+
+def test_equal_probabilities_have_an_intercept_with_its_interval_and_no_slope() -> None:
+    line = calibration_line(np.array([0, 1] * 20), np.full(40, 0.3))
+    assert (line.slope, line.slope_interval) == (None, None)
+    assert line.reason == "no slope: all probabilities are equal"
+    assert line.intercept == pytest.approx(-np.log(0.3 / 0.7))
+    reach = norm.ppf(0.975) / (40 / 4) ** 0.5
+    assert line.intercept_interval == pytest.approx((line.intercept - reach, line.intercept + reach))
+
+
+@pytest.mark.parametrize("p", [[0.1, 0.4, 0.4, 0.9], [0.9, 0.4, 0.4, 0.1]], ids=["rightly", "wrongly"])
+def test_classes_that_probabilities_part_have_an_intercept_with_its_interval_and_no_slope(p: list[float]) -> None:
+    line = calibration_line(np.array([0, 0, 1, 1]), np.array(p))
+    assert (line.slope, line.reason) == (None, "no slope: the probabilities part the classes perfectly")
+    assert line.intercept_interval is not None
+    assert line.intercept_interval[0] < line.intercept < line.intercept_interval[1]
+
+
+def test_slope_that_is_not_found_leaves_the_intercept_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    y_true, p = calibrated(60, seed=12)
+    whole = calibration_line(y_true, p)
+    monkeypatch.setattr("pipeline.metrics.calibration._slope", lambda *_: None)
+    line = calibration_line(y_true, p)
+    assert line == replace(whole, slope=None, slope_interval=None, reason="no slope: Newton's method did not settle")
+
+
+def test_level_reaches_the_bins_and_one_bin_is_enough() -> None:
+    y_true, p = calibrated(60, seed=13)
+    (only,) = assess_calibration(y_true, two_columns(p), n_bins=1, level=0.8).bins
+    assert only.observed == wilson(int(y_true.sum()), 60, level=0.8)
+    with pytest.raises(ValueError, match="n_bins must be at least 1, not 0"):
+        assess_calibration(y_true, two_columns(p), n_bins=0)
+
+
+def test_the_same_samples_have_the_same_error_by_chance() -> None:
+    y_true, p = calibrated(60, seed=14)
+    first, again = (assess_calibration(y_true, two_columns(p)).error_by_chance for _ in range(2))
+    assert first == again
+    starts = np.array([i * 6 for i in range(10)])
+    rng, confidence = np.random.default_rng(1), np.sort(p)
+    drawn = (rng.random((4000, 60)) < confidence) - confidence
+    expected = np.abs(np.add.reduceat(drawn, starts, axis=1)).sum(axis=1).mean() / 60
+    assert first == pytest.approx(expected, rel=0.1)
 
 
 @given(samples(fewest=2))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from features.errors import TrainingError
-from pipeline.splits import carve_validation, k_folds, merged_groups, split
+from pipeline.splits import carve_validation, class_masks, k_folds, merged_groups, split, strata_of_groups
 
 Ints = npt.NDArray[np.int64]
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -162,7 +162,57 @@ def test_images_linked_through_others_are_one_group() -> None:
     assert merged_groups(["p", "p", "q", "r"], [10, 11, 11, 12]).tolist() == [0, 0, 0, 1]
 
 
-# -- folds --------------------------------------------------------------------------------------------------------------
+# -- by their seed, and folds --------------------------------------------------------------------------------------------
+
+
+def test_split_is_drawn_by_its_seed() -> None:
+    y, groups = np.arange(80) % 2, np.arange(80)
+    drawn = [split(y, groups, ["a", "b"], seed=seed).tolist() for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert split(y, groups, ["a", "b"]).tolist() == split(y, groups, ["a", "b"], seed=0).tolist()
+
+
+def test_image_of_several_labels_is_shared_out_by_the_rarest_that_it_has() -> None:
+    """80 images have neither label, 60 the first alone, 40 the second, with the first or without: three strata."""
+    y = np.array([[0, 0]] * 80 + [[1, 0]] * 60 + [[1, 1]] * 20 + [[-1, 1]] * 20)
+    names, stratum, classes = strata_of_groups(y, np.arange(180), ["first", "second"], 3)
+    assert names.tolist() == list(range(180))
+    assert [classes[number] for number in stratum] == [
+        *["none of the labels"] * 80, *["first"] * 60, *["second"] * 40,
+    ]  # fmt: skip
+    splits = split(y, np.arange(180), ["first", "second"])
+    for first, last in ((0, 80), (80, 140), (140, 180)):
+        counts = [int((splits[first:last] == name).sum()) for name in ("train", "val", "test")]
+        assert counts == [round(0.7 * (last - first)), round(0.1 * (last - first)), round(0.2 * (last - first))]
+
+
+@pytest.mark.parametrize(("n_rare", "is_its_own"), [(2, False), (3, True)])
+def test_labels_that_too_few_patients_have_are_shared_out_with_the_most(n_rare: int, is_its_own: bool) -> None:
+    y = np.array([[1, 0]] * 30 + [[0, 0]] * 20 + [[1, 1]] * n_rare)
+    _, stratum, classes = strata_of_groups(y, np.arange(len(y)), ["often", "rare"], 3)
+    of_rare = {classes[number] for number in stratum[50:]}
+    assert of_rare == ({"rare"} if is_its_own else {"often"})
+    assert {classes[number] for number in stratum[:50]} == {"none of the labels", "often"}
+
+
+def test_patient_of_two_classes_counts_for_the_rarer_whichever_number_it_has() -> None:
+    for rare, often in ((0, 1), (1, 0), (2, 0)):
+        y = np.array([often] * 10 + [rare] * 4 + [rare, often])
+        groups = np.array([*range(14), 14, 14])
+        names, stratum, _ = strata_of_groups(y, groups, ["a", "b", "c"], 3)
+        assert stratum[names == 14] == [rare]
+
+
+def test_class_masks_are_those_of_classes_and_of_labels_there_and_absent() -> None:
+    masks = class_masks(np.array([0, 1, 1]), ["a", "b"])
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "the class 'a'": [True, False, False], "the class 'b'": [False, True, True],
+    }  # fmt: skip
+    masks = class_masks(np.array([[1, 0], [0, -1], [-1, 1]]), ["a", "b"])
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "the label 'a'": [True, False, False], "the label 'b'": [False, False, True],
+        "the absence of 'a'": [False, True, False], "the absence of 'b'": [True, False, False],
+    }  # fmt: skip
 
 
 def test_validation_is_carved_by_its_seed() -> None:
