@@ -214,6 +214,21 @@ def test_lock_that_nobody_signed_is_another_processs(tmp_path: Path, content: st
             raise AssertionError("a second writer got in")
 
 
+def test_folder_that_takes_no_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"c\.h5\.lock: the cache's folder cannot be written: Not a directory"):
+        WriterLock(tmp_path / "file" / "c.h5").__enter__()
+
+
+def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    with pytest.raises(CacheError, match=r"this file system offers no locks \(No locks available\)"):
+        WriterLock(tmp_path / "c.h5").__enter__()
+
+
 # -- what is not there --------------------------------------------------------------------------------------------------
 
 

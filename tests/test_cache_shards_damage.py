@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -78,9 +79,15 @@ def empty(path: Path) -> int:
     return 5
 
 
+def put_index(path: Path) -> int:
+    shutil.copy(path, shards(path)[1])
+    return 5
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
+        (put_index, "it is no shard but an index"),
         (remove, "is missing. Put it back"),
         (swap, "holds what shard-.* is to hold, so the two are swapped"),
         (put_foreign, "made in another way.*weights"),
@@ -188,3 +195,37 @@ def test_shards_without_their_index_are_left_alone(tmp_path: Path) -> None:
         pass
     (tmp_path / "mislaid").rename(path)
     np.testing.assert_array_equal(content(path), embeddings)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("name", lambda names: names[[0, 0, 2]], "its list of shards names one twice"),
+        ("n_images", lambda numbers: [numbers[0], 0, numbers[2]], "its list of shards names 'shard-.*', of 0 images"),
+        ("n_images", lambda numbers: numbers.astype(np.int32), "its list of shards is not of this format"),
+        ("content", lambda contents: contents[:, :31], "its list of shards is not of this format"),
+        ("name", lambda names: names[:2], "its list of shards is not of this format"),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_list_of_shards_that_cannot_be_is_damage(
+    tmp_path: Path, column: str, values: Callable[[np.ndarray], object], said: str
+) -> None:
+    path = tmp_path / "c.h5"
+    add(path, 12)
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        new = np.array(values(file["shards"][column][...]))
+        del file["shards"][column]
+        file["shards"].create_dataset(column, data=new, chunks=new.shape, fletcher32=True)
+    with pytest.raises(CacheError, match=rf"c\.h5: the cache is damaged: {said}"):
+        EmbeddingCache(path)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_shard_of_fewer_images_than_the_index_says_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    add(path, 12)
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        file["shards/n_images"][1] += 1
+    with pytest.raises(CacheError, match="it has 5 images, not 6"):
+        EmbeddingCache(path)
