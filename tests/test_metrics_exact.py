@@ -270,6 +270,34 @@ def test_every_figure_of_several_labels_is_that_of_each_label_and_their_means(pa
     assert found["roc_auc_ci95"] == pytest.approx(interval)
 
 
+@pytest.mark.parametrize("has", [0, 1])
+def test_label_that_all_but_one_image_have_or_lack_is_refused(has: int) -> None:
+    y_true, p = some_labels()
+    y_true[:, 1] = has
+    y_true[5, 1] = 1 - has
+    with pytest.raises(ValueError, match=rf"'mass' has {59 if has else 1} and {1 if has else 59}$"):
+        score_labels(y_true, p, ("effusion", "mass"))
+
+
+def test_single_call_that_is_right_has_a_precision_of_one() -> None:
+    y_true, p = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.1, 0.2, 0.3, 0.1])
+    (one,) = score_labels(y_true[:, None], p[:, None], ("mass",))["per_class"].values()
+    assert (one["precision"], one["sensitivity"]) == (1.0, 0.5)
+
+
+def test_intervals_end_at_one_and_at_zero() -> None:
+    y_true = np.array([0] * 6 + [1] * 6)
+    y_score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+    low, high = delong_ci(y_true, y_score)
+    assert low < 1 == high
+    assert delong_ci(1 - y_true, y_score) == pytest.approx((0, 1 - low))
+
+
+def test_bins_of_equal_mass_give_the_odd_sample_to_the_upper_one() -> None:
+    first, second = assess_calibration(np.array([0, 1, 1]), two_columns(np.array([0.2, 0.5, 0.9])), n_bins=2).bins
+    assert (first.highest, second.lowest) == (0.2, 0.5)
+
+
 # -- comparisons --------------------------------------------------------------------------------------------------------
 
 

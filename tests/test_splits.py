@@ -195,6 +195,15 @@ def test_labels_that_too_few_patients_have_are_shared_out_with_the_most(n_rare: 
     assert {classes[number] for number in stratum[:50]} == {"none of the labels", "often"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_label_that_three_patients_have_is_in_every_split_and_one_that_two_have_is_no_error(seed: int) -> None:
+    often = [[1, 0]] * 30 + [[0, 0]] * 20
+    splits = split(np.array([*often, *[[1, 1]] * 3]), np.arange(53), ["often", "rare"], seed=seed)
+    assert sorted(splits[50:].tolist()) == ["test", "train", "val"]
+    splits = split(np.array([*often, *[[1, 1]] * 2]), np.arange(52), ["often", "rare"], seed=seed)
+    assert [int((splits == name).sum()) for name in ("train", "val", "test")] == [37, 5, 10]
+
+
 def test_patient_of_two_classes_counts_for_the_rarer_whichever_number_it_has() -> None:
     for rare, often in ((0, 1), (1, 0), (2, 0)):
         y = np.array([often] * 10 + [rare] * 4 + [rare, often])

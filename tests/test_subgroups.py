@@ -134,6 +134,20 @@ def test_twenty_small_values_are_named_one_by_one_and_twenty_one_together() -> N
     assert one.counts == (int((y_true == 0).sum()), int((y_true == 1).sum()))
 
 
+def test_columns_of_many_values_are_named_and_do_not_hide_those_after_them() -> None:
+    y_true, p = calibrated(120, seed=8)
+    often = [f"v{i % 20}" for i in range(80)] + [f"a{i // 4}" for i in range(20)] + ["z"] * 20
+    columns = {"id": [f"i{i // 2}" for i in range(120)], "many": often, "site": ["x"] * 120}
+    found = score_subgroups(y_true, two_columns(p), columns)
+    (identifier,) = (one for one in found if one.attribute == "id")
+    assert identifier.value == "(60 values)"
+    many = [one for one in found if one.attribute == "many"]
+    assert (len(many), many[-1].value, many[-1].n) == (21, "(6 further values)", 24)
+    assert many[-1].reason == "only the 20 most frequent values are scored"
+    assert {one.value for one in many[:-1]} > {"z"}
+    assert [one.value for one in found if one.attribute == "site"] == ["x"]
+
+
 def test_of_many_values_one_that_has_twenty_samples_is_enough_to_score() -> None:
     y_true, p = calibrated(45, seed=7)
     found = score_subgroups(y_true, two_columns(p), {"id": ["often"] * 20 + [f"v{i}" for i in range(25)]})
