@@ -7,10 +7,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from hypothesis import given
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
+from scipy.special import expit
 from scipy.stats import norm
 
 from pipeline.metrics import apply_temperature, assess_calibration, calibration_line, fit_temperature, roc_auc, wilson
+from pipeline.metrics.calibration import _slope
 from tests.samples import Floats, Ints, Sample, calibrated, drawn_probabilities, samples, two_columns
 
 
@@ -247,6 +249,39 @@ def test_classes_that_probabilities_part_have_an_intercept_with_its_interval_and
     assert (line.slope, line.reason) == (None, "no slope: the probabilities part the classes perfectly")
     assert line.intercept_interval is not None
     assert line.intercept_interval[0] < line.intercept < line.intercept_interval[1]
+
+
+FAR_OUT = [
+    (
+        [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [-3.7, 4.38, -2.67, -38081.82, 0.44, -0.21, 4.92, -2.21, 2.64, 0.14, -1.46, 0.75, 1.37, 0.37, -0.48, -1.48, -0.11,
+         0.6, 0.28, 0.05, -0.1],
+    ),
+    (
+        [0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1],
+        [-0.87, 0.18, 0.51, -1.17, -5.76, 3.76, 0.69, -0.48, 7135.75, 0.34, -0.21, 0.78, 3.19, 39.93, -1.2, 0.13, 2.36,
+         0.21, 4.91],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("y", "x"), FAR_OUT)
+def test_slope_is_found_where_newtons_whole_steps_go_astray(y: list[int], x: list[float]) -> None:
+    """One value far out. The loss is convex: where both its derivatives are zero, it is least."""
+    y_true, at = np.array(y), np.array(x)
+    found = _slope(y_true, at)
+    assert found is not None
+    slope, deviation = found
+
+    def residuals(a: float) -> Floats:
+        return np.asarray(y_true - expit(a + slope * at))
+
+    a = brentq(lambda a: float(residuals(a).sum()), -50, 50, xtol=1e-12)
+    assert float(residuals(a) @ at) == pytest.approx(0, abs=1e-5)
+    q = expit(a + slope * at)
+    design = np.column_stack([np.ones(len(at)), at])
+    information = design.T @ (design * (q * (1 - q))[:, None])
+    assert deviation == pytest.approx(np.linalg.inv(information)[1, 1] ** 0.5, rel=1e-6)
 
 
 def test_slope_that_is_not_found_leaves_the_intercept_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:

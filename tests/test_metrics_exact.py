@@ -285,6 +285,19 @@ def test_single_call_that_is_right_has_a_precision_of_one() -> None:
     assert (one["precision"], one["sensitivity"]) == (1.0, 0.5)
 
 
+def test_arrays_that_do_not_fit_are_refused_in_so_many_words() -> None:
+    y_true, p = some_labels()
+    for wrong in (y_true[:, :1], np.where(y_true == 1, 2, y_true)):
+        with pytest.raises(
+            ValueError, match=r"^y_true of several labels must be \(60, 2\) of 0, 1 and -1 \(unknown\)$"
+        ):
+            score_labels(wrong, p, ("effusion", "mass"))
+    with pytest.raises(ValueError, match=r"^y_true holds values other than 0 and 1$"):
+        delong_ci(np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3]))
+    nothing = wilson(0, 0)
+    assert (nothing.n_hits, nothing.n, nothing.value) == (0, 0, None)
+
+
 def test_intervals_end_at_one_and_at_zero() -> None:
     y_true = np.array([0] * 6 + [1] * 6)
     y_score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
