@@ -3,12 +3,15 @@
 import json
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from features.cache import CacheWriter, EmbeddingCache, compact, describe, verify
+from features.cache import Block, CacheWriter, EmbeddingCache, compact, describe, verify, write_cache_file
 from features.cache.checks import DatasetInfo, bytes_of
 from features.cache.known import KnownFile, KnownFiles
 from features.cache.layout import FileTable
@@ -115,6 +118,69 @@ def test_damaged_row_that_no_image_uses_is_named_without(tmp_path: Path) -> None
     assert f"(key {keys[4].tobytes().hex()[:12]}…) does not match its checksum" in problem
 
 
+def test_damaged_row_of_many_images_is_named_with_three_of_them(tmp_path: Path) -> None:
+    keys, embeddings = some_images(2)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.append(some_files(keys), embeddings)
+        writer.finish(some_table(5), keys[[0, 1, 0, 0, 0]])
+    overwrite_row(tmp_path / "c.h5", 0)
+    (problem,) = (text for text in verify(tmp_path / "c.h5").problems if ": row 0 " in text)
+    assert "; demo: image0.png, demo: image2.png, demo: image3.png) does not" in problem
+
+
+def test_key_that_stands_twice_is_counted(tmp_path: Path) -> None:
+    keys, embeddings = some_images(5)
+    keys[3] = keys[4] = keys[0]
+    write_cache_file(tmp_path / "c.h5", HEADER, 5, [Block(keys, embeddings)], [])
+    assert verify(tmp_path / "c.h5").problems == (f"{tmp_path / 'c.h5'}: 2 keys stand there twice",)
+
+
+def test_fingerprints_that_are_mixed_are_named_with_their_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path)
+    begin(path, 3, 7)
+    (part,) = parts_directory(path).glob("part-*.h5")
+    keys, embeddings = some_images(3, 7)
+    other = replace(HEADER, fingerprint=replace(FINGERPRINT, precision="bfloat16"))
+    write_cache_file(part, other, 3, [Block(keys, embeddings)], [])
+    (problem,) = (text for text in verify(path).problems if "mixed" in text)
+    assert problem == f"{path}: embeddings of 2 fingerprints are mixed ({path}, {part})"
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("size", lambda values: values.astype(np.int32), "/datasets/demo/size is not a column of whole numbers"),
+        ("size", lambda values: values.reshape(-1, 1), "/datasets/demo/size is not a column of whole numbers"),
+        ("label", lambda values: np.arange(len(values)), "/datasets/demo/label is not a column of texts"),
+        ("row", lambda values: values - 2, "the dataset 'demo' points to embeddings that are not there"),
+        ("row", lambda values: values + 1, "the dataset 'demo' points to embeddings that are not there"),
+        ("row", lambda values: values[:-1], "the columns of the dataset 'demo' differ in length"),
+        ("size", lambda values: values[:-1], "the columns of the dataset 'demo' differ in length"),
+        ("mtime_ns", lambda values: values[:-1], "the columns of the dataset 'demo' differ in length"),
+        ("label", lambda values: values[:-1], "the columns of the dataset 'demo' differ in length"),
+    ],
+)
+def test_table_that_cannot_be_is_damage_to_whoever_reads_it(
+    tmp_path: Path, column: str, change: Callable[[np.ndarray], np.ndarray], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path)
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        group = file["datasets/demo"]
+        values = change(group[column][...])
+        del group[column]
+        group.create_dataset(column, data=values, chunks=values.shape, fletcher32=True)
+    said = f"{path}: the cache is damaged: {said}."
+    with EmbeddingCache(path) as cache, pytest.raises(CacheError) as error:
+        cache.dataset()
+    assert str(error.value).startswith(said)
+    with CacheWriter(path, HEADER, "demo") as writer:
+        assert len(writer.known_files()) == 0
+    assert caplog.records[0].getMessage().startswith(said)
+    assert caplog.records[0].getMessage().endswith("It is written anew; its files are read again.")
+
+
 # -- compact ------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +226,20 @@ def test_known_file_is_what_the_last_table_says_of_it() -> None:
     assert (len(files), bool(files)) == (3, True)
     with pytest.raises(KeyError, match="d"):
         files["d"]
+
+
+def test_files_of_a_cache_and_of_its_parts_are_known_by_their_own_keys(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    expected = {}
+    for seed, n in ((1, 4), (2, 3), (3, 2)):
+        keys, embeddings = some_images(n, seed)
+        with CacheWriter(path, HEADER, "demo", root="/data") as writer:
+            files = some_files(keys, f"{seed}-")
+            writer.append(files, embeddings)
+            writer.commit()
+        expected |= {file.path: file.key for file in files}
+    with CacheWriter(path, HEADER, "demo", root="/data") as writer:
+        assert {path: known.key for path, known in writer.known_files().items()} == expected
 
 
 def test_file_is_unchanged_where_both_size_and_time_are_as_they_were() -> None:
