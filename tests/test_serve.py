@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import json
+import socket
 import threading
 import time
 import zipfile
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+import pipeline.serve
 from features.errors import ImageDecodeError
 from features.images import Decoding, load_image
 from tests.builders import encode, picture
@@ -27,7 +30,7 @@ testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
 from pipeline.serve.answers import About, Answer, Explanation, Neighbour  # noqa: E402
 from pipeline.serve.app import create_app  # noqa: E402
 from pipeline.serve.batcher import Batcher  # noqa: E402
-from pipeline.serve.limits import Limits  # noqa: E402
+from pipeline.serve.limits import Limits, refuse  # noqa: E402
 
 ABOUT = About(
     head="linear", classes=["benign", "malignant"], positive="malignant", threshold=0.4, weights="random:0",
@@ -337,3 +340,42 @@ def test_many_clients_lose_no_request(reader: StandInReader) -> None:
             client.close()
     assert [response.status_code for response in responses] == [200] * 200
     assert len(reader.batches) < 200
+
+
+def test_url_that_is_told_can_be_followed_at_once() -> None:
+    with pipeline.serve._bound("127.0.0.1", 0) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
+
+
+def test_reason_reaches_a_client_that_is_still_sending() -> None:
+    """Closed with bytes unread, a connection is reset, and an answer that was on its way is lost with it."""
+    sent: list[dict[str, Any]] = []
+    parts = [{"type": "http.request", "body": b"x" * 1000, "more_body": i < 9} for i in range(10)]
+
+    async def receive() -> dict[str, Any]:
+        assert sent[-1]["body"] != b"", "the connection was closed before all was read"
+        return parts.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(refuse(send, 413, "too large", receive))
+    assert parts == []
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body", "http.response.body"]
+    assert (json.loads(sent[1]["body"]), sent[1]["more_body"]) == ({"detail": "too large"}, True)
+    assert not sent[2].get("more_body", False)
+
+
+def test_client_that_never_stops_sending_is_not_listened_to_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.serve.limits, "LINGER_SECONDS", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(refuse(send, 413, "too large", receive), 5))
+    assert len(sent) == 3

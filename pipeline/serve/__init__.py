@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -64,7 +65,9 @@ def _serve(reader: "Reader", limits: "Limits", host: str, port: int, on_start: C
     listening = _bound(host, port)
     hosts = sorted(LOOPBACK | {"[::1]"}) if host in LOOPBACK else ["*"]
     app = create_app(reader, limits, hosts=hosts, workers=usable_cpus())
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False, backlog=BACKLOG
+    )
     name = f"[{host}]" if ":" in host else host
     on_start(f"http://{name}:{listening.getsockname()[1]}/")
     with listening:
@@ -96,6 +99,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise _not_bound(host, port, error) from error
     try:
         listening.bind(address)
+        listening.listen(BACKLOG)  # before the URL is told: who follows it at once is not refused, but waits
     except OSError as error:
         listening.close()
         raise _not_bound(host, port, error) from error

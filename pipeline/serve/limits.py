@@ -1,8 +1,9 @@
-"""What a request may cost: bytes, seconds, and how many at a time. What is refused is not read."""
+"""What a request may cost: bytes, seconds, and how many at a time. What is refused is not kept."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 FORM_BYTES = 64 << 10  # that a form's own text takes beside the file
+LINGER_SECONDS = 2.0  # in which what a refused client still sends is thrown away
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class LimitRequests:
             await self.app(scope, receive, send)
             return
         if self._n_active >= self.limits.at_once:
-            await refuse(send, 429, "too many requests at a time; try again in a second")
+            await refuse(send, 429, "too many requests at a time; try again in a second", receive)
             return
         self._n_active += 1
         try:
@@ -67,10 +69,10 @@ class LimitRequests:
         n_bytes = 0
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
 
-        async def refused(status: int, why: str) -> None:
+        async def refused(status: int, why: str, unread: Receive | None = None) -> None:
             nonlocal is_refused
             is_refused = True
-            await refuse(send, status, why)
+            await refuse(send, status, why, unread)
 
         async def counted() -> Message:
             nonlocal n_bytes
@@ -92,7 +94,7 @@ class LimitRequests:
             n_bytes += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if n_bytes > self.limits.max_bytes + FORM_BYTES:
-                await refused(413, self._too_large())
+                await refused(413, self._too_large(), None if is_whole else receive)
                 raise _RefusedError
 
         async def unless_refused(message: Message) -> None:
@@ -100,7 +102,7 @@ class LimitRequests:
                 await send(message)
 
         if _declared(scope) > self.limits.max_bytes + FORM_BYTES:
-            await refuse(send, 413, self._too_large())
+            await refuse(send, 413, self._too_large(), receive)
             return
         try:
             await self.app(scope, counted, unless_refused)
@@ -116,8 +118,8 @@ def _declared(scope: MutableMapping[str, Any]) -> int:
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
 
 
-async def refuse(send: Send, status: int, why: str) -> None:
-    """Answer with a reason, and end the connection: what is still being sent is not read."""
+async def refuse(send: Send, status: int, why: str, unread: Receive | None) -> None:
+    """Answer with a reason, and end the connection, once what is `unread` of the request was thrown away."""
     content = json.dumps({"detail": why}).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -127,4 +129,16 @@ async def refuse(send: Send, status: int, why: str) -> None:
     if status == 429:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+    if unread is not None:
+        await _thrown_away(unread)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _thrown_away(receive: Receive) -> None:
+    """Read what is still being sent, for a while: a connection that is closed before is reset, and the reason lost."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            message = await receive()
+            while message["type"] == "http.request" and message.get("more_body", False):
+                message = await receive()
