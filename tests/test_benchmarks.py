@@ -1,10 +1,12 @@
 """`make bench` writes the README's table: what ran anew, what did not as it was."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import ten_million
 from tests.benchmarks.__main__ import GROUPS, README, nothing_kept
 from tests.benchmarks.measurement import Measurement
 from tests.benchmarks.table import BEGIN, END, HEAD, _rows_of, row, updated
@@ -58,3 +60,21 @@ def test_a_measurement_finds_nothing_of_earlier_runs(tmp_path: Path, monkeypatch
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path))
     assert os.environ["XDG_CACHE_HOME"] == "/home/me/.cache"
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_what_a_driver_does_with_ten_million_rows_it_does_with_fewer(tmp_path: Path) -> None:
+    """A benchmark that is seldom run must not break unseen."""
+    n = 70_000  # no chunk may be larger than what it is of
+    ten_million.write_csv(tmp_path / "large.csv", n)
+    ten_million.write_cache(tmp_path / "c.h5", str(tmp_path.resolve()), n * 99 // 100)
+    found = ten_million.measure(tmp_path / "large.csv", tmp_path / "c.h5", n)
+    assert found["to_do"] == found["not_in_cache"] == n // 100
+
+
+def test_every_row_that_the_text_cites_is_in_the_table() -> None:
+    readme = README.read_text(encoding="utf-8")
+    table = readme.partition(BEGIN)[2].partition(END)[0]
+    names = {f"{group}.{name}" for group, measurements in GROUPS.items() for name in measurements}
+    cited = names & set(re.findall(r"`(\w+\.\w+)`", readme))
+    assert cited >= {"scale.driver", "scale.shards", "cluster.scaling"}
+    assert {name for name in cited if f"<!-- {name} -->" not in table} == set()

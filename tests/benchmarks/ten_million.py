@@ -67,7 +67,7 @@ class Unread:
     def stamp(self, index: int) -> FileStamp:
         raise NotImplementedError
 
-    def stamps(self) -> Stamps:
+    def stamps(self, *, of_urls: bool) -> Stamps:  # noqa: ARG002 - the protocol's
         return stamps_of(self.n)
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
