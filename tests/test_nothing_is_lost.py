@@ -250,6 +250,12 @@ def test_file_in_place_of_a_run_is_said_to_be_one(trained: Trained, hoarfrost: H
     assert "is a file, and a run is a folder" in output.stderr
 
 
+def test_option_without_effect_is_wrong_usage(trained: Trained, hoarfrost: Hoarfrost) -> None:
+    output = hoarfrost("report", "--run", trained.run, "--weights", "random:1")
+    assert output.status == 2
+    assert "--weights is for --explain" in output.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["extract", "x", "--cache", "c.h5", "--max-bad", "nan"], ["serve", "--run", "r", "--timeout", "nan"]],

@@ -26,7 +26,6 @@ from pipeline.runs import (
     Predictions,
     ReferenceResult,
     Run,
-    RunConfig,
     SeedResult,
     UnreadableImage,
     check_run_directory,
@@ -35,6 +34,7 @@ from pipeline.runs import (
     write_run,
 )
 from pipeline.runs.folder import FORMAT_VERSION
+from tests.made_runs import run_config
 
 # What a file system, and so a dataset, can hold: Latin-1 bytes come through as surrogates.
 ODD_NAMES = (
@@ -71,36 +71,23 @@ def make_run(
     n_classes = len(labels) if positive is None else 2
     return Run(
         directory,
-        RunConfig(
-            command=f"hoarfrost train --cache '{odd}'",
-            created="2026-01-02T03:04:05+00:00",
-            seconds=1.5,
-            head_seconds={},
-            seed=0,
-            seeds=1,
-            epochs=3,
-            patience=2,
-            batch_size=64,
-            schedule="constant",
-            class_weight="none",
-            label_smoothing=0.0,
-            device="cpu",
-            streamed_bytes=None,
-            dataset=DatasetFacts(
-                name=odd,
-                source=odd,
-                classes=labels,
-                positive=positive,
-                split_by="patient",
-                n_images=len(rows) + 1,
-                n_patients=None,
-                counts={split: dict.fromkeys(labels, 2) for split in splits},
-                n_split={split: 2 * len(labels) for split in splits},
-                unreadable=(UnreadableImage(odd, f"truncated: {odd}"),),
+        replace(
+            run_config(
+                DatasetFacts(
+                    name=odd,
+                    source=odd,
+                    classes=labels,
+                    positive=positive,
+                    split_by="patient",
+                    n_images=len(rows) + 1,
+                    n_patients=None,
+                    counts={split: dict.fromkeys(labels, 2) for split in splits},
+                    n_split={split: 2 * len(labels) for split in splits},
+                    unreadable=(UnreadableImage(odd, f"truncated: {odd}"),),
+                )
             ),
+            command=f"hoarfrost train --cache '{odd}'",
             embeddings=EmbeddingFacts(odd, "f" * 64, "resnet18", odd, "a" * 64, {"resize": [224, 224]}, "float32"),
-            versions={"torch": "2.15.0"},
-            machine="Linux x86_64, 2 threads",
             warnings=(odd,),
         ),
         heads[0],

@@ -140,6 +140,8 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
         raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")
     if len(runs) > 1 and (output is None or figures is not None or options["with_explanations"]):
         raise click.UsageError("Several runs need --output FILE.html, and have no --figures and no --explain.")
+    if options["weights"] is not None and not options["with_explanations"]:
+        raise click.UsageError("--weights is for --explain: nothing else in a report needs the backbone.")
     if options["with_explanations"] and not options["with_images"]:
         raise click.UsageError("--explain shows images, and --no-images none; leave one of them out.")
     found = report_runs(runs, output=output, figures=figures, **options)
