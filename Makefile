@@ -25,7 +25,15 @@ READY := .venv/$(if $(call on,$(LOCKED)),.locked,.ready)
 endif
 
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
-HOARFROST := $(PY) -m pipeline
+HOARFROST := $(PY) -m hoarfrost
+
+# The checkout under its import name, for Python, mypy and editors alike: pipeline/ as hoarfrost, features/ within it.
+LINKS := $(CURDIR)/build/links
+export PYTHONPATH := $(LINKS)$(if $(PYTHONPATH),:$(PYTHONPATH))
+$(shell mkdir -p build/links/hoarfrost; for room in features $(wildcard pipeline/*); do \
+	link="build/links/hoarfrost/$$(basename "$$room")"; [ -e "$$link" ] || ln -sfn "../../../$$room" "$$link"; done)
+# So that `.venv/bin/hoarfrost` and editors find it there too.
+LINKED = @echo "$(LINKS)" >"$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hoarfrost-checkout.pth"
 
 ENVIRONMENT = @python="$$(for p in python3 python3.13 python3.12 python3.11; do \
 		$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)"; \
@@ -63,6 +71,7 @@ setup: $(READY)  ## make .venv and install everything into it
 	$(ENVIRONMENT)
 	@rm -f .venv/.locked
 	$(PIP) --editable '.[dev]'
+	$(LINKED)
 	@touch $@
 
 # Its stamp comes last: what was installed by the lock counts as installed, and not the other way round.
@@ -70,6 +79,7 @@ setup: $(READY)  ## make .venv and install everything into it
 	$(ENVIRONMENT)
 	$(PIP) --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(LINKED)
 	@touch .venv/.ready $@
 
 usable:
@@ -96,7 +106,7 @@ report: extract  ## extract, train where needed, and write the report
 	$(HOARFROST) report --run "$$run" $(if $(call on,$(EXPLAIN)),--explain)
 
 test: lint  ## lint and run the tests
-	@jobs="$${JOBS:-$$($(PY) -c 'from features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
+	@jobs="$${JOBS:-$$($(PY) -c 'from hoarfrost.features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
 	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile $(if $(call on,$(SLOW)),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
@@ -113,15 +123,15 @@ fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing bu
 	@$(PY) -c 'import atheris' 2>/dev/null || { \
 		if [ -z "$(PYTHON)" ]; then $(PIP) --editable '.[fuzz]'; \
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
-	$(PY) -m tests.fuzz $(or $(FUZZ_SECONDS),600)
+	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
 
 bench: $(READY)  ## measure; prints a table and writes artifacts/bench.json
 	$(PY) -m tests.benchmarks
 
 screenshot: $(READY)  ## take the README's picture of the demo set's report (needs Chromium)
-	@$(PY) -m tests.screenshot
+	@$(PY) -m tests.support.screenshot
 	@$(MAKE) --no-print-directory report DATA=
-	@DATA=; $(PLACES) $(PY) -m tests.screenshot "$$run/report.html" pipeline/report/screenshot.png
+	@DATA=; $(PLACES) $(PY) -m tests.support.screenshot "$$run/report.html" pipeline/report/screenshot.png
 
 clean:  ## remove what was made, but not .venv
 	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from features.errors import HoarfrostError
+from hoarfrost.features.errors import HoarfrostError
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -123,7 +123,7 @@ def _layer_seconds() -> tuple[float, float]:
 
     By turns, and the least of each, for other work on the machine hits both.
     """
-    from features.backbone.winograd import WinogradConv2d  # torchvision comes with it
+    from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d  # torchvision comes with it
 
     narrow, wide = (torch.nn.Conv2d(n, n, 3, padding=1).requires_grad_(False) for n in (128, 256))
     candidates = []

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.formats import Frame
+from hoarfrost.features.decoding.formats import Frame
 
 if TYPE_CHECKING:
     import numpy as np

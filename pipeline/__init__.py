@@ -1,7 +1,210 @@
-"""Stage two: cached embeddings in; heads, metrics and report out.
+"""Frozen features, hoarded: extract embeddings once, then train, score and use classifiers of medical images.
 
-What is meant for others is `pipeline.interface`; `pipeline.experiment.run_experiment` has all options of `train`, and
-`pipeline.metrics` the statistics, on arrays alone.
+This is the whole project from Python: extraction, arrays for scikit-learn, training, prediction. It is light to import;
+what is heavy waits for a call. `hoarfrost.experiment.experiment.run_experiment` has all options of `train`, and
+`hoarfrost.evaluation` the statistics, on arrays alone.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from hoarfrost.features.extraction.plan import ExtractOptions, ExtractSummary
+    from hoarfrost.inference.predict import Predictor
+    from hoarfrost.runs import Run
+    from hoarfrost.training import TrainingConfig
+
 __version__ = "0.1.0"
+
+__all__ = ["Data", "extract", "load_data", "open_predictor", "train"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A cached dataset as arrays, its n readable images in the dataset's order.
+
+    Attributes
+    ----------
+    X : ndarray (n, 512) float32
+        Embeddings.
+    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
+        Class numbers; or which of several labels each image has.
+    names : tuple of str
+        What the C class numbers, or labels, stand for.
+    splits : ndarray (n,) of "train", "val" or "test"
+        As `train` divides it: no patient is in two.
+    groups : ndarray (n,) int64
+        Images of the same patient, or of the same bytes, have the same number: for scikit-learn's `GroupKFold`.
+    paths : tuple of str, n of them
+        Where each image was, below the dataset's folder.
+    """
+
+    X: "npt.NDArray[np.float32]"
+    y: "npt.NDArray[np.int64]"
+    names: tuple[str, ...]
+    splits: "npt.NDArray[np.str_]"
+    groups: "npt.NDArray[np.int64]"
+    paths: tuple[str, ...]
+
+
+def extract(
+    data: str | Path, cache: str | Path, options: "ExtractOptions | None" = None, *, name: str | None = None
+) -> "ExtractSummary":
+    """Embed the images that the cache lacks, and record the dataset in it, as `hoarfrost extract` does.
+
+    Parameters
+    ----------
+    data : str or path
+        A folder, a CSV, an npz, or a URL of one of the first two.
+    cache : path
+        The cache's HDF5 file; made where it is missing.
+    options : hoarfrost.features.extraction.plan.ExtractOptions, optional
+        Weights, device, precision and the like; by default those of the command.
+    name : str, optional
+        The dataset's name in the cache; by default that of its folder or file.
+
+    Returns
+    -------
+    ExtractSummary
+        `images` = `embedded` + `reused` + `failed`.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: dataset, weights, cache, or (with `on_error="fail"`) an image.
+    """
+    from hoarfrost.features.extraction.extract import extract as embed
+
+    return embed(data, Path(cache), name=name, options=options)
+
+
+def load_data(
+    cache: str | Path,
+    dataset: str | None = None,
+    *,
+    positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Data:
+    """Read a cached dataset as arrays.
+
+    Parameters
+    ----------
+    cache : path
+        The cache's HDF5 file, as `hoarfrost extract` writes it.
+    dataset : str, optional
+        Which of its datasets; not needed where there is one.
+    positive : sequence of str
+        Labels that count as class 1; makes the task binary.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    seed : int
+        Of the splits, where the dataset has none.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: cache, labels or splits.
+    """
+    import numpy as np
+
+    from hoarfrost.experiment.task import read_task
+    from hoarfrost.features.cache import EmbeddingCache
+
+    with EmbeddingCache(Path(cache)) as opened:
+        task = read_task(opened, dataset, positive, seed, label_columns=label_columns)
+        x = task.embeddings(np.arange(len(task.y)))
+    paths = tuple(task.table.paths[place] for place in np.flatnonzero(task.readable))
+    return Data(x, task.y, task.names, task.splits, task.groups, paths)
+
+
+def train(
+    cache: str | Path,
+    run: str | Path,
+    heads: Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
+    config: "TrainingConfig | None" = None,
+    n_folds: int | None = None,
+    per_patient: str | None = None,
+    prevalence: float | None = None,
+) -> "Run":
+    """Train heads on a cached dataset, score them, and write a run folder, as `hoarfrost train` does.
+
+    Parameters
+    ----------
+    cache : path
+    run : path
+        The run folder; an earlier run there is replaced.
+    heads : sequence of str
+        Specifications such as "linear" or "mlp:256"; by default those of the command.
+    dataset, positive, label_columns
+        As for `load_data`.
+    config : hoarfrost.training.TrainingConfig, optional
+        Epochs, patience, seeds and the like; by default those of the command.
+    n_folds : int, optional
+        Cross-validate the whole procedure, selection included, over so many folds.
+    per_patient : "mean", "max" or None
+        Score patients, whose images' probabilities are so joined, in place of images.
+    prevalence : float, optional
+        Of the positive class where the head is to be used, in (0, 1).
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: cache, labels, splits, heads, or the run folder.
+
+    Notes
+    -----
+    `hoarfrost.experiment.experiment.run_experiment` has the command's other options.
+    """
+    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.heads.specs import parse_heads
+
+    return run_experiment(
+        Path(cache), Path(run), parse_heads(list(heads)),
+        dataset=dataset, positive=positive, label_columns=label_columns, config=config,
+        n_folds=n_folds, per_patient=per_patient, prevalence=prevalence,
+    )  # fmt: skip
+
+
+def open_predictor(source: str | Path, head: str | None = None, *, coverage: float = 0.9) -> "Predictor":
+    """Open a run's head, or the file of one, to predict embeddings.
+
+    Parameters
+    ----------
+    source : path
+        The run folder, or a head's file.
+    head : str, optional
+        Which of the run's heads; by default the selected one.
+    coverage : float, in (0, 1)
+        Of the conformal sets.
+
+    Returns
+    -------
+    Predictor
+        `predict` takes embeddings (n, 512) and gives a `Prediction`.
+
+    Raises
+    ------
+    RunError
+        If it is neither, is damaged or of another version, or the run has no such head.
+    """
+    from hoarfrost.inference.predict import open_predictor as opened
+
+    return opened(Path(source), head, coverage=coverage)

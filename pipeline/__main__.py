@@ -1,5 +1,5 @@
-"""`python -m pipeline` is `hoarfrost`."""
+"""`python -m hoarfrost` is `hoarfrost`."""
 
-from pipeline.cli import main
+from hoarfrost.cli import main
 
 main(prog_name="hoarfrost")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.browser import Browser, find_chromium
-from tests.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
+from tests.support.browser import Browser, find_chromium
+from tests.support.commands import ROOT, Hoarfrost, NumberOfThreads, Output, RunPython
 
 if TYPE_CHECKING:
-    from pipeline.runs import Run
+    from hoarfrost.runs import Run
 
 AXE = "axe-core@4.14.1"
 
@@ -37,7 +37,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hoarfrost-tests-")
 @pytest.fixture
 def hoarfrost(capsys: pytest.CaptureFixture[str]) -> Hoarfrost:
     """Run a command in this process: torch is loaded once, and patches hold."""
-    from pipeline.cli import main
+    from hoarfrost.cli import main
 
     def run(*arguments: object) -> Output:
         capsys.readouterr()
@@ -77,8 +77,8 @@ def n_threads() -> Iterator[NumberOfThreads]:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]":
-    """Give a run of one of the kinds in `tests.reported`, trained and reported when it is first asked for."""
-    from tests.reported import KINDS
+    """Give a run of one of the kinds in `tests.support.reported`, trained and reported when it is first asked for."""
+    from tests.support.reported import KINDS
 
     return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
 
@@ -86,11 +86,11 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]"
 @pytest.fixture
 def free_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let extractions in this process use a backbone that costs nothing, and read weights once."""
-    import features.backbone
-    from tests.standin import StandIn, cached_weights
+    import hoarfrost.features.encoder.backbone
+    from tests.support.standin import StandIn, cached_weights
 
-    monkeypatch.setattr(features.backbone, "Backbone", StandIn)
-    monkeypatch.setattr(features.backbone, "load_weights", cached_weights)
+    monkeypatch.setattr(hoarfrost.features.encoder.backbone, "Backbone", StandIn)
+    monkeypatch.setattr(hoarfrost.features.encoder.backbone, "load_weights", cached_weights)
 
 
 @pytest.fixture(scope="session")

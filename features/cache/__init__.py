@@ -1,16 +1,16 @@
 """The embedding cache: its HDF5 format, its guarantees, its readers and its one writer. The sole user of h5py."""
 
-from features.cache.checks import CacheInfo, VerifyReport, describe, verify
-from features.cache.compaction import CompactSummary, compact
-from features.cache.keys import KeyIndex
-from features.cache.known import KnownFile, KnownFiles
-from features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
-from features.cache.lock import lock_owner
-from features.cache.parts import EmbeddedFile, PartWriter
-from features.cache.reading import CacheFile, DamagedCacheError
-from features.cache.store import EmbeddingCache, begun_header
-from features.cache.writer import CacheWriter
-from features.cache.writing import hdf5_version, library_versions, write_cache_file
+from hoarfrost.features.cache.checks import CacheInfo, VerifyReport, describe, verify
+from hoarfrost.features.cache.compaction import CompactSummary, compact
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.known import KnownFile, KnownFiles
+from hoarfrost.features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from hoarfrost.features.cache.lock import lock_owner
+from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
+from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
+from hoarfrost.features.cache.store import EmbeddingCache, begun_header
+from hoarfrost.features.cache.writer import CacheWriter
+from hoarfrost.features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
     "DIM",

@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.images import LostImages, StoredImages
-from features.cache.keys import KeyIndex
-from features.cache.layout import DatasetTable, Keys, Shard
-from features.cache.opened import DamagedCacheError
-from features.cache.reading import CacheFile
-from features.cache.shards import shards_directory
-from features.cache.store import (
+from hoarfrost.features.cache.images import LostImages, StoredImages
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.layout import DatasetTable, Keys, Shard
+from hoarfrost.features.cache.opened import DamagedCacheError
+from hoarfrost.features.cache.reading import CacheFile
+from hoarfrost.features.cache.shards import shards_directory
+from hoarfrost.features.cache.store import (
     begun_header,
     damaged_part_paths,
     part_paths,
@@ -24,8 +24,8 @@ from features.cache.store import (
     real_path,
     require_cache,
 )
-from features.errors import CacheError
-from features.fingerprint import KEY_BYTES
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 Mask = npt.NDArray[np.bool_]
 

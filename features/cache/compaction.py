@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.checks import bytes_of, used_rows
-from features.cache.folding import write_cache
-from features.cache.images import StoredImages
-from features.cache.keys import KeyIndex
-from features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Rows, Source
-from features.cache.lock import WriterLock
-from features.cache.opened import DamagedCacheError
-from features.cache.reading import CacheFile
-from features.cache.store import (
+from hoarfrost.features.cache.checks import bytes_of, used_rows
+from hoarfrost.features.cache.folding import write_cache
+from hoarfrost.features.cache.images import StoredImages
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Rows, Source
+from hoarfrost.features.cache.lock import WriterLock
+from hoarfrost.features.cache.opened import DamagedCacheError
+from hoarfrost.features.cache.reading import CacheFile
+from hoarfrost.features.cache.store import (
     check_fingerprint,
     damaged_part_paths,
     part_paths,
@@ -25,8 +25,8 @@ from features.cache.store import (
     remove_if_empty,
     require_cache,
 )
-from features.errors import CacheError
-from features.texts import Texts
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.errors import CacheError
 
 Mask = npt.NDArray[np.bool_]
 

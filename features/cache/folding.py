@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.layout import Block, DatasetTable, Header, Shard, Source, rows_per_shard
-from features.cache.shards import shards_directory
-from features.cache.store import remove_if_empty
-from features.cache.writing import write_cache_file, write_index
-from features.errors import CacheError
+from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Shard, Source, rows_per_shard
+from hoarfrost.features.cache.shards import shards_directory
+from hoarfrost.features.cache.store import remove_if_empty
+from hoarfrost.features.cache.writing import write_cache_file, write_index
+from hoarfrost.features.errors import CacheError
 
 Kept = npt.NDArray[np.bool_]
 

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.layout import CHUNK_ROWS, DIM, ROW_BYTES, Block, Embeddings, Keys
-from features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
-from features.errors import CacheError
-from features.fingerprint import KEY_BYTES
+from hoarfrost.features.cache.layout import CHUNK_ROWS, DIM, ROW_BYTES, Block, Embeddings, Keys
+from hoarfrost.features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 FLETCHER_BYTES = 4  # HDF5 appends the Fletcher-32 sum to each chunk
 

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.layout import Keys, Rows
-from features.lookup import Lookup
+from hoarfrost.features.cache.layout import Keys, Rows
+from hoarfrost.features.columns.lookup import Lookup
 
 
 class KeyIndex:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.cache.layout import FileTable, Keys, Rows
-from features.fingerprint import KEY_BYTES
-from features.texts import TextIndex, Texts
+from hoarfrost.features.cache.layout import FileTable, Keys, Rows
+from hoarfrost.features.columns.texts import TextIndex, Texts
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 
 class KnownFile(NamedTuple):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.fingerprint import KEY_BYTES, Fingerprint
-from features.texts import Texts, keep_as_texts
+from hoarfrost.features.columns.texts import Texts, keep_as_texts
+from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
 INDEX_FORMAT = "hoarfrost-cache-index"  # of a cache in shards
@@ -68,7 +68,7 @@ class Header:
     """What a file says of all its embeddings.
 
     `weights` is the name that the weights were asked for by, `weights_origin` where they came
-    from (see `features.fingerprint.weights_origin`), `compute` the compute path of the latest
+    from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest
     ("eager", "compiled", "openvino") that a resumed extraction goes on with. `weights_path` is where a checkpoint lay,
     absolute; empty where the weights were no file.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from features.errors import CacheError, CacheLockedError
+from hoarfrost.features.errors import CacheError, CacheLockedError
 
 _held_here: set[str] = set()
 

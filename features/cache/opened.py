@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_TEXT_BYTES, Header
-from features.errors import CacheError
-from features.fingerprint import Fingerprint
+from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_TEXT_BYTES, Header
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import Fingerprint
 
 ALLOWED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; what declares more declares what is not there

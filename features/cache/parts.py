@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.cache.keys import KeyIndex
-from features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys
-from features.cache.reading import CacheFile
-from features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
-from features.cache.writing import write_cache_file
-from features.errors import CacheError
-from features.fingerprint import KEY_BYTES
-from features.texts import Texts
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys
+from hoarfrost.features.cache.reading import CacheFile
+from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
+from hoarfrost.features.cache.writing import write_cache_file
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
 COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand

@@ -13,8 +13,8 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.images import Chunk, LostImages, StoredImages
-from features.cache.layout import (
+from hoarfrost.features.cache.images import Chunk, LostImages, StoredImages
+from hoarfrost.features.cache.layout import (
     DIM,
     INDEX_FORMAT,
     Block,
@@ -26,10 +26,10 @@ from features.cache.layout import (
     Shard,
     Source,
 )
-from features.cache.opened import DamagedCacheError, OpenedFile
-from features.cache.shards import MissingShardError, listed_shards, opened_shard, shards_directory
-from features.cache.tables import StoredTables
-from features.fingerprint import KEY_BYTES
+from hoarfrost.features.cache.opened import DamagedCacheError, OpenedFile
+from hoarfrost.features.cache.shards import MissingShardError, listed_shards, opened_shard, shards_directory
+from hoarfrost.features.cache.tables import StoredTables
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 __all__ = ["CacheFile", "DamagedCacheError"]
 

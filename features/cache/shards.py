@@ -14,10 +14,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from features.cache.images import StoredImages
-from features.cache.layout import FORMAT, SHARD_NAME_BYTES, Header, Shard
-from features.cache.opened import DamagedCacheError, OpenedFile
-from features.fingerprint import KEY_BYTES
+from hoarfrost.features.cache.images import StoredImages
+from hoarfrost.features.cache.layout import FORMAT, SHARD_NAME_BYTES, Header, Shard
+from hoarfrost.features.cache.opened import DamagedCacheError, OpenedFile
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 _NAME = re.compile(r"shard-[0-9]{1,20}-[0-9a-f]{8}\.h5")
 

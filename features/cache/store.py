@@ -10,12 +10,12 @@ from typing import Self
 
 import numpy as np
 
-from features.cache.keys import KeyIndex
-from features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
-from features.cache.opened import no_such_cache
-from features.cache.reading import CacheFile
-from features.errors import CacheError, FingerprintMismatchError
-from features.fingerprint import Fingerprint
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows
+from hoarfrost.features.cache.opened import no_such_cache
+from hoarfrost.features.cache.reading import CacheFile
+from hoarfrost.features.errors import CacheError, FingerprintMismatchError
+from hoarfrost.features.fingerprint import Fingerprint
 
 PART_SUFFIX = ".h5"
 DAMAGED_SUFFIX = ".damaged"  # a part that was set aside; `cache compact` removes it

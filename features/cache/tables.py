@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.layout import CHUNK_ROWS, MAX_CELL_BYTES, DatasetTable, FileTable, Rows
-from features.cache.opened import OpenedFile
-from features.texts import Texts, TextsBuilder
+from hoarfrost.features.cache.layout import CHUNK_ROWS, MAX_CELL_BYTES, DatasetTable, FileTable, Rows
+from hoarfrost.features.cache.opened import OpenedFile
+from hoarfrost.features.columns.texts import Texts, TextsBuilder
 
 
 class StoredTables:

@@ -13,22 +13,22 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from features.cache.folding import remove_unlisted_shards, write_cache
-from features.cache.keys import KeyIndex
-from features.cache.known import KnownFiles
-from features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, Source
-from features.cache.lock import WriterLock
-from features.cache.parts import Part, PartWriter
-from features.cache.reading import CacheFile, DamagedCacheError
-from features.cache.store import (
+from hoarfrost.features.cache.folding import remove_unlisted_shards, write_cache
+from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.known import KnownFiles
+from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, Source
+from hoarfrost.features.cache.lock import WriterLock
+from hoarfrost.features.cache.parts import Part, PartWriter
+from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
+from hoarfrost.features.cache.store import (
     DAMAGED_SUFFIX,
     check_fingerprint,
     part_paths,
     parts_directory,
     remove_if_empty,
 )
-from features.errors import CacheError
-from features.fingerprint import KEY_BYTES
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from features.cache.layout import (
+from hoarfrost.features.cache.layout import (
     CHUNK_ROWS,
     DIM,
     FORMAT,
@@ -28,9 +28,9 @@ from features.cache.layout import (
     Header,
     Shard,
 )
-from features.errors import CacheError
-from features.fingerprint import KEY_BYTES
-from features.texts import Texts
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from features.datasets.folders import list_images, read_folder
-from features.datasets.frames import with_frames
-from features.datasets.manifest import read_manifest
-from features.datasets.npz import NpzImages, read_npz
-from features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images
-from features.errors import DatasetError
-from features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
-from features.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
-from features.labels import is_label_column
-from features.pseudonyms import Pseudonyms
-from features.texts import Texts
+from hoarfrost.features.columns.labels import is_label_column
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.folders import list_images, read_folder
+from hoarfrost.features.datasets.frames import with_frames
+from hoarfrost.features.datasets.manifest import read_manifest
+from hoarfrost.features.datasets.npz import NpzImages, read_npz
+from hoarfrost.features.datasets.pseudonyms import Pseudonyms
+from hoarfrost.features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images
+from hoarfrost.features.decoding.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
+from hoarfrost.features.errors import DatasetError
+from hoarfrost.features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
 
 __all__ = [
     "MANIFEST_NAME",

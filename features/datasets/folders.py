@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
-from features.errors import DatasetError, ImageDecodeError
-from features.files import FileStamp, RemoteEntry, is_url, join, list_url, opened_file, real_place
-from features.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
-from features.texts import Texts
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, FileImages, composed
+from hoarfrost.features.decoding.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
+from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.files import FileStamp, RemoteEntry, is_url, join, list_url, opened_file, real_place
 
 IGNORED_NAMES = frozenset({"__MACOSX", "DICOMDIR"})  # what macOS adds; an index of DICOM files, which are listed anyway
 
@@ -194,6 +194,6 @@ def _holds_dicom(entry: Entry) -> bool:
         return True
     if not may_be_bare_dicom(head):
         return False
-    from features.datasets.frames import dicom_header
+    from hoarfrost.features.datasets.frames import dicom_header
 
     return dicom_header(entry.path) is not None

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place, Places
-from features.errors import DatasetError, ImageDecodeError
-from features.files import is_url, join, opened_file, suffix_of
-from features.formats import (
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.pseudonyms import Pseudonyms
+from hoarfrost.features.datasets.table import THE_ONLY_ONE, Dataset, FileImages, Place, Places
+from hoarfrost.features.decoding.formats import (
     FRAME_MARK,
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -21,11 +21,11 @@ from features.formats import (
     is_dicom,
     may_be_bare_dicom,
 )
-from features.pseudonyms import Pseudonyms
-from features.texts import Texts
+from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.files import is_url, join, opened_file, suffix_of
 
 if TYPE_CHECKING:
-    from features.dicom import DicomHeader
+    from hoarfrost.features.decoding.dicom import DicomHeader
 
 READS_AT_ONCE = 16  # over a network, where most of a read is waiting
 MAX_FRAMES = 1 << 20  # of a file: a header may promise any number
@@ -83,7 +83,7 @@ def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     if isinstance(content, str) and not os.path.isfile(content):
         return 1, None  # opening a pipe would wait for ever, and a device never ends
     if suffix_of(file) in TIFF_SUFFIXES:
-        from features.images import n_pages  # here: most datasets need no Pillow to be listed
+        from hoarfrost.features.decoding.images import n_pages  # here: most datasets need no Pillow to be listed
 
         return min(n_pages(content), MAX_FRAMES), None
     header = dicom_header(content) if _begins_as_dicom(content) else None
@@ -112,7 +112,7 @@ def dicom_header(file: str | BinaryIO) -> "DicomHeader | None":
         If pydicom is missing.
     """
     try:
-        from features.dicom import read_header
+        from hoarfrost.features.decoding.dicom import read_header
     except ImportError as error:
         raise DatasetError(
             f"{file if isinstance(file, str) else 'A URL of the dataset'} seems to be a DICOM file, and pydicom is missing. "

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
-from features.errors import DatasetError, ImageDecodeError
-from features.files import checked_url, is_url, opened_file
-from features.formats import FRAME_MARK
-from features.labels import is_label_column
-from features.texts import TextIndex, Texts, TextsBuilder
+from hoarfrost.features.columns.labels import is_label_column
+from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder
+from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
+from hoarfrost.features.decoding.formats import FRAME_MARK
+from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.files import checked_url, is_url, opened_file
 
 if TYPE_CHECKING:
     import _csv

@@ -16,10 +16,10 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from features.datasets.table import Content, Dataset, Stamps
-from features.errors import DatasetError, ImageDecodeError
-from features.files import FileStamp
-from features.texts import Texts
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.table import Content, Dataset, Stamps
+from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.files import FileStamp
 
 CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
 _BLOCK_BYTES = 1 << 20

@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import ImageDecodeError
-from features.files import FileStamp, is_url, join, read, real_place, stamp_of
-from features.fingerprint import bytes_key
-from features.formats import FRAME_MARK, Frame
-from features.texts import Texts, keep_as_texts
+from hoarfrost.features.columns.texts import Texts, keep_as_texts
+from hoarfrost.features.decoding.formats import FRAME_MARK, Frame
+from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.files import FileStamp, is_url, join, read, real_place, stamp_of
+from hoarfrost.features.fingerprint import bytes_key
 
 Content = bytes | Frame | npt.NDArray[np.uint8]
 """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""

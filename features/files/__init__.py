@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from features.files.local import read_path, stamp_of_path
-from features.files.remote import (
+from hoarfrost.features.files.local import read_path, stamp_of_path
+from hoarfrost.features.files.remote import (
     RemoteEntry,
     checked_url,
     is_url,
@@ -16,7 +16,7 @@ from features.files.remote import (
     read_url,
     stamp_of_url,
 )
-from features.files.stamps import FileStamp
+from hoarfrost.features.files.stamps import FileStamp
 
 __all__ = [
     "FileStamp",

@@ -3,8 +3,8 @@
 import os
 import stat
 
-from features.errors import ImageDecodeError
-from features.files.stamps import MAX_FILE_BYTES, FileStamp
+from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 
 def stamp_of_path(path: str) -> FileStamp:

@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from features.errors import DatasetError, ImageDecodeError, RemoteError
-from features.files.stamps import MAX_FILE_BYTES, FileStamp
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
+from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

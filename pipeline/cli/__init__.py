@@ -6,16 +6,16 @@ from typing import Any
 
 import click
 
-from features.errors import HoarfrostError
-from pipeline import __version__
-from pipeline.cli.caches import cache
-from pipeline.cli.explain import explain
-from pipeline.cli.export import export
-from pipeline.cli.heads import heads, predict
-from pipeline.cli.images import demo, extract, inspect
-from pipeline.cli.machine import doctor
-from pipeline.cli.runs import report, train
-from pipeline.cli.serve import serve
+from hoarfrost import __version__
+from hoarfrost.cli.caches import cache
+from hoarfrost.cli.explain import explain
+from hoarfrost.cli.export import export
+from hoarfrost.cli.heads import heads, predict
+from hoarfrost.cli.images import demo, extract, inspect
+from hoarfrost.cli.machine import doctor
+from hoarfrost.cli.runs import report, train
+from hoarfrost.cli.serve import serve
+from hoarfrost.features.errors import HoarfrostError
 
 
 class _Group(click.Group):
@@ -53,7 +53,7 @@ def main() -> None:
       hoarfrost report --run runs/first
       hoarfrost predict new/ --run runs/first --output new.csv
     """
-    from pipeline.console import show_warnings
+    from hoarfrost.cli.console import show_warnings
 
     show_warnings()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import emit, file_argument, json_option
+from hoarfrost.cli.options import emit, file_argument, json_option
 
 
 @click.group()
@@ -26,8 +26,8 @@ def info(file: Path, as_json: bool) -> None:
     Example:
       hoarfrost cache info images.h5
     """
-    from features.cache import describe
-    from pipeline.console import cache_info_text
+    from hoarfrost.cli.console import cache_info_text
+    from hoarfrost.features.cache import describe
 
     found = describe(file)
     emit(as_json, dataclasses.asdict(found), cache_info_text(found))
@@ -43,8 +43,8 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
     Example:
       hoarfrost cache verify images.h5
     """
-    from features.cache import verify as run_verify
-    from pipeline.console import cache_verify_text
+    from hoarfrost.cli.console import cache_verify_text
+    from hoarfrost.features.cache import verify as run_verify
 
     found = run_verify(file)
     emit(as_json, dataclasses.asdict(found), cache_verify_text(found))
@@ -60,8 +60,8 @@ def compact(file: Path, as_json: bool) -> None:
     Example:
       hoarfrost cache compact images.h5
     """
-    from features.cache import compact as run_compact
-    from pipeline.console import cache_compact_text
+    from hoarfrost.cli.console import cache_compact_text
+    from hoarfrost.features.cache import compact as run_compact
 
     summary = run_compact(file)
     emit(as_json, dataclasses.asdict(summary), cache_compact_text(summary))

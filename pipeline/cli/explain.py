@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import device_option, emit, json_option, max_pixels_option, run_option, weights_option
-from pipeline.cli.types import DataType, PathType
+from hoarfrost.cli.options import device_option, emit, json_option, max_pixels_option, run_option, weights_option
+from hoarfrost.cli.types import DataType, PathType
 
 
 @click.command()
@@ -44,8 +44,8 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
       hoarfrost explain new/ --run runs/first --output explained/ --contact-sheet seen.png
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json
     """
-    from pipeline.console import explain_text, extraction_progress
-    from pipeline.explain import explain_dataset
+    from hoarfrost.cli.console import explain_text, extraction_progress
+    from hoarfrost.inference.explain import explain_dataset
 
     with extraction_progress() as show:
         summary = explain_dataset(data, output, on_progress=show, **options)

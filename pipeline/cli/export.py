@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import emit, json_option, run_option, weights_option
-from pipeline.cli.types import PathType
+from hoarfrost.cli.options import emit, json_option, run_option, weights_option
+from hoarfrost.cli.types import PathType
 
 
 @click.command()
@@ -33,8 +33,8 @@ def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
       hoarfrost export --run runs/first --format onnx --output model/first.onnx
       hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json
     """
-    from pipeline.console import export_text
-    from pipeline.export import export_head
+    from hoarfrost.cli.console import export_text
+    from hoarfrost.inference.export import export_head
 
     summary = export_head(run, output, **options)
     emit(as_json, dataclasses.asdict(summary), export_text(summary))

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import device_option, emit, json_option, max_pixels_option, weights_option
-from pipeline.cli.types import DataType, PathType, ShareType
+from hoarfrost.cli.options import device_option, emit, json_option, max_pixels_option, weights_option
+from hoarfrost.cli.types import DataType, PathType, ShareType
 
 
 @click.command()
@@ -52,9 +52,9 @@ def predict(
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
       hoarfrost predict scan.dcm --head runs/first/heads/linear.safetensors --output scan.csv
     """
-    from features.plan import ExtractOptions
-    from pipeline.console import extraction_progress, predict_text
-    from pipeline.predict import predict_dataset
+    from hoarfrost.cli.console import extraction_progress, predict_text
+    from hoarfrost.features.extraction.plan import ExtractOptions
+    from hoarfrost.inference.predict import predict_dataset
 
     if run is None and head is None:
         raise click.UsageError("Name a run with --run DIR, or the file of a head with --head FILE.")
@@ -75,8 +75,8 @@ def heads(directory: Path, as_json: bool) -> None:
     Example:
       hoarfrost heads runs/first
     """
-    from pipeline.console import heads_text
-    from pipeline.predict import list_heads
+    from hoarfrost.cli.console import heads_text
+    from hoarfrost.inference.predict import list_heads
 
     found = list_heads(directory)
     emit(as_json, {"run": str(directory), "heads": [dataclasses.asdict(head) for head in found]}, heads_text(found))

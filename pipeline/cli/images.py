@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import (
+from hoarfrost.cli.options import (
     cache_option,
     cluster_options,
     device_option,
@@ -15,7 +15,7 @@ from pipeline.cli.options import (
     max_pixels_option,
     window_option,
 )
-from pipeline.cli.types import DataType, PathType, ShareType, SizeType
+from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
 
 
 @click.command()
@@ -67,9 +67,9 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
       hoarfrost extract s3://archive/chest --cache chest.h5
       hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
-    from features.extract import extract as run_extract
-    from features.plan import ExtractOptions
-    from pipeline.console import extract_text, extraction_progress
+    from hoarfrost.cli.console import extract_text, extraction_progress
+    from hoarfrost.features.extraction.extract import extract as run_extract
+    from hoarfrost.features.extraction.plan import ExtractOptions
 
     with extraction_progress() as show:
         summary = run_extract(data, cache, name=name, options=ExtractOptions(**options), on_progress=show)
@@ -94,8 +94,8 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
       hoarfrost inspect images/
       hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
     """
-    from features.survey import survey
-    from pipeline.console import extraction_progress, survey_text
+    from hoarfrost.cli.console import extraction_progress, survey_text
+    from hoarfrost.features.extraction.survey import survey
 
     with extraction_progress() as show:
         found = survey(data, **options, on_progress=show)
@@ -113,7 +113,7 @@ def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
     Example:
       hoarfrost demo demo/
     """
-    from pipeline.demo import write_demo
+    from hoarfrost.demo import write_demo
 
     summary = write_demo(directory, n_images=images, seed=seed)
     document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}

@@ -4,7 +4,7 @@ import dataclasses
 
 import click
 
-from pipeline.cli.options import emit, json_option
+from hoarfrost.cli.options import emit, json_option
 
 
 @click.command()
@@ -18,8 +18,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     Example:
       hoarfrost doctor
     """
-    from pipeline.console import diagnosis_text
-    from pipeline.doctor import diagnose
+    from hoarfrost.cli.console import diagnosis_text
+    from hoarfrost.cli.doctor import diagnose
 
     found = diagnose()
     emit(as_json, {**dataclasses.asdict(found), "sound": found.sound}, diagnosis_text(found))

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from features.formats import MAX_PIXELS
-from pipeline.cli.types import PathType, ShareType, WindowType
+from hoarfrost.cli.types import PathType, ShareType, WindowType
+from hoarfrost.features.decoding.formats import MAX_PIXELS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -105,7 +105,7 @@ def _only_with_ray(context: click.Context, parameter: click.Parameter, value: An
 
 def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
     """Print a result: one JSON object, or text for people."""
-    from pipeline.console import harmless
+    from hoarfrost.cli.console import harmless
 
     output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.

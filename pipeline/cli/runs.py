@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import cache_option, emit, json_option, run_option
-from pipeline.cli.types import PathType, ShareType, SizeType
+from hoarfrost.cli.options import cache_option, emit, json_option, run_option
+from hoarfrost.cli.types import PathType, ShareType, SizeType
 
 
 @click.command()
@@ -88,11 +88,11 @@ def train(
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
-    from pipeline.console import train_text, training_progress
-    from pipeline.experiment import run_experiment
-    from pipeline.heads import cross_heads, parse_heads
-    from pipeline.runs import metrics_document
-    from pipeline.train import TrainingConfig
+    from hoarfrost.cli.console import train_text, training_progress
+    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.heads.specs import cross_heads, parse_heads
+    from hoarfrost.runs import metrics_document
+    from hoarfrost.training import TrainingConfig
 
     config = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     result = run_experiment(
@@ -134,7 +134,7 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
       hoarfrost report --run runs/first --explain
       hoarfrost report --run runs/first --run runs/wide --output first-wide.html
     """
-    from pipeline.report import report_runs
+    from hoarfrost.report import report_runs
 
     if output is not None and output.suffix.lower() not in {".html", ".htm"}:
         raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")

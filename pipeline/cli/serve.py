@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import device_option, emit, json_option, run_option, weights_option
-from pipeline.cli.types import ShareType, SizeType
+from hoarfrost.cli.options import device_option, emit, json_option, run_option, weights_option
+from hoarfrost.cli.types import ShareType, SizeType
 
 
 @click.command()
@@ -33,8 +33,8 @@ def serve(
       hoarfrost serve --run runs/first
       hoarfrost serve --run runs/first --head linear --port 0 --max-bytes 100MB
     """
-    from pipeline.serve import serve_run
-    from pipeline.serve.limits import Limits
+    from hoarfrost.inference.serve import serve_run
+    from hoarfrost.inference.serve.limits import Limits
 
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, seconds=timeout)
     serve_run(

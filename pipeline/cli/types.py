@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from features.windows import Window
+    from hoarfrost.features.decoding.windows import Window
 
 SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as much for rows that are held
 
@@ -33,7 +33,7 @@ class DataType(PathType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Give a Path, or a URL as text."""
-        from features.files import is_url
+        from hoarfrost.features.files import is_url
 
         text = str(value).removeprefix("file://")
         return text if is_url(text) else super().convert(text, param, ctx)
@@ -77,7 +77,7 @@ class WindowType(click.ParamType["Window"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Window":
         """Give the window."""
-        from features.windows import Window
+        from hoarfrost.features.decoding.windows import Window
 
         try:
             return value if isinstance(value, Window) else Window.parse(str(value))

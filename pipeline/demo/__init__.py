@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets import MANIFEST_NAME
-from features.errors import HoarfrostError
-from pipeline.demo.phantoms import SCANNERS, Phantom, Scanner, draw_anatomy, draw_phantom
+from hoarfrost.demo.phantoms import SCANNERS, Phantom, Scanner, draw_anatomy, draw_phantom
+from hoarfrost.features.datasets import MANIFEST_NAME
+from hoarfrost.features.errors import HoarfrostError
 
 logger = logging.getLogger(__name__)
 
-# features.images loads torch, so it is imported where it is used: listing commands must stay fast.
+# hoarfrost.features.decoding.images loads torch, so it is imported where it is used: listing commands must stay fast.
 
 MIN_IMAGES = 30
 CLASS_SHARES: Mapping[str, float] = {"benign": 0.5, "malignant": 0.3, "normal": 0.2}
@@ -197,7 +197,7 @@ def _write_files(directory: Path, patients: tuple[Patient, ...]) -> None:
 
 
 def _write_patient(directory: Path, patient: Patient) -> None:
-    from features.images import encode_png
+    from hoarfrost.features.decoding.images import encode_png
 
     for path, phantom in zip(patient.paths, draw_patient(patient), strict=True):
         _replace_if_changed(directory / path, encode_png(phantom.image))

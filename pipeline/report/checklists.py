@@ -7,11 +7,11 @@ CLAIM 2024: Tejani et al. (2024), Radiology: Artificial Intelligence 6(4), e2403
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
-from pipeline.report.explore import share_at
-from pipeline.report.provenance import SPLIT_ORIGINS
-from pipeline.report.words import auc_text, decimal, listed, rule, several
-from pipeline.runs import Run
+from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
+from hoarfrost.report.explore import share_at
+from hoarfrost.report.provenance import SPLIT_ORIGINS
+from hoarfrost.report.words import auc_text, decimal, listed, rule, several
+from hoarfrost.runs import Run
 
 CLAIM = (
     ("1", "title: a study of artificial intelligence, and of which kind", "technology"),

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.errors import RunError
-from pipeline.metrics import Comparison, compare_heads
-from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from pipeline.report.templates import template_environment
-from pipeline.runs import HeadResult, Run
-from pipeline.units import Units, patient_numbers, units_of
+from hoarfrost.evaluation import Comparison, compare_heads
+from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.features.errors import RunError
+from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.templates import template_environment
+from hoarfrost.runs import HeadResult, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.runs import DatasetFacts, HeadResult, ReferenceResult, Run
-from pipeline.units import patient_numbers, units_of
+from hoarfrost.evaluation.units import patient_numbers, units_of
+from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import (
+from hoarfrost.evaluation import (
     AtPrevalence,
     PointResult,
     Ratio,
@@ -16,9 +16,9 @@ from pipeline.metrics import (
     confusion_matrix,
     evaluate_threshold,
 )
-from pipeline.report.evaluation import Evaluation
-from pipeline.report.words import decimal, estimate, interval, rule
-from pipeline.runs import Assessment, FixedPoint, Run
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.words import decimal, estimate, interval, rule
+from hoarfrost.runs import Assessment, FixedPoint, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt

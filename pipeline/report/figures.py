@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import binary_problems, precision_recall_curve, roc_curve
-from pipeline.report.evaluation import Evaluation
-from pipeline.runs import Epoch, HeadResult
+from hoarfrost.evaluation import binary_problems, precision_recall_curve, roc_curve
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.runs import Epoch, HeadResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt

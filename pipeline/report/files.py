@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from features.errors import RunError
-from pipeline.report.figures import Axis, Figure, Forest, Marks, Panel
-from pipeline.report.svg import N_COLOURS, N_DASHES
+from hoarfrost.features.errors import RunError
+from hoarfrost.report.figures import Axis, Figure, Forest, Marks, Panel
+from hoarfrost.report.svg import N_COLOURS, N_DASHES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

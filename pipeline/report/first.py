@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.metrics import FEW, Share
-from pipeline.report.evaluation import Evaluation
-from pipeline.report.explore import share_interval
-from pipeline.report.words import decimal, estimate, interval, listed, several
-from pipeline.runs import DatasetFacts, Run, leakage_warnings
+from hoarfrost.evaluation import FEW, Share
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.explore import share_interval
+from hoarfrost.report.words import decimal, estimate, interval, listed, several
+from hoarfrost.runs import DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.errors import DatasetError, ImageDecodeError, RemoteError
-from features.fingerprint import window_asked_for
-from pipeline.report.evaluation import SPLIT_NAMES, Evaluation
-from pipeline.runs import Run
-from pipeline.sources import Source
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
+from hoarfrost.features.fingerprint import window_asked_for
+from hoarfrost.inference.sources import Source
+from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
+from hoarfrost.runs import Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from features.datasets.table import Content
-    from pipeline.explain import Explainer
+    from hoarfrost.features.datasets.table import Content
+    from hoarfrost.inference.explain import Explainer
 
 N_CASES = 12  # pictures in a group: all groups together stay under half a megabyte
 N_PAIRS = 6
@@ -198,8 +198,8 @@ def read_pictures(source: Source, groups: Iterable[Group], explainer: "Explainer
 
 
 def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None) -> None:
-    from features.images import thumbnail
-    from features.windows import Window
+    from hoarfrost.features.decoding.images import thumbnail
+    from hoarfrost.features.decoding.windows import Window
 
     try:  # as the backbone saw it
         picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
@@ -212,8 +212,8 @@ def _add_picture(pictures: Pictures, path: str, content: "Content", window: str 
 def _maps(
     explainer: "Explainer", path: str, content: "Content", subjects: Iterable[int]
 ) -> "dict[tuple[str, int], str]":
-    from features.images import thumbnail
-    from pipeline.explain import overlay
+    from hoarfrost.features.decoding.images import thumbnail
+    from hoarfrost.inference.explain import overlay
 
     pixels, image = explainer.prepared(content)
     found = {}

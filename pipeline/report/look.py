@@ -8,15 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.errors import CacheError
-from pipeline.report.evaluation import evaluation_of
-from pipeline.report.gallery import Group, Pictures, groups_of, read_pictures
-from pipeline.report.map import EmbeddingMap, map_of
-from pipeline.runs import Run
-from pipeline.sources import opened_source
+from hoarfrost.features.errors import CacheError
+from hoarfrost.inference.sources import opened_source
+from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.gallery import Group, Pictures, groups_of, read_pictures
+from hoarfrost.report.map import EmbeddingMap, map_of
+from hoarfrost.runs import Run
 
 if TYPE_CHECKING:
-    from pipeline.explain import Explainer
+    from hoarfrost.inference.explain import Explainer
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.metrics import banded
-from pipeline.report.evaluation import SPLIT_NAMES
-from pipeline.runs import SPLITS, Run
-from pipeline.sources import Source
+from hoarfrost.evaluation import banded
+from hoarfrost.inference.sources import Source
+from hoarfrost.report.evaluation import SPLIT_NAMES
+from hoarfrost.runs import SPLITS, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt

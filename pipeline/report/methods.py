@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from pipeline.report.evaluation import Evaluation
-from pipeline.report.provenance import plain
-from pipeline.report.words import count, decimal, several
-from pipeline.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.provenance import plain
+from hoarfrost.report.words import count, decimal, several
+from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 
 SPLIT_WAYS = {
     "given": "The splits were those of the dataset",

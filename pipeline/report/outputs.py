@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.errors import RunError
-from features.whole import whole_file
-from pipeline.report.page import render
-from pipeline.runs import Run, read_heads, read_run
+from hoarfrost.features.errors import RunError
+from hoarfrost.features.files.whole import whole_file
+from hoarfrost.report.page import render
+from hoarfrost.runs import Run, read_heads, read_run
 
 if TYPE_CHECKING:
-    from pipeline.explain import Explainer
+    from hoarfrost.inference.explain import Explainer
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def report_runs(
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
         raise ValueError("several runs need an output, and have no figures")
-    from pipeline.report.compare import render_comparison, side_by_side
+    from hoarfrost.report.compare import render_comparison, side_by_side
 
     page = render_comparison(side_by_side([read_run(directory) for directory in directories]))
     return Reported(_write_page(output, page))
@@ -133,15 +133,15 @@ def write_report(
 
 def _explainer(directory: Path, weights: str | None) -> "Explainer":
     """Load the selected head and its backbone; only here, for they take seconds."""
-    from pipeline.explain import open_explainer
-    from pipeline.predict import run_head
+    from hoarfrost.inference.explain import open_explainer
+    from hoarfrost.inference.predict import run_head
 
     return open_explainer(run_head(read_heads(directory)), weights=weights)
 
 
 def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
-    from pipeline.report.files import write_figures
-    from pipeline.report.paper import named_figures, tables_of
+    from hoarfrost.report.files import write_figures
+    from hoarfrost.report.paper import named_figures, tables_of
 
     if (directory / "config.json").exists():
         raise RunError(f"--figures {directory} is a run's folder, which `train` replaces whole. Name another folder.")

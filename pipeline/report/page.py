@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from pipeline.report.checklists import Item, checklists_of
-from pipeline.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from pipeline.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
-from pipeline.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
-from pipeline.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
-from pipeline.report.look import look_of
-from pipeline.report.methods import methods_of
-from pipeline.report.provenance import Fact, provenance_of
-from pipeline.report.svg import Drawing, ForestDrawing, draw, draw_forest
-from pipeline.report.templates import template_environment
-from pipeline.report.trust import (
+from hoarfrost.report.checklists import Item, checklists_of
+from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
+from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
+from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
+from hoarfrost.report.look import look_of
+from hoarfrost.report.methods import methods_of
+from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.svg import Drawing, ForestDrawing, draw, draw_forest
+from hoarfrost.report.templates import template_environment
+from hoarfrost.report.trust import (
     LeakRow,
     Recalibrated,
     ShortcutRow,
@@ -30,7 +30,7 @@ from pipeline.report.trust import (
     subgroup_forest,
     subgroup_rows,
 )
-from pipeline.report.variants import (
+from hoarfrost.report.variants import (
     N_DRAWN,
     N_IN_TABLE,
     LabelScores,
@@ -43,7 +43,7 @@ from pipeline.report.variants import (
     ranked,
     variant_rows,
 )
-from pipeline.runs import (
+from hoarfrost.runs import (
     CrossValidation,
     HeadResult,
     Leakage,
@@ -56,7 +56,7 @@ from pipeline.runs import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.explain import Explainer
+    from hoarfrost.inference.explain import Explainer
 
 N_LISTED = 50
 

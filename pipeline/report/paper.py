@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.evaluation import evaluation_of
-from pipeline.report.figures import Figure, Forest
-from pipeline.report.files import Table, Value
-from pipeline.report.page import figures_of
-from pipeline.report.variants import ranked
-from pipeline.runs import Assessment, FixedPoint, Recalibration, Run
+from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.figures import Figure, Forest
+from hoarfrost.report.files import Table, Value
+from hoarfrost.report.page import figures_of
+from hoarfrost.report.variants import ranked
+from hoarfrost.runs import Assessment, FixedPoint, Recalibration, Run
 
 SCORES = ("roc_auc", "accuracy", "loss")
 SHARES = ("sensitivity", "specificity", "ppv", "npv")

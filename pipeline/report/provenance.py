@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.report.words import duration
-from pipeline.runs import DatasetFacts, RunConfig
+from hoarfrost.report.words import duration
+from hoarfrost.runs import DatasetFacts, RunConfig
 
 SPLIT_ORIGINS = {
     "given": "given by the dataset",

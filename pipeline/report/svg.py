@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.figures import Axis, Curve, Figure, Forest, Marks, Panel
+from hoarfrost.report.figures import Axis, Curve, Figure, Forest, Marks, Panel
 
 if TYPE_CHECKING:
     import numpy.typing as npt

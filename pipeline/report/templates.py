@@ -2,7 +2,7 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report import words
+from hoarfrost.report import words
 
 FILTERS = (
     "auc_text",
@@ -24,7 +24,7 @@ def template_environment() -> Environment:
     Labels, paths and errors come from other people's files: every value is escaped, whatever the file's name.
     """
     environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
+        loader=PackageLoader("hoarfrost.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.metrics import Bin, Calibration, CalibrationLine, Subgroup
-from pipeline.report.evaluation import Evaluation
-from pipeline.report.figures import (
+from hoarfrost.evaluation import Bin, Calibration, CalibrationLine, Subgroup
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.figures import (
     Axis,
     Curve,
     Figure,
@@ -18,8 +18,8 @@ from pipeline.report.figures import (
     nice_ticks,
     share_axis,
 )
-from pipeline.report.words import count, decimal, estimate, interval, several, share_text
-from pipeline.runs import Assessment, ClassAssessment, NetBenefit, Recalibration, Run
+from hoarfrost.report.words import count, decimal, estimate, interval, several, share_text
+from hoarfrost.runs import Assessment, ClassAssessment, NetBenefit, Recalibration, Run
 
 LOWEST_BENEFIT = -0.05
 N_LISTED = 20

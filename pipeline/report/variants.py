@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics import binary_problems
-from pipeline.report.evaluation import Evaluation
-from pipeline.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
-from pipeline.report.words import auc_text, count, decimal, interval, p_text, several
-from pipeline.runs import HeadResult, LearningPoint, ReferenceResult, Run
+from hoarfrost.evaluation import binary_problems
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
+from hoarfrost.report.words import auc_text, count, decimal, interval, p_text, several
+from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
 N_DRAWN = 20
 N_IN_TABLE = 1000

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.metrics import Share
+from hoarfrost.evaluation import Share
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EM DASH}"

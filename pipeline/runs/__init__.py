@@ -11,8 +11,8 @@ DIR/tensorboard/     training curves for TensorBoard, where they were asked for
 ```
 """
 
-from pipeline.runs.decoding import from_json, to_json
-from pipeline.runs.folder import (
+from hoarfrost.runs.decoding import from_json, to_json
+from hoarfrost.runs.folder import (
     OWN_FILES,
     check_run_directory,
     metrics_document,
@@ -20,7 +20,7 @@ from pipeline.runs.folder import (
     read_run,
     write_run,
 )
-from pipeline.runs.records import (
+from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
     CrossValidated,
@@ -41,8 +41,8 @@ from pipeline.runs.records import (
     UnreadableImage,
     class_numbers,
 )
-from pipeline.runs.tensorboard import require_tensorboard
-from pipeline.runs.trust import (
+from hoarfrost.runs.tensorboard import require_tensorboard
+from hoarfrost.runs.trust import (
     Assessment,
     ClassAssessment,
     Confusion,

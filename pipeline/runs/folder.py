@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.errors import RunError
-from features.whole import check_writable
-from pipeline.metrics import Comparison
-from pipeline.runs.decoding import from_json, to_json
-from pipeline.runs.records import (
+from hoarfrost.evaluation import Comparison
+from hoarfrost.evaluation.shortcuts import AttributeAudit
+from hoarfrost.features.errors import RunError
+from hoarfrost.features.files.whole import check_writable
+from hoarfrost.runs.decoding import from_json, to_json
+from hoarfrost.runs.records import (
     CrossValidation,
     DatasetFacts,
     Epoch,
@@ -33,9 +34,8 @@ from pipeline.runs.records import (
     RunHeads,
     class_numbers,
 )
-from pipeline.runs.tensorboard import write_tensorboard
-from pipeline.runs.trust import Assessment, Leakage, Suspects
-from pipeline.shortcuts import AttributeAudit
+from hoarfrost.runs.tensorboard import write_tensorboard
+from hoarfrost.runs.trust import Assessment, Leakage, Suspects
 
 if TYPE_CHECKING:
     import numpy.typing as npt

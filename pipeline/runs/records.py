@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.metrics import Comparison
-from pipeline.runs.trust import Assessment, Leakage, Suspects
-from pipeline.shortcuts import AttributeAudit
-from pipeline.units import patient_numbers
+from hoarfrost.evaluation import Comparison
+from hoarfrost.evaluation.shortcuts import AttributeAudit
+from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.runs.trust import Assessment, Leakage, Suspects
 
 if TYPE_CHECKING:
     import numpy.typing as npt

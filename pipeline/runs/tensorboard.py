@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from features.errors import RunError
-from pipeline.heads import parse_head
-from pipeline.runs.records import Epoch
+from hoarfrost.features.errors import RunError
+from hoarfrost.heads.specs import parse_head
+from hoarfrost.runs.records import Epoch
 
 
 def require_tensorboard() -> None:

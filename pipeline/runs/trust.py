@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.metrics import Calibration, OperatingPoint, PointResult, Subgroup, TemperatureFit
+from hoarfrost.evaluation import Calibration, OperatingPoint, PointResult, Subgroup, TemperatureFit
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SimilarImages:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What two splits share. `pipeline.leakage.LeakageReport`, with paths in place of numbers.
+    """What two splits share. `hoarfrost.evaluation.leakage.LeakageReport`, with paths in place of numbers.
 
     `allowed` says that training went on although patients or bytes are shared (`--allow-leakage`); `not_compared`, why
     near-duplicates were not looked for.
@@ -134,7 +134,7 @@ class Assessment:
 
 @dataclass(frozen=True)
 class SuspectImage:
-    """An image whose label its out-of-fold prediction contradicts, see `pipeline.noisy_labels.SuspectLabel`."""
+    """An image whose label its out-of-fold prediction contradicts, see `hoarfrost.evaluation.noisy_labels.SuspectLabel`."""
 
     path: str
     split: str

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from features.cache import library_versions
+from hoarfrost.features.cache import library_versions
 from tests.benchmarks import (
     cache,
     cluster,

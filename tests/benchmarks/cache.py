@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cache import CacheFile, EmbeddingCache, verify
-from features.cache.layout import Block
-from features.cache.store import part_paths
-from features.cache.writing import write_cache_file
-from features.images import encode_png
+from hoarfrost.features.cache import CacheFile, EmbeddingCache, verify
+from hoarfrost.features.cache.layout import Block
+from hoarfrost.features.cache.store import part_paths
+from hoarfrost.features.cache.writing import write_cache_file
+from hoarfrost.features.decoding.images import encode_png
 from tests.benchmarks.measurement import Measurement
-from tests.caches import HEADER, some_table
+from tests.support.caches import HEADER, some_table
 
 SECONDS_A_BATCH = 0.1
 N_KILLS = 200
@@ -27,7 +27,7 @@ N_KILLS = 200
 
 def extract_command(images: Path, cache: Path, seconds_a_batch: float) -> list[str]:
     return [
-        sys.executable, "-m", "tests.standin", str(seconds_a_batch), "extract", str(images), "--cache", str(cache),
+        sys.executable, "-m", "tests.support.standin", str(seconds_a_batch), "extract", str(images), "--cache", str(cache),
         "--weights", "random:0", "--device", "cpu", "--precision", "float32", "--batch-size", "4", "--json",
     ]  # fmt: skip
 
@@ -95,7 +95,7 @@ def unchanged(folder: Path) -> list[Measurement]:
     command[command.index("--batch-size") + 1] = "1024"
     subprocess.run(command, capture_output=True, check=True)
     bare = min(_seconds([sys.executable, "-c", ""]) for _ in range(3))
-    plain = [sys.executable, "-m", "pipeline", *command[4:]]
+    plain = [sys.executable, "-m", "hoarfrost", *command[4:]]
     idle = min(_seconds(plain) for _ in range(3)) - bare
     write_images(images, 100_000, 1_000)
     trace = folder / "opened"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from features.devices import usable_cpus
+from hoarfrost.features.devices import usable_cpus
 from tests.benchmarks import image_sets
 from tests.benchmarks.measurement import Measurement
 
@@ -28,7 +28,7 @@ def nodes(n_cpus: int, n_hosts: int = 1) -> Iterator[tuple[str, float]]:
     """Start a head without room for workers, and hosts; give the address, and the seconds that the start took."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.clustered", "nodes", str(n_cpus), str(n_hosts)],
+        [sys.executable, "-m", "tests.support.clustered", "nodes", str(n_cpus), str(n_hosts)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -103,7 +103,7 @@ def scaling(folder: Path) -> list[Measurement]:
     with nodes(8) as (address, _):
         for n_workers in (1, 8):
             done = extract(
-                ["tests.clustered", str(SECONDS_A_BATCH)], images, folder / f"{n_workers}.h5", "--engine", "ray",
+                ["tests.support.clustered", str(SECONDS_A_BATCH)], images, folder / f"{n_workers}.h5", "--engine", "ray",
                 "--address", address, "--cpus-per-worker", "1", "--max-workers", str(n_workers), "--batch-size", "8",
                 "--workers", "1", "--device", "cpu", "--precision", "float32",
             )  # fmt: skip
@@ -127,7 +127,7 @@ def memory(folder: Path) -> list[Measurement]:
         for n in MEMORY_IMAGES:
             images = image_sets.write_npz(folder / f"{n}.npz", n)
             done = extract(
-                ["tests.benchmarks.peak", "tests.clustered", "0"], images, folder / f"{n}.h5",
+                ["tests.benchmarks.peak", "tests.support.clustered", "0"], images, folder / f"{n}.h5",
                 "--engine", "ray", "--address", address, "--device", "cpu", "--precision", "float32",
             )  # fmt: skip
             peaks.append(float(done["said"].splitlines()[-1].split()[1]))

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.cache import EmbeddingCache
-from features.extract import extract
-from features.plan import ExtractOptions
-from pipeline.demo import write_demo
-from pipeline.heads import HeadSpec, cross_heads, parse_heads
-from pipeline.metrics import macro_roc_aucs
-from pipeline.splits import split
-from pipeline.task import Task, read_task
-from pipeline.train import Fold, TrainingConfig, train_heads
+from hoarfrost.demo import write_demo
+from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.experiment.splits import split
+from hoarfrost.experiment.task import Task, read_task
+from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import HeadSpec, cross_heads, parse_heads
+from hoarfrost.training import Fold, TrainingConfig, train_heads
 from tests.benchmarks.extraction import BUSI, WEIGHTS
 from tests.benchmarks.measurement import Measurement
 

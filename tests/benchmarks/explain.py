@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from features.extract import extract
-from features.plan import ExtractOptions
-from pipeline.demo import write_demo
-from pipeline.experiment import run_experiment
-from pipeline.explain import open_explainer
-from pipeline.export import export_head
-from pipeline.heads import parse_heads
-from pipeline.predict import run_head
-from pipeline.runs import read_heads
+from hoarfrost.demo import write_demo
+from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import parse_heads
+from hoarfrost.inference.explain import open_explainer
+from hoarfrost.inference.export import export_head
+from hoarfrost.inference.predict import run_head
+from hoarfrost.runs import read_heads
 from tests.benchmarks.measurement import Measurement
-from tests.planted import Hits, demo_phantoms, hits, phantoms_anywhere, train_backbone
+from tests.support.planted import Hits, demo_phantoms, hits, phantoms_anywhere, train_backbone
 
 N_IMAGES = 480  # of a demo set; three in ten are malignant
 SEED_OF_OTHERS = 1  # of the phantoms that maps are made for: no head saw them

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from features.backbone import Backbone, load_weights, settle_compute
-from features.backbone.compiling import compile_or_say_why, seconds_an_image
-from features.backbone.int8 import calibrated_precision
-from features.datasets import read_dataset
-from features.devices import choose_device, choose_precision, default_batch_size, usable_cpus
-from features.extract import extract
-from features.fingerprint import SIZE
-from features.images import load_image
-from features.loop import sample_images
-from features.plan import ExtractOptions
+from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.devices import choose_device, choose_precision, default_batch_size, usable_cpus
+from hoarfrost.features.encoder.backbone import Backbone, load_weights, settle_compute
+from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why, seconds_an_image
+from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.loop import sample_images
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.fingerprint import SIZE
 from tests.benchmarks import image_sets, usual
 from tests.benchmarks.measurement import Measurement
 
@@ -208,7 +208,16 @@ def memory(folder: Path) -> list[Measurement]:
     few, many = (image_sets.write_images(folder / str(n), n, 32, suffix=".png", colour=True) for n in (2_000, 50_000))
     real = peak_mb("pipeline", "extract", str(few), "--cache", str(folder / "real.h5"), "--weights", WEIGHTS)
     grown = [
-        peak_mb("tests.standin", "0", "extract", str(images), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS)
+        peak_mb(
+            "tests.support.standin",
+            "0",
+            "extract",
+            str(images),
+            "--cache",
+            str(folder / f"{i}.h5"),
+            "--weights",
+            WEIGHTS,
+        )
         for i, images in enumerate((few, many))
     ]
     ratio = (real + grown[1] - grown[0]) / real

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from features.devices import choose_device
-from features.extract import extract
-from features.plan import ExtractOptions
-from pipeline.crossval import NESTED
-from pipeline.experiment import run_experiment
-from pipeline.heads import HeadSpec, parse_heads
-from pipeline.metrics import compare_heads
-from pipeline.references import LOGISTIC_REGRESSION
-from pipeline.runs import Run
-from pipeline.train import Fold, Labelled, TrainingConfig, train_heads
+from hoarfrost.evaluation import compare_heads
+from hoarfrost.experiment.crossval import NESTED
+from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.features.devices import choose_device
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import HeadSpec, parse_heads
+from hoarfrost.runs import Run
+from hoarfrost.training import Fold, Labelled, TrainingConfig, train_heads
+from hoarfrost.training.references import LOGISTIC_REGRESSION
 from tests.benchmarks import usual
 from tests.benchmarks.defaults import defaults
 from tests.benchmarks.extraction import BUSI, COMPARED_IMAGES, WEIGHTS, peak_mb

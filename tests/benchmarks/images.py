@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tests.bad_images import BAD
 from tests.benchmarks import image_sets
 from tests.benchmarks.measurement import Measurement
+from tests.support.bad_images import BAD
 
 N_IMAGES, N_BAD = 10_000, 300
 ROUNDS = 3
@@ -58,8 +58,8 @@ def _write_mixed(folder: Path, clean: Path) -> tuple[Path, dict[str, str]]:
 
 def _extract(data: Path, cache: Path) -> dict[str, Any]:
     command = [
-        sys.executable, "-m", "tests.standin", "0", "extract", str(data), "--cache", str(cache), "--weights", "random:0",
-        "--device", "cpu", "--precision", "float32", "--json",
+        sys.executable, "-m", "tests.support.standin", "0", "extract", str(data), "--cache", str(cache), "--weights",
+        "random:0", "--device", "cpu", "--precision", "float32", "--json",
     ]  # fmt: skip
     summary: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return summary

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cache import Block, DatasetTable
-from features.cache.writing import write_cache_file
-from tests.caches import HEADER
+from hoarfrost.features.cache import Block, DatasetTable
+from hoarfrost.features.cache.writing import write_cache_file
+from tests.support.caches import HEADER
 
 BLOCK_ROWS = 1 << 14
 

@@ -7,20 +7,20 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import LedoitWolf
 
-from features.cache import EmbeddingCache
-from features.extract import extract
-from features.plan import ExtractOptions
-from pipeline.conformal import calibrate, calibrate_classes, prediction_sets
-from pipeline.demo import write_demo
-from pipeline.experiment import run_experiment
-from pipeline.heads import parse_heads
-from pipeline.metrics import macro_roc_auc, macro_roc_aucs, roc_auc
-from pipeline.novelty import fit_novelty
-from pipeline.task import Task, read_task
-from pipeline.train import Fold, TrainingConfig, train_heads
+from hoarfrost.demo import write_demo
+from hoarfrost.evaluation import macro_roc_auc, macro_roc_aucs, roc_auc
+from hoarfrost.evaluation.conformal import calibrate, calibrate_classes, prediction_sets
+from hoarfrost.evaluation.novelty import fit_novelty
+from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.task import Task, read_task
+from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import parse_heads
+from hoarfrost.training import Fold, TrainingConfig, train_heads
 from tests.benchmarks.extraction import BUSI, WEIGHTS, peak_mb
 from tests.benchmarks.measurement import Measurement
-from tests.builders import SHARED_DATA, write_npz
+from tests.support.builders import SHARED_DATA, write_npz
 
 Floats = npt.NDArray[np.float64]
 Embeddings = npt.NDArray[np.float32]
@@ -163,10 +163,19 @@ def memory(folder: Path) -> list[Measurement]:
         data = folder / f"{n}.npz"
         write_npz(data, {"train": n // 2, "val": n // 4, "test": n // 4}, compressed=False)
         if not peaks:
-            peak_mb("tests.standin", "0", "extract", str(data), "--cache", str(folder / "c.h5"), "--weights", WEIGHTS)
+            peak_mb(
+                "tests.support.standin",
+                "0",
+                "extract",
+                str(data),
+                "--cache",
+                str(folder / "c.h5"),
+                "--weights",
+                WEIGHTS,
+            )
             run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
         arguments = ["predict", str(data), "--run", str(folder / "run"), "--output", str(folder / f"{n}.csv")]
-        peaks.append(peak_mb("tests.standin", "0", *arguments))
+        peaks.append(peak_mb("tests.support.standin", "0", *arguments))
     few, many = peaks
     return [
         Measurement(

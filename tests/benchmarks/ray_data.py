@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from features.devices import usable_cpus
+from hoarfrost.features.devices import usable_cpus
 
 WEIGHTS = "random:0"
 BATCH_SIZE = 32
@@ -17,7 +17,7 @@ BATCH_SIZE = 32
 
 def decoded(batch: dict[str, Any]) -> dict[str, Any]:
     """Decode a batch of files."""
-    from features.images import load_image
+    from hoarfrost.features.decoding.images import load_image
 
     return {"path": batch["path"], "image": np.stack([load_image(content).numpy() for content in batch["bytes"]])}
 
@@ -26,7 +26,7 @@ class Embed:
     """Embeds batches by the very backbone of the engine."""
 
     def __init__(self) -> None:
-        from features.backbone import Backbone, load_weights
+        from hoarfrost.features.encoder.backbone import Backbone, load_weights
 
         self.backbone = Backbone(load_weights(WEIGHTS), device="cpu", precision="float32", batch_size=BATCH_SIZE)
 

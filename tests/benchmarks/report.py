@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.experiment import run_experiment
-from pipeline.heads import parse_heads
-from pipeline.train import TrainingConfig
+from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.heads.specs import parse_heads
+from hoarfrost.training import TrainingConfig
 from tests.benchmarks.extraction import peak_mb
 from tests.benchmarks.measurement import Measurement
-from tests.labelled import embeddings_of, write_labelled_cache
+from tests.support.labelled import embeddings_of, write_labelled_cache
 
 N_OF_SPLIT = {"train": 2_000, "val": 1_000, "test": 10_000}
 HEADS = [f"mlp:{width},lr={rate}" for width in (8, 16, 32, 64, 128) for rate in ("1e-3", "1e-4")]
@@ -26,7 +26,7 @@ def built(folder: Path) -> list[Measurement]:
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "hoarfrost", *command], check=True, capture_output=True)
         seconds.append(time.perf_counter() - started)
     peak = peak_mb("pipeline", *command) * 1.048576
     size = (run / "report.html").stat().st_size / 1e6

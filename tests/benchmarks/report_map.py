@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cache import CacheWriter, DatasetTable, EmbeddedFile
-from features.fingerprint import bytes_key
-from pipeline.runs import write_run
+from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile
+from hoarfrost.features.fingerprint import bytes_key
+from hoarfrost.runs import write_run
 from tests.benchmarks.measurement import Measurement
-from tests.builders import encode, picture
-from tests.caches import HEADER
-from tests.labelled import embeddings_of
-from tests.made_runs import make_run
+from tests.support.builders import encode, picture
+from tests.support.caches import HEADER
+from tests.support.labelled import embeddings_of
+from tests.support.made_runs import make_run
 
 N_OF_SPLIT = {"train": 2_000, "val": 1_000, "test": 10_000}
 N_HEADS = 10

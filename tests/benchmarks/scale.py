@@ -11,15 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from features.cache import CacheWriter, EmbeddingCache
-from features.cache.folding import write_cache
-from features.cache.layout import Block, Source, rows_per_shard
-from features.cache.shards import shards_directory
-from features.datasets.table import FileImages
-from features.texts import Texts
+from hoarfrost.features.cache import CacheWriter, EmbeddingCache
+from hoarfrost.features.cache.folding import write_cache
+from hoarfrost.features.cache.layout import Block, Source, rows_per_shard
+from hoarfrost.features.cache.shards import shards_directory
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.table import FileImages
 from tests.benchmarks import ten_million
 from tests.benchmarks.measurement import Measurement
-from tests.caches import HEADER, some_files, some_images, some_table
+from tests.support.caches import HEADER, some_files, some_images, some_table
 
 N_ROWS = 10_000_000
 N_FILES = 100_000

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import httpx
 
-from features.extract import extract
-from features.plan import ExtractOptions
-from pipeline.demo import write_demo
-from pipeline.experiment import run_experiment
-from pipeline.heads import parse_heads
-from pipeline.train import TrainingConfig
+from hoarfrost.demo import write_demo
+from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import parse_heads
+from hoarfrost.training import TrainingConfig
 from tests.benchmarks.extraction import PRECISION, WEIGHTS, decoded_per_second, make_backbone, roof_of, sustained
 from tests.benchmarks.measurement import Measurement
 
@@ -31,7 +31,7 @@ def throughput(folder: Path) -> list[Measurement]:
     forward, decoding = sustained(make_backbone(PRECISION)), decoded_per_second(folder / "demo")
     roof = roof_of(forward, decoding)
     contents = [path.read_bytes() for path in islice(sorted((folder / "demo").rglob("*.png")), N_REQUESTS)]
-    command = [sys.executable, "-m", "pipeline", "serve", "--run", str(folder / "run"), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "hoarfrost", "serve", "--run", str(folder / "run"), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
-from pipeline.metrics import bootstrap_auc_ci, delong_ci, newcombe_ci
+from hoarfrost.evaluation import bootstrap_auc_ci, delong_ci, newcombe_ci
 from tests.benchmarks.measurement import Measurement
 
 Ints = npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ REPEATS = 3
 _GATE = f"""
 import json, time
 import numpy as np
-from pipeline.leakage import find_leakage
+from hoarfrost.evaluation.leakage import find_leakage
 from tests.benchmarks.peak import peak_mb
 n = {N_EMBEDDINGS}
 rng = np.random.default_rng(0)

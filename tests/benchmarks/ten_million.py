@@ -15,14 +15,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from features.cache import CacheWriter, DatasetTable, Keys
-from features.cache.layout import Block
-from features.cache.writing import write_cache_file
-from features.datasets import Dataset, FileStamp, Stamps, read_dataset
-from features.extract import recognised
-from features.plan import ImageTable
-from features.texts import Texts
-from tests.caches import HEADER
+from hoarfrost.features.cache import CacheWriter, DatasetTable, Keys
+from hoarfrost.features.cache.layout import Block
+from hoarfrost.features.cache.writing import write_cache_file
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets import Dataset, FileStamp, Stamps, read_dataset
+from hoarfrost.features.extraction.extract import recognised
+from hoarfrost.features.extraction.plan import ImageTable
+from tests.support.caches import HEADER
 
 BLOCK = 100_000
 LABELS, SPLITS = ("benign", "malignant", "normal"), ("train", "train", "train", "val", "test")

@@ -1,0 +1,69 @@
+"""What stands for a patient: a salted hash, which tells who is the same and not who it is."""
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from hoarfrost.features.errors import CacheError
+
+SALT_BYTES = 32
+_DIGITS = 16  # of the hash: 64 bits, so that two of a million patients never share one
+
+
+class Pseudonyms:
+    """Names for patients of DICOM files.
+
+    Parameters
+    ----------
+    salt_file : Path, optional
+        Where the salt is, readable by its owner only; made where it is missing, once a name is asked for. Whoever has
+        it could try all ids there may be, so it belongs neither to the cache nor to a run. Without a file, the salt is
+        another for each object.
+    keep_ids : bool
+        Keep the ids as they are.
+    """
+
+    def __init__(self, salt_file: Path | None = None, *, keep_ids: bool = False) -> None:
+        self._salt_file = salt_file
+        self._keep_ids = keep_ids
+        self._salt: bytes | None = None
+
+    def of(self, patient_id: str) -> str:
+        """Give what stands for an id: always the same for the same id and salt."""
+        if self._keep_ids:
+            return patient_id
+        if self._salt is None:
+            self._salt = secrets.token_bytes(SALT_BYTES) if self._salt_file is None else _salt_in(self._salt_file)
+        return hmac.digest(self._salt, patient_id.encode("utf-8", "surrogateescape"), "sha256").hex()[:_DIGITS]
+
+
+def salt_path(cache: Path) -> Path:
+    """Give the place of a cache's salt: beside it, wherever links to the cache lie."""
+    real = Path(os.path.realpath(cache))
+    return real.with_name(real.name + ".salt")
+
+
+def _salt_in(path: Path) -> bytes:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            text = path.read_text(encoding="ascii", errors="replace").strip()
+        else:
+            text = secrets.token_hex(SALT_BYTES)
+            try:
+                os.write(number, f"{text}\n".encode())
+                os.fsync(number)
+            finally:
+                os.close(number)
+        salt = bytes.fromhex(text)
+    except (OSError, ValueError) as error:
+        raise CacheError(
+            f"{path}: the salt that patients' ids are hashed with cannot be read or made: {error}. Mend that, or remove "
+            "the file: patients then get other hashes."
+        ) from error
+    if len(salt) != SALT_BYTES:
+        raise CacheError(f"{path}: holds no salt of {SALT_BYTES} bytes. Remove it: patients then get other hashes.")
+    return salt

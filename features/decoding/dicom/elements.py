@@ -1,0 +1,183 @@
+"""A file's elements before its pixels, read within limits: a header may be made to take minutes and gigabytes."""
+
+import io
+import logging
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.values import converters
+
+from hoarfrost.features.decoding.formats import HEAD_BYTES, is_dicom
+from hoarfrost.features.errors import ImageDecodeError
+
+MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
+MAX_INFLATED_BYTES = 1 << 28
+
+_PIXEL_TAGS = frozenset(map(Tag, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
+_DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0"))  # transfer syntaxes of one length
+META_BYTES = 4096  # in which a file's own elements end
+_LONG_KINDS = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # have four bytes of length, after two of none
+_META_GROUP = 2
+_SIZE_KEYWORDS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")  # of a frame
+_ITEM = b"\xfe\xff\x00\xe0"
+
+# pydicom warns of values that break the standard, and quotes them: a birth date, a name.
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+def read_elements(file: BinaryIO, keywords: Iterable[str]) -> FileDataset:
+    """Read some of the elements that stand before a file's pixels, and leave the file there.
+
+    No more is parsed than is asked for: what is not read cannot get into a message either.
+
+    Raises
+    ------
+    ImageDecodeError
+        If there are more elements than any header has.
+    Exception
+        Nearly any, of pydicom's, on damaged files.
+    """
+    preamble = read_preamble(file, force=True)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=_Until(lambda tag: tag >> 16 != _META_GROUP)))
+    is_implicit, is_little_endian = _encoding(meta, file)
+    wanted: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
+    ends = _Until(lambda tag: tag in _PIXEL_TAGS)
+    data = read_dataset(file, is_implicit, is_little_endian, stop_when=ends, specific_tags=wanted)
+    whole = FileDataset("", data, preamble, meta, is_implicit, is_little_endian)
+    whole.set_original_encoding(is_implicit, is_little_endian)
+    return whole
+
+
+class _Until:
+    """Tells pydicom where to stop."""
+
+    def __init__(self, is_end: Callable[[int], bool]) -> None:
+        self._is_end = is_end
+        self._n_elements = 0
+
+    def __call__(self, tag: int, *_: object) -> bool:
+        self._n_elements += 1
+        if self._n_elements > MAX_ELEMENTS:
+            raise ImageDecodeError(f"a DICOM header of more than {MAX_ELEMENTS:,} elements")
+        return self._is_end(tag)
+
+
+def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
+    """Tell whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
+    syntax = meta.get("TransferSyntaxUID", None)
+    if syntax:
+        is_known = syntax.is_transfer_syntax
+        return is_known and syntax.is_implicit_VR, not is_known or syntax.is_little_endian
+    start = file.read(6)
+    file.seek(-len(start), io.SEEK_CUR)
+    group, kind = start[:2], start[4:].decode("latin-1")
+    return kind not in converters, kind not in converters or group[1:] == b"\0"
+
+
+def inflated(content: bytes) -> bytes:
+    """Give a file of the deflated transfer syntax as the uncompressed one that it stands for; any other as it is.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it has no end, or is longer than an image may be.
+    """
+    if not is_deflated(content):
+        return content
+    start = _end_of_meta(content)
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    elements = unpacker.decompress(memoryview(content)[start:], MAX_INFLATED_BYTES)
+    if unpacker.unconsumed_tail:
+        raise ImageDecodeError(f"a deflated DICOM file of more than {MAX_INFLATED_BYTES:,} bytes")
+    if not unpacker.eof:
+        raise ImageDecodeError("damaged or truncated DICOM header: its deflated data have no end")
+    return content[:start].replace(_DEFLATED, _PLAIN) + elements
+
+
+def is_deflated(content: bytes) -> bool:
+    """Tell a file of the deflated transfer syntax."""
+    return is_dicom(content) and _DEFLATED in content[HEAD_BYTES : _end_of_meta(content)]
+
+
+def _end_of_meta(content: bytes) -> int:
+    """Find where a file's own elements (group 2, always uncompressed) end."""
+    at = HEAD_BYTES
+    while content[at : at + 2] == b"\x02\0" and len(content) >= at + 12:
+        is_long = content[at + 4 : at + 6] in _LONG_KINDS
+        (length,) = struct.unpack_from("<I" if is_long else "<H", content, at + (8 if is_long else 6))
+        at += (12 if is_long else 8) + length
+    return at
+
+
+def n_promised(data: Dataset) -> int:
+    """Give the number of frames that a header promises."""
+    try:
+        return max(1, int(data.get("NumberOfFrames", None) or 1))
+    except (TypeError, ValueError):
+        return 1
+
+
+def n_frames_there(data: FileDataset, file: BinaryIO) -> int:
+    """Count the frames that a file has room for, at most as many as its header promises.
+
+    Parameters
+    ----------
+    data : FileDataset
+        With the size and depth of its pixels.
+    file : BinaryIO
+        Where the pixels begin.
+    """
+    promised, start = n_promised(data), file.tell()
+    if promised == 1:
+        return 1
+    syntax = data.file_meta.get("TransferSyntaxUID", None)
+    if syntax and syntax.is_transfer_syntax and syntax.is_encapsulated:
+        return min(promised, _n_fragments(file, promised))
+    height, width, n_samples, depth = (number(data, keyword) or 0 for keyword in _SIZE_KEYWORDS)
+    if data.get("PhotometricInterpretation", "") == "YBR_FULL_422":
+        n_samples = 2  # two pixels share their colour
+    n_bits = height * width * n_samples * depth
+    n_bits_there = (file.seek(0, io.SEEK_END) - start) * 8
+    return min(promised, int(n_bits_there // n_bits)) if n_bits > 0 else promised
+
+
+def _n_fragments(file: BinaryIO, most: int) -> int:
+    """Count the items of compressed pixels, but for the first, which is an index; a frame takes one at least."""
+    file.seek(12, io.SEEK_CUR)
+    n_items = 0
+    while n_items <= most and len(head := file.read(8)) == 8 and head.startswith(_ITEM):
+        file.seek(int.from_bytes(head[4:], "little"), io.SEEK_CUR)
+        n_items += 1
+    return max(0, n_items - 1)
+
+
+def number(data: Dataset, keyword: str) -> float | None:
+    """Give the first of an element's numbers, None where there is none that is finite."""
+    found = numbers(data, keyword)
+    return found[0] if found else None
+
+
+def numbers(data: Dataset, keyword: str) -> list[float | None]:
+    """Give an element's numbers, None for each that is none or not finite."""
+    value = data.get(keyword, None)
+    values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+    return [_finite(part) for part in values]
+
+
+def _finite(value: object) -> float | None:
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None

@@ -1,0 +1,220 @@
+"""The forward pass on a device: batches of uint8 images in, embeddings out, as fast as the machine can."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - everyone's name for it
+
+from hoarfrost.features.devices import choose_device, host_tensor, is_out_of_memory
+from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
+from hoarfrost.features.encoder.backbone.weights import Weights
+from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.fingerprint import SIZE
+
+DIM = 512
+# Padding puts the first cell's receptive field around the first pixel, and each stride of 2 keeps it there: from one
+# cell of the last feature map to the next are 2 ** 5 pixels.
+CELL_PIXELS = 32
+COMPILED_GROUP = 32  # on a CPU compiled code gains nothing from more, and takes longer to be compiled and measured
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+logger = logging.getLogger(__name__)
+
+
+class Backbone:
+    """The frozen ResNet18 on a device.
+
+    Parameters
+    ----------
+    weights : Weights
+    device : str
+        "cpu", "cuda" or "mps".
+    precision : str
+        "float32", "bfloat16", or "int8:" and activation ranges (see `hoarfrost.features.encoder.backbone.int8`).
+    batch_size : int
+        How many images a GPU takes at once; on a CPU compiled code does so, but for `COMPILED_GROUP` at most.
+
+    Attributes
+    ----------
+    compute : str
+        The compute path: "eager", "compiled" or "openvino". Another one differs in the last bits. A GPU that runs
+        out of memory goes over from "compiled" to "eager".
+    """
+
+    def __init__(
+        self, weights: Weights, *, device: str = "cpu", precision: str = "float32", batch_size: int = 32
+    ) -> None:
+        self.device = torch.device(device)
+        self.precision = precision
+        self.batch_size = batch_size
+        self.compute = "eager"
+        self._group = CPU_GROUP if device == "cpu" else batch_size
+        self._forward: Callable[[torch.Tensor], torch.Tensor]
+        if precision.startswith("int8"):
+            from hoarfrost.features.encoder.backbone.int8 import Int8Network
+
+            choose_device(device, precision)  # refuses a GPU
+            self._forward, self.compute = Int8Network(weights, precision), "openvino"
+        else:
+            self._forward = self.network = self._make_network(weights)
+        on_gpu = self.device.type == "cuda"
+        self._copies = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def _make_network(self, weights: Weights) -> Network:
+        network = Network(weights)
+        if self.device.type == "cpu" and self.precision == "float32":
+            network.use_winograd()
+        return network.to_precision(DTYPES[self.precision]).to(self.device)
+
+    @property
+    def group(self) -> int:
+        """How many images go through the layers at once."""
+        return self._group
+
+    @property
+    def compiled_group(self) -> int:
+        """How many images go through compiled layers at once."""
+        return min(self.batch_size, COMPILED_GROUP) if self.device.type == "cpu" else self.batch_size
+
+    @property
+    def n_in_flight(self) -> int:
+        """How many batches may be started before the result of the first is asked for."""
+        return 1 if self.device.type == "cuda" else 0
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute embeddings.
+
+        Parameters
+        ----------
+        images : Tensor (B, 3, 224, 224) uint8, on any device
+
+        Returns
+        -------
+        Tensor (B, 512) float32, on the CPU
+        """
+        return self.start(images)()
+
+    @torch.no_grad()
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the last feature maps, by the network as it is: their means over the cells are the embeddings.
+
+        Parameters
+        ----------
+        images : Tensor (B, 3, 224, 224) uint8
+
+        Returns
+        -------
+        Tensor (B, 512, 7, 7) float32, on the CPU
+            Cell (i, j) looks at the image around pixel (32 i, 32 j), see `CELL_PIXELS`.
+
+        Raises
+        ------
+        ValueError
+            In 8-bit integers: OpenVINO gives embeddings alone.
+        """
+        if not isinstance(self._forward, torch.nn.Module):
+            raise ValueError("a network in 8-bit integers has no feature maps; make one in float32")
+        groups = torch.split(images, self._group)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
+            return torch.cat([self.network.feature_maps(group.to(self.device)).cpu() for group in groups])
+
+    @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its kind of tensor
+    def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to compute embeddings; on a GPU they are ready when the result is asked for.
+
+        `images`, if in pinned memory, must stay as they are until then.
+        """
+        if self._copies is None:
+            embeddings = self._run(images.to(self.device)).cpu()
+            return lambda: embeddings
+        try:
+            with torch.cuda.stream(self._copies):  # beside the computation on the batch before
+                on_device = images.to(self.device, non_blocking=True)
+        except RuntimeError as error:
+            self._halve(error)
+            on_device = None
+        if on_device is None:
+            embeddings = self._in_pieces(images)
+            return lambda: embeddings
+        torch.cuda.current_stream().wait_stream(self._copies)
+        on_device.record_stream(torch.cuda.current_stream())
+        result = self._run(on_device)
+        on_host = host_tensor(result.shape, result.dtype, pinned=True)
+        on_host.copy_(result, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record()
+
+        def finish() -> torch.Tensor:
+            ready.synchronize()
+            return on_host
+
+        return finish
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
+        """Run whole groups of images; where a GPU's memory does not hold one, halve it and go on."""
+        while True:
+            try:
+                return torch.cat([self._run_group(group) for group in torch.split(images, self._group)])
+            except RuntimeError as error:
+                self._halve(error)
+            self._free_memory()
+
+    def _in_pieces(self, images: torch.Tensor) -> torch.Tensor:
+        """Copy and run one group after the other, where a GPU's memory does not even hold the batch."""
+        while True:
+            self._free_memory()
+            try:
+                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in torch.split(images, self._group)])
+            except RuntimeError as error:
+                self._halve(error)
+
+    def _halve(self, error: RuntimeError) -> None:
+        """Halve the group where a GPU ran out of memory; raise any other error again.
+
+        Compiled code is given up then: another size would be compiled anew, with nothing left to do it in.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if self._group == 1:
+            raise HoarfrostError(
+                f"{self.device}: not enough memory for a single image. Free it, or pass --device cpu."
+            ) from error
+        group = self._group
+        logger.warning("%s: out of memory with batches of %d; going on with %d", self.device, group, group // 2)
+        if self.compute == "compiled":
+            self.uncompile()
+        self._group = group // 2
+
+    def _free_memory(self) -> None:
+        """Give what is cached back; outside of handlers, whose errors hold on to tensors."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run_group(self, images: torch.Tensor) -> torch.Tensor:
+        padding = self._group - len(images)
+        whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else images
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
+            return self._forward(whole)[: len(images)]
+
+    def compile(self) -> None:
+        """Go over to code made by torch.compile; raises whatever goes wrong there, and stays as it is then."""
+        before = self._group
+        compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
+        self._group, self._forward = self.compiled_group, compiled
+        try:
+            self._warm_up()
+        except Exception:
+            self._group, self._forward = before, self.network
+            raise
+        self.compute = "compiled"
+
+    def uncompile(self) -> None:
+        """Go back to the network as it is."""
+        self._group = CPU_GROUP if self.device.type == "cpu" else self.batch_size
+        self._forward, self.compute = self.network, "eager"
+
+    @torch.no_grad()
+    def _warm_up(self) -> None:
+        """Run one group; where there is not enough memory, compiling has failed, and nothing is halved."""
+        self._run_group(torch.zeros((self._group, 3, SIZE, SIZE), dtype=torch.uint8, device=self.device))

@@ -1,0 +1,1 @@
+"""Embed what the cache lacks: on this machine, or on a cluster."""

@@ -1,0 +1,111 @@
+"""Ray's side of a worker: where it is started, how it is asked, and what its end looks like."""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.extraction.cluster.connection import Slot
+from hoarfrost.features.extraction.cluster.worker import Worker
+
+Actor = Any  # Ray makes the types of its handles and references as it goes
+Reference = Any
+
+IN_CREATION = "error raised in its creation task"
+
+
+class WorkerLostError(Exception):
+    """A worker, or what it was to answer, is gone; another may do its work."""
+
+
+class Started(NamedTuple):
+    """A worker that was started, in its place; it is there when it answers."""
+
+    name: str
+    slot: Slot
+    actor: Actor
+
+
+def start(slot: Slot) -> Started:
+    """Start a worker in its place, by a name that no other has."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # It ends with the driver, as it is not detached; and Ray starts no other in its place, as the driver must know which
+    # images the first one died at.
+    make = ray.remote(
+        num_cpus=slot.cpus,
+        num_gpus=slot.gpus,
+        max_restarts=0,
+        concurrency_groups={"control": 1},
+        scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
+    )(Worker)
+    name = uuid.uuid4().hex[:12]
+    return Started(name, slot, make.remote(name, max(1, slot.cpus)))
+
+
+def ask(actor: Actor, method: str, *arguments: object) -> Reference:
+    """Call a method; the answer is to be waited for."""
+    return getattr(actor, method).remote(*arguments)
+
+
+def tell_to_stop(actor: Actor) -> None:
+    """Have the piece under way end early."""
+    actor.stop.options(concurrency_group="control").remote()
+
+
+def share(value: object) -> Reference:
+    """Put something where all workers of a host read it from the same memory."""
+    import ray
+
+    return ray.put(value)
+
+
+def answered(references: Sequence[Reference], timeout_s: float) -> list[Reference]:
+    """Wait until an answer is there, or for so long; give all that are there."""
+    import ray
+
+    found, waiting = ray.wait(list(references), num_returns=1, timeout=timeout_s, fetch_local=False)
+    if not found or not waiting:
+        return list(found)
+    return list(found) + list(ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[0])
+
+
+def result_of(reference: Reference) -> Any:
+    """Give an answer that is there.
+
+    Raises
+    ------
+    HoarfrostError
+        What the worker raised.
+    WorkerLostError
+        If it broke down, or died, or its host did.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, HoarfrostError):
+            raise error.cause from error
+        raise WorkerLostError(reason_of(f"{type(error.cause).__name__}: {error.cause}")) from error
+    except RayError as error:
+        raise WorkerLostError(reason_of(str(error) or type(error).__name__)) from error
+
+
+def end(actor: Actor) -> None:
+    """End a worker at once, whatever it is doing, and whether or not it is there still."""
+    import ray
+
+    with suppress(Exception):  # of one that is gone, or of a cluster that is, Ray may say so
+        ray.kill(actor)
+
+
+def reason_of(text: str) -> str:
+    """Give what matters of an error's text, in one line: where a worker could not be made, Ray tells the reason last."""
+    lines = text.strip().split("\n")
+    line = lines[-1] if IN_CREATION in lines[0] else lines[0]
+    is_missing = line.startswith(ModuleNotFoundError.__name__)
+    return line.strip().rstrip(".") + ("; the same hoarfrost must be installed on each host" if is_missing else "")

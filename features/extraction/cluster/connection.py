@@ -1,0 +1,294 @@
+"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is."""
+
+import importlib.util
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.extraction.plan import ExtractOptions
+
+INSTALL = "pip install 'hoarfrost[ray]'"
+CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray itself asks a cluster's head
+AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers that it was started
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be by default; until then it warns
+}
+RAY_THREADS = "ray_"
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else Ray takes the loopback's address for the network's
+OTHER_LOOPBACK = "127.0.0.2"  # leads to what listens on all addresses, and not to what listens on 127.0.0.1 alone
+
+
+class Slot(NamedTuple):
+    """Room for one worker: its number on a host, and what of the host it gets."""
+
+    node_id: str
+    host: str
+    number: int
+    cpus: int
+    gpus: float
+
+
+def is_installed() -> bool:
+    """Tell whether Ray can be imported, without importing it."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def require_ray() -> None:
+    """Refuse to go on without Ray."""
+    if not is_installed():
+        raise HoarfrostError(
+            f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
+        )
+
+
+def check_address(address: str | None) -> None:
+    """See that a Ray cluster answers at an address, and whether it wants a token: Ray would ask in vain for minutes.
+
+    Raises
+    ------
+    HoarfrostError
+        Within seconds, if none does, or if the token is missing or another one.
+    """
+    found = _resolved(address)
+    if found in {None, "auto"}:
+        return
+    host, port = _host_and_port(str(found))
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no host's name
+        raise _nobody(str(found), str(error)) from error
+    if not os.environ.get("RAY_USE_TLS"):
+        _settle_token(str(found))
+
+
+def _settle_token(address: str) -> None:
+    """Use a token exactly if the cluster wants one: Ray does so for the address "auto" alone."""
+    mode = os.environ.get(AUTH_MODE)
+    if _takes(address, None):
+        if mode == "token":
+            raise HoarfrostError(
+                f"--address {address}: the Ray cluster takes no tokens, and {AUTH_MODE}=token wants one here. Unset it."
+            )
+        return
+    token = _token()
+    if token is None or mode == "disabled" or not _takes(address, token):
+        wrong = "another one" if token is not None else "missing"
+        raise HoarfrostError(
+            f"--address {address}: the Ray cluster wants a token, and here it is "
+            f"{f'switched off by {AUTH_MODE}' if mode == 'disabled' else wrong}. Copy ~/.ray/auth_token from the cluster's "
+            f"head to this machine, or pass the token in {AUTH_TOKEN}."
+        )
+    os.environ[AUTH_MODE] = "token"
+
+
+def _token() -> str | None:
+    """Give the token where Ray looks for it."""
+    if token := os.environ.get(AUTH_TOKEN):
+        return token.strip()
+    try:
+        path = Path(os.environ.get(AUTH_TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: there is no home
+        return None
+
+
+def _takes(address: str, token: str | None) -> bool:
+    """Tell whether a cluster's head answers with this token.
+
+    Raises
+    ------
+    HoarfrostError
+        If what answers is not Ray.
+    """
+    import grpc
+
+    sent = None if token is None else [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=CONNECT_SECONDS, metadata=sent)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            raise _nobody(address, "what listens there is not Ray") from error
+    return True
+
+
+def _resolved(address: str | None) -> str | None:
+    """Tell what "auto" means, as Ray does: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
+    if address != "auto":
+        return address
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return os.environ.get("RAY_ADDRESS") or noted.read_text(encoding="utf-8").strip() or address
+    except OSError:
+        return address  # Ray looks for processes of its own
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or "/" in host:
+        raise HoarfrostError(
+            f"--address {address}: expected auto, or HOST:PORT of the cluster's head as `ray start --head` prints it."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback_only(address: str) -> bool:
+    """Tell whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
+    host, port = _host_and_port(address)
+    if host not in {"localhost", "127.0.0.1"}:
+        return False
+    try:
+        with socket.create_connection((OTHER_LOOPBACK, port), CONNECT_SECONDS):
+            return False
+    except OSError:
+        return True
+
+
+def _nobody(address: str, reason: str) -> HoarfrostError:
+    return HoarfrostError(
+        f"--address {address}: no Ray cluster answers there ({reason}). Start its head with `ray start --head`, join this "
+        "machine to it with `ray start --address HOST:PORT`, or leave --address out to use this machine alone."
+    )
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[str]:
+    """Be part of a cluster, or of a Ray of this machine's own, which ends with the context.
+
+    Yields
+    ------
+    str
+        The address of Ray's dashboard; empty if there is none.
+
+    Raises
+    ------
+    HoarfrostError
+        If that is not possible.
+    """
+    address = _resolved(address)
+    is_on_loopback = address is None or (address != "auto" and _is_loopback_only(address))
+    for name, value in {**ENVIRONMENT, **(LOOPBACK_ONLY if is_on_loopback else {})}.items():
+        os.environ.setdefault(name, value)
+    import ray  # which reads the environment
+
+    if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
+        yield _dashboard()
+        return
+    with redirect_stdout(_WithoutRay(sys.stdout)) as stdout:
+        with _own_signals():
+            try:
+                _start(address)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
+        try:
+            yield _dashboard()
+        finally:
+            with _own_signals(), stdout.nothing_of_this_thread():
+                ray.shutdown()
+
+
+class _WithoutRay(io.TextIOBase):
+    """The standard output, but for what Ray prints there, whatever is asked of it: of workers and hosts that died."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+        self._silent: threading.Thread | None = None
+
+    @contextmanager
+    def nothing_of_this_thread(self) -> Iterator[None]:
+        """Drop what this thread prints: where Ray ends, it prints in its caller's thread what it held back."""
+        self._silent = threading.current_thread()
+        try:
+            yield
+        finally:
+            self._silent = None
+
+    def write(self, text: str) -> int:
+        """Pass on what others print."""
+        thread = threading.current_thread()
+        is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
+        return len(text) if is_rays else self._stdout.write(text)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self._stdout.flush()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    if address is not None:
+        ray.init(address=address, **QUIET)
+        return
+    from hoarfrost.features.devices import usable_cpus
+
+    ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
+
+
+def _dashboard() -> str:
+    import ray
+
+    node = ray._private.worker._global_node  # none in a program that is Ray's client
+    return f"http://{node.webui_url}" if node is not None and node.webui_url else ""
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would end the process at once, and leave nothing committed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def has_gpus() -> bool:
+    """Tell whether any host of the cluster has a GPU."""
+    return any(node["Resources"].get("GPU", 0) for node in _nodes())
+
+
+def slots(options: ExtractOptions, device: str) -> list[Slot]:
+    """Give the room for workers on all hosts that are there now: first one on each host, then a second.
+
+    There may be more than `max_workers`: who takes some of it must know which hosts take part.
+    """
+    by_host = [_slots_of(node, options, device) for node in _nodes()]
+    return [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
+
+
+def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> list[Slot]:
+    """Cut a host into room for workers: by GPUs where these compute, else by CPUs."""
+    n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
+    if device == "cuda":
+        gpus = options.gpus_per_worker or 1.0
+        n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
+        # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
+        cpus = options.cpus_per_worker or int(n_cpus / max(1, n_slots))
+        n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
+    else:
+        gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
+        n_slots = int(n_cpus / cpus)
+    host = str(node["NodeManagerHostname"])
+    return [Slot(str(node["NodeID"]), host, number, cpus, gpus) for number in range(n_slots)]

@@ -1,0 +1,212 @@
+"""What runs in each of Ray's workers: the loop of one machine, on one piece of the dataset after another.
+
+Nothing here knows Ray: its processes call these methods.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hoarfrost.features.cache import KeyIndex, PartWriter, library_versions, lock_owner
+from hoarfrost.features.datasets import ImageSource
+from hoarfrost.features.errors import CacheError, DatasetError
+from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageTable, LoopCounts
+from hoarfrost.features.extraction.recipes import Recipe
+from hoarfrost.features.files import is_url
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all workers of an extraction are told once.
+
+    `lock_owner` is what the cache's lock file says while this extraction runs; `n_images` and `resumed` settle the compute
+    path (see `hoarfrost.features.encoder.backbone.settle_compute`); `location` is where the images are.
+    """
+
+    cache: Path
+    recipe: Recipe
+    dataset: str
+    location: str
+    lock_owner: str
+    device: str
+    options: ExtractOptions
+    n_images: int
+    resumed: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A worker that is ready: its compute path, the images that it takes at once, and what it had to say."""
+
+    compute: str
+    batch_size: int
+    said: list[str]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of a piece: a table of its images, the parts written or found, and no embedding.
+
+    `n_done` is less than the piece has where the worker was told to stop.
+    """
+
+    table: ImageTable
+    counts: LoopCounts
+    parts: list[str]
+    n_done: int
+    seconds: float
+    said: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """Embeds pieces of a dataset into parts of a cache on a shared path.
+
+    Parameters
+    ----------
+    name : str
+        Of this worker, unlike that of any other of the extraction.
+    n_threads : int
+        How many threads read and decode, unless the options say so.
+    """
+
+    def __init__(self, name: str, n_threads: int) -> None:
+        self._name = name
+        self._n_threads = n_threads
+        self._stop = StopSignals()  # it never receives signals: Ray's processes have their own ways
+        self._said = _Saying()
+
+    def is_there(self) -> None:
+        """Answer, as soon as there is room for this worker and its process has begun."""
+
+    def choose_precision(self, asked: str, device: str) -> str:
+        """Choose the precision that is fast here."""
+        from hoarfrost.features.devices import choose_device, choose_precision
+
+        return choose_precision(asked, choose_device(device, asked))
+
+    def prepare(self, plan: Plan, known: KeyIndex) -> Prepared:
+        """Make the backbone, and see that this host has what the others have.
+
+        Parameters
+        ----------
+        plan : Plan
+        known : KeyIndex
+            The keys in the cache; of one copy for all workers of a host, which Ray keeps in shared memory.
+
+        Raises
+        ------
+        HoarfrostError
+            If this host cannot take part.
+        """
+        from hoarfrost.features.decoding.quarantine import Quarantine
+        from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
+        from hoarfrost.features.extraction.loop import EmbeddingLoop, n_decoders
+
+        self._plan = plan
+        self._check_shared_paths()
+        self._compare_versions()
+        device = choose_device(plan.device, plan.recipe.precision)
+        batch_size = choose_batch_size(plan.options.batch_size, device)
+        backbone = plan.recipe.backbone(device, batch_size, plan.n_images, resumed=plan.resumed)
+        header = replace(plan.recipe.header, compute=backbone.compute)
+        self._parts = PartWriter(plan.cache, header, plan.dataset, root=plan.location, known=known)
+        options = replace(plan.options, workers=plan.options.workers or min(self._n_threads, usable_cpus()))
+        self._quarantine = Quarantine(plan.cache, n_decoders(options), worker=self._name)
+        self._quarantine.__enter__()  # until the process ends, in whatever way
+        self._loop = EmbeddingLoop(self._parts, self._quarantine, lambda: backbone, device, batch_size, options)
+        return Prepared(backbone.compute, batch_size, self._said.since_last())
+
+    def _check_shared_paths(self) -> None:
+        """See that the images and the cache lie here where they lie for the driver."""
+        if not is_url(self._plan.location) and not os.path.exists(self._plan.location):
+            raise DatasetError(
+                f"{self._plan.location}: there are no images here. Mount them at the same path on each host."
+            )
+        self._check_owner()
+
+    def _check_owner(self) -> None:
+        """See that the cache's writer is still the one that this worker works for.
+
+        It also tells a folder of the same name on this host's own disk from the shared one. A worker whose driver died,
+        and that has not ended yet, may still commit what it is at when the next writer has begun: that writer, or the one
+        after it, finds a sound part with the same embeddings, and folds each key once.
+        """
+        if lock_owner(self._plan.cache) != self._plan.lock_owner:
+            raise CacheError(
+                f"{self._plan.cache}: not the cache that the driver writes, as its lock file tells. Put it on a file system "
+                "that all hosts share, at the same path."
+            )
+
+    def _compare_versions(self) -> None:
+        here = library_versions()
+        different = [f"{name} {here.get(name, 'absent')} (driver: {found})" for name, found in self._plan.versions.items()
+                     if here.get(name) != found]  # fmt: skip
+        if different:
+            logging.getLogger(__name__).warning(
+                "other versions than the driver's: %s; embeddings may differ in the last bits", ", ".join(different)
+            )
+
+    def embed(
+        self, images: ImageSource, paths: list[str], suspects: Collection[bytes], is_tried_again: bool
+    ) -> Embedded:
+        """Embed a piece of the dataset, and commit it.
+
+        Parameters
+        ----------
+        images : ImageSource
+            Of this piece alone.
+        paths : list of str
+        suspects : collection of bytes
+            Keys of images that other workers died at.
+        is_tried_again : bool
+            Whether another worker had this piece before, and may have committed some of it.
+
+        Raises
+        ------
+        HoarfrostError
+            If there is no going on, here and elsewhere.
+        """
+        from hoarfrost.features.extraction.loop import Work
+
+        started = time.monotonic()
+        self._check_owner()
+        found = self._parts.recognise_others() if is_tried_again else []
+        self._quarantine.suspect(suspects)
+        n_parts = len(self._parts.parts)
+        table = ImageTable(len(paths))
+        with suppress(StoppedError):  # the table tells what was done
+            self._loop.run(Work(images, paths, range(len(paths)), table), self._stop)
+        written = [part.path.name for part in self._parts.parts[n_parts:]]
+        n_done = int(table.readable.sum()) + len(table.errors)
+        seconds = time.monotonic() - started
+        return Embedded(table, self._loop.counts, found + written, n_done, seconds, self._said.since_last())
+
+    def stop(self) -> None:
+        """Let the piece under way end after the batch under way; called beside `embed`."""
+        self._stop.received = signal.SIGINT
+
+
+class _Saying(logging.Handler):
+    """Keeps this package's warnings for the driver: in Ray's logs nobody reads them, and paths may name patients."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._messages: list[str] = []
+        package = logging.getLogger(__package__.partition(".")[0])
+        package.handlers, package.propagate = [self], False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self._messages.append(record.getMessage())
+
+    def since_last(self) -> list[str]:
+        """Give what was kept, and forget it."""
+        said, self._messages = self._messages, []
+        return said

@@ -1,0 +1,411 @@
+"""The extraction loop: threads read, decode and resize ahead of the backbone."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, PartWriter
+from hoarfrost.features.datasets import Dataset, FileStamp, ImageSource
+from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.images import Decoding, PixelBudget
+from hoarfrost.features.decoding.quarantine import Quarantine, load_apart
+from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.extraction.interrupts import StopSignals
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageTable, LoopCounts, Progress
+from hoarfrost.features.fingerprint import KEY_BYTES, SIZE, image_key
+
+if TYPE_CHECKING:
+    from hoarfrost.features.datasets.table import Content
+    from hoarfrost.features.encoder.backbone import Backbone
+
+SHOW_SECONDS = 0.2  # between calls of on_progress
+N_BUFFERS = 3  # batches on the CPU: one that the backbone computes on, two that are filled
+TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
+READERS_OF_URLS = 32  # most of a read over a network is waiting
+BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
+SAMPLE_IMAGES = 256
+
+
+def _ignore(*_: object) -> None:
+    """Take note of nothing."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run of the loop is to embed: images at `todo` (ascending) of a source, and where is noted what became of them.
+
+    `on_failed` is called with the index and the reason of each image that cannot be read, and ends the run by raising a
+    HoarfrostError.
+    """
+
+    images: ImageSource
+    paths: Sequence[str]
+    todo: Sequence[int]
+    table: ImageTable
+    on_failed: Callable[[int, str], None] = _ignore
+    on_progress: Callable[[Progress], None] = _ignore
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One file read; `content` is None where its embedding is there already, or where it is read again to be decoded."""
+
+    index: int
+    stamp: FileStamp
+    key: bytes
+    is_known: bool
+    content: "Content | None"
+    read: "Callable[[], Content]"
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One image read, its pixels in the batch's buffer unless its embedding is there already."""
+
+    index: int
+    stamp: FileStamp
+    key: bytes
+    decoded: bool
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """One image that could not be read."""
+
+    index: int
+    reason: str
+
+
+@dataclass
+class _Batch:
+    """Images that are read together: each worker fills places of its own in `pixels` (B, 3, 224, 224) uint8."""
+
+    pixels: torch.Tensor
+    tasks: "list[Future[Future[list[_Loaded | _Failed]]]]" = field(default_factory=list)  # reading gives decoding
+    n_images: int = 0
+
+    def results(self) -> "Iterator[_Loaded | _Failed]":
+        """Give the images in order, as soon as they are there."""
+        for task in self.tasks:
+            yield from task.result().result()
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch on the device: what of it is embedded, and how to get the embeddings."""
+
+    batch: _Batch
+    images: list[_Loaded]
+    embeddings: Callable[[], torch.Tensor]
+    compute: str  # the path that it took
+
+
+class EmbeddingLoop:
+    """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the order of the images.
+
+    The same on one machine, for a whole dataset, and in each worker of a cluster, for one piece of it after another.
+
+    Parameters
+    ----------
+    writer : PartWriter
+        Takes the embeddings, and tells which are there already.
+    quarantine : Quarantine
+        Entered already.
+    backbone : callable
+        Makes the backbone; called when the first image needs it.
+    device : str
+    batch_size : int
+    options : ExtractOptions
+    lender : EmbeddingCache, optional
+        Embeddings that it has are copied from there.
+    """
+
+    def __init__(
+        self,
+        writer: PartWriter,
+        quarantine: Quarantine,
+        backbone: "Callable[[], Backbone]",
+        device: str,
+        batch_size: int,
+        options: ExtractOptions,
+        lender: EmbeddingCache | None = None,
+    ) -> None:
+        self.writer = writer
+        self.lender = lender
+        self._make_backbone = backbone
+        self._device = device
+        self.batch_size = batch_size
+        self.workers = n_decoders(options)
+        self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image)
+        self._quarantine = quarantine
+        self._n_bytes_ahead = 0
+        self._counting = threading.Lock()
+        self._may_decode = threading.Event()
+        self._may_decode.set()
+        self._on_device: deque[_Started] = deque()
+        self._keys_on_device: set[bytes] = set()
+        # A GPU copies from pinned memory beside its computation, and has one more batch under way.
+        n_buffers, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
+        shape = (batch_size, 3, SIZE, SIZE)
+        self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
+        # Whoever reads looks a key up in the cache; what may be missed then is in batches that had a buffer still.
+        self._keys_of_late: deque[set[bytes]] = deque(maxlen=n_buffers)
+
+    @cached_property
+    def backbone(self) -> "Backbone":
+        """Made when the first image needs it: renamed files need none."""
+        return self._make_backbone()
+
+    def run(self, work: Work, stop: StopSignals) -> LoopCounts:
+        """Embed the images to do; whatever ends it early, what is finished is committed."""
+        self.work, self.counts = work, LoopCounts(self._device, workers=1)
+        self._n_readers = max(self.workers, READERS_OF_URLS) if work.images.is_remote else self.workers
+        started = last_shown = time.monotonic()
+        done, total = 0, len(work.todo)
+        with ExitStack() as stack:
+            stack.callback(self.writer.commit)
+            n_threads = stack.enter_context(threads_of_its_own())
+            for batch in self._batches(n_threads):
+                self._start(batch)
+                done += batch.n_images
+                if done == total:
+                    self._finish(keep=0)
+                now = time.monotonic()
+                if now - last_shown > SHOW_SECONDS or done == total:
+                    last_shown = now
+                    work.on_progress(Progress(done, total, done / (now - started)))
+                if stop.received is not None:
+                    self._finish(keep=0)
+                stop.check(done, total)
+        return self.counts
+
+    def _start(self, batch: _Batch) -> None:
+        """Put each image where it belongs: among the errors, the known, or onto the device."""
+        new, places, lent = [], [], []
+        for place, result in enumerate(batch.results()):
+            if isinstance(result, _Failed):
+                self._fail(result)
+            elif not result.decoded or self._is_new_since_reading(result.key):
+                self.work.table.set(result.index, result.stamp, result.key)
+                lent.append(result)
+            else:
+                new.append(result)
+                places.append(place)
+                self._keys_on_device.add(result.key)
+        self._borrow(lent)
+        if not new:
+            self._free.append(batch.pixels)
+            return
+        # Gaps are closed in place, as gathering anew takes seven times as long; by NumPy, as torch's threads would wait
+        # for one another at each image, on cores that are decoding.
+        rows = batch.pixels.numpy()
+        for to, place in enumerate(places):
+            if to != place:
+                rows[to] = rows[place]
+        pixels = batch.pixels[: len(new)]
+        with self._cores_of_its_own():  # the first time, the backbone is made and timed too
+            embeddings = self.backbone.start(pixels)
+        self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
+        self._finish(keep=self.backbone.n_in_flight)
+
+    def _borrow(self, images: list[_Loaded]) -> None:
+        """Copy the embeddings that are in another cache alone."""
+        wanted = {image.key: image for image in images if image.key not in self.writer}
+        if self.lender is None or not wanted:
+            return
+        rows = self.lender.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
+        found = [
+            image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
+        ]  # the rest is on the device
+        if found:
+            self.writer.append([self._file(image) for image in found], self.lender.embeddings(rows[rows >= 0]))
+
+    def _file(self, image: _Loaded) -> EmbeddedFile:
+        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
+
+    def _is_new_since_reading(self, key: bytes) -> bool:
+        """Tell whether an image's twin went to the device after the image itself was looked up and not found."""
+        return key in self._keys_on_device or any(key in keys for keys in self._keys_of_late)
+
+    @contextmanager
+    def _cores_of_its_own(self) -> Iterator[None]:
+        """Hold decoding back while the backbone computes on the CPU; reading goes on.
+
+        The threads of a layer wait for one another at its end, and wait long where a decoding thread has one of the
+        cores: by turns both are done sooner.
+        """
+        try:
+            if self._device == "cpu":
+                self._may_decode.clear()
+            yield
+        finally:
+            self._may_decode.set()
+
+    def _finish(self, *, keep: int) -> None:
+        """Take embeddings from the device, but for the latest batches, and give them to the cache."""
+        while len(self._on_device) > keep:
+            started = self._on_device.popleft()
+            embeddings = started.embeddings().numpy()  # (B, 512) float32
+            self._note(started.compute)
+            files = [self._file(image) for image in started.images]
+            self.writer.append(files, embeddings)
+            for image in started.images:
+                self.work.table.set(image.index, image.stamp, image.key)
+            keys = {image.key for image in started.images}
+            self._keys_on_device -= keys
+            self._keys_of_late.append(keys)
+            self.counts.embedded += len(files)
+            self.counts.forward_images += len(files)
+            self._free.append(started.batch.pixels)
+
+    def _note(self, compute: str) -> None:
+        """Let no part hold embeddings of another path than it says: a GPU out of memory gives compiled code up."""
+        if self.writer.header.compute != compute:
+            self.writer.commit()
+            self.writer.begin(compute)
+
+    def _fail(self, failed: _Failed) -> None:
+        self.work.table.errors[failed.index] = failed.reason
+        try:
+            self.work.on_failed(failed.index, failed.reason)
+        except HoarfrostError:
+            self._finish(keep=0)
+            raise
+
+    def _batches(self, n_threads: int) -> Iterator[_Batch]:
+        """Fill batches in threads, as many ahead as there are buffers, in order."""
+        # One torch thread in each: the backbone's own threads have the cores already.
+        decoders = ThreadPoolExecutor(self.workers, "decode", initializer=compute_on_one_thread, initargs=(n_threads,))
+        readers = ThreadPoolExecutor(self._n_readers, "read")
+        source = self.work.images.contents(self.work.todo)
+        ahead: deque[_Batch] = deque()
+        try:
+            while True:
+                while self._free and (images := list(islice(source, self.batch_size))):
+                    ahead.append(self._fill(self._free.pop(), images, readers, decoders))
+                if not ahead:
+                    return
+                yield ahead.popleft()
+        finally:
+            self._may_decode.set()
+            for pool in (readers, decoders):  # in this order: who reads hands on to who decodes
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fill(
+        self,
+        pixels: torch.Tensor,
+        images: "list[tuple[int, Callable[[], Content]]]",
+        readers: ThreadPoolExecutor,
+        decoders: ThreadPoolExecutor,
+    ) -> _Batch:
+        batch = _Batch(pixels, n_images=len(images))
+        size = -(-self.batch_size // (TASKS_A_WORKER * self._n_readers))
+        for first in range(0, len(images), size):
+            some, places = images[first : first + size], pixels[first : first + size]
+            batch.tasks.append(readers.submit(self._read_some, some, places, decoders))
+        return batch
+
+    def _read_some(
+        self, images: "list[tuple[int, Callable[[], Content]]]", places: torch.Tensor, decoders: ThreadPoolExecutor
+    ) -> "Future[list[_Loaded | _Failed]]":
+        return decoders.submit(self._decode_some, [self._read(index, read) for index, read in images], places)
+
+    def _read(self, index: int, read: "Callable[[], Content]") -> "_Read | _Failed":
+        try:
+            # Before reading: a file that changes from here on will be seen as changed the next time.
+            stamp = self.work.images.stamp(index)
+            content = read()
+            key = image_key(content)
+            is_known = key in self.writer or (self.lender is not None and key in self.lender)
+            return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
+        except ImageDecodeError as error:
+            return _Failed(index, str(error))
+        except OSError as error:
+            return _Failed(index, error.strerror or str(error))
+        except MemoryError:
+            return _Failed(index, "not enough memory to read the file")
+
+    def _within_budget(self, content: "Content") -> "Content | None":
+        """Keep what was read, or let it go where too much is waiting to be decoded: memory counts more than a second read."""
+        with self._counting:
+            if self._n_bytes_ahead + _n_bytes(content) > BYTES_AHEAD:
+                return None
+            self._n_bytes_ahead += _n_bytes(content)
+        return content
+
+    def _note_of_image(self, note: str) -> None:
+        with self._counting:
+            self.counts.notes[note] += 1
+
+    def _decode_some(self, images: "list[_Read | _Failed]", places: torch.Tensor) -> "list[_Loaded | _Failed]":
+        results: list[_Loaded | _Failed] = []
+        for place in places[: len(images)]:
+            image = images.pop(0)  # nothing keeps a file's bytes once it is decoded
+            results.append(image if isinstance(image, _Failed) else self._decode(image, place))
+        return results
+
+    def _decode(self, image: _Read, place: torch.Tensor) -> "_Loaded | _Failed":
+        if image.is_known:
+            return _Loaded(image.index, image.stamp, image.key, decoded=False)
+        self._may_decode.wait()
+        try:
+            content = image.read() if image.content is None else image.content
+            if image.content is None and image_key(content) != image.key:
+                return _Failed(image.index, "changed while it was read")
+            place.copy_(
+                self._quarantine.load(content, image.key, self._decoding)
+            )  # one grey channel becomes three here
+        except ImageDecodeError as error:
+            return _Failed(image.index, str(error))
+        except OSError as error:  # it was there when it was read first
+            return _Failed(image.index, error.strerror or str(error))
+        except MemoryError:
+            return _Failed(image.index, "not enough memory to read the file")
+        finally:
+            if image.content is not None:
+                with self._counting:
+                    self._n_bytes_ahead -= _n_bytes(image.content)
+        return _Loaded(image.index, image.stamp, image.key, decoded=True)
+
+
+def n_decoders(options: ExtractOptions) -> int:
+    """Give the number of threads that read, and of those that decode."""
+    return options.workers or usable_cpus()
+
+
+def _n_bytes(content: "Content") -> int:
+    if isinstance(content, Frame):
+        return len(content.content) // content.n_frames  # the frames share them
+    return len(content) if isinstance(content, bytes) else content.nbytes
+
+
+def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
+    """Load images from all over a dataset, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
+
+    Raises
+    ------
+    HoarfrostError
+        If none of them can be read.
+    """
+    n_images = min(len(dataset), SAMPLE_IMAGES)
+    indices = np.linspace(0, len(dataset) - 1, n_images).astype(int).tolist()
+    images = []
+    for _, read in dataset.images.contents(indices):
+        try:
+            images.append(load_apart(read(), decoding or Decoding()).expand(3, -1, -1))
+        except (ImageDecodeError, OSError):
+            continue  # the extraction itself will say why
+    if not images:
+        raise HoarfrostError(f"{dataset.source}: none of {n_images} images tried could be read.")
+    return torch.stack(images)

@@ -1,0 +1,261 @@
+"""What an extraction is asked for, what it knows of each image, and how it reports."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.features.cache import DatasetTable, Keys
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
+from hoarfrost.features.decoding.formats import MAX_PIXELS
+from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.fingerprint import KEY_BYTES
+
+MAX_BAD = 0.05
+SHOWN_KINDS = 8
+SHOWN_ERRORS = 5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How to extract.
+
+    Attributes
+    ----------
+    weights : str
+        See `hoarfrost.features.encoder.backbone.load_weights`.
+    device : str
+        "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "mps".
+    precision : str
+        "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
+        float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+    batch_size : int or None
+        By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, no more than 64 are taken at
+        once, so that an extraction commits and stops within seconds.
+    workers : int or None
+        Threads that read and decode; by default as many as CPUs that this process may use.
+    on_error : str
+        "skip" records an unreadable image and goes on; "fail" stops at the first.
+    rehash : bool
+        Read every file again, even where size and mtime say that it is unchanged.
+    window : Window or None
+        What of grey DICOM images is shown, in place of each file's own window; part of the fingerprint.
+    max_pixels : int
+        Larger images are unreadable.
+    max_bad : float
+        Share of the images that may be unreadable; see `check_bad_images`.
+    keep_ids : bool
+        Keep the patient ids of DICOM files as they are, in place of a salted hash.
+    shard_size : int or None
+        Bytes that a file of the cache may have; see `CacheWriter`.
+    engine : str
+        "local" (this process; the several GPUs of a machine by Ray's workers) or "ray".
+    address : str or None
+        The Ray cluster to join: "auto" (the one that this machine is part of) or "HOST:PORT" of its head; by default
+        Ray is started on this machine alone.
+    gpus_per_worker : float or None
+        GPUs for each of Ray's workers, by default 1; 0.5 puts two on a GPU.
+    cpus_per_worker : int or None
+        CPUs for each of Ray's workers; by default its host's, or its share of them where it has several GPUs.
+    max_workers : int or None
+        Workers at most; by default as many as there is room for.
+    """
+
+    weights: str = "imagenet"
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    on_error: str = "skip"
+    rehash: bool = False
+    window: Window | None = None
+    max_pixels: int = MAX_PIXELS
+    max_bad: float = MAX_BAD
+    keep_ids: bool = False
+    shard_size: int | None = None
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float | None = None
+    cpus_per_worker: int | None = None
+    max_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an extraction is: images done of those to do, images embedded per second, and a cluster's workers."""
+
+    done: int
+    total: int
+    images_per_second: float
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did; `extract --json` prints it.
+
+    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone. `errors` are paths and
+    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was left out of images that were read. `workers` are
+    the processes that embedded at the same time: 0 where nothing was to be done, 1 without Ray.
+    """
+
+    images: int
+    embedded: int
+    reused: int
+    failed: int
+    forward_images: int
+    seconds: float
+    images_per_second: float
+    dataset: str
+    cache: str
+    fingerprint: str
+    weights: str
+    device: str
+    precision: str
+    errors: tuple[tuple[str, str], ...] = ()
+    failed_by_kind: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    engine: str = "local"
+    workers: int = 0
+
+
+@dataclass
+class LoopCounts:
+    """What was done so far, on which device, and by how many processes at the same time."""
+
+    device: str
+    workers: int = 0
+    embedded: int = 0
+    forward_images: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+class ImageTable:
+    """What is known of each image of the dataset, filled in as the extraction goes."""
+
+    def __init__(self, n_images: int) -> None:
+        self.keys = np.zeros((n_images, KEY_BYTES), np.uint8)
+        self.readable = np.zeros(n_images, bool)
+        self.sizes = np.full(n_images, -1, np.int64)
+        self.mtimes_ns = np.full(n_images, -1, np.int64)
+        self.errors: dict[int, str] = {}
+
+    def set(self, index: int, stamp: FileStamp, key: bytes) -> None:
+        """Note a readable image: the key of its bytes, and size and mtime of its file."""
+        self.keys[index] = np.frombuffer(key, np.uint8)
+        self.readable[index] = True
+        self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
+
+    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
+        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
+        self.keys[rows] = keys
+        self.readable[rows] = True
+
+    def set_stamps(self, stamps: Stamps) -> None:
+        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
+        self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
+
+    def take(self, indices: npt.NDArray[np.int64], part: "ImageTable") -> None:
+        """Note what another table says of some images: those at `indices` (n,), in its order."""
+        self.keys[indices], self.readable[indices] = part.keys, part.readable
+        self.sizes[indices], self.mtimes_ns[indices] = part.sizes, part.mtimes_ns
+        self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
+
+    def for_dataset(self, dataset: Dataset) -> DatasetTable:
+        """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
+        return DatasetTable(
+            name=dataset.name,
+            source=dataset.source,
+            paths=dataset.paths,
+            rows=np.where(self.readable, 0, -1),
+            labels=dataset.labels,
+            errors=Texts.sparse(len(dataset), self.errors),
+            sizes=self.sizes,
+            mtimes_ns=self.mtimes_ns,
+            splits=dataset.splits,
+            patients=dataset.patients,
+            attributes=dataset.attributes,
+        )
+
+
+class BadImages:
+    """Says what cannot be read, and ends the extraction at the first, or at too many, as asked.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    errors : mapping of int to str
+        The reasons known so far, by the image's index; `ImageTable.errors`, which goes on changing.
+    options : ExtractOptions
+    """
+
+    def __init__(self, dataset: Dataset, errors: Mapping[int, str], options: ExtractOptions) -> None:
+        self._dataset = dataset
+        self._errors = errors
+        self._options = options
+        self._n_said = 0
+
+    def note(self, index: int, reason: str) -> None:
+        """Say that an image is left out; its reason is among the errors by now.
+
+        Raises
+        ------
+        ImageDecodeError
+            If the extraction is to stop at the first.
+        HoarfrostError
+            If there are too many.
+        """
+        path = self._dataset.paths[index]
+        if self._options.on_error == "fail":
+            raise ImageDecodeError(f"{path}: {reason}. Copy it again, or pass --on-error skip to list it and go on.")
+        self._n_said += 1
+        if self._n_said <= SHOWN_ERRORS:
+            logger.warning("%s: %s; left out", path, reason)
+        elif self._n_said == SHOWN_ERRORS + 1:
+            logger.warning("more unreadable images; from here on they are recorded without a message each")
+        check_bad_images(self._dataset, self._errors, self._options.max_bad)
+
+
+def kind_of_reason(reason: str) -> str:
+    """Give what a reason has in common with others: what stands before its details."""
+    return re.split(r": | \(", reason, maxsplit=1)[0]
+
+
+def kinds_of(reasons: Iterable[str]) -> dict[str, int]:
+    """Count reasons by kind, the most frequent first."""
+    return dict(Counter(map(kind_of_reason, reasons)).most_common())
+
+
+def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float) -> None:
+    """Stop where more images are unreadable than may be, however the rest turns out.
+
+    A single one never stops an extraction, however few images there are, unless none may be (`max_bad` 0).
+
+    Raises
+    ------
+    HoarfrostError
+        It says which kinds there are, with an example of each.
+    """
+    if len(errors) <= (max(1.0, max_bad * len(dataset)) if max_bad else 0):
+        return
+    # Reversed: the first of each kind stays.
+    example = {
+        kind_of_reason(reason): f"{dataset.paths[index]}: {reason}" for index, reason in reversed(list(errors.items()))
+    }
+    kinds = list(kinds_of(errors.values()).items())
+    listed = "; ".join(f"{kind}: {n:,} (as {example[kind]})" for kind, n in kinds[:SHOWN_KINDS])
+    more = f"; and {len(kinds) - SHOWN_KINDS} kinds more" if len(kinds) > SHOWN_KINDS else ""
+    raise HoarfrostError(
+        f"{dataset.source}: {len(errors):,} of {len(dataset):,} images are unreadable so far, more than --max-bad "
+        f"{max_bad:g} allows: {listed}{more}. What is embedded is committed. Mend these or take them out, or pass a larger "
+        "--max-bad; the same command goes on from there."
+    )

@@ -1,0 +1,242 @@
+"""What a dataset is made of, and what preprocessing will do to it: every image is decoded once, and none is embedded."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hoarfrost.features.datasets import Dataset, check_classes, read_table
+from hoarfrost.features.decoding.apart import looked_at_apart
+from hoarfrost.features.decoding.formats import MAX_PIXELS, parts
+from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
+from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
+from hoarfrost.features.decoding.quarantine import load_apart
+from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.devices import usable_cpus
+from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError
+from hoarfrost.features.extraction.plan import Progress, kinds_of
+from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
+
+if TYPE_CHECKING:
+    from hoarfrost.features.datasets.table import Content
+
+AT_ONCE = 1024  # images that are handed to the threads together
+SHEET_COLUMNS, SHEET_ROWS = 8, 8
+SHOWN_VALUES = 20  # of an attribute; there may be as many as images
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Images of one format, mode and depth: how many, how large, and what becomes of them."""
+
+    format: str
+    mode: str
+    bits: int
+    images: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    becomes: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is; `inspect --json` prints it.
+
+    `duplicates` are images whose bytes another one has; `patients` is None where nothing tells them; `refused` says why
+    `extract` would not take the dataset, and is empty where it would.
+    """
+
+    data: str
+    dataset: str
+    images: int
+    kinds: tuple[Kind, ...]
+    labels: Mapping[str, int]
+    splits: Mapping[str, int]
+    patients: int | None
+    attributes: Mapping[str, Mapping[str, int]]
+    duplicates: int
+    unreadable: int
+    unreadable_by_kind: Mapping[str, int]
+    errors: tuple[tuple[str, str], ...]
+    notes: Mapping[str, int]
+    refused: str
+    contact_sheet: str | None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image: its key and kind, and the size that its pixels have; or why it cannot be read."""
+
+    key: bytes = b""
+    kind: tuple[str, str, int] = ("", "", 0)
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def survey(
+    data: Path | str,
+    *,
+    window: Window | None = None,
+    max_pixels: int = MAX_PIXELS,
+    contact_sheet: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Survey:
+    """Look at every image of a dataset, as `extract` would decode it.
+
+    Parameters
+    ----------
+    data : Path or str
+        What `hoarfrost.features.datasets.read_dataset` takes; classes need not be there.
+    window : Window, optional
+    max_pixels : int
+        As for an extraction.
+    contact_sheet : Path, optional
+        Where to write a PNG of up to 64 images as the backbone will see them.
+    on_progress : callable
+        Called now and then.
+
+    Raises
+    ------
+    HoarfrostError
+        If the dataset cannot be listed, or the contact sheet not be written.
+    """
+    if contact_sheet is not None:
+        check_sheet(contact_sheet)
+    dataset = read_table(data)
+    if not len(dataset):
+        raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
+    decoding = Decoding(max_pixels, window, PixelBudget())
+    seen = _seen(dataset, decoding, on_progress)
+    if contact_sheet is not None:
+        _write_sheet(contact_sheet, dataset, [i for i, image in enumerate(seen) if not image.error], decoding)
+    errors = tuple((dataset.paths[i], image.error) for i, image in enumerate(seen) if image.error)
+    keys = Counter(image.key for image in seen if not image.error)
+    return Survey(
+        data=str(data),
+        dataset=dataset.name,
+        images=len(dataset),
+        kinds=_kinds(seen, window),
+        labels=_counted(dataset.labels.counts()),
+        splits=_counted(dataset.splits.counts()) if dataset.splits is not None else {},
+        patients=len(set(dataset.patients.values())) if dataset.patients is not None else None,
+        attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
+        duplicates=sum(keys.values()) - len(keys),
+        unreadable=len(errors),
+        unreadable_by_kind=kinds_of(reason for _, reason in errors),
+        errors=errors,
+        notes=dict(sum((image.notes for image in seen), Counter())),
+        refused=_refusal(dataset),
+        contact_sheet=str(contact_sheet) if contact_sheet is not None else None,
+    )
+
+
+def _seen(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Progress], None]) -> list[_Seen]:
+    """Decode all images in threads, in order."""
+    started = time.monotonic()
+    found: list[_Seen] = []
+    contents = dataset.images.contents(range(len(dataset)))
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        while some := list(islice(contents, AT_ONCE)):
+            found += pool.map(lambda item: _look(item[1], decoding), some)
+            on_progress(Progress(len(found), len(dataset), len(found) / (time.monotonic() - started)))
+    return found
+
+
+def _look(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
+    """Decode an image in another process: one that crashes its decoder is to be listed, too."""
+    try:
+        content = read()
+        key = image_key(content)
+        if isinstance(content, np.ndarray):
+            return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
+        look = looked_at_apart(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
+        return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
+    except ImageDecodeError as error:
+        return _Seen(error=str(error))
+    except MemoryError:
+        return _Seen(error="not enough memory to read the file")
+
+
+def _kinds(seen: list[_Seen], window: Window | None) -> tuple[Kind, ...]:
+    """Group readable images, the most frequent kind first."""
+    sizes: defaultdict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
+    for image in seen:
+        if not image.error:
+            sizes[image.kind].append(image.size)
+    return tuple(
+        Kind(
+            *kind, len(found), min(found, key=lambda size: size[0] * size[1]), max(found, key=lambda size: size[0] * size[1]),
+            _becomes(kind, any(min(size) >= 2 * JPEG_SHORT_SIDE for size in found), window),
+        )
+        for kind, found in sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
+    )  # fmt: skip
+
+
+def _becomes(kind: tuple[str, str, int], some_large: bool, window: Window | None) -> str:
+    """Say what preprocessing does to images of a kind."""
+    image_format, mode, bits = kind
+    steps = []
+    if image_format.startswith("DICOM"):
+        steps = _dicom_steps(mode, bits, window)
+    else:
+        if mode in DEEP_MODES:
+            steps.append("window of 0.5% to 99.5% of its pixels to 8 bits")
+        elif bits > 8:
+            steps.append(f"the upper 8 of {bits} bits")
+        if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
+            steps.append("over black")
+        if some_large and image_format in {"JPEG", "MPO"}:
+            steps.append(f"large ones decoded at 1/2, 1/4 or 1/8, at least {JPEG_SHORT_SIDE} on the shorter side")
+        is_grey = mode in {"1", "L", "LA", "La"} or mode in DEEP_MODES
+        steps.append("grey" if is_grey else "RGB")
+    return ", ".join([*steps, f"resized to {SIZE} x {SIZE}"])
+
+
+def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
+    if not mode.startswith("MONOCHROME"):
+        deep = [f"{bits} bits scaled to 8"] if bits > 8 else []
+        return [*deep, "RGB" if mode == "RGB" else f"{mode} to RGB"]
+    first = (
+        f"window {window}" if window is not None else "its first VOI LUT or window, else 0.5% to 99.5% of its pixels"
+    )
+    return ["rescaled", first, *(["inverted"] if mode == "MONOCHROME1" else []), "grey"]
+
+
+def _counted(values: Counter[str], most: int | None = None) -> dict[str, int]:
+    """Give counts, the most frequent first; a column of as many values as images is cut short."""
+    counts = values.most_common()
+    shown, others = counts[:most], counts[len(counts) if most is None else most :]
+    return {**dict(shown), **({f"{len(others)} others": sum(n for _, n in others)} if others else {})}
+
+
+def _refusal(dataset: Dataset) -> str:
+    try:
+        check_classes(dataset)
+    except DatasetError as error:
+        return str(error)
+    return ""
+
+
+def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: Decoding) -> None:
+    """Write images from all over the dataset, as the backbone takes them, side by side."""
+    if not readable:
+        raise HoarfrostError(
+            f"{path}: none of the {len(dataset)} images can be read, so there is no contact sheet to write."
+        )
+    places = np.linspace(0, len(readable) - 1, min(len(readable), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
+    chosen = [readable[place] for place in places]
+    n_rows = -(-len(chosen) // SHEET_COLUMNS)
+    sheet = np.zeros((n_rows * SIZE, min(SHEET_COLUMNS, len(chosen)) * SIZE, 3), np.uint8)
+    for i, (_, read) in enumerate(dataset.images.contents(chosen)):
+        top, left = i // SHEET_COLUMNS * SIZE, i % SHEET_COLUMNS * SIZE
+        sheet[top : top + SIZE, left : left + SIZE] = (
+            load_apart(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
+        )
+    write_sheet(path, sheet)

@@ -1,0 +1,101 @@
+"""Warnings, and how far a command is: on stderr, and never where JSON goes."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hoarfrost.features.extraction.plan import Progress
+
+LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
+
+
+class _Lines(logging.Handler):
+    """One line on stderr for each message; on what is stderr then, not when logging was set up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{harmless(record.getMessage())}")
+
+
+def show_warnings() -> None:
+    """Send the library's warnings to stderr, and what it says of a cluster."""
+    logging.getLogger("hoarfrost").handlers = [_Lines()]
+    logging.getLogger("hoarfrost.features.extraction.cluster").setLevel(logging.INFO)
+
+
+@contextmanager
+def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
+    """Show images done, images per second and time left: a bar on a terminal, else a line now and then."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TextColumn("{task.fields[rate]}"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("extract", total=None, rate="")
+
+        def show(progress: "Progress") -> None:
+            rate = f"{progress.images_per_second:.0f} images/s{_workers_text(progress)}"
+            bar.update(task, completed=progress.done, total=progress.total, rate=rate)
+
+        yield show
+
+
+def _lines() -> "Callable[[Progress], None]":
+    last = time.monotonic()
+
+    def show(progress: "Progress") -> None:
+        nonlocal last
+        if time.monotonic() - last < LINE_SECONDS and progress.done < progress.total:
+            return
+        last = time.monotonic()
+        left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
+        say(
+            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s"
+            f"{_workers_text(progress)}, {left_s:.0f} s left"
+        )
+
+    return show
+
+
+def _workers_text(progress: "Progress") -> str:
+    if progress.workers is None:
+        return ""
+    return f", {progress.workers} worker{'' if progress.workers == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """Say on stderr what is being done; where that is closed or full, go on without."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Write control characters out: a file's name may hold some that clear the screen."""
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
+    """Say which heads are trained, and every few seconds how far they are."""
+    last_said: dict[str, float] = {}
+
+    def show(shape: str, epoch: int) -> None:
+        now = time.monotonic()
+        if shape not in last_said:
+            say(f"training {shape}")
+        elif now - last_said[shape] > LINE_SECONDS:
+            say(f"training {shape}: epoch {epoch} of at most {n_epochs}")
+        else:
+            return
+        last_said[shape] = now
+
+    return show

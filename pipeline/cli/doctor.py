@@ -1,0 +1,249 @@
+"""What this machine has of what hoarfrost can use: what each missing thing costs, and what brings it."""
+
+import importlib
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from hoarfrost import __version__
+from hoarfrost.features.errors import HoarfrostError
+
+OLDEST_PYTHON = (3, 11)
+LITTLE_ROOM = 8 * 10**9  # bytes: an environment with the CUDA build of PyTorch takes 6.8 GB
+BYTES_A_MILLION = 2 * 10**9  # of embeddings, float32
+LIBRARIES_OF = {"hdf5": ("h5py", "numpy"), **dict.fromkeys(("torch", "gpu", "weights"), ("torch", "torchvision"))}
+COSTS_OF_EXTRAS = {
+    "dicom": "DICOM files cannot be read",
+    "ray": "stage one runs on this machine alone, and on one of its GPUs",
+    "remote": "images at URLs (s3://, http://) cannot be read",
+    "gs": "images in Google's store (gs://) cannot be read",
+    "onnx": "runs cannot be exported as ONNX",
+    "serve": "runs cannot be served as a page",
+    "openvino": "no --precision int8, about twice as fast as float32 on a CPU",
+    "tensorboard": "no --tensorboard; the report has the training curves",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing: whether it is there, what was found, what its absence costs, and the way to get it.
+
+    `state` is "ok", "missing" (optional, or only slower without) or "broken" (does not work without).
+    """
+
+    name: str
+    state: str
+    found: str
+    costs: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order in which a newcomer needs them; `doctor --json` prints it."""
+
+    version: str
+    python: str
+    platform: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is broken."""
+        return all(finding.state != "broken" for finding in self.findings)
+
+
+def diagnose() -> Diagnosis:
+    """Look at Python, libraries, processors, compiler, weights, disk and extras. Nothing is downloaded or changed."""
+    looks: list[Callable[[], Iterator[Finding]]] = [
+        _python, _libraries, _torch, _processors, _compiler, _gpu, _weights, _hdf5, _room, _extras,
+    ]  # fmt: skip
+    findings = tuple(finding for look in looks for finding in _found_by(look))
+    return Diagnosis(__version__, platform.python_version(), platform.platform(), findings)
+
+
+def _found_by(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Give what a look finds; one that fails itself has found that much."""
+    name = look.__name__.strip("_").replace("_", " ")
+    try:
+        yield from look()
+    except Exception as error:  # a broken installation raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        libraries = LIBRARIES_OF.get(name, ())
+        mend = _install(*libraries, again=True) if libraries else f"{_pip()} check, which says what does not fit"
+        yield Finding(name, "broken", reason, "nothing that needs it works", mend)
+
+
+def _install(*requirements: str, again: bool = False) -> str:
+    return f"{_pip()} install {'--force-reinstall ' if again else ''}{shlex.join(requirements)}"
+
+
+def _pip() -> str:
+    return f"{Path(sys.executable).name} -m pip"
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info < OLDEST_PYTHON:
+        yield Finding("Python", "broken", found, "hoarfrost needs 3.11 or newer", "install a newer Python")
+    else:
+        yield Finding("Python", "ok", found)
+
+
+def _libraries() -> Iterator[Finding]:
+    """Check what is installed against what the package asks for."""
+    wanted = _wanted("")
+    if not wanted:
+        costs = "what it needs cannot be checked"
+        yield Finding("libraries", "missing", "hoarfrost is not installed as a package", costs, "make setup")
+        return
+    bad = [text for name, text in wanted.items() if not _is_satisfied(name, text)]
+    if bad:
+        yield Finding("libraries", "broken", f"missing or too old: {', '.join(bad)}", "", _install(*bad))
+    else:
+        yield Finding("libraries", "ok", f"all {len(wanted)} that it needs")
+
+
+def _wanted(extra: str) -> dict[str, str]:
+    """Give what the package's metadata asks for, by name: without an extra, or by that extra alone."""
+    from packaging.requirements import Requirement
+
+    try:
+        parsed = [Requirement(text) for text in requires("hoarfrost") or ()]
+    except PackageNotFoundError:
+        return {}
+    with_extra = [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    without = [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return {r.name: f"{r.name}{r.specifier}" for r in with_extra if not extra or r not in without}
+
+
+def _is_satisfied(name: str, text: str) -> bool:
+    from packaging.requirements import Requirement
+
+    try:
+        return Requirement(text).specifier.contains(version(name), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    try:
+        importlib.import_module(
+            "hoarfrost.features.encoder.backbone"
+        )  # torchvision: its wheel must be of torch's build
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        found = f"torch {torch.__version__} with torchvision {version('torchvision')}: {reason}"
+        yield Finding("torch", "broken", found, "the two do not fit", _install("torch", "torchvision", again=True))
+        return
+    yield Finding("torch", "ok", f"{torch.__version__}, torchvision {version('torchvision')}")
+
+
+def _processors() -> Iterator[Finding]:
+    from hoarfrost.features.devices import choose_precision, has_amx, has_vnni, usable_cpus, usable_memory
+
+    host, mine = os.cpu_count() or 1, usable_cpus()
+    of_host = f" of the {host} that the machine has (affinity or a container's quota)" if mine < host else ""
+    yield Finding("CPUs", "ok", f"{mine}{of_host}, {usable_memory() / 1e9:.0f} GB of memory")
+    if has_amx():
+        yield Finding("AMX", "ok", "bfloat16 on matrix units")
+        return
+    others = "; --precision int8 is fast here (VNNI)" if has_vnni() else ""
+    precision = "bfloat16 by AVX-512" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
+    costs = f"the backbone computes in {precision}, slower than bfloat16 on matrix units{others}"
+    yield Finding("AMX", "missing", "this processor has none", costs, "a server CPU that has it, or a GPU")
+
+
+def _compiler() -> Iterator[Finding]:
+    from hoarfrost.features.encoder.backbone.compiler import CompilerError, check_compiler, compiler_path
+
+    try:
+        check_compiler()
+    except CompilerError as error:
+        costs = "the backbone is not compiled: slower in bfloat16 above some thousand images"
+        yield Finding("C++ compiler", "missing", str(error), costs, "apt install g++, or set CXX")
+        return
+    yield Finding("C++ compiler", "ok", compiler_path())
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+            yield Finding("GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {bf16}")
+    elif torch.backends.mps.is_available():
+        yield Finding("GPU", "ok", "Apple's, by --device mps")
+    elif Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the build for CPUs"
+        mend = "update the driver" if torch.version.cuda else _install("torch", "torchvision", again=True)
+        yield Finding(
+            "GPU", "missing", f"there is one, and torch cannot use it; {built}", "stage one runs on the CPU", mend
+        )
+    else:
+        yield Finding("GPU", "missing", "none", "stage one runs on the CPU")
+
+
+def _weights() -> Iterator[Finding]:
+    from hoarfrost.features.encoder.backbone.weights import IMAGENET, imagenet_is_here, imagenet_path
+
+    path = imagenet_path()
+    try:
+        if imagenet_is_here():
+            yield Finding("ImageNet weights", "ok", f"{path}, intact")
+            return
+    except HoarfrostError as error:
+        yield Finding(
+            "ImageNet weights", "broken", str(error), "--weights imagenet fails", f"rm {shlex.quote(str(path))}"
+        )
+        return
+    costs = "the first extraction downloads 45 MB; without a network it ends in an error"
+    mend = f"nothing to do with a network; else bring {path.name} from {IMAGENET.url} into {path.parent}"
+    yield Finding("ImageNet weights", "missing", "not on this machine yet", costs, mend)
+
+
+def _hdf5() -> Iterator[Finding]:
+    import numpy as np
+
+    from hoarfrost.features.cache import Block, CacheFile, Header, hdf5_version, write_cache_file
+    from hoarfrost.features.fingerprint import Fingerprint
+
+    keys, embeddings = np.zeros((1, 32), np.uint8), np.zeros((1, 512), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.h5"
+        header = Header(Fingerprint("resnet18", "", {}, "float32"), "random:0")
+        write_cache_file(path, header, 1, [Block(keys, embeddings)], [])
+        with CacheFile(path) as file:
+            file.embeddings()
+    yield Finding("HDF5", "ok", f"{hdf5_version()}, a cache written and read back")
+
+
+def _room() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    found = f"{free / 1e9:,.0f} GB free here: embeddings of {free / BYTES_A_MILLION:,.0f} million images"
+    if free < LITTLE_ROOM:
+        yield Finding("disk", "missing", found, "little; a million images take 2 GB of embeddings", "make room")
+    else:
+        yield Finding("disk", "ok", found)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, costs in COSTS_OF_EXTRAS.items():
+        wanted = _wanted(extra)
+        absent = [name for name, text in wanted.items() if not _is_satisfied(name, text)]
+        if absent:
+            found, mend = f"without {', '.join(absent)}", _install(f"hoarfrost[{extra}]")
+            yield Finding(f"extra {extra}", "missing", found, costs, mend)
+        elif wanted:
+            yield Finding(f"extra {extra}", "ok", ", ".join(f"{name} {version(name)}" for name in wanted))

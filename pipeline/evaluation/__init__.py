@@ -1,0 +1,121 @@
+"""How good predictions are, with intervals. NumPy in, floats out; the sole user of scikit-learn's metrics."""
+
+from hoarfrost.evaluation.bootstrap import (
+    BootstrapInterval,
+    PerPatient,
+    bootstrap_auc_ci,
+    bootstrap_ci,
+    bootstrap_share_ci,
+    per_patient,
+)
+from hoarfrost.evaluation.calibration import (
+    Bin,
+    Calibration,
+    CalibrationLine,
+    TemperatureFit,
+    apply_temperature,
+    assess_calibration,
+    calibration_line,
+    fit_temperature,
+)
+from hoarfrost.evaluation.checks import UNKNOWN, binary_problems
+from hoarfrost.evaluation.comparison import (
+    Comparison,
+    compare_heads,
+    delong_test,
+    holm,
+)
+from hoarfrost.evaluation.decision import (
+    DecisionCurve,
+    decision_curve,
+)
+from hoarfrost.evaluation.discrimination import (
+    delong_ci,
+    delong_covariance,
+    delong_variance,
+    macro_auc_ci,
+    macro_roc_auc,
+    macro_roc_aucs,
+    newcombe_ci,
+    precision_recall_curve,
+    roc_auc,
+    roc_aucs,
+    roc_curve,
+)
+from hoarfrost.evaluation.intervals import FEW, auc_intervals
+from hoarfrost.evaluation.multilabel import score_labels
+from hoarfrost.evaluation.operating import (
+    AtPrevalence,
+    OperatingPoint,
+    PointResult,
+    Ratio,
+    choose_thresholds,
+    evaluate_threshold,
+)
+from hoarfrost.evaluation.scores import (
+    confusion_matrix,
+    score,
+)
+from hoarfrost.evaluation.shares import (
+    Share,
+    wilson,
+)
+from hoarfrost.evaluation.subgroups import (
+    MISSING,
+    Subgroup,
+    banded,
+    score_subgroups,
+)
+
+__all__ = [
+    "FEW",
+    "MISSING",
+    "UNKNOWN",
+    "AtPrevalence",
+    "Bin",
+    "BootstrapInterval",
+    "Calibration",
+    "CalibrationLine",
+    "Comparison",
+    "DecisionCurve",
+    "OperatingPoint",
+    "PerPatient",
+    "PointResult",
+    "Ratio",
+    "Share",
+    "Subgroup",
+    "TemperatureFit",
+    "apply_temperature",
+    "assess_calibration",
+    "auc_intervals",
+    "banded",
+    "binary_problems",
+    "bootstrap_auc_ci",
+    "bootstrap_ci",
+    "bootstrap_share_ci",
+    "calibration_line",
+    "choose_thresholds",
+    "compare_heads",
+    "confusion_matrix",
+    "decision_curve",
+    "delong_ci",
+    "delong_covariance",
+    "delong_test",
+    "delong_variance",
+    "evaluate_threshold",
+    "fit_temperature",
+    "holm",
+    "macro_auc_ci",
+    "macro_roc_auc",
+    "macro_roc_aucs",
+    "newcombe_ci",
+    "per_patient",
+    "precision_recall_curve",
+    "roc_auc",
+    "roc_aucs",
+    "roc_curve",
+    "score",
+    "score_labels",
+    "score_subgroups",
+    "wilson",
+]

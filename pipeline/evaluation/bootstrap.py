@@ -1,0 +1,344 @@
+"""Intervals where patients have several images: patients are drawn, not images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from hoarfrost.evaluation.checks import (
+    Floats,
+    Ints,
+    binary_problems,
+    checked,
+    checked_groups,
+    normal_quantile,
+    tied_groups,
+)
+
+N_DRAWS = 2_000
+LARGEST_SHARE_LEFT_OUT = 0.5
+_MOST_JACKKNIFED = 500
+_BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the caches
+
+Statistic = Callable[[Floats], Floats]
+"""Takes weights (b, n) of the samples and gives a value a row (b,), NaN where it is undefined."""
+
+
+@dataclass(frozen=True)
+class BootstrapInterval:
+    """An interval by bootstrap over patients.
+
+    `n_left_out` of the `n_draws` lacked what the statistic needs (a class) and count for nothing.
+    """
+
+    low: float
+    high: float
+    n_patients: int
+    n_draws: int
+    n_left_out: int
+
+
+@dataclass(frozen=True)
+class PerPatient:
+    """Samples joined to one row a patient: `groups` (g,) int64, `y_true` (g,) int64, `probabilities` (g, C) float64."""
+
+    groups: Ints
+    y_true: Ints
+    probabilities: Floats
+
+
+def bootstrap_auc_ci(
+    y_true: Ints,
+    probabilities: Floats,
+    groups: Ints,
+    *,
+    level: float = 0.95,
+    n_draws: int = N_DRAWS,
+    seed: int = 0,
+) -> BootstrapInterval:
+    """Give the interval of the (macro one-vs-rest) ROC AUC by bootstrap over patients.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1, each of at least two patients; or (n, C) int64 of 0, 1 and -1 where a
+        label is unknown
+    probabilities : ndarray (n, C) float64
+    groups : ndarray (n,) int64
+        Each sample's patient.
+    level : float
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    BootstrapInterval
+
+    Raises
+    ------
+    ValueError
+        If a class is of fewer than two patients, half of the draws lack a class, or the arrays do
+        not fit one another.
+
+    Notes
+    -----
+    Patients are drawn with replacement, with all their images. Draws that lack a class are left out
+    and counted: the interval is conditional on both being there, as the estimate itself is. One
+    sort serves all draws: a draw's AUC is a weighted Mann-Whitney statistic, by cumulative sums over
+    the sorted scores. For the method of the interval see `bootstrap_ci`.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 14. Field and Welsh
+    (2007), Journal of the Royal Statistical Society B 69(3), 369-390 (clusters).
+    """
+    y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    numbers, _ = checked_groups(groups, len(y_true))
+    areas = []
+    for c, rows, y in binary_problems(y_true, probabilities.shape[1]):
+        for value in (0, 1):
+            n_patients = len(np.unique(numbers[rows][y == value]))
+            if n_patients < 2:
+                which = f"class {value if probabilities.shape[1] == 2 else c}"
+                raise ValueError(
+                    f"a bootstrap over patients needs two patients of each class; {which} has {n_patients}"
+                )
+        areas.append((rows, weighted_auc(y == 1, probabilities[rows, c])))
+
+    def area(weights: Floats) -> Floats:
+        of_problems = [of(weights if len(rows) == len(numbers) else weights[:, rows]) for rows, of in areas]
+        mean: Floats = np.mean(of_problems, axis=0)
+        return mean
+
+    return bootstrap_ci(area, numbers, level=level, n_draws=n_draws, seed=seed)
+
+
+def bootstrap_share_ci(
+    hits: Ints, counted: Ints, groups: Ints, *, level: float = 0.95, n_draws: int = N_DRAWS, seed: int = 0
+) -> BootstrapInterval:
+    """Give the interval of a share (accuracy, sensitivity, a predictive value) by bootstrap over patients.
+
+    Parameters
+    ----------
+    hits : ndarray (n,), values {0, 1}
+        1 where a counted sample is right.
+    counted : ndarray (n,), values {0, 1}
+        1 where the sample is in the share's denominator: all for accuracy, the positives for sensitivity.
+    groups : ndarray (n,) int64
+    level : float
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    BootstrapInterval
+
+    Raises
+    ------
+    ValueError
+        If there is nothing counted, half of the draws have nothing counted, or the lengths differ.
+    """
+    n = len(hits)
+    hit, of = np.asarray(hits, np.float64), np.asarray(counted, np.float64)
+    if of.shape != hit.shape:
+        raise ValueError(f"hits has the shape {hit.shape}, counted {of.shape}")
+    numbers, _ = checked_groups(groups, n)
+    if not of.any():
+        raise ValueError("no sample is counted")
+
+    def share(weights: Floats) -> Floats:
+        total = weights @ of
+        return _quotient(weights @ (hit * of), total)
+
+    return bootstrap_ci(share, numbers, level=level, n_draws=n_draws, seed=seed)
+
+
+def bootstrap_ci(
+    statistic: Statistic, groups: Ints, *, level: float = 0.95, n_draws: int = N_DRAWS, seed: int = 0
+) -> BootstrapInterval:
+    """Give the bias-corrected and accelerated interval of any weighted statistic by bootstrap over patients.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes weights (b, n) and gives values (b,), NaN where it is undefined.
+    groups : ndarray (n,) int64
+    level : float
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    BootstrapInterval
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two patients, the statistic is undefined for all samples together or
+        for more than half of the draws, or `level` is none.
+
+    Notes
+    -----
+    BCa, not the percentiles: an AUC near one has a skewed distribution, and the percentiles miss the
+    truth more often on one side. The acceleration is from the jackknife over patients, where the
+    statistic without a patient is defined. Memory does not grow with the draws.
+
+    References
+    ----------
+    Efron (1987), Journal of the American Statistical Association 82(397), 171-185.
+    """
+    quantile = normal_quantile(level)
+    numbers, n_patients = checked_groups(groups, len(groups))
+    if n_patients < 2:
+        raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
+    estimate = float(statistic(np.ones((1, len(numbers))))[0])
+    if not np.isfinite(estimate):
+        raise ValueError("the statistic is undefined for the samples given")
+    values = _drawn_values(statistic, numbers, n_patients, n_draws, seed)
+    defined = values[~np.isnan(values)]
+    n_left_out = n_draws - len(defined)
+    if n_left_out > LARGEST_SHARE_LEFT_OUT * n_draws:
+        raise ValueError(f"{n_left_out} of {n_draws} draws of patients lack what the statistic needs: too few patients")
+    bias = _bias(defined, estimate)
+    acceleration = _acceleration(statistic, numbers, n_patients)
+    ends = bias + np.array([-quantile, quantile])
+    shares = ndtr(bias + ends / np.maximum(1 - acceleration * ends, 0.1))
+    low, high = np.quantile(defined, shares).tolist()
+    return BootstrapInterval(min(low, estimate), max(high, estimate), n_patients, n_draws, n_left_out)
+
+
+def weighted_auc(positive: "np.ndarray[tuple[int], np.dtype[np.bool_]]", y_score: Floats) -> Statistic:
+    """Prepare the ROC AUC of weighted samples; the sorting is done once, here.
+
+    Parameters
+    ----------
+    positive : ndarray (n,) bool
+    y_score : ndarray (n,) float64
+
+    Returns
+    -------
+    callable
+        Weights (b, n) -> areas (b,), ties counted one half, NaN where a class has no weight.
+    """
+    order = np.argsort(y_score, kind="stable")
+    is_positive = positive[order].astype(np.float64)
+    _, starts = tied_groups(y_score[order])
+    has_ties = len(starts) < len(order)
+
+    def areas(weights: Floats) -> Floats:
+        sorted_weights = weights[:, order]
+        positives = sorted_weights * is_positive
+        negatives = sorted_weights - positives
+        if has_ties:
+            positives = np.add.reduceat(positives, starts, axis=1)
+            negatives = np.add.reduceat(negatives, starts, axis=1)
+        below = np.cumsum(negatives, axis=1)
+        total = positives.sum(axis=1) * below[:, -1]
+        below -= negatives / 2
+        ordered = np.einsum("ij,ij->i", positives, below)
+        return _quotient(ordered, total)
+
+    return areas
+
+
+def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "mean") -> PerPatient:
+    """Join each patient's samples to one: the unit that a clinician decides on.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1
+    probabilities : ndarray (n, C) float64
+        Rows sum to one.
+    groups : ndarray (n,) int64
+    how : "mean" or "max"
+        The mean of the probabilities; or the largest: with two classes that of class 1 (one
+        suspicious image is enough), with more the largest of each class, scaled to sum to one.
+
+    Returns
+    -------
+    PerPatient
+        In ascending order of the groups.
+
+    Raises
+    ------
+    ValueError
+        If `how` is neither, a patient's images are of different classes where there are more than two
+        (with two the patient is of class 1 if any image is), or the arrays do not fit one another.
+    """
+    y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    numbers, n_patients = checked_groups(groups, len(y_true))
+    names = np.unique(groups)
+    order = np.argsort(numbers, kind="stable")
+    starts = np.searchsorted(numbers[order], np.arange(n_patients))
+    highest = np.maximum.reduceat(y_true[order], starts)
+    lowest = np.minimum.reduceat(y_true[order], starts)
+    mixed = np.flatnonzero(highest != lowest)
+    if probabilities.shape[1] > 2 and len(mixed):
+        raise ValueError(
+            f"{len(mixed)} patients have images of different classes (first: group {names[mixed[0]]}, classes "
+            f"{lowest[mixed[0]]} and {highest[mixed[0]]}): they have no one class. Score images, or make it binary"
+        )
+    if how == "mean":
+        joined = np.add.reduceat(probabilities[order], starts) / np.bincount(numbers)[:, None]
+    elif how == "max":
+        joined = np.maximum.reduceat(probabilities[order], starts)
+        if probabilities.shape[1] == 2:
+            joined[:, 0] = 1 - joined[:, 1]
+        else:
+            joined /= joined.sum(axis=1, keepdims=True)
+    else:
+        raise ValueError(f"how must be 'mean' or 'max', not {how!r}")
+    return PerPatient(names.astype(np.int64), highest, joined)
+
+
+def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
+    """Give the statistic's values over draws of patients with replacement, in blocks."""
+    rng = np.random.default_rng(seed)
+    block = _block_rows(len(numbers))
+    values = []
+    for start in range(0, n_draws, block):
+        n_rows = min(block, n_draws - start)
+        drawn = rng.integers(0, n_patients, (n_rows, n_patients))
+        drawn += np.arange(n_rows)[:, None] * n_patients
+        times = np.bincount(drawn.ravel(), minlength=n_rows * n_patients).reshape(n_rows, n_patients)
+        values.append(statistic(times.astype(np.float64)[:, numbers]))
+    return np.concatenate(values)
+
+
+def _quotient(numerators: Floats, denominators: Floats) -> Floats:
+    """Divide, with NaN where there is nothing to divide by."""
+    found: Floats = np.full(len(denominators), np.nan)
+    np.divide(numerators, denominators, out=found, where=denominators > 0)
+    return found
+
+
+def _block_rows(n: int) -> int:
+    return max(1, _BLOCK_BYTES // (8 * n))
+
+
+def _bias(values: Floats, estimate: float) -> float:
+    """Give BCa's bias correction: how far the draws' median is from the estimate, in normal units; ties one half."""
+    below = ((values < estimate).sum() + (values == estimate).sum() / 2) / len(values)
+    margin = 0.5 / len(values)
+    return float(ndtri(np.clip(below, margin, 1 - margin)))
+
+
+def _acceleration(statistic: Statistic, numbers: Ints, n_patients: int) -> float:
+    """Give BCa's acceleration: the skewness of the statistic's jackknife over patients.
+
+    With very many patients, over blocks of them: third and second moments of independent patients
+    add up, so that blocks estimate the same.
+    """
+    blocks = numbers % min(n_patients, _MOST_JACKKNIFED)
+    n_blocks = int(blocks.max()) + 1
+    rows = _block_rows(len(numbers))
+    found = np.concatenate(
+        [
+            statistic((blocks != np.arange(start, min(start + rows, n_blocks))[:, None]).astype(np.float64))
+            for start in range(0, n_blocks, rows)
+        ]
+    )
+    found = found[~np.isnan(found)]
+    influence = found.mean() - found if len(found) else found
+    squares = float((influence**2).sum())
+    return float((influence**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0

@@ -1,0 +1,330 @@
+"""Are probabilities what they say: temperature scaling, calibration error, slope and intercept."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+
+from hoarfrost.evaluation.checks import Floats, Ints, checked, checked_binary, normal_quantile, tied_groups
+from hoarfrost.evaluation.shares import Share, wilson
+
+N_BINS = 10
+COLDEST, HOTTEST = 0.05, 20.0
+_SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 underflows to zero below this
+_MOST_STEPS = 100
+_N_SIMULATED = 500
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A temperature fitted on validation, and the mean cross-entropy (nats) before and after.
+
+    `at_limit` says that the likelihood would have it beyond the limits: classes are parted perfectly, or nothing
+    was learnt. Such a temperature says nothing of calibration.
+    """
+
+    temperature: float
+    loss_before: float
+    loss_after: float
+    at_limit: bool
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Samples of similar confidence: their mean confidence, and the observed rate with Wilson's interval."""
+
+    lowest: float
+    highest: float
+    confidence: float
+    observed: Share
+
+
+@dataclass(frozen=True)
+class CalibrationLine:
+    """Logistic recalibration of one class's probability.
+
+    `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0 where it is calibrated; a slope
+    below 1 is overconfidence, an intercept above 0 too low probabilities. Intervals are Wald's. What is
+    undefined is None, and `reason` says why.
+    """
+
+    slope: float | None
+    slope_interval: tuple[float, float] | None
+    intercept: float | None
+    intercept_interval: tuple[float, float] | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration on one split.
+
+    Attributes
+    ----------
+    error : float
+        Expected calibration error: the mean gap between confidence and observed rate over bins of equal mass.
+    error_by_chance : float
+        What that error is on average, for these bins, of perfectly calibrated probabilities: with few samples it is
+        far from zero.
+    bins : tuple of Bin
+        Two classes: of the probability of class 1. More: of the highest probability, and whether it is right.
+    lines : tuple of CalibrationLine
+        Two classes: that of class 1. More: one a class, against the rest.
+    """
+
+    error: float
+    error_by_chance: float
+    bins: tuple[Bin, ...]
+    lines: tuple[CalibrationLine, ...]
+
+
+def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
+    """Fit the temperature that makes probabilities most likely; on validation, never on test.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1
+    probabilities : ndarray (n, C) float64
+        Rows sum to one.
+
+    Returns
+    -------
+    TemperatureFit
+        Between 0.05 and 20.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit one another.
+
+    Notes
+    -----
+    The loss is convex in 1/T, so it has one minimum. Ranks, and so ROC AUC and accuracy, stay with two
+    classes; with more, accuracy stays.
+
+    References
+    ----------
+    Guo et al. (2017), On Calibration of Modern Neural Networks, ICML.
+    """
+    y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    logits = _logits(probabilities)
+
+    def loss(log_temperature: float) -> float:
+        found = log_softmax(logits * math.exp(-log_temperature), axis=1)
+        return -float(found[np.arange(len(y_true)), y_true].mean())
+
+    limits = (math.log(COLDEST), math.log(HOTTEST))
+    found = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-8})
+    best = min((float(found.x), *limits), key=loss)
+    at_limit = min(abs(best - limit) for limit in limits) < 1e-4
+    return TemperatureFit(math.exp(best), loss(0.0), loss(best), at_limit)
+
+
+def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
+    """Give softmax(log p / T).
+
+    Parameters
+    ----------
+    probabilities : ndarray (n, C) float64
+    temperature : float
+        Above zero; above one it makes probabilities less extreme.
+
+    Returns
+    -------
+    ndarray (n, C) float64
+
+    Raises
+    ------
+    ValueError
+        If the temperature is not a positive number, or a probability is not finite.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some probabilities are NaN or infinite")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a positive number, not {temperature}")
+    scaled: Floats = softmax(_logits(probabilities) / temperature, axis=1)
+    return scaled
+
+
+def assess_calibration(
+    y_true: Ints, probabilities: Floats, *, n_bins: int = N_BINS, level: float = 0.95
+) -> Calibration:
+    """Describe how well probabilities are calibrated.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1
+    probabilities : ndarray (n, C) float64
+        Rows sum to one.
+    n_bins : int
+        Of equal mass; fewer where there are fewer samples, or where ties stay together.
+    level : float
+        Of all intervals.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit one another, or there is no bin.
+
+    Notes
+    -----
+    Samples are assumed independent.
+
+    References
+    ----------
+    Nixon et al. (2019), Measuring Calibration in Deep Learning, CVPR workshops (equal mass). Van Calster
+    et al. (2019), BMC Medicine 17, 230 (slope and intercept).
+    """
+    y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be at least 1, not {n_bins}")
+    binary = probabilities.shape[1] == 2
+    confidence = probabilities[:, 1] if binary else probabilities.max(axis=1)
+    hits = y_true if binary else (probabilities.argmax(axis=1) == y_true).astype(np.int64)
+    order = np.argsort(confidence, kind="stable")
+    confidence, hits = confidence[order], hits[order]
+    starts = _bin_starts(confidence, n_bins)
+    classes = [1] if binary else range(probabilities.shape[1])
+    return Calibration(
+        error=float(_errors(confidence, hits[None], starts)[0]),
+        error_by_chance=_error_by_chance(confidence, starts),
+        bins=tuple(
+            Bin(float(c[0]), float(c[-1]), float(c.mean()), wilson(int(h.sum()), len(h), level=level))
+            for c, h in zip(np.split(confidence, starts[1:]), np.split(hits, starts[1:]), strict=True)
+        ),
+        lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], level) for c in classes),
+    )
+
+
+def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> CalibrationLine:
+    """Give calibration slope and intercept of one class's probability.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values {0, 1}
+    p : ndarray (n,) float64
+        Probability of class 1, in [0, 1].
+    level : float
+
+    Returns
+    -------
+    CalibrationLine
+        The slope is None where the classes are parted perfectly, or all probabilities are equal.
+
+    Raises
+    ------
+    ValueError
+        As `roc_auc`; or if a probability is none.
+
+    Notes
+    -----
+    Slope: b of logit P(y = 1) = a + b logit(p), by Newton's method. Intercept: a with b fixed to 1.
+
+    References
+    ----------
+    Cox (1958), Biometrika 45(3/4), 562-565. Van Calster et al. (2019), BMC Medicine 17, 230.
+    """
+    y_true, p = checked_binary(y_true, p)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("p holds values outside 0 to 1")
+    reach = normal_quantile(level)
+    pair = _logits(np.column_stack([1 - p, p]))
+    x = pair[:, 1] - pair[:, 0]
+    intercept, deviation = _calibration_in_the_large(y_true, x)
+    around = (intercept - reach * deviation, intercept + reach * deviation)
+    if x.min() == x.max():
+        return CalibrationLine(None, None, intercept, around, "no slope: all probabilities are equal")
+    ones, zeros = x[y_true == 1], x[y_true == 0]
+    if zeros.max() <= ones.min() or ones.max() <= zeros.min():
+        return CalibrationLine(None, None, intercept, around, "no slope: the probabilities part the classes perfectly")
+    found = _slope(y_true, x)
+    if found is None:
+        return CalibrationLine(None, None, intercept, around, "no slope: Newton's method did not settle")
+    slope, deviation = found
+    return CalibrationLine(slope, (slope - reach * deviation, slope + reach * deviation), intercept, around)
+
+
+def _line_or_none(y_true: Ints, p: Floats, level: float) -> CalibrationLine:
+    if y_true.min() == y_true.max():
+        return CalibrationLine(None, None, None, None, "only one class is present")
+    return calibration_line(y_true, np.clip(p, 0, 1), level=level)
+
+
+def _logits(probabilities: Floats) -> Floats:
+    logs: Floats = np.log(np.maximum(probabilities, _SMALLEST))
+    return logs
+
+
+def _bin_starts(ascending: Floats, n_bins: int) -> Ints:
+    """Give where bins of equal mass begin; equal confidences stay together, so that the order of samples is no matter."""
+    n = len(ascending)
+    group, starts = tied_groups(ascending)
+    ends = np.append(starts[1:], n)
+    middle = (starts + ends - 1) / 2  # the group's mean rank
+    bins = np.floor((middle + 0.5) * min(n_bins, n) / n).astype(np.int64)[group]
+    return np.flatnonzero(np.diff(bins, prepend=-1))
+
+
+def _errors(confidence: Floats, hits: Ints | Floats, starts: Ints) -> Floats:
+    """Give the calibration error for each row of hits (m, n)."""
+    gaps = np.abs(np.add.reduceat(hits - confidence, starts, axis=1)).sum(axis=1)
+    errors: Floats = gaps / len(confidence)
+    return errors
+
+
+def _error_by_chance(confidence: Floats, starts: Ints) -> float:
+    """Average the error over labels drawn from the probabilities themselves (seeded), in blocks."""
+    rng = np.random.default_rng(0)
+    rows = max(1, min(_N_SIMULATED, (1 << 20) // len(confidence)))
+    n_blocks = max(1, min(_N_SIMULATED // rows, 20))
+    found = [
+        _errors(confidence, (rng.random((rows, len(confidence))) < confidence).astype(np.float64), starts)
+        for _ in range(n_blocks)
+    ]
+    return float(np.mean(found))
+
+
+def _calibration_in_the_large(y_true: Ints, x: Floats) -> tuple[float, float]:
+    """Give the intercept that makes the mean probability the observed share, and its standard error."""
+    share = float(y_true.mean())
+    at = math.log(share / (1 - share))
+    low, high = at - float(x.max()), at - float(x.min())
+    # The mean of expit(a + x) grows with a, and lies around the share at these two.
+    a = low if low == high else float(brentq(lambda a: float(expit(a + x).mean()) - share, low - 1e-9, high + 1e-9))
+    q = expit(a + x)
+    return a, 1 / math.sqrt(max(float((q * (1 - q)).sum()), _SMALLEST))
+
+
+def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
+    """Give the slope of the logistic regression on x and its standard error; None if it does not settle."""
+    centre, scale = float(x.mean()), float(x.std())
+    design = np.column_stack([np.ones(len(x)), (x - centre) / scale])
+    beta = np.zeros(2)
+
+    def loss(b: Floats) -> float:
+        z = design @ b
+        return float(np.logaddexp(0, z).sum() - z[y_true == 1].sum())
+
+    for _ in range(_MOST_STEPS):
+        q = expit(design @ beta)
+        hessian = design.T @ (design * (q * (1 - q))[:, None])
+        gradient = design.T @ (q - y_true)
+        if float(np.linalg.det(hessian)) < 1e-12 * len(x):
+            return None
+        step = np.linalg.solve(hessian, gradient)
+        before = loss(beta)
+        while loss(beta - step) > before + 1e-12 * abs(before) and float(np.abs(step).max()) > 1e-12:
+            step /= 2  # the loss is convex: some part of the step lowers it
+        beta = beta - step
+        if float(np.abs(step).max()) < 1e-10 * (1 + float(np.abs(beta).max())):
+            q = expit(design @ beta)
+            covariance = np.linalg.inv(design.T @ (design * (q * (1 - q))[:, None]))
+            return float(beta[1]) / scale, math.sqrt(float(covariance[1, 1])) / scale
+    return None

@@ -1,0 +1,59 @@
+"""Shares of counts with Wilson's interval: sensitivity, predictive values, the observed rate of a bin."""
+
+import math
+from dataclasses import dataclass
+
+from hoarfrost.evaluation.checks import normal_quantile
+
+
+@dataclass(frozen=True)
+class Share:
+    """`n_hits` of `n`, its value and interval; all three are None where `n` is zero."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n_hits: int
+    n: int
+
+
+def wilson(n_hits: int, n: int, *, level: float = 0.95) -> Share:
+    """Give a share with Wilson's score interval.
+
+    Parameters
+    ----------
+    n_hits : int
+    n : int
+        Independent trials.
+    level : float
+
+    Returns
+    -------
+    Share
+
+    Raises
+    ------
+    ValueError
+        If the hits are not 0 to n, or `level` is not between 0 and 1.
+
+    Notes
+    -----
+    As `scipy.stats.binomtest(n_hits, n).proportion_ci(method="wilson")`, without its exact test, which takes a
+    hundred times as long.
+
+    References
+    ----------
+    Wilson (1927), Journal of the American Statistical Association 22(158), 209-212. Brown, Cai and
+    DasGupta (2001), Statistical Science 16(2), 101-133.
+    """
+    z2 = normal_quantile(level) ** 2
+    if not 0 <= n_hits <= n:
+        raise ValueError(f"{n_hits} hits of {n}")
+    if n == 0:
+        return Share(None, None, None, 0, 0)
+    share = n_hits / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low = 0.0 if n_hits == 0 else max(0.0, centre - half)
+    high = 1.0 if n_hits == n else min(1.0, centre + half)
+    return Share(share, low, high, int(n_hits), int(n))

@@ -1,0 +1,190 @@
+"""How a head does in each subgroup: scanner, site, sex, age band."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci
+from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked
+from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci
+from hoarfrost.evaluation.shares import Share, wilson
+
+FEWEST = 20
+"""Samples below which a subgroup's figures say nothing."""
+MOST_VALUES = 20
+N_BANDS = 4
+_NUMBERS_ARE_BANDED = 10  # a column of more distinct numbers is a quantity
+_MISSING = frozenset({"", "nan", "na", "n/a", "none", "null"})
+MISSING = "(missing)"
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """One value of one attribute, and how a head does there.
+
+    `counts` are samples of each class, or with each label. `roc_auc`, its interval (by `interval`: "DeLong" or
+    "bootstrap over patients"), `sensitivity` and `specificity` (two classes, at the chosen threshold) are None where
+    `reason` says why.
+    """
+
+    attribute: str
+    value: str
+    n: int
+    counts: tuple[int, ...]
+    roc_auc: float | None
+    low: float | None
+    high: float | None
+    interval: str
+    sensitivity: Share | None
+    specificity: Share | None
+    reason: str = ""
+
+
+def score_subgroups(
+    y_true: Ints,
+    probabilities: Floats,
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    threshold: float | None = None,
+    groups: Ints | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Subgroup, ...]:
+    """Score each value of each attribute.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    probabilities : ndarray (n, C) float64
+    attributes : mapping of sequences of length n
+        Column's name -> values. Numbers of more than ten different values are banded by quartiles.
+    threshold : float, optional
+        Fixed on validation; with two classes, a sample is positive if its probability of class 1 is at or above it.
+    groups : ndarray (n,) int64, optional
+        Patients. Where one has several samples in a subgroup, its interval is by bootstrap over patients.
+    level : float
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    tuple of Subgroup
+        In the order of the columns, and of their values. A subgroup of fewer than twenty samples, or of fewer
+        than two of a class, is named with its counts and the reason. Of a column with more than twenty values
+        the most frequent twenty are scored, and one entry names the number of the others; if none of them has
+        twenty samples (an identifier, a free text), one entry stands for all.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit one another.
+    """
+    y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    found: list[Subgroup] = []
+    for name, values in attributes.items():
+        if len(values) != len(y_true):
+            raise ValueError(f"{len(y_true)} samples, but {len(values)} values of {name!r}")
+        names = banded(values)
+        column, order, sizes = np.array(names), _in_order(names), Counter(names)
+        if len(order) > MOST_VALUES and max(sizes.values()) < FEWEST:
+            counts, reason = _counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
+            found.append(_without_figures(name, f"({len(order)} values)", counts, reason))
+            continue
+        scored = set(sorted(order, key=lambda value: -sizes[value])[:MOST_VALUES])
+        for value in (value for value in order if value in scored):
+            rows = column == value
+            members = None if groups is None else np.asarray(groups)[rows]
+            found.append(_subgroup(name, value, y_true[rows], probabilities[rows], threshold, members, level, seed))
+        if len(order) > len(scored):
+            rows = ~np.isin(column, sorted(scored))
+            counts = _counts(y_true[rows], probabilities.shape[1])
+            reason = f"only the {MOST_VALUES} most frequent values are scored"
+            left_out = f"({len(order) - len(scored)} further values)"
+            found.append(_without_figures(name, left_out, counts, reason))
+    return tuple(found)
+
+
+def banded(values: Sequence[str]) -> list[str]:
+    """Turn a column into the names of its subgroups.
+
+    Parameters
+    ----------
+    values : sequence of str
+
+    Returns
+    -------
+    list of str
+        Numbers of more than ten different values become bands, "40 to 52": the quartiles, each with the
+        smallest and largest value that is in it. Empty texts and NaN become "(missing)"; all else stays.
+    """
+    texts = [MISSING if value.strip().lower() in _MISSING else value for value in values]
+    numbers = [math.nan if text == MISSING else _number(text) for text in texts]
+    known = np.array([x for x, text in zip(numbers, texts, strict=True) if text != MISSING])
+    if not len(known) or not np.isfinite(known).all() or len(np.unique(known)) <= _NUMBERS_ARE_BANDED:
+        return texts
+    edges = np.unique(np.quantile(known, np.arange(1, N_BANDS) / N_BANDS))
+    bands = np.searchsorted(edges, known, "left")  # an edge belongs to the band below it
+    # All digits: two bands of dates (20240131) or of identifiers must not get one name.
+    names = {int(b): f"{known[bands == b].min():.15g} to {known[bands == b].max():.15g}" for b in np.unique(bands)}
+    return [text if text == MISSING else names[int(np.searchsorted(edges, x, "left"))] for x, text in
+            zip(numbers, texts, strict=True)]  # fmt: skip
+
+
+def _subgroup(
+    name: str, value: str, y_true: Ints, probabilities: Floats, threshold: float | None, groups: Ints | None,
+    level: float, seed: int,
+) -> Subgroup:  # fmt: skip
+    counts = _counts(y_true, probabilities.shape[1])
+    if len(y_true) < FEWEST:
+        return _without_figures(name, value, counts, f"fewer than {FEWEST} samples")
+    if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
+        return _without_figures(name, value, counts, "fewer than two samples of a class")
+    auc, _ = auc_influence(y_true, probabilities)
+    method, reason = "DeLong", ""
+    interval: tuple[float, float] | None
+    if groups is None or len(np.unique(groups)) == len(groups):
+        interval = macro_auc_ci(y_true, probabilities, level=level)
+    else:
+        method = "bootstrap over patients"
+        try:
+            drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
+            interval = drawn.low, drawn.high
+        except ValueError as error:
+            interval, reason = None, f"no interval: {error}"
+    low, high = interval if interval is not None else (None, None)
+    sensitivity, specificity = None, None
+    if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
+        found = probabilities[:, 1] >= threshold
+        sensitivity = wilson(int(found[y_true == 1].sum()), counts[1], level=level)
+        specificity = wilson(int((~found[y_true == 0]).sum()), counts[0], level=level)
+    return Subgroup(name, value, len(y_true), counts, auc, low, high, method, sensitivity, specificity, reason)
+
+
+def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str) -> Subgroup:
+    return Subgroup(name, value, sum(counts), counts, None, None, None, "", None, None, reason)
+
+
+def _counts(y_true: Ints, n_classes: int) -> tuple[int, ...]:
+    if y_true.ndim == 2:
+        return tuple((y_true == 1).sum(axis=0).tolist())
+    return tuple(np.bincount(y_true, minlength=n_classes).tolist())
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """Sort values: numbers and bands by their beginning, then texts, the missing last."""
+    return sorted(Counter(names), key=lambda name: (name == MISSING, _begins_with(name), name))
+
+
+def _begins_with(name: str) -> float:
+    found = _number(name.split(" to ")[0])
+    return found if math.isfinite(found) else math.inf
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

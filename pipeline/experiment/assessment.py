@@ -1,0 +1,216 @@
+"""What a reviewer asks of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.evaluation import (
+    apply_temperature,
+    assess_calibration,
+    binary_problems,
+    bootstrap_share_ci,
+    choose_thresholds,
+    confusion_matrix,
+    decision_curve,
+    evaluate_threshold,
+    fit_temperature,
+    score_subgroups,
+)
+from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
+from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
+from hoarfrost.experiment.splits import k_folds
+from hoarfrost.experiment.task import Task
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.runs import (
+    Assessment,
+    ClassAssessment,
+    Confusion,
+    FixedPoint,
+    NetBenefit,
+    OutOfFold,
+    PatientIntervals,
+    Recalibration,
+    SuspectImage,
+    Suspects,
+)
+from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+N_SUSPECT_FOLDS = 5
+MOST_SUSPECTS = 20
+
+
+def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
+    """Assess a head: fix on validation what is to be fixed, and say what it does on the test split.
+
+    Parameters
+    ----------
+    task : Task
+    head : str
+        Its name.
+    probabilities : ndarray (n, C) float64
+        Of all images.
+    prevalence : float, optional
+        Of the positive class, or of each label, where the head is to be used.
+
+    Returns
+    -------
+    Assessment
+        On the validation split itself where there is no test split.
+    """
+    split = task.scored_splits[-1]
+    places = {name: np.flatnonzero(task.splits == name) for name in ("val", split)}
+    units = {name: task.units(rows) for name, rows in places.items()}
+    p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
+    y, groups = {name: units[name].y for name in places}, units[split].groups
+    joint = None if task.is_multilabel else _recalibration(y["val"], p["val"], y[split], p[split])
+    calibrated = p[split] if joint is None else apply_temperature(p[split], joint.temperature.temperature)
+    validated = {number: (rows, one) for number, rows, one in binary_problems(y["val"], len(task.names))}
+    classes = []
+    for number, rows, one in binary_problems(y[split], len(task.names)):
+        val_rows, val_one = validated[number]
+        val_p, found, likely = p["val"][val_rows, number], p[split][rows, number], calibrated[rows, number]
+        alone = None
+        if joint is None:
+            alone = _recalibration(val_one, _two_columns(val_p), one, _two_columns(found))
+            likely = apply_temperature(_two_columns(found), alone.temperature.temperature)[:, 1]
+        members = None if groups is None else groups[rows]
+        points = _fixed_points(val_one, val_p, one, found, members, prevalence)
+        benefit = _net_benefit(one, likely, prevalence)
+        classes.append(ClassAssessment(task.names[number], len(one), int(one.sum()), points, benefit, alone))
+    threshold = classes[0].points[0].point.threshold if len(classes) == 1 else None
+    attributes = {
+        name: units[split].values([cells[i] for i in places[split]]) for name, cells in task.attributes().items()
+    }
+    subgroups = score_subgroups(y[split], p[split], attributes, threshold=threshold, groups=groups)
+    unit = "image" if task.per_patient is None else f"patient, {task.per_patient}"
+    return Assessment(head, split, unit, tuple(classes), joint, subgroups, _confusion(y[split], p[split]))
+
+
+def _confusion(y_true: Ints, p: Floats) -> Confusion | None:
+    if y_true.ndim == 2:
+        return None
+    counts = confusion_matrix(y_true, p.argmax(axis=1), p.shape[1])
+    shares = [[n / sum(row) if sum(row) else None for n in row] for row in counts.tolist()]
+    return Confusion(tuple(tuple(row) for row in counts.tolist()), tuple(tuple(row) for row in shares))
+
+
+def _two_columns(p: Floats) -> Floats:
+    return np.column_stack([1 - p, p])
+
+
+def _recalibration(y_val: Ints, p_val: Floats, y_true: Ints, p: Floats) -> Recalibration:
+    fit = fit_temperature(y_val, p_val)
+    after = assess_calibration(y_true, apply_temperature(p, fit.temperature))
+    return Recalibration(fit, assess_calibration(y_true, p), after)
+
+
+def _fixed_points(
+    y_val: Ints, p_val: Floats, y_true: Ints, p: Floats, groups: Ints | None, prevalence: float | None
+) -> tuple[FixedPoint, ...]:
+    repeated = groups is not None and len(np.unique(groups)) < len(groups)
+    found = []
+    for point in choose_thresholds(y_val, p_val):
+        if point.threshold is None:
+            found.append(FixedPoint(point, None, None))
+            continue
+        result = evaluate_threshold(y_true, p, point.threshold, prevalence=prevalence)
+        intervals = _by_patient(y_true == 1, p >= point.threshold, groups) if groups is not None and repeated else None
+        found.append(FixedPoint(point, result, intervals))
+    return tuple(found)
+
+
+def _by_patient(diseased: "npt.NDArray[np.bool_]", called: "npt.NDArray[np.bool_]", groups: Ints) -> PatientIntervals:
+    def interval(hits: "npt.NDArray[np.bool_]", counted: "npt.NDArray[np.bool_]") -> tuple[float, float] | None:
+        try:
+            drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups)
+        except ValueError:  # nothing is counted, or of too few patients: no interval is the answer
+            return None
+        return drawn.low, drawn.high
+
+    return PatientIntervals(
+        sensitivity=interval(called, diseased),
+        specificity=interval(~called, ~diseased),
+        ppv=interval(diseased, called),
+        npv=interval(~diseased, ~called),
+    )
+
+
+def _net_benefit(y_true: Ints, p: Floats, prevalence: float | None) -> NetBenefit:
+    curve = decision_curve(y_true, np.clip(p, 0, 1), prevalence=prevalence)
+    columns = (curve.thresholds, curve.net_benefit, curve.treat_all)
+    thresholds, benefit, treat_all = (tuple(values.tolist()) for values in columns)
+    return NetBenefit(thresholds, benefit, treat_all, curve.prevalence)
+
+
+# -- the dataset itself -----------------------------------------------------------------------------------------------
+
+
+def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
+    """Ask of each attribute whether the embeddings tell it, and whether it goes with the class."""
+    attributes = task.attributes()
+    if not attributes:
+        return ()
+    rows = fitted_rows(task.y, np.arange(len(task.y)))
+    columns = {name: [cells[i] for i in rows] for name, cells in attributes.items()}
+    return audit_shortcuts(task.embeddings(rows), task.y[rows], task.groups[rows], columns, seed=seed)
+
+
+def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, selected: Floats, seed: int) -> Suspects:
+    """List the images whose labels heads contradict that never saw them.
+
+    Parameters
+    ----------
+    task : Task
+    nested : str
+        Which of `out_of_fold` are the predictions of the heads that each fold selected.
+    out_of_fold : OutOfFold or None
+        Where there was a cross-validation; else logistic regression is cross-validated.
+    selected : ndarray (n, C) float64
+        The selected head's probabilities of all images: it never saw a given test split, which no fold holds out.
+    seed : int
+        Of the folds.
+    """
+    if out_of_fold is not None:
+        probabilities, source = out_of_fold.probabilities[nested].copy(), f"cross-validation, {nested}"
+        left_out = np.flatnonzero((np.array(out_of_fold.folds) < 0) & (task.splits == "test"))
+        probabilities[left_out] = selected[left_out]
+    else:
+        source = f"{N_SUSPECT_FOLDS}-fold cross-validation of {LOGISTIC_REGRESSION}"
+        try:
+            folds = k_folds(task.y, task.groups, task.names, N_SUSPECT_FOLDS, seed=seed)
+        except TrainingError:
+            few = f"a class has patients (or images) for fewer than {N_SUSPECT_FOLDS} folds"
+            return Suspects(source, 0, (), few)
+        probabilities = np.empty((len(task.y), len(task.names)))
+        for fold in range(N_SUSPECT_FOLDS):
+            rows = np.flatnonzero(folds == fold)
+            others = np.flatnonzero(folds != fold)
+            found = reference_probabilities(task.x, task.y, others, rows, only=LOGISTIC_REGRESSION)
+            probabilities[rows] = found[LOGISTIC_REGRESSION]
+    n_images = int(np.isfinite(probabilities).all(axis=1).sum())
+    return Suspects(source, n_images, _suspects(task, probabilities))
+
+
+def _suspects(task: Task, probabilities: Floats) -> tuple[SuspectImage, ...]:
+    paths = [task.table.paths[i] for i in np.flatnonzero(task.readable)]
+    found: list[tuple[SuspectLabel, int, Sequence[str]]] = []
+    if task.is_multilabel:
+        for number, rows, y in binary_problems(task.y, len(task.names)):
+            words = (f"no {task.names[number]}", task.names[number])
+            of_label = suspect_labels(y, _two_columns(probabilities[rows, number]), most=MOST_SUSPECTS)
+            found += [(suspect, int(rows[suspect.place]), words) for suspect in of_label]
+        found = sorted(found, key=lambda one: -one[0].margin)[:MOST_SUSPECTS]
+    else:
+        of_class = suspect_labels(task.y, probabilities, most=MOST_SUSPECTS)
+        found = [(suspect, suspect.place, task.names) for suspect in of_class]
+    return tuple(
+        SuspectImage(
+            paths[place], str(task.splits[place]), words[one.label], words[one.predicted],
+            one.p_label, one.p_predicted, one.margin, one.confident,
+        )
+        for one, place, words in found
+    )  # fmt: skip

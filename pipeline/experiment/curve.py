@@ -1,0 +1,81 @@
+"""The learning curve: what more cases would bring."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.experiment.splits import class_masks, strata_of_groups
+from hoarfrost.experiment.task import Task
+from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.runs import LearningPoint
+from hoarfrost.training import Fold, TrainingConfig, train_heads
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
+N_DRAWS = 5
+FEWEST_OF_A_CLASS = 1  # images: that can be learnt from, if badly
+
+logger = logging.getLogger(__name__)
+
+
+def learning_curve(
+    spec: HeadSpec,
+    task: Task,
+    config: TrainingConfig,
+    roc_aucs: Callable[[Ints, Floats], Floats],
+    on_epoch: Callable[[str, int], None],
+) -> tuple[LearningPoint, ...]:
+    """Train a head on growing shares of the training patients, several draws of each; score on the test split.
+
+    Parameters
+    ----------
+    spec : HeadSpec
+    task : Task
+        Scored on its validation split where it has no test split.
+    config : TrainingConfig
+    roc_aucs, on_epoch : callable
+        As `hoarfrost.training.train_heads` takes them.
+
+    Returns
+    -------
+    tuple of LearningPoint
+        Without the shares of which a draw would leave a class, or a label, without an image.
+    """
+    scored = np.flatnonzero(task.splits == task.scored_splits[-1])
+    val = np.flatnonzero(task.splits == "val")
+    points = []
+    for share in SHARES:
+        draws = [_draw(task, share, config.seed + draw) for draw in range(N_DRAWS if share < 1 else 1)]
+        n_rarest = min(_rarest(task, rows) for rows in draws)
+        if n_rarest < FEWEST_OF_A_CLASS:
+            logger.warning(
+                "learning curve: %.0f%% of the training patients are left out, a draw has %d image(s) of a class",
+                *(100 * share, n_rarest),
+            )
+            continue
+        folds = [Fold(rows, val) for rows in draws]
+        trained = train_heads([spec], task.labelled(), folds, len(task.names), config, roc_aucs, on_epoch)
+        aucs = [task.roc_auc(scored, task.predicted(head.module, scored)) for head in trained]
+        n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
+        points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), tuple(aucs)))
+    return tuple(points)
+
+
+def _draw(task: Task, share: float, seed: int) -> Ints:
+    """Draw a share of each class's training patients, or of each label's; give the rows of their images."""
+    train = np.flatnonzero(task.splits == "train")
+    groups, classes, _ = strata_of_groups(task.y[train], task.groups[train], task.names, 1)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for number in np.unique(classes):
+        of_class = rng.permutation(groups[classes == number])
+        drawn.append(of_class[: max(1, round(share * len(of_class)))])
+    return train[np.isin(task.groups[train], np.concatenate(drawn))]
+
+
+def _rarest(task: Task, rows: Ints) -> int:
+    return min(int(mask.sum()) for mask in class_masks(task.y[rows], task.names).values())

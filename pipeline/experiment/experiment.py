@@ -1,0 +1,310 @@
+"""One experiment: from a cached dataset to a run folder. Opens no image, and loads no backbone."""
+
+import logging
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.experiment.assessment import assess, audit, find_suspects
+from hoarfrost.experiment.crossval import NESTED, cross_validate, outer_folds
+from hoarfrost.experiment.curve import learning_curve
+from hoarfrost.experiment.gate import check_leakage
+from hoarfrost.experiment.results import Scored, compare, score_variants
+from hoarfrost.experiment.task import Task, dataset_facts, read_task
+from hoarfrost.experiment.validated import novelty_of, validated_of
+from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
+from hoarfrost.features.devices import choose_device
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.files import SavedHead, head_bytes
+from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.runs import (
+    EmbeddingFacts,
+    Epoch,
+    Leakage,
+    OutOfFold,
+    Predictions,
+    Run,
+    RunConfig,
+    check_run_directory,
+    leakage_warnings,
+    require_tensorboard,
+    write_run,
+)
+from hoarfrost.training import Fold, StreamedRows, TrainedHead, TrainingConfig, train_heads
+
+Floats = npt.NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+
+def run_experiment(
+    cache: Path,
+    directory: Path,
+    heads: Sequence[HeadSpec],
+    *,
+    dataset: str | None = None,
+    positive: Sequence[str] = (),
+    label_columns: Sequence[str] | None = None,
+    config: TrainingConfig | None = None,
+    memory_limit: int | None = None,
+    n_folds: int | None = None,
+    with_learning_curve: bool = False,
+    with_tensorboard: bool = False,
+    per_patient: str | None = None,
+    prevalence: float | None = None,
+    allow_leakage: bool = False,
+    command: Sequence[str] = (),
+    on_epoch: Callable[[str, int], None] = lambda *_: None,
+) -> Run:
+    """Train heads on a cached dataset, select by validation, score, and write the run folder.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's HDF5 file.
+    directory : Path
+        The run folder; an earlier run there is replaced.
+    heads : sequence of HeadSpec
+    dataset : str, optional
+        Which of the cache's datasets; not needed where there is one.
+    positive : sequence of str
+        Labels that count as class 1; makes the task binary.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    config : TrainingConfig, optional
+    memory_limit : int, optional
+        Bytes that embeddings may take; by default half of the memory that this process may use.
+    n_folds : int, optional
+        Cross-validate the whole procedure, selection included, over so many folds.
+    with_learning_curve : bool
+        Train the selected head on growing shares of the training patients too.
+    with_tensorboard : bool
+        Write the training curves for TensorBoard too.
+    per_patient : "mean", "max" or None
+        Score patients, whose images' probabilities are so joined, in place of images.
+    prevalence : float, optional
+        Of the positive class where the head is to be used: predictive values and net benefit for there.
+    allow_leakage : bool
+        Go on where two splits share patients or images' bytes.
+    command : sequence of str
+        What the user typed, for the record.
+    on_epoch : callable
+        Called with an architecture and the number of the epoch that its heads have finished.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: cache, labels, splits, heads, or the run folder.
+    """
+    started = time.monotonic()
+    check_run_directory(directory)
+    if with_tensorboard:
+        require_tensorboard()
+    config = config or TrainingConfig()
+    device = choose_device(config.device)
+    with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
+        task = read_task(
+            opened, dataset, positive, config.seed,
+            label_columns=label_columns, memory_limit=memory_limit, device=device, per_patient=per_patient,
+        )  # fmt: skip
+        leakage = _gate(task, allowed=allow_leakage)
+        folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
+        variants = _train(heads, task, config, on_epoch)
+        folded, out_of_fold = (
+            cross_validate(heads, task, folds, config, macro_roc_aucs, on_epoch) if folds else (None, None)
+        )
+        scored = score_variants(variants, task)
+        variants = {name: variants[name] for name in scored.probabilities}
+        chosen = next(spec for spec in heads if spec.name == scored.selected)
+        curve = learning_curve(chosen, task, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
+        reviewed = _review(task, scored, out_of_fold, config.seed, prevalence)
+        run = Run(
+            directory,
+            _run_config(task, opened, config, device, variants, prevalence, shlex.join(command), started),
+            scored.selected,
+            scored.heads,
+            scored.references,
+            folded,
+            curve,
+            tuple(_epochs(variants)),
+            _predictions(task, scored.probabilities),
+            out_of_fold,
+            leakage,
+            **reviewed,
+        )
+        files = _head_files(variants, task, scored, opened.header)
+    run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
+    write_run(run, files, with_tensorboard=with_tensorboard)
+    return run
+
+
+def _gate(task: Task, *, allowed: bool) -> Leakage:
+    """Refuse splits that share patients or bytes; say at once what else they share."""
+    leakage = check_leakage(task, allowed=allowed)
+    for warning in leakage_warnings(leakage):
+        logger.warning("%s", warning)
+    return leakage
+
+
+def _review(
+    task: Task, scored: Scored, out_of_fold: OutOfFold | None, seed: int, prevalence: float | None
+) -> dict[str, Any]:
+    """Ask of a selected head, and of the dataset, what a reviewer would."""
+    probabilities = scored.probabilities[scored.selected]
+    shortcuts = audit(task, seed)
+    for attribute in shortcuts:
+        if attribute.is_shortcut:
+            logger.warning("%s", attribute.warning)
+    return {
+        "comparisons": compare(task, scored),
+        "assessment": assess(task, scored.selected, probabilities, prevalence=prevalence),
+        "shortcuts": shortcuts,
+        "suspects": find_suspects(task, NESTED, out_of_fold, probabilities, seed),
+    }
+
+
+def _warnings(run: Run) -> Iterator[str]:
+    """List what must be known before believing the run's scores."""
+    if run.leakage is not None:
+        yield from leakage_warnings(run.leakage)
+    yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
+
+
+def _run_config(
+    task: Task,
+    cache: EmbeddingCache,
+    config: TrainingConfig,
+    device: str,
+    variants: Mapping[str, Sequence[TrainedHead]],
+    prevalence: float | None,
+    command: str,
+    started: float,
+) -> RunConfig:
+    return RunConfig(
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
+        seed=config.seed,
+        seeds=config.seeds,
+        epochs=config.epochs,
+        patience=config.patience,
+        batch_size=config.batch_size,
+        schedule=config.schedule,
+        class_weight=config.class_weight,
+        label_smoothing=config.label_smoothing,
+        device=device,
+        streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
+        dataset=dataset_facts(task),
+        embeddings=_embedding_facts(task, cache),
+        versions={
+            "python": platform.python_version(),
+            **library_versions(),
+            **{name: version(name) for name in ("scikit-learn", "scipy")},
+        },
+        machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        per_patient=task.per_patient,
+        prevalence=prevalence,
+    )
+
+
+def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
+    """Give the cache's own account of itself, and the digest of the rows that the task uses."""
+    header = cache.header
+    return EmbeddingFacts(
+        cache=str(cache.path),
+        fingerprint=header.fingerprint.digest,
+        backbone=header.fingerprint.backbone,
+        weights=header.weights,
+        weights_sha256=header.fingerprint.weights_sha256,
+        preprocessing=dict(header.fingerprint.preprocessing),
+        precision=header.fingerprint.precision,
+        weights_origin=header.weights_origin,
+        weights_path=header.weights_path,
+        digest=cache.digest(task.table.rows[task.readable]),
+    )
+
+
+# -- heads --------------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    specs: Sequence[HeadSpec], task: Task, config: TrainingConfig, on_epoch: Callable[[str, int], None]
+) -> dict[str, list[TrainedHead]]:
+    """Train all variants with all seeds; give the heads of each variant by its name."""
+    fold = Fold(np.flatnonzero(task.splits == "train"), np.flatnonzero(task.splits == "val"))
+    trained = train_heads(specs, task.labelled(), [fold], len(task.names), config, macro_roc_aucs, on_epoch)
+    variants: dict[str, list[TrainedHead]] = {}
+    for head in trained:
+        variants.setdefault(head.spec.name, []).append(head)
+    for spec in specs:
+        n_lost = config.seeds - len(variants.get(spec.name, ()))
+        if n_lost:
+            variants.pop(spec.name, None)
+            logger.warning("%s: left out, its loss is no longer a number with %d of its seeds", spec.name, n_lost)
+    if not variants:
+        raise TrainingError(
+            "Each head's loss stopped being a number with one of its seeds. Lower the learning rates (lr=)."
+        )
+    return variants
+
+
+def _head_files(
+    variants: Mapping[str, Sequence[TrainedHead]], task: Task, scored: Scored, header: Header
+) -> dict[str, bytes]:
+    """Give each head's file, by its name: what a run is used by."""
+    novelty, distances = novelty_of(task)
+    files = {}
+    for name, trained in variants.items():
+        head = SavedHead(
+            spec=trained[0].spec,
+            seeds=tuple(head.seed for head in trained),
+            modules=tuple(head.module for head in trained),
+            names=task.names,
+            is_multilabel=task.is_multilabel,
+            header=header,
+            per_patient=task.per_patient,
+            validated=validated_of(task, scored.probabilities[name]),
+            novelty=novelty,
+            distances=distances,
+        )
+        files[f"{trained[0].spec.slug}.safetensors"] = head_bytes(head)
+    return files
+
+
+def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:
+    return [
+        Epoch(name, head.seed, number, *(epoch.train_loss, epoch.val_loss, epoch.val_roc_auc, epoch.learning_rate))
+        for name, trained in variants.items()
+        for head in trained
+        for number, epoch in enumerate(head.history, start=1)
+    ]
+
+
+def _predictions(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:
+    places = np.flatnonzero(task.readable)
+    names, number = np.unique(task.splits, return_inverse=True)
+    patients = task.table.patients
+    return Predictions(
+        paths=tuple(task.table.paths[i] for i in places),
+        patients=tuple(patients[i] for i in places) if patients is not None else ("",) * len(places),
+        splits=tuple(names.astype(object)[number]),  # three texts, not one an image
+        labels=tuple(task.labels()),
+        probabilities=probabilities,
+        truth=task.y if task.is_multilabel else None,
+    )

@@ -1,0 +1,209 @@
+"""Train, validation and test: by patient, stratified by class, seeded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.features.errors import TrainingError
+
+VAL_SHARE = 0.1
+TEST_SHARE = 0.2
+
+Strings = npt.NDArray[np.str_]
+Ints = npt.NDArray[np.int64]
+
+
+def merged_groups(*memberships: Sequence[object] | Ints) -> Ints:
+    """Join images that share a patient, or bytes, or anything else given, into groups.
+
+    Parameters
+    ----------
+    *memberships : sequences of length n
+        Images with equal entries in any of them belong together.
+
+    Returns
+    -------
+    ndarray (n,) int64
+        Group numbers, 0 upwards in the order of first appearance.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(memberships[0])
+    firsts = [_first_places(membership) for membership in memberships]
+    rows, columns = np.concatenate(firsts), np.tile(np.arange(n), len(firsts))
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n))
+    labels: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def _first_places(membership: Sequence[object] | Ints) -> Ints:
+    """Give for each entry the place of the first that equals it."""
+    if isinstance(membership, np.ndarray):
+        _, first, number = np.unique(membership, return_index=True, return_inverse=True)
+        places: Ints = first[number]
+        return places
+    seen: dict[object, int] = {}
+    return np.fromiter((seen.setdefault(value, i) for i, value in enumerate(membership)), np.int64, len(membership))
+
+
+def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bool_]]":
+    """Tell which images are of each class; with several labels an image, which have each label, and which do not.
+
+    Parameters
+    ----------
+    y : ndarray (n,) int64, class numbers; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    classes : sequence of str, length C
+
+    Returns
+    -------
+    dict of ndarray (n,) bool, by words for messages
+    """
+    if y.ndim == 1:
+        return {f"the class {label!r}": y == number for number, label in enumerate(classes)}
+    having = {f"the label {label!r}": y[:, number] == 1 for number, label in enumerate(classes)}
+    return having | {f"the absence of {label!r}": y[:, number] == 0 for number, label in enumerate(classes)}
+
+
+def _strata(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Sequence[str]]:
+    """Give each image one class to stratify by: its own, or of several labels the rarest that it has.
+
+    Strata of fewer than `fewest` groups are put to the largest: which labels meet in an image is no class of its own.
+    """
+    if y.ndim == 1:
+        return y, classes
+    has = y == 1  # (n, C)
+    rarity = np.where(has, has.sum(0), len(y) + 1)
+    stratum = np.where(has.any(1), rarity.argmin(1) + 1, 0)  # 0: none of the labels
+    present, sizes = np.unique(stratum, return_counts=True)
+    largest = present[sizes.argmax()]
+    for number in present:
+        if len(np.unique(groups[stratum == number])) < fewest:
+            stratum[stratum == number] = largest
+    present, renumbered = np.unique(stratum, return_inverse=True)
+    names = ["none of the labels", *classes]
+    return renumbered.astype(np.int64), [names[number] for number in present]
+
+
+def strata_of_groups(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Ints, Sequence[str]]:
+    """Give the groups, the class that each is to be shared out by, and the names of these classes.
+
+    A patient with images of two classes counts for the rarer one, which can spare it least.
+    """
+    y, classes = _strata(y, groups, classes, fewest)
+    rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
+    by_rarity = np.argsort(rarity[y], kind="stable")
+    names, first = np.unique(groups[by_rarity], return_index=True)
+    return names, y[by_rarity][first], classes
+
+
+def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
+    """Split images 70/10/20 into train, val and test.
+
+    Parameters
+    ----------
+    y : ndarray (n,) or (n, C) int64
+        Class numbers, or labels; see `class_masks`.
+    groups : ndarray (n,) int64
+        No group is ever in two splits.
+    classes : sequence of str
+        Names, for messages.
+    seed : int
+
+    Returns
+    -------
+    ndarray (n,) of "train", "val" or "test"
+        Each class's groups are shared out 70/10/20, rounded, but at least one to each split, and at
+        least two where the class has six or more: a class with one image cannot be scored.
+
+    Raises
+    ------
+    TrainingError
+        If a class has fewer than three groups.
+    """
+    return _share_out(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed)
+
+
+def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
+    """Split given training images into train and val (one in eight), as `split` does."""
+    return _share_out(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed)
+
+
+def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
+    rng = np.random.default_rng(seed)
+    has_labels = y.ndim == 2
+    names, stratum, classes = strata_of_groups(y, groups, classes, len(shares) + 1)
+    if has_labels:  # patients of several strata count for the rarest, which can leave another too small as well
+        sizes = np.bincount(stratum, minlength=len(classes))
+        stratum[sizes[stratum] < len(shares) + 1] = sizes.argmax()
+    assigned = np.full(len(names), "train", dtype="<U5")
+    for number, label in enumerate(classes):
+        if has_labels and not (stratum == number).any():
+            continue
+        members = rng.permutation(np.flatnonzero(stratum == number))
+        if len(members) < len(shares) + 1:
+            raise TrainingError(
+                f"The class {label!r} has {len(members)} patients (or images, where patients are unknown) of its own; "
+                f"at least {len(shares) + 1} are needed to put one into each of train, {' and '.join(shares)}. "
+                "Add images, or give a split column."
+            )
+        fewest, start = 2 if len(members) >= 2 * (len(shares) + 1) else 1, 0
+        for name, share in shares.items():
+            count = max(fewest, round(share * len(members)))
+            assigned[members[start : start + count]] = name
+            start += count
+    return assigned[np.searchsorted(names, groups)]
+
+
+def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed: int = 0) -> Ints:
+    """Share images out over folds, stratified by class, a group always in one fold.
+
+    Parameters
+    ----------
+    y : ndarray (n,) or (n, C) int64
+        Class numbers, or labels; see `class_masks`.
+    groups : ndarray (n,) int64
+    classes : sequence of str
+        Names, for messages.
+    n_folds : int
+        At least two.
+    seed : int
+
+    Returns
+    -------
+    ndarray (n,) int64
+        The fold that each image is held out in, 0 to n_folds - 1; every class is in each.
+
+    Raises
+    ------
+    TrainingError
+        If there are fewer groups than folds, of all images or of a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n_groups = len(np.unique(groups))
+    if n_groups < n_folds:
+        raise TrainingError(
+            f"--folds {n_folds}: there are {n_groups} patients (or images, where patients are unknown). "
+            f"Give at most --folds {n_groups}."
+        )
+    masks = class_masks(y, classes)
+    for which, mask in masks.items():
+        n_groups = len(np.unique(groups[mask]))
+        if n_groups < n_folds:
+            raise TrainingError(
+                f"--folds {n_folds}: {which} has {n_groups} patients (or images, where patients are unknown), "
+                f"too few to be in each fold. Give at most --folds {n_groups}, or add images."
+            )
+    strata, _ = _strata(y, groups, classes, n_folds)
+    folds = np.empty(len(y), np.int64)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), strata, groups)):
+        folds[held_out] = fold
+    for which, mask in masks.items():
+        if len(np.unique(folds[mask])) < n_folds:
+            raise TrainingError(
+                f"--folds {n_folds}: the patients cannot be shared out so that {which} is in each fold. Give fewer folds."
+            )
+    return folds

@@ -1,0 +1,418 @@
+"""What is to be learnt: a cached dataset's embeddings, classes and splits, checked."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unicodedata import normalize
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hoarfrost.evaluation import macro_roc_auc, score, score_labels
+from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.experiment.splits import carve_validation, class_masks, merged_groups, split
+from hoarfrost.features.cache import DIM, DatasetTable, EmbeddingCache
+from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
+from hoarfrost.features.devices import usable_memory
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
+from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
+
+Ints = npt.NDArray[np.int64]
+
+FEWEST_TO_SCORE = 2  # images of a class in a split
+MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, where no limit is given
+GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be told apart, on which images.
+
+    Attributes
+    ----------
+    x : Rows
+        Embeddings (n, 512) float32 of the readable images.
+    y : ndarray (n,) or (n, C) int64
+        Class numbers; or with several labels an image 1, 0, and -1 where a label is unknown.
+    groups : ndarray (n,) int64
+        Images of the same patient, or of the same bytes, have the same number.
+    splits : ndarray (n,) of "train", "val" or "test"
+    names : tuple of str
+        What the class numbers stand for.
+    patients : ndarray (n,) int64 or None
+        Each image's patient, where patients are known.
+    per_patient : str or None
+        "mean" or "max": metrics count patients, whose images' probabilities are so joined.
+    """
+
+    table: DatasetTable
+    readable: npt.NDArray[np.bool_]
+    x: Rows
+    y: Ints
+    groups: Ints
+    splits: npt.NDArray[np.str_]
+    split_by: str
+    classes: tuple[str, ...]
+    positive: tuple[str, ...] | None
+    names: tuple[str, ...]
+    patients: Ints | None
+    per_patient: str | None = None
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Tell whether an image may have several labels."""
+        return self.y.ndim == 2
+
+    @property
+    def has_given_test(self) -> bool:
+        """Tell whether the dataset itself says which images are for the test."""
+        return self.table.splits is not None and bool((self.splits == "test").any())
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The splits that heads are scored on: val, and test where there is one."""
+        return tuple(name for name in ("val", "test") if (self.splits == name).any())
+
+    def labels(self) -> list[str]:
+        """Give the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
+        if self.is_multilabel:
+            return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
+        return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
+
+    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> npt.NDArray[np.float64]:
+        """Give a trained head's probabilities (m, C) of some rows, all by default."""
+        return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Tell whether embeddings stay in the cache, since they are more than the memory limit."""
+        return isinstance(self.x, StreamedRows)
+
+    def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
+        """Give the embeddings (m, 512) of some rows."""
+        found = np.empty((len(rows), self.x.n_features), np.float32)
+        for places, part in self.x.blocks(rows):
+            found[places] = part.cpu().numpy()
+        return found
+
+    def units(self, rows: Ints) -> Units:
+        """Give what metrics of some rows count: the images, or their patients."""
+        patients = None if self.patients is None else self.patients[rows]
+        return units_of(self.y[rows], len(self.names), patients, self.per_patient)
+
+    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """Score probabilities (m, C) of some rows."""
+        units = self.units(rows)
+        scored = score_labels if self.is_multilabel else score
+        return scored(units.y, units.joined(probabilities), self.names, units.groups)
+
+    def roc_auc(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> float:
+        """Give the ROC AUC alone, as `score` does."""
+        units = self.units(rows)
+        return macro_roc_auc(units.y, units.joined(probabilities))
+
+    def attributes(self) -> dict[str, list[str]]:
+        """Give the readable images' further columns, those that are labels left out."""
+        places = np.flatnonzero(self.readable)
+        labels = self.classes if self.is_multilabel else ()
+        return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items() if name not in labels}
+
+    def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
+        """Name what each image is called: its most probable class, or all labels that are more probable than not."""
+        if not self.is_multilabel:
+            return [repr(self.names[number]) for number in probabilities.argmax(axis=1)]
+        found = [[self.names[i] for i in np.flatnonzero(row >= 0.5)] for row in probabilities]
+        return [" + ".join(names) or "none of the labels" for names in found]
+
+    def labelled(self) -> Labelled:
+        """Give embeddings and labels for training, on the device."""
+        return Labelled(self.x, torch.from_numpy(self.y).to(self.x.device))
+
+
+def read_task(
+    cache: EmbeddingCache,
+    dataset: str | None,
+    positive: Sequence[str],
+    seed: int,
+    *,
+    label_columns: Sequence[str] | None = None,
+    memory_limit: int | None = None,
+    device: str = "cpu",
+    per_patient: str | None = None,
+) -> Task:
+    """Read a dataset from the cache, and settle classes and splits.
+
+    Parameters
+    ----------
+    cache : EmbeddingCache
+        Must stay open while the task is used: what is larger than the memory limit is streamed from it.
+    dataset : str or None
+        Which of the cache's datasets; not needed where there is one.
+    positive : sequence of str
+        Labels that count as class 1; makes the task binary.
+    seed : int
+        Of the splits, where the dataset has none.
+    label_columns : sequence of str, optional
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    memory_limit : int, optional
+        Bytes that embeddings may take; by default half of the memory that this process may use.
+    device : str
+        Where heads are trained.
+    per_patient : "mean", "max" or None
+        Metrics count patients, and so join their images' probabilities.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: the cache, labels or splits are not fit to train on.
+    """
+    table = cache.dataset(dataset)
+    readable = table.rows >= 0
+    if label_columns is None:
+        classes, positive_labels, y = _classes(table, readable, positive)
+    else:
+        classes, y = _label_matrix(table, readable, label_columns, positive)
+        positive_labels = None
+    names = _class_names(classes, positive_labels)
+    groups = _groups(table, readable)
+    splits, split_by = _splits(table, readable, y, groups, names, seed)
+    x = _rows(cache, table, memory_limit, device)
+    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
+    patients = (
+        None if table.patients is None else patient_numbers([table.patients[i] for i in np.flatnonzero(readable)])
+    )
+    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, patients, per_patient)
+    _check_per_patient(task)
+    _check_splits(task)
+    return task
+
+
+def _check_per_patient(task: Task) -> None:
+    if task.per_patient is None:
+        return
+    option = f"--per-patient {task.per_patient}"
+    if task.patients is None:
+        raise TrainingError(
+            f"{option}: the dataset {task.table.name!r} does not say which patient an image is of. Give its CSV a patient "
+            "column and extract again, or leave the option out."
+        )
+    if task.is_multilabel:
+        raise TrainingError(
+            f"{option}: images have several labels each, and are scored as images. Leave the option out."
+        )
+    for name in task.scored_splits:
+        try:
+            task.units(np.flatnonzero(task.splits == name))
+        except ValueError as error:
+            raise TrainingError(
+                f"{option}, the split {name}: {error} (--positive), or leave the option out."
+            ) from error
+
+
+def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
+    """Hold the embeddings in memory, on a GPU in its own, if they fit; else stream them."""
+    readable = table.rows[table.rows >= 0]
+    n_bytes, limit = len(readable) * DIM * 4, memory_limit or MEMORY_SHARE * usable_memory()
+    if n_bytes > limit:
+        logger.warning(
+            "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time",
+            table.name,
+            n_bytes / 1e9,
+            limit / 1e9,
+        )
+        return StreamedRows(cache.embeddings, readable, DIM, int(limit), torch.device(device))
+    x = torch.from_numpy(cache.embeddings(readable))
+    if device == "cuda":
+        fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]
+        x = x.to(device) if fits else x.pin_memory()
+    return HeldRows(x, torch.device(device))
+
+
+def _check_embeddings(x: Rows, paths: Sequence[str], cache: EmbeddingCache) -> None:
+    """Refuse NaN and infinity: standardisation would spread one image's over all."""
+    broken = np.zeros(len(x), bool)
+    for places, part in x.blocks(np.arange(len(x))):
+        broken[places] = ~part.isfinite().all(dim=1).cpu().numpy()
+    if broken.any():
+        raise TrainingError(
+            f"{cache.path}: the embeddings of {broken.sum()} of {len(paths)} images are not finite (first: "
+            f"{paths[int(broken.argmax())]}). The weights {cache.header.weights} are probably damaged: extract with others."
+        )
+
+
+def _classes(
+    table: DatasetTable, readable: npt.NDArray[np.bool_], positive: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, Ints]:
+    """Give the classes, the positive ones, and each readable image's class number."""
+    labels = [table.labels[i] for i in np.flatnonzero(readable)]
+    if not any(labels):
+        columns = _columns_of_labels(table)
+        raise TrainingError(
+            f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} hold 0 and 1: pass "
+            "--multilabel to learn them."
+        )
+    classes = tuple(sorted(set(labels), key=_label_order))
+    positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
+    return classes, positive_labels, class_numbers(labels, classes, positive_labels)
+
+
+def _label_matrix(
+    table: DatasetTable, readable: npt.NDArray[np.bool_], wanted: Sequence[str], positive: Sequence[str]
+) -> tuple[tuple[str, ...], Ints]:
+    """Read columns of labels, (n, C) int64."""
+    if positive:
+        raise TrainingError(
+            "--positive is for one label an image; with --multilabel each column is a label for itself."
+        )
+    names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
+    if not names:
+        raise TrainingError(
+            f"--multilabel: the dataset {table.name!r} has no column of 0 and 1 with both in it. "
+            f"Its columns: {', '.join(table.attributes) or '(none)'}."
+        )
+    return names, np.column_stack([_label_column(table, name) for name in names])[readable]
+
+
+def _column_named(table: DatasetTable, wanted: str) -> str:
+    """Find a column by the name that its CSV has, whatever the case, and whether umlauts are composed or not."""
+
+    def spelled(name: str) -> str:
+        return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
+
+    for name in table.attributes:
+        if spelled(name) == spelled(wanted):
+            return name
+    raise TrainingError(
+        f"--label {wanted}: the dataset {table.name!r} has no such column. It has: "
+        f"{', '.join(table.attributes) or '(none)'}."
+    )
+
+
+def _label_column(table: DatasetTable, name: str) -> Ints:
+    cells = table.attributes[name]
+    for path, cell in zip(table.paths, cells, strict=True):
+        if cell.lower() not in LABEL_VALUES:
+            raise TrainingError(
+                f"--label {name}: {path} has {cell!r}; expected 1, 0, or nothing (or -1) where it is unknown. "
+                "Mend the column, or leave it out."
+            )
+    return np.array([LABEL_VALUES[cell.lower()] for cell in cells], np.int64)
+
+
+def _columns_of_labels(table: DatasetTable) -> tuple[str, ...]:
+    """List the columns that hold 0 and 1 and nothing else."""
+    return tuple(name for name, cells in table.attributes.items() if is_label_column(cells))
+
+
+def _label_order(label: str) -> tuple[bool, int, str]:
+    """Sort numbers as numbers (10 after 9), and before texts."""
+    number = label.isascii() and label.isdigit()
+    return (not number, int(label) if number else 0, label)
+
+
+def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
+    if len(classes) < 2:
+        raise TrainingError(
+            f"The dataset {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
+            "two apart. Mend the unreadable images or add others, and extract again."
+        )
+    for label in positive:
+        if label not in classes:
+            raise TrainingError(
+                f"--positive {label}: the dataset {dataset!r} has no such label. It has: {', '.join(classes)}."
+            )
+    if set(positive) == set(classes):
+        raise TrainingError(f"--positive names all labels ({', '.join(classes)}); leave at least one for class 0.")
+    if positive:
+        return tuple(label for label in classes if label in positive)
+    return classes[1:] if len(classes) == 2 else None
+
+
+def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> tuple[str, ...]:
+    if positive is None:
+        return classes
+    return " + ".join(label for label in classes if label not in positive), " + ".join(positive)
+
+
+def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
+    """Join images of the same patient, where patients are known, and of the same bytes."""
+    known = [[column[i] for i in np.flatnonzero(readable)] for column in (table.patients,) if column is not None]
+    return merged_groups(table.rows[readable], *known)
+
+
+def _splits(
+    table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
+) -> tuple[npt.NDArray[np.str_], str]:
+    """Take the dataset's own splits, or make them by patient; the same bytes are never in two splits of ours."""
+    if table.splits is None:
+        return split(y, groups, names, seed=seed), "image" if table.patients is None else "patient"
+    given = np.array([table.splits[i] for i in np.flatnonzero(readable)], dtype="<U5")
+    train = given == "train"
+    if not train.any():
+        raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
+    if (given == "val").any():
+        return given, "given"
+    given[train] = carve_validation(y[train], groups[train], names, seed=seed)
+    return given, "given, val from train"
+
+
+def _check_splits(task: Task) -> None:
+    """Refuse a split in which a class is missing: nothing could be learnt or scored there."""
+    for name in ("train", *task.scored_splits):
+        rows = np.flatnonzero(task.splits == name)
+        y = task.units(rows).y if name in task.scored_splits else task.y[rows]
+        unit = "image(s)" if task.per_patient is None or name == "train" else "patient(s)"
+        counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}
+        for which, count in counts.items():
+            if count < FEWEST_TO_SCORE:
+                all_counts = ", ".join(f"{n} {label}" for label, n in zip(task.names, counts.values(), strict=False))
+                raise TrainingError(
+                    f"The split {name} has {count} {unit} of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
+                    f"score it (the split has {all_counts}). Add images, {_other_splits(task)}"
+                )
+
+
+def _other_splits(task: Task) -> str:
+    if task.is_multilabel:
+        return "leave the label out (--label)."
+    if task.table.splits is not None:
+        return "or change the dataset's split column or folders."
+    return (
+        "or learn less: --positive LABEL makes two classes of several. (The split was drawn here: there is none given.)"
+    )
+
+
+def dataset_facts(task: Task) -> DatasetFacts:
+    """Describe the dataset for the run's record."""
+    table = task.table
+    present = [name for name in SPLITS if (task.splits == name).any()]
+    sizes = Counter(task.splits.tolist())
+    return DatasetFacts(
+        name=table.name,
+        source=table.source,
+        classes=task.classes,
+        positive=task.positive,
+        split_by=task.split_by,
+        n_images=len(table),
+        n_patients=len(set(table.patients)) if table.patients is not None else None,
+        counts={name: _counts(task, name) for name in present},
+        n_split={name: sizes[name] for name in present},
+        is_multilabel=task.is_multilabel,
+        no_test_split=None if "test" in present else NO_TEST_SPLIT,
+        unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
+    )
+
+
+def _counts(task: Task, split: str) -> dict[str, int]:
+    """Count a split's images of each class or, of several labels an image, those that have each label."""
+    here = task.splits == split
+    if task.is_multilabel:
+        return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}
+    found = Counter(label for label, is_here in zip(task.labels(), here.tolist(), strict=True) if is_here)
+    return {label: found[label] for label in task.classes}

@@ -1,0 +1,93 @@
+"""What validation fixes of a head before it is used: temperature, operating points, conformal scores; and its novelty."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.evaluation import OperatingPoint, binary_problems, choose_thresholds, fit_temperature
+from hoarfrost.evaluation.conformal import Calibration, calibrate, calibrate_classes
+from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
+from hoarfrost.evaluation.units import Units, units_of
+from hoarfrost.experiment.task import Task
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+IMAGE = "image"
+MOST_MEASURED = 50_000  # images that novelty is fitted on, and as many whose distances are kept: more tell nothing more
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What validation fixed of a head for images, or for patients whose images' probabilities are joined.
+
+    Attributes
+    ----------
+    unit : str
+        "image"; or of patients how they are joined, "mean" or "max".
+    n : int
+        Images, or patients, of the validation split.
+    temperatures : tuple of float
+        One; with several labels an image one a label.
+    points : tuple of tuples of OperatingPoint
+        Of the positive class, or of each label; none with more than two classes.
+    calibrations : tuple of Calibration
+        For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
+    """
+
+    unit: str
+    n: int
+    temperatures: tuple[float, ...]
+    points: tuple[tuple[OperatingPoint, ...], ...]
+    calibrations: tuple[Calibration, ...]
+
+
+def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
+    """Fix what a head needs to be used, from its probabilities (n, C) of all images: of those of validation alone.
+
+    Returns
+    -------
+    tuple of Validated
+        For images; where patients are known, and have one class each, for these too.
+    """
+    rows = np.flatnonzero(task.splits == "val")
+    y, n_classes = task.y[rows], len(task.names)
+    patients = None if task.patients is None else task.patients[rows]
+    found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows])]
+    if patients is None or task.is_multilabel:
+        return tuple(found)
+    for how in ("mean", "max"):
+        try:
+            found.append(_fixed(how, units_of(y, n_classes, patients, how), probabilities[rows]))
+        except ValueError:
+            continue  # a patient's images are of several classes, or all patients of one: there is nothing to fix
+    return tuple(found)
+
+
+def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
+    y, p = units.y, units.joined(probabilities)
+    groups = units.groups if unit == IMAGE else None
+    problems = [(one, p[rows, number]) for number, rows, one in binary_problems(y, p.shape[1])]
+    has_points = y.ndim == 2 or p.shape[1] == 2
+    points = tuple(choose_thresholds(one, of_class) for one, of_class in problems) if has_points else ()
+    if y.ndim == 1:
+        temperatures = [fit_temperature(y, p).temperature]
+    else:
+        temperatures = [fit_temperature(one, np.column_stack([1 - q, q])).temperature for one, q in problems]
+    return Validated(unit, len(y), tuple(temperatures), points, calibrate_classes(y, p, groups))
+
+
+def novelty_of(task: Task) -> tuple[NoveltyReference, Calibration]:
+    """Describe the training embeddings, and give the distances of validation images, which they were not fitted on."""
+    train, val = (_at_most(np.flatnonzero(task.splits == name)) for name in ("train", "val"))
+    reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))
+    distances = np.empty(len(val))
+    for places, part in task.x.blocks(val):
+        distances[places] = reference.distances(part.cpu().numpy())
+    return reference, calibrate(distances, None if task.patients is None else task.patients[val])
+
+
+def _at_most(rows: Ints) -> Ints:
+    """Give rows, or evenly spread ones of too many."""
+    return rows if len(rows) <= MOST_MEASURED else rows[np.linspace(0, len(rows) - 1, MOST_MEASURED).astype(np.int64)]

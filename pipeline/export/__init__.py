@@ -1,5 +1,0 @@
-"""A head with its backbone as one file from pixels to probabilities, and its model card."""
-
-from pipeline.export.exporting import ExportSummary, export_head
-
-__all__ = ["ExportSummary", "export_head"]

@@ -1,0 +1,1 @@
+"""Heads: how they are specified, built and saved."""

@@ -1,0 +1,285 @@
+"""A head's file: all that is needed to use it, and nothing of a patient. Written and read here alone."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from hoarfrost.evaluation import OperatingPoint
+from hoarfrost.evaluation.conformal import Calibration
+from hoarfrost.evaluation.novelty import NoveltyReference
+from hoarfrost.experiment.validated import Validated
+from hoarfrost.features.cache import DIM, Header
+from hoarfrost.features.errors import RunError
+from hoarfrost.features.fingerprint import Fingerprint, weights_digest
+from hoarfrost.heads.specs import HeadSpec, build_head, parse_head
+from hoarfrost.runs import from_json, to_json
+from hoarfrost.training import Standardise
+
+FORMAT = "hoarfrost-head"
+FORMAT_VERSION = 2
+KEY = "hoarfrost"  # of the metadata
+DIGEST = "sha256"
+STANDARDISATION = "0."  # begins the names of its tensors; by the same training images for all seeds
+NOVELTY = ("mean", "directions", "variances")
+AGAIN = "Train again, or copy it again."
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A trained head with what is needed to use it.
+
+    Attributes
+    ----------
+    spec : HeadSpec
+    seeds : tuple of int
+        One for each of `modules`, whose probabilities' mean is the head's.
+    modules : tuple of nn.Module
+        From embeddings (B, 512) to logits (B, C), standardisation included.
+    names : tuple of str
+        Of the C classes, or labels.
+    is_multilabel : bool
+    header : Header
+        What the embeddings must be made by.
+    per_patient : "mean", "max" or None
+        How patients were joined where the run scored these.
+    validated : tuple of Validated
+        For images, and where they were known for patients.
+    novelty : NoveltyReference
+    distances : Calibration
+        Those of validation images.
+    """
+
+    spec: HeadSpec
+    seeds: tuple[int, ...]
+    modules: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+    is_multilabel: bool
+    header: Header
+    per_patient: str | None
+    validated: tuple[Validated, ...]
+    novelty: NoveltyReference
+    distances: Calibration
+
+    @property
+    def columns(self) -> tuple[tuple[str, int], ...]:
+        """The head's columns in predictions.csv, and the class of each: of two classes the positive one alone."""
+        if len(self.names) == 2 and not self.is_multilabel:
+            return ((self.spec.name, 1),)
+        return tuple((f"{self.spec.name}:{name}", number) for number, name in enumerate(self.names))
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What of `Validated` is no array."""
+
+    unit: str
+    n: int
+    temperatures: tuple[float, ...]
+    points: tuple[tuple[OperatingPoint, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What a head's file says of itself, as JSON."""
+
+    format: str
+    format_version: int
+    head: str
+    seeds: tuple[int, ...]
+    classes: tuple[str, ...]
+    activation: str
+    n_inputs: int
+    fingerprint: str
+    embeddings: Fingerprint
+    weights: str
+    weights_origin: str
+    per_patient: str | None
+    novelty_rest: float
+    validated: tuple[_Fixed, ...]
+
+
+def head_bytes(head: SavedHead) -> bytes:
+    """Give the content of a head's file; the same head is the same bytes."""
+    description = _Description(
+        FORMAT, FORMAT_VERSION, head.spec.name, head.seeds, head.names,
+        activation="sigmoid" if head.is_multilabel else "softmax",
+        n_inputs=DIM,
+        fingerprint=head.header.fingerprint.digest,
+        embeddings=head.header.fingerprint,
+        weights=head.header.weights,
+        weights_origin=head.header.weights_origin,
+        per_patient=head.per_patient,
+        novelty_rest=head.novelty.rest,
+        validated=tuple(_Fixed(one.unit, one.n, one.temperatures, one.points) for one in head.validated),
+    )  # fmt: skip
+    # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
+    # writes several entries in random order, so that the same head would not be the same bytes.
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(head)}
+    told = to_json(description)
+    metadata = {KEY: json.dumps({**told, DIGEST: content_digest(told, tensors)}, sort_keys=True)}
+    content: bytes = save(tensors, metadata=metadata)
+    return content
+
+
+def content_digest(description: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """Give the SHA-256 (hex) of all that a head's file says, by which a flipped bit is found."""
+    told = json.dumps({key: value for key, value in description.items() if key != DIGEST}, sort_keys=True)
+    digest = sha256(told.encode())
+    digest.update(weights_digest((name, tensor.numpy()) for name, tensor in tensors.items()).encode())
+    return digest.hexdigest()
+
+
+def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in zip(_prefixes(head.seeds), head.modules, strict=True):
+        for name, tensor in module.state_dict().items():
+            if not (prefix and name.startswith(STANDARDISATION)):
+                yield prefix + name, tensor
+    yield from ((f"novelty.{name}", torch.from_numpy(getattr(head.novelty, name))) for name in NOVELTY)
+    for name, calibration in _calibrations(head.validated, head.distances):
+        yield f"{name}.scores", torch.from_numpy(calibration.scores)
+        yield f"{name}.weights", torch.from_numpy(calibration.weights)
+
+
+def _prefixes(seeds: Iterable[int]) -> list[str]:
+    """Give what stands before each seed's tensors: nothing for the first, so that it reads as a module's own."""
+    return [f"seed{seed}." if i else "" for i, seed in enumerate(seeds)]
+
+
+def _calibrations(validated: Iterable[Validated], distances: Calibration) -> Iterator[tuple[str, Calibration]]:
+    yield "distances", distances
+    for one in validated:
+        yield from ((f"conformal.{one.unit}.{i}", each) for i, each in enumerate(one.calibrations))
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_head(path: Path) -> SavedHead:
+    """Read a head's file; nothing of it is run.
+
+    Raises
+    ------
+    RunError
+        If it is missing, no head's file, of a newer or older format, or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable .safetensors ({error})"
+        raise RunError(
+            f"{path}: {reason}. Name a head's file, as `hoarfrost train` writes them to RUN/heads/."
+        ) from error
+    try:
+        return _head(_description(path, text, tensors), tensors)
+    except KeyError as error:
+        raise RunError(f"{path}: the head's file is damaged: there is no {error}. {AGAIN}") from error
+    # What conversions raise on content that is not what this program wrote.
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
+        raise RunError(f"{path}: the head's file is damaged: {error}. {AGAIN}") from error
+
+
+def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) -> _Description:
+    if text is None:
+        raise RunError(f"{path}: no head of hoarfrost (its metadata say nothing of one). Name a file of RUN/heads/.")
+    content = json.loads(text)
+    if content["format"] != FORMAT:
+        raise RunError(f"{path}: no head of hoarfrost, but {content['format']!r}. Name a file of RUN/heads/.")
+    version = int(content["format_version"])
+    if version > FORMAT_VERSION:
+        raise RunError(
+            f"{path} was written by a newer hoarfrost (head format {version}, this one reads {FORMAT_VERSION}). "
+            "Upgrade hoarfrost, or train again."
+        )
+    if version < FORMAT_VERSION:
+        raise RunError(
+            f"{path} was written by an older hoarfrost (head format {version}), and lacks what validation fixed. Train "
+            "again: the cache is all that it needs."
+        )
+    if content[DIGEST] != content_digest(content, tensors):
+        raise ValueError("its content is not that of its checksum")
+    return from_json(content, _Description)
+
+
+def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead:
+    if description.n_inputs != DIM or len(description.classes) < 1 or not description.seeds:
+        raise ValueError("it is of no head on 512 numbers")
+    if description.embeddings.digest != description.fingerprint:
+        raise ValueError("its fingerprint is not that of the embeddings that it describes")
+    multilabel = {"sigmoid": True, "softmax": False}[description.activation]
+    spec = parse_head(description.head)
+    modules = [_module(spec, len(description.classes), prefix, tensors) for prefix in _prefixes(description.seeds)]
+    n_calibrations = len(description.classes) if multilabel else 1
+    n_points = n_calibrations if multilabel or len(description.classes) == 2 else 0
+    validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
+    if not validated or validated[0].unit != "image":
+        raise ValueError("it lacks what validation fixed for images")
+    return SavedHead(
+        spec, description.seeds, tuple(modules), description.classes, multilabel,
+        Header(description.embeddings, description.weights, description.weights_origin),
+        description.per_patient,
+        validated,
+        _novelty(description.novelty_rest, tensors),
+        _calibration("distances", tensors),
+    )  # fmt: skip
+
+
+def _module(spec: HeadSpec, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    with torch.device("meta"):  # shapes alone: the file may promise any
+        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), build_head(spec, DIM, n_classes))
+    state = {}
+    for name, meta in like.state_dict().items():
+        full_name = name if name.startswith(STANDARDISATION) else prefix + name
+        state[name] = _checked(full_name, tuple(meta.shape), tensors)
+    if (state["0.std"] <= 0).any():
+        raise ValueError("0.std is not above zero")
+    like.load_state_dict(state, assign=True)
+    return like.eval()
+
+
+def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+    tensor = tensors[name]
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or not tensor.isfinite().all():
+        raise ValueError(f"{name} is no finite float32 of the shape {shape}")
+    return tensor
+
+
+def _novelty(rest: float, tensors: Mapping[str, Tensor]) -> NoveltyReference:
+    k = len(tensors["novelty.directions"])
+    shapes: dict[str, tuple[int, ...]] = {"mean": (DIM,), "directions": (k, DIM), "variances": (k,)}
+    found = {name: _checked(f"novelty.{name}", shape, tensors).numpy() for name, shape in shapes.items()}
+    if not rest > 0 or not (found["variances"] > 0).all():
+        raise ValueError("novelty's variances are not above zero")
+    return NoveltyReference(rest=rest, **found)
+
+
+def _is_threshold(point: OperatingPoint) -> bool:
+    return point.threshold is not None and math.isfinite(point.threshold)
+
+
+def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mapping[str, Tensor]) -> Validated:
+    if not all(0 < value < math.inf for value in fixed.temperatures) or len(fixed.temperatures) != n_calibrations:
+        raise ValueError(f"its temperatures for {fixed.unit} are not as many as it needs, each above zero")
+    if len(fixed.points) != n_points or not all(of_class and _is_threshold(of_class[0]) for of_class in fixed.points):
+        raise ValueError(f"its operating points for {fixed.unit} are not as many as it needs, each with a threshold")
+    calibrations = tuple(_calibration(f"conformal.{fixed.unit}.{i}", tensors) for i in range(n_calibrations))
+    return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
+
+
+def _calibration(name: str, tensors: Mapping[str, Tensor]) -> Calibration:
+    scores, weights = (tensors[f"{name}.{part}"].double().numpy() for part in ("scores", "weights"))
+    if scores.ndim != 1 or scores.shape != weights.shape or not np.isfinite(scores).all():
+        raise ValueError(f"{name} holds no scores")
+    if (np.diff(scores) < 0).any() or not ((weights > 0) & (weights <= 1)).all():
+        raise ValueError(f"{name} holds scores that are not sorted, or weights that are no shares")
+    return Calibration(scores, weights)

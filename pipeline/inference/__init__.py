@@ -1,0 +1,1 @@
+"""A trained head in use: predictions, explanations, export and serving."""

@@ -1,0 +1,99 @@
+"""Explanation by example: the training images whose embeddings are nearest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.heads.files import SavedHead
+from hoarfrost.inference.sources import Source
+from hoarfrost.runs import Run
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training image like another one: its path and label, and how far its standardised embedding is."""
+
+    path: str
+    label: str
+    distance: float
+
+
+class TrainingExamples:
+    """The training images of a run, to find those that an image is like.
+
+    Parameters
+    ----------
+    embeddings : ndarray (n, 512) float32
+    mean, std : ndarray (512,) float32
+        Of the training images, as the head has them.
+    paths, labels, patients : sequence of str, length n
+        Patients are "" where they are unknown.
+    keys : sequence of bytes, length n
+        The digests of the images' contents.
+
+    Notes
+    -----
+    Distances are Euclidean between standardised embeddings: what the head sees, each number in units of its own
+    deviation. Cosines of raw embeddings would be of what all images share.
+    """
+
+    def __init__(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        mean: npt.NDArray[np.float32],
+        std: npt.NDArray[np.float32],
+        paths: Sequence[str],
+        labels: Sequence[str],
+        patients: Sequence[str],
+        keys: Sequence[bytes],
+    ) -> None:
+        self._mean, self._std = mean, std
+        self._z = (embeddings - mean) / std
+        self._squares = np.einsum("nk,nk->n", self._z, self._z, dtype=np.float64)
+        self._paths, self._labels = paths, labels
+        self._patients, self._keys = np.array(patients, object), np.array(keys, object)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def nearest(
+        self, embedding: npt.NDArray[np.float32], n: int, *, key: bytes = b"", patient: str = ""
+    ) -> tuple[Example, ...]:
+        """Give the n nearest training images, the nearest first.
+
+        Parameters
+        ----------
+        embedding : ndarray (512,) float32
+        n : int
+        key : bytes
+            The image's own: it is not an example of itself, under whatever path.
+        patient : str
+            The image's own, if known: images of the same patient are left out, for they are no other case.
+        """
+        z = (embedding - self._mean) / self._std
+        distances = np.sqrt(np.maximum(self._squares - 2 * (self._z @ z) + float(z @ z), 0))
+        allowed = self._keys != key
+        if patient:
+            allowed &= self._patients != patient
+        places = np.flatnonzero(allowed)
+        order = places[np.argsort(distances[places], kind="stable")[:n]]
+        return tuple(Example(self._paths[i], self._labels[i], float(distances[i])) for i in order)
+
+
+def training_examples(run: Run, source: Source, head: SavedHead) -> TrainingExamples:
+    """Collect the training images of a run from its cache.
+
+    Raises
+    ------
+    CacheError
+        If the embeddings cannot be read.
+    """
+    rows = [i for i, split in enumerate(run.predictions.splits) if split == "train"]
+    paths, labels, patients = (
+        [column[i] for i in rows]
+        for column in (run.predictions.paths, run.predictions.labels, run.predictions.patients)
+    )
+    mean, std = (head.modules[0].get_buffer(f"0.{name}").numpy() for name in ("mean", "std"))
+    return TrainingExamples(source.embeddings(paths), mean, std, paths, labels, patients, source.keys(paths))

@@ -1,0 +1,58 @@
+"""The heads of a run, one by one: which there are, how good they are, and whether their files can be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hoarfrost.features.errors import RunError
+from hoarfrost.heads.files import read_head
+from hoarfrost.runs import HeadResult, RunHeads, read_heads
+
+
+@dataclass(frozen=True)
+class ListedHead:
+    """A head of a run.
+
+    `parameters` are those of one seed; `test_roc_auc` is None where there was no test split; `problem` says why
+    the file cannot be used, and is empty where it can.
+    """
+
+    name: str
+    selected: bool
+    seeds: int
+    parameters: int
+    val_roc_auc: float
+    test_roc_auc: float | None
+    file: str
+    bytes: int
+    problem: str
+
+
+def list_heads(directory: Path) -> tuple[ListedHead, ...]:
+    """List a run's heads; each one's file is read.
+
+    Raises
+    ------
+    RunError
+        If the folder is missing, is no run, was written by another version or is damaged.
+    """
+    run = read_heads(directory)
+    return tuple(_listed(run, head) for head in run.heads)
+
+
+def _listed(run: RunHeads, head: HeadResult) -> ListedHead:
+    path, problem = run.file_of(head.name), ""
+    try:
+        read_head(path)
+    except RunError as error:
+        problem = str(error)
+    return ListedHead(
+        name=head.name,
+        selected=head.name == run.selected,
+        seeds=len(head.seeds),
+        parameters=head.n_parameters,
+        val_roc_auc=float(head.val["roc_auc"]),
+        test_roc_auc=None if head.test is None else float(head.test["roc_auc"]),
+        file=str(path),
+        bytes=path.stat().st_size if path.is_file() else 0,
+        problem=problem,
+    )

@@ -1,0 +1,199 @@
+"""Predictor: a head in use. Embeddings in, probabilities out; opens no image, and knows neither files nor click."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hoarfrost.evaluation import apply_temperature, per_patient
+from hoarfrost.evaluation.conformal import prediction_sets
+from hoarfrost.experiment.validated import IMAGE, Validated
+from hoarfrost.features.cache import DIM, Header
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.files import SavedHead
+from hoarfrost.training import mean_probabilities, predict_probabilities
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+COVERAGE = 0.9
+FALSE_ALARMS = 0.05
+NONE = "(none)"  # stands for a set that is empty, and where no label is called
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says of n images, or patients; C classes, or labels.
+
+    Attributes
+    ----------
+    probabilities : ndarray (n, C) float64
+        The head's own, as predictions.csv has them.
+    calibrated : ndarray (n, C) float64
+        By the temperature that validation fixed.
+    called : ndarray (n, C) bool
+        What each is called at the operating point: one class, or any number of labels.
+    sets : ndarray (n, C) bool; with several labels an image (n, C, 2) bool
+        Which classes the conformal set holds; whether a label may be absent, and present.
+    distances : ndarray (n,) float64 or None
+        To the training set, see `hoarfrost.evaluation.novelty`; None of patients.
+    is_novel : ndarray (n,) bool or None
+        Whether it is farther than all but a stated share of validation images; None of patients, and
+        where too few of these tell.
+    """
+
+    probabilities: Floats
+    calibrated: Floats
+    called: Bools
+    sets: Bools
+    distances: Floats | None = None
+    is_novel: Bools | None = None
+
+
+class Predictor:
+    """A head in use.
+
+    Parameters
+    ----------
+    head : SavedHead
+        As `hoarfrost.heads.files.read_head` reads it.
+    coverage : float
+        Share of images whose conformal set is to hold the true class, between 0 and 1.
+    false_alarms : float
+        Share of images like the training set's that may be called out of distribution, between 0 and 1.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the C classes, or labels.
+    header : Header
+        What embeddings must be made by.
+    novelty_threshold : float
+        Distance beyond which an image is out of distribution; infinite where too few validation images tell.
+    """
+
+    def __init__(self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS) -> None:
+        self.head = head
+        self.coverage = coverage
+        self.false_alarms = false_alarms
+        self.names = head.names
+        self.header: Header = head.header
+        self.novelty_threshold = head.distances.quantile(1 - false_alarms)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What validation fixed anything for: "image", and where patients were known "mean" and "max"."""
+        return tuple(one.unit for one in self.head.validated)
+
+    def predict(self, x: npt.NDArray[np.float32]) -> Prediction:
+        """Predict images.
+
+        Parameters
+        ----------
+        x : ndarray (n, 512) float32
+            Embeddings that `header` describes. One image's prediction does not depend on the others.
+
+        Returns
+        -------
+        Prediction
+
+        Raises
+        ------
+        ValueError
+            If `x` is not (n, 512), or not finite.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim != 2 or x.shape[1] != DIM:
+            raise ValueError(f"embeddings must be (n, {DIM}), not {x.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("some embeddings are NaN or infinite")
+        if not len(x):
+            return self._applied(IMAGE, np.empty((0, len(self.names))), np.empty(0))
+        tensor, multilabel = torch.from_numpy(x), self.head.is_multilabel
+        of_seeds = [predict_probabilities(module, tensor, multilabel=multilabel) for module in self.head.modules]
+        return self._applied(IMAGE, mean_probabilities(of_seeds), self.head.novelty.distances(x))
+
+    def predict_patients(self, probabilities: Floats, patients: Ints, how: str) -> Prediction:
+        """Predict patients from their images.
+
+        Parameters
+        ----------
+        probabilities : ndarray (n, C) float64
+            The images' own, `Prediction.probabilities`.
+        patients : ndarray (n,) int64
+        how : "mean" or "max"
+            How a patient's probabilities are joined.
+
+        Returns
+        -------
+        Prediction
+            In ascending order of the patients.
+
+        Raises
+        ------
+        TrainingError
+            If validation fixed nothing for patients.
+        """
+        self.require_unit(how)
+        placeholder = np.zeros(len(probabilities), np.int64)
+        return self._applied(how, per_patient(placeholder, probabilities, patients, how).probabilities, None)
+
+    def require_unit(self, how: str) -> None:
+        """Refuse a unit that validation fixed nothing for."""
+        if how not in self.units:
+            raise TrainingError(
+                f"--per-patient {how}: the head {self.head.spec.name} was trained without knowing patients (or these have "
+                "several classes), so nothing is calibrated for them. Leave the option out, or train on a dataset that "
+                "tells patients."
+            )
+
+    def n_validated(self, unit: str = IMAGE) -> int:
+        """Count the images, or patients, of validation."""
+        return self._validated(unit).n
+
+    def has_sets(self, unit: str = IMAGE) -> bool:
+        """Tell whether validation is large enough for sets of this coverage; else they are all classes."""
+        return all(np.isfinite(one.quantile(self.coverage)) for one in self._validated(unit).calibrations)
+
+    def answers(self, called: Bools) -> list[str]:
+        """Name what `Prediction.called` (n, C) says of each: a class; or all labels, "a|b"."""
+        return [self.joined(row) for row in called]
+
+    def joined(self, which: Sequence[bool] | Bools) -> str:
+        """Name some classes: "a|b"; "(none)" where there are none."""
+        return "|".join(self.names[i] for i in np.flatnonzero(which)) or NONE
+
+    def _validated(self, unit: str) -> Validated:
+        return next(one for one in self.head.validated if one.unit == unit)
+
+    def _applied(self, unit: str, probabilities: Floats, distances: Floats | None) -> Prediction:
+        """Apply what validation fixed."""
+        fixed = self._validated(unit)
+        calibrated = self._calibrated(probabilities, fixed.temperatures)
+        is_novel = None
+        if distances is not None and np.isfinite(self.novelty_threshold):
+            is_novel = distances > self.novelty_threshold
+        sets = prediction_sets(probabilities, fixed.calibrations, self.coverage)
+        return Prediction(probabilities, calibrated, self._called(probabilities, fixed), sets, distances, is_novel)
+
+    def _calibrated(self, probabilities: Floats, temperatures: Sequence[float]) -> Floats:
+        if not self.head.is_multilabel:
+            return apply_temperature(probabilities, temperatures[0])
+        of_labels = [
+            apply_temperature(np.column_stack([1 - p, p]), temperature)[:, 1]
+            for p, temperature in zip(probabilities.T, temperatures, strict=True)
+        ]
+        return np.stack(of_labels, axis=1)
+
+    def _called(self, probabilities: Floats, fixed: Validated) -> Bools:
+        """Call each at the first operating point, Youden's; of more than two classes the most probable."""
+        thresholds = np.array([points[0].threshold for points in fixed.points], np.float64)
+        if self.head.is_multilabel:
+            return np.asarray(probabilities >= thresholds)
+        if len(thresholds):
+            is_positive = probabilities[:, 1] >= thresholds[0]
+            return np.column_stack([~is_positive, is_positive])
+        return np.asarray(np.arange(len(self.names)) == probabilities.argmax(axis=1)[:, None])

@@ -1,0 +1,112 @@
+"""A run's head as a service on this machine: a page, and an interface for programs."""
+
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hoarfrost.features.errors import HoarfrostError
+
+if TYPE_CHECKING:
+    from hoarfrost.inference.serve.app import Reader
+    from hoarfrost.inference.serve.limits import Limits
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def serve_run(
+    run: Path, head: str | None, limits: "Limits", *, host: str, port: int, weights: str | None, device: str,
+    on_start: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Serve a run's head until the process is told to stop.
+
+    Parameters
+    ----------
+    run : Path
+    head : str or None
+        Which of the run's heads; None the selected one.
+    limits : Limits
+    host : str
+        Address to listen at. On loopback, requests must call this host by a name of loopback.
+    port : int
+        0 takes a free one.
+    weights, device : str
+        See `opened_reader`.
+    on_start : callable
+        Told the URL.
+
+    Raises
+    ------
+    HoarfrostError
+        If the run, its weights or the address are of no use, or the extra is missing.
+    """
+    require_serve()
+    from hoarfrost.inference.serve.reader import opened_reader
+
+    notes: list[str] = []
+    with opened_reader(run, head, limits, weights=weights, device=device, notes=notes) as reader:
+        for note in notes:
+            logger.warning("%s", note)
+        if host not in LOOPBACK:
+            logger.warning("%s can be reached from other machines; there is no password and no encryption", host)
+        _serve(reader, limits, host, port, on_start)
+
+
+def _serve(reader: "Reader", limits: "Limits", host: str, port: int, on_start: Callable[[str], None]) -> None:
+    import uvicorn
+
+    from hoarfrost.features.devices import usable_cpus
+    from hoarfrost.inference.serve.app import create_app
+
+    listening = _bound(host, port)
+    hosts = sorted(LOOPBACK | {"[::1]"}) if host in LOOPBACK else ["*"]
+    app = create_app(reader, limits, hosts=hosts, workers=usable_cpus())
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False, backlog=BACKLOG
+    )
+    name = f"[{host}]" if ":" in host else host
+    on_start(f"http://{name}:{listening.getsockname()[1]}/")
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def require_serve() -> None:
+    """Say how to get what the service needs.
+
+    Raises
+    ------
+    HoarfrostError
+        If it is missing.
+    """
+    try:
+        import fastapi_offline  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise HoarfrostError(f"serve needs {error.name}. Install it: pip install 'hoarfrost[serve]'.") from error
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError as error:
+        raise _not_bound(host, port, error) from error
+    try:
+        listening.bind(address)
+        listening.listen(BACKLOG)  # before the URL is told: who follows it at once is not refused, but waits
+    except OSError as error:
+        listening.close()
+        raise _not_bound(host, port, error) from error
+    return listening
+
+
+def _not_bound(host: str, port: int, error: OSError) -> HoarfrostError:
+    return HoarfrostError(
+        f"{host}:{port} cannot be listened at: {error.strerror or error}. Name another --port (0: a free one) or --host."
+    )

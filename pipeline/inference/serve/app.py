@@ -1,0 +1,137 @@
+"""The service: a page, and `POST /predict`. The sole user of FastAPI."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from fastapi import FastAPI, File, HTTPException, Query, UploadFile
+from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.formparsers import MultiPartParser
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from hoarfrost import __version__
+from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.inference.serve.answers import RESEARCH_USE, About, Answer, Problem
+from hoarfrost.inference.serve.batcher import LARGEST_BATCH, Batcher
+from hoarfrost.inference.serve.limits import LimitRequests, Limits
+
+if TYPE_CHECKING:
+    import torch
+
+DESCRIPTION = (
+    f"**{RESEARCH_USE}**\n\nA head on a frozen backbone answers for one image at a time. Nothing that is sent is kept. "
+    "Calibration, conformal sets and the distance's limit were fixed on the run's validation images, for images like these."
+)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "No form with a file"},
+    408: {"model": Problem, "description": "Not sent, or not answered, in time"},
+    413: {"model": Problem, "description": "Too many bytes"},
+    415: {"model": Problem, "description": "No image that can be read, damaged, or of too many pixels"},
+    429: {"model": Problem, "description": "Too many requests at a time"},
+}
+
+
+class Reader(Protocol):
+    """What reads an image and answers for it."""
+
+    about: About
+
+    def decode(self, content: bytes) -> "torch.Tensor":
+        """Decode to (3, 224, 224) uint8; called in several threads. Raises ImageDecodeError."""
+
+    def answer(self, images: "Sequence[torch.Tensor]") -> Sequence[Answer]:
+        """Answer for a batch; called in one thread."""
+
+    def explain(self, image: "torch.Tensor", answer: Answer) -> Answer:
+        """Add the explanation; called in one thread."""
+
+
+def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers: int) -> FastAPI:
+    """Make the application.
+
+    Parameters
+    ----------
+    reader : Reader
+    limits : Limits
+    hosts : sequence of str
+        Names that requests may call this host by ("*": any): a page elsewhere that makes its name point here is refused.
+    workers : int
+        Threads that decode.
+    """
+    MultiPartParser.spool_max_size = limits.max_bytes + 1  # files stay in memory: nothing is written to a disk
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with Batcher(reader.answer, LARGEST_BATCH) as batcher, ThreadPoolExecutor(workers, "decode") as decoders:
+            app.state.batcher, app.state.decoders = batcher, decoders
+            yield
+
+    app: FastAPI = FastAPIOffline(
+        title="hoarfrost", version=__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan
+    )
+    page = _page(reader.about)
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        return _with_nonce(page)
+
+    @app.get("/about", summary="What answers")
+    async def about() -> About:
+        return reader.about
+
+    @app.post("/predict", summary="Predict one image", responses=REFUSALS)
+    async def predict(
+        file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP, BMP, DICOM and others.")],
+        explain: Annotated[bool, Query(description="With activation map and nearest training images.")] = False,
+    ) -> Answer:
+        return await _predict(app, reader, limits, await file.read(), explain)
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(LimitRequests, limits=limits)  # added last, it is outermost
+    return app
+
+
+async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes, explain: bool) -> Answer:
+    if len(content) > limits.max_bytes:
+        raise HTTPException(413, f"too large: at most {limits.max_bytes / 1e6:g} MB")
+    loop, threads = asyncio.get_running_loop(), app.state.decoders
+    try:
+        async with asyncio.timeout(limits.seconds):
+            pixels = await loop.run_in_executor(threads, reader.decode, content)
+            answer: Answer = await asyncio.wrap_future(app.state.batcher.submit(pixels))
+            if explain:
+                answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
+    except ImageDecodeError as error:
+        raise HTTPException(415, f"{error}") from error
+    except TimeoutError:
+        raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
+    return answer
+
+
+def _page(about: About) -> str:
+    environment = Environment(
+        loader=PackageLoader("hoarfrost.inference.serve", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(about=about, nonce="NONCE")
+
+
+def _with_nonce(page: str) -> HTMLResponse:
+    """Let the page run its own script, and ask this host; nothing else."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
+        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    return HTMLResponse(page.replace('nonce="NONCE"', f'nonce="{nonce}"'), headers=headers)

@@ -1,0 +1,180 @@
+"""A head that answers for single images: decoded apart, embedded in batches, explained when asked."""
+
+import base64
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
+from hoarfrost.features.decoding.images import Decoding, encode_png, load_image
+from hoarfrost.features.devices import choose_device
+from hoarfrost.features.encoder.backbone import Backbone
+from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.extraction.recipes import recipe_like
+from hoarfrost.features.fingerprint import SIZE
+from hoarfrost.inference.explain import Cases, Explainer, overlay
+from hoarfrost.inference.predict import Predictor
+from hoarfrost.inference.predict.opening import run_head
+from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour
+from hoarfrost.inference.serve.batcher import LARGEST_BATCH
+from hoarfrost.inference.serve.limits import Limits
+from hoarfrost.runs import read_heads
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+N_NEIGHBOURS = 6
+
+
+class HeadReader:
+    """Reads images and answers for them by one head.
+
+    Parameters
+    ----------
+    explainer : Explainer
+        Of the head, with its backbone in float32.
+    backbone : Backbone
+        That makes embeddings as the head's own were made.
+    cases : Cases
+        The training images, as far as they are there.
+    limits : Limits
+    n_training : int or None
+        Images that the head learnt from, where that is known.
+    """
+
+    def __init__(
+        self, explainer: Explainer, backbone: Backbone, cases: Cases, limits: Limits, n_training: int | None
+    ) -> None:
+        self.predictor = explainer.predictor
+        self._explainer = explainer
+        self._backbone = backbone
+        self._cases = cases
+        self._limits = limits
+        self._computing = threading.Lock()  # the backbone's threads have all cores
+        self._looking = threading.Lock()  # HDF5 and its cache of pictures are for one thread at a time
+        self.about = _about(self.predictor, limits, n_training)
+
+    def decode(self, content: bytes) -> torch.Tensor:
+        """Decode to (3, 224, 224) uint8, in another process: what a stranger sends may crash a decoder.
+
+        Raises
+        ------
+        ImageDecodeError
+            If it is no image, a damaged one, or too large.
+        """
+        if not content:
+            raise ImageDecodeError("the file is empty")
+        window = self._explainer.decoding.window
+        try:
+            pixels = decoded_apart(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
+        except DecoderCrashError as error:
+            raise ImageDecodeError(f"its decoder gave up: {error}") from error
+        return load_image(pixels).expand(3, -1, -1)
+
+    def answer(self, images: Sequence[torch.Tensor]) -> list[Answer]:
+        """Answer for a batch of (3, 224, 224) uint8."""
+        with self._computing:
+            embeddings = self._backbone.embed(torch.stack(list(images))).numpy()
+        found, names = self.predictor.predict(embeddings), self.predictor.names
+        limit = self.predictor.novelty_threshold
+        assert found.distances is not None
+        # With several labels an image a set has two columns a label: may it be absent, may it be present.
+        in_set = found.sets if found.sets.ndim == 2 else found.sets[:, :, 1]
+        return [
+            Answer(
+                head=self.predictor.head.spec.name,
+                probabilities=dict(zip(names, found.calibrated[i].tolist(), strict=True)),
+                called=[names[k] for k in np.flatnonzero(found.called[i])],
+                conformal_set=[names[k] for k in np.flatnonzero(in_set[i])],
+                coverage=self.predictor.coverage,
+                distance=float(found.distances[i]),
+                distance_limit=limit if np.isfinite(limit) else None,
+                is_out_of_distribution=None if found.is_novel is None else bool(found.is_novel[i]),
+            )
+            for i in range(len(images))
+        ]
+
+    def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
+        """Add where in the image the evidence is, and the nearest training images."""
+        with self._computing:
+            found = self._explainer.explain(image[None])[0]
+        with self._looking:
+            nearest = self._cases.nearest(found, b"", "")
+            pictures = self._cases.found(nearest)
+        pixels = image.permute(1, 2, 0).numpy()  # (224, 224, 3)
+        neighbours = [
+            Neighbour(
+                label=one.label, path=one.path, distance=one.distance,
+                picture=_uri(pictures[one.path]) if one.path in pictures else None,
+            )
+            for one in nearest
+        ]  # fmt: skip
+        why = Explanation(
+            image=_uri(pixels), map=_uri(overlay(pixels, found.cells, SIZE)), map_of=found.subject, nearest=neighbours
+        )
+        return answer.model_copy(update={"explanation": why})
+
+
+@contextmanager
+def opened_reader(
+    run: Path, head: str | None, limits: Limits, *, weights: str | None, device: str, notes: list[str]
+) -> Iterator[HeadReader]:
+    """Open a run's head, its backbone and its training images.
+
+    Parameters
+    ----------
+    run : Path
+    head : str or None
+        Which of the run's heads; None the selected one.
+    limits : Limits
+    weights : str or None
+        Where the backbone's weights are now, if not where they were.
+    device : str
+        See `hoarfrost.features.devices.choose_device`.
+    notes : list of str
+        Gets what is less than it could be.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: run, weights, fingerprint.
+    """
+    heads = read_heads(run)
+    saved = run_head(heads, head)
+    recipe, window = recipe_like(saved.header, weights)
+    precision = saved.header.fingerprint.precision
+    found = recipe.checked_weights()
+    backbone = Backbone(found, device=choose_device(device, precision), precision=precision, batch_size=LARGEST_BATCH)
+    in_float32 = backbone
+    if precision != "float32":
+        in_float32 = Backbone(found, device=choose_device(device, "float32"), batch_size=LARGEST_BATCH)
+    explainer = Explainer(Predictor(saved), in_float32, Decoding(limits.max_pixels, window))
+    with ExitStack() as stack:
+        cases = Cases.opened(run, explainer, N_NEIGHBOURS, notes, stack)
+        yield HeadReader(explainer, backbone, cases, limits, cases.n_images)
+
+
+def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
+    points = predictor.head.validated[0].points
+    has_point = not predictor.head.is_multilabel and len(points) > 0
+    return About(
+        head=predictor.head.spec.name,
+        classes=list(predictor.names),
+        positive=predictor.names[1] if has_point else None,
+        threshold=points[0][0].threshold if has_point else None,
+        weights=predictor.header.weights,
+        fingerprint=predictor.header.fingerprint.digest,
+        trained_on=n_training,
+        coverage=predictor.coverage,
+        max_bytes=limits.max_bytes,
+        max_pixels=limits.max_pixels,
+    )
+
+
+def _uri(pixels: "npt.NDArray[np.uint8]") -> str:
+    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"

@@ -1,0 +1,21 @@
+"""AdamW and cross-entropy over cached tensors, hundreds of heads in one pass. Gets tensors, knows no files."""
+
+from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from hoarfrost.training.rows import HeldRows, Rows, StreamedRows
+from hoarfrost.training.training import Standardise, mean_probabilities, predict_probabilities, train_head, train_heads
+
+__all__ = [
+    "Fold",
+    "HeldRows",
+    "Labelled",
+    "Rows",
+    "Standardise",
+    "StreamedRows",
+    "TrainedEpoch",
+    "TrainedHead",
+    "TrainingConfig",
+    "mean_probabilities",
+    "predict_probabilities",
+    "train_head",
+    "train_heads",
+]

@@ -1,0 +1,100 @@
+"""The rows of each step: one order for each seed and fold, in batches of even size."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hoarfrost.training.objective import Objective
+from hoarfrost.training.records import Fold, TrainingConfig
+from hoarfrost.training.rows import Rows
+
+LEAST_WEIGHT = 1e-12  # of a batch of which no label is known: its loss is zero then, not undefined
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads that see the same batches: one seed and one fold."""
+
+    seed: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of G groups.
+
+    `rows` (G, B) are rows of the data; `targets` (G, B, K) what each negative log-probability weighs in the
+    loss, all together one for each group. Shorter groups are filled up with rows that weigh nothing;
+    `sizes`, length G, counts the others.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    sizes: tuple[int, ...]
+
+
+class Batches:
+    """Orders of the training rows, a new one each epoch, by the group's seed alone.
+
+    All groups take the same number of steps: a fold's rows are shared out evenly over them.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        folds: Sequence[Fold],
+        x: Rows,
+        y: Tensor,
+        objective: Objective,
+        config: TrainingConfig,
+    ) -> None:
+        self.groups = list(groups)
+        self.folds = folds
+        self.n_steps = max(-(-len(fold.train) // config.batch_size) for fold in folds)
+        self._orders = {
+            group: torch.Generator().manual_seed(seed_of(f"order of batches {group.seed}")) for group in groups
+        }
+        balanced = config.class_weight == "balanced"
+        labels = [y[torch.from_numpy(fold.train).to(y.device)].cpu() for fold in folds]
+        self._targets = [objective.loss_weights(y, balanced=balanced, smoothing=config.label_smoothing) for y in labels]
+        self._rows = [torch.from_numpy(fold.train) for fold in folds]
+        self._x = x
+        self._n_epochs = 0
+
+    def keep(self, groups: Sequence[Group]) -> None:
+        """Go on with these groups; one may stand several times."""
+        self.groups = list(groups)
+
+    def epoch(self) -> "Iterator[Batch]":
+        """Give an epoch's steps."""
+        self._n_epochs += 1
+        orders = {group: self._shared_out(group) for group in dict.fromkeys(self.groups)}
+        for step in range(self.n_steps):
+            yield self._batch([orders[group][step] for group in self.groups])
+
+    def _shared_out(self, group: Group) -> "list[tuple[int, npt.NDArray[np.int64]]]":
+        order = self._x.shuffled(self.folds[group.fold].train, self._orders[group], self._n_epochs)
+        return [(group.fold, part) for part in np.array_split(order, self.n_steps)]
+
+    def _batch(self, parts: "list[tuple[int, npt.NDArray[np.int64]]]") -> Batch:
+        size = max(len(part) for _, part in parts)
+        rows, targets = [], []
+        for fold, part in parts:
+            padded = torch.from_numpy(np.resize(part, size))
+            of_rows, of_images = self._targets[fold]
+            weights = of_rows[padded] / of_images[padded[: len(part)]].sum().clamp(min=LEAST_WEIGHT)  # (B, K)
+            weights[len(part) :] = 0
+            rows.append(self._rows[fold][padded])
+            targets.append(weights)
+        sizes = tuple(len(part) for _, part in parts)
+        return Batch(torch.stack(rows).to(self._x.device), torch.stack(targets).to(self._x.device), sizes)
+
+
+def seed_of(text: str) -> int:
+    """Turn a text into a seed."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1

@@ -1,0 +1,327 @@
+"""A decoder that crashes the process costs one image, and nothing that was committed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hoarfrost.features.decoding.apart
+import hoarfrost.features.decoding.quarantine
+from hoarfrost.features.cache import verify
+from hoarfrost.features.cache.store import part_paths
+from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.decoding.apart import DecoderCrashError, Look, decoded_apart, looked_at_apart
+from hoarfrost.features.decoding.formats import MAX_PIXELS, Frame
+from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image
+from hoarfrost.features.decoding.quarantine import Quarantine, left_behind, left_by, settle_notes
+from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.extraction.loop import sample_images
+from hoarfrost.features.fingerprint import image_key
+from tests.support.builders import encode, picture
+from tests.support.commands import ROOT
+from tests.support.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
+
+PNG = encode(picture(30, 20))
+KEY = image_key(PNG)
+PLAIN = Decoding()
+
+
+def write_set(folder: Path, n: int = 12, crashing: int = 7) -> None:
+    for i in range(n):
+        size = (13, 13) if i == crashing else (16, 12)
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(*size, seed=i)))
+
+
+def extract(folder: Path, cache: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [
+            sys.executable, "-m", "tests.support.crashing", "extract", str(folder), "--cache", str(cache), "--weights",
+            "random:0", "--device", "cpu", "--precision", "float32", "--batch-size", "2", "--workers", "1", "--json", *more,
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_alone(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", tmp_path / "c.h5"
+    write_set(folder)
+    crashed = extract(folder, cache)
+    assert crashed.returncode == -signal.SIGSEGV, crashed.stderr
+    n_committed = len(part_paths(cache))
+    assert n_committed > 0
+    assert (tmp_path / "c.h5.trying").exists()
+    for _ in range(2):
+        done = extract(folder, cache)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert (summary["images"], summary["failed"]) == (12, 1)
+        assert summary["errors"] == [["b/07.png", "its decoder crashed: SIGSEGV (in quarantine: c.h5.quarantine)"]]
+        assert not (tmp_path / "c.h5.trying").exists()
+    assert summary["forward_images"] == 0
+    assert verify(cache).sound
+    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # mended: other bytes are another image
+    assert json.loads(extract(folder, cache).stdout)["failed"] == 0
+
+
+@pytest.mark.slow
+def test_what_was_committed_before_the_crash_is_not_embedded_again(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", tmp_path / "c.h5"
+    write_set(folder, n=40, crashing=39)
+    assert extract(folder, cache).returncode == -signal.SIGSEGV
+    summary = json.loads(extract(folder, cache).stdout)
+    assert summary["reused"] > 0
+    assert summary["reused"] + summary["embedded"] == 39
+
+
+# -- the parts ----------------------------------------------------------------------------------------------------------
+
+
+def leave_behind(cache: Path, *keys: bytes) -> None:
+    cache.with_name(cache.name + ".trying").write_bytes(bytes(32) + b"".join(keys))
+
+
+def crash(*_: object) -> None:
+    raise DecoderCrashError("its decoder crashed: SIGABRT")
+
+
+def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def looking(content: object, decoding: object) -> torch.Tensor:
+        seen.append((tmp_path / "c.h5.trying").read_bytes())
+        return load_image(content, decoding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "load_image", looking)
+    with Quarantine(tmp_path / "c.h5", 2) as quarantine:
+        quarantine.load(PNG, KEY, PLAIN)
+        assert KEY in seen[0]
+        assert (tmp_path / "c.h5.trying").read_bytes() == bytes(64)
+        with pytest.raises(ImageDecodeError):
+            quarantine.load(b"no image", image_key(b"no image"), PLAIN)
+        assert (tmp_path / "c.h5.trying").read_bytes() == bytes(64)
+    assert not (tmp_path / "c.h5.trying").exists()
+
+
+def test_suspect_that_is_sound_has_the_pixels_that_it_has_in_this_process(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+    assert not quarantine.path.exists()
+    assert not (tmp_path / "c.h5.trying").exists()
+
+
+def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    with Quarantine(tmp_path / "c.h5", 1):
+        pass
+    assert KEY in (tmp_path / "c.h5.trying").read_bytes()
+
+
+def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded_apart", crash)
+    for _ in range(2):
+        with (
+            Quarantine(tmp_path / "c.h5", 1) as quarantine,
+            pytest.raises(ImageDecodeError, match="decoder crashed: SIGABRT"),
+        ):
+            quarantine.load(PNG, KEY, PLAIN)
+    assert quarantine.path.read_text().splitlines() == [
+        f"{KEY.hex()} its decoder crashed: SIGABRT (in quarantine: c.h5.quarantine)"
+    ]
+    quarantine.path.unlink()  # a user who mended the decoder
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", bytes(33), b"\xff" * 100])
+def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes) -> None:
+    (tmp_path / "c.h5.trying").write_bytes(garbage)
+    (tmp_path / "c.h5.quarantine").write_bytes(garbage)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("frame", [0, 2])
+def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
+    pixels = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
+    content = encoded(dicom(pixels if frame else pixels[0], bits=12))
+    image = Frame(content, b"", frame, 2) if frame else content
+    wanted = decode_pixels(image, Decoding(window=Window(900, 700)))
+    for _ in range(2):  # the second time the process has the file already
+        assert np.array_equal(decoded_apart(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
+
+
+def test_process_apart_says_why_an_image_is_unreadable() -> None:
+    with pytest.raises(ImageDecodeError, match="no image format recognised"):
+        decoded_apart(b"no image", 0, MAX_PIXELS, None)
+    with pytest.raises(ImageDecodeError, match="too many pixels: 600 are more than 10"):
+        decoded_apart(PNG, 0, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", "SIGABRT"),
+        ("raise SystemExit(9)", "exit status 9"),
+        ("while True: pass", "no end within 2 s"),
+    ],
+)
+def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+    hoarfrost.features.decoding.apart._close_idle()
+    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(hoarfrost.features.decoding.apart, "MOST_SECONDS", 2.0)
+    with pytest.raises(DecoderCrashError, match=message):
+        decoded_apart(PNG, 0, MAX_PIXELS, None)
+
+
+@pytest.mark.slow
+def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> None:
+    write_set(tmp_path / "images")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tests.support.crashing", "inspect", str(tmp_path / "images"), "--contact-sheet",
+            str(tmp_path / "sheet.png"), "--json",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["images"], found["errors"]) == (12, [["b/07.png", "its decoder crashed: SIGSEGV"]])
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_image_that_crashes_its_decoder_is_left_out_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path)
+    hoarfrost.features.decoding.apart._close_idle()
+    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-m", "tests.support.crashing"))
+    try:
+        assert sample_images(read_dataset(tmp_path)).shape == (11, 3, 224, 224)
+    finally:
+        hoarfrost.features.decoding.apart._close_idle()
+
+
+def test_process_apart_tells_what_an_image_is_and_waits_for_room() -> None:
+    waited_for = []
+
+    def room(n_pixels: int) -> AbstractContextManager[None]:
+        waited_for.append(n_pixels)
+        return nullcontext()
+
+    frames = [picture(30, 20, seed=i).quantize(8) for i in range(2)]
+    gif = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert looked_at_apart(gif, 0, MAX_PIXELS, None, room) == Look(("GIF", "P", 8), (30, 20), (FIRST_FRAME,))
+    assert waited_for == [600]
+    with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
+        looked_at_apart(PNG[:-60], 0, MAX_PIXELS, None, room)
+
+
+# Bytes of a DICOM file in lossless JPEG that end GDCM 3.2's process, found by mutating it.
+CRASHES_GDCM = [
+    {1353: 245, 1460: 206, 1591: 201}, {1373: 5, 1415: 203, 1474: 91}, {1353: 253, 1511: 140, 1606: 226},
+]  # fmt: skip
+
+
+def test_codec_that_is_known_to_crash_costs_one_image_and_not_the_process() -> None:
+    sound = (PYDICOM_FILES / "SC_rgb_jpeg_gdcm.dcm").read_bytes()
+    wanted = decode_pixels(sound)
+    for changes in CRASHES_GDCM:
+        damaged = bytes(changes.get(at, byte) for at, byte in enumerate(sound))
+        # Another version of the codec may find the damage itself.
+        with pytest.raises(
+            ImageDecodeError, match="damaged or truncated DICOM pixels: (its decoder crashed: SIG|Unable to)"
+        ):
+            decode_pixels(damaged)
+        assert np.array_equal(decode_pixels(sound), wanted)
+
+
+def test_place_where_files_cannot_be_mapped_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = hoarfrost.features.decoding.quarantine.mmap.mmap
+
+    def refusing(number: int, n_bytes: int) -> object:
+        if number >= 0:
+            raise OSError(19, "No such device")
+        return real(number, n_bytes)
+
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine.mmap, "mmap", refusing)
+    with Quarantine(tmp_path / "c.h5", 1) as quarantine:
+        assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
+    assert "files cannot be mapped here (No such device)" in caplog.text
+
+
+# -- workers of a cluster -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_ends(tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    (tmp_path / "c.h5.trying-dead").write_bytes(bytes(32) + KEY)
+    assert left_by(cache, "dead") == left_behind(cache) == {KEY}
+    assert left_by(cache, "host took it along") == set()
+    with Quarantine(cache, 1, worker="alive") as quarantine:
+        assert (tmp_path / "c.h5.trying-alive").exists()
+        quarantine.suspect({KEY})
+        assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
+        assert left_by(cache, "dead") == {KEY}  # the driver knows when it is settled
+    settle_notes(cache, set())
+    assert not list(tmp_path.glob("*trying*"))
+
+
+def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded_apart", crash)
+    with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
+        one.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            one.load(PNG, KEY, PLAIN)
+        monkeypatch.undo()
+        two.suspect({KEY})
+        with pytest.raises(ImageDecodeError, match="SIGABRT"):
+            two.load(PNG, KEY, PLAIN)
+    assert left_behind(tmp_path / "c.h5") == set()
+
+
+def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
+    cache, others = tmp_path / "c.h5", [bytes([i]) * 32 for i in (1, 2)]
+    leave_behind(cache, KEY)
+    for i, key in enumerate(others):
+        (tmp_path / f"c.h5.trying-{i}").write_bytes(key)
+    with Quarantine(cache, 1):
+        pass
+    assert [path.name for path in tmp_path.glob("*trying*")] == ["c.h5.trying"]
+    assert left_behind(cache) == {KEY, *others}
+    settle_notes(cache, {KEY})
+    assert left_behind(cache) == {KEY}
+
+
+def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "c.h5"
+    (tmp_path / "c.h5.trying-dead").write_bytes(KEY)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    settle_notes(cache, {KEY})
+    assert left_behind(cache) == {KEY}

@@ -1,0 +1,52 @@
+"""What holds on a CUDA device; skipped, saying so, where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
+from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from tests.extraction.test_extract import write_images
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return load_weights("random:0")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (21, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.99999), ("bfloat16", 0.999)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_embeddings_are_the_cpus(
+    weights: Weights, images: torch.Tensor, precision: str, least: float, compiled: bool
+) -> None:
+    backbone = Backbone(weights, device="cuda", precision=precision, batch_size=8)
+    assert not compiled or compile_or_say_why(backbone)
+    found, expected = backbone.embed(images), Backbone(weights).embed(images)
+    assert torch.nn.functional.cosine_similarity(found, expected).min() >= least
+
+
+def test_batches_in_flight_do_not_mix(weights: Weights, images: torch.Tensor) -> None:
+    backbone = Backbone(weights, device="cuda", batch_size=8)
+    pinned = [images[first : first + 7].pin_memory() for first in (0, 7, 14)]
+    started = [backbone.start(batch) for batch in pinned]
+    together = torch.cat([finish() for finish in started])
+    assert torch.nn.functional.cosine_similarity(together, backbone.embed(images)).min() >= 0.9999
+
+
+def test_an_extraction_is_resumed_and_reused(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 20)
+    options = ExtractOptions(weights="random:0", device="cuda", batch_size=8)
+    first = extract(tmp_path / "images", tmp_path / "c.h5", options=options)
+    assert (first.embedded, first.device, first.precision) == (20, "cuda", "bfloat16")
+    assert extract(tmp_path / "images", tmp_path / "c.h5", options=options).forward_images == 0

@@ -1,0 +1,371 @@
+"""Which engine embeds, what it is asked with, and what is said where it cannot be had."""
+
+import http.server
+import importlib.util
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+import hoarfrost.features.devices
+import hoarfrost.features.extraction.cluster
+import hoarfrost.features.extraction.loop
+from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.extraction.cluster import Cluster, connection, engine
+from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, reason_of
+from hoarfrost.features.extraction.cluster.connection import (
+    AUTH_MODE,
+    AUTH_TOKEN,
+    AUTH_TOKEN_PATH,
+    CLUSTER_ID,
+    Slot,
+    check_address,
+)
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.job import Job
+from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
+from tests.support.builders import write_image_folder
+from tests.support.commands import Hoarfrost
+
+RANDOM = {"weights": "random:0", "precision": "float32", "batch_size": 2}
+
+
+@pytest.fixture
+def images(tmp_path: Path, free_backbone: None) -> Path:  # noqa: ARG001 - for what it does
+    return write_image_folder(tmp_path / "images", {"a": 3, "b": 3})
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+
+
+# -- Ray that is missing, or not there ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_ray_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    images: Path,
+    hoarfrost: Hoarfrost,
+) -> None:
+    done = hoarfrost("extract", images, "--cache", images / "c.h5", "--engine", "ray")
+    assert done.status == 1
+    assert "--engine ray needs Ray, which is not installed here. Install it on every host: pip install" in done.stderr
+    assert not (images / "c.h5").exists()
+
+
+@pytest.fixture
+def web_port() -> Iterator[int]:
+    """Give the port of something that answers, and is not Ray."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_an_address_where_nobody_answers_is_refused_within_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(HoarfrostError, match=r"127.0.0.1:9: no Ray cluster answers there .*ray start --head"):
+        check_address("127.0.0.1:9")
+    assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no.such.invalid"])
+def test_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(HoarfrostError, match="no Ray cluster answers there"):
+        check_address(f"{host}:6379")
+
+
+def test_an_address_where_another_program_answers_is_refused(web_port: int) -> None:
+    with pytest.raises(HoarfrostError, match="what listens there is not Ray"):
+        check_address(f"127.0.0.1:{web_port}")
+
+
+@contextmanager
+def head(token: str | None) -> Iterator[str]:
+    """Answer as a cluster's head does that wants a token, or none."""
+    grpc = pytest.importorskip("grpc")
+
+    def cluster_id(_: bytes, context: Any) -> bytes:
+        if token is not None and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service, method = CLUSTER_ID.strip("/").split("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(cluster_id)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the place of Ray's token, in a home of its own; what is set of tokens comes back after the test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH):
+        monkeypatch.setenv(name, "")  # so that it is restored, whatever the test leaves
+        monkeypatch.delenv(name)
+    (tmp_path / ".ray").mkdir()
+    return tmp_path / ".ray" / "auth_token"
+
+
+def test_a_token_is_used_where_the_cluster_wants_it_and_not_where_it_does_not(at_home: Path) -> None:
+    at_home.write_text("secret\n")
+    with head(None) as address:
+        check_address(address)
+        assert AUTH_MODE not in os.environ
+    with head("secret") as address:
+        check_address(address)
+        assert os.environ[AUTH_MODE] == "token"
+
+
+@pytest.mark.parametrize(
+    ("written", "mode", "reason"),
+    [(None, None, "missing"), ("other", None, "another one"), ("secret", "disabled", "switched off by RAY_AUTH_MODE")],
+)
+def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, mode: str | None, reason: str
+) -> None:
+    if written is not None:
+        at_home.write_text(written)
+    if mode is not None:
+        monkeypatch.setenv(AUTH_MODE, mode)
+    with head("secret") as address, pytest.raises(HoarfrostError, match=f"{reason}.*Copy ~/.ray/auth_token"):
+        check_address(address)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH_MODE, "token")
+    with head(None) as address, pytest.raises(HoarfrostError, match="takes no tokens, and RAY_AUTH_MODE=token"):
+        check_address(address)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "ray://127.0.0.1:10001", "host:port", "host:²", ""])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(HoarfrostError, match="expected auto, or HOST:PORT"):
+        check_address(address)
+
+
+def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    with pytest.raises(HoarfrostError, match=r"127.0.0.1:9: no Ray cluster answers there"):
+        check_address("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:19")
+    with pytest.raises(HoarfrostError, match=r"127.0.0.1:19: no Ray cluster answers there"):
+        check_address("auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("The actor died unexpectedly.\n\tclass_name: Worker", "The actor died unexpectedly"),
+        ("ValueError: one\ntwo", "ValueError: one"),
+        (
+            "The actor died because of an error raised in its creation task, W\n  ^^\nModuleNotFoundError: No module 'x'",
+            "ModuleNotFoundError: No module 'x'; the same hoarfrost must be installed on each host",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'torch'",
+            "ModuleNotFoundError: No module named 'torch'; the same hoarfrost must be installed on each host",
+        ),
+    ],
+)
+def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, reason: str) -> None:
+    assert reason_of(said) == reason
+
+
+def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9\nThis process was started with:\n    Ray: 2.40"
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(connection, "_start", raises(RuntimeError(said)))
+    with pytest.raises(HoarfrostError, match=r"started with: Ray: 2.9 This process was started with: Ray: 2.40"):
+        connection.connected(None).__enter__()
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def raising(*_: object) -> None:
+        raise error
+
+    return raising
+
+
+# -- who chooses the precision ------------------------------------------------------------------------------------------
+
+
+class Hosts:
+    """Takes the place of `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or say nothing."""
+
+    def __init__(self, *answers: str | Exception | None) -> None:
+        self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
+        self._answers = answers
+        self.ended: list[int] = []
+
+    def start(self, slot: Slot) -> Started:
+        return Started(slot.host, slot, int(slot.node_id))
+
+    def ask(self, actor: int, *_: object) -> int:
+        return actor
+
+    def answered(self, asked: list[int], _: float) -> list[int]:
+        return [each for each in asked if self._answers[each] is not None]
+
+    def result_of(self, asked: int) -> str:
+        answer = self._answers[asked]
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+    def end(self, actor: int) -> None:
+        self.ended.append(actor)
+
+
+def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(engine, "actors", hosts)
+    monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
+    monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
+    options = ExtractOptions(device="cpu", precision="auto")
+    with Cluster(options) as cluster:
+        return cluster.choose_precision(options)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "n_asked"),
+    [
+        (Hosts("bfloat16", "float32"), 1),
+        (Hosts(None, "bfloat16", "float32"), 2),
+        (Hosts(WorkerLostError("gone"), "bfloat16"), 2),
+        (Hosts(WorkerLostError("gone"), None, WorkerLostError("gone"), "bfloat16"), 4),
+    ],
+)
+def test_the_first_host_that_answers_chooses_the_precision_and_no_worker_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, hosts: Hosts, n_asked: int
+) -> None:
+    assert chosen(hosts, monkeypatch) == "bfloat16"
+    assert sorted(hosts.ended) == list(range(n_asked))
+
+
+def test_hosts_that_are_all_lost_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HoarfrostError, match="host 1: no worker could be started there: gone"):
+        chosen(Hosts(WorkerLostError("gone"), WorkerLostError("gone")), monkeypatch)
+
+
+# -- options ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option", [("--address", "auto"), ("--gpus-per-worker", "0.5"), ("--cpus-per-worker", "2"), ("--max-workers", "3")]
+)
+@pytest.mark.parametrize("engine", [(), ("--engine", "local")])
+def test_an_option_of_rays_without_ray_is_wrong_usage(
+    hoarfrost: Hoarfrost, option: tuple[str, ...], engine: tuple[str, ...]
+) -> None:
+    done = hoarfrost("extract", "images", "--cache", "c.h5", *option, *engine)
+    assert done.status == 2
+    assert f"{option[0]} is for --engine ray" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--gpus-per-worker", "0"), ("--gpus-per-worker", "2"), ("--max-workers", "0")])
+def test_shares_and_numbers_that_make_no_sense_are_wrong_usage(hoarfrost: Hoarfrost, option: tuple[str, ...]) -> None:
+    assert hoarfrost("extract", "images", "--cache", "c.h5", "--engine", "ray", *option).status == 2
+
+
+def test_the_summary_tells_the_engine_and_its_workers(images: Path) -> None:
+    options = ExtractOptions(device="cpu", **RANDOM)  # type: ignore[arg-type]
+    first = extract(images, images.parent / "c.h5", options=options)
+    assert (first.engine, first.workers) == ("local", 1)
+    assert extract(images, images.parent / "c.h5", options=options).workers == 0
+
+
+# -- several GPUs -------------------------------------------------------------------------------------------------------
+
+
+class Several:
+    """Takes the place of `Cluster`, and notes what it is asked for."""
+
+    asked: "list[tuple[ExtractOptions, int]]"
+
+    def __init__(self, options: ExtractOptions) -> None:
+        self.options = options
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def embed(self, job: Job, todo: list[int]) -> LoopCounts:
+        Several.asked.append((self.options, len(todo)))
+        for index in todo:
+            job.table.errors[index] = "none of these GPUs is real"
+        return LoopCounts("cuda", workers=3)
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    Several.asked = []
+    monkeypatch.setattr(hoarfrost.features.devices, "choose_device", lambda *_: "cuda")
+    monkeypatch.setattr(hoarfrost.features.devices, "n_gpus", lambda: 3)
+    monkeypatch.setattr(hoarfrost.features.extraction.cluster, "Cluster", Several)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
+    images: Path,
+) -> None:
+    with pytest.raises(HoarfrostError, match="none of these GPUs is real"):
+        extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
+    [(options, n_images)] = Several.asked
+    assert (options.engine, options.address, options.device, n_images) == ("local", None, "cuda", 6)
+
+
+@pytest.mark.usefixtures("three_gpus", "without_ray")
+def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(
+        "hoarfrost.features.extraction.loop.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+    )
+    done = extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
+    assert (done.embedded, done.workers) == (6, 1)
+    assert Several.asked == []
+    assert "this machine has 3 GPUs, and only one of them is used" in caplog.text
+    assert "about 3 times as long as it might. Install it: pip install 'hoarfrost[ray]'" in caplog.text
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_fewer_images_than_a_batch_for_each_gpu_are_embedded_on_one(
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(
+        "hoarfrost.features.extraction.loop.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+    )
+    options = ExtractOptions(**{**RANDOM, "device": "cuda", "batch_size": 3})  # type: ignore[arg-type]
+    assert extract(images, images.parent / "c.h5", options=options).embedded == 6
+    assert Several.asked == []
+    assert "GPUs" not in caplog.text

@@ -1,0 +1,77 @@
+"""The project from Python: README's lines run as they stand, and importing loads nothing heavy."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from hoarfrost import load_data, open_predictor, train
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.training import TrainingConfig
+from tests.support.builders import encode, picture
+from tests.support.commands import ROOT, RunPython
+from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
+
+LABELS = mixed({"benign": 60, "malignant": 40})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a cache of fifty patients with two images each, one of them unreadable."""
+    patients = [f"p{i // 2}" for i in range(100)]
+    return write_labelled_cache(tmp_path_factory.mktemp("api") / "images.h5", LABELS, patients=patients, unreadable=[3])
+
+
+@pytest.mark.slow
+def test_lines_of_the_readme_run_as_they_stand(tmp_path: Path, run_python: RunPython) -> None:
+    """Untrained weights stand for ImageNet's."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    for i in range(60):
+        image = picture(40, 40, seed=i).point(lambda value, i=i: value // (1 + i % 2))
+        path = tmp_path / "images" / ("benign", "malignant")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image))
+    untrained = "import hoarfrost.features.encoder.backbone as b\nload = b.load_weights\nb.load_weights = lambda _: load('random:0')"
+    code = f"import os; os.chdir({str(tmp_path)!r})\n{untrained}\n{lines}"
+    output = run_python("-c", code)
+    assert output.status == 0, output.stderr
+    assert re.search(r"^(linear|mlp:256) \[\[", output.stdout, re.MULTILINE)
+    assert (tmp_path / "runs" / "api" / "metrics.json").is_file()
+
+
+def test_arrays_are_what_was_cached_without_the_unreadable(cache: Path) -> None:
+    data = load_data(cache, positive=["malignant"])
+    kept = [i for i in range(100) if i != 3]
+    assert np.array_equal(data.X, embeddings_of(LABELS)[kept])
+    assert data.y.tolist() == [int(LABELS[i] == "malignant") for i in kept]
+    assert data.names == ("benign", "malignant")
+    assert data.paths == tuple(f"{LABELS[i]}/{i}.png" for i in kept)
+    of_splits = [set(data.groups[data.splits == name].tolist()) for name in ("train", "val", "test")]
+    assert not of_splits[0] & of_splits[1] | of_splits[0] & of_splits[2] | of_splits[1] & of_splits[2]
+
+
+def test_arrays_fit_scikit_learn_by_patient(cache: Path) -> None:
+    data = load_data(cache, positive=["malignant"])
+    scores = cross_val_score(LogisticRegression(max_iter=500), data.X, data.y, groups=data.groups, cv=GroupKFold(3))
+    assert scores.mean() > 0.6
+
+
+def test_trained_run_predicts_arrays_as_its_own_record_says(cache: Path, tmp_path: Path) -> None:
+    run = train(cache, tmp_path / "run", ["linear"], positive=["malignant"], config=TrainingConfig(epochs=3))
+    data = load_data(cache, positive=["malignant"])
+    assert tuple(data.splits) == run.predictions.splits
+    alone = shutil.copy(tmp_path / "run" / "heads" / "linear.safetensors", tmp_path / "alone.safetensors")
+    for predictor in (open_predictor(tmp_path / "run"), open_predictor(str(alone), coverage=0.8)):
+        found = predictor.predict(data.X)
+        assert np.array_equal(found.probabilities, run.predictions.probabilities["linear"])
+        assert set(predictor.answers(found.called)) <= {"benign", "malignant"}
+
+
+def test_what_is_wrong_is_an_error_of_the_projects_own(cache: Path) -> None:
+    with pytest.raises(TrainingError, match="--positive cyst: .* has no such label"):
+        load_data(cache, positive=["cyst"])

@@ -1,0 +1,49 @@
+"""Synthetic caches for tests: embeddings from a seed, no backbone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile, Header
+from hoarfrost.features.fingerprint import PREPROCESSING, Fingerprint
+
+FINGERPRINT = Fingerprint("resnet18", "ab" * 32, PREPROCESSING, "float32")
+HEADER = Header(FINGERPRINT, weights="random:0", weights_origin="tests")
+
+
+def some_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Give keys (n, 32) uint8 and embeddings (n, 512) float32."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 32), np.uint8), rng.standard_normal((n, 512), np.float32)
+
+
+def some_files(keys: np.ndarray, prefix: str = "image") -> list[EmbeddedFile]:
+    return [EmbeddedFile(f"{prefix}{i}.png", 100 + i, 1_000_000 + i, key.tobytes()) for i, key in enumerate(keys)]
+
+
+def some_table(n: int, name: str = "demo", prefix: str = "image", **columns: object) -> DatasetTable:
+    values: dict[str, object] = {
+        "name": name,
+        "source": "tests",
+        "paths": [f"{prefix}{i}.png" for i in range(n)],
+        "rows": np.zeros(n, np.int64),
+        "labels": ["benign" if i % 2 else "malignant" for i in range(n)],
+        "errors": [""] * n,
+        "sizes": np.arange(n, dtype=np.int64) + 100,
+        "mtimes_ns": np.arange(n, dtype=np.int64) + 1_000_000,
+    }
+    return DatasetTable(**{**values, **columns})  # type: ignore[arg-type]
+
+
+def rows_per_tiny_shard(shard_bytes: int) -> int:
+    """Take the place of `rows_per_shard`: five rows in 50,000 bytes, where a real shard has a thousand or more."""
+    return shard_bytes // 10_000
+
+
+def write_cache(path: Path, n: int = 20, seed: int = 0, name: str = "demo") -> tuple[np.ndarray, np.ndarray]:
+    """Write a finished cache of one dataset; give its keys and embeddings."""
+    keys, embeddings = some_images(n, seed)
+    with CacheWriter(path, HEADER, name) as writer:
+        writer.append(some_files(keys), embeddings)
+        writer.finish(some_table(n, name), keys)
+    return keys, embeddings
