@@ -36,7 +36,10 @@ def test_lines_of_the_readme_run_as_they_stand(tmp_path: Path, run_python: RunPy
         path = tmp_path / "images" / ("benign", "malignant")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(image))
-    untrained = "import hoarfrost.features.encoder.backbone as b\nload = b.load_weights\nb.load_weights = lambda _: load('random:0')"
+    untrained = (
+        "from hoarfrost.features.encoder import backbone\n"
+        "load = backbone.load_weights\nbackbone.load_weights = lambda _: load('random:0')"
+    )
     code = f"import os; os.chdir({str(tmp_path)!r})\n{untrained}\n{lines}"
     output = run_python("-c", code)
     assert output.status == 0, output.stderr
