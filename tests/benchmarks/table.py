@@ -1,18 +1,18 @@
-"""The benchmark's table: printed, and in README.md between two comments, where rows of what did not run stay."""
+"""The benchmark's table: printed, and in docs/performance.md between two comments, where rows of what did not run stay."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 from tests.benchmarks.measurement import Measurement
 
-HEAD = "| what | measured | demanded |\n|---|---|---|"
+HEAD = "| what | weights | measured | demanded |\n|---|---|---|---|"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _OWNER = re.compile(r" <!-- ([\w.]+) --> \|$")  # unseen at a row's end: which measurement it is of
 
 
-def row(measurement: Measurement) -> str:
-    """Give a measurement as a line of the table."""
-    return f"| {measurement.what} | {measurement.measured} | {measurement.demanded} |"
+def row(measurement: Measurement, weights: str) -> str:
+    """Return a measurement as a line of the table, with the weights of the backbone that it used."""
+    return f"| {measurement.what} | {weights} | {measurement.measured} | {measurement.demanded} |"
 
 
 def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
