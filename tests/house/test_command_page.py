@@ -3,8 +3,7 @@
 import click
 import pytest
 
-from hoarfrost.cli import main
-from tests.support.command_page import BEGIN, END, PAGE, contexts_of, section, updated
+from tests.support.command_page import BEGIN, END, PAGE, contexts_of, root_context, section, updated
 
 
 def test_page_is_up_to_date() -> None:
@@ -14,11 +13,16 @@ def test_page_is_up_to_date() -> None:
 
 def test_every_command_and_every_option_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    contexts = list(contexts_of(click.Context(main, info_name="hoarfrost")))
+    contexts = list(contexts_of(root_context()))
     assert len(contexts) >= 14
     for context in contexts:
         assert f"\n## {context.command_path}\n" in text
-        names = [name for one in context.command.params if isinstance(one, click.Option) for name in one.opts]
+        names = [
+            name
+            for one in context.command.params
+            if isinstance(one, click.Option)
+            for name in (*one.opts, *one.secondary_opts)
+        ]
         assert [name for name in names if name not in section(context)] == []
 
 

@@ -30,8 +30,13 @@ def updated(text: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
         raise ValueError(f"expected {BEGIN} and {END}, once each")
-    sections = [section(context) for context in contexts_of(click.Context(hoarfrost, info_name="hoarfrost"))]
+    sections = [section(context) for context in contexts_of(root_context())]
     return before + "\n\n".join([BEGIN, *sections, END]) + after
+
+
+def root_context() -> click.Context:
+    """Return the context of `hoarfrost` itself, with its own settings: click keeps what `--help` was first asked with."""
+    return click.Context(hoarfrost, info_name="hoarfrost", **hoarfrost.context_settings)
 
 
 def contexts_of(context: click.Context) -> Iterator[click.Context]:
