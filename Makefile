@@ -125,7 +125,7 @@ fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing bu
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
 	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
 
-bench: $(READY)  ## measure; prints a table and writes artifacts/bench.json
+bench: $(READY)  ## measure; prints a table; writes docs/performance.md and artifacts/bench.json
 	$(PY) -m tests.benchmarks
 
 screenshot: $(READY)  ## take the README's picture of the demo set's report (needs Chromium)

@@ -1,6 +1,6 @@
 """What a cache file holds: the names, types and limits of the format "hoarfrost-cache", version 1.
 
-The cache and its parts have the same layout; README.md describes it for other programs.
+The cache and its parts have the same layout; docs/cache-format.md describes it for other programs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

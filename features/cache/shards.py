@@ -1,7 +1,7 @@
 """A cache in shards: many files of images behind one small index that opens like one cache.
 
 The index is an index of our own, not HDF5's virtual datasets. Measured on 1,000,000 embeddings in 16 shards
-(`make bench`, scale.shards; figures in the README), virtual datasets were slower in every way, and they cannot keep what
+(`make bench`, scale.shards; docs/performance.md), virtual datasets were slower in every way, and they cannot keep what
 the cache promises: where a source file is missing, HDF5 gives zeros in its place and no error; what a virtual dataset
 points to may be any file on the machine, which a cache from elsewhere must not; and its chunks cannot be read straight
 from their places against a checksum of ours.

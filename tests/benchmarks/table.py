@@ -1,18 +1,20 @@
-"""The benchmark's table: printed, and in README.md between two comments, where rows of what did not run stay."""
+"""The benchmark's table: printed, and in docs/performance.md between two comments, where rows of what did not run stay."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from tests.benchmarks.measurement import Measurement
 
-HEAD = "| what | measured | demanded |\n|---|---|---|"
+HEAD = "| what | weights | measured | demanded |\n|---|---|---|---|"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+WIDTH = 118
 _OWNER = re.compile(r" <!-- ([\w.]+) --> \|$")  # unseen at a row's end: which measurement it is of
 
 
-def row(measurement: Measurement) -> str:
-    """Give a measurement as a line of the table."""
-    return f"| {measurement.what} | {measurement.measured} | {measurement.demanded} |"
+def row(measurement: Measurement, weights: str) -> str:
+    """Return a measurement as a line of the table, with the weights of the backbone that it used."""
+    return f"| {measurement.what} | {weights} | {measurement.measured} | {measurement.demanded} |"
 
 
 def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
@@ -27,7 +29,7 @@ def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
     old, end, after = rest.partition(END)
     if not begin or not end or BEGIN in old + after or END in after:
         raise ValueError(f"expected {BEGIN} and {END}, once each")
-    kept, was_on = _rows_of(old), next((line for line in old.splitlines() if line.startswith("On ")), "")
+    kept, was_on = _rows_of(old), " ".join(old.partition(HEAD)[0].split())
     merged = {**kept, **{name: [_owned(line, name) for line in lines] for name, lines in rows.items()}}
     on = f"On {machine}."
     if kept.keys() - rows.keys() and was_on and machine not in was_on:
@@ -35,6 +37,7 @@ def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
     elif kept.keys() - rows.keys() and was_on:
         on = was_on
     table = "\n".join([HEAD, *(line for lines in merged.values() for line in lines)])
+    on = textwrap.fill(on, WIDTH, break_on_hyphens=False)
     return f"{before}{BEGIN}\n{on}\n\n{table}\n{END}{after}"
 
 

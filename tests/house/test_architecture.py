@@ -209,10 +209,10 @@ def test_no_file_is_longer_than_a_mind_can_hold() -> None:
 
 
 def files_on_the_map() -> set[str]:
-    """Read the README's map: files belong to the folder before them on their line, else to that of the lines above."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Read the map of the sources: a file belongs to the folder before it on its line, else to that of the lines above."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     found, package, folder = set(), "", ""
-    for line in readme.split("## The house", 1)[1].split("```")[1].splitlines():
+    for line in page.split("## The house", 1)[1].split("```")[1].splitlines():
         depth = len(line) - len(line.lstrip())
         words = re.findall(r"[\w*]+(?:\.[\w*]+)*\.(?:py|j2|js)\b|(?<![\w/])[\w/]+/(?=\s)", line)
         if depth == 0:
@@ -226,7 +226,7 @@ def files_on_the_map() -> set[str]:
     return found
 
 
-def test_map_in_the_readme_has_every_file() -> None:
+def test_map_of_the_sources_has_every_file() -> None:
     there = {
         str(path.relative_to(ROOT))
         for package in ("features", "pipeline")

@@ -1,4 +1,4 @@
-"""`make bench` writes the README's table: what ran anew, what did not as it was."""
+"""`make bench` writes the table of docs/performance.md: new rows for what ran, the old ones for what did not."""
 
 import os
 import re
@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import ten_million
-from tests.benchmarks.__main__ import GROUPS, README, nothing_kept
+from tests.benchmarks.__main__ import GROUPS, PAGE, WEIGHTS, nothing_kept
 from tests.benchmarks.measurement import Measurement
 from tests.benchmarks.table import BEGIN, END, HEAD, _rows_of, row, updated
+from tests.support.commands import ROOT
 
 TEXT = f"# Title\n\n{BEGIN}\n{HEAD}\n{END}\n\nmore\n"
 
 
 def line(what: str, measured: str = "1 s", demanded: str = "2 s") -> str:
-    return row(Measurement(what, measured, demanded))
+    return row(Measurement(what, measured, demanded), "none")
 
 
 def test_rows_and_machine_come_between_the_comments_and_nothing_else_changes() -> None:
     text = updated(TEXT, "2 cores", {"cache.kills": [line("kills", demanded="")], "heads.stack": [line("stack")]})
     assert text == (
-        f"# Title\n\n{BEGIN}\nOn 2 cores.\n\n{HEAD}\n| kills | 1 s | <!-- cache.kills --> |\n"
-        f"| stack | 1 s | 2 s <!-- heads.stack --> |\n{END}\n\nmore\n"
+        f"# Title\n\n{BEGIN}\nOn 2 cores.\n\n{HEAD}\n| kills | none | 1 s | <!-- cache.kills --> |\n"
+        f"| stack | none | 1 s | 2 s <!-- heads.stack --> |\n{END}\n\nmore\n"
     )
     assert updated(text, "2 cores", {"heads.stack": [line("stack")]}) == text
 
@@ -30,7 +31,7 @@ def test_rows_and_machine_come_between_the_comments_and_nothing_else_changes() -
 def test_only_what_ran_is_replaced_whatever_it_measured_before() -> None:
     text = updated(TEXT, "2 cores", {"a.one": [line("F 50"), line("F 60")], "b": [line("b")]})
     text = updated(text, "2 cores", {"a.one": [line("F 70")], "c": [line("c")]})
-    rows = ["| F 70 | 1 s | 2 s <!-- a.one --> |", "| b | 1 s | 2 s <!-- b --> |", "| c | 1 s | 2 s <!-- c --> |"]
+    rows = [f"| {what} | none | 1 s | 2 s <!-- {of} --> |" for what, of in (("F 70", "a.one"), ("b", "b"), ("c", "c"))]
     assert [each for lines in _rows_of(text).values() for each in lines] == rows
 
 
@@ -46,10 +47,11 @@ def test_a_text_without_its_comments_is_refused(text: str) -> None:
         updated(text, "2 cores", {})
 
 
-def test_every_row_of_the_readme_is_of_a_measurement_that_exists() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_every_row_of_the_table_is_of_a_measurement_that_exists() -> None:
+    text = PAGE.read_text(encoding="utf-8")
     names = {f"{group}.{name}" for group, measurements in GROUPS.items() for name in measurements}
     assert _rows_of(text.partition(BEGIN)[2].partition(END)[0]).keys() <= names
+    assert set(WEIGHTS) <= names | set(GROUPS)
 
 
 def test_a_measurement_finds_nothing_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +74,9 @@ def test_what_a_driver_does_with_ten_million_rows_it_does_with_fewer(tmp_path: P
 
 
 def test_every_row_that_the_text_cites_is_in_the_table() -> None:
-    readme = README.read_text(encoding="utf-8")
-    table = readme.partition(BEGIN)[2].partition(END)[0]
+    table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     names = {f"{group}.{name}" for group, measurements in GROUPS.items() for name in measurements}
-    cited = names & set(re.findall(r"`(\w+\.\w+)`", readme))
+    cited = names & set(re.findall(r"`(\w+\.\w+)`", "".join(texts)))
     assert cited >= {"scale.driver", "scale.shards", "cluster.scaling"}
     assert {name for name in cited if f"<!-- {name} -->" not in table} == set()

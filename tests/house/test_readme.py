@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
 import pytest
 
 from tests.support.builders import encode, picture, write_csv
@@ -166,24 +165,6 @@ def test_extras_in_the_readme_are_those_that_there_are() -> None:
     named = set(re.findall(r"hoarfrost\[(\w+)\]", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert named <= set(setup["options.extras_require"])
     assert named >= {"dicom", "remote", "gs", "onnx", "serve", "ray"}
-
-
-def options_of(command: click.Command, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Give each command's options, those of the commands below it too, each with all its names."""
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            yield name, (*parameter.opts, *parameter.secondary_opts)
-    for below, other in command.commands.items() if isinstance(command, click.Group) else ():
-        yield from options_of(other, f"{name} {below}")
-
-
-def test_every_option_stands_in_the_readme() -> None:
-    from hoarfrost.cli import main
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    options = list(options_of(main, "hoarfrost"))
-    assert len(options) > 60
-    assert [option for option in options if not any(re.search(rf"{name}\b", readme) for name in option[1])] == []
 
 
 def test_completion_is_what_the_readme_says(run_python: RunPython, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,22 @@
+"""The lines of docs/cache-format.md read a cache without hoarfrost."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.commands import ROOT
+from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
+
+LABELS = mixed({"benign": 6, "malignant": 4})
+
+
+def test_lines_of_the_page_read_paths_labels_and_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cache-format.md").read_text(encoding="utf-8"), re.S)
+    cache = write_labelled_cache(tmp_path / "phantoms.h5", LABELS, unreadable=[3])
+    monkeypatch.chdir(cache.parent)
+    read: dict[str, np.ndarray] = {}
+    exec(lines, read)
+    assert read["labels"].tolist() == LABELS
+    assert np.array_equal(read["x"], embeddings_of(LABELS)[[i for i in range(10) if i != 3]])
