@@ -52,11 +52,11 @@ def overhead(folder: Path) -> list[Measurement]:
     if find_spec("ray") is None:
         return []
     images = image_sets.write_images(folder / "images", OVERHEAD_IMAGES, 256, suffix=".png", colour=True)
-    local = [extract(["pipeline"], images, folder / "local 0.h5")]
+    local = [extract(["hoarfrost"], images, folder / "local 0.h5")]
     with nodes(usable_cpus()) as (address, _):
-        joined = extract(["pipeline"], images, folder / "joined.h5", "--engine", "ray", "--address", address)
-    local.append(extract(["pipeline"], images, folder / "local 1.h5"))
-    alone = extract(["pipeline"], images, folder / "alone.h5", "--engine", "ray")
+        joined = extract(["hoarfrost"], images, folder / "joined.h5", "--engine", "ray", "--address", address)
+    local.append(extract(["hoarfrost"], images, folder / "local 1.h5"))
+    alone = extract(["hoarfrost"], images, folder / "alone.h5", "--engine", "ray")
     local_s = sum(each["seconds"] for each in local) / 2
     share, with_start = local_s / joined["seconds"], local_s / alone["seconds"]
     return [
@@ -78,7 +78,7 @@ def ray_data(folder: Path) -> list[Measurement]:
     images = image_sets.write_images(folder / "images", DATA_IMAGES, 256, suffix=".png", colour=True)
     with nodes(usable_cpus()) as (address, _):
         actors_s = extract(
-            ["pipeline"], images, folder / "c.h5", "--engine", "ray", "--address", address, "--precision", "float32"
+            ["hoarfrost"], images, folder / "c.h5", "--engine", "ray", "--address", address, "--precision", "float32"
         )["seconds"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.ray_data", str(images), str(folder / "parquet")],

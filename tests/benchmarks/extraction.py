@@ -181,7 +181,7 @@ def cold(folder: Path) -> list[Measurement]:
     ours, others = [], []
     for i in range(COLD_STARTS):
         command = ["extract", str(BUSI), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS]
-        ours.append(_process_seconds("pipeline", *command))
+        ours.append(_process_seconds("hoarfrost", *command))
         others.append(_process_seconds("tests.benchmarks.usual", str(BUSI)))
     extract_s, usual_s = float(np.median(ours)), float(np.median(others))
     return [
@@ -206,7 +206,7 @@ def memory(folder: Path) -> list[Measurement]:
     are what could grow, and 50,000 real forward passes take most of an hour on a CPU.
     """
     few, many = (image_sets.write_images(folder / str(n), n, 32, suffix=".png", colour=True) for n in (2_000, 50_000))
-    real = peak_mb("pipeline", "extract", str(few), "--cache", str(folder / "real.h5"), "--weights", WEIGHTS)
+    real = peak_mb("hoarfrost", "extract", str(few), "--cache", str(folder / "real.h5"), "--weights", WEIGHTS)
     grown = [
         peak_mb(
             "tests.support.standin",

@@ -129,7 +129,7 @@ def streamed(folder: Path) -> list[Measurement]:
     for name, limit in (("streamed", "1GB"), ("in memory", "64GB")):
         run = folder / name.replace(" ", "-")
         command = ["train", "--cache", str(cache), "--run", str(run), "--head", "linear", "--epochs", "3", "--json"]
-        peaks[name] = peak_mb("pipeline", *command, "--memory-limit", limit)
+        peaks[name] = peak_mb("hoarfrost", *command, "--memory-limit", limit)
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         seconds[name] = sum(config["head_seconds"].values())
     ratio = seconds["in memory"] / seconds["streamed"]

@@ -28,7 +28,7 @@ def built(folder: Path) -> list[Measurement]:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "hoarfrost", *command], check=True, capture_output=True)
         seconds.append(time.perf_counter() - started)
-    peak = peak_mb("pipeline", *command) * 1.048576
+    peak = peak_mb("hoarfrost", *command) * 1.048576
     size = (run / "report.html").stat().st_size / 1e6
     return [
         Measurement(

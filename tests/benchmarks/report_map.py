@@ -36,7 +36,7 @@ def report_with_map(folder: Path) -> list[Measurement]:
     _write(cache, images, paths, labels)
     write_run(run, {})
     started = time.perf_counter()
-    command = [sys.executable, "-m", "tests.benchmarks.peak", "pipeline", "report", "--run", str(run.directory)]
+    command = [sys.executable, "-m", "tests.benchmarks.peak", "hoarfrost", "report", "--run", str(run.directory)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )
