@@ -8,7 +8,7 @@ from hoarfrost.features.columns.lookup import Lookup
 
 
 class KeyIndex:
-    """Where each key stands in an array of keys; the first place counts where a key stands twice.
+    """An index of rows by key. Where a key occurs twice, its first row counts.
 
     Parameters
     ----------
@@ -17,25 +17,25 @@ class KeyIndex:
 
     def __init__(self, keys: Keys) -> None:
         self.keys = np.ascontiguousarray(keys)
-        self._lookup = Lookup(_heads(self.keys))
+        self._lookup = Lookup(_hashes(self.keys))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def find(self, keys: Keys) -> Rows:
-        """Give the row of each key, (M,) int64; -1 for keys that are not there."""
+        """Return the row of each key, (M,) int64; -1 for keys that are not there."""
         keys = np.ascontiguousarray(keys)
-        return self._lookup.find(_heads(keys), lambda there, here: (self.keys[there] == keys[here]).all(axis=1))
+        return self._lookup.find(_hashes(keys), lambda there, here: (self.keys[there] == keys[here]).all(axis=1))
 
     def firsts(self) -> Rows:
-        """Give for each row the first row of the same key, (N,) int64."""
+        """Return for each row the first row of the same key, (N,) int64."""
         return self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
 
     def contains(self, key: bytes) -> bool:
-        """Tell whether one key is there."""
+        """Return whether one key is there."""
         return bool(self.find(np.frombuffer(key, np.uint8)[None])[0] >= 0)
 
 
-def _heads(keys: Keys) -> npt.NDArray[np.uint64]:
-    """Give each key's first eight bytes as a number: SHA-256 spreads them evenly."""
+def _hashes(keys: Keys) -> npt.NDArray[np.uint64]:
+    """Return the first eight bytes of each key as a number: SHA-256 spreads them evenly."""
     return keys.view(np.uint64)[:, 0].copy()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.columns.texts import Texts, keep_as_texts
+from hoarfrost.features.columns.texts import Texts, lists_to_texts
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
@@ -105,7 +105,7 @@ class DatasetTable:
     root: str = ""
 
     def __post_init__(self) -> None:
-        keep_as_texts(self)
+        lists_to_texts(self)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -342,4 +342,4 @@ def _write_column(group: h5py.Group, name: str, texts: Texts) -> None:
     filters = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
     data = _checked_dataset(group, name, (len(texts),), dtype, (chunk,), **filters)
     for first in range(0, len(texts), chunk):
-        data[first : first + chunk] = np.array(texts.encoded(first, first + chunk), dtype)
+        data[first : first + chunk] = np.array(texts[first : first + chunk].encoded(), dtype)

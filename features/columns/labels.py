@@ -10,7 +10,7 @@ LABEL_VALUES = {
 
 
 def is_label_column(cells: Iterable[str]) -> bool:
-    """Tell whether a column says which images have a label: 0 and 1, both there, and nothing else but unknown."""
+    """Return whether a column says which images have a label: it has 0 and 1, and nothing else but unknown values."""
     values = set()
     for cell in cells:
         value = LABEL_VALUES.get(cell.lower())

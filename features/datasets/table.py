@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.columns.texts import Texts, keep_as_texts
+from hoarfrost.features.columns.texts import Texts, lists_to_texts
 from hoarfrost.features.decoding.formats import FRAME_MARK, Frame
 from hoarfrost.features.errors import ImageDecodeError
 from hoarfrost.features.files import FileStamp, is_url, join, read, real_place, stamp_of
@@ -83,7 +83,7 @@ class Dataset:
     attributes: dict[str, Texts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keep_as_texts(self)
+        lists_to_texts(self)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import hoarfrost.features.columns.lookup
 import hoarfrost.features.columns.texts
 from hoarfrost.features.columns.lookup import Lookup
-from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder, keep_as_texts
+from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder, lists_to_texts
 from tests.support.labelled import NOT_UTF8
 
 letters = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(["a", "b", "", NOT_UTF8, "ü/ü.png"])
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let short columns cross the borders of blocks as long ones do."""
-    for name, size in (("BLOCK_TEXTS", 7), ("BLOCK_BYTES", 256), ("BLOCK_LETTERS", 5), ("MOST_REMEMBERED", 6)):
+    for name, size in (("BLOCK_TEXTS", 7), ("BLOCK_BYTES", 5), ("MAX_SHARED", 6)):
         monkeypatch.setattr(hoarfrost.features.columns.texts, name, size)
     monkeypatch.setattr(hoarfrost.features.columns.lookup, "BLOCK_ROWS", 3)
 
@@ -39,7 +39,7 @@ def test_a_column_is_the_list_that_it_was_made_of(texts: list[str]) -> None:
     assert [column[i] for i in range(-len(texts), len(texts))] == texts + texts
     assert column[2:9] == texts[2:9]
     assert column[::-1] == texts[::-1]
-    assert column.encoded(0, len(texts)) == [os.fsencode(text) for text in texts]
+    assert column.encoded() == [os.fsencode(text) for text in texts]
     assert column.lengths.tolist() == [len(os.fsencode(text)) for text in texts]
     assert column.counts() == Counter(texts)
     assert set(column.values()) == set(texts)
@@ -143,7 +143,7 @@ def test_columns_of_a_table_may_be_given_as_lists() -> None:
             self.names, self.attributes, self.other = ["a", "b"], {"site": ["x", "y"]}, 7
 
     table = Table()
-    keep_as_texts(table)
+    lists_to_texts(table)
     assert isinstance(table.names, Texts)
     assert isinstance(table.attributes["site"], Texts)
     assert (table.names, table.attributes, table.other) == (["a", "b"], {"site": ["x", "y"]}, 7)

@@ -1,8 +1,16 @@
-"""The network in 8-bit integers, by OpenVINO: about twice as fast on a CPU, for embeddings close to float32's.
+"""The network in 8-bit integers, by OpenVINO: two to four times as fast on a CPU, with embeddings close to float32's.
 
-Activations are unsigned 8-bit, from zero to the largest value that some hundred of the dataset's own images give;
-weights are signed 8-bit, with a scale for each output channel. Which ranges were used decides every embedding,
-so they are part of the precision's name, and with it of the fingerprint.
+Activations are unsigned 8-bit, from zero to the largest value found on a few hundred of the dataset's own images. Weights
+are signed 8-bit, with one scale for each output channel. The ranges decide every embedding: they are part of the
+precision's name, and so of the fingerprint.
+
+Notes
+-----
+Tried on 390 images of BUSI, after calibration on 256: the mean and least cosine to float32, with the mean embedding
+subtracted, are 0.990 and 0.970 here, 0.892 and 0.721 with NNCF 3.4 (preset "mixed"), and 0.988 and 0.971 with ONNX
+Runtime's static quantisation. NNCF equals what is here once its bias correction and its guard against overflow are off
+and its ranges are plain maxima. It could replace `calibrated_precision` alone: the network has to be built again from
+the ranges that a cache keeps, and give the same bits.
 """
 
 import importlib.util
@@ -31,7 +39,7 @@ _WEIGHT_LEVELS = 255  # symmetric about zero
 
 
 def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
-    """Find the activations' ranges on a dataset's own images.
+    """Return the precision's name, with the ranges of activations found on a dataset's own images.
 
     Parameters
     ----------
@@ -45,21 +53,18 @@ def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
         "int8:" and the largest input of each block's two convolutions, to four digits.
     """
     network = Network(weights).to_precision(torch.float32)
-    largest = [0.0] * (2 * len(_blocks(network.resnet)))
+    convolutions = [layer for block in _blocks(network.resnet) for layer in (block.conv1, block.conv2)]
+    largest = dict.fromkeys(convolutions, 0.0)
 
-    def watch(place: int, module: nn.Module) -> None:
-        def look(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            largest[place] = max(largest[place], float(inputs[0].max()))
+    def record(convolution: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        largest[convolution] = max(largest[convolution], float(inputs[0].max()))
 
-        module.register_forward_pre_hook(look)
-
-    for i, block in enumerate(_blocks(network.resnet)):
-        watch(2 * i, block.conv1)
-        watch(2 * i + 1, block.conv2)
+    for convolution in convolutions:
+        convolution.register_forward_pre_hook(record)
     with torch.inference_mode():
         for group in torch.split(images, CPU_GROUP):
             network(group)
-    return PREFIX + ",".join(f"{value:.4g}" for value in largest)
+    return PREFIX + ",".join(f"{value:.4g}" for value in largest.values())
 
 
 class Int8Network:
@@ -69,7 +74,7 @@ class Int8Network:
     ----------
     weights : Weights
     precision : str
-        What `calibrated_precision` gave.
+        What `calibrated_precision` returned.
 
     Raises
     ------
@@ -88,16 +93,16 @@ class Int8Network:
         self._model = _core().compile_model(model, "CPU", settings)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Embed."""
+        """Return the embeddings of images."""
         return torch.from_numpy(np.array(self._model(images.numpy())[0]))
 
 
 @cache
 def _core() -> "openvino.Core":
-    """Give the one core of this process, which is never let go.
+    """Return the one core of this process. It is never released.
 
-    A core gives the thread that made it a stack for signals, and unmaps it where it ends: if that is in another thread,
-    the next signal to the first one kills the process.
+    A core sets up a stack for signals in the thread that made it, and unmaps that stack when it is released. If another
+    thread releases it, the next signal to the first thread kills the process.
     """
     import openvino
 
@@ -105,7 +110,7 @@ def _core() -> "openvino.Core":
 
 
 def require_openvino() -> None:
-    """Say how to get OpenVINO where it is missing."""
+    """Raise an error that says how to install OpenVINO, if it is missing."""
     if importlib.util.find_spec("openvino") is None:
         raise HoarfrostError(
             "--precision int8 needs OpenVINO. Install it: pip install openvino; or pass --precision auto."
@@ -117,7 +122,7 @@ def _blocks(resnet: ResNet) -> list[BasicBlock]:
 
 
 def _graph(resnet: ResNet, ranges: "Sequence[float]") -> "tuple[openvino.Node, openvino.Node]":
-    """Write the network down for OpenVINO, with the quantisation of each convolution's inputs and weights."""
+    """Return the network's input and output as OpenVINO has them, with inputs and weights of convolutions quantised."""
     from openvino import opset13 as ops
 
     mean, std = (np.array(PREPROCESSING[key], np.float32).reshape(1, 3, 1, 1) * 255 for key in ("mean", "std"))
