@@ -127,7 +127,7 @@ class EmbeddingLoop:
     device : str
     batch_size : int
     options : ExtractOptions
-    lender : EmbeddingCache, optional
+    source_cache : EmbeddingCache, optional
         Embeddings that it has are copied from there.
     """
 
@@ -139,10 +139,10 @@ class EmbeddingLoop:
         device: str,
         batch_size: int,
         options: ExtractOptions,
-        lender: EmbeddingCache | None = None,
+        source_cache: EmbeddingCache | None = None,
     ) -> None:
         self.writer = writer
-        self.lender = lender
+        self.source_cache = source_cache
         self._make_backbone = backbone
         self._device = device
         self.batch_size = batch_size
@@ -222,14 +222,14 @@ class EmbeddingLoop:
     def _borrow(self, images: list[_Loaded]) -> None:
         """Copy the embeddings that are in another cache alone."""
         wanted = {image.key: image for image in images if image.key not in self.writer}
-        if self.lender is None or not wanted:
+        if self.source_cache is None or not wanted:
             return
-        rows = self.lender.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
+        rows = self.source_cache.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
         found = [
             image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
         ]  # the rest is on the device
         if found:
-            self.writer.append([self._file(image) for image in found], self.lender.embeddings(rows[rows >= 0]))
+            self.writer.append([self._file(image) for image in found], self.source_cache.embeddings(rows[rows >= 0]))
 
     def _file(self, image: _Loaded) -> EmbeddedFile:
         return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
@@ -327,7 +327,7 @@ class EmbeddingLoop:
             stamp = self.work.images.stamp(index)
             content = read()
             key = image_key(content)
-            is_known = key in self.writer or (self.lender is not None and key in self.lender)
+            is_known = key in self.writer or (self.source_cache is not None and key in self.source_cache)
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
         except ImageDecodeError as error:
             return _Failed(index, str(error))

@@ -15,6 +15,7 @@ from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.extraction.engines import EngineOptions, LocalOptions
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 MAX_BAD = 0.05
@@ -56,17 +57,8 @@ class ExtractOptions:
         Keep the patient ids of DICOM files as they are, in place of a salted hash.
     shard_size : int or None
         Bytes that a file of the cache may have; see `CacheWriter`.
-    engine : str
-        "local" (this process; the several GPUs of a machine by Ray's workers) or "ray".
-    address : str or None
-        The Ray cluster to join: "auto" (the one that this machine is part of) or "HOST:PORT" of its head; by default
-        Ray is started on this machine alone.
-    gpus_per_worker : float or None
-        GPUs for each of Ray's workers, by default 1; 0.5 puts two on a GPU.
-    cpus_per_worker : int or None
-        CPUs for each of Ray's workers; by default its host's, or its share of them where it has several GPUs.
-    max_workers : int or None
-        Workers at most; by default as many as there is room for.
+    engine : EngineOptions
+        Which engine embeds, with its own options; see `hoarfrost.features.extraction.engines`.
     """
 
     weights: str = "imagenet"
@@ -81,11 +73,7 @@ class ExtractOptions:
     max_bad: float = MAX_BAD
     keep_ids: bool = False
     shard_size: int | None = None
-    engine: str = "local"
-    address: str | None = None
-    gpus_per_worker: float | None = None
-    cpus_per_worker: int | None = None
-    max_workers: int | None = None
+    engine: EngineOptions = field(default_factory=LocalOptions)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Recipe:
 
 
 def recipe_for(
-    options: ExtractOptions, begun: Header | None, dataset: Dataset, choose_precision: Callable[[ExtractOptions], str]
+    options: ExtractOptions, begun: Header | None, dataset: Dataset, choose_precision: Callable[[], str]
 ) -> Recipe:
     """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun.
 
@@ -88,7 +88,7 @@ def recipe_for(
         name, sha256 = weights.name, weights.sha256
         spec = name if spec == "auto" else spec
         origin = weights_origin(spec)
-    precision = _begun_precision(options.precision, begun) or choose_precision(options)
+    precision = _begun_precision(options.precision, begun) or choose_precision()
     if precision == "int8":
         if begun is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are

@@ -20,6 +20,7 @@ from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostErro
 from hoarfrost.features.extraction.cluster.connection import Slot
 from hoarfrost.features.extraction.cluster.driver import Driver
 from hoarfrost.features.extraction.cluster.worker import Embedded, Plan, Prepared
+from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
 from hoarfrost.features.extraction.job import Job
 from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, LoopCounts
@@ -141,13 +142,13 @@ def embed(
 ) -> tuple[ImageTable, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageTable(n), ExtractOptions(max_bad=1.0, max_workers=max_workers)
+    table, options = ImageTable(n), ExtractOptions(max_bad=1.0)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
         bad = BadImages(dataset, table.errors, options)
         recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
         job = Job(dataset, writer, table, bad, recipe, options, lambda _: None, stop)
-        counts = Driver(job, range(n), "cpu", lambda: slots, started).run()
+        counts = Driver(job, range(n), "cpu", lambda: slots, started, max_workers).run()
     return table, counts
 
 
@@ -348,7 +349,7 @@ def test_hosts_are_cut_into_room_for_workers(
 ) -> None:
     nodes = [node("0", CPU=0.0, GPU=2.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
     monkeypatch.setattr(connection, "_nodes", lambda: nodes)
-    found = connection.slots(ExtractOptions(**options), device)
+    found = connection.slots(RayOptions(**options), device)
     assert [(slot.node_id, slot.cpus, slot.gpus) for slot in found] == expected
     assert len({(slot.node_id, slot.number) for slot in found}) == len(found)
 

@@ -12,8 +12,6 @@ from hoarfrost.features.extraction.cluster.worker import Worker
 Actor = Any  # Ray makes the types of its handles and references as it goes
 Reference = Any
 
-IN_CREATION = "error raised in its creation task"
-
 
 class WorkerLostError(Exception):
     """A worker, or what it was to answer, is gone; another may do its work."""
@@ -83,7 +81,7 @@ def result_of(reference: Reference) -> Any:
         If it broke down, or died, or its host did.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
     try:
         return ray.get(reference)
@@ -92,7 +90,9 @@ def result_of(reference: Reference) -> Any:
             raise error.cause from error
         raise WorkerLostError(reason_of(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
-        raise WorkerLostError(reason_of(str(error) or type(error).__name__)) from error
+        is_from_its_creation = isinstance(error, RayActorError) and error.actor_init_failed
+        reason = reason_of(str(error) or type(error).__name__, is_last=is_from_its_creation)
+        raise WorkerLostError(reason) from error
 
 
 def end(actor: Actor) -> None:
@@ -103,9 +103,9 @@ def end(actor: Actor) -> None:
         ray.kill(actor)
 
 
-def reason_of(text: str) -> str:
-    """Give what matters of an error's text, in one line: where a worker could not be made, Ray tells the reason last."""
+def reason_of(text: str, *, is_last: bool = False) -> str:
+    """Return the line of an error's text that says why: the first, or the last where a worker could not be made."""
     lines = text.strip().split("\n")
-    line = lines[-1] if IN_CREATION in lines[0] else lines[0]
+    line = lines[-1] if is_last else lines[0]
     is_missing = line.startswith(ModuleNotFoundError.__name__)
     return line.strip().rstrip(".") + ("; the same hoarfrost must be installed on each host" if is_missing else "")

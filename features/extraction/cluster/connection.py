@@ -1,4 +1,14 @@
-"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is."""
+"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is.
+
+Four things here are not of Ray's public interface, for it has none that will do:
+
+- `CLUSTER_ID`, a call that Ray itself makes first. `ray.init` tries for two minutes, and then ends the process, where
+  nothing answers, something else does, or the token is wrong; a user is to know within seconds.
+- `NOTED_CLUSTER`, where `ray start` notes its address: `ray.init("auto")` reads it, and tells nobody which it found.
+- `RAY_THREADS`, the names of Ray's threads: they print of workers and hosts that died, into what `--json` prints,
+  whatever `log_to_driver` and `logging_level` are.
+- `LOOPBACK_ONLY`: an environment variable that is Ray's own; no argument of `ray.init` says what it does.
+"""
 
 import importlib.util
 import io
@@ -14,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.extraction.engines import RayOptions
 
 INSTALL = "pip install 'hoarfrost[ray]'"
 CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray itself asks a cluster's head
+NOTED_CLUSTER = Path("ray", "ray_current_cluster")  # below Ray's temporary folder
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 ENVIRONMENT = {
@@ -129,7 +140,7 @@ def _resolved(address: str | None) -> str | None:
     """Tell what "auto" means, as Ray does: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
     if address != "auto":
         return address
-    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / NOTED_CLUSTER
     try:
         return os.environ.get("RAY_ADDRESS") or noted.read_text(encoding="utf-8").strip() or address
     except OSError:
@@ -185,16 +196,16 @@ def connected(address: str | None) -> Iterator[str]:
     import ray  # which reads the environment
 
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
-        yield _dashboard()
+        yield ""  # which then knows its dashboard
         return
     with redirect_stdout(_WithoutRay(sys.stdout)) as stdout:
         with _own_signals():
             try:
-                _start(address)
+                dashboard = _start(address)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
         try:
-            yield _dashboard()
+            yield dashboard
         finally:
             with _own_signals(), stdout.nothing_of_this_thread():
                 ray.shutdown()
@@ -227,22 +238,17 @@ class _WithoutRay(io.TextIOBase):
         self._stdout.flush()
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None) -> str:
+    """Start Ray, or join a cluster; return the address of its dashboard, empty if there is none."""
     import ray
 
-    if address is not None:
-        ray.init(address=address, **QUIET)
-        return
-    from hoarfrost.features.devices import usable_cpus
+    if address is None:
+        from hoarfrost.features.devices import usable_cpus
 
-    ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
-
-
-def _dashboard() -> str:
-    import ray
-
-    node = ray._private.worker._global_node  # none in a program that is Ray's client
-    return f"http://{node.webui_url}" if node is not None and node.webui_url else ""
+        context = ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
+    else:
+        context = ray.init(address=address, **QUIET)
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
 @contextmanager
@@ -263,12 +269,12 @@ def has_gpus() -> bool:
     return any(node["Resources"].get("GPU", 0) for node in _nodes())
 
 
-def slots(options: ExtractOptions, device: str) -> list[Slot]:
+def slots(own: RayOptions, device: str) -> list[Slot]:
     """Give the room for workers on all hosts that are there now: first one on each host, then a second.
 
     There may be more than `max_workers`: who takes some of it must know which hosts take part.
     """
-    by_host = [_slots_of(node, options, device) for node in _nodes()]
+    by_host = [_slots_of(node, own, device) for node in _nodes()]
     return [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
 
 
@@ -278,17 +284,17 @@ def _nodes() -> list[dict[str, Any]]:
     return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
 
 
-def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> list[Slot]:
+def _slots_of(node: dict[str, Any], own: RayOptions, device: str) -> list[Slot]:
     """Cut a host into room for workers: by GPUs where these compute, else by CPUs."""
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
-        gpus = options.gpus_per_worker or 1.0
+        gpus = own.gpus_per_worker or 1.0
         n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
         # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
-        cpus = options.cpus_per_worker or int(n_cpus / max(1, n_slots))
+        cpus = own.cpus_per_worker or int(n_cpus / max(1, n_slots))
         n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
     else:
-        gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
+        gpus, cpus = 0.0, own.cpus_per_worker or max(1, int(n_cpus))
         n_slots = int(n_cpus / cpus)
     host = str(node["NodeManagerHostname"])
     return [Slot(str(node["NodeID"]), host, number, cpus, gpus) for number in range(n_slots)]

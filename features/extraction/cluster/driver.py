@@ -76,6 +76,8 @@ class Driver:
         Gives the room for workers that there is at this moment.
     started : sequence of Started
         Workers that are there already.
+    max_workers : int, optional
+        Workers at most; by default as many as there is room for.
     """
 
     def __init__(
@@ -85,11 +87,13 @@ class Driver:
         device: str,
         find_slots: Callable[[], list[Slot]],
         started: Sequence[Started] = (),
+        max_workers: int | None = None,
     ) -> None:
         self._job = job
         self._todo = todo
         self._device = device
         self._find_slots = find_slots
+        self._max_workers = max_workers
         self._known = actors.share(job.writer.known)
         self._compute = job.writer.compute  # None until the first worker has settled it
         self._suspects = left_behind(job.writer.path)
@@ -155,7 +159,7 @@ class Driver:
         taken = {(member.slot.node_id, member.slot.number) for member in self._crew}
         free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
         n_awaited = sum(member.arriving is None or now - member.started_at < BUSY_SECONDS for member in self._crew)
-        most = self._job.options.max_workers
+        most = self._max_workers
         for slot in free if most is None else free[: max(0, most - n_awaited)]:
             self._join(actors.start(slot))
 
@@ -166,7 +170,7 @@ class Driver:
     def _welcome(self, member: _Member) -> None:
         """Count on a worker from now on, unless others have come meanwhile in its stead."""
         member.arriving = None
-        most = self._job.options.max_workers
+        most = self._max_workers
         if most is not None and sum(each.arriving is None for each in self._crew) > most:
             self._crew.remove(member)
             actors.end(member.actor)
