@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import Content, Dataset, Stamps
-from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp
 
 CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
@@ -273,5 +273,5 @@ class _OpenFile:
         """Read one image."""
         content = os.pread(self.number, math.prod(shape), start)
         if len(content) < math.prod(shape):
-            raise ImageDecodeError("the npz file was cut short while it was read")
+            raise ImageDecodeError(Unreadable.NPZ_CUT_SHORT)
         return np.frombuffer(content, np.uint8).reshape(shape)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, keep_as_texts
 from hoarfrost.features.decoding.formats import FRAME_MARK, Frame
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp, is_url, join, read, real_place, stamp_of
 from hoarfrost.features.fingerprint import bytes_key
 
@@ -248,7 +248,7 @@ class _SharedFile:
                 content = read(self.path)
                 self._read, self._stamp = (content, bytes_key(content)), stamp_of(self.path)
             elif stamp_of(self.path) != self._stamp:
-                raise ImageDecodeError("changed while it was read")
+                raise ImageDecodeError(Unreadable.CHANGED)
             return Frame(*self._read, *place)
 
 

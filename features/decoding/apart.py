@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,10 +69,10 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(f"its decoder crashed: {self._end(seconds)}")
+            raise DecoderCrashError(Unreadable.CRASHED, self._end(seconds))
         self._latest = content
         if "error" in answer:
-            raise ImageDecodeError(answer["error"])
+            raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
 
     def _give_up(self) -> None:

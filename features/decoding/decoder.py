@@ -2,7 +2,8 @@
 
 A request is a line of JSON (frame, max_pixels, window, want, n_bytes: null for the file sent before) and the file's bytes.
 The answer is a line of JSON (n_bytes and what is wanted: "header" gives kind, size and width and height to be decoded,
-"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error) and the pixels.
+"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error with its kind)
+and the pixels.
 """
 
 import json
@@ -28,7 +29,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         try:
             answer, payload = _answered(content, asked)
         except ImageDecodeError as error:
-            answer, payload = {"error": str(error)}, memoryview(b"")
+            answer, payload = {"error": str(error), "kind": error.kind}, memoryview(b"")
         answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
         answers.write(payload)
         answers.flush()

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom, parts
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _resized(image: "torch.Tensor") -> "torch.Tensor":
     try:
         resized = torch.nn.functional.interpolate(image[None], (SIZE, SIZE), mode="bilinear", antialias=True)
     except RuntimeError as error:
-        raise ImageDecodeError(f"cannot be resized: {str(error).splitlines()[0]}") from error
+        raise ImageDecodeError(Unreadable.NOT_RESIZED, str(error).splitlines()[0]) from error
     return resized[0]  # (C, 224, 224) uint8
 
 
@@ -188,7 +188,7 @@ def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
     encoded, frame = parts(content)
     if not encoded:
-        raise ImageDecodeError("the file is empty")
+        raise ImageDecodeError(Unreadable.EMPTY)
     try:
         with (
             _opened_dicom(encoded, frame, decoding)
@@ -200,25 +200,26 @@ def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(f"no image format recognised ({described(encoded)})") from error
+        text = f"{Unreadable.NOT_RECOGNISED} ({described(encoded)})"
+        raise ImageDecodeError(Unreadable.NOT_RECOGNISED, text=text) from error
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))  # only Pillow knows how many: the file was not opened
         n_pixels = f"{int(found[0]):,}" if found else "all"
         raise ImageDecodeError(
-            f"too many pixels: {n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
+            Unreadable.TOO_MANY_PIXELS, f"{n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
         ) from error
     except MemoryError as error:
-        raise ImageDecodeError("not enough memory to decode the image") from error
+        raise ImageDecodeError(Unreadable.NO_MEMORY_TO_DECODE) from error
     # Libraries raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
         reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-        raise ImageDecodeError(f"damaged or truncated image: {reason}") from error
+        raise ImageDecodeError(Unreadable.DAMAGED, reason) from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageDecodeError(
-            f"too many pixels: {width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
+            Unreadable.TOO_MANY_PIXELS, f"{width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
         )
 
 
@@ -229,7 +230,7 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
             DicomImage,  # here: pydicom is an extra, and most images are no DICOM
         )
     except ImportError as error:
-        raise ImageDecodeError("a DICOM file, and pydicom is missing: pip install 'hoarfrost[dicom]'") from error
+        raise ImageDecodeError(Unreadable.DICOM_MISSING, "pip install 'hoarfrost[dicom]'") from error
     image = DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
     if not frame and image.n_frames > 1:
         decoding.on_note(FIRST_IMAGE)
@@ -268,11 +269,11 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
 
 def _seek(image: Image.Image, frame: int) -> None:
     if image.format != "TIFF":
-        raise ImageDecodeError(f"no frame {frame}: of a {image.format} only the first is taken")
+        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), f"of a {image.format} only the first is taken")
     try:
         image.seek(frame - 1)
     except EOFError as error:
-        raise ImageDecodeError(f"no frame {frame}: the file has fewer") from error
+        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), "the file has fewer") from error
 
 
 class _PillowImage:
@@ -311,7 +312,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
 def _check_planes(image: Image.Image) -> None:
     """Refuse channels of 16 bits that are stored one after another: Pillow takes their bytes for pixels."""
     if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _PLANES_APART:
-        raise ImageDecodeError(f"a TIFF of a kind that is not read: {_bits(image)} bits a channel, each channel apart")
+        raise ImageDecodeError(Unreadable.TIFF_KIND, f"{_bits(image)} bits a channel, each channel apart")
 
 
 def n_pages(file: str | BinaryIO) -> int:

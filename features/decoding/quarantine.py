@@ -15,7 +15,7 @@ import numpy as np
 from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
 from hoarfrost.features.decoding.formats import Frame, parts
 from hoarfrost.features.decoding.images import Decoding, load_image
-from hoarfrost.features.errors import CacheError, ImageDecodeError
+from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Quarantine:
         if isinstance(content, np.ndarray):  # nothing decodes it
             return load_image(content, decoding)
         if key in self._reasons:
-            raise ImageDecodeError(self._reasons[key])
+            raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
             return self._load_suspect(content, key, decoding)
         with self._noted(key):
@@ -148,7 +148,7 @@ class Quarantine:
                 file.write(f"{key.hex()} {reason}\n")
                 file.flush()
                 os.fsync(file.fileno())
-            raise ImageDecodeError(reason) from error
+            raise ImageDecodeError(Unreadable.CRASHED, text=reason) from error
         finally:
             slot = self._suspects[key]
             if slot is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,7 +64,7 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     flat = values.ravel()
     flat = flat[np.isfinite(flat)] if values.dtype.kind == "f" else flat
     if not flat.size:
-        raise ImageDecodeError("no pixel is a number")
+        raise ImageDecodeError(Unreadable.NO_NUMBERS)
     places = [_place(share, flat.size) for share in PERCENTILES]
     ends = np.partition(flat, sorted({*places, 0, flat.size - 1}))
     low, high = (float(ends[place]) for place in places)

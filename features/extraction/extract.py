@@ -15,7 +15,7 @@ import numpy as np
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, begun_header
 from hoarfrost.features.datasets import Dataset, read_dataset, read_unlabelled
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, WeightsError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
 from hoarfrost.features.extraction.engines import LocalOptions
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.job import Engine, Job, open_engine
@@ -32,6 +32,7 @@ from hoarfrost.features.extraction.plan import (
 from hoarfrost.features.extraction.recipes import Recipe, recipe_for, recipe_like
 
 SHOWN_MISSING = 3
+NO_SUCH_FILE = reason_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
 ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
 
 logger = logging.getLogger(__name__)
@@ -93,13 +94,13 @@ def extract(
 def _none_readable(data: Path | str, dataset: Dataset, table: ImageTable) -> HoarfrostError:
     first, reason = next(iter(table.errors.items()))
     return HoarfrostError(
-        f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason}."
+        f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason.text}."
     )
 
 
 def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> ExtractSummary:
     n_images, header = len(job.dataset), job.recipe.header
-    errors = tuple((job.dataset.paths[index], reason) for index, reason in sorted(job.table.errors.items()))
+    errors = tuple((job.dataset.paths[index], reason) for index, reason in job.table.reasons().items())
     return ExtractSummary(
         images=n_images,
         embedded=counts.embedded,
@@ -196,7 +197,7 @@ def embed_like(
                 "they are now."
             ) from error
         writer.fold()
-    return Embedded(dataset, job.table.keys, job.table.errors, counts.forward_images)
+    return Embedded(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
 
 
 def _begun(
@@ -237,12 +238,12 @@ def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequen
         table.set_known(first + rows, keys)
     table.set_stamps(stamps)
     missing = np.flatnonzero(stamps.missing).tolist()
-    table.errors.update(dict.fromkeys(missing, os.strerror(errno.ENOENT)))
+    table.errors.update(dict.fromkeys(missing, NO_SUCH_FILE))
     # Numbers side by side: a list of ten million would take five times the memory.
     return array("q", np.flatnonzero(~table.readable & ~stamps.missing).tobytes())
 
 
-def _say_what_is_missing(dataset: Dataset, missing: dict[int, str], options: ExtractOptions) -> None:
+def _say_what_is_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:
     """Say once that files are not there, and where they were looked for; stop if that is already too many."""
     if not missing:
         return
@@ -253,7 +254,8 @@ def _say_what_is_missing(dataset: Dataset, missing: dict[int, str], options: Ext
         f"{', '.join(first)}. Paths are relative to {place}, so the first was looked for at {os.path.join(place, first[0])}."
     )
     if options.on_error == "fail":
-        raise ImageDecodeError(f"{message} Correct the paths, or pass --on-error skip to list them and go on.")
+        text = f"{message} Correct the paths, or pass --on-error skip to list them and go on."
+        raise ImageDecodeError(NO_SUCH_FILE.kind, text=text)
     logger.warning("%s", message)
     if len(missing) < len(dataset):
         check_bad_images(dataset, missing, options.max_bad)

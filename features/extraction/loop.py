@@ -20,7 +20,7 @@ from hoarfrost.features.decoding.formats import Frame
 from hoarfrost.features.decoding.images import Decoding, PixelBudget
 from hoarfrost.features.decoding.quarantine import Quarantine, load_apart
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageTable, LoopCounts, Progress
 from hoarfrost.features.fingerprint import KEY_BYTES, SIZE, image_key
@@ -53,7 +53,7 @@ class Work:
     paths: Sequence[str]
     todo: Sequence[int]
     table: ImageTable
-    on_failed: Callable[[int, str], None] = _ignore
+    on_failed: Callable[[int, Reason], None] = _ignore
     on_progress: Callable[[Progress], None] = _ignore
 
 
@@ -84,7 +84,7 @@ class _Failed:
     """One image that could not be read."""
 
     index: int
-    reason: str
+    reason: Reason
 
 
 @dataclass
@@ -329,12 +329,8 @@ class EmbeddingLoop:
             key = image_key(content)
             is_known = key in self.writer or (self.source_cache is not None and key in self.source_cache)
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
-        except ImageDecodeError as error:
-            return _Failed(index, str(error))
-        except OSError as error:
-            return _Failed(index, error.strerror or str(error))
-        except MemoryError:
-            return _Failed(index, "not enough memory to read the file")
+        except (ImageDecodeError, OSError, MemoryError) as error:
+            return _Failed(index, reason_of(error))
 
     def _within_budget(self, content: "Content") -> "Content | None":
         """Keep what was read, or let it go where too much is waiting to be decoded: memory counts more than a second read."""
@@ -362,16 +358,12 @@ class EmbeddingLoop:
         try:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
-                return _Failed(image.index, "changed while it was read")
+                raise ImageDecodeError(Unreadable.CHANGED)
             place.copy_(
                 self._quarantine.load(content, image.key, self._decoding)
             )  # one grey channel becomes three here
-        except ImageDecodeError as error:
-            return _Failed(image.index, str(error))
-        except OSError as error:  # it was there when it was read first
-            return _Failed(image.index, error.strerror or str(error))
-        except MemoryError:
-            return _Failed(image.index, "not enough memory to read the file")
+        except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
+            return _Failed(image.index, reason_of(error))
         finally:
             if image.content is not None:
                 with self._counting:

@@ -1,7 +1,6 @@
 """What an extraction is asked for, what it knows of each image, and how it reports."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.engines import EngineOptions, LocalOptions
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -134,7 +133,7 @@ class ImageTable:
         self.readable = np.zeros(n_images, bool)
         self.sizes = np.full(n_images, -1, np.int64)
         self.mtimes_ns = np.full(n_images, -1, np.int64)
-        self.errors: dict[int, str] = {}
+        self.errors: dict[int, Reason] = {}
 
     def set(self, index: int, stamp: FileStamp, key: bytes) -> None:
         """Note a readable image: the key of its bytes, and size and mtime of its file."""
@@ -158,6 +157,10 @@ class ImageTable:
         self.sizes[indices], self.mtimes_ns[indices] = part.sizes, part.mtimes_ns
         self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
 
+    def reasons(self) -> dict[int, str]:
+        """Return the texts that say why images cannot be read, by their place in the dataset, ascending."""
+        return {index: reason.text for index, reason in sorted(self.errors.items())}
+
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
         """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
         return DatasetTable(
@@ -166,7 +169,7 @@ class ImageTable:
             paths=dataset.paths,
             rows=np.where(self.readable, 0, -1),
             labels=dataset.labels,
-            errors=Texts.sparse(len(dataset), self.errors),
+            errors=Texts.sparse(len(dataset), self.reasons()),
             sizes=self.sizes,
             mtimes_ns=self.mtimes_ns,
             splits=dataset.splits,
@@ -181,18 +184,18 @@ class BadImages:
     Parameters
     ----------
     dataset : Dataset
-    errors : mapping of int to str
+    errors : mapping of int to Reason
         The reasons known so far, by the image's index; `ImageTable.errors`, which goes on changing.
     options : ExtractOptions
     """
 
-    def __init__(self, dataset: Dataset, errors: Mapping[int, str], options: ExtractOptions) -> None:
+    def __init__(self, dataset: Dataset, errors: Mapping[int, Reason], options: ExtractOptions) -> None:
         self._dataset = dataset
         self._errors = errors
         self._options = options
         self._n_said = 0
 
-    def note(self, index: int, reason: str) -> None:
+    def note(self, index: int, reason: Reason) -> None:
         """Say that an image is left out; its reason is among the errors by now.
 
         Raises
@@ -204,26 +207,22 @@ class BadImages:
         """
         path = self._dataset.paths[index]
         if self._options.on_error == "fail":
-            raise ImageDecodeError(f"{path}: {reason}. Copy it again, or pass --on-error skip to list it and go on.")
+            text = f"{path}: {reason.text}. Copy it again, or pass --on-error skip to list it and go on."
+            raise ImageDecodeError(reason.kind, text=text)
         self._n_said += 1
         if self._n_said <= SHOWN_ERRORS:
-            logger.warning("%s: %s; left out", path, reason)
+            logger.warning("%s: %s; left out", path, reason.text)
         elif self._n_said == SHOWN_ERRORS + 1:
             logger.warning("more unreadable images; from here on they are recorded without a message each")
         check_bad_images(self._dataset, self._errors, self._options.max_bad)
 
 
-def kind_of_reason(reason: str) -> str:
-    """Give what a reason has in common with others: what stands before its details."""
-    return re.split(r": | \(", reason, maxsplit=1)[0]
-
-
-def kinds_of(reasons: Iterable[str]) -> dict[str, int]:
+def kinds_of(reasons: Iterable[Reason]) -> dict[str, int]:
     """Count reasons by kind, the most frequent first."""
-    return dict(Counter(map(kind_of_reason, reasons)).most_common())
+    return dict(Counter(reason.kind for reason in reasons).most_common())
 
 
-def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float) -> None:
+def check_bad_images(dataset: Dataset, errors: Mapping[int, Reason], max_bad: float) -> None:
     """Stop where more images are unreadable than may be, however the rest turns out.
 
     A single one never stops an extraction, however few images there are, unless none may be (`max_bad` 0).
@@ -237,7 +236,7 @@ def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float
         return
     # Reversed: the first of each kind stays.
     example = {
-        kind_of_reason(reason): f"{dataset.paths[index]}: {reason}" for index, reason in reversed(list(errors.items()))
+        reason.kind: f"{dataset.paths[index]}: {reason.text}" for index, reason in reversed(list(errors.items()))
     }
     kinds = list(kinds_of(errors.values()).items())
     listed = "; ".join(f"{kind}: {n:,} (as {example[kind]})" for kind, n in kinds[:SHOWN_KINDS])

@@ -19,7 +19,7 @@ from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.quarantine import load_apart
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
-from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
 from hoarfrost.features.extraction.plan import Progress, kinds_of
 from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
 
@@ -76,7 +76,7 @@ class _Seen:
     key: bytes = b""
     kind: tuple[str, str, int] = ("", "", 0)
     size: tuple[int, int] = (0, 0)
-    error: str = ""
+    error: Reason | None = None
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -116,7 +116,7 @@ def survey(
     seen = _seen(dataset, decoding, on_progress)
     if contact_sheet is not None:
         _write_sheet(contact_sheet, dataset, [i for i, image in enumerate(seen) if not image.error], decoding)
-    errors = tuple((dataset.paths[i], image.error) for i, image in enumerate(seen) if image.error)
+    errors = tuple((dataset.paths[i], image.error.text) for i, image in enumerate(seen) if image.error)
     keys = Counter(image.key for image in seen if not image.error)
     return Survey(
         data=str(data),
@@ -129,7 +129,7 @@ def survey(
         attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
         duplicates=sum(keys.values()) - len(keys),
         unreadable=len(errors),
-        unreadable_by_kind=kinds_of(reason for _, reason in errors),
+        unreadable_by_kind=kinds_of(image.error for image in seen if image.error),
         errors=errors,
         notes=dict(sum((image.notes for image in seen), Counter())),
         refused=_refusal(dataset),
@@ -158,10 +158,8 @@ def _look(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
         look = looked_at_apart(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
         return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
-    except ImageDecodeError as error:
-        return _Seen(error=str(error))
-    except MemoryError:
-        return _Seen(error="not enough memory to read the file")
+    except (ImageDecodeError, MemoryError) as error:
+        return _Seen(error=reason_of(error))
 
 
 def _kinds(seen: list[_Seen], window: Window | None) -> tuple[Kind, ...]:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError, Unreadable, reason_of
 from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def stamp_of_url(url: str) -> FileStamp:
         raise IsADirectoryError(f"{url} is a folder")
     stamp = _stamp(info) or FileStamp(int(info.get("size") or -1), time.time_ns())
     if stamp.size > MAX_FILE_BYTES:
-        raise ImageDecodeError(f"too large a file: {stamp.size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+        raise ImageDecodeError(Unreadable.FILE_TOO_LARGE, f"{stamp.size:,} bytes, of at most {MAX_FILE_BYTES:,}")
     return stamp
 
 
@@ -151,7 +151,7 @@ def read_url(url: str) -> bytes:
     try:
         content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
     except OSError as error:
-        raise ImageDecodeError(error.strerror or str(error)) from error
+        raise ImageDecodeError(reason_of(error).kind) from error
     return content
 
 
@@ -325,7 +325,7 @@ def _said(url: str, error: Exception) -> Exception:
     if status == 401 or codes & _NO_CREDENTIALS:
         return RemoteError(f"{place}: credentials are missing, wrong or expired ({_reason(error)}). {_advice(url)}")
     if status == 403 or (status is None and isinstance(error, PermissionError)):
-        return ImageDecodeError(f"access denied by {place}")
+        return ImageDecodeError(Unreadable.ACCESS_DENIED.format(place))
     if status == 404 or (status is None and isinstance(error, FileNotFoundError) and not codes & _UNREACHED):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
     if status is None and codes & _UNREACHED:
@@ -333,7 +333,7 @@ def _said(url: str, error: Exception) -> Exception:
             f"{place}: does not answer, after {len(PAUSES_S) + 1} attempts ({_reason(error)}). What was committed is safe: "
             "run the same command again once it does."
         )
-    return ImageDecodeError(f"{place} answers {f'HTTP {status}' if status else _reason(error)}")
+    return ImageDecodeError(Unreadable.SERVER_ANSWERS.format(place, f"HTTP {status}" if status else _reason(error)))
 
 
 def _reason(error: BaseException) -> str:

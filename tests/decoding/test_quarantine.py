@@ -23,7 +23,7 @@ from hoarfrost.features.decoding.formats import MAX_PIXELS, Frame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image
 from hoarfrost.features.decoding.quarantine import Quarantine, left_behind, left_by, settle_notes
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.loop import sample_images
 from hoarfrost.features.fingerprint import image_key
 from tests.support.builders import encode, picture
@@ -93,7 +93,7 @@ def leave_behind(cache: Path, *keys: bytes) -> None:
 
 
 def crash(*_: object) -> None:
-    raise DecoderCrashError("its decoder crashed: SIGABRT")
+    raise DecoderCrashError(Unreadable.CRASHED, "SIGABRT")
 
 
 def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(

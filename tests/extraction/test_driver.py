@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.datasets import Dataset, FileStamp
-from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import connection, driver
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import Slot
@@ -111,7 +111,7 @@ class NoRay:
         table = ImageTable(len(paths))
         for place, number in enumerate(images.numbers):
             if number % 10 == 9:
-                table.errors[place] = "no image"
+                table.errors[place] = Reason("no image", "no image: 9")
             else:
                 table.set(place, FileStamp(number, 0), number.to_bytes(KEY_BYTES, "big"))
         return Embedded(table, LoopCounts("cpu"), [], len(paths), 0.5)
@@ -156,7 +156,7 @@ def check(table: ImageTable, n: int) -> None:
     numbers = [int.from_bytes(key.tobytes(), "big") for key in table.keys]
     assert [numbers[i] for i in range(n) if i % 10 != 9] == [i for i in range(n) if i % 10 != 9]
     assert table.readable.tolist() == [i % 10 != 9 for i in range(n)]
-    assert table.errors == {i: "no image" for i in range(n) if i % 10 == 9}
+    assert table.errors == {i: Reason("no image", "no image: 9") for i in range(n) if i % 10 == 9}
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 100, 1_000])
@@ -357,8 +357,8 @@ def test_hosts_are_cut_into_room_for_workers(
 def test_an_image_table_takes_a_piece_in_its_place() -> None:
     table, piece = ImageTable(6), ImageTable(2)
     piece.set(0, FileStamp(5, 7), b"\1" * KEY_BYTES)
-    piece.errors[1] = "no image"
+    piece.errors[1] = Reason("no image", "no image: 9")
     table.take(np.array([1, 4]), piece)
     assert table.readable.tolist() == [False, True, False, False, False, False]
     assert (table.sizes[1], table.mtimes_ns[1], table.keys[1].tobytes()) == (5, 7, b"\1" * KEY_BYTES)
-    assert table.errors == {4: "no image"}
+    assert table.errors == {4: Reason("no image", "no image: 9")}

@@ -22,7 +22,7 @@ import hoarfrost.features.devices
 import hoarfrost.features.extraction.cluster
 import hoarfrost.features.extraction.loop
 from hoarfrost.cli.options import engine_options
-from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import RayEngine, connection, engine
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, reason_of
 from hoarfrost.features.extraction.cluster.connection import (
@@ -378,7 +378,7 @@ class Several:
     def embed(self, job: Job, todo: list[int]) -> LoopCounts:
         Several.asked.append((self.own, self.options, len(todo)))
         for index in todo:
-            job.table.errors[index] = "none of these GPUs is real"
+            job.table.errors[index] = Reason("no GPU", "none of these GPUs is real")
         return LoopCounts("cuda", workers=3)
 
 

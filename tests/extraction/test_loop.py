@@ -106,7 +106,7 @@ def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int 
         rows, readable = cache.arrays(cache.dataset())
         embeddings = dict(zip(np.flatnonzero(readable).tolist(), [row.tobytes() for row in rows], strict=True))
         keys = [key.tobytes() for key in file.keys]
-    return Extracted(embeddings, table.errors, keys, counts, [each.done for each in progress])
+    return Extracted(embeddings, table.reasons(), keys, counts, [each.done for each in progress])
 
 
 def one_by_one(images: Sequence[Content]) -> dict[int, bytes]:

@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.values import converters
 
 from hoarfrost.features.decoding.formats import HEAD_BYTES, is_dicom
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
 MAX_INFLATED_BYTES = 1 << 28
@@ -69,7 +69,7 @@ class _Until:
     def __call__(self, tag: int, *_: object) -> bool:
         self._n_elements += 1
         if self._n_elements > MAX_ELEMENTS:
-            raise ImageDecodeError(f"a DICOM header of more than {MAX_ELEMENTS:,} elements")
+            raise ImageDecodeError(Unreadable.DICOM_TOO_MANY_ELEMENTS.format(f"{MAX_ELEMENTS:,}"))
         return self._is_end(tag)
 
 
@@ -99,9 +99,9 @@ def inflated(content: bytes) -> bytes:
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     elements = unpacker.decompress(memoryview(content)[start:], MAX_INFLATED_BYTES)
     if unpacker.unconsumed_tail:
-        raise ImageDecodeError(f"a deflated DICOM file of more than {MAX_INFLATED_BYTES:,} bytes")
+        raise ImageDecodeError(Unreadable.DICOM_INFLATES_TOO_FAR.format(f"{MAX_INFLATED_BYTES:,}"))
     if not unpacker.eof:
-        raise ImageDecodeError("damaged or truncated DICOM header: its deflated data have no end")
+        raise ImageDecodeError(Unreadable.DICOM_HEADER, "its deflated data have no end")
     return content[:start].replace(_DEFLATED, _PLAIN) + elements
 
 

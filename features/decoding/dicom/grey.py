@@ -10,7 +10,7 @@ from pydicom.valuerep import DSfloat
 
 from hoarfrost.features.decoding.dicom.elements import number, numbers
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 _ABOVE_ZERO = float(np.nextafter(0.0, 1.0))
 _LEAST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": _ABOVE_ZERO, "SIGMOID": _ABOVE_ZERO}
@@ -38,7 +38,7 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
     """
     seen = _rescaled(values, _group(header, index, "PixelValueTransformationSequence", "RescaleSlope"))
     if seen.dtype.kind == "f" and not np.isfinite(seen).any():
-        raise ImageDecodeError("no pixel is a number")
+        raise ImageDecodeError(Unreadable.NO_NUMBERS)
     if window is not None:
         return _through(seen, window.center, window.width, "LINEAR")
     voi = _group(header, index, "FrameVOILUTSequence", "WindowCenter")
@@ -64,7 +64,7 @@ def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
         return values
     slope, intercept = number(group, "RescaleSlope"), number(group, "RescaleIntercept")
     if not slope or intercept is None:
-        raise ImageDecodeError("a DICOM rescale slope of 0, or one or an intercept that is no number")
+        raise ImageDecodeError(Unreadable.DICOM_RESCALE)
     return values.astype(np.float64) * slope + intercept
 
 

@@ -27,12 +27,12 @@ from hoarfrost.features.decoding.dicom.elements import (
 from hoarfrost.features.decoding.dicom.grey import grey_pixels, shares
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_REASON = 200  # characters of what a codec says
 _KINDS = {  # by what pydicom says of its codecs
-    "does not support": "DICOM pixels of a kind that no codec reads",
-    "missing dependencies": "DICOM pixels whose codec is not installed, pip install 'hoarfrost[dicom]'",
+    "does not support": Unreadable.DICOM_NO_CODEC,
+    "missing dependencies": Unreadable.DICOM_CODEC_MISSING,
 }
 # The codec of each transfer syntax: pixels must not depend on what else is installed.
 CODECS = {
@@ -94,14 +94,14 @@ class DicomImage:
         except ImageDecodeError:
             raise
         except Exception as error:  # as in `read_header`
-            raise ImageDecodeError(f"damaged or truncated DICOM header: {type(error).__name__}") from error
+            raise ImageDecodeError(Unreadable.DICOM_HEADER, type(error).__name__) from error
         self._data: FileDataset = data
         self._pixels_at = buffer.tell()
         if "Rows" not in data or "Columns" not in data:
-            raise ImageDecodeError(f"a DICOM file without pixels: {_class_of(data)}")
+            raise ImageDecodeError(Unreadable.DICOM_NO_PIXELS, _class_of(data))
         self.width, self.height = self.size = int(data.Columns), int(data.Rows)
         if not self.width or not self.height:
-            raise ImageDecodeError(f"a DICOM image of no size: {self.width} x {self.height}")
+            raise ImageDecodeError(Unreadable.DICOM_NO_SIZE, f"{self.width} x {self.height}")
         self._check_frame(buffer)
         self._index = max(0, frame - 1)
         syntax = "Deflated " * is_deflated(content) + re.sub(
@@ -113,10 +113,10 @@ class DicomImage:
         promised, there = n_promised(self._data), n_frames_there(self._data, buffer)
         self.n_frames = there
         if self._frame > promised:
-            raise ImageDecodeError(f"no frame {self._frame}: the file has {promised}")
+            raise ImageDecodeError(Unreadable.NO_FRAME.format(self._frame), f"the file has {promised}")
         if self._frame > there:
             raise ImageDecodeError(
-                f"damaged or truncated DICOM pixels: {promised:,} frames are promised, and at most {there:,} are there"
+                Unreadable.DICOM_PIXELS, f"{promised:,} frames are promised, and at most {there:,} are there"
             )
 
     @cached_property
@@ -154,7 +154,7 @@ class DicomImage:
                     self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window
                 )
             except DecoderCrashError as error:
-                raise ImageDecodeError(f"damaged or truncated DICOM pixels: {error}") from error
+                raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
         values = self._decoded()
         try:
             with np.errstate(all="ignore"):  # what is too large for a float is white or black
@@ -163,7 +163,7 @@ class DicomImage:
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            raise ImageDecodeError(f"a DICOM look-up table or window that cannot be applied: {said}") from error
+            raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, said) from error
 
     def _seen(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Make 8 bits of (H, W) or (H, W, 3) stored values."""
@@ -172,22 +172,20 @@ class DicomImage:
         if values.ndim == 3 and self._photometric in _COLOURS:
             return shares(values, int(self._data.BitsStored))
         if values.ndim != 2:
-            raise ImageDecodeError(f"DICOM pixels in a colour space that is not read: {self._photometric}")
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         grey = grey_pixels(values, self._data, self._index, self._window)
         return 255 - grey if self._photometric == "MONOCHROME1" else grey
 
     def _decoded(self) -> npt.NDArray[Any]:
         if self._syntax in _JPEG_LS and self._content.find(_DELIMITER, self._pixels_at) < 0:
-            raise ImageDecodeError("damaged or truncated DICOM pixels: the JPEG-LS data have no end")
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "the JPEG-LS data have no end")
         if self._photometric not in _GREYS | _COLOURS:
-            raise ImageDecodeError(f"DICOM pixels in a colour space that is not read: {self._photometric}")
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
         if self._codec in {"", "pydicom"} and high is not None and stored is not None and high != stored - 1:
-            raise ImageDecodeError(
-                f"DICOM pixels that do not end at the lowest bit: the highest is {high:g} of {stored:g}"
-            )
+            raise ImageDecodeError(Unreadable.DICOM_HIGH_BIT, f"the highest is {high:g} of {stored:g}")
         if not self._syntax.is_transfer_syntax:
-            raise ImageDecodeError(f"DICOM pixels of a transfer syntax that is not read: {self._syntax[:64]}")
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax[:64])
         try:
             if self._syntax.is_encapsulated:
                 self._check_codestream()
@@ -196,15 +194,13 @@ class DicomImage:
                 io.BytesIO(self._content), index=self._index, decoding_plugin=self._codec, transfer_syntax_uid=self._syntax
             )  # fmt: skip
         except NotImplementedError as error:
-            raise ImageDecodeError(
-                f"DICOM pixels of a transfer syntax that is not read: {self._syntax.name}"
-            ) from error
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`, and whatever the codecs raise
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            kind = next((kind for words, kind in _KINDS.items() if words in said), "damaged or truncated DICOM pixels")
-            raise ImageDecodeError(f"{kind}: {said}") from error
+            kind = next((kind for words, kind in _KINDS.items() if words in said), Unreadable.DICOM_PIXELS)
+            raise ImageDecodeError(kind, said) from error
 
     def _check_codestream(self) -> None:
         """Refuse compressed pixels that are more than the header says, before a decoder makes room for them."""
@@ -215,12 +211,13 @@ class DicomImage:
         size = codestream_size(frame)
         if size is not None and (size.width * size.height > self.width * self.height or size.n_channels > n_channels):
             raise ImageDecodeError(
-                f"damaged or truncated DICOM pixels: {size.width} x {size.height} of {size.n_channels} channels, where the "
-                f"header says {self.width} x {self.height} of {n_channels}"
+                Unreadable.DICOM_PIXELS,
+                f"{size.width} x {size.height} of {size.n_channels} channels, where the "
+                f"header says {self.width} x {self.height} of {n_channels}",
             )
         n_bytes = self.width * self.height * n_channels * int(number(self._data, "BitsAllocated") or 8) // 8
         if self._syntax == uid.RLELossless and len(frame) > most_rle_bytes(n_bytes):
-            raise ImageDecodeError("damaged or truncated DICOM pixels: more runs than there are pixels")
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than there are pixels")
 
 
 def _class_of(data: Dataset) -> str:
