@@ -23,19 +23,19 @@ class KeyIndex:
         return len(self.keys)
 
     def find(self, keys: Keys) -> Rows:
-        """Give the row of each key, (M,) int64; -1 for keys that are not there."""
+        """Return the row of each key, (M,) int64; -1 for keys that are not there."""
         keys = np.ascontiguousarray(keys)
         return self._lookup.find(_heads(keys), lambda there, here: (self.keys[there] == keys[here]).all(axis=1))
 
     def firsts(self) -> Rows:
-        """Give for each row the first row of the same key, (N,) int64."""
+        """Return for each row the first row of the same key, (N,) int64."""
         return self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
 
     def contains(self, key: bytes) -> bool:
-        """Tell whether one key is there."""
+        """Return whether one key is there."""
         return bool(self.find(np.frombuffer(key, np.uint8)[None])[0] >= 0)
 
 
 def _heads(keys: Keys) -> npt.NDArray[np.uint64]:
-    """Give each key's first eight bytes as a number: SHA-256 spreads them evenly."""
+    """Return each key's first eight bytes as a number: SHA-256 spreads them evenly."""
     return keys.view(np.uint64)[:, 0].copy()

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError
@@ -38,8 +38,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 def _answered(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     notes: list[str] = []
     window = None if asked["window"] is None else Window(*asked["window"])
-    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_apart=True)
-    with opened(Frame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
+    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True)
+    with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
         if asked["want"] == "header":
             return answer, memoryview(b"")

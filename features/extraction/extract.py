@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, begun_header
+from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, existing_header
 from hoarfrost.features.datasets import Dataset, read_dataset, read_unlabelled
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
@@ -23,7 +23,7 @@ from hoarfrost.features.extraction.plan import (
     BadImages,
     ExtractOptions,
     ExtractSummary,
-    ImageTable,
+    ImageRecords,
     LoopCounts,
     Progress,
     check_bad_images,
@@ -74,16 +74,16 @@ def extract(
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(options))
         dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
-        begun = begun_header(cache)
-        if begun is None:
+        existing = existing_header(cache)
+        if existing is None:
             engine.start_early()
-        recipe = recipe_for(options, begun, dataset, engine.choose_precision)
+        recipe = recipe_for(options, existing, dataset, engine.choose_precision)
         stop = stack.enter_context(StopSignals())
         root = dataset.images.location
         writer = stack.enter_context(
             CacheWriter(cache, recipe.header, dataset.name, root=root, shard_bytes=options.shard_size)
         )
-        job, todo = _begun(dataset, writer, recipe, options, on_progress, stop)
+        job, todo = _prepare_job(dataset, writer, recipe, options, on_progress, stop)
         table, counts = job.table, _embed(engine, job, todo)
         if not table.readable.any():
             raise _none_readable(data, dataset, table)
@@ -91,7 +91,7 @@ def extract(
     return _summary(job, counts, cache, time.monotonic() - started)
 
 
-def _none_readable(data: Path | str, dataset: Dataset, table: ImageTable) -> HoarfrostError:
+def _none_readable(data: Path | str, dataset: Dataset, table: ImageRecords) -> HoarfrostError:
     first, reason = next(iter(table.errors.items()))
     return HoarfrostError(
         f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason.text}."
@@ -124,7 +124,7 @@ def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> Extra
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedDataset:
     """A dataset whose embeddings are in a cache, without being one of its datasets.
 
     Attributes
@@ -153,7 +153,7 @@ def embed_like(
     source_cache: EmbeddingCache | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Embedded:
+) -> EmbeddedDataset:
     """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no dataset.
 
     Parameters
@@ -188,7 +188,7 @@ def embed_like(
         CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer,
     ):
         try:
-            job, todo = _begun(dataset, writer, recipe, options, on_progress, stop, source_cache)
+            job, todo = _prepare_job(dataset, writer, recipe, options, on_progress, stop, source_cache)
             counts = _embed(engine, job, todo)
         except WeightsError as error:
             raise WeightsError(
@@ -197,10 +197,10 @@ def embed_like(
                 "they are now."
             ) from error
         writer.fold()
-    return Embedded(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
+    return EmbeddedDataset(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
 
 
-def _begun(
+def _prepare_job(
     dataset: Dataset,
     writer: CacheWriter,
     recipe: Recipe,
@@ -209,10 +209,10 @@ def _begun(
     stop: StopSignals,
     source_cache: EmbeddingCache | None = None,
 ) -> tuple[Job, Sequence[int]]:
-    """Tell what is known already, and list the images that are to be read."""
-    table = ImageTable(len(dataset))
-    todo = recognised(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
-    _say_what_is_missing(dataset, table.errors, options)
+    """Return the job, with what is known already filled in, and the images to read."""
+    table = ImageRecords(len(dataset))
+    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
+    _report_missing(dataset, table.errors, options)
     bad = BadImages(dataset, table.errors, options)
     return Job(dataset, writer, table, bad, recipe, options, on_progress, stop, source_cache), todo
 
@@ -229,8 +229,8 @@ def _embed(engine: Engine, job: Job, todo: Sequence[int]) -> LoopCounts:
     return LoopCounts(choose_device(device, job.recipe.precision))
 
 
-def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequence[int]:
-    """Fill in what is unchanged since an earlier extraction, and what is missing; list the images to read."""
+def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> Sequence[int]:
+    """Fill in what is unchanged since an earlier extraction, and what is missing; return the images to read."""
     stamps = dataset.images.stamps(of_urls=bool(known))
     for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
         some = slice(first, first + ROWS_AT_ONCE)
@@ -243,8 +243,8 @@ def recognised(dataset: Dataset, known: KnownFiles, table: ImageTable) -> Sequen
     return array("q", np.flatnonzero(~table.readable & ~stamps.missing).tobytes())
 
 
-def _say_what_is_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:
-    """Say once that files are not there, and where they were looked for; stop if that is already too many."""
+def _report_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:
+    """Warn once of missing files, with the place where they were looked for; stop if they are too many already."""
     if not missing:
         return
     first = [dataset.paths[index] for index in list(missing)[:SHOWN_MISSING]]

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.extraction.interrupts import StopSignals
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, LoopCounts, Progress
+from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.extraction.recipes import Recipe
 
 
@@ -22,7 +22,7 @@ class Job:
 
     dataset: Dataset
     writer: CacheWriter
-    table: ImageTable
+    table: ImageRecords
     bad: BadImages
     recipe: Recipe
     options: ExtractOptions

@@ -33,7 +33,7 @@ class LocalEngine:
     ) -> None: ...
 
     def start_early(self) -> None:
-        """Do nothing: no other process is to be started."""
+        """Return at once: there is no other process to start."""
 
     def choose_precision(self) -> str:
         """Return the precision that is fast on this machine."""

@@ -125,7 +125,7 @@ class LoopCounts:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-class ImageTable:
+class ImageRecords:
     """What is known of each image of the dataset, filled in as the extraction goes."""
 
     def __init__(self, n_images: int) -> None:
@@ -136,23 +136,23 @@ class ImageTable:
         self.errors: dict[int, Reason] = {}
 
     def set(self, index: int, stamp: FileStamp, key: bytes) -> None:
-        """Note a readable image: the key of its bytes, and size and mtime of its file."""
+        """Record a readable image: the key of its bytes, and size and mtime of its file."""
         self.keys[index] = np.frombuffer(key, np.uint8)
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
     def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
-        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
+        """Record readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
         self.keys[rows] = keys
         self.readable[rows] = True
 
     def set_stamps(self, stamps: Stamps) -> None:
-        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        """Set the stamps of the images that are known; those of others are set when they are read."""
         self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
         self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
 
-    def take(self, indices: npt.NDArray[np.int64], part: "ImageTable") -> None:
-        """Note what another table says of some images: those at `indices` (n,), in its order."""
+    def take(self, indices: npt.NDArray[np.int64], part: "ImageRecords") -> None:
+        """Copy the records of some images from another table: those at `indices` (n,), in its order."""
         self.keys[indices], self.readable[indices] = part.keys, part.readable
         self.sizes[indices], self.mtimes_ns[indices] = part.sizes, part.mtimes_ns
         self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
@@ -162,7 +162,7 @@ class ImageTable:
         return {index: reason.text for index, reason in sorted(self.errors.items())}
 
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
-        """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
+        """Return the cache's table; its `rows` are 0 for readable images, -1 for unreadable ones."""
         return DatasetTable(
             name=dataset.name,
             source=dataset.source,
@@ -179,13 +179,13 @@ class ImageTable:
 
 
 class BadImages:
-    """Says what cannot be read, and ends the extraction at the first, or at too many, as asked.
+    """Warns of unreadable images, and stops the extraction at the first, or at too many, as asked.
 
     Parameters
     ----------
     dataset : Dataset
     errors : mapping of int to Reason
-        The reasons known so far, by the image's index; `ImageTable.errors`, which goes on changing.
+        The reasons known so far, by the image's index; `ImageRecords.errors`, which goes on changing.
     options : ExtractOptions
     """
 
@@ -196,7 +196,7 @@ class BadImages:
         self._n_said = 0
 
     def note(self, index: int, reason: Reason) -> None:
-        """Say that an image is left out; its reason is among the errors by now.
+        """Warn that an image is skipped; its reason is among the errors by now.
 
         Raises
         ------

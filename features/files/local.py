@@ -8,7 +8,7 @@ from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 
 def stamp_of_path(path: str) -> FileStamp:
-    """Give a file's size and mtime; OSError where there is none."""
+    """Return a file's size and mtime; OSError where there is none."""
     return _stamp_of(os.stat(path))
 
 

@@ -19,11 +19,11 @@ from hoarfrost.features.extraction.cluster import connection, driver
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import Slot
 from hoarfrost.features.extraction.cluster.driver import Driver
-from hoarfrost.features.extraction.cluster.worker import Embedded, Plan, Prepared
+from hoarfrost.features.extraction.cluster.worker import EmbeddedPiece, Plan, Prepared
 from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
 from hoarfrost.features.extraction.job import Job
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, LoopCounts
+from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts
 from hoarfrost.features.extraction.recipes import Recipe
 from hoarfrost.features.fingerprint import KEY_BYTES
 from tests.support.caches import HEADER
@@ -90,7 +90,7 @@ class NoRay:
         there = [each for each in asked if each.actor.slot.host not in self.busy]
         return self.chance.sample(there, self.chance.randint(min(1, len(there)), len(there)))
 
-    def result_of(self, asked: Asked) -> Prepared | Embedded | None:
+    def result_of(self, asked: Asked) -> Prepared | EmbeddedPiece | None:
         actor = asked.actor
         actor.is_dead = actor.is_dead or self.dies(self, asked)
         if actor.is_dead:
@@ -108,18 +108,18 @@ class NoRay:
         self.suspects.append(set(suspects))
         self.tried_again.append(is_tried_again)
         actor.sizes.append(len(paths))
-        table = ImageTable(len(paths))
+        table = ImageRecords(len(paths))
         for place, number in enumerate(images.numbers):
             if number % 10 == 9:
                 table.errors[place] = Reason("no image", "no image: 9")
             else:
                 table.set(place, FileStamp(number, 0), number.to_bytes(KEY_BYTES, "big"))
-        return Embedded(table, LoopCounts("cpu"), [], len(paths), 0.5)
+        return EmbeddedPiece(table, LoopCounts("cpu"), [], len(paths), 0.5)
 
     def end(self, actor: Actor) -> None:
         actor.is_dead = True
 
-    def tell_to_stop(self, actor: Actor) -> None: ...
+    def request_stop(self, actor: Actor) -> None: ...
 
 
 SLOTS = [Slot("1", "alpha", 0, 1, 0.0), Slot("2", "beta", 0, 1, 0.0), Slot("2", "beta", 1, 1, 0.0)]
@@ -139,10 +139,10 @@ def embed(
     stop: StopSignals | None = None,
     started: Sequence[Started] = (),
     max_workers: int | None = None,
-) -> tuple[ImageTable, LoopCounts]:
+) -> tuple[ImageRecords, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageTable(n), ExtractOptions(max_bad=1.0)
+    table, options = ImageRecords(n), ExtractOptions(max_bad=1.0)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
         bad = BadImages(dataset, table.errors, options)
@@ -152,7 +152,7 @@ def embed(
     return table, counts
 
 
-def check(table: ImageTable, n: int) -> None:
+def check(table: ImageRecords, n: int) -> None:
     numbers = [int.from_bytes(key.tobytes(), "big") for key in table.keys]
     assert [numbers[i] for i in range(n) if i % 10 != 9] == [i for i in range(n) if i % 10 != 9]
     assert table.readable.tolist() == [i % 10 != 9 for i in range(n)]
@@ -355,7 +355,7 @@ def test_hosts_are_cut_into_room_for_workers(
 
 
 def test_an_image_table_takes_a_piece_in_its_place() -> None:
-    table, piece = ImageTable(6), ImageTable(2)
+    table, piece = ImageRecords(6), ImageRecords(2)
     piece.set(0, FileStamp(5, 7), b"\1" * KEY_BYTES)
     piece.errors[1] = Reason("no image", "no image: 9")
     table.take(np.array([1, 4]), piece)

@@ -24,7 +24,7 @@ import hoarfrost.features.extraction.loop
 from hoarfrost.cli.options import engine_options
 from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import RayEngine, connection, engine
-from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, reason_of
+from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, short_reason
 from hoarfrost.features.extraction.cluster.connection import (
     AUTH_MODE,
     AUTH_TOKEN,
@@ -197,7 +197,7 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
-    assert reason_of(said, is_last=is_last) == reason
+    assert short_reason(said, is_last=is_last) == reason
 
 
 def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ class _Until:
 
 
 def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
-    """Tell whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
+    """Return whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
     syntax = meta.get("TransferSyntaxUID", None)
     if syntax:
         is_known = syntax.is_transfer_syntax
@@ -86,7 +86,7 @@ def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
 
 
 def inflated(content: bytes) -> bytes:
-    """Give a file of the deflated transfer syntax as the uncompressed one that it stands for; any other as it is.
+    """Return a file of the deflated transfer syntax uncompressed; any other as it is.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def inflated(content: bytes) -> bytes:
 
 
 def is_deflated(content: bytes) -> bool:
-    """Tell a file of the deflated transfer syntax."""
+    """Return whether a file has the deflated transfer syntax."""
     return is_dicom(content) and _DEFLATED in content[HEAD_BYTES : _end_of_meta(content)]
 
 
@@ -121,7 +121,7 @@ def _end_of_meta(content: bytes) -> int:
 
 
 def n_promised(data: Dataset) -> int:
-    """Give the number of frames that a header promises."""
+    """Return the number of frames that a header promises."""
     try:
         return max(1, int(data.get("NumberOfFrames", None) or 1))
     except (TypeError, ValueError):
@@ -163,13 +163,13 @@ def _n_fragments(file: BinaryIO, most: int) -> int:
 
 
 def number(data: Dataset, keyword: str) -> float | None:
-    """Give the first of an element's numbers, None where there is none that is finite."""
+    """Return the first of an element's numbers, None where there is none that is finite."""
     found = numbers(data, keyword)
     return found[0] if found else None
 
 
 def numbers(data: Dataset, keyword: str) -> list[float | None]:
-    """Give an element's numbers, None for each that is none or not finite."""
+    """Return an element's numbers, None for each that is none or not finite."""
     value = data.get(keyword, None)
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
     return [_finite(part) for part in values]

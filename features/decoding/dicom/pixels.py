@@ -14,7 +14,7 @@ from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
+from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.dicom.codestreams import codestream_size, most_rle_bytes
 from hoarfrost.features.decoding.dicom.elements import (
     inflated,
@@ -74,7 +74,7 @@ class DicomImage:
         Which, from 1; 0 where there is only one.
     window : Window or None
         In place of the file's own; for grey images.
-    is_apart : bool
+    is_isolated : bool
         Whether this process may crash: codecs that do are used here then, else in another process.
 
     Raises
@@ -83,10 +83,10 @@ class DicomImage:
         If it is no DICOM file, one without pixels, or has no such frame.
     """
 
-    def __init__(self, content: bytes, frame: int, window: Window | None, *, is_apart: bool = False) -> None:
+    def __init__(self, content: bytes, frame: int, window: Window | None, *, is_isolated: bool = False) -> None:
         self._frame = frame
         self._window = window
-        self._is_apart = is_apart
+        self._is_apart = is_isolated
         try:
             self._content = inflated(content)
             buffer = io.BytesIO(self._content)
@@ -150,7 +150,7 @@ class DicomImage:
         """
         if not self._is_apart and self._codec in CRASHING:
             try:
-                return decoded_apart(
+                return decode_isolated(
                     self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window
                 )
             except DecoderCrashError as error:
@@ -158,15 +158,15 @@ class DicomImage:
         values = self._decoded()
         try:
             with np.errstate(all="ignore"):  # what is too large for a float is white or black
-                return self._seen(values)
+                return self._to_8_bits(values)
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
             raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, said) from error
 
-    def _seen(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Make 8 bits of (H, W) or (H, W, 3) stored values."""
+    def _to_8_bits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Convert (H, W) or (H, W, 3) stored values to 8 bits."""
         if self._photometric == "PALETTE COLOR":
             return shares(apply_color_lut(values, self._data), None)
         if values.ndim == 3 and self._photometric in _COLOURS:
@@ -221,7 +221,7 @@ class DicomImage:
 
 
 def _class_of(data: Dataset) -> str:
-    """Name what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
+    """Return what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
     meta = getattr(data, "file_meta", Dataset())
     found = str(data.get("SOPClassUID", None) or meta.get("MediaStorageSOPClassUID", None) or "")
     if not found:

@@ -26,7 +26,7 @@ class Started(NamedTuple):
 
 
 def start(slot: Slot) -> Started:
-    """Start a worker in its place, by a name that no other has."""
+    """Start a worker in its place, with a name of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -44,24 +44,24 @@ def start(slot: Slot) -> Started:
 
 
 def ask(actor: Actor, method: str, *arguments: object) -> Reference:
-    """Call a method; the answer is to be waited for."""
+    """Call a method; return the reference to its answer."""
     return getattr(actor, method).remote(*arguments)
 
 
-def tell_to_stop(actor: Actor) -> None:
-    """Have the piece under way end early."""
+def request_stop(actor: Actor) -> None:
+    """Stop the current piece early."""
     actor.stop.options(concurrency_group="control").remote()
 
 
 def share(value: object) -> Reference:
-    """Put something where all workers of a host read it from the same memory."""
+    """Return a reference to a value that all workers of a host read from the same memory."""
     import ray
 
     return ray.put(value)
 
 
 def answered(references: Sequence[Reference], timeout_s: float) -> list[Reference]:
-    """Wait until an answer is there, or for so long; give all that are there."""
+    """Wait for an answer, at most so long; return all that have arrived."""
     import ray
 
     found, waiting = ray.wait(list(references), num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -71,7 +71,7 @@ def answered(references: Sequence[Reference], timeout_s: float) -> list[Referenc
 
 
 def result_of(reference: Reference) -> Any:
-    """Give an answer that is there.
+    """Return an answer that has arrived.
 
     Raises
     ------
@@ -88,10 +88,10 @@ def result_of(reference: Reference) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, HoarfrostError):
             raise error.cause from error
-        raise WorkerLostError(reason_of(f"{type(error.cause).__name__}: {error.cause}")) from error
+        raise WorkerLostError(short_reason(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
         is_from_its_creation = isinstance(error, RayActorError) and error.actor_init_failed
-        reason = reason_of(str(error) or type(error).__name__, is_last=is_from_its_creation)
+        reason = short_reason(str(error) or type(error).__name__, is_last=is_from_its_creation)
         raise WorkerLostError(reason) from error
 
 
@@ -103,7 +103,7 @@ def end(actor: Actor) -> None:
         ray.kill(actor)
 
 
-def reason_of(text: str, *, is_last: bool = False) -> str:
+def short_reason(text: str, *, is_last: bool = False) -> str:
     """Return the line of an error's text that says why: the first, or the last where a worker could not be made."""
     lines = text.strip().split("\n")
     line = lines[-1] if is_last else lines[0]

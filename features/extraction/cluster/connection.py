@@ -52,12 +52,12 @@ class Slot(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Tell whether Ray can be imported, without importing it."""
+    """Return whether Ray can be imported, without importing it."""
     return importlib.util.find_spec("ray") is not None
 
 
 def require_ray() -> None:
-    """Refuse to go on without Ray."""
+    """Raise an error where Ray is missing."""
     if not is_installed():
         raise HoarfrostError(
             f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
@@ -65,7 +65,7 @@ def require_ray() -> None:
 
 
 def check_address(address: str | None) -> None:
-    """See that a Ray cluster answers at an address, and whether it wants a token: Ray would ask in vain for minutes.
+    """Check that a Ray cluster answers at an address, and whether it wants a token: Ray itself would try for minutes.
 
     Raises
     ------
@@ -79,22 +79,22 @@ def check_address(address: str | None) -> None:
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no host's name
-        raise _nobody(str(found), str(error)) from error
+        raise _no_cluster(str(found), str(error)) from error
     if not os.environ.get("RAY_USE_TLS"):
-        _settle_token(str(found))
+        _use_token_if_wanted(str(found))
 
 
-def _settle_token(address: str) -> None:
-    """Use a token exactly if the cluster wants one: Ray does so for the address "auto" alone."""
+def _use_token_if_wanted(address: str) -> None:
+    """Use a token if the cluster wants one, and none otherwise: Ray does so for the address "auto" alone."""
     mode = os.environ.get(AUTH_MODE)
-    if _takes(address, None):
+    if _accepts(address, None):
         if mode == "token":
             raise HoarfrostError(
                 f"--address {address}: the Ray cluster takes no tokens, and {AUTH_MODE}=token wants one here. Unset it."
             )
         return
     token = _token()
-    if token is None or mode == "disabled" or not _takes(address, token):
+    if token is None or mode == "disabled" or not _accepts(address, token):
         wrong = "another one" if token is not None else "missing"
         raise HoarfrostError(
             f"--address {address}: the Ray cluster wants a token, and here it is "
@@ -105,7 +105,7 @@ def _settle_token(address: str) -> None:
 
 
 def _token() -> str | None:
-    """Give the token where Ray looks for it."""
+    """Return the token where Ray looks for it."""
     if token := os.environ.get(AUTH_TOKEN):
         return token.strip()
     try:
@@ -115,8 +115,8 @@ def _token() -> str | None:
         return None
 
 
-def _takes(address: str, token: str | None) -> bool:
-    """Tell whether a cluster's head answers with this token.
+def _accepts(address: str, token: str | None) -> bool:
+    """Return whether a cluster's head answers with this token.
 
     Raises
     ------
@@ -132,12 +132,12 @@ def _takes(address: str, token: str | None) -> bool:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 return False
-            raise _nobody(address, "what listens there is not Ray") from error
+            raise _no_cluster(address, "what listens there is not Ray") from error
     return True
 
 
 def _resolved(address: str | None) -> str | None:
-    """Tell what "auto" means, as Ray does: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
+    """Return the address that "auto" stands for: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
     if address != "auto":
         return address
     noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / NOTED_CLUSTER
@@ -157,7 +157,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _is_loopback_only(address: str) -> bool:
-    """Tell whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
+    """Return whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
     host, port = _host_and_port(address)
     if host not in {"localhost", "127.0.0.1"}:
         return False
@@ -168,7 +168,7 @@ def _is_loopback_only(address: str) -> bool:
         return True
 
 
-def _nobody(address: str, reason: str) -> HoarfrostError:
+def _no_cluster(address: str, reason: str) -> HoarfrostError:
     return HoarfrostError(
         f"--address {address}: no Ray cluster answers there ({reason}). Start its head with `ray start --head`, join this "
         "machine to it with `ray start --address HOST:PORT`, or leave --address out to use this machine alone."
@@ -177,7 +177,7 @@ def _nobody(address: str, reason: str) -> HoarfrostError:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[str]:
-    """Be part of a cluster, or of a Ray of this machine's own, which ends with the context.
+    """Join a cluster, or start Ray on this machine alone, until the context ends.
 
     Yields
     ------
@@ -198,20 +198,20 @@ def connected(address: str | None) -> Iterator[str]:
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
         yield ""  # which then knows its dashboard
         return
-    with redirect_stdout(_WithoutRay(sys.stdout)) as stdout:
-        with _own_signals():
+    with redirect_stdout(_StdoutWithoutRay(sys.stdout)) as stdout:
+        with _signal_handler_kept():
             try:
                 dashboard = _start(address)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
+                raise _no_cluster(address or "(this machine)", " ".join(str(error).split())) from error
         try:
             yield dashboard
         finally:
-            with _own_signals(), stdout.nothing_of_this_thread():
+            with _signal_handler_kept(), stdout.drop_this_thread():
                 ray.shutdown()
 
 
-class _WithoutRay(io.TextIOBase):
+class _StdoutWithoutRay(io.TextIOBase):
     """The standard output, but for what Ray prints there, whatever is asked of it: of workers and hosts that died."""
 
     def __init__(self, stdout: TextIO) -> None:
@@ -219,8 +219,8 @@ class _WithoutRay(io.TextIOBase):
         self._silent: threading.Thread | None = None
 
     @contextmanager
-    def nothing_of_this_thread(self) -> Iterator[None]:
-        """Drop what this thread prints: where Ray ends, it prints in its caller's thread what it held back."""
+    def drop_this_thread(self) -> Iterator[None]:
+        """Drop what this thread prints: when Ray ends, it prints delayed messages in its caller's thread."""
         self._silent = threading.current_thread()
         try:
             yield
@@ -228,13 +228,13 @@ class _WithoutRay(io.TextIOBase):
             self._silent = None
 
     def write(self, text: str) -> int:
-        """Pass on what others print."""
+        """Write what other threads print."""
         thread = threading.current_thread()
         is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
         return len(text) if is_rays else self._stdout.write(text)
 
     def flush(self) -> None:
-        """Pass it on."""
+        """Flush the standard output."""
         self._stdout.flush()
 
 
@@ -252,8 +252,8 @@ def _start(address: str | None) -> str:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray would end the process at once, and leave nothing committed."""
+def _signal_handler_kept() -> Iterator[None]:
+    """Restore SIGTERM's handler: Ray's would end the process at once, with nothing committed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -265,12 +265,12 @@ def _own_signals() -> Iterator[None]:
 
 
 def has_gpus() -> bool:
-    """Tell whether any host of the cluster has a GPU."""
+    """Return whether any host of the cluster has a GPU."""
     return any(node["Resources"].get("GPU", 0) for node in _nodes())
 
 
 def slots(own: RayOptions, device: str) -> list[Slot]:
-    """Give the room for workers on all hosts that are there now: first one on each host, then a second.
+    """Return the room for workers on all hosts of this moment: first one on each host, then a second.
 
     There may be more than `max_workers`: who takes some of it must know which hosts take part.
     """
@@ -285,7 +285,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _slots_of(node: dict[str, Any], own: RayOptions, device: str) -> list[Slot]:
-    """Cut a host into room for workers: by GPUs where these compute, else by CPUs."""
+    """Divide a host into room for workers: by GPUs where these compute, else by CPUs."""
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
         gpus = own.gpus_per_worker or 1.0

@@ -81,8 +81,8 @@ class RayEngine:
         if not self._early:
             self.start_early()
         waiting, device = set(self._early), self._device(asked_for)
-        begun = {(worker.slot.node_id, worker.slot.number) for worker in self._early.values()}
-        others = [slot for slot in self._slots(device) if (slot.node_id, slot.number) not in begun]
+        started = {(worker.slot.node_id, worker.slot.number) for worker in self._early.values()}
+        others = [slot for slot in self._slots(device) if (slot.node_id, slot.number) not in started]
         is_said = False
         while True:
             found = actors.answered(list(waiting), BUSY_SECONDS)
@@ -127,7 +127,7 @@ class RayEngine:
             self._is_joined = True
 
     def _device(self, precision: str) -> str:
-        """Turn "auto" into what the cluster has; whether the precision runs there, the workers will say."""
+        """Return the device to use, for "auto" what the cluster has; the workers check whether the precision runs there."""
         self._join()
         if self._options.device != "auto":
             return self._options.device

@@ -17,7 +17,7 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.cache import DIM, EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
-from hoarfrost.features.extraction.extract import Embedded, embed_like
+from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
@@ -150,7 +150,7 @@ def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Pre
 def _workplace(
     cache: Path | None, heads: RunHeads | None, header: Header
 ) -> Iterator[tuple[Path, EmbeddingCache | None]]:
-    """Give the cache to embed into, for the time of the prediction if none is named, and the run's own to borrow from."""
+    """Yield the cache to embed into, a temporary one if none is named, and the run's own to copy from."""
     own = None if heads is None else Path(heads.config.embeddings.cache)
     with ExitStack() as stack:
         source_cache = None
@@ -218,7 +218,7 @@ class _Tally:
             self.probabilities[places] = found.probabilities
 
 
-def _write(embedded: Embedded, cache: Path, predictor: Predictor, output: Path, how: str) -> PredictionSummary:
+def _write(embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output: Path, how: str) -> PredictionSummary:
     """Write the images' CSV, and the patients' where these are known."""
     dataset, errors = embedded.dataset, dict(embedded.errors)
     patients = dataset.patients if how in predictor.units else None
@@ -275,7 +275,7 @@ def _without(places: Ints, errors: Mapping[int, str]) -> Ints:
 
 
 def _predicted(
-    embedded: Embedded, cache: Path, predictor: Predictor, errors: dict[int, str]
+    embedded: EmbeddedDataset, cache: Path, predictor: Predictor, errors: dict[int, str]
 ) -> Iterator[tuple[Ints, Prediction]]:
     """Predict block by block: places (B,) in the dataset, and what is predicted of those that have no error."""
     with ExitStack() as stack:

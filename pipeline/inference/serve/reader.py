@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
+from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.images import Decoding, encode_png, load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
@@ -71,7 +71,7 @@ class HeadReader:
             raise ImageDecodeError(Unreadable.EMPTY)
         window = self._explainer.decoding.window
         try:
-            pixels = decoded_apart(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
+            pixels = decode_isolated(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
         except DecoderCrashError as error:
             raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
         return load_image(pixels).expand(3, -1, -1)
