@@ -1,5 +1,55 @@
 """What goes wrong, told to the user: what, where, why, and the way out."""
 
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Unreadable(StrEnum):
+    """The kinds of reasons why an image cannot be read; summaries count them. `{}` stands for a number or a place.
+
+    What the operating system says ("Permission denied") is a kind too, in its own words.
+    """
+
+    ACCESS_DENIED = "access denied by {}"
+    SERVER_ANSWERS = "{} answers {}"
+    NOT_A_FILE = "not a file but a pipe, socket or device"
+    EMPTY = "the file is empty"
+    FILE_TOO_LARGE = "too large a file"
+    CHANGED = "changed while it was read"
+    NPZ_CUT_SHORT = "the npz file was cut short while it was read"
+    NO_MEMORY_TO_READ = "not enough memory to read the file"
+    NO_MEMORY_TO_DECODE = "not enough memory to decode the image"
+    NOT_RECOGNISED = "no image format recognised"
+    DAMAGED = "damaged or truncated image"
+    CRASHED = "its decoder crashed"
+    GAVE_UP = "its decoder gave up"
+    TOO_MANY_PIXELS = "too many pixels"
+    NO_FRAME = "no frame {}"
+    NO_NUMBERS = "no pixel is a number"
+    NOT_RESIZED = "cannot be resized"
+    TIFF_KIND = "a TIFF of a kind that is not read"
+    DICOM_MISSING = "a DICOM file, and pydicom is missing"
+    DICOM_TOO_MANY_ELEMENTS = "a DICOM header of more than {} elements"
+    DICOM_INFLATES_TOO_FAR = "a deflated DICOM file of more than {} bytes"
+    DICOM_HEADER = "damaged or truncated DICOM header"
+    DICOM_NO_PIXELS = "a DICOM file without pixels"
+    DICOM_NO_SIZE = "a DICOM image of no size"
+    DICOM_RESCALE = "a DICOM rescale slope of 0, or one or an intercept that is no number"
+    DICOM_LOOK_UP = "a DICOM look-up table or window that cannot be applied"
+    DICOM_PIXELS = "damaged or truncated DICOM pixels"
+    DICOM_NO_CODEC = "DICOM pixels of a kind that no codec reads"
+    DICOM_CODEC_MISSING = "DICOM pixels whose codec is not installed, pip install 'hoarfrost[dicom]'"
+    DICOM_COLOURS = "DICOM pixels in a colour space that is not read"
+    DICOM_HIGH_BIT = "DICOM pixels that do not end at the lowest bit"
+    DICOM_SYNTAX = "DICOM pixels of a transfer syntax that is not read"
+
+
+class Reason(NamedTuple):
+    """Why an image cannot be read: the kind that it shares with others, and the whole text."""
+
+    kind: str
+    text: str
+
 
 class HoarfrostError(Exception):
     """The work cannot go on for a reason that a user can act on.
@@ -17,7 +67,29 @@ class RemoteError(HoarfrostError):
 
 
 class ImageDecodeError(HoarfrostError):
-    """One image cannot be read; the message says why. Extraction records it and goes on."""
+    """One image cannot be read; the message says why. Extraction records it and continues.
+
+    Parameters
+    ----------
+    kind : str
+        One of `Unreadable`, its places filled in; or what the operating system says.
+    details : str
+        What of it is this image's own; the message is "kind: details".
+    text : str
+        The whole message, where that is not its form.
+    """
+
+    def __init__(self, kind: str, details: str = "", *, text: str = "") -> None:
+        super().__init__(text or (f"{kind}: {details}" if details else str(kind)))
+        self.kind = str(kind)
+
+
+def reason_of(error: ImageDecodeError | OSError | MemoryError) -> Reason:
+    """Return why an image cannot be read, by what reading or decoding it raised."""
+    if isinstance(error, ImageDecodeError):
+        return Reason(error.kind, str(error))
+    text = str(Unreadable.NO_MEMORY_TO_READ) if isinstance(error, MemoryError) else error.strerror or str(error)
+    return Reason(text, text)
 
 
 class WeightsError(HoarfrostError):

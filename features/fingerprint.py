@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,9 +68,9 @@ def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
     return digest.digest()
 
 
-def image_key(content: "bytes | Frame | npt.NDArray[np.uint8]") -> bytes:
+def image_key(content: "bytes | EncodedFrame | npt.NDArray[np.uint8]") -> bytes:
     """Give the key that an image's embedding is found by: that of its file, its frame or its pixels."""
-    if isinstance(content, Frame):
+    if isinstance(content, EncodedFrame):
         return frame_key(content.digest, content.number)
     return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
 

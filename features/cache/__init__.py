@@ -8,7 +8,7 @@ from hoarfrost.features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTabl
 from hoarfrost.features.cache.lock import lock_owner
 from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
 from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
-from hoarfrost.features.cache.store import EmbeddingCache, begun_header
+from hoarfrost.features.cache.store import EmbeddingCache, existing_header
 from hoarfrost.features.cache.writer import CacheWriter
 from hoarfrost.features.cache.writing import hdf5_version, library_versions, write_cache_file
 
@@ -33,9 +33,9 @@ __all__ = [
     "PartWriter",
     "Rows",
     "VerifyReport",
-    "begun_header",
     "compact",
     "describe",
+    "existing_header",
     "hdf5_version",
     "library_versions",
     "lock_owner",

@@ -17,8 +17,8 @@ from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import (
-    begun_header,
     damaged_part_paths,
+    existing_header,
     part_paths,
     parts_directory,
     real_path,
@@ -80,7 +80,7 @@ class VerifyReport:
 
 
 def describe(path: Path) -> CacheInfo:
-    """Say what is in a cache.
+    """Return what is in a cache.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def describe(path: Path) -> CacheInfo:
 
 
 def _describe(path: Path, parts: list[Path]) -> CacheInfo:
-    header = begun_header(path)
+    header = existing_header(path)
     if header is None:
         raise CacheError(
             f"{path}: there are only damaged parts of it. Remove {parts_directory(path)}, and extract again."
@@ -159,7 +159,7 @@ def _dataset_info(table: DatasetTable) -> DatasetInfo:
 
 
 def used_rows(tables: list[DatasetTable], n_images: int) -> Mask:
-    """Tell which embeddings a table refers to, (N,) bool."""
+    """Return which embeddings a table refers to, (N,) bool."""
     used = np.zeros(n_images, bool)
     for table in tables:
         used[table.rows[table.rows >= 0]] = True
@@ -176,7 +176,7 @@ def _n_images(part: Path) -> int | None:
 
 
 def bytes_of(path: Path) -> int:
-    """Give the size of all of a cache's files."""
+    """Return the size of all of a cache's files."""
     total = 0
     for file in [path, *shards_directory(path).glob("*.h5"), *part_paths(path), *damaged_part_paths(path)]:
         with suppress(FileNotFoundError):
@@ -250,7 +250,7 @@ def _problems(file: CacheFile) -> Iterator[str]:
 def _damaged_rows(
     images: StoredImages, keys: Keys, sound: Mask, start: int, tables: list[DatasetTable]
 ) -> Iterator[str]:
-    """Name the damaged rows of a file whose first row is `start`, and whose images they are."""
+    """Yield the damaged rows of a file whose first row is `start`, with the images that have them."""
     damaged = np.flatnonzero(~sound).tolist()
     for row in damaged[:SHOWN_ROWS]:
         key = keys[row].tobytes().hex()[:12]
@@ -263,7 +263,7 @@ def _damaged_rows(
 
 
 def _other_content(images: StoredImages, keys: Keys, shard: Shard | None) -> Iterator[str]:
-    """Tell that a shard's sound rows are not those that the index means."""
+    """Yield the problem of a shard whose sound rows are not those of its index."""
     with suppress(DamagedCacheError):  # named already
         if shard is not None and hashlib.sha256(keys.tobytes() + images.row_sums.tobytes()).digest() != shard.content:
             yield f"{images.path}: it holds other images than the index says, though each is sound"

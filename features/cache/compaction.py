@@ -12,7 +12,7 @@ from hoarfrost.features.cache.checks import bytes_of, used_rows
 from hoarfrost.features.cache.folding import write_cache
 from hoarfrost.features.cache.images import StoredImages
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Rows, Source
+from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Rows, SourceFile
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
@@ -94,7 +94,7 @@ class _Compaction:
         self.lost_tables: list[str] = []
         self._rewrite = False
         self._read: dict[str, list[tuple[int, DatasetTable]]] = {"datasets": [], "pending": []}
-        self.sources: list[Source] = []
+        self.sources: list[SourceFile] = []
         self.shard_bytes = SHARD_BYTES
         self._keys: list[Keys] = []
         self._keep: list[Mask] = []
@@ -142,10 +142,10 @@ class _Compaction:
             mine = in_use[start : start + images.n_images]
             self.n_damaged += int((~sound).sum())
             self.n_unused += int((sound & ~mine).sum())
-            is_mended = isinstance(images, StoredImages) and any(True for _ in images.damaged_sums())
-            self._rewrite = self._rewrite or is_mended
+            is_damaged = isinstance(images, StoredImages) and any(True for _ in images.damaged_sums())
+            self._rewrite = self._rewrite or is_damaged
             blocks = partial(_raw_blocks, file.path, number, keys)
-            self.sources.append(Source(images.n_images, blocks, None if is_mended else shard))
+            self.sources.append(SourceFile(images.n_images, blocks, None if is_damaged else shard))
             self._keys.append(keys)
             self._keep.append(sound & mine)
 
@@ -164,7 +164,7 @@ class _Compaction:
         return found
 
     def tables(self, members: str) -> list[DatasetTable]:
-        """Give the datasets, or what is pending of them, pointing to the rows' new places."""
+        """Return the datasets, or what is pending of them, pointing to the rows' new places."""
         merged: dict[str, DatasetTable] = {}
         for start, table in self._read[members]:
             rows: Rows = np.where(table.rows >= 0, self._new_row[start + table.rows], -1)
@@ -185,7 +185,7 @@ def _raw_blocks(path: Path, number: int, keys: Keys) -> Iterator[Block]:
 
 
 def _joined(first: DatasetTable, second: DatasetTable) -> DatasetTable:
-    """Put the pending files of two parts into one table."""
+    """Return the pending files of two parts as one table."""
     return replace(
         first,
         paths=Texts.joined([first.paths, second.paths]),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Shard, Source, rows_per_shard
+from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Shard, SourceFile, rows_per_shard
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import remove_if_empty
 from hoarfrost.features.cache.writing import write_cache_file, write_index
@@ -33,7 +33,7 @@ class _Stretch(NamedTuple):
 def write_cache(
     path: Path,
     header: Header,
-    sources: Sequence[Source],
+    sources: Sequence[SourceFile],
     keep: Kept,
     tables: Sequence[DatasetTable],
     pending: Sequence[DatasetTable],
@@ -48,7 +48,7 @@ def write_cache(
     ----------
     path : Path
     header : Header
-    sources : sequence of Source
+    sources : sequence of SourceFile
         The cache's own, in order, then its parts.
     keep : ndarray (N,) bool
         Which images of the sources, one after another, are kept.
@@ -81,7 +81,7 @@ def write_cache(
 
 
 def _settled(directory: Path, header: Header, stretches: Sequence[_Stretch], n_rows: int) -> Iterator[Shard]:
-    """Give the cache's shards in order, those written that are not there yet; on a full disk they make room again."""
+    """Yield the cache's shards in order, those written that are not there yet; on a full disk they make room again."""
     written: list[Path] = []
     try:
         for stretch in stretches:
@@ -99,16 +99,16 @@ def _settled(directory: Path, header: Header, stretches: Sequence[_Stretch], n_r
 
 
 def _table_bytes(*groups: Sequence[DatasetTable]) -> int:
-    """Give what tables take at most, but for what gzip adds to texts that it cannot pack."""
+    """Return the most bytes that tables take, without what gzip adds to texts that it cannot compress."""
     texts = (int(column.lengths.sum()) for tables in groups for table in tables for column in table.columns())
     return sum(texts) + sum(24 * len(table) for tables in groups for table in tables)
 
 
-def _stretches(sources: Sequence[Source], keep: Kept, n_rows: int) -> Iterator[_Stretch]:
-    """Tell shards that stay from what is to be written; what is to be written and follows one another is put together."""
+def _stretches(sources: Sequence[SourceFile], keep: Kept, n_rows: int) -> Iterator[_Stretch]:
+    """Split the rows into shards that stay and stretches to write; neighbouring stretches are joined."""
     ends = np.cumsum([source.n_images for source in sources])
     kept = [keep[end - source.n_images : end] for source, end in zip(sources, ends.tolist(), strict=True)]
-    to_write: list[tuple[Source, Kept]] = []
+    to_write: list[tuple[SourceFile, Kept]] = []
     for number, (source, mine) in enumerate(zip(sources, kept, strict=True)):
         has_room = source.n_images < n_rows and _is_last_shard(sources, number)
         grows = has_room and any(later.any() for later in kept[number + 1 :])
@@ -121,17 +121,17 @@ def _stretches(sources: Sequence[Source], keep: Kept, n_rows: int) -> Iterator[_
     yield from _to_write(to_write)
 
 
-def _is_last_shard(sources: Sequence[Source], number: int) -> bool:
+def _is_last_shard(sources: Sequence[SourceFile], number: int) -> bool:
     return not any(source.shard is not None for source in sources[number + 1 :])
 
 
-def _to_write(some: list[tuple[Source, Kept]]) -> Iterator[_Stretch]:
+def _to_write(some: list[tuple[SourceFile, Kept]]) -> Iterator[_Stretch]:
     n_images = sum(int(kept.sum()) for _, kept in some)
     if n_images:
         yield _Stretch(n_images, lambda: _kept_blocks(some))
 
 
-def _kept_blocks(some: list[tuple[Source, Kept]]) -> Iterator[Block]:
+def _kept_blocks(some: list[tuple[SourceFile, Kept]]) -> Iterator[Block]:
     for source, kept in some:
         start = 0
         for block in source.blocks():
@@ -158,7 +158,7 @@ class _Cut:
         self._rest: Block | None = None
 
     def next_rows(self, n: int) -> Iterator[Block]:
-        """Give the next `n` rows."""
+        """Yield the next `n` rows."""
         while n:
             block = self._rest if self._rest is not None else next(self._blocks)
             taken = Block(block.keys[:n], block.embeddings[:n])

@@ -145,7 +145,7 @@ class StoredImages:
         return same
 
     def damaged_sums(self) -> Iterator[str]:
-        """Name the checksums that are damaged themselves, or are not those of sound rows."""
+        """Yield the checksums that are damaged themselves, or do not match sound rows."""
         for read in (self.keys, lambda: self.row_sums):
             try:
                 read()
@@ -166,7 +166,7 @@ class StoredImages:
             yield Block(keys[chunk.start : chunk.stop], self._raw_chunk(chunk))
 
     def unreadable_by_others(self) -> Iterator[str]:
-        """Name the rows that HDF5's own checks refuse though ours pass: other programs could not read them."""
+        """Yield the rows that fail HDF5's own checks but pass ours: other programs could not read them."""
         data = self._file["images/embedding"]
         for chunk in self.chunks:
             try:
@@ -203,5 +203,5 @@ class LostImages:
         self.path, self.n_images, self.error = path, n_images, error
 
     def salvage(self) -> tuple[Keys, npt.NDArray[np.bool_]]:
-        """Give zeros, and that no row is sound."""
+        """Return zeros, and no row as sound."""
         return np.zeros((self.n_images, KEY_BYTES), np.uint8), np.zeros(self.n_images, bool)

@@ -40,7 +40,7 @@ class KnownFiles(Mapping[str, KnownFile]):
 
     @classmethod
     def nothing(cls) -> "KnownFiles":
-        """Know no file."""
+        """Return an instance without files."""
         return cls([], np.empty((0, KEY_BYTES), np.uint8))
 
     @cached_property

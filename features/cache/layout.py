@@ -48,7 +48,7 @@ class Shard(NamedTuple):
     content: bytes
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """Images that are on the disk already: how many, how to read them in order, and the shard that they are."""
 
     n_images: int
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
 
 def rows_per_shard(shard_bytes: int) -> int:
-    """Give how many images a file of at most so many bytes holds: whole chunks, so that shards are read as one file is."""
+    """Return how many images a file of at most so many bytes holds: whole chunks, so that shards are read as one file is."""
     per_chunk = CHUNK_ROWS * (ROW_BYTES + KEY_BYTES + 4) + 64  # the row's checksum; the chunk's, and its place
     beside = 1 << 19  # HDF5's own, and the last chunk of the rows' checksums
     return CHUNK_ROWS * max(1, (shard_bytes - beside) // per_chunk)
@@ -111,13 +111,13 @@ class DatasetTable:
         return len(self.paths)
 
     def columns(self) -> Iterator[Texts]:
-        """Give the columns of texts, the optional ones too."""
+        """Yield the columns of texts, the optional ones too."""
         yield from (self.paths, self.labels, self.errors)
         yield from (column for column in (self.splits, self.patients) if column is not None)
         yield from self.attributes.values()
 
     def same_as(self, other: "DatasetTable | None") -> bool:
-        """Tell whether two tables say the same, whenever they were written."""
+        """Return whether two tables say the same, whenever they were written."""
         if other is None or len(self) != len(other):
             return False
         numbers = ((self.rows, other.rows), (self.sizes, other.sizes), (self.mtimes_ns, other.mtimes_ns))

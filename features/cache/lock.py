@@ -16,7 +16,7 @@ _held_here: set[str] = set()
 
 
 def lock_path(cache: Path) -> Path:
-    """Give the file that a cache's writer locks."""
+    """Return the file that a cache's writer locks."""
     return cache.with_name(cache.name + ".lock")
 
 

@@ -22,7 +22,7 @@ Member = TypeVar("Member", bound=h5py.Group)
 
 
 def no_such_cache(path: Path) -> str:
-    """Say that there is none, or something else."""
+    """Return the message for a cache that is missing, or for a file that is something else."""
     if path.exists():
         return f"{path} is no file, and so no cache. Check the path given with --cache."
     return f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`."
@@ -98,7 +98,7 @@ class OpenedFile:
         return self.damaged(f"it is truncated, or its HDF5 structure is broken ({error})")
 
     def damaged(self, what: str) -> DamagedCacheError:
-        """Give the error that says so, and the way out."""
+        """Return the error for damage at a place, with the way out."""
         return DamagedCacheError(
             f"{self.path}: the cache is damaged: {what}. `hoarfrost cache verify {self.cache}` names what is lost, "
             "`hoarfrost cache compact` keeps what is sound; or remove the file and extract again."
@@ -106,7 +106,7 @@ class OpenedFile:
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Turn what h5py raises on damaged files into an error that says where."""
+        """Raise what h5py raises on damaged files as an error that says where."""
         try:
             yield
         except CacheError:

@@ -77,7 +77,7 @@ class PartWriter:
         self._last_append = self._last_commit
 
     def begin(self, compute: str) -> None:
-        """Note the compute path of the embeddings that follow."""
+        """Set the compute path of the embeddings that follow."""
         self.header = replace(self.header, compute=compute)
 
     @property
@@ -105,7 +105,7 @@ class PartWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Put what was appended on the disk, as one part.
+        """Write what was appended to the disk, as one part.
 
         Raises
         ------
@@ -135,8 +135,8 @@ class PartWriter:
         """The parts that this writer knows of, in the order in which they came."""
         return self._parts
 
-    def recognise_others(self) -> list[str]:
-        """Take the keys of all parts that others have written for known; give those parts' names.
+    def read_other_parts(self) -> list[str]:
+        """Add the keys of all parts that others have written to the known ones; return those parts' names.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class PartWriter:
         self._added_index, self._new_keys = KeyIndex(self._added[0]), set()
 
     def _part_table(self) -> DatasetTable:
-        """Give what a resumed extraction needs to pass over the files of this part unread."""
+        """Return what a resumed extraction needs to skip the files of this part unread."""
         n = len(self._pending)
         return DatasetTable(
             name=self.dataset,

@@ -24,7 +24,7 @@ from hoarfrost.features.cache.layout import (
     Keys,
     Rows,
     Shard,
-    Source,
+    SourceFile,
 )
 from hoarfrost.features.cache.opened import DamagedCacheError, OpenedFile
 from hoarfrost.features.cache.shards import MissingShardError, listed_shards, opened_shard, shards_directory
@@ -95,7 +95,7 @@ class CacheFile:
             self.stored.append(images)
 
     def _is_replaced(self) -> bool:
-        """Tell whether a writer has put another file into this one's place since it was opened."""
+        """Return whether a writer has put another file into this one's place since it was opened."""
         mine = os.fstat(self._file.number)
         try:
             there = os.stat(self.path)
@@ -129,7 +129,7 @@ class CacheFile:
         return [part for part in self.stored if isinstance(part, StoredImages)]
 
     def starts(self) -> list[int]:
-        """Give the first row of each of `stored`, and the end of the last."""
+        """Return the first row of each of `stored`, and the end of the last."""
         return [0, *accumulate(part.n_images for part in self.stored)]
 
     @cached_property
@@ -148,7 +148,7 @@ class CacheFile:
         return np.concatenate([np.empty(0, np.uint32), *(images.row_sums for images in self.sound)])
 
     def _chunks(self) -> Iterator[tuple[StoredImages, Chunk, int]]:
-        """Give all chunks in order, each with the row that its own rows are counted from."""
+        """Yield all chunks in order, each with the row that its own rows are counted from."""
         for start, images in zip(self.starts(), self.sound, strict=False):
             yield from ((images, chunk, start) for chunk in images.chunks)
 
@@ -206,15 +206,15 @@ class CacheFile:
         for images in self.sound:
             yield from images.blocks()
 
-    def sources(self) -> list[Source]:
-        """Give the images as what a fold starts from."""
+    def sources(self) -> list[SourceFile]:
+        """Return the images as sources of a fold."""
         shards = self.shards or (None,)
-        return [Source(part.n_images, part.blocks, shard) for part, shard in zip(self.sound, shards, strict=True)]
+        return [SourceFile(part.n_images, part.blocks, shard) for part, shard in zip(self.sound, shards, strict=True)]
 
     # -- datasets ------------------------------------------------------------------------------------------------
 
     def table_names(self, members: str = "datasets") -> list[str]:
-        """Give the names of the datasets in the file, or of the "pending" ones."""
+        """Return the names of the datasets in the file, or of the "pending" ones."""
         return self._tables.names(members)
 
     def table(self, name: str, members: str = "datasets") -> DatasetTable:

@@ -27,7 +27,7 @@ class MissingShardError(DamagedCacheError):
 
 
 def shards_directory(cache: Path) -> Path:
-    """Give the folder in which a cache's shards lie: beside the index, so that both move together."""
+    """Return the folder in which a cache's shards lie: beside the index, so that both move together."""
     return cache.with_name(cache.name + ".shards")
 
 

@@ -27,7 +27,7 @@ def real_path(path: Path) -> Path:
 
 
 def parts_directory(path: Path) -> Path:
-    """Give the folder in which a cache's uncommitted-to-the-file parts lie."""
+    """Return the folder in which a cache's uncommitted-to-the-file parts lie."""
     return path.with_name(path.name + ".parts")
 
 
@@ -61,8 +61,8 @@ def require_cache(path: Path) -> None:
         raise CacheError(no_such_cache(path))
 
 
-def begun_header(path: Path) -> Header | None:
-    """Give the header of a cache or, while its first extraction is not finished, of a part; None if there is neither."""
+def existing_header(path: Path) -> Header | None:
+    """Return the header of a cache or, while its first extraction is not finished, of a part; None if there is neither."""
     path = real_path(path)
     for file_path in [path, *part_paths(path)]:
         try:
@@ -115,7 +115,7 @@ class EmbeddingCache:
         return self._file.n_images
 
     def dataset_names(self) -> list[str]:
-        """Give the names of the datasets in the cache, sorted."""
+        """Return the names of the datasets in the cache, sorted."""
         return self._file.table_names()
 
     def dataset(self, name: str | None = None) -> DatasetTable:
@@ -143,11 +143,11 @@ class EmbeddingCache:
         return self._file.embeddings(rows)
 
     def digest(self, rows: Rows) -> str:
-        """Give the SHA-256 (hex) of these rows' keys and checksums, in order: of which images, and which embeddings."""
+        """Return the SHA-256 (hex) of these rows' keys and checksums, in order: of which images, and which embeddings."""
         return hashlib.sha256(self._file.keys[rows].tobytes() + self._file.row_sums[rows].tobytes()).hexdigest()
 
     def keys(self, rows: Rows) -> Keys:
-        """Give the images' keys by row, (n, 32) uint8: the digests of their contents."""
+        """Return the images' keys by row, (n, 32) uint8: the digests of their contents."""
         return self._file.keys[rows]
 
     def rows_of(self, keys: Keys) -> Rows:

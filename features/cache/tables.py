@@ -25,7 +25,7 @@ class StoredTables:
         self._n_images = n_images
 
     def names(self, members: str) -> list[str]:
-        """Give the tables' names, sorted."""
+        """Return the tables' names, sorted."""
         with self._file.reading(f"/{members}"):
             return sorted(self._file.child(self._file.root, members, h5py.Group))
 
@@ -104,7 +104,7 @@ class StoredTables:
         return texts.built()
 
     def _cells(self, group: h5py.Group, name: str) -> Iterator[npt.NDArray[np.bytes_]]:
-        """Give a column of texts some rows at a time."""
+        """Yield a column of texts some rows at a time."""
         data = self._file.dataset(group, name)
         if data.dtype.kind != "S" or data.ndim != 1 or data.dtype.itemsize > MAX_CELL_BYTES:
             raise self._file.damaged(f"{data.name} is not a column of texts")

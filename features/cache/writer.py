@@ -16,7 +16,7 @@ import numpy as np
 from hoarfrost.features.cache.folding import remove_unlisted_shards, write_cache
 from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.known import KnownFiles
-from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, Source
+from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, FileTable, Header, Keys, Rows, SourceFile
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
@@ -33,7 +33,7 @@ from hoarfrost.features.fingerprint import KEY_BYTES
 logger = logging.getLogger(__name__)
 
 
-class TakenIn(NamedTuple):
+class AddedParts(NamedTuple):
     """How many embeddings were in the parts taken in, and of how many images that the cache did not know before."""
 
     n_embeddings: int
@@ -135,11 +135,11 @@ class CacheWriter(PartWriter):
     def compute(self) -> str | None:
         """The compute path of the interrupted extraction that this one resumes; None if it resumes none."""
         if self._parts:
-            return next((part.compute for part in self._parts if part.compute), None)  # none where all was borrowed
+            return next((part.compute for part in self._parts if part.compute), None)  # none where all were copied
         return self._main.header.compute if self._main is not None and self._main.table_names("pending") else None
 
     def known_files(self) -> KnownFiles:
-        """Give what is known of the dataset's files, by path; unreadable ones are not, and are tried again."""
+        """Return the known files of the dataset, by path; unreadable ones are not among them, and are tried again."""
         tables = self._known_in(self._main) if self._main is not None else []
         n_rows = self._main.n_images if self._main is not None else 0
         for part in self._parts:
@@ -177,7 +177,7 @@ class CacheWriter(PartWriter):
             return None
 
     def find(self, keys: Keys) -> Rows:
-        """Give the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for those that are missing."""
+        """Return the row of each key (n, 32) uint8 among all that is on the disk, (n,) int64; -1 for missing ones."""
         return self._current_index().find(keys)
 
     @property
@@ -185,8 +185,8 @@ class CacheWriter(PartWriter):
         """The keys that were in the cache when this was asked for first."""
         return self._index if self._index is not None else self._current_index()
 
-    def take_in(self, names: Iterable[str] = ()) -> TakenIn:
-        """Take in the parts that others have written for this extraction.
+    def add_parts(self, names: Iterable[str] = ()) -> AddedParts:
+        """Add the parts that others have written for this extraction.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class CacheWriter(PartWriter):
         self._parts += taken
         keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(part.keys for part in taken)])
         is_first = KeyIndex(keys).find(keys) == np.arange(len(keys))
-        return TakenIn(len(keys), int((is_first & (known.find(keys) < 0)).sum()))
+        return AddedParts(len(keys), int((is_first & (known.find(keys) < 0)).sum()))
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
         """Commit, fold all parts into the one file, and put the dataset's table there.
@@ -287,9 +287,9 @@ class CacheWriter(PartWriter):
         earlier = self._main.shard_bytes if self._main is not None else None
         return self._shard_bytes or earlier or SHARD_BYTES
 
-    def _sources(self) -> list[Source]:
+    def _sources(self) -> list[SourceFile]:
         main = self._main.sources() if self._main is not None else []
-        return [*main, *(Source(len(part.keys), partial(_blocks_of_part, part.path)) for part in self._parts)]
+        return [*main, *(SourceFile(len(part.keys), partial(_blocks_of_part, part.path)) for part in self._parts)]
 
 
 def _blocks_of_part(path: Path) -> Iterator[Block]:

@@ -117,7 +117,7 @@ def write_index(
 
 
 def _written(path: Path, fill: "Callable[[h5py.File, _Disk], Result]") -> "Result":
-    """Let `fill` write a file that is there whole or not at all."""
+    """Write a file with `fill`, whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with _Disk(temporary) as disk:
@@ -169,11 +169,11 @@ class _Disk(io.RawIOBase):
         return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Tell the place."""
+        """Return the position."""
         return self._file.tell()
 
     def truncate(self, size: int | None = None) -> int:
@@ -185,7 +185,7 @@ class _Disk(io.RawIOBase):
             return size or 0
 
     def checked(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Pass blocks on for as long as the disk takes them."""
+        """Yield blocks until writing has failed."""
         for block in blocks:
             if self._error is not None:
                 raise self._error
@@ -231,7 +231,7 @@ def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    """Give the versions of what computes and stores embeddings, without importing it."""
+    """Return the versions of what computes and stores embeddings, without importing it."""
     found = {}
     for package in ("hoarfrost", "torch", "torchvision", "pillow", "pydicom", "numpy", "h5py"):
         try:
@@ -242,7 +242,7 @@ def library_versions() -> dict[str, str]:
 
 
 def hdf5_version() -> str:
-    """Give the version of the HDF5 library, and of h5py."""
+    """Return the version of the HDF5 library, and of h5py."""
     return f"{h5py.version.hdf5_version}, h5py {h5py.__version__}"
 
 
@@ -286,7 +286,7 @@ def _checked_dataset(
 
 
 def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:
-    """Cut blocks of any size into whole chunks; the last may be shorter."""
+    """Split blocks of any size into whole chunks; the last may be shorter."""
     keys = np.empty((0, KEY_BYTES), np.uint8)
     embeddings = np.empty((0, DIM), np.float32)
     for block in blocks:
@@ -301,7 +301,7 @@ def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:
 
 
 def row_checksums(block: Block) -> npt.NDArray[np.uint32]:
-    """CRC-32 of each image's key and embedding together: a row that slipped is seen, not only one that changed."""
+    """CRC-32 of each image's key and embedding together: a row in another's place is detected, too."""
     pairs = zip(np.ascontiguousarray(block.keys), np.ascontiguousarray(block.embeddings), strict=True)
     return np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(block.keys))
 

@@ -62,7 +62,7 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
 
 
 def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
-    """Do as `read_dataset` does, whether or not there are classes to learn."""
+    """Read a dataset as `read_dataset` does, with or without classes to learn."""
     place = _checked_place(data)
     dataset = _read(place, _checked_name(name if name is not None else _default_name(place)), labelled=True)
     return with_frames(dataset, pseudonyms or Pseudonyms())
@@ -125,7 +125,7 @@ def _read(place: str, name: str, *, labelled: bool) -> Dataset:
 
 
 def _is_folder(place: str) -> bool:
-    """Tell a folder; at a URL by its name, for not every store knows folders."""
+    """Return whether it is a folder; at a URL by its name, for not every store has folders."""
     return suffix_of(place) not in FILE_SUFFIXES if is_url(place) else os.path.isdir(place)
 
 
@@ -158,7 +158,7 @@ def open_images(location: str, paths: Sequence[str]) -> ImageSource:
 
 
 def _default_name(place: str) -> str:
-    """Name a dataset by its folder or file; `labels.csv` says nothing, its folder does."""
+    """Return the name of a dataset: that of its folder or file; for `labels.csv`, that of its folder."""
     url = urlsplit(place)
     path = PurePosixPath(unquote(url.path) or url.netloc) if is_url(place) else Path(place).resolve()
     if _is_folder(place):

@@ -32,7 +32,7 @@ class _Images(NamedTuple):
 
     @classmethod
     def of(cls, label: str, images: "Iterable[_Image]") -> "_Images":
-        """Pack them, as they are found."""
+        """Return images packed, in the order in which they are found."""
         listed: dict[str, FileStamp] = {}
 
         def paths() -> Iterator[str]:
@@ -87,7 +87,7 @@ def _read_split_folders(root: str, name: str, folders: list[str], known: dict[st
 
 
 def _dataset(root: str, name: str, found: Sequence[_Images], splits: Texts | None) -> Dataset:
-    """Make the table of what was found, labels and the images of each."""
+    """Return the dataset of what was found: labels, and the images of each."""
     paths = Texts.joined(images.paths for images in found)
     if not len(paths):
         raise _no_images(root)
@@ -177,7 +177,7 @@ def _is_image_name(name: str) -> bool:
 
 
 def _is_image(entry: Entry) -> bool:
-    """Tell images by their names; archives' DICOM files, which often have none to speak of, by their content."""
+    """Return whether a file is an image: by its name, or, as archives' DICOM files often lack a suffix, by its content."""
     suffix = os.path.splitext(entry.name)[1].lower()
     return suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or _holds_dicom(entry)
 

@@ -41,7 +41,7 @@ class _Row(NamedTuple):
 
 
 def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
-    """Give each frame of a file a row of its own, and what DICOM headers say: patients and attributes.
+    """Return the dataset with a row for each frame, and with patients and attributes from DICOM headers.
 
     A row that names a file counts for all of its frames, but for those that other rows name.
     """
@@ -50,7 +50,7 @@ def with_frames(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
         return dataset
     # Most names say what they are; only the others are looked at one by one.
     odd = images.files.take(~images.files.have_suffix(IMAGE_SUFFIXES - TIFF_SUFFIXES))
-    looked = _looked_into_all(images.root, [file for file in dict.fromkeys(odd) if _is_to_be_opened(file)])
+    looked = _read_headers(images.root, [file for file in dict.fromkeys(odd) if _is_to_be_opened(file)])
     headers = {file: header for file, (_, header) in looked.items() if header is not None}
     n_frames = {file: n for file, (n, _) in looked.items() if n > 1}
     if headers:
@@ -67,13 +67,13 @@ def _is_to_be_opened(file: str) -> bool:
     return suffix in TIFF_SUFFIXES or suffix not in IMAGE_SUFFIXES
 
 
-def _looked_into_all(root: str, files: list[str]) -> "dict[str, tuple[int, DicomHeader | None]]":
+def _read_headers(root: str, files: list[str]) -> "dict[str, tuple[int, DicomHeader | None]]":
     n_threads = READS_AT_ONCE if any(is_url(join(root, file)) for file in files) else 1
     with ThreadPoolExecutor(n_threads, "look") as pool:
-        return dict(zip(files, pool.map(partial(_looked_into, root), files), strict=True))
+        return dict(zip(files, pool.map(partial(_read_one_header, root), files), strict=True))
 
 
-def _looked_into(root: str, file: str) -> "tuple[int, DicomHeader | None]":
+def _read_one_header(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     """Count a file's frames, and read its header if it is DICOM; what cannot be read is one image, until it is decoded."""
     place = join(root, file)
     try:
@@ -136,7 +136,7 @@ def _rows(images: FileImages, n_frames: dict[str, int]) -> Iterator[_Row]:
 
 
 def _taken(dataset: Dataset, images: FileImages, rows: list[_Row]) -> Dataset:
-    """Make a dataset of rows of this one."""
+    """Return a dataset of some rows."""
     sources = np.array([row.source for row in rows], np.int64)
     places = Places(
         np.array([row.place.number for row in rows], np.int32), np.array([row.place.n_frames for row in rows], np.int32)
@@ -195,7 +195,7 @@ def _warn(headers: "dict[str, DicomHeader]", folder: str) -> None:
             "%s of %s DICOM files say that text is burned into their pixels (the first: %s): it may name the patient, and "
             "a head may learn it", f"{len(burned_in):,}", f"{len(headers):,}", burned_in[0],
         )  # fmt: skip
-    n_telling = sum(header.is_told_by(file, folder) for file, header in headers.items())
+    n_telling = sum(header.is_identified_by(file, folder) for file, header in headers.items())
     if n_telling:
         logger.warning(
             "the paths of %s DICOM files hold their patient's id, name or birth date, or an accession number, and paths are "

@@ -104,7 +104,7 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
 
 
 def _some_rows(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
-    """Give rows and the numbers of the lines that they end in, some at a time; before an error those that precede it."""
+    """Yield some rows at a time, with the numbers of their last lines; before an error, the rows that precede it."""
     failure: Exception | None = None
     while failure is None:
         rows: list[list[str]] = []
@@ -130,7 +130,7 @@ def _line_breaks(cell: str) -> int:
 def _cells(
     path: str, rows: list[list[str]], lines: Ints, n_columns: int, delimiter: str
 ) -> tuple[list[list[str]], Ints]:
-    """Turn rows into columns of cells without white space around them, empty rows left out."""
+    """Return columns of stripped cells, without empty rows."""
     if set(map(len, rows)) != {n_columns}:
         written = [any(map(str.strip, row)) for row in rows]
         rows, lines = list(compress(rows, written)), lines[written]
@@ -152,7 +152,7 @@ def _cells(
 
 
 def _delimiter(header: str) -> str:
-    """Tell it from the header: Excel writes ";" where the comma is the decimal sign."""
+    """Return the delimiter, by the header: Excel writes ";" where the comma is the decimal sign."""
     candidates = ",;\t"
     for delimiter in candidates:
         columns = {column.strip().lower() for column in next(csv.reader([header], delimiter=delimiter), [])}
@@ -210,7 +210,7 @@ def _manifest_paths(manifest: str, root: str, cells: Texts, lines: Ints) -> Text
 
 
 def _odd_paths(cells: Texts) -> Ints:
-    """Give the rows whose paths are looked at one by one: the others are relative, ASCII and in their simplest form."""
+    """Return the rows whose paths are looked at one by one: the others are relative, ASCII and in their simplest form."""
     first, last = cells.edges()
     odd = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
     odd[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
@@ -218,7 +218,7 @@ def _odd_paths(cells: Texts) -> Ints:
 
 
 def _inside(manifest: str, root: str, cell: str, line: int) -> str:
-    """Give the path relative to the CSV's folder, with forward slashes."""
+    """Return the path relative to the CSV's folder, with forward slashes."""
     if not cell:
         raise DatasetError(f"{manifest} line {line}: the path is empty.")
     if is_url(cell):

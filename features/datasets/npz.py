@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import Content, Dataset, Stamps
-from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp
 
 CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
@@ -45,12 +45,12 @@ class NpzImages:
         return False
 
     def stamp(self, index: int) -> FileStamp:  # noqa: ARG002 - the protocol's
-        """Give size and mtime of the npz file: its rows change together."""
+        """Return size and mtime of the npz file: its rows change together."""
         status = os.stat(self.path)
         return FileStamp(status.st_size, status.st_mtime_ns)
 
     def stamps(self, *, of_urls: bool) -> Stamps:  # noqa: ARG002 - the protocol's
-        """Give the npz file's for all rows; none can be missing, for their number is that of the file's header."""
+        """Return the npz file's for all rows; none can be missing, for their number is that of the file's header."""
         n, stamp = sum(self.counts.values()), self.stamp(0)
         return Stamps(np.full(n, stamp.size), np.full(n, stamp.mtime_ns), np.zeros(n, bool))
 
@@ -68,7 +68,7 @@ class NpzImages:
             start += count
 
     def subset(self, indices: Sequence[int]) -> "NpzRows":
-        """Give these rows alone."""
+        """Return these rows alone."""
         return NpzRows(NpzImages(self.location, self.counts), tuple(indices))
 
 
@@ -85,7 +85,7 @@ class NpzRows:
         return self.images.location
 
     def stamp(self, index: int) -> FileStamp:
-        """Give size and mtime of the npz file."""
+        """Return size and mtime of the npz file."""
         return self.images.stamp(self.rows[index])
 
     @property
@@ -94,7 +94,7 @@ class NpzRows:
         return False
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Give size and mtime of the npz file, for each row."""
+        """Return size and mtime of the npz file, for each row."""
         stamps, rows = self.images.stamps(of_urls=of_urls), np.array(self.rows, np.int64)
         return Stamps(stamps.sizes[rows], stamps.mtimes_ns[rows], stamps.missing[rows])
 
@@ -105,7 +105,7 @@ class NpzRows:
             yield places[row], read
 
     def subset(self, indices: Sequence[int]) -> "NpzRows":
-        """Give some of these rows."""
+        """Return some of these rows."""
         return NpzRows(self.images, tuple(self.rows[index] for index in indices))
 
 
@@ -201,7 +201,7 @@ def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
 
 
 def _npz_rows(path: str, key: str, rows: set[int]) -> Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
-    """Give a function that reads it for each wanted row, in order."""
+    """Yield a function that reads it for each wanted row, in order."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape = _npz_header(Path(path), key.removesuffix("_images"), member)
         row_shape = shape[1:3] if shape[3:] == (1,) else shape[1:]
@@ -273,5 +273,5 @@ class _OpenFile:
         """Read one image."""
         content = os.pread(self.number, math.prod(shape), start)
         if len(content) < math.prod(shape):
-            raise ImageDecodeError("the npz file was cut short while it was read")
+            raise ImageDecodeError(Unreadable.NPZ_CUT_SHORT)
         return np.frombuffer(content, np.uint8).reshape(shape)

@@ -30,7 +30,7 @@ class Pseudonyms:
         self._salt: bytes | None = None
 
     def of(self, patient_id: str) -> str:
-        """Give what stands for an id: always the same for the same id and salt."""
+        """Return the pseudonym of an id: always the same for the same id and salt."""
         if self._keep_ids:
             return patient_id
         if self._salt is None:
@@ -39,7 +39,7 @@ class Pseudonyms:
 
 
 def salt_path(cache: Path) -> Path:
-    """Give the place of a cache's salt: beside it, wherever links to the cache lie."""
+    """Return the place of a cache's salt: beside it, wherever links to the cache lie."""
     real = Path(os.path.realpath(cache))
     return real.with_name(real.name + ".salt")
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, lists_to_texts
-from hoarfrost.features.decoding.formats import FRAME_MARK, Frame
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.decoding.formats import FRAME_MARK, EncodedFrame
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp, is_url, join, read, real_place, stamp_of
 from hoarfrost.features.fingerprint import bytes_key
 
-Content = bytes | Frame | npt.NDArray[np.uint8]
+Content = bytes | EncodedFrame | npt.NDArray[np.uint8]
 """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""
 
 ASKED_AT_ONCE, ASKED_IN_A_ROW = 16, 1024  # files for their stamps
@@ -52,16 +52,16 @@ class ImageSource(Protocol):
         """Whether any image comes over a network."""
 
     def stamp(self, index: int) -> FileStamp:
-        """Give size and mtime of the file that holds the image; OSError where there is none."""
+        """Return size and mtime of the file that holds the image; OSError where there is none."""
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Give size and mtime of every image's file, and which files are not there at all; of URLs only if wanted."""
+        """Return size and mtime of every image's file, and which files are not there at all; of URLs only if wanted."""
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
-        """Give for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
+        """Return for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
 
     def subset(self, indices: Sequence[int]) -> "ImageSource":
-        """Give a source of these images alone (ascending), counted from 0, which can be sent to another host."""
+        """Return a source of these images alone (ascending), counted from 0, which can be sent to another host."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Places(NamedTuple):
     n_frames: npt.NDArray[np.int32]
 
     def of(self, index: int) -> Place:
-        """Give one image's."""
+        """Return one image's."""
         return Place(int(self.numbers[index]), int(self.n_frames[index]))
 
 
@@ -141,12 +141,12 @@ class FileImages:
         return is_url(self.root) or any(map(is_url, self.files))
 
     def stamp(self, index: int) -> FileStamp:
-        """Give the file's size and mtime."""
+        """Return the file's size and mtime."""
         listed = self.listed.get(self.files[index])
         return listed if listed is not None else stamp_of(self._place(index))
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Ask for each file, many at a time: a network takes its time for each answer. Servers are asked if wanted."""
+        """Return the stamps of all files, many requested at a time, as networks are slow; of URLs only if wanted."""
         n = len(self.files)
         stamps = Stamps(np.full(n, -1, np.int64), np.full(n, -1, np.int64), np.zeros(n, bool))
         at_once, in_a_row = (SERVERS_ASKED_AT_ONCE, 1) if self.is_remote else (ASKED_AT_ONCE, ASKED_IN_A_ROW)
@@ -172,7 +172,7 @@ class FileImages:
                 stamps.sizes[index], stamps.mtimes_ns[index] = status.st_size, status.st_mtime_ns
 
     def _stamp_url(self, stamps: Stamps, index: int, *, of_urls: bool) -> None:
-        """Note a file's stamp: as it was listed, or as its server says if that is wanted."""
+        """Record a file's stamp: as it was listed, or from its server if that is wanted."""
         if not of_urls and self.files[index] not in self.listed:
             return
         try:
@@ -182,7 +182,7 @@ class FileImages:
         stamps.sizes[index], stamps.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
-        """Give a reader for each file; frames of one file that follow one another share what is read."""
+        """Yield a reader for each file; consecutive frames of one file share what is read."""
         shared: _SharedFile | None = None
         for index in indices:
             path, place = self._place(index), self.places.of(index) if self.places is not None else THE_ONLY_ONE
@@ -194,7 +194,7 @@ class FileImages:
             yield index, partial(shared.frame, place)
 
     def subset(self, indices: Sequence[int]) -> "FileImages":
-        """Give these images alone, by absolute paths: other processes have other working folders."""
+        """Return these images alone, by absolute paths: other processes have other working folders."""
         rows = np.asarray(indices, np.int64)
         places = None
         if self.places is not None:
@@ -208,7 +208,7 @@ class FileImages:
 
 
 def file_images(root: str, paths: Texts) -> FileImages:
-    """Tell files from frames of them: `scan.dcm#frame=3`, unless a file has that very name."""
+    """Return the file of a path, and its frame if it names one: `scan.dcm#frame=3`, unless a file has that very name."""
     marked = paths.rows_with(b"", [FRAME_MARK[:2].encode()])
     named = [re.fullmatch(rf"(.+){re.escape(FRAME_MARK)}([1-9]\d{{0,8}})", path) for path in paths.take(marked)]
     frames = [
@@ -227,7 +227,7 @@ def file_images(root: str, paths: Texts) -> FileImages:
 
 
 def _is_there(root: str, path: str) -> bool:
-    """Tell whether a file has this very name; at a URL none has, for there "#" begins what names a part."""
+    """Return whether a file has this very name; at a URL none has, for there "#" begins what names a part."""
     place = join(root, path)
     return not is_url(place) and os.path.lexists(place)
 
@@ -241,15 +241,15 @@ class _SharedFile:
         self._read: tuple[bytes, bytes] | None = None
         self._stamp: FileStamp | None = None
 
-    def frame(self, place: Place) -> Frame:
-        """Give one frame, of the same bytes as the others."""
+    def frame(self, place: Place) -> EncodedFrame:
+        """Return one frame, of the same bytes as the others."""
         with self._reading:
             if self._read is None:
                 content = read(self.path)
                 self._read, self._stamp = (content, bytes_key(content)), stamp_of(self.path)
             elif stamp_of(self.path) != self._stamp:
-                raise ImageDecodeError("changed while it was read")
-            return Frame(*self._read, *place)
+                raise ImageDecodeError(Unreadable.CHANGED)
+            return EncodedFrame(*self._read, *place)
 
 
 def composed(text: str) -> str:

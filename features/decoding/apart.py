@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: a decoder that crashes costs one image, and the next process is started."""
+"""Decoding in other processes: a decoder that crashes costs one image, and the next process is started."""
 
 import atexit
 import json
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,7 +29,7 @@ class DecoderCrashError(ImageDecodeError):
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What a file is, found by decoding it: see `images.OpenedImage`; `notes` say what was left out."""
 
     kind: tuple[str, str, int]
@@ -69,10 +69,10 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(f"its decoder crashed: {self._end(seconds)}")
+            raise DecoderCrashError(Unreadable.CRASHED, self._end(seconds))
         self._latest = content
         if "error" in answer:
-            raise ImageDecodeError(answer["error"])
+            raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
 
     def _give_up(self) -> None:
@@ -80,7 +80,7 @@ class _Process:
         self._process.kill()
 
     def _end(self, seconds: float) -> str:
-        """Say how the process ended."""
+        """Return how the process ended."""
         self.close()
         if self._is_late:
             return f"no end within {seconds:.0f} s"
@@ -103,7 +103,7 @@ _idle: list[_Process] = []
 
 @contextmanager
 def _a_process() -> Iterator[_Process]:
-    """Lend a process; it is lent again unless it crashed."""
+    """Yield a process, an idle one if there is; it is reused unless it crashed."""
     try:
         process = _idle.pop()  # lists are safe in threads
     except IndexError:
@@ -118,7 +118,7 @@ def _a_process() -> Iterator[_Process]:
     _idle.append(process)
 
 
-def decoded_apart(
+def decode_isolated(
     content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float | None = None
 ) -> "npt.NDArray[np.uint8]":
     """Decode an image, or a frame of it (from 1), as `images.decode_pixels` does, in another process.
@@ -135,26 +135,26 @@ def decoded_apart(
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
 
-def looked_at_apart(
+def inspect_isolated(
     content: bytes,
     frame: int,
     max_pixels: int,
     window: Window | None,
     room: "Callable[[int], AbstractContextManager[None]]",
-) -> Look:
+) -> ImageInfo:
     """Decode an image in another process, for what it is and whether it can be read; no pixels come back.
 
     Parameters
     ----------
     content, frame, max_pixels, window
-        As for `decoded_apart`.
+        As for `decode_isolated`.
     room : callable
         Gives for a number of pixels what to wait for before they are decoded.
 
     Raises
     ------
     DecoderCrashError, ImageDecodeError
-        As `decoded_apart`.
+        As `decode_isolated`.
     """
     with _a_process() as process:
         header, _ = process.ask(content, _request(frame, max_pixels, window, "header"), MOST_SECONDS)
@@ -162,7 +162,7 @@ def looked_at_apart(
             found, _ = process.ask(content, _request(frame, max_pixels, window, "check"), MOST_SECONDS)
     image_format, mode, bits = found["kind"]
     width, height = found["size"]
-    return Look((image_format, mode, bits), (width, height), tuple(found["notes"]))
+    return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]))
 
 
 def _request(frame: int, max_pixels: int, window: Window | None, want: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A request is a line of JSON (frame, max_pixels, window, want, n_bytes: null for the file sent before) and the file's bytes.
 The answer is a line of JSON (n_bytes and what is wanted: "header" gives kind, size and width and height to be decoded,
-"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error) and the pixels.
+"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error with its kind)
+and the pixels.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError
@@ -28,7 +29,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         try:
             answer, payload = _answered(content, asked)
         except ImageDecodeError as error:
-            answer, payload = {"error": str(error)}, memoryview(b"")
+            answer, payload = {"error": str(error), "kind": error.kind}, memoryview(b"")
         answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
         answers.write(payload)
         answers.flush()
@@ -37,8 +38,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 def _answered(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     notes: list[str] = []
     window = None if asked["window"] is None else Window(*asked["window"])
-    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_apart=True)
-    with opened(Frame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
+    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True)
+    with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
         if asked["want"] == "header":
             return answer, memoryview(b"")

@@ -29,7 +29,7 @@ _MAGICS = {
 }  # fmt: skip
 
 
-class Frame(NamedTuple):
+class EncodedFrame(NamedTuple):
     """One of several images in a file: the file's bytes, their SHA-256, the number from 1, and of how many."""
 
     content: bytes
@@ -38,23 +38,23 @@ class Frame(NamedTuple):
     n_frames: int
 
 
-def parts(content: bytes | Frame) -> tuple[bytes, int]:
-    """Give a file's bytes, and the number of the frame that is meant; 0 where it is the only one."""
-    return (content.content, content.number) if isinstance(content, Frame) else (content, 0)
+def parts(content: bytes | EncodedFrame) -> tuple[bytes, int]:
+    """Return a file's bytes, and the number of the frame; 0 where it is the only one."""
+    return (content.content, content.number) if isinstance(content, EncodedFrame) else (content, 0)
 
 
 def is_dicom(head: bytes) -> bool:
-    """Tell a DICOM file by the magic behind its preamble."""
+    """Return whether a file is DICOM, by the magic behind its preamble."""
     return head[128:HEAD_BYTES] == b"DICM"
 
 
 def may_be_bare_dicom(head: bytes) -> bool:
-    """Tell whether a file begins as DICOM without a preamble does; only reading it tells more."""
+    """Return whether a file begins as DICOM without a preamble does; only reading it tells more."""
     return head.startswith((*_DICOM_STARTS, *_BIG_ENDIAN_STARTS))
 
 
 def described(content: bytes) -> str:
-    """Say what a file that is no image seems to be: "a zip archive", "text"; or how it begins."""
+    """Return what a file that is no image seems to be: "a zip archive", "text"; or how it begins."""
     start = f"the file begins with {content[:8]!r}"
     for magic, name in _MAGICS.items():
         if content.startswith(magic):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hoarfrost.features.decoding.formats import MAX_PIXELS, Frame, described, is_dicom, may_be_bare_dicom, parts
+from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, described, is_dicom, may_be_bare_dicom, parts
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Decoding:
         Shared by threads, it bounds what they take together.
     on_note : callable
         Told, in the thread that decodes, what was left out of an image that was read all the same.
-    is_apart : bool
+    is_isolated : bool
         Whether this process may crash; else codecs that do are used in another one.
     """
 
@@ -101,7 +101,7 @@ class Decoding:
     window: Window | None = None
     budget: PixelBudget | None = None
     on_note: Callable[[str], None] = lambda _: None
-    is_apart: bool = False
+    is_isolated: bool = False
 
     def room(self, n_pixels: int) -> AbstractContextManager[None]:
         """Wait until so many pixels may be decoded."""
@@ -125,11 +125,11 @@ class OpenedImage(Protocol):
 
 
 def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.Tensor":
-    """Turn an encoded file, one of its frames, or an array's pixels, into what the backbone takes.
+    """Return an encoded file, one of its frames, or an array's pixels, as the backbone takes them.
 
     Parameters
     ----------
-    content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
+    content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
     decoding : Decoding, optional
 
     Returns
@@ -157,11 +157,11 @@ def _resized(image: "torch.Tensor") -> "torch.Tensor":
     try:
         resized = torch.nn.functional.interpolate(image[None], (SIZE, SIZE), mode="bilinear", antialias=True)
     except RuntimeError as error:
-        raise ImageDecodeError(f"cannot be resized: {str(error).splitlines()[0]}") from error
+        raise ImageDecodeError(Unreadable.NOT_RESIZED, str(error).splitlines()[0]) from error
     return resized[0]  # (C, 224, 224) uint8
 
 
-def decode_pixels(content: "bytes | Frame", decoding: Decoding | None = None) -> "Pixels":
+def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = None) -> "Pixels":
     """Decode a file's bytes, or one of its frames, to (H, W) grey or (H, W, 3) RGB.
 
     What is not 8-bit grey or RGB becomes so: more bits by the window that 0.5% and 99.5% of the pixels end at, what
@@ -184,11 +184,11 @@ def decode_pixels(content: "bytes | Frame", decoding: Decoding | None = None) ->
 
 
 @contextmanager
-def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage]:
+def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[OpenedImage]:
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
     encoded, frame = parts(content)
     if not encoded:
-        raise ImageDecodeError("the file is empty")
+        raise ImageDecodeError(Unreadable.EMPTY)
     try:
         with (
             _opened_dicom(encoded, frame, decoding)
@@ -200,25 +200,26 @@ def opened(content: "bytes | Frame", decoding: Decoding) -> Iterator[OpenedImage
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(f"no image format recognised ({described(encoded)})") from error
+        text = f"{Unreadable.NOT_RECOGNISED} ({described(encoded)})"
+        raise ImageDecodeError(Unreadable.NOT_RECOGNISED, text=text) from error
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))  # only Pillow knows how many: the file was not opened
         n_pixels = f"{int(found[0]):,}" if found else "all"
         raise ImageDecodeError(
-            f"too many pixels: {n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
+            Unreadable.TOO_MANY_PIXELS, f"{n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
         ) from error
     except MemoryError as error:
-        raise ImageDecodeError("not enough memory to decode the image") from error
+        raise ImageDecodeError(Unreadable.NO_MEMORY_TO_DECODE) from error
     # Libraries raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
         reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-        raise ImageDecodeError(f"damaged or truncated image: {reason}") from error
+        raise ImageDecodeError(Unreadable.DAMAGED, reason) from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageDecodeError(
-            f"too many pixels: {width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
+            Unreadable.TOO_MANY_PIXELS, f"{width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
         )
 
 
@@ -229,8 +230,8 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
             DicomImage,  # here: pydicom is an extra, and most images are no DICOM
         )
     except ImportError as error:
-        raise ImageDecodeError("a DICOM file, and pydicom is missing: pip install 'hoarfrost[dicom]'") from error
-    image = DicomImage(content, frame, decoding.window, is_apart=decoding.is_apart)
+        raise ImageDecodeError(Unreadable.DICOM_MISSING, "pip install 'hoarfrost[dicom]'") from error
+    image = DicomImage(content, frame, decoding.window, is_isolated=decoding.is_isolated)
     if not frame and image.n_frames > 1:
         decoding.on_note(FIRST_IMAGE)
     yield image
@@ -268,11 +269,11 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
 
 def _seek(image: Image.Image, frame: int) -> None:
     if image.format != "TIFF":
-        raise ImageDecodeError(f"no frame {frame}: of a {image.format} only the first is taken")
+        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), f"of a {image.format} only the first is taken")
     try:
         image.seek(frame - 1)
     except EOFError as error:
-        raise ImageDecodeError(f"no frame {frame}: the file has fewer") from error
+        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), "the file has fewer") from error
 
 
 class _PillowImage:
@@ -291,7 +292,7 @@ class _PillowImage:
 
 
 def _bits(image: Image.Image) -> int:
-    """Tell how many bits a channel has in the file; Pillow's mode says only what it makes of them."""
+    """Return how many bits a channel has in the file; Pillow's mode is that after decoding."""
     if image.format == "PNG" and image.mode not in DEEP_MODES:
         depth = re.search(r";(\d+)", str(getattr(image, "tile", "")))  # of its raw mode: "RGB;16B", "P;4"
         return int(depth[1]) if depth else 1 if image.mode == "1" else 8
@@ -303,7 +304,7 @@ def _bits(image: Image.Image) -> int:
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
-    """Give a TIFF's number, that of the first channel where there is one for each."""
+    """Return a TIFF's number, that of the first channel where there is one for each."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value[0] if isinstance(value, tuple) else value  # type: ignore[no-any-return]
 
@@ -311,7 +312,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
 def _check_planes(image: Image.Image) -> None:
     """Refuse channels of 16 bits that are stored one after another: Pillow takes their bytes for pixels."""
     if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _PLANES_APART:
-        raise ImageDecodeError(f"a TIFF of a kind that is not read: {_bits(image)} bits a channel, each channel apart")
+        raise ImageDecodeError(Unreadable.TIFF_KIND, f"{_bits(image)} bits a channel, each channel apart")
 
 
 def n_pages(file: str | BinaryIO) -> int:
@@ -331,11 +332,11 @@ def encode_png(pixels: "Pixels") -> bytes:
 
 
 def thumbnail(content: "Content", side: int, window: Window | None = None) -> bytes:
-    """Make a small picture of an image, for people.
+    """Return a small picture of an image, for people.
 
     Parameters
     ----------
-    content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
+    content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
     side : int
         What it measures at most, in pixels; a smaller image stays as it is.
     window : Window, optional
@@ -361,7 +362,7 @@ def thumbnail(content: "Content", side: int, window: Window | None = None) -> by
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Give those of `FORMATS` that this build of Pillow has."""
+    """Return those of `FORMATS` that this build of Pillow has."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -391,7 +392,7 @@ def _pixels(image: Image.Image) -> "Pixels":
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a photograph as its EXIF says; Pillow turns TIFFs by itself."""
+    """Rotate a photograph as its EXIF says; Pillow rotates TIFFs by itself."""
     if "exif" not in image.info or image.format == "TIFF":
         return image
     try:
@@ -402,7 +403,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _flattened(image: Image.Image, mode: str) -> Image.Image:
-    """Make L or RGB of it; what is transparent, over black."""
+    """Convert to L or RGB, transparent pixels over black."""
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
     with_alpha = image.convert("LA" if mode == "L" else "RGBA")
@@ -412,7 +413,7 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
-    """Tell what the numbers are where Pillow takes a TIFF's signed bytes as unsigned, and unsigned words as signed."""
+    """Return the stored type where Pillow takes a TIFF's signed bytes as unsigned, or unsigned words as signed."""
     sample_format = _tiff_tag(image, _SAMPLE_FORMAT_TAG, _UNSIGNED)
     if image.mode == "L" and sample_format == _SIGNED:
         return np.int8
@@ -420,7 +421,7 @@ def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
 
 
 def _deep_pixels(image: Image.Image, stored: "npt.DTypeLike | None") -> "Pixels":
-    """Make 8 bits of more, by the window that 0.5% and 99.5% of the image's own pixels end at."""
+    """Convert more bits to 8, by the window from 0.5% to 99.5% of the image's own pixels."""
     values = np.asarray(image)
     values = values if stored is None else values.view(stored)
     pixels = scaled(values, *percentile_window(values))
@@ -430,7 +431,7 @@ def _deep_pixels(image: Image.Image, stored: "npt.DTypeLike | None") -> "Pixels"
 
 
 def _planes(pixels: "Pixels") -> "torch.Tensor":
-    """Make (C, H, W) of it, channels last in memory; the pixels are shared where torch can."""
+    """Return the pixels as (C, H, W), channels last in memory; without a copy where torch can."""
     import torch
 
     if not pixels.flags.writeable or any(stride < 0 for stride in pixels.strides):

@@ -1,4 +1,4 @@
-"""A decoder that crashes takes the process with it: its file is noted before, tried apart afterwards, and then left alone."""
+"""Images whose decoder crashes the process: noted before decoding, retried in another process, then skipped."""
 
 import logging
 import mmap
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
-from hoarfrost.features.decoding.formats import Frame, parts
+from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.formats import EncodedFrame, parts
 from hoarfrost.features.decoding.images import Decoding, load_image
-from hoarfrost.features.errors import CacheError, ImageDecodeError
+from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Quarantine:
         try:
             self._reasons = dict(_quarantined(self.path))
             earlier = [] if self._worker else _all_notes(self._cache)
-            suspects = left_behind(self._cache) if not self._worker else set()
+            suspects = suspect_keys(self._cache) if not self._worker else set()
             slots = [*[_NOTHING] * self._n_threads, *suspects]
             new = self._trying_path.with_name(self._trying_path.name + ".tmp")
             new.write_bytes(b"".join(slots))
@@ -93,7 +93,7 @@ class Quarantine:
             self._trying_path.unlink(missing_ok=True)
 
     def suspect(self, keys: Collection[bytes]) -> None:
-        """Decode these apart from now on: another worker died at them."""
+        """Decode these in another process from now on: another worker died at them."""
         if not self._suspects.keys() >= set(keys):
             self._reasons.update(_quarantined(self.path))  # who found one to crash has written it down
         for key in keys:
@@ -112,7 +112,7 @@ class Quarantine:
                 return mmap.mmap(-1, n_bytes)
 
     def load(self, content: "Content", key: bytes, decoding: Decoding) -> "torch.Tensor":
-        """Do as `load_image` does; what may crash the process, apart, and what did, not at all.
+        """Decode as `load_image` does; in another process what may crash this one, and not at all what did.
 
         Raises
         ------
@@ -122,7 +122,7 @@ class Quarantine:
         if isinstance(content, np.ndarray):  # nothing decodes it
             return load_image(content, decoding)
         if key in self._reasons:
-            raise ImageDecodeError(self._reasons[key])
+            raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
             return self._load_suspect(content, key, decoding)
         with self._noted(key):
@@ -138,9 +138,9 @@ class Quarantine:
             self._slots[slot : slot + KEY_BYTES] = _NOTHING
             self._free.put(slot)
 
-    def _load_suspect(self, content: "bytes | Frame", key: bytes, decoding: Decoding) -> "torch.Tensor":
+    def _load_suspect(self, content: "bytes | EncodedFrame", key: bytes, decoding: Decoding) -> "torch.Tensor":
         try:
-            return load_apart(content, decoding)
+            return load_isolated(content, decoding)
         except DecoderCrashError as error:
             reason = f"{error} (in quarantine: {self.path.name})"
             self._reasons[key] = reason
@@ -148,41 +148,41 @@ class Quarantine:
                 file.write(f"{key.hex()} {reason}\n")
                 file.flush()
                 os.fsync(file.fileno())
-            raise ImageDecodeError(reason) from error
+            raise ImageDecodeError(Unreadable.CRASHED, text=reason) from error
         finally:
             slot = self._suspects[key]
             if slot is not None:
                 self._slots[slot : slot + KEY_BYTES] = _NOTHING
 
 
-def load_apart(content: "Content", decoding: Decoding) -> "torch.Tensor":
-    """Do as `load_image` does, in another process: a decoder that crashes costs this image only.
+def load_isolated(content: "Content", decoding: Decoding) -> "torch.Tensor":
+    """Decode as `load_image` does, in another process: a decoder that crashes costs this image only.
 
     Raises
     ------
     DecoderCrashError, ImageDecodeError
-        As `decoded_apart`.
+        As `decode_isolated`.
     """
     if isinstance(content, np.ndarray):  # nothing decodes it
         return load_image(content, decoding)
-    return load_image(decoded_apart(*parts(content), decoding.max_pixels, decoding.window))
+    return load_image(decode_isolated(*parts(content), decoding.max_pixels, decoding.window))
 
 
-def left_behind(cache: Path) -> set[bytes]:
-    """Give the keys that were being decoded when a process of an earlier extraction died, but for those in quarantine."""
+def suspect_keys(cache: Path) -> set[bytes]:
+    """Return the keys that were being decoded when a process of an earlier extraction died, but for those in quarantine."""
     found = {key for notes in _all_notes(cache) for key in _noted_in(notes)}
     return found - dict(_quarantined(_quarantine_path(cache))).keys()
 
 
-def left_by(cache: Path, worker: str) -> set[bytes]:
-    """Give the keys that a worker was decoding when it died; none if its host took the notes with it."""
+def suspect_keys_of_worker(cache: Path, worker: str) -> set[bytes]:
+    """Return the keys that a worker was decoding when it died; none if its host took the notes with it."""
     try:
         return _noted_in(_notes_path(cache, worker))
     except OSError:
         return set()
 
 
-def settle_notes(cache: Path, still_suspect: Collection[bytes]) -> None:
+def clear_notes(cache: Path, still_suspect: Collection[bytes]) -> None:
     """Remove the notes of all workers that are gone, but for those of images that nobody has decoded since.
 
     On a full disk they stay as they are, to be read by the next extraction.
@@ -217,7 +217,7 @@ def _all_notes(cache: Path) -> list[Path]:
 
 
 def _noted_in(path: Path) -> set[bytes]:
-    """Give the keys that were being decoded when a process died."""
+    """Return the keys that were being decoded when a process died."""
     content = path.read_bytes() if path.is_file() else b""
     whole = len(content) - len(content) % KEY_BYTES
     return {content[start : start + KEY_BYTES] for start in range(0, whole, KEY_BYTES)} - {_NOTHING}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,7 +42,7 @@ class Window:
 
 
 def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
-    """Give the values that 0.5% and 99.5% of the pixels do not exceed; least and greatest where those are one.
+    """Return the values that 0.5% and 99.5% of the pixels do not exceed; least and greatest where those are equal.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     flat = values.ravel()
     flat = flat[np.isfinite(flat)] if values.dtype.kind == "f" else flat
     if not flat.size:
-        raise ImageDecodeError("no pixel is a number")
+        raise ImageDecodeError(Unreadable.NO_NUMBERS)
     places = [_place(share, flat.size) for share in PERCENTILES]
     ends = np.partition(flat, sorted({*places, 0, flat.size - 1}))
     low, high = (float(ends[place]) for place in places)
@@ -72,7 +72,7 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
 
 
 def _counted_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
-    """Do the same for up to 16 bits, by counting each value: no sorting, and no second copy."""
+    """Return the same for up to 16 bits, by counting each value: no sorting, and no second copy."""
     least = int(values.min())
     counts = np.zeros(int(values.max()) - least + 1, np.int64)
     flat = values.reshape(-1)
@@ -85,12 +85,12 @@ def _counted_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
 
 
 def _place(percentile: float, n: int) -> int:
-    """Give the rank, from 0, of the least value that this percentage of `n` values does not exceed."""
+    """Return the rank, from 0, of the least value that this percentage of `n` values does not exceed."""
     return max(0, math.ceil(n * percentile / 100) - 1)
 
 
 def scaled(values: "npt.NDArray[Any]", low: float, high: float) -> "npt.NDArray[np.uint8]":
-    """Spread values from `low` (0) to `high` (255), the nearest whole number; what is not a number is 0.
+    """Scale values linearly from `low` (0) to `high` (255), rounded; what is not a number is 0.
 
     Where `low` is `high` the image says nothing, and is black.
     """

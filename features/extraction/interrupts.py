@@ -1,4 +1,4 @@
-"""Stop signals: finish what is under way, commit, and say how to go on."""
+"""Stop signals: finish the current batch, commit, and tell the user how to continue."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from hoarfrost.features.errors import HoarfrostError
 
 
 class StoppedError(HoarfrostError):
-    """A signal ended it before all was done; it can be gone on with where what is finished was kept."""
+    """A signal stopped the extraction early; it can be resumed where what is finished was kept."""
 
     def __init__(self, when: str) -> None:
         super().__init__(f"{when}; what is finished is committed. Run the same command again to go on from there.")
@@ -17,7 +17,7 @@ class StoppedError(HoarfrostError):
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a stop after the batch under way; a second one acts as ever."""
+    """Turns the first SIGINT or SIGTERM into a stop after the batch under way; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -43,6 +43,6 @@ class StopSignals:
         self._restore()
 
     def check(self, done: int, total: int) -> None:
-        """Stop here if a signal came, unless all is done: then folding it into the cache is all that is left."""
+        """Raise StoppedError if a signal came, unless all is done: then only folding into the cache is left."""
         if self.received is not None and done < total:
             raise StoppedError(f"Stopped by {self.received.name} after {done} of {total} images")

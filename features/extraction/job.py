@@ -1,28 +1,63 @@
-"""What an engine is given to embed a dataset: where images come from, how they are embedded, where all of it goes."""
+"""What an engine does, and what it is given: where images come from, how they are embedded, where all of it goes."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.extraction.interrupts import StopSignals
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, Progress
+from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.extraction.recipes import Recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction: the dataset, its cache's writer, what is known of each image, and who wants to know of it.
+    """An extraction: the dataset, its cache's writer, what is known of each image, and who is told of progress.
 
-    `lender` has embeddings that are copied.
+    Embeddings that `source_cache` has are copied from there.
     """
 
     dataset: Dataset
     writer: CacheWriter
-    table: ImageTable
+    table: ImageRecords
     bad: BadImages
     recipe: Recipe
     options: ExtractOptions
     on_progress: Callable[[Progress], None]
     stop: StopSignals
-    lender: EmbeddingCache | None = None
+    source_cache: EmbeddingCache | None = None
+
+
+class Engine(Protocol):
+    """Where and how images are embedded; a context manager, made of its own options and the extraction's."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def start_early(self) -> None:
+        """Begin with what takes long, before the dataset's images and the precision are known."""
+
+    def choose_precision(self) -> str:
+        """Return the precision that is fast where the embeddings will be computed."""
+
+    def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
+        """Embed images of a dataset, at least one, ascending `todo`.
+
+        Raises
+        ------
+        HoarfrostError
+            By what is wrong; what is finished is committed then.
+        """
+
+
+def open_engine(options: ExtractOptions) -> Engine:
+    """Return the engine that is asked for, not entered yet; its module, and so its libraries, load only now."""
+    module, _, name = options.engine.implementation.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)(options.engine, options)
+    return engine

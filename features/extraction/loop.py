@@ -16,13 +16,13 @@ import torch
 
 from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, PartWriter
 from hoarfrost.features.datasets import Dataset, FileStamp, ImageSource
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, PixelBudget
-from hoarfrost.features.decoding.quarantine import Quarantine, load_apart
+from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
-from hoarfrost.features.extraction.plan import ExtractOptions, ImageTable, LoopCounts, Progress
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.fingerprint import KEY_BYTES, SIZE, image_key
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SAMPLE_IMAGES = 256
 
 
 def _ignore(*_: object) -> None:
-    """Take note of nothing."""
+    """Ignore a call."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Work:
     images: ImageSource
     paths: Sequence[str]
     todo: Sequence[int]
-    table: ImageTable
-    on_failed: Callable[[int, str], None] = _ignore
+    table: ImageRecords
+    on_failed: Callable[[int, Reason], None] = _ignore
     on_progress: Callable[[Progress], None] = _ignore
 
 
@@ -84,7 +84,7 @@ class _Failed:
     """One image that could not be read."""
 
     index: int
-    reason: str
+    reason: Reason
 
 
 @dataclass
@@ -96,7 +96,7 @@ class _Batch:
     n_images: int = 0
 
     def results(self) -> "Iterator[_Loaded | _Failed]":
-        """Give the images in order, as soon as they are there."""
+        """Yield the images in order, as soon as they are there."""
         for task in self.tasks:
             yield from task.result().result()
 
@@ -127,7 +127,7 @@ class EmbeddingLoop:
     device : str
     batch_size : int
     options : ExtractOptions
-    lender : EmbeddingCache, optional
+    source_cache : EmbeddingCache, optional
         Embeddings that it has are copied from there.
     """
 
@@ -139,10 +139,10 @@ class EmbeddingLoop:
         device: str,
         batch_size: int,
         options: ExtractOptions,
-        lender: EmbeddingCache | None = None,
+        source_cache: EmbeddingCache | None = None,
     ) -> None:
         self.writer = writer
-        self.lender = lender
+        self.source_cache = source_cache
         self._make_backbone = backbone
         self._device = device
         self.batch_size = batch_size
@@ -160,7 +160,7 @@ class EmbeddingLoop:
         shape = (batch_size, 3, SIZE, SIZE)
         self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
         # Whoever reads looks a key up in the cache; what may be missed then is in batches that had a buffer still.
-        self._keys_of_late: deque[set[bytes]] = deque(maxlen=n_buffers)
+        self._recent_keys: deque[set[bytes]] = deque(maxlen=n_buffers)
 
     @cached_property
     def backbone(self) -> "Backbone":
@@ -191,19 +191,19 @@ class EmbeddingLoop:
         return self.counts
 
     def _start(self, batch: _Batch) -> None:
-        """Put each image where it belongs: among the errors, the known, or onto the device."""
-        new, places, lent = [], [], []
+        """Record images that failed or are known already, and start the forward pass of the others."""
+        new, places, found_elsewhere = [], [], []
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
-            elif not result.decoded or self._is_new_since_reading(result.key):
+            elif not result.decoded or self._is_embedded_since_reading(result.key):
                 self.work.table.set(result.index, result.stamp, result.key)
-                lent.append(result)
+                found_elsewhere.append(result)
             else:
                 new.append(result)
                 places.append(place)
                 self._keys_on_device.add(result.key)
-        self._borrow(lent)
+        self._copy_from_source_cache(found_elsewhere)
         if not new:
             self._free.append(batch.pixels)
             return
@@ -214,33 +214,33 @@ class EmbeddingLoop:
             if to != place:
                 rows[to] = rows[place]
         pixels = batch.pixels[: len(new)]
-        with self._cores_of_its_own():  # the first time, the backbone is made and timed too
+        with self._decoding_paused():  # the first time, the backbone is made and timed too
             embeddings = self.backbone.start(pixels)
         self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
 
-    def _borrow(self, images: list[_Loaded]) -> None:
-        """Copy the embeddings that are in another cache alone."""
+    def _copy_from_source_cache(self, images: list[_Loaded]) -> None:
+        """Copy the embeddings that are in the source cache, and not in this one."""
         wanted = {image.key: image for image in images if image.key not in self.writer}
-        if self.lender is None or not wanted:
+        if self.source_cache is None or not wanted:
             return
-        rows = self.lender.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
+        rows = self.source_cache.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
         found = [
             image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
         ]  # the rest is on the device
         if found:
-            self.writer.append([self._file(image) for image in found], self.lender.embeddings(rows[rows >= 0]))
+            self.writer.append([self._file(image) for image in found], self.source_cache.embeddings(rows[rows >= 0]))
 
     def _file(self, image: _Loaded) -> EmbeddedFile:
         return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
 
-    def _is_new_since_reading(self, key: bytes) -> bool:
-        """Tell whether an image's twin went to the device after the image itself was looked up and not found."""
-        return key in self._keys_on_device or any(key in keys for keys in self._keys_of_late)
+    def _is_embedded_since_reading(self, key: bytes) -> bool:
+        """Return whether the same bytes went to the device after this image was looked up and not found."""
+        return key in self._keys_on_device or any(key in keys for keys in self._recent_keys)
 
     @contextmanager
-    def _cores_of_its_own(self) -> Iterator[None]:
-        """Hold decoding back while the backbone computes on the CPU; reading goes on.
+    def _decoding_paused(self) -> Iterator[None]:
+        """Pause decoding while the backbone computes on the CPU; reading continues.
 
         The threads of a layer wait for one another at its end, and wait long where a decoding thread has one of the
         cores: by turns both are done sooner.
@@ -253,7 +253,7 @@ class EmbeddingLoop:
             self._may_decode.set()
 
     def _finish(self, *, keep: int) -> None:
-        """Take embeddings from the device, but for the latest batches, and give them to the cache."""
+        """Copy embeddings from the device to the cache, all but those of the latest batches."""
         while len(self._on_device) > keep:
             started = self._on_device.popleft()
             embeddings = started.embeddings().numpy()  # (B, 512) float32
@@ -264,13 +264,13 @@ class EmbeddingLoop:
                 self.work.table.set(image.index, image.stamp, image.key)
             keys = {image.key for image in started.images}
             self._keys_on_device -= keys
-            self._keys_of_late.append(keys)
+            self._recent_keys.append(keys)
             self.counts.embedded += len(files)
             self.counts.forward_images += len(files)
             self._free.append(started.batch.pixels)
 
     def _note(self, compute: str) -> None:
-        """Let no part hold embeddings of another path than it says: a GPU out of memory gives compiled code up."""
+        """Begin a new part where the compute path changed: a GPU that is out of memory stops using compiled code."""
         if self.writer.header.compute != compute:
             self.writer.commit()
             self.writer.begin(compute)
@@ -327,17 +327,13 @@ class EmbeddingLoop:
             stamp = self.work.images.stamp(index)
             content = read()
             key = image_key(content)
-            is_known = key in self.writer or (self.lender is not None and key in self.lender)
+            is_known = key in self.writer or (self.source_cache is not None and key in self.source_cache)
             return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
-        except ImageDecodeError as error:
-            return _Failed(index, str(error))
-        except OSError as error:
-            return _Failed(index, error.strerror or str(error))
-        except MemoryError:
-            return _Failed(index, "not enough memory to read the file")
+        except (ImageDecodeError, OSError, MemoryError) as error:
+            return _Failed(index, reason_of(error))
 
     def _within_budget(self, content: "Content") -> "Content | None":
-        """Keep what was read, or let it go where too much is waiting to be decoded: memory counts more than a second read."""
+        """Return what was read, or None where too much is waiting to be decoded: memory counts more than a second read."""
         with self._counting:
             if self._n_bytes_ahead + _n_bytes(content) > BYTES_AHEAD:
                 return None
@@ -362,16 +358,12 @@ class EmbeddingLoop:
         try:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
-                return _Failed(image.index, "changed while it was read")
+                raise ImageDecodeError(Unreadable.CHANGED)
             place.copy_(
                 self._quarantine.load(content, image.key, self._decoding)
             )  # one grey channel becomes three here
-        except ImageDecodeError as error:
-            return _Failed(image.index, str(error))
-        except OSError as error:  # it was there when it was read first
-            return _Failed(image.index, error.strerror or str(error))
-        except MemoryError:
-            return _Failed(image.index, "not enough memory to read the file")
+        except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
+            return _Failed(image.index, reason_of(error))
         finally:
             if image.content is not None:
                 with self._counting:
@@ -380,12 +372,12 @@ class EmbeddingLoop:
 
 
 def n_decoders(options: ExtractOptions) -> int:
-    """Give the number of threads that read, and of those that decode."""
+    """Return the number of threads that read, and of those that decode."""
     return options.workers or usable_cpus()
 
 
 def _n_bytes(content: "Content") -> int:
-    if isinstance(content, Frame):
+    if isinstance(content, EncodedFrame):
         return len(content.content) // content.n_frames  # the frames share them
     return len(content) if isinstance(content, bytes) else content.nbytes
 
@@ -403,7 +395,7 @@ def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.T
     images = []
     for _, read in dataset.images.contents(indices):
         try:
-            images.append(load_apart(read(), decoding or Decoding()).expand(3, -1, -1))
+            images.append(load_isolated(read(), decoding or Decoding()).expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

@@ -1,7 +1,6 @@
 """What an extraction is asked for, what it knows of each image, and how it reports."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
+from hoarfrost.features.extraction.engines import EngineOptions, LocalOptions
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 MAX_BAD = 0.05
@@ -56,17 +56,8 @@ class ExtractOptions:
         Keep the patient ids of DICOM files as they are, in place of a salted hash.
     shard_size : int or None
         Bytes that a file of the cache may have; see `CacheWriter`.
-    engine : str
-        "local" (this process; the several GPUs of a machine by Ray's workers) or "ray".
-    address : str or None
-        The Ray cluster to join: "auto" (the one that this machine is part of) or "HOST:PORT" of its head; by default
-        Ray is started on this machine alone.
-    gpus_per_worker : float or None
-        GPUs for each of Ray's workers, by default 1; 0.5 puts two on a GPU.
-    cpus_per_worker : int or None
-        CPUs for each of Ray's workers; by default its host's, or its share of them where it has several GPUs.
-    max_workers : int or None
-        Workers at most; by default as many as there is room for.
+    engine : EngineOptions
+        Which engine embeds, with its own options; see `hoarfrost.features.extraction.engines`.
     """
 
     weights: str = "imagenet"
@@ -81,11 +72,7 @@ class ExtractOptions:
     max_bad: float = MAX_BAD
     keep_ids: bool = False
     shard_size: int | None = None
-    engine: str = "local"
-    address: str | None = None
-    gpus_per_worker: float | None = None
-    cpus_per_worker: int | None = None
-    max_workers: int | None = None
+    engine: EngineOptions = field(default_factory=LocalOptions)
 
 
 @dataclass(frozen=True)
@@ -138,7 +125,7 @@ class LoopCounts:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-class ImageTable:
+class ImageRecords:
     """What is known of each image of the dataset, filled in as the extraction goes."""
 
     def __init__(self, n_images: int) -> None:
@@ -146,39 +133,43 @@ class ImageTable:
         self.readable = np.zeros(n_images, bool)
         self.sizes = np.full(n_images, -1, np.int64)
         self.mtimes_ns = np.full(n_images, -1, np.int64)
-        self.errors: dict[int, str] = {}
+        self.errors: dict[int, Reason] = {}
 
     def set(self, index: int, stamp: FileStamp, key: bytes) -> None:
-        """Note a readable image: the key of its bytes, and size and mtime of its file."""
+        """Record a readable image: the key of its bytes, and size and mtime of its file."""
         self.keys[index] = np.frombuffer(key, np.uint8)
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
     def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
-        """Note readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
+        """Record readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
         self.keys[rows] = keys
         self.readable[rows] = True
 
     def set_stamps(self, stamps: Stamps) -> None:
-        """Take the stamps of the images that are known; those of others are taken when they are read."""
+        """Set the stamps of the images that are known; those of others are set when they are read."""
         self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
         self.sizes[~self.readable] = self.mtimes_ns[~self.readable] = -1
 
-    def take(self, indices: npt.NDArray[np.int64], part: "ImageTable") -> None:
-        """Note what another table says of some images: those at `indices` (n,), in its order."""
+    def take(self, indices: npt.NDArray[np.int64], part: "ImageRecords") -> None:
+        """Copy the records of some images from another table: those at `indices` (n,), in its order."""
         self.keys[indices], self.readable[indices] = part.keys, part.readable
         self.sizes[indices], self.mtimes_ns[indices] = part.sizes, part.mtimes_ns
         self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
 
+    def reasons(self) -> dict[int, str]:
+        """Return the texts that say why images cannot be read, by their place in the dataset, ascending."""
+        return {index: reason.text for index, reason in sorted(self.errors.items())}
+
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
-        """Make the cache's table; `rows` says only which images are readable (0) and which are not (-1)."""
+        """Return the cache's table; its `rows` are 0 for readable images, -1 for unreadable ones."""
         return DatasetTable(
             name=dataset.name,
             source=dataset.source,
             paths=dataset.paths,
             rows=np.where(self.readable, 0, -1),
             labels=dataset.labels,
-            errors=Texts.sparse(len(dataset), self.errors),
+            errors=Texts.sparse(len(dataset), self.reasons()),
             sizes=self.sizes,
             mtimes_ns=self.mtimes_ns,
             splits=dataset.splits,
@@ -188,24 +179,24 @@ class ImageTable:
 
 
 class BadImages:
-    """Says what cannot be read, and ends the extraction at the first, or at too many, as asked.
+    """Warns of unreadable images, and stops the extraction at the first, or at too many, as asked.
 
     Parameters
     ----------
     dataset : Dataset
-    errors : mapping of int to str
-        The reasons known so far, by the image's index; `ImageTable.errors`, which goes on changing.
+    errors : mapping of int to Reason
+        The reasons known so far, by the image's index; `ImageRecords.errors`, which goes on changing.
     options : ExtractOptions
     """
 
-    def __init__(self, dataset: Dataset, errors: Mapping[int, str], options: ExtractOptions) -> None:
+    def __init__(self, dataset: Dataset, errors: Mapping[int, Reason], options: ExtractOptions) -> None:
         self._dataset = dataset
         self._errors = errors
         self._options = options
         self._n_said = 0
 
-    def note(self, index: int, reason: str) -> None:
-        """Say that an image is left out; its reason is among the errors by now.
+    def note(self, index: int, reason: Reason) -> None:
+        """Warn that an image is skipped; its reason is among the errors by now.
 
         Raises
         ------
@@ -216,26 +207,22 @@ class BadImages:
         """
         path = self._dataset.paths[index]
         if self._options.on_error == "fail":
-            raise ImageDecodeError(f"{path}: {reason}. Copy it again, or pass --on-error skip to list it and go on.")
+            text = f"{path}: {reason.text}. Copy it again, or pass --on-error skip to list it and go on."
+            raise ImageDecodeError(reason.kind, text=text)
         self._n_said += 1
         if self._n_said <= SHOWN_ERRORS:
-            logger.warning("%s: %s; left out", path, reason)
+            logger.warning("%s: %s; left out", path, reason.text)
         elif self._n_said == SHOWN_ERRORS + 1:
             logger.warning("more unreadable images; from here on they are recorded without a message each")
         check_bad_images(self._dataset, self._errors, self._options.max_bad)
 
 
-def kind_of_reason(reason: str) -> str:
-    """Give what a reason has in common with others: what stands before its details."""
-    return re.split(r": | \(", reason, maxsplit=1)[0]
-
-
-def kinds_of(reasons: Iterable[str]) -> dict[str, int]:
+def kinds_of(reasons: Iterable[Reason]) -> dict[str, int]:
     """Count reasons by kind, the most frequent first."""
-    return dict(Counter(map(kind_of_reason, reasons)).most_common())
+    return dict(Counter(reason.kind for reason in reasons).most_common())
 
 
-def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float) -> None:
+def check_bad_images(dataset: Dataset, errors: Mapping[int, Reason], max_bad: float) -> None:
     """Stop where more images are unreadable than may be, however the rest turns out.
 
     A single one never stops an extraction, however few images there are, unless none may be (`max_bad` 0).
@@ -249,7 +236,7 @@ def check_bad_images(dataset: Dataset, errors: Mapping[int, str], max_bad: float
         return
     # Reversed: the first of each kind stays.
     example = {
-        kind_of_reason(reason): f"{dataset.paths[index]}: {reason}" for index, reason in reversed(list(errors.items()))
+        reason.kind: f"{dataset.paths[index]}: {reason.text}" for index, reason in reversed(list(errors.items()))
     }
     kinds = list(kinds_of(errors.values()).items())
     listed = "; ".join(f"{kind}: {n:,} (as {example[kind]})" for kind, n in kinds[:SHOWN_KINDS])

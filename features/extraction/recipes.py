@@ -1,4 +1,4 @@
-"""How embeddings are made: as asked, as a cache was begun, or as others were."""
+"""How embeddings are made: as asked, as those in a cache, or as others were."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ class Recipe:
         return self.header.fingerprint.precision
 
     def backbone(self, device: str, batch_size: int, n_images: int, *, resumed: str | None) -> "Backbone":
-        """Make the backbone, on the compute path that an interrupted extraction began with.
+        """Return the backbone, on the compute path that an interrupted extraction started with.
 
         Raises
         ------
@@ -50,8 +50,8 @@ class Recipe:
         settle_compute(backbone, n_images, resumed=resumed)
         return backbone
 
-    def to_go(self) -> "Recipe":
-        """Give what another process needs of it: that reads the weights where they lie."""
+    def for_another_process(self) -> "Recipe":
+        """Return the recipe without its weights, for a process that reads them from their file."""
         is_name = self.weights_spec == "imagenet" or self.weights_spec.startswith("random:")
         return replace(
             self, weights=None, weights_spec=self.weights_spec if is_name else os.path.abspath(self.weights_spec)
@@ -67,20 +67,24 @@ class Recipe:
 
 
 def recipe_for(
-    options: ExtractOptions, begun: Header | None, dataset: Dataset, choose_precision: Callable[[ExtractOptions], str]
+    options: ExtractOptions, existing: Header | None, dataset: Dataset, choose_precision: Callable[[], str]
 ) -> Recipe:
-    """Settle how embeddings are made: as asked; where "auto" leaves it open, as the cache was begun.
+    """Return how embeddings are made: as asked; where that is "auto", as those in the cache were.
 
     `choose_precision` is asked for what is fast where the embeddings will be computed, if nothing else decides.
     """
     spec, weights = options.weights, None
-    if spec == "auto" and begun is not None and (begun.weights == "imagenet" or begun.weights.startswith("random:")):
-        spec = begun.weights  # whatever the network says today
+    if (
+        spec == "auto"
+        and existing is not None
+        and (existing.weights == "imagenet" or existing.weights.startswith("random:"))
+    ):
+        spec = existing.weights  # whatever the network says today
         if spec != "imagenet":
             logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
     origin = weights_origin(spec)
-    if begun is not None and origin and origin == begun.weights_origin:
-        name, sha256 = begun.weights, begun.fingerprint.weights_sha256
+    if existing is not None and origin and origin == existing.weights_origin:
+        name, sha256 = existing.weights, existing.fingerprint.weights_sha256
     else:
         from hoarfrost.features.encoder.backbone import load_weights
 
@@ -88,9 +92,9 @@ def recipe_for(
         name, sha256 = weights.name, weights.sha256
         spec = name if spec == "auto" else spec
         origin = weights_origin(spec)
-    precision = _begun_precision(options.precision, begun) or choose_precision(options)
+    precision = _existing_precision(options.precision, existing) or choose_precision()
     if precision == "int8":
-        if begun is not None:
+        if existing is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
         else:
             weights, precision = _calibrated(weights, spec, dataset, options)
@@ -101,7 +105,7 @@ def recipe_for(
 
 
 def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Window | None]":
-    """Settle how new images are embedded as others were.
+    """Return how new images are embedded as others were.
 
     Parameters
     ----------
@@ -152,11 +156,11 @@ def _check_weights(weights: "Weights", header: Header) -> None:
         )
 
 
-def _begun_precision(asked: str, begun: Header | None) -> str | None:
-    """Give the precision that the cache was begun with, if that is what is asked for."""
-    if begun is None:
+def _existing_precision(asked: str, existing: Header | None) -> str | None:
+    """Return the precision of the cache's embeddings, if that is what is asked for."""
+    if existing is None:
         return None
-    found = begun.fingerprint.precision
+    found = existing.fingerprint.precision
     return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.features.datasets import Dataset, check_classes, read_table
-from hoarfrost.features.decoding.apart import looked_at_apart
+from hoarfrost.features.decoding.apart import inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, parts
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
-from hoarfrost.features.decoding.quarantine import load_apart
+from hoarfrost.features.decoding.quarantine import load_isolated
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
-from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
 from hoarfrost.features.extraction.plan import Progress, kinds_of
 from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
 
@@ -32,7 +32,7 @@ SHOWN_VALUES = 20  # of an attribute; there may be as many as images
 
 
 @dataclass(frozen=True)
-class Kind:
+class ImageKind:
     """Images of one format, mode and depth: how many, how large, and what becomes of them."""
 
     format: str
@@ -55,7 +55,7 @@ class Survey:
     data: str
     dataset: str
     images: int
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ImageKind, ...]
     labels: Mapping[str, int]
     splits: Mapping[str, int]
     patients: int | None
@@ -76,7 +76,7 @@ class _Seen:
     key: bytes = b""
     kind: tuple[str, str, int] = ("", "", 0)
     size: tuple[int, int] = (0, 0)
-    error: str = ""
+    error: Reason | None = None
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -113,10 +113,10 @@ def survey(
     if not len(dataset):
         raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
     decoding = Decoding(max_pixels, window, PixelBudget())
-    seen = _seen(dataset, decoding, on_progress)
+    seen = _decode_all(dataset, decoding, on_progress)
     if contact_sheet is not None:
         _write_sheet(contact_sheet, dataset, [i for i, image in enumerate(seen) if not image.error], decoding)
-    errors = tuple((dataset.paths[i], image.error) for i, image in enumerate(seen) if image.error)
+    errors = tuple((dataset.paths[i], image.error.text) for i, image in enumerate(seen) if image.error)
     keys = Counter(image.key for image in seen if not image.error)
     return Survey(
         data=str(data),
@@ -129,7 +129,7 @@ def survey(
         attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
         duplicates=sum(keys.values()) - len(keys),
         unreadable=len(errors),
-        unreadable_by_kind=kinds_of(reason for _, reason in errors),
+        unreadable_by_kind=kinds_of(image.error for image in seen if image.error),
         errors=errors,
         notes=dict(sum((image.notes for image in seen), Counter())),
         refused=_refusal(dataset),
@@ -137,50 +137,48 @@ def survey(
     )
 
 
-def _seen(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Progress], None]) -> list[_Seen]:
+def _decode_all(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Progress], None]) -> list[_Seen]:
     """Decode all images in threads, in order."""
     started = time.monotonic()
     found: list[_Seen] = []
     contents = dataset.images.contents(range(len(dataset)))
     with ThreadPoolExecutor(usable_cpus()) as pool:
         while some := list(islice(contents, AT_ONCE)):
-            found += pool.map(lambda item: _look(item[1], decoding), some)
+            found += pool.map(lambda item: _decode(item[1], decoding), some)
             on_progress(Progress(len(found), len(dataset), len(found) / (time.monotonic() - started)))
     return found
 
 
-def _look(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
-    """Decode an image in another process: one that crashes its decoder is to be listed, too."""
+def _decode(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
+    """Decode an image in another process, so that one that crashes its decoder is listed, too."""
     try:
         content = read()
         key = image_key(content)
         if isinstance(content, np.ndarray):
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
-        look = looked_at_apart(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
+        look = inspect_isolated(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
         return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
-    except ImageDecodeError as error:
-        return _Seen(error=str(error))
-    except MemoryError:
-        return _Seen(error="not enough memory to read the file")
+    except (ImageDecodeError, MemoryError) as error:
+        return _Seen(error=reason_of(error))
 
 
-def _kinds(seen: list[_Seen], window: Window | None) -> tuple[Kind, ...]:
+def _kinds(seen: list[_Seen], window: Window | None) -> tuple[ImageKind, ...]:
     """Group readable images, the most frequent kind first."""
     sizes: defaultdict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
     for image in seen:
         if not image.error:
             sizes[image.kind].append(image.size)
     return tuple(
-        Kind(
+        ImageKind(
             *kind, len(found), min(found, key=lambda size: size[0] * size[1]), max(found, key=lambda size: size[0] * size[1]),
-            _becomes(kind, any(min(size) >= 2 * JPEG_SHORT_SIDE for size in found), window),
+            _preprocessing_of(kind, any(min(size) >= 2 * JPEG_SHORT_SIDE for size in found), window),
         )
         for kind, found in sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
     )  # fmt: skip
 
 
-def _becomes(kind: tuple[str, str, int], some_large: bool, window: Window | None) -> str:
-    """Say what preprocessing does to images of a kind."""
+def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, window: Window | None) -> str:
+    """Return what preprocessing does to images of a kind, in words."""
     image_format, mode, bits = kind
     steps = []
     if image_format.startswith("DICOM"):
@@ -210,7 +208,7 @@ def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
 
 
 def _counted(values: Counter[str], most: int | None = None) -> dict[str, int]:
-    """Give counts, the most frequent first; a column of as many values as images is cut short."""
+    """Return counts, the most frequent first; a column of as many values as images is cut short."""
     counts = values.most_common()
     shown, others = counts[:most], counts[len(counts) if most is None else most :]
     return {**dict(shown), **({f"{len(others)} others": sum(n for _, n in others)} if others else {})}
@@ -237,6 +235,6 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
     for i, (_, read) in enumerate(dataset.images.contents(chosen)):
         top, left = i // SHEET_COLUMNS * SIZE, i % SHEET_COLUMNS * SIZE
         sheet[top : top + SIZE, left : left + SIZE] = (
-            load_apart(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
+            load_isolated(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
         )
     write_sheet(path, sheet)

@@ -34,24 +34,24 @@ __all__ = [
 
 
 def join(root: str, file: str) -> str:
-    """Give the place of a file: below its folder, or where its own URL says."""
+    """Return the place of a file: below its folder, or where its own URL says."""
     if is_url(file):
         return file
     return join_url(root, file) if is_url(root) else os.path.join(root, file)
 
 
 def suffix_of(file: str) -> str:
-    """Give a file's suffix in lower case, with its dot; what follows a URL's path is no part of it."""
+    """Return a file's suffix in lower case, with its dot; what follows a URL's path is no part of it."""
     return os.path.splitext(urlsplit(file).path if is_url(file) else file)[1].lower()
 
 
 def real_place(root: str) -> str:
-    """Give a folder's path, absolute and with links followed; a URL as it is."""
+    """Return a folder's path, absolute and with links followed; a URL as it is."""
     return root if is_url(root) else os.path.realpath(root)
 
 
 def stamp_of(place: str) -> FileStamp:
-    """Give a file's size and time of change; OSError where there is none."""
+    """Return a file's size and time of change; OSError where there is none."""
     return stamp_of_url(place) if is_url(place) else stamp_of_path(place)
 
 

@@ -3,12 +3,12 @@
 import os
 import stat
 
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable, reason_of
 from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 
 def stamp_of_path(path: str) -> FileStamp:
-    """Give a file's size and mtime; OSError where there is none."""
+    """Return a file's size and mtime; OSError where there is none."""
     return _stamp_of(os.stat(path))
 
 
@@ -27,19 +27,19 @@ def read_path(path: str) -> bytes:
         finally:
             os.close(number)
     except OSError as error:
-        raise ImageDecodeError(error.strerror or str(error)) from error
+        raise ImageDecodeError(reason_of(error).kind) from error
 
 
 def _read_open_file(number: int) -> bytes:
     before = os.fstat(number)
     if not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
-        raise ImageDecodeError("not a file but a pipe, socket or device")
+        raise ImageDecodeError(Unreadable.NOT_A_FILE)
     if before.st_size > MAX_FILE_BYTES and stat.S_ISREG(before.st_mode):
-        raise ImageDecodeError(f"too large a file: {before.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+        raise ImageDecodeError(Unreadable.FILE_TOO_LARGE, f"{before.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
     with open(number, "rb", buffering=0, closefd=False) as file:
         content = file.readall()
     if _stamp_of(os.fstat(number)) != _stamp_of(before):
-        raise ImageDecodeError("changed while it was read")
+        raise ImageDecodeError(Unreadable.CHANGED)
     return content
 
 

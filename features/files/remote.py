@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError, Unreadable, reason_of
 from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
 
 if TYPE_CHECKING:
@@ -69,22 +69,22 @@ class RemoteEntry:
     stamp: FileStamp | None
 
     def is_dir(self) -> bool:
-        """Tell whether it is a folder."""
+        """Return whether it is a folder."""
         return self.folder
 
     def is_file(self) -> bool:
-        """Tell whether it is a file."""
+        """Return whether it is a file."""
         return not self.folder
 
 
 def is_url(place: object) -> bool:
-    """Tell a URL from a path."""
+    """Return whether a path is a URL."""
     scheme, mark, _ = str(place).partition("://")
     return bool(mark) and scheme.isascii() and scheme.isalnum()
 
 
 def join_url(root: str, relative: str) -> str:
-    """Give the URL of a file by its path below another; over HTTP, names are quoted."""
+    """Return the URL of a file by its path below another; over HTTP, names are quoted."""
     return f"{root.rstrip('/')}/{quote(relative, errors='surrogateescape') if _scheme(root) in _HTTP else relative}"
 
 
@@ -114,7 +114,7 @@ def checked_url(url: str) -> str:
 
 
 def stamp_of_url(url: str) -> FileStamp:
-    """Ask for a file's size and time of change.
+    """Return a file's size and time of change.
 
     Where the server tells neither a time nor a tag, the time is now: such a file is read again each time.
 
@@ -133,7 +133,7 @@ def stamp_of_url(url: str) -> FileStamp:
         raise IsADirectoryError(f"{url} is a folder")
     stamp = _stamp(info) or FileStamp(int(info.get("size") or -1), time.time_ns())
     if stamp.size > MAX_FILE_BYTES:
-        raise ImageDecodeError(f"too large a file: {stamp.size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+        raise ImageDecodeError(Unreadable.FILE_TOO_LARGE, f"{stamp.size:,} bytes, of at most {MAX_FILE_BYTES:,}")
     return stamp
 
 
@@ -151,7 +151,7 @@ def read_url(url: str) -> bytes:
     try:
         content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
     except OSError as error:
-        raise ImageDecodeError(error.strerror or str(error)) from error
+        raise ImageDecodeError(reason_of(error).kind) from error
     return content
 
 
@@ -200,7 +200,7 @@ def _entries(url: str, path: str, found: list[Mapping[str, Any]]) -> Iterator[Re
 
 
 def _stamp(info: Mapping[str, Any]) -> FileStamp | None:
-    """Give the stamp that a store tells: its time in whole seconds, and in their place below, what its tag comes to."""
+    """Return a file's stamp by its store: the time in whole seconds, with a number of its tag for the fraction."""
     size = info.get("size")
     seconds = next((at for key in _MODIFIED if (at := _seconds(info.get(key))) is not None), None)
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
@@ -222,7 +222,7 @@ def _seconds(value: object) -> int | None:
 
 
 def _plain(url: str) -> str:
-    """Leave out what may be a signature."""
+    """Return a URL without what may be a signature."""
     return url.partition("?")[0].partition("#")[0]
 
 
@@ -237,7 +237,7 @@ def _file_system(url: str) -> "AbstractFileSystem":
 
 @lru_cache(maxsize=64)
 def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: ARG001 - a forked process needs its own
-    """Make what reaches a scheme's files, one for all threads."""
+    """Return the file system of a scheme, one for all threads."""
     try:
         from fsspec import filesystem, get_filesystem_class
 
@@ -270,7 +270,7 @@ def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: 
 
 
 def _retried(url: str, ask: Callable[[], Answer]) -> Answer:
-    """Ask, and ask again where that may help; what does not help is said in our words."""
+    """Call a function, again where that may help; raise errors of this package for those of fsspec."""
     for pause_s in (*PAUSES_S, None):
         try:
             return ask()
@@ -282,7 +282,7 @@ def _retried(url: str, ask: Callable[[], Answer]) -> Answer:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and what it was raised from: fsspec calls a server that is not there a file that is not there."""
+    """Yield an error and its causes: fsspec reports a server that is missing as a file that is missing."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -290,7 +290,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Give the HTTP status that an error came from, if it did."""
+    """Return the HTTP status that an error came from, if it did."""
     for cause in _causes(error):
         response = getattr(cause, "response", None)
         in_response = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
@@ -302,7 +302,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _codes(error: BaseException) -> set[str]:
-    """Give the names that an error goes by: its classes, and the code that an S3 store gives."""
+    """Return the names of an error: its classes, and the code of an S3 store."""
     found: set[str] = set()
     for cause in _causes(error):
         found.update(kind.__name__ for kind in type(cause).__mro__)
@@ -319,13 +319,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _said(url: str, error: Exception) -> Exception:
-    """Tell one image's trouble, which costs that image, from trouble with the server, which ends the extraction."""
+    """Return an error of one image, which skips that image, or of the server, which ends the extraction."""
     status, codes = _status(error), _codes(error)
     place = f"{_scheme(url)}://{urlsplit(url).netloc.rpartition('@')[2]}"
     if status == 401 or codes & _NO_CREDENTIALS:
         return RemoteError(f"{place}: credentials are missing, wrong or expired ({_reason(error)}). {_advice(url)}")
     if status == 403 or (status is None and isinstance(error, PermissionError)):
-        return ImageDecodeError(f"access denied by {place}")
+        return ImageDecodeError(Unreadable.ACCESS_DENIED.format(place))
     if status == 404 or (status is None and isinstance(error, FileNotFoundError) and not codes & _UNREACHED):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
     if status is None and codes & _UNREACHED:
@@ -333,11 +333,11 @@ def _said(url: str, error: Exception) -> Exception:
             f"{place}: does not answer, after {len(PAUSES_S) + 1} attempts ({_reason(error)}). What was committed is safe: "
             "run the same command again once it does."
         )
-    return ImageDecodeError(f"{place} answers {f'HTTP {status}' if status else _reason(error)}")
+    return ImageDecodeError(Unreadable.SERVER_ANSWERS.format(place, f"HTTP {status}" if status else _reason(error)))
 
 
 def _reason(error: BaseException) -> str:
-    """Give the first cause in one line, without a signed URL's secrets."""
+    """Return the first cause in one line, without a signed URL's secrets."""
     first = list(_causes(error))[-1]
     text = " ".join(str(first).split()) or type(first).__name__
     return text.partition("?")[0][:200]

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 def check_writable(folder: Path) -> None:
-    """Make a file in a folder, and remove it: what cannot be written is better known before the work than after it.
+    """Check that a folder can be written, with a file that is removed again: better before the work than after it.
 
     Raises
     ------

@@ -8,9 +8,9 @@ import click
 
 from hoarfrost.cli.options import (
     cache_option,
-    cluster_options,
     device_option,
     emit,
+    engine_options,
     json_option,
     max_pixels_option,
     window_option,
@@ -51,7 +51,7 @@ from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
     help="The most that one file of the cache may have; beyond it, it is in shards.  [default: 64GB, or as it was]",
 )  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
-@cluster_options
+@engine_options
 @json_option
 def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Embed the images of DATA that the cache lacks.

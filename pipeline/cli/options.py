@@ -3,12 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
 from hoarfrost.cli.types import PathType, ShareType, WindowType
 from hoarfrost.features.decoding.formats import MAX_PIXELS
+from hoarfrost.features.extraction.engines import ENGINES, LocalOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,29 +63,41 @@ def run_option(command: Command) -> Command:
     return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
 
 
-def cluster_options(command: Command) -> Command:
-    """Add `--engine` and what belongs to Ray."""
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--engine` and the options of each engine; the command gets them as one `engine`."""
+    names = {field.name for each in ENGINES.values() for field in fields(each)}
+
+    @wraps(command)
+    def with_engine(*arguments: Any, engine: str, **given: Any) -> Any:
+        own = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}
+        others = {name: value for name, value in given.items() if name not in names}
+        return command(*arguments, engine=ENGINES[engine](**own), **others)
+
+    return _add_engine_options(with_engine)
+
+
+def _add_engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
             click.option(
-                "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, is_eager=True,
+                "--engine", type=click.Choice(list(ENGINES)), default=LocalOptions.name, show_default=True, is_eager=True,
                 help="This machine with all of its GPUs, or a Ray cluster; for several GPUs and for ray: "
                 "pip install 'hoarfrost[ray]'.",
             ),
-            _ray_option(
+            _engine_option(
                 "--address", metavar="auto|HOST:PORT",
                 help="The Ray cluster to join: the one that this machine is part of, or by its head.  [default: start Ray "
                 "on this machine]",
             ),
-            _ray_option(
+            _engine_option(
                 "--gpus-per-worker", type=ShareType(0, 1, min_open=True), metavar="SHARE",
                 help="GPUs for each of Ray's workers; 0.5 puts two on a GPU.  [default: 1]",
             ),
-            _ray_option(
+            _engine_option(
                 "--cpus-per-worker", type=click.IntRange(1),
                 help="CPUs for each of Ray's workers.  [default: its host's, divided by the workers there]",
             ),
-            _ray_option(
+            _engine_option(
                 "--max-workers", type=click.IntRange(1),
                 help="Ray's workers at most.  [default: as many as there is room for]",
             ),
@@ -92,14 +107,15 @@ def cluster_options(command: Command) -> Command:
     return command
 
 
-def _ray_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
-    return click.option(name, callback=_only_with_ray, **attributes)
+def _engine_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
+    return click.option(name, callback=_only_with_its_engine, **attributes)
 
 
-def _only_with_ray(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """Refuse an option of Ray's without Ray: it would have no effect."""
-    if value is not None and context.params.get("engine") != "ray":
-        raise click.UsageError(f"{parameter.opts[0]} is for --engine ray.", context)
+def _only_with_its_engine(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an option of another engine: it would have no effect."""
+    owners = [name for name, each in ENGINES.items() if parameter.name in {field.name for field in fields(each)}]
+    if value is not None and context.params.get("engine") not in owners:
+        raise click.UsageError(f"{parameter.opts[0]} is for --engine {' or '.join(owners)}.", context)
     return value
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.cache.folding import write_cache
-from hoarfrost.features.cache.layout import Block, Source, rows_per_shard
+from hoarfrost.features.cache.layout import Block, SourceFile, rows_per_shard
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import FileImages
@@ -71,7 +71,7 @@ def shards(folder: Path) -> list[Measurement]:
     one, many, virtual = folder / "one.h5", folder / "many.h5", folder / "virtual.h5"
     most = next(size for size in range(10**8, 10**9, 10**6) if rows_per_shard(size) * N_SHARDS >= N_EMBEDDINGS)
     for path, shard_bytes in ((one, 64 * 10**9), (many, most)):
-        source, table = Source(N_EMBEDDINGS, _blocks), some_table(1)
+        source, table = SourceFile(N_EMBEDDINGS, _blocks), some_table(1)
         write_cache(path, HEADER, [source], np.ones(N_EMBEDDINGS, bool), [table], [], shard_bytes)
     _write_virtual(virtual, many)
     rows = np.sort(np.random.default_rng(1).choice(N_EMBEDDINGS, N_RANDOM, replace=False))

@@ -20,8 +20,8 @@ from hoarfrost.features.cache.layout import Block
 from hoarfrost.features.cache.writing import write_cache_file
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps, read_dataset
-from hoarfrost.features.extraction.extract import recognised
-from hoarfrost.features.extraction.plan import ImageTable
+from hoarfrost.features.extraction.extract import set_unchanged
+from hoarfrost.features.extraction.plan import ImageRecords
 from tests.support.caches import HEADER
 
 BLOCK = 100_000
@@ -121,8 +121,8 @@ def measure(csv: Path, cache: Path, n: int) -> dict[str, float]:
     lap("listing")
     dataset = replace(dataset, images=Unread(os.path.realpath(csv.parent), n))
     with CacheWriter(cache, HEADER, "large", root=dataset.images.location) as writer:
-        table = ImageTable(n)
-        todo = recognised(dataset, writer.known_files(), table)
+        table = ImageRecords(n)
+        todo = set_unchanged(dataset, writer.known_files(), table)
         lap("missing")
         hash_into(table.keys)
         lap("hashing")

@@ -332,8 +332,8 @@ def test_parts_of_workers_are_taken_in_and_each_key_is_folded_once(tmp_path: Pat
         for worker, rows in zip(workers, (slice(1, 8), slice(6, 12)), strict=True):  # 6 and 7 stand in both, 1 is known
             worker.append(some_files(keys[rows]), embeddings[rows])
             worker.commit()
-        assert writer.take_in([part.path.name for worker in workers for part in worker.parts]) == (13, 10)
-        assert writer.take_in() == (0, 0)
+        assert writer.add_parts([part.path.name for worker in workers for part in worker.parts]) == (13, 10)
+        assert writer.add_parts() == (0, 0)
         writer.finish(some_table(12), keys)
     assert verify(path).sound
     assert not part_paths(path)
@@ -350,7 +350,7 @@ def test_a_part_of_another_fingerprint_is_not_taken_in(tmp_path: Path) -> None:
         worker.append(some_files(keys), embeddings)
         worker.commit()
         with pytest.raises(FingerprintMismatchError, match="precision: float32 here, bfloat16 there"):
-            writer.take_in()
+            writer.add_parts()
 
 
 def test_a_worker_recognises_what_another_has_committed(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_worker_recognises_what_another_has_committed(tmp_path: Path) -> None:
     second.commit()
     assert keys[0].tobytes() not in second
     for _ in range(2):
-        assert second.recognise_others() == [part.path.name for part in first.parts]
+        assert second.read_other_parts() == [part.path.name for part in first.parts]
         assert all(key.tobytes() in second for key in keys)
 
 

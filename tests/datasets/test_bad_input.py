@@ -1,6 +1,7 @@
 """Bad input never kills an extraction and never passes silently: each is one row with its reason."""
 
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable, reason_of
 from hoarfrost.features.extraction.extract import extract
-from hoarfrost.features.extraction.plan import ExtractOptions, ExtractSummary, kind_of_reason, kinds_of
+from hoarfrost.features.extraction.plan import ExtractOptions, ExtractSummary, kinds_of
+from hoarfrost.features.fingerprint import image_key
 from tests.extraction.test_extract import RANDOM
 from tests.support.bad_images import BAD
 from tests.support.builders import encode, picture, write_csv, write_image_folder
@@ -35,6 +37,11 @@ def spoil(folder: Path, n: int) -> None:
         (folder / "b" / f"bad {i}.png").write_bytes(b"" if i % 2 else b"text")
 
 
+def kind_before_details(reason: str) -> str:
+    """Return what a kind was before it was declared: the reason's text up to its details."""
+    return re.split(r": | \(", reason, maxsplit=1)[0]
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_each_kind_of_bad_file_is_one_row_with_the_right_reason(folder: Path, name: str) -> None:
     write, reason = BAD[name]
@@ -43,6 +50,7 @@ def test_each_kind_of_bad_file_is_one_row_with_the_right_reason(folder: Path, na
     assert (summary.images, summary.embedded, summary.failed) == (21, 20, 1)
     assert summary.errors[0][0] == f"b/{name}"
     assert re.match(reason, summary.errors[0][1]), summary.errors
+    assert summary.failed_by_kind == {kind_before_details(summary.errors[0][1]): 1}
     with EmbeddingCache(folder.parent / "c.h5") as cache:
         table = cache.dataset()
         assert [(path, error) for path, error in zip(table.paths, table.errors, strict=True) if error] == [
@@ -155,17 +163,27 @@ def test_exactly_max_bad_goes_on(folder: Path) -> None:
         run(folder, max_bad=0.19)
 
 
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("damaged or truncated image: broken data stream", "damaged or truncated image"),
-        ("no image format recognised (the file begins with b'x: y')", "no image format recognised"),
-        ("the file is empty", "the file is empty"),
-    ],
-)
-def test_kind_of_a_reason_is_what_stands_before_its_details(reason: str, kind: str) -> None:
-    assert kind_of_reason(reason) == kind
-    assert kinds_of(["x", reason, reason]) == {kind: 2, "x": 1}
+@pytest.mark.parametrize("kind", Unreadable)
+def test_kind_of_a_reason_is_what_stands_before_its_details(kind: Unreadable) -> None:
+    found = reason_of(ImageDecodeError(kind, "x: y (z)"))
+    assert found == (kind, f"{kind}: x: y (z)")
+    assert kind_before_details(found.text) == found.kind
+    assert pickle.loads(pickle.dumps(ImageDecodeError(kind, "x"))).kind == kind
+
+
+def test_what_the_system_says_is_a_kind_and_kinds_are_counted_the_most_frequent_first() -> None:
+    empty, denied = reason_of(ImageDecodeError(Unreadable.EMPTY)), reason_of(OSError(13, "Permission denied"))
+    assert kinds_of([empty, denied, denied]) == {"Permission denied": 2, "the file is empty": 1}
+    assert list(kinds_of([empty, denied, denied])) == ["Permission denied", "the file is empty"]
+    assert reason_of(MemoryError()).kind == Unreadable.NO_MEMORY_TO_READ
+
+
+def test_an_image_in_quarantine_has_the_kind_of_its_crash(folder: Path) -> None:
+    key = image_key((folder / "b" / "0.png").read_bytes())
+    reason = "its decoder crashed: SIGSEGV (in quarantine: c.h5.quarantine)"
+    (folder.parent / "c.h5.quarantine").write_text(f"{key.hex()} {reason}\n")
+    summary = run(folder)
+    assert (summary.errors, summary.failed_by_kind) == ((("b/0.png", reason),), {"its decoder crashed": 1})
 
 
 def test_command_ends_with_status_1_and_says_the_kinds(hoarfrost: Hoarfrost, folder: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import decode_pixels
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import CacheError
@@ -114,7 +114,7 @@ def test_frames_are_those_of_the_file_read_once(tmp_path: Path) -> None:
     write_tiff(tmp_path / "b" / "stack.tif", 2)
     dataset = read_dataset(tmp_path, name="x")
     frames = [read() for _, read in dataset.images.contents(range(5))]
-    assert all(isinstance(frame, Frame) for frame in frames)
+    assert all(isinstance(frame, EncodedFrame) for frame in frames)
     cine = (tmp_path / "a" / "cine.dcm").read_bytes()
     assert [frame[1:] for frame in frames[:3]] == [(bytes_key(cine), i, 3) for i in (1, 2, 3)]
     assert frames[0].content is frames[2].content

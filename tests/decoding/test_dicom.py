@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from hoarfrost.features.decoding.dicom import read_header
-from hoarfrost.features.decoding.formats import Frame
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, decode_pixels
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.errors import ImageDecodeError
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def shares(content: bytes, window: Window | None = None, frame: int = 0) -> npt.NDArray[np.float64]:
     """Give the pixels as shares of white."""
-    image = Frame(content, b"", frame, 99) if frame else content
+    image = EncodedFrame(content, b"", frame, 99) if frame else content
     return decode_pixels(image, Decoding(window=window)) / 255
 
 
@@ -351,9 +351,9 @@ def test_each_frame_is_an_image_of_its_own(compressed: bool) -> None:
     content = encoded(data)
     for i, frame in enumerate(frames, start=1):
         alone = decode_pixels(encoded(dicom(frame, bits=12, **WINDOW)))
-        assert np.array_equal(decode_pixels(Frame(content, b"", i, 4)), alone)
+        assert np.array_equal(decode_pixels(EncodedFrame(content, b"", i, 4)), alone)
     with pytest.raises(ImageDecodeError, match="no frame 5: the file has 4"):
-        decode_pixels(Frame(content, b"", 5, 5))
+        decode_pixels(EncodedFrame(content, b"", 5, 5))
 
 
 def test_frames_of_an_enhanced_file_have_their_own_rescale_and_window() -> None:
@@ -373,7 +373,7 @@ def test_frames_of_an_enhanced_file_have_their_own_rescale_and_window() -> None:
     content = encoded(data)
     for i, (slope, center) in enumerate(((1.0, 900), (0.5, 300))):
         own = dicom(frames[i], bits=12, RescaleSlope=slope, RescaleIntercept=-100, WindowCenter=center, WindowWidth=700)
-        assert np.array_equal(decode_pixels(Frame(content, b"", i + 1, 2)), decode_pixels(encoded(own)))
+        assert np.array_equal(decode_pixels(EncodedFrame(content, b"", i + 1, 2)), decode_pixels(encoded(own)))
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -387,9 +387,9 @@ def test_frames_that_a_header_promises_and_the_file_lacks_are_one_row(tmp_path: 
     header = read_header(str(tmp_path / "x.dcm"))
     assert header is not None
     assert header.n_frames == 4
-    assert decode_pixels(Frame(content, b"", 3, 4)).shape == (30, 40)
+    assert decode_pixels(EncodedFrame(content, b"", 3, 4)).shape == (30, 40)
     with pytest.raises(ImageDecodeError, match="pixels: 2,147,483,647 frames are promised, and at most 3 are there"):
-        decode_pixels(Frame(content, b"", 4, 4))
+        decode_pixels(EncodedFrame(content, b"", 4, 4))
 
 
 @pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
@@ -401,9 +401,9 @@ def test_frames_of_colour_are_counted(tmp_path: Path, photometric: str) -> None:
     header = read_header(str(tmp_path / "x.dcm"))
     assert header is not None
     assert header.n_frames == 3
-    assert decode_pixels(Frame(encoded(data), b"", 3, 3)).shape == (20, 30, 3)
+    assert decode_pixels(EncodedFrame(encoded(data), b"", 3, 3)).shape == (20, 30, 3)
 
 
 def test_keys_of_frames_differ_by_bytes_and_by_number() -> None:
-    frames = [Frame(b"x", digest, number, 3) for digest in (b"a" * 32, b"b" * 32) for number in (1, 2, 3)]
+    frames = [EncodedFrame(b"x", digest, number, 3) for digest in (b"a" * 32, b"b" * 32) for number in (1, 2, 3)]
     assert len({image_key(frame) for frame in frames}) == 6

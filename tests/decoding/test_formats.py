@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps, features
 
-from hoarfrost.features.decoding.formats import Frame, described
+from hoarfrost.features.decoding.formats import EncodedFrame, described
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image, n_pages, opened
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.errors import ImageDecodeError
@@ -82,7 +82,7 @@ if features.check("avif"):
     CORPUS["AVIF RGBA"] = (encode(ALPHA, "AVIF"), "RGBA of 8 bits", f"{COLOUR_8} {OVER_BLACK}")
 
 
-def kind_of(content: bytes | Frame) -> tuple[str, str, int]:
+def kind_of(content: bytes | EncodedFrame) -> tuple[str, str, int]:
     with opened(content, Decoding()) as image:
         return image.kind
 
@@ -265,18 +265,18 @@ def test_pages_of_a_tiff_are_counted_and_each_has_its_own_mode_and_size(tmp_path
     content = encode(RGB, "TIFF", save_all=True, append_images=[GREY.resize((9, 8)), FLOAT])
     (tmp_path / "x.tif").write_bytes(content)
     assert n_pages(str(tmp_path / "x.tif")) == 3
-    shapes = [decode_pixels(Frame(content, b"", number, 3)).shape for number in (1, 2, 3)]
+    shapes = [decode_pixels(EncodedFrame(content, b"", number, 3)).shape for number in (1, 2, 3)]
     assert shapes == [(30, 40, 3), (8, 9), (30, 40)]
-    assert kind_of(Frame(content, b"", 3, 3)) == ("TIFF", "F", 32)
+    assert kind_of(EncodedFrame(content, b"", 3, 3)) == ("TIFF", "F", 32)
     with pytest.raises(ImageDecodeError, match="no frame 4: the file has fewer"):
-        decode_pixels(Frame(content, b"", 4, 4))
+        decode_pixels(EncodedFrame(content, b"", 4, 4))
 
 
 def test_frames_of_other_formats_are_refused() -> None:
     frames = [picture(40, 30, seed=i).quantize(16) for i in (0, 1)]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(ImageDecodeError, match="no frame 2: of a GIF only the first is taken"):
-        decode_pixels(Frame(content, b"", 2, 2))
+        decode_pixels(EncodedFrame(content, b"", 2, 2))
 
 
 def test_tiff_whose_pages_form_a_ring_is_counted(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ import hoarfrost.features.decoding.quarantine
 from hoarfrost.features.cache import verify
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.apart import DecoderCrashError, Look, decoded_apart, looked_at_apart
-from hoarfrost.features.decoding.formats import MAX_PIXELS, Frame
+from hoarfrost.features.decoding.apart import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
+from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image
-from hoarfrost.features.decoding.quarantine import Quarantine, left_behind, left_by, settle_notes
+from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.loop import sample_images
 from hoarfrost.features.fingerprint import image_key
 from tests.support.builders import encode, picture
@@ -93,7 +93,7 @@ def leave_behind(cache: Path, *keys: bytes) -> None:
 
 
 def crash(*_: object) -> None:
-    raise DecoderCrashError("its decoder crashed: SIGABRT")
+    raise DecoderCrashError(Unreadable.CRASHED, "SIGABRT")
 
 
 def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
@@ -133,7 +133,7 @@ def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
 
 def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_behind(tmp_path / "c.h5", KEY)
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded_apart", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_isolated", crash)
     for _ in range(2):
         with (
             Quarantine(tmp_path / "c.h5", 1) as quarantine,
@@ -160,17 +160,17 @@ def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes
 def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
     pixels = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
     content = encoded(dicom(pixels if frame else pixels[0], bits=12))
-    image = Frame(content, b"", frame, 2) if frame else content
+    image = EncodedFrame(content, b"", frame, 2) if frame else content
     wanted = decode_pixels(image, Decoding(window=Window(900, 700)))
     for _ in range(2):  # the second time the process has the file already
-        assert np.array_equal(decoded_apart(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
+        assert np.array_equal(decode_isolated(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
 
 
 def test_process_apart_says_why_an_image_is_unreadable() -> None:
     with pytest.raises(ImageDecodeError, match="no image format recognised"):
-        decoded_apart(b"no image", 0, MAX_PIXELS, None)
+        decode_isolated(b"no image", 0, MAX_PIXELS, None)
     with pytest.raises(ImageDecodeError, match="too many pixels: 600 are more than 10"):
-        decoded_apart(PNG, 0, 10, None)
+        decode_isolated(PNG, 0, 10, None)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-c", code))
     monkeypatch.setattr(hoarfrost.features.decoding.apart, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
-        decoded_apart(PNG, 0, MAX_PIXELS, None)
+        decode_isolated(PNG, 0, MAX_PIXELS, None)
 
 
 @pytest.mark.slow
@@ -227,10 +227,10 @@ def test_process_apart_tells_what_an_image_is_and_waits_for_room() -> None:
 
     frames = [picture(30, 20, seed=i).quantize(8) for i in range(2)]
     gif = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert looked_at_apart(gif, 0, MAX_PIXELS, None, room) == Look(("GIF", "P", 8), (30, 20), (FIRST_FRAME,))
+    assert inspect_isolated(gif, 0, MAX_PIXELS, None, room) == ImageInfo(("GIF", "P", 8), (30, 20), (FIRST_FRAME,))
     assert waited_for == [600]
     with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
-        looked_at_apart(PNG[:-60], 0, MAX_PIXELS, None, room)
+        inspect_isolated(PNG[:-60], 0, MAX_PIXELS, None, room)
 
 
 # Bytes of a DICOM file in lossless JPEG that end GDCM 3.2's process, found by mutating it.
@@ -274,21 +274,21 @@ def test_place_where_files_cannot_be_mapped_is_no_obstacle(
 def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_ends(tmp_path: Path) -> None:
     cache = tmp_path / "c.h5"
     (tmp_path / "c.h5.trying-dead").write_bytes(bytes(32) + KEY)
-    assert left_by(cache, "dead") == left_behind(cache) == {KEY}
-    assert left_by(cache, "host took it along") == set()
+    assert suspect_keys_of_worker(cache, "dead") == suspect_keys(cache) == {KEY}
+    assert suspect_keys_of_worker(cache, "host took it along") == set()
     with Quarantine(cache, 1, worker="alive") as quarantine:
         assert (tmp_path / "c.h5.trying-alive").exists()
         quarantine.suspect({KEY})
         assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
-        assert left_by(cache, "dead") == {KEY}  # the driver knows when it is settled
-    settle_notes(cache, set())
+        assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is settled
+    clear_notes(cache, set())
     assert not list(tmp_path.glob("*trying*"))
 
 
 def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded_apart", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_isolated", crash)
     with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
         one.suspect({KEY})
         with pytest.raises(ImageDecodeError, match="SIGABRT"):
@@ -297,7 +297,7 @@ def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
         two.suspect({KEY})
         with pytest.raises(ImageDecodeError, match="SIGABRT"):
             two.load(PNG, KEY, PLAIN)
-    assert left_behind(tmp_path / "c.h5") == set()
+    assert suspect_keys(tmp_path / "c.h5") == set()
 
 
 def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
@@ -308,9 +308,9 @@ def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extract
     with Quarantine(cache, 1):
         pass
     assert [path.name for path in tmp_path.glob("*trying*")] == ["c.h5.trying"]
-    assert left_behind(cache) == {KEY, *others}
-    settle_notes(cache, {KEY})
-    assert left_behind(cache) == {KEY}
+    assert suspect_keys(cache) == {KEY, *others}
+    clear_notes(cache, {KEY})
+    assert suspect_keys(cache) == {KEY}
 
 
 def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
@@ -323,5 +323,5 @@ def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    settle_notes(cache, {KEY})
-    assert left_behind(cache) == {KEY}
+    clear_notes(cache, {KEY})
+    assert suspect_keys(cache) == {KEY}

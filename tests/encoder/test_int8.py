@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
 import hoarfrost.features.encoder.backbone.int8
-from hoarfrost.features.cache import EmbeddingCache, Header, begun_header
+from hoarfrost.features.cache import EmbeddingCache, Header, existing_header
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
@@ -147,7 +147,7 @@ def run(folder: Path, **options: object) -> ExtractSummary:
 
 
 def header(folder: Path) -> Header:
-    begun = begun_header(folder.parent / "c.h5")
+    begun = existing_header(folder.parent / "c.h5")
     assert begun is not None
     return begun
 
@@ -260,7 +260,7 @@ def test_without_openvino_it_says_how_to_get_it(weights: Weights, precision: str
 
 @pytest.mark.usefixtures("without_openvino")
 def test_without_openvino_extract_stops_before_it_reads_an_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("hoarfrost.features.extraction.loop.load_apart")
+    monkeypatch.delattr("hoarfrost.features.extraction.loop.load_isolated")
     with pytest.raises(HoarfrostError, match="needs OpenVINO"):
         run(folder)
     assert not (folder.parent / "c.h5").exists()

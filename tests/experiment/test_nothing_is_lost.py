@@ -81,7 +81,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_work(
     forwarded = StandIn.forwarded
     monkeypatch.setattr("hoarfrost.experiment.experiment.train_heads", lambda *_: pytest.fail("heads were trained"))
     monkeypatch.setattr(
-        "hoarfrost.features.extraction.survey.looked_at_apart", lambda *_: pytest.fail("images were decoded")
+        "hoarfrost.features.extraction.survey.inspect_isolated", lambda *_: pytest.fail("images were decoded")
     )
     for arguments in (
         ["train", "--cache", trained.cache, "--run", "/proc/x"],

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.datasets import Dataset, FileStamp
-from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import connection, driver
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import Slot
 from hoarfrost.features.extraction.cluster.driver import Driver
-from hoarfrost.features.extraction.cluster.worker import Embedded, Plan, Prepared
+from hoarfrost.features.extraction.cluster.worker import EmbeddedPiece, Plan, Prepared
+from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
 from hoarfrost.features.extraction.job import Job
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, LoopCounts
+from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts
 from hoarfrost.features.extraction.recipes import Recipe
 from hoarfrost.features.fingerprint import KEY_BYTES
 from tests.support.caches import HEADER
@@ -89,7 +90,7 @@ class NoRay:
         there = [each for each in asked if each.actor.slot.host not in self.busy]
         return self.chance.sample(there, self.chance.randint(min(1, len(there)), len(there)))
 
-    def result_of(self, asked: Asked) -> Prepared | Embedded | None:
+    def result_of(self, asked: Asked) -> Prepared | EmbeddedPiece | None:
         actor = asked.actor
         actor.is_dead = actor.is_dead or self.dies(self, asked)
         if actor.is_dead:
@@ -107,18 +108,18 @@ class NoRay:
         self.suspects.append(set(suspects))
         self.tried_again.append(is_tried_again)
         actor.sizes.append(len(paths))
-        table = ImageTable(len(paths))
+        table = ImageRecords(len(paths))
         for place, number in enumerate(images.numbers):
             if number % 10 == 9:
-                table.errors[place] = "no image"
+                table.errors[place] = Reason("no image", "no image: 9")
             else:
                 table.set(place, FileStamp(number, 0), number.to_bytes(KEY_BYTES, "big"))
-        return Embedded(table, LoopCounts("cpu"), [], len(paths), 0.5)
+        return EmbeddedPiece(table, LoopCounts("cpu"), [], len(paths), 0.5)
 
     def end(self, actor: Actor) -> None:
         actor.is_dead = True
 
-    def tell_to_stop(self, actor: Actor) -> None: ...
+    def request_stop(self, actor: Actor) -> None: ...
 
 
 SLOTS = [Slot("1", "alpha", 0, 1, 0.0), Slot("2", "beta", 0, 1, 0.0), Slot("2", "beta", 1, 1, 0.0)]
@@ -138,24 +139,24 @@ def embed(
     stop: StopSignals | None = None,
     started: Sequence[Started] = (),
     max_workers: int | None = None,
-) -> tuple[ImageTable, LoopCounts]:
+) -> tuple[ImageRecords, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageTable(n), ExtractOptions(max_bad=1.0, max_workers=max_workers)
+    table, options = ImageRecords(n), ExtractOptions(max_bad=1.0)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
         bad = BadImages(dataset, table.errors, options)
         recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
         job = Job(dataset, writer, table, bad, recipe, options, lambda _: None, stop)
-        counts = Driver(job, range(n), "cpu", lambda: slots, started).run()
+        counts = Driver(job, range(n), "cpu", lambda: slots, started, max_workers).run()
     return table, counts
 
 
-def check(table: ImageTable, n: int) -> None:
+def check(table: ImageRecords, n: int) -> None:
     numbers = [int.from_bytes(key.tobytes(), "big") for key in table.keys]
     assert [numbers[i] for i in range(n) if i % 10 != 9] == [i for i in range(n) if i % 10 != 9]
     assert table.readable.tolist() == [i % 10 != 9 for i in range(n)]
-    assert table.errors == {i: "no image" for i in range(n) if i % 10 == 9}
+    assert table.errors == {i: Reason("no image", "no image: 9") for i in range(n) if i % 10 == 9}
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 100, 1_000])
@@ -348,16 +349,16 @@ def test_hosts_are_cut_into_room_for_workers(
 ) -> None:
     nodes = [node("0", CPU=0.0, GPU=2.0), node("1", CPU=4.0), node("2", CPU=8.0, GPU=2.0)]
     monkeypatch.setattr(connection, "_nodes", lambda: nodes)
-    found = connection.slots(ExtractOptions(**options), device)
+    found = connection.slots(RayOptions(**options), device)
     assert [(slot.node_id, slot.cpus, slot.gpus) for slot in found] == expected
     assert len({(slot.node_id, slot.number) for slot in found}) == len(found)
 
 
 def test_an_image_table_takes_a_piece_in_its_place() -> None:
-    table, piece = ImageTable(6), ImageTable(2)
+    table, piece = ImageRecords(6), ImageRecords(2)
     piece.set(0, FileStamp(5, 7), b"\1" * KEY_BYTES)
-    piece.errors[1] = "no image"
+    piece.errors[1] = Reason("no image", "no image: 9")
     table.take(np.array([1, 4]), piece)
     assert table.readable.tolist() == [False, True, False, False, False, False]
     assert (table.sizes[1], table.mtimes_ns[1], table.keys[1].tobytes()) == (5, 7, b"\1" * KEY_BYTES)
-    assert table.errors == {4: "no image"}
+    assert table.errors == {4: Reason("no image", "no image: 9")}

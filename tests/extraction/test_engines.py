@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import click
 import pytest
+from click.testing import CliRunner
 
 import hoarfrost.features.devices
 import hoarfrost.features.extraction.cluster
 import hoarfrost.features.extraction.loop
-from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.cluster import Cluster, connection, engine
-from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, reason_of
+from hoarfrost.cli.options import engine_options
+from hoarfrost.features.errors import HoarfrostError, Reason
+from hoarfrost.features.extraction.cluster import RayEngine, connection, engine
+from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, short_reason
 from hoarfrost.features.extraction.cluster.connection import (
     AUTH_MODE,
     AUTH_TOKEN,
@@ -29,8 +33,10 @@ from hoarfrost.features.extraction.cluster.connection import (
     Slot,
     check_address,
 )
+from hoarfrost.features.extraction.engines import ENGINES, EngineOptions, LocalOptions, RayOptions
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.job import Job
+from hoarfrost.features.extraction.local import LocalEngine
 from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
 from tests.support.builders import write_image_folder
 from tests.support.commands import Hoarfrost
@@ -174,22 +180,24 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("said", "is_last", "reason"),
     [
-        ("The actor died unexpectedly.\n\tclass_name: Worker", "The actor died unexpectedly"),
-        ("ValueError: one\ntwo", "ValueError: one"),
+        ("The actor died unexpectedly.\n\tclass_name: Worker", False, "The actor died unexpectedly"),
+        ("ValueError: one\ntwo", False, "ValueError: one"),
         (
             "The actor died because of an error raised in its creation task, W\n  ^^\nModuleNotFoundError: No module 'x'",
+            True,
             "ModuleNotFoundError: No module 'x'; the same hoarfrost must be installed on each host",
         ),
         (
             "ModuleNotFoundError: No module named 'torch'",
+            False,
             "ModuleNotFoundError: No module named 'torch'; the same hoarfrost must be installed on each host",
         ),
     ],
 )
-def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, reason: str) -> None:
-    assert reason_of(said) == reason
+def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
+    assert short_reason(said, is_last=is_last) == reason
 
 
 def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +253,8 @@ def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
     monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
     options = ExtractOptions(device="cpu", precision="auto")
-    with Cluster(options) as cluster:
-        return cluster.choose_precision(options)
+    with RayEngine(RayOptions(), options) as cluster:
+        return cluster.choose_precision()
 
 
 @pytest.mark.parametrize(
@@ -297,16 +305,70 @@ def test_the_summary_tells_the_engine_and_its_workers(images: Path) -> None:
     assert extract(images, images.parent / "c.h5", options=options).workers == 0
 
 
+# -- an engine of one's own ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakeOptions(EngineOptions):
+    name = "fake"
+    implementation = f"{__name__}:FakeEngine"
+    pace: int | None = None
+
+
+class FakeEngine:
+    """Embeds as the local engine does, and notes what is called."""
+
+    calls: "list[str]"
+
+    def __init__(self, own: FakeOptions, options: ExtractOptions) -> None:
+        FakeEngine.calls = [f"pace {own.pace}, on {options.device}"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append("ended")
+
+    def start_early(self) -> None:
+        self.calls.append("started early")
+
+    def choose_precision(self) -> str:
+        self.calls.append("chose")
+        return "float32"
+
+    def embed(self, job: Job, todo: list[int]) -> LoopCounts:
+        self.calls.append(f"embed {len(todo)}")
+        return LocalEngine(LocalOptions(), job.options).embed(job, todo)
+
+
+def test_an_engine_is_registered_by_one_entry(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "fake", FakeOptions)
+    options = ExtractOptions(device="cpu", engine=FakeOptions(3), weights="random:0")
+    found = extract(images, images.parent / "c.h5", options=options)
+    assert (found.engine, found.embedded) == ("fake", 6)
+    assert FakeEngine.calls == ["pace 3, on cpu", "started early", "chose", "embed 6", "ended"]
+
+    @click.command()
+    @engine_options
+    def command(engine: EngineOptions) -> None:
+        click.echo(repr(engine))
+
+    asked = ["--engine", "fake"]
+    assert CliRunner().invoke(command, asked).output == f"{FakeOptions()!r}\n"
+    refused = CliRunner().invoke(command, [*asked, "--address", "auto"])
+    assert (refused.exit_code, "--address is for --engine ray" in refused.output) == (2, True)
+
+
 # -- several GPUs -------------------------------------------------------------------------------------------------------
 
 
 class Several:
-    """Takes the place of `Cluster`, and notes what it is asked for."""
+    """Takes the place of `RayEngine`, and notes what it is asked for."""
 
-    asked: "list[tuple[ExtractOptions, int]]"
+    asked: "list[tuple[RayOptions, ExtractOptions, int]]"
 
-    def __init__(self, options: ExtractOptions) -> None:
-        self.options = options
+    def __init__(self, own: RayOptions, options: ExtractOptions) -> None:
+        self.own, self.options = own, options
 
     def __enter__(self) -> Self:
         return self
@@ -314,9 +376,9 @@ class Several:
     def __exit__(self, *_: object) -> None: ...
 
     def embed(self, job: Job, todo: list[int]) -> LoopCounts:
-        Several.asked.append((self.options, len(todo)))
+        Several.asked.append((self.own, self.options, len(todo)))
         for index in todo:
-            job.table.errors[index] = "none of these GPUs is real"
+            job.table.errors[index] = Reason("no GPU", "none of these GPUs is real")
         return LoopCounts("cuda", workers=3)
 
 
@@ -325,7 +387,7 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     Several.asked = []
     monkeypatch.setattr(hoarfrost.features.devices, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(hoarfrost.features.devices, "n_gpus", lambda: 3)
-    monkeypatch.setattr(hoarfrost.features.extraction.cluster, "Cluster", Several)
+    monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
 
 
 @pytest.mark.usefixtures("three_gpus")
@@ -334,8 +396,8 @@ def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
 ) -> None:
     with pytest.raises(HoarfrostError, match="none of these GPUs is real"):
         extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
-    [(options, n_images)] = Several.asked
-    assert (options.engine, options.address, options.device, n_images) == ("local", None, "cuda", 6)
+    [(own, options, n_images)] = Several.asked
+    assert (options.engine, own, options.device, n_images) == (LocalOptions(), RayOptions(), "cuda", 6)
 
 
 @pytest.mark.usefixtures("three_gpus", "without_ray")

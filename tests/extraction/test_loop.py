@@ -23,7 +23,7 @@ from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, Work, n_decoders, sample_images
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageTable, LoopCounts, Progress
+from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.fingerprint import pixels_key
 from tests.support.caches import HEADER
 from tests.support.standin import StandIn
@@ -83,7 +83,7 @@ class Extracted:
 
 def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int = 4, **options: Any) -> Extracted:
     """Run the loop over all images and a fresh cache."""
-    dataset, table = dataset_of(memory), ImageTable(len(memory.images))
+    dataset, table = dataset_of(memory), ImageRecords(len(memory.images))
     progress: list[Progress] = []
     extract_options = ExtractOptions(**{"workers": 2, "max_bad": 1.0, **options})
     with (
@@ -106,7 +106,7 @@ def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int 
         rows, readable = cache.arrays(cache.dataset())
         embeddings = dict(zip(np.flatnonzero(readable).tolist(), [row.tobytes() for row in rows], strict=True))
         keys = [key.tobytes() for key in file.keys]
-    return Extracted(embeddings, table.errors, keys, counts, [each.done for each in progress])
+    return Extracted(embeddings, table.reasons(), keys, counts, [each.done for each in progress])
 
 
 def one_by_one(images: Sequence[Content]) -> dict[int, bytes]:

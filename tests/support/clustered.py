@@ -69,7 +69,7 @@ class Watch:
 
         def timed(driver: Any, *arguments: Any) -> None:
             take(driver, *arguments)
-            self.seen.append((time.monotonic(), driver._n_done, sum(bool(each.prepared) for each in driver._crew)))
+            self.seen.append((time.monotonic(), driver._n_done, sum(bool(each.prepared) for each in driver._members)))
 
         actors.result_of, Driver._take = counted, timed  # type: ignore[method-assign]
 

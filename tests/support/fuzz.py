@@ -11,7 +11,7 @@ import atheris
 
 with atheris.instrument_imports(include=["PIL", "features"]):
     import hoarfrost.features.decoding.dicom  # noqa: F401 - what is imported later is not instrumented
-    from hoarfrost.features.decoding.formats import Frame
+    from hoarfrost.features.decoding.formats import EncodedFrame
     from hoarfrost.features.decoding.images import Decoding, _formats, load_image
     from hoarfrost.features.errors import ImageDecodeError
 
@@ -29,7 +29,7 @@ SECONDS_AN_INPUT = 10
 
 def decode(data: bytes) -> None:
     """Decode a file as it is, and as the second frame of it."""
-    for content in (data, Frame(data, b"", 2, 2)):
+    for content in (data, EncodedFrame(data, b"", 2, 2)):
         try:
             load_image(content, Decoding(MAX_PIXELS))
         except ImageDecodeError:

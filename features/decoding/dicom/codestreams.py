@@ -44,5 +44,5 @@ def _jpeg_size(frame: bytes) -> CodestreamSize | None:
 
 
 def most_rle_bytes(n_pixel_bytes: int) -> int:
-    """Give the length that a frame in RLE can have at most; a longer one unpacks to more than the frame's pixels."""
+    """Return the length that a frame in RLE can have at most; a longer one unpacks to more than the frame's pixels."""
     return _RLE_HEADER_BYTES + _RLE_MOST * (n_pixel_bytes + _RLE_HEADER_BYTES)

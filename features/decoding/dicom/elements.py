@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.values import converters
 
 from hoarfrost.features.decoding.formats import HEAD_BYTES, is_dicom
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
 MAX_INFLATED_BYTES = 1 << 28
@@ -69,12 +69,12 @@ class _Until:
     def __call__(self, tag: int, *_: object) -> bool:
         self._n_elements += 1
         if self._n_elements > MAX_ELEMENTS:
-            raise ImageDecodeError(f"a DICOM header of more than {MAX_ELEMENTS:,} elements")
+            raise ImageDecodeError(Unreadable.DICOM_TOO_MANY_ELEMENTS.format(f"{MAX_ELEMENTS:,}"))
         return self._is_end(tag)
 
 
 def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
-    """Tell whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
+    """Return whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
     syntax = meta.get("TransferSyntaxUID", None)
     if syntax:
         is_known = syntax.is_transfer_syntax
@@ -86,7 +86,7 @@ def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
 
 
 def inflated(content: bytes) -> bytes:
-    """Give a file of the deflated transfer syntax as the uncompressed one that it stands for; any other as it is.
+    """Return a file of the deflated transfer syntax uncompressed; any other as it is.
 
     Raises
     ------
@@ -99,14 +99,14 @@ def inflated(content: bytes) -> bytes:
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     elements = unpacker.decompress(memoryview(content)[start:], MAX_INFLATED_BYTES)
     if unpacker.unconsumed_tail:
-        raise ImageDecodeError(f"a deflated DICOM file of more than {MAX_INFLATED_BYTES:,} bytes")
+        raise ImageDecodeError(Unreadable.DICOM_INFLATES_TOO_FAR.format(f"{MAX_INFLATED_BYTES:,}"))
     if not unpacker.eof:
-        raise ImageDecodeError("damaged or truncated DICOM header: its deflated data have no end")
+        raise ImageDecodeError(Unreadable.DICOM_HEADER, "its deflated data have no end")
     return content[:start].replace(_DEFLATED, _PLAIN) + elements
 
 
 def is_deflated(content: bytes) -> bool:
-    """Tell a file of the deflated transfer syntax."""
+    """Return whether a file has the deflated transfer syntax."""
     return is_dicom(content) and _DEFLATED in content[HEAD_BYTES : _end_of_meta(content)]
 
 
@@ -121,7 +121,7 @@ def _end_of_meta(content: bytes) -> int:
 
 
 def n_promised(data: Dataset) -> int:
-    """Give the number of frames that a header promises."""
+    """Return the number of frames that a header promises."""
     try:
         return max(1, int(data.get("NumberOfFrames", None) or 1))
     except (TypeError, ValueError):
@@ -163,13 +163,13 @@ def _n_fragments(file: BinaryIO, most: int) -> int:
 
 
 def number(data: Dataset, keyword: str) -> float | None:
-    """Give the first of an element's numbers, None where there is none that is finite."""
+    """Return the first of an element's numbers, None where there is none that is finite."""
     found = numbers(data, keyword)
     return found[0] if found else None
 
 
 def numbers(data: Dataset, keyword: str) -> list[float | None]:
-    """Give an element's numbers, None for each that is none or not finite."""
+    """Return an element's numbers, None for each that is none or not finite."""
     value = data.get(keyword, None)
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
     return [_finite(part) for part in values]

@@ -10,14 +10,14 @@ from pydicom.valuerep import DSfloat
 
 from hoarfrost.features.decoding.dicom.elements import number, numbers
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 _ABOVE_ZERO = float(np.nextafter(0.0, 1.0))
 _LEAST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": _ABOVE_ZERO, "SIGMOID": _ABOVE_ZERO}
 
 
 def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: Window | None) -> npt.NDArray[np.uint8]:
-    """Make 8 bits of stored values.
+    """Convert stored values to 8 bits.
 
     The modality LUT or rescale; then the window asked for, else the file's first VOI LUT, else its first usable window,
     else the one that 0.5% and 99.5% of the pixels end at, those of padding left out.
@@ -38,9 +38,9 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
     """
     seen = _rescaled(values, _group(header, index, "PixelValueTransformationSequence", "RescaleSlope"))
     if seen.dtype.kind == "f" and not np.isfinite(seen).any():
-        raise ImageDecodeError("no pixel is a number")
+        raise ImageDecodeError(Unreadable.NO_NUMBERS)
     if window is not None:
-        return _through(seen, window.center, window.width, "LINEAR")
+        return _apply_window(seen, window.center, window.width, "LINEAR")
     voi = _group(header, index, "FrameVOILUTSequence", "WindowCenter")
     table = (voi.get("VOILUTSequence", None) or [Dataset()])[0]
     if "LUTDescriptor" in table and "LUTData" in table:
@@ -50,13 +50,13 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
     least = _LEAST_WIDTH.get(function, np.inf)
     for center, width in zip(numbers(voi, "WindowCenter"), numbers(voi, "WindowWidth"), strict=False):
         if center is not None and width is not None and width >= least:
-            return _through(seen, center, width, function)
+            return _apply_window(seen, center, width, function)
     shown = seen[_is_no_padding(values, header)]
     return scaled(seen, *percentile_window(shown if shown.size else seen))
 
 
 def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
-    """Apply the modality LUT; else slope and intercept, if both are given: an empty element gives nothing."""
+    """Apply the modality LUT; else slope and intercept, if both are there: an empty element counts as missing."""
     if group.get("ModalityLUTSequence", None):
         lut: npt.NDArray[Any] = apply_modality_lut(values, group)
         return lut
@@ -64,7 +64,7 @@ def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
         return values
     slope, intercept = number(group, "RescaleSlope"), number(group, "RescaleIntercept")
     if not slope or intercept is None:
-        raise ImageDecodeError("a DICOM rescale slope of 0, or one or an intercept that is no number")
+        raise ImageDecodeError(Unreadable.DICOM_RESCALE)
     return values.astype(np.float64) * slope + intercept
 
 
@@ -80,7 +80,7 @@ def _group(header: Dataset, index: int, sequence: str, keyword: str) -> Dataset:
 
 
 def _is_no_padding(values: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
-    """Tell pixels from what fills the picture's border, (H, W) bool."""
+    """Return which pixels are not padding, (H, W) bool."""
     first, last = number(header, "PixelPaddingValue"), number(header, "PixelPaddingRangeLimit")
     if first is None:
         return np.ones(values.shape, bool)
@@ -94,7 +94,7 @@ def _as_stored(value: float, dtype: np.dtype[Any]) -> float:
     return value - 2.0 ** (8 * dtype.itemsize) if is_wrapped else value
 
 
-def _through(values: npt.NDArray[Any], center: float, width: float, function: str) -> npt.NDArray[np.uint8]:
+def _apply_window(values: npt.NDArray[Any], center: float, width: float, function: str) -> npt.NDArray[np.uint8]:
     """Look at values through a window, as pydicom does: 0 to 255."""
     window = Dataset()
     window.PhotometricInterpretation = "MONOCHROME2"
@@ -106,6 +106,6 @@ def _through(values: npt.NDArray[Any], center: float, width: float, function: st
 
 
 def shares(values: npt.NDArray[Any], bits: int | None) -> npt.NDArray[np.uint8]:
-    """Make 8 bits of whole numbers of so many (by default all that they have): the share of the greatest."""
+    """Scale whole numbers of so many bits (by default those of their type) to 8."""
     bits = values.dtype.itemsize * 8 if bits is None else bits
     return values.astype(np.uint8, copy=False) if bits == 8 else scaled(values, 0.0, float(2**bits - 1))

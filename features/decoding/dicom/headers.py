@@ -50,16 +50,16 @@ class DicomHeader:
 
     @property
     def has_patient_id(self) -> bool:
-        """Whether the file says whose it is."""
+        """Whether the file has a patient id."""
         return bool(self.patient_id)
 
     @property
     def patient(self) -> str:
-        """Whose the file is: the patient's id, or where that is blank, the study; empty where that is, too."""
+        """The patient's id, or where that is blank, the study's; empty where that is blank, too."""
         return self.patient_id or self.study
 
-    def is_told_by(self, path: str, folder: str = "") -> bool:
-        """Tell whether a path holds the patient's id or name, a birth date or an accession number.
+    def is_identified_by(self, path: str, folder: str = "") -> bool:
+        """Return whether a path holds the patient's id or name, a birth date or an accession number.
 
         `folder` is where the path begins: as it is anyone's, only whole words of it count.
         """
@@ -103,19 +103,19 @@ def _header(file: BinaryIO) -> DicomHeader | None:
 
 
 def _text(data: Dataset, keyword: str) -> str:
-    """Give an element's text on one line, without what cannot be printed."""
+    """Return an element's text on one line, without what cannot be printed."""
     value = str(data.get(keyword, None) or "")
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())[:MAX_TEXT]
 
 
 def _sound_text(data: Dataset, keyword: str) -> str:
-    """Give the text of an element that is kept, if it is one: a damaged header's may go on into the patient's name."""
+    """Return the text of an element if it is valid: a damaged header's may run into the patient's name."""
     value = str(data.get(keyword, None) or "").rstrip("\0 ")
     return _text(data, keyword) if value.isprintable() and len(value) <= MAX_TEXT else ""
 
 
 def _identifiers(data: Dataset) -> tuple[str, ...]:
-    """Give what tells a patient where it stands in a path."""
+    """Return the texts that would identify a patient in a path."""
     names = [_text(data, "PatientID"), *re.split(r"[\^=\s,]+", _text(data, "PatientName"))]
     born, accession = _text(data, "PatientBirthDate"), _text(data, "AccessionNumber")
     dates = [born, f"{born[:4]}-{born[4:6]}-{born[6:]}"] if re.fullmatch(r"\d{8}", born) else []
@@ -126,7 +126,7 @@ def _identifiers(data: Dataset) -> tuple[str, ...]:
 
 
 def _age_band(age: str) -> str:
-    """Give the decade of an age such as "045Y": "40-49"."""
+    """Return the decade of an age such as "045Y": "40-49"."""
     found = re.fullmatch(r"(\d{3})([DWMY])", age)
     if found is None:
         return ""

@@ -9,7 +9,7 @@ DECODER_DEPENDENCIES = {uid.JPEGExtended12Bit: ("gdcm>=3.0.10",)}
 
 
 def is_available(syntax: str) -> bool:
-    """Tell pydicom what is read here."""
+    """Return whether this codec is there; pydicom asks."""
     return syntax in DECODER_DEPENDENCIES and importlib.util.find_spec("gdcm") is not None
 
 

@@ -14,7 +14,7 @@ from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
+from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.dicom.codestreams import codestream_size, most_rle_bytes
 from hoarfrost.features.decoding.dicom.elements import (
     inflated,
@@ -27,12 +27,12 @@ from hoarfrost.features.decoding.dicom.elements import (
 from hoarfrost.features.decoding.dicom.grey import grey_pixels, shares
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_REASON = 200  # characters of what a codec says
 _KINDS = {  # by what pydicom says of its codecs
-    "does not support": "DICOM pixels of a kind that no codec reads",
-    "missing dependencies": "DICOM pixels whose codec is not installed, pip install 'hoarfrost[dicom]'",
+    "does not support": Unreadable.DICOM_NO_CODEC,
+    "missing dependencies": Unreadable.DICOM_CODEC_MISSING,
 }
 # The codec of each transfer syntax: pixels must not depend on what else is installed.
 CODECS = {
@@ -74,7 +74,7 @@ class DicomImage:
         Which, from 1; 0 where there is only one.
     window : Window or None
         In place of the file's own; for grey images.
-    is_apart : bool
+    is_isolated : bool
         Whether this process may crash: codecs that do are used here then, else in another process.
 
     Raises
@@ -83,10 +83,10 @@ class DicomImage:
         If it is no DICOM file, one without pixels, or has no such frame.
     """
 
-    def __init__(self, content: bytes, frame: int, window: Window | None, *, is_apart: bool = False) -> None:
+    def __init__(self, content: bytes, frame: int, window: Window | None, *, is_isolated: bool = False) -> None:
         self._frame = frame
         self._window = window
-        self._is_apart = is_apart
+        self._is_apart = is_isolated
         try:
             self._content = inflated(content)
             buffer = io.BytesIO(self._content)
@@ -94,14 +94,14 @@ class DicomImage:
         except ImageDecodeError:
             raise
         except Exception as error:  # as in `read_header`
-            raise ImageDecodeError(f"damaged or truncated DICOM header: {type(error).__name__}") from error
+            raise ImageDecodeError(Unreadable.DICOM_HEADER, type(error).__name__) from error
         self._data: FileDataset = data
         self._pixels_at = buffer.tell()
         if "Rows" not in data or "Columns" not in data:
-            raise ImageDecodeError(f"a DICOM file without pixels: {_class_of(data)}")
+            raise ImageDecodeError(Unreadable.DICOM_NO_PIXELS, _class_of(data))
         self.width, self.height = self.size = int(data.Columns), int(data.Rows)
         if not self.width or not self.height:
-            raise ImageDecodeError(f"a DICOM image of no size: {self.width} x {self.height}")
+            raise ImageDecodeError(Unreadable.DICOM_NO_SIZE, f"{self.width} x {self.height}")
         self._check_frame(buffer)
         self._index = max(0, frame - 1)
         syntax = "Deflated " * is_deflated(content) + re.sub(
@@ -113,10 +113,10 @@ class DicomImage:
         promised, there = n_promised(self._data), n_frames_there(self._data, buffer)
         self.n_frames = there
         if self._frame > promised:
-            raise ImageDecodeError(f"no frame {self._frame}: the file has {promised}")
+            raise ImageDecodeError(Unreadable.NO_FRAME.format(self._frame), f"the file has {promised}")
         if self._frame > there:
             raise ImageDecodeError(
-                f"damaged or truncated DICOM pixels: {promised:,} frames are promised, and at most {there:,} are there"
+                Unreadable.DICOM_PIXELS, f"{promised:,} frames are promised, and at most {there:,} are there"
             )
 
     @cached_property
@@ -150,44 +150,42 @@ class DicomImage:
         """
         if not self._is_apart and self._codec in CRASHING:
             try:
-                return decoded_apart(
+                return decode_isolated(
                     self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window
                 )
             except DecoderCrashError as error:
-                raise ImageDecodeError(f"damaged or truncated DICOM pixels: {error}") from error
+                raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
         values = self._decoded()
         try:
             with np.errstate(all="ignore"):  # what is too large for a float is white or black
-                return self._seen(values)
+                return self._to_8_bits(values)
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            raise ImageDecodeError(f"a DICOM look-up table or window that cannot be applied: {said}") from error
+            raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, said) from error
 
-    def _seen(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Make 8 bits of (H, W) or (H, W, 3) stored values."""
+    def _to_8_bits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Convert (H, W) or (H, W, 3) stored values to 8 bits."""
         if self._photometric == "PALETTE COLOR":
             return shares(apply_color_lut(values, self._data), None)
         if values.ndim == 3 and self._photometric in _COLOURS:
             return shares(values, int(self._data.BitsStored))
         if values.ndim != 2:
-            raise ImageDecodeError(f"DICOM pixels in a colour space that is not read: {self._photometric}")
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         grey = grey_pixels(values, self._data, self._index, self._window)
         return 255 - grey if self._photometric == "MONOCHROME1" else grey
 
     def _decoded(self) -> npt.NDArray[Any]:
         if self._syntax in _JPEG_LS and self._content.find(_DELIMITER, self._pixels_at) < 0:
-            raise ImageDecodeError("damaged or truncated DICOM pixels: the JPEG-LS data have no end")
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "the JPEG-LS data have no end")
         if self._photometric not in _GREYS | _COLOURS:
-            raise ImageDecodeError(f"DICOM pixels in a colour space that is not read: {self._photometric}")
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
         if self._codec in {"", "pydicom"} and high is not None and stored is not None and high != stored - 1:
-            raise ImageDecodeError(
-                f"DICOM pixels that do not end at the lowest bit: the highest is {high:g} of {stored:g}"
-            )
+            raise ImageDecodeError(Unreadable.DICOM_HIGH_BIT, f"the highest is {high:g} of {stored:g}")
         if not self._syntax.is_transfer_syntax:
-            raise ImageDecodeError(f"DICOM pixels of a transfer syntax that is not read: {self._syntax[:64]}")
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax[:64])
         try:
             if self._syntax.is_encapsulated:
                 self._check_codestream()
@@ -196,15 +194,13 @@ class DicomImage:
                 io.BytesIO(self._content), index=self._index, decoding_plugin=self._codec, transfer_syntax_uid=self._syntax
             )  # fmt: skip
         except NotImplementedError as error:
-            raise ImageDecodeError(
-                f"DICOM pixels of a transfer syntax that is not read: {self._syntax.name}"
-            ) from error
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`, and whatever the codecs raise
             said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            kind = next((kind for words, kind in _KINDS.items() if words in said), "damaged or truncated DICOM pixels")
-            raise ImageDecodeError(f"{kind}: {said}") from error
+            kind = next((kind for words, kind in _KINDS.items() if words in said), Unreadable.DICOM_PIXELS)
+            raise ImageDecodeError(kind, said) from error
 
     def _check_codestream(self) -> None:
         """Refuse compressed pixels that are more than the header says, before a decoder makes room for them."""
@@ -215,16 +211,17 @@ class DicomImage:
         size = codestream_size(frame)
         if size is not None and (size.width * size.height > self.width * self.height or size.n_channels > n_channels):
             raise ImageDecodeError(
-                f"damaged or truncated DICOM pixels: {size.width} x {size.height} of {size.n_channels} channels, where the "
-                f"header says {self.width} x {self.height} of {n_channels}"
+                Unreadable.DICOM_PIXELS,
+                f"{size.width} x {size.height} of {size.n_channels} channels, where the "
+                f"header says {self.width} x {self.height} of {n_channels}",
             )
         n_bytes = self.width * self.height * n_channels * int(number(self._data, "BitsAllocated") or 8) // 8
         if self._syntax == uid.RLELossless and len(frame) > most_rle_bytes(n_bytes):
-            raise ImageDecodeError("damaged or truncated DICOM pixels: more runs than there are pixels")
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than there are pixels")
 
 
 def _class_of(data: Dataset) -> str:
-    """Name what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
+    """Return what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
     meta = getattr(data, "file_meta", Dataset())
     found = str(data.get("SOPClassUID", None) or meta.get("MediaStorageSOPClassUID", None) or "")
     if not found:

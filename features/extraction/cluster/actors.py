@@ -12,8 +12,6 @@ from hoarfrost.features.extraction.cluster.worker import Worker
 Actor = Any  # Ray makes the types of its handles and references as it goes
 Reference = Any
 
-IN_CREATION = "error raised in its creation task"
-
 
 class WorkerLostError(Exception):
     """A worker, or what it was to answer, is gone; another may do its work."""
@@ -28,7 +26,7 @@ class Started(NamedTuple):
 
 
 def start(slot: Slot) -> Started:
-    """Start a worker in its place, by a name that no other has."""
+    """Start a worker in its place, with a name of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -46,24 +44,24 @@ def start(slot: Slot) -> Started:
 
 
 def ask(actor: Actor, method: str, *arguments: object) -> Reference:
-    """Call a method; the answer is to be waited for."""
+    """Call a method; return the reference to its answer."""
     return getattr(actor, method).remote(*arguments)
 
 
-def tell_to_stop(actor: Actor) -> None:
-    """Have the piece under way end early."""
+def request_stop(actor: Actor) -> None:
+    """Stop the current piece early."""
     actor.stop.options(concurrency_group="control").remote()
 
 
 def share(value: object) -> Reference:
-    """Put something where all workers of a host read it from the same memory."""
+    """Return a reference to a value that all workers of a host read from the same memory."""
     import ray
 
     return ray.put(value)
 
 
 def answered(references: Sequence[Reference], timeout_s: float) -> list[Reference]:
-    """Wait until an answer is there, or for so long; give all that are there."""
+    """Wait for an answer, at most so long; return all that have arrived."""
     import ray
 
     found, waiting = ray.wait(list(references), num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -73,7 +71,7 @@ def answered(references: Sequence[Reference], timeout_s: float) -> list[Referenc
 
 
 def result_of(reference: Reference) -> Any:
-    """Give an answer that is there.
+    """Return an answer that has arrived.
 
     Raises
     ------
@@ -83,16 +81,18 @@ def result_of(reference: Reference) -> Any:
         If it broke down, or died, or its host did.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
     try:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, HoarfrostError):
             raise error.cause from error
-        raise WorkerLostError(reason_of(f"{type(error.cause).__name__}: {error.cause}")) from error
+        raise WorkerLostError(short_reason(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
-        raise WorkerLostError(reason_of(str(error) or type(error).__name__)) from error
+        is_from_its_creation = isinstance(error, RayActorError) and error.actor_init_failed
+        reason = short_reason(str(error) or type(error).__name__, is_last=is_from_its_creation)
+        raise WorkerLostError(reason) from error
 
 
 def end(actor: Actor) -> None:
@@ -103,9 +103,9 @@ def end(actor: Actor) -> None:
         ray.kill(actor)
 
 
-def reason_of(text: str) -> str:
-    """Give what matters of an error's text, in one line: where a worker could not be made, Ray tells the reason last."""
+def short_reason(text: str, *, is_last: bool = False) -> str:
+    """Return the line of an error's text that says why: the first, or the last where a worker could not be made."""
     lines = text.strip().split("\n")
-    line = lines[-1] if IN_CREATION in lines[0] else lines[0]
+    line = lines[-1] if is_last else lines[0]
     is_missing = line.startswith(ModuleNotFoundError.__name__)
     return line.strip().rstrip(".") + ("; the same hoarfrost must be installed on each host" if is_missing else "")

@@ -1,4 +1,14 @@
-"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is."""
+"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is.
+
+Four things here are not of Ray's public interface, for it has none that will do:
+
+- `CLUSTER_ID`, a call that Ray itself makes first. `ray.init` tries for two minutes, and then ends the process, where
+  nothing answers, something else does, or the token is wrong; a user is to know within seconds.
+- `NOTED_CLUSTER`, where `ray start` notes its address: `ray.init("auto")` reads it, and tells nobody which it found.
+- `RAY_THREADS`, the names of Ray's threads: they print of workers and hosts that died, into what `--json` prints,
+  whatever `log_to_driver` and `logging_level` are.
+- `LOOPBACK_ONLY`: an environment variable that is Ray's own; no argument of `ray.init` says what it does.
+"""
 
 import importlib.util
 import io
@@ -14,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.extraction.engines import RayOptions
 
 INSTALL = "pip install 'hoarfrost[ray]'"
 CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray itself asks a cluster's head
+NOTED_CLUSTER = Path("ray", "ray_current_cluster")  # below Ray's temporary folder
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 ENVIRONMENT = {
@@ -41,12 +52,12 @@ class Slot(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Tell whether Ray can be imported, without importing it."""
+    """Return whether Ray can be imported, without importing it."""
     return importlib.util.find_spec("ray") is not None
 
 
 def require_ray() -> None:
-    """Refuse to go on without Ray."""
+    """Raise an error where Ray is missing."""
     if not is_installed():
         raise HoarfrostError(
             f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
@@ -54,7 +65,7 @@ def require_ray() -> None:
 
 
 def check_address(address: str | None) -> None:
-    """See that a Ray cluster answers at an address, and whether it wants a token: Ray would ask in vain for minutes.
+    """Check that a Ray cluster answers at an address, and whether it wants a token: Ray itself would try for minutes.
 
     Raises
     ------
@@ -68,22 +79,22 @@ def check_address(address: str | None) -> None:
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no host's name
-        raise _nobody(str(found), str(error)) from error
+        raise _no_cluster(str(found), str(error)) from error
     if not os.environ.get("RAY_USE_TLS"):
-        _settle_token(str(found))
+        _use_token_if_wanted(str(found))
 
 
-def _settle_token(address: str) -> None:
-    """Use a token exactly if the cluster wants one: Ray does so for the address "auto" alone."""
+def _use_token_if_wanted(address: str) -> None:
+    """Use a token if the cluster wants one, and none otherwise: Ray does so for the address "auto" alone."""
     mode = os.environ.get(AUTH_MODE)
-    if _takes(address, None):
+    if _accepts(address, None):
         if mode == "token":
             raise HoarfrostError(
                 f"--address {address}: the Ray cluster takes no tokens, and {AUTH_MODE}=token wants one here. Unset it."
             )
         return
     token = _token()
-    if token is None or mode == "disabled" or not _takes(address, token):
+    if token is None or mode == "disabled" or not _accepts(address, token):
         wrong = "another one" if token is not None else "missing"
         raise HoarfrostError(
             f"--address {address}: the Ray cluster wants a token, and here it is "
@@ -94,7 +105,7 @@ def _settle_token(address: str) -> None:
 
 
 def _token() -> str | None:
-    """Give the token where Ray looks for it."""
+    """Return the token where Ray looks for it."""
     if token := os.environ.get(AUTH_TOKEN):
         return token.strip()
     try:
@@ -104,8 +115,8 @@ def _token() -> str | None:
         return None
 
 
-def _takes(address: str, token: str | None) -> bool:
-    """Tell whether a cluster's head answers with this token.
+def _accepts(address: str, token: str | None) -> bool:
+    """Return whether a cluster's head answers with this token.
 
     Raises
     ------
@@ -121,15 +132,15 @@ def _takes(address: str, token: str | None) -> bool:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 return False
-            raise _nobody(address, "what listens there is not Ray") from error
+            raise _no_cluster(address, "what listens there is not Ray") from error
     return True
 
 
 def _resolved(address: str | None) -> str | None:
-    """Tell what "auto" means, as Ray does: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
+    """Return the address that "auto" stands for: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
     if address != "auto":
         return address
-    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / NOTED_CLUSTER
     try:
         return os.environ.get("RAY_ADDRESS") or noted.read_text(encoding="utf-8").strip() or address
     except OSError:
@@ -146,7 +157,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _is_loopback_only(address: str) -> bool:
-    """Tell whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
+    """Return whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
     host, port = _host_and_port(address)
     if host not in {"localhost", "127.0.0.1"}:
         return False
@@ -157,7 +168,7 @@ def _is_loopback_only(address: str) -> bool:
         return True
 
 
-def _nobody(address: str, reason: str) -> HoarfrostError:
+def _no_cluster(address: str, reason: str) -> HoarfrostError:
     return HoarfrostError(
         f"--address {address}: no Ray cluster answers there ({reason}). Start its head with `ray start --head`, join this "
         "machine to it with `ray start --address HOST:PORT`, or leave --address out to use this machine alone."
@@ -166,7 +177,7 @@ def _nobody(address: str, reason: str) -> HoarfrostError:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[str]:
-    """Be part of a cluster, or of a Ray of this machine's own, which ends with the context.
+    """Join a cluster, or start Ray on this machine alone, until the context ends.
 
     Yields
     ------
@@ -185,22 +196,22 @@ def connected(address: str | None) -> Iterator[str]:
     import ray  # which reads the environment
 
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
-        yield _dashboard()
+        yield ""  # which then knows its dashboard
         return
-    with redirect_stdout(_WithoutRay(sys.stdout)) as stdout:
-        with _own_signals():
+    with redirect_stdout(_StdoutWithoutRay(sys.stdout)) as stdout:
+        with _signal_handler_kept():
             try:
-                _start(address)
+                dashboard = _start(address)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise _nobody(address or "(this machine)", " ".join(str(error).split())) from error
+                raise _no_cluster(address or "(this machine)", " ".join(str(error).split())) from error
         try:
-            yield _dashboard()
+            yield dashboard
         finally:
-            with _own_signals(), stdout.nothing_of_this_thread():
+            with _signal_handler_kept(), stdout.drop_this_thread():
                 ray.shutdown()
 
 
-class _WithoutRay(io.TextIOBase):
+class _StdoutWithoutRay(io.TextIOBase):
     """The standard output, but for what Ray prints there, whatever is asked of it: of workers and hosts that died."""
 
     def __init__(self, stdout: TextIO) -> None:
@@ -208,8 +219,8 @@ class _WithoutRay(io.TextIOBase):
         self._silent: threading.Thread | None = None
 
     @contextmanager
-    def nothing_of_this_thread(self) -> Iterator[None]:
-        """Drop what this thread prints: where Ray ends, it prints in its caller's thread what it held back."""
+    def drop_this_thread(self) -> Iterator[None]:
+        """Drop what this thread prints: when Ray ends, it prints delayed messages in its caller's thread."""
         self._silent = threading.current_thread()
         try:
             yield
@@ -217,37 +228,32 @@ class _WithoutRay(io.TextIOBase):
             self._silent = None
 
     def write(self, text: str) -> int:
-        """Pass on what others print."""
+        """Write what other threads print."""
         thread = threading.current_thread()
         is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
         return len(text) if is_rays else self._stdout.write(text)
 
     def flush(self) -> None:
-        """Pass it on."""
+        """Flush the standard output."""
         self._stdout.flush()
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None) -> str:
+    """Start Ray, or join a cluster; return the address of its dashboard, empty if there is none."""
     import ray
 
-    if address is not None:
-        ray.init(address=address, **QUIET)
-        return
-    from hoarfrost.features.devices import usable_cpus
+    if address is None:
+        from hoarfrost.features.devices import usable_cpus
 
-    ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
-
-
-def _dashboard() -> str:
-    import ray
-
-    node = ray._private.worker._global_node  # none in a program that is Ray's client
-    return f"http://{node.webui_url}" if node is not None and node.webui_url else ""
+        context = ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
+    else:
+        context = ray.init(address=address, **QUIET)
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray would end the process at once, and leave nothing committed."""
+def _signal_handler_kept() -> Iterator[None]:
+    """Restore SIGTERM's handler: Ray's would end the process at once, with nothing committed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -259,16 +265,16 @@ def _own_signals() -> Iterator[None]:
 
 
 def has_gpus() -> bool:
-    """Tell whether any host of the cluster has a GPU."""
+    """Return whether any host of the cluster has a GPU."""
     return any(node["Resources"].get("GPU", 0) for node in _nodes())
 
 
-def slots(options: ExtractOptions, device: str) -> list[Slot]:
-    """Give the room for workers on all hosts that are there now: first one on each host, then a second.
+def slots(own: RayOptions, device: str) -> list[Slot]:
+    """Return the room for workers on all hosts of this moment: first one on each host, then a second.
 
     There may be more than `max_workers`: who takes some of it must know which hosts take part.
     """
-    by_host = [_slots_of(node, options, device) for node in _nodes()]
+    by_host = [_slots_of(node, own, device) for node in _nodes()]
     return [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
 
 
@@ -278,17 +284,17 @@ def _nodes() -> list[dict[str, Any]]:
     return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
 
 
-def _slots_of(node: dict[str, Any], options: ExtractOptions, device: str) -> list[Slot]:
-    """Cut a host into room for workers: by GPUs where these compute, else by CPUs."""
+def _slots_of(node: dict[str, Any], own: RayOptions, device: str) -> list[Slot]:
+    """Divide a host into room for workers: by GPUs where these compute, else by CPUs."""
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
-        gpus = options.gpus_per_worker or 1.0
+        gpus = own.gpus_per_worker or 1.0
         n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
         # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
-        cpus = options.cpus_per_worker or int(n_cpus / max(1, n_slots))
+        cpus = own.cpus_per_worker or int(n_cpus / max(1, n_slots))
         n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
     else:
-        gpus, cpus = 0.0, options.cpus_per_worker or max(1, int(n_cpus))
+        gpus, cpus = 0.0, own.cpus_per_worker or max(1, int(n_cpus))
         n_slots = int(n_cpus / cpus)
     host = str(node["NodeManagerHostname"])
     return [Slot(str(node["NodeID"]), host, number, cpus, gpus) for number in range(n_slots)]

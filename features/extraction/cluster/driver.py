@@ -1,4 +1,4 @@
-"""The driver: cuts the images into pieces, hands them to workers as these get done, and keeps account of all of it."""
+"""The driver: splits the images into pieces, assigns them to workers, and records what became of each."""
 
 import logging
 import time
@@ -11,27 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.cache import library_versions
-from hoarfrost.features.decoding.quarantine import left_behind, left_by, settle_notes
+from hoarfrost.features.decoding.quarantine import clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.cluster import actors
 from hoarfrost.features.extraction.cluster.actors import Actor, Reference, Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import Slot
-from hoarfrost.features.extraction.cluster.worker import Embedded, Plan, Prepared
+from hoarfrost.features.extraction.cluster.worker import EmbeddedPiece, Plan, Prepared
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.job import Job
 from hoarfrost.features.extraction.plan import LoopCounts, Progress
 
-IN_FLIGHT = 2  # pieces that a worker has: one that it is at, and the next
-PIECE_SECONDS = 4.0  # as long as a piece should take: what dies with a worker is little, and its cost is less
+IN_FLIGHT = 2  # pieces that a worker has: the current one, and the next
+PIECE_SECONDS = 4.0  # that a piece should take: little is lost with a worker, and its overhead is small
 FIRST_BATCHES = 4  # of a worker's first piece, before its speed is known
 MOST_IMAGES = 16_384  # of a piece
-MOST_ATTEMPTS = 4  # at a piece: workers that die for another reason do not die at the same one each time
+MOST_ATTEMPTS = 4  # at a piece: workers that die for a reason of their own do not die at the same one each time
 MOST_STARTS = 3  # in a place where workers die before they are ready
-ANSWER_SECONDS = 0.2  # between looks for signals
-LOOK_SECONDS = 5.0  # between looks for hosts that have come or gone
-BUSY_SECONDS = 30.0  # without a sign of a worker, until another place is tried in its stead
-ALONE_SECONDS = 60.0  # without any worker, until that is said; and without any host, until it is given up
-STOP_SECONDS = 30.0  # for workers to end a batch and commit it
+ANSWER_SECONDS = 0.2  # between checks for signals
+LOOK_SECONDS = 5.0  # between checks for hosts that have joined or left
+BUSY_SECONDS = 30.0  # without an answer of a worker, until another place is tried
+NO_WORKER_SECONDS = 60.0  # until a warning says that there is no worker, or the extraction stops as there is no host
+STOP_SECONDS = 30.0  # for workers to finish a batch and commit it
 BUSY = "the Ray cluster is busy, or its hosts are slow to start workers; waiting for room"
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class _Member:
     name: str
     slot: Slot
     actor: Actor
-    arriving: Reference | None
+    starting: Reference | None
     started_at: float
     preparing: Reference | None = None
     prepared: Prepared | None = None
@@ -73,9 +73,11 @@ class Driver:
         The images to embed, ascending.
     device : str
     find_slots : callable
-        Gives the room for workers that there is at this moment.
+        Returns the room for workers at this moment.
     started : sequence of Started
         Workers that are there already.
+    max_workers : int, optional
+        Workers at most; by default as many as there is room for.
     """
 
     def __init__(
@@ -85,15 +87,17 @@ class Driver:
         device: str,
         find_slots: Callable[[], list[Slot]],
         started: Sequence[Started] = (),
+        max_workers: int | None = None,
     ) -> None:
         self._job = job
         self._todo = todo
         self._device = device
         self._find_slots = find_slots
+        self._max_workers = max_workers
         self._known = actors.share(job.writer.known)
         self._compute = job.writer.compute  # None until the first worker has settled it
-        self._suspects = left_behind(job.writer.path)
-        self._crew: list[_Member] = []
+        self._suspects = suspect_keys(job.writer.path)
+        self._members: list[_Member] = []
         self._failed_starts: Counter[tuple[str, int]] = Counter()
         self._last_reason: HoarfrostError | None = None
         self._n_cut = 0  # of todo, that are in pieces
@@ -101,10 +105,10 @@ class Driver:
         self._n_done = 0
         self._parts: set[str] = set()
         self._counts = LoopCounts(device)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._looked_at = -LOOK_SECONDS
         self._ready_at: float | None = None  # when the first worker was
-        self._alone_since = time.monotonic()
+        self._no_worker_since = time.monotonic()
         for worker in started:
             self._join(worker)
 
@@ -113,85 +117,85 @@ class Driver:
         path = self._job.writer.path
         try:
             while self._n_done < len(self._todo):
-                self._staff()
-                self._hand_out()
+                self._start_workers()
+                self._assign_pieces()
                 self._take_answers()
                 if self._job.stop.received is not None:
-                    self._wind_down()
+                    self._stop_workers()
                     self._job.stop.check(self._n_done, len(self._todo))
         except StoppedError:
             raise
         except HoarfrostError:
-            self._wind_down()
+            self._stop_workers()
             raise
         finally:
-            for member in self._crew:
+            for member in self._members:
                 actors.end(member.actor)
-            still_suspect = left_behind(path) | self._suspects if self._n_done < len(self._todo) else set()
-            settle_notes(path, still_suspect)
-        taken = self._job.writer.take_in(self._parts)
+            still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self._todo) else set()
+            clear_notes(path, still_suspect)
+        taken = self._job.writer.add_parts(self._parts)
         self._counts.forward_images, self._counts.embedded = taken.n_embeddings, taken.n_new
         return self._counts
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
-    def _staff(self) -> None:
-        """Start a worker wherever there is room for one, and have those prepare themselves that may."""
+    def _start_workers(self) -> None:
+        """Start a worker wherever there is room for one, and prepare those that have started."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
             room = [slot for slot in self._find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
-            self._fill(room, now)
-            self._mind_being_alone(bool(room), now)
-        for member in self._crew:
-            # The first that is there settles the compute path, as one machine would; the others compute the same bits.
-            is_settling = any(other.preparing is not None for other in self._crew) and self._compute is None
-            is_idle = member.arriving is None and member.prepared is None and member.preparing is None
+            self._start_in_free_slots(room, now)
+            self._check_for_workers(bool(room), now)
+        for member in self._members:
+            # The first that has started chooses the compute path, as one machine would; the others compute the same bits.
+            is_settling = any(other.preparing is not None for other in self._members) and self._compute is None
+            is_idle = member.starting is None and member.prepared is None and member.preparing is None
             if is_idle and not is_settling:
                 member.preparing = actors.ask(member.actor, "prepare", self._plan(), self._known)
 
-    def _fill(self, room: list[Slot], now: float) -> None:
+    def _start_in_free_slots(self, room: list[Slot], now: float) -> None:
         """Start workers where there are none, as many as there may be; where others are at work none may ever come."""
-        taken = {(member.slot.node_id, member.slot.number) for member in self._crew}
+        taken = {(member.slot.node_id, member.slot.number) for member in self._members}
         free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
-        n_awaited = sum(member.arriving is None or now - member.started_at < BUSY_SECONDS for member in self._crew)
-        most = self._job.options.max_workers
+        n_awaited = sum(member.starting is None or now - member.started_at < BUSY_SECONDS for member in self._members)
+        most = self._max_workers
         for slot in free if most is None else free[: max(0, most - n_awaited)]:
             self._join(actors.start(slot))
 
     def _join(self, started: Started) -> None:
-        arriving = actors.ask(started.actor, "is_there")
-        self._crew.append(_Member(*started, arriving, time.monotonic()))
+        starting = actors.ask(started.actor, "is_there")
+        self._members.append(_Member(*started, starting, time.monotonic()))
 
-    def _welcome(self, member: _Member) -> None:
-        """Count on a worker from now on, unless others have come meanwhile in its stead."""
-        member.arriving = None
-        most = self._job.options.max_workers
-        if most is not None and sum(each.arriving is None for each in self._crew) > most:
-            self._crew.remove(member)
+    def _accept(self, member: _Member) -> None:
+        """Add a worker that has started, unless others have taken its place meanwhile."""
+        member.starting = None
+        most = self._max_workers
+        if most is not None and sum(each.starting is None for each in self._members) > most:
+            self._members.remove(member)
             actors.end(member.actor)
 
-    def _mind_being_alone(self, has_room: bool, now: float) -> None:
-        """Say that the cluster has no worker for this, and give up where there is no place for one."""
-        if any(member.prepared for member in self._crew):
-            self._alone_since = now
+    def _check_for_workers(self, has_room: bool, now: float) -> None:
+        """Warn while the cluster has no worker, and stop if it has no place for one."""
+        if any(member.prepared for member in self._members):
+            self._no_worker_since = now
             return
-        if not has_room and self._last_reason is not None and not self._crew:
+        if not has_room and self._last_reason is not None and not self._members:
             raise self._last_reason
-        if now - self._alone_since < ALONE_SECONDS:
+        if now - self._no_worker_since < NO_WORKER_SECONDS:
             return
         if not has_room:
             raise HoarfrostError(
                 f"The Ray cluster has no host left to work on, after {self._n_done} of {len(self._todo)} images; what is "
                 "finished is committed. Join hosts with `ray start`, and run the same command again: it goes on from there."
             )
-        self._say(BUSY)
+        self._warn_once(BUSY)
 
     def _plan(self) -> Plan:
         job = self._job
         return Plan(
             cache=job.writer.path,
-            recipe=job.recipe.to_go(),
+            recipe=job.recipe.for_another_process(),
             dataset=job.dataset.name,
             location=job.dataset.images.location,
             lock_owner=job.writer.lock.owner,
@@ -204,8 +208,8 @@ class Driver:
 
     # -- pieces -----------------------------------------------------------------------------------------------------
 
-    def _hand_out(self) -> None:
-        for member in self._crew:
+    def _assign_pieces(self) -> None:
+        for member in self._members:
             while member.prepared is not None and (piece := self._next_piece(member)) is not None:
                 indices = piece.indices.tolist()
                 images = self._job.dataset.images.subset(indices)
@@ -214,10 +218,10 @@ class Driver:
                 member.pieces[asked] = piece
 
     def _next_piece(self, member: _Member) -> _Piece | None:
-        """Give what a worker is to do next; None if it has enough, or nothing is left."""
+        """Return a worker's next piece; None if it has enough, or nothing is left."""
         if self._again and not member.pieces:
             return self._again.popleft()
-        # What workers died at is alone with the next one, so that it is known what that one dies at.
+        # A piece that workers died at is the only one of its next worker, so that it is known what that one dies at.
         is_alone = any(piece.attempts for piece in member.pieces.values())
         if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self._todo):
             return None
@@ -225,40 +229,42 @@ class Driver:
         return _Piece(np.array(self._todo[start : self._n_cut], np.int64))
 
     def _size_for(self, member: _Member) -> int:
-        """Give a piece's number of images: batches for some seconds; towards the end fewer, so that all end together."""
+        """Return a piece's number of images: batches for some seconds; towards the end fewer, so that all end together."""
         assert member.prepared is not None
         batch_size = member.prepared.batch_size
         wanted = int(member.images_per_second * PIECE_SECONDS) or FIRST_BATCHES * batch_size
-        n_ready = sum(other.prepared is not None for other in self._crew)
+        n_ready = sum(other.prepared is not None for other in self._members)
         share = (len(self._todo) - self._n_cut) // (IN_FLIGHT * n_ready)
         return batch_size * max(1, min(wanted, share, MOST_IMAGES) // batch_size)
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [first for member in self._crew for first in (member.arriving, member.preparing) if first is not None]
-        asked += [reference for member in self._crew for reference in member.pieces]
+        asked = [
+            first for member in self._members for first in (member.starting, member.preparing) if first is not None
+        ]
+        asked += [reference for member in self._members for reference in member.pieces]
         if not asked:
             time.sleep(ANSWER_SECONDS)
             return
         for reference in actors.answered(asked, ANSWER_SECONDS):
             member = next(
-                (each for each in self._crew if reference in {each.arriving, each.preparing, *each.pieces}), None
+                (each for each in self._members if reference in {each.starting, each.preparing, *each.pieces}), None
             )
             if member is None:  # it died, and its pieces went elsewhere
                 continue
             try:
                 answer = actors.result_of(reference)
             except WorkerLostError as error:
-                self._lose(member, str(error))
+                self._replace_lost(member, str(error))
                 continue
             except HoarfrostError as error:
                 if member.prepared is not None:
                     raise
-                self._refuse(member, error)
+                self._exclude(member, error)
                 continue
-            if reference == member.arriving:
-                self._welcome(member)
+            if reference == member.starting:
+                self._accept(member)
             elif isinstance(answer, Prepared):
                 self._is_ready(member, answer)
             else:
@@ -266,37 +272,37 @@ class Driver:
 
     def _is_ready(self, member: _Member, prepared: Prepared) -> None:
         member.preparing, member.prepared = None, prepared
-        self._repeat(member, prepared.said)
+        self._warn_of(member, prepared.warnings)
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
             self._job.writer.begin(prepared.compute)
-        n_ready = sum(each.prepared is not None for each in self._crew)
+        n_ready = sum(each.prepared is not None for each in self._members)
         self._counts.workers = max(self._counts.workers, n_ready)
 
-    def _take(self, member: _Member, piece: _Piece, embedded: Embedded) -> None:
-        """Note what became of a piece, and tell of it."""
+    def _take(self, member: _Member, piece: _Piece, embedded: EmbeddedPiece) -> None:
+        """Record the result of a piece, and report progress."""
         self._account_for(piece, embedded)
         member.images_per_second = embedded.n_done / max(embedded.seconds, 1e-6)
-        self._repeat(member, embedded.said)
+        self._warn_of(member, embedded.warnings)
         for place, reason in sorted(embedded.table.errors.items()):
             self._job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
         rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
-        n_ready = sum(each.prepared is not None for each in self._crew)
+        n_ready = sum(each.prepared is not None for each in self._members)
         self._job.on_progress(Progress(self._n_done, len(self._todo), rate, n_ready))
 
-    def _account_for(self, piece: _Piece, embedded: Embedded) -> None:
+    def _account_for(self, piece: _Piece, embedded: EmbeddedPiece) -> None:
         self._job.table.take(piece.indices, embedded.table)
         self._counts.notes += embedded.counts.notes
         self._parts.update(embedded.parts)
         self._n_done += embedded.n_done
 
-    def _lose(self, member: _Member, reason: str) -> None:
-        """Give a dead worker's pieces to others, with the images that it died at; start another in its place."""
-        self._crew.remove(member)
+    def _replace_lost(self, member: _Member, reason: str) -> None:
+        """Assign a dead worker's pieces to others, with the images that it died at; start another in its place."""
+        self._members.remove(member)
         actors.end(member.actor)  # one that broke down is still there
         self._looked_at = -LOOK_SECONDS
-        self._suspects |= left_by(self._job.writer.path, member.name)
+        self._suspects |= suspect_keys_of_worker(self._job.writer.path, member.name)
         if member.prepared is None:
             self._failed_starts[member.slot.node_id, member.slot.number] += 1
             self._last_reason = HoarfrostError(f"{member.slot.host}: no worker could be started there: {reason}.")
@@ -312,36 +318,36 @@ class Driver:
                 )
             self._again.append(piece)
 
-    def _refuse(self, member: _Member, error: HoarfrostError) -> None:
-        """Do without a place that cannot take part."""
-        self._crew.remove(member)
+    def _exclude(self, member: _Member, error: HoarfrostError) -> None:
+        """Exclude a place that cannot take part."""
+        self._members.remove(member)
         actors.end(member.actor)
         self._failed_starts[member.slot.node_id, member.slot.number] = MOST_STARTS
         self._last_reason = error
         self._looked_at = -LOOK_SECONDS
-        self._say(f"{member.slot.host} does not take part: {error}")
+        self._warn_once(f"{member.slot.host} does not take part: {error}")
 
-    def _repeat(self, member: _Member, said: list[str]) -> None:
-        for message in said:
-            self._say(f"{member.slot.host}: {message}")
+    def _warn_of(self, member: _Member, warnings: list[str]) -> None:
+        for message in warnings:
+            self._warn_once(f"{member.slot.host}: {message}")
 
-    def _say(self, message: str) -> None:
-        """Warn, but of the same thing once: there may be hundreds of workers."""
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str) -> None:
+        """Log a warning, but the same one only once: there may be hundreds of workers."""
+        if message not in self._warned:
+            self._warned.add(message)
             logger.warning("%s", message)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _wind_down(self) -> None:
-        """Have the workers end the batch under way and commit it; note what they have done."""
+    def _stop_workers(self) -> None:
+        """Stop the workers once they have committed the current batch; record what they have done."""
         deadline = time.monotonic() + STOP_SECONDS
-        for member in self._crew:
-            actors.tell_to_stop(member.actor)
-        while (left_s := deadline - time.monotonic()) > 0 and any(member.pieces for member in self._crew):
-            asked = [reference for member in self._crew for reference in member.pieces]
+        for member in self._members:
+            actors.request_stop(member.actor)
+        while (left_s := deadline - time.monotonic()) > 0 and any(member.pieces for member in self._members):
+            asked = [reference for member in self._members for reference in member.pieces]
             for reference in actors.answered(asked, left_s):
-                member = next(each for each in self._crew if reference in each.pieces)
+                member = next(each for each in self._members if reference in each.pieces)
                 piece = member.pieces.pop(reference)
                 with suppress(WorkerLostError, HoarfrostError):  # it is ending, whatever else comes
                     self._account_for(piece, actors.result_of(reference))

@@ -1,4 +1,4 @@
-"""Cluster: the engine that `extract` uses where there are several hosts, or several GPUs."""
+"""RayEngine: the engine that `extract` uses where there are several hosts, or several GPUs."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.cluster import actors
 from hoarfrost.features.extraction.cluster.actors import Reference, Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import (
-    INSTALL,
     Slot,
     check_address,
     connected,
@@ -19,17 +18,19 @@ from hoarfrost.features.extraction.cluster.connection import (
     slots,
 )
 from hoarfrost.features.extraction.cluster.driver import BUSY, BUSY_SECONDS, Driver
+from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.job import Job
 from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
 
 logger = logging.getLogger(__name__)
 
 
-class Cluster:
+class RayEngine:
     """A Ray cluster, joined (or started on this machine) when it is first needed; a context manager.
 
     Parameters
     ----------
+    own : RayOptions
     options : ExtractOptions
 
     Raises
@@ -38,7 +39,8 @@ class Cluster:
         On entering: Ray is missing, or nothing answers at its address.
     """
 
-    def __init__(self, options: ExtractOptions) -> None:
+    def __init__(self, own: RayOptions, options: ExtractOptions) -> None:
+        self._own = own
         self._options = options
         self._stack = ExitStack()
         self._is_joined = False
@@ -46,7 +48,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         require_ray()
-        check_address(self._options.address)
+        check_address(self._own.address)
         return self
 
     def __exit__(
@@ -68,18 +70,19 @@ class Cluster:
         self._early[asked] = worker
         return asked
 
-    def choose_precision(self, options: ExtractOptions) -> str:
-        """Choose what is fast where the workers will be: this machine may be of another kind.
+    def choose_precision(self) -> str:
+        """Return the precision that is fast where the workers will be: this machine may be of another kind.
 
         Whichever host answers first decides; where one is at work for others, or broken, the next is asked.
         """
-        if options.precision != "auto":
-            return options.precision
+        asked_for = self._options.precision
+        if asked_for != "auto":
+            return asked_for
         if not self._early:
             self.start_early()
-        waiting, device = set(self._early), self._device(options.precision)
-        begun = {(worker.slot.node_id, worker.slot.number) for worker in self._early.values()}
-        others = [slot for slot in self._slots(device) if (slot.node_id, slot.number) not in begun]
+        waiting, device = set(self._early), self._device(asked_for)
+        started = {(worker.slot.node_id, worker.slot.number) for worker in self._early.values()}
+        others = [slot for slot in self._slots(device) if (slot.node_id, slot.number) not in started]
         is_said = False
         while True:
             found = actors.answered(list(waiting), BUSY_SECONDS)
@@ -107,28 +110,31 @@ class Cluster:
             By what is wrong; what is finished is committed then.
         """
         device = self._device(job.recipe.precision)
-        first = self._slots(device)[: self._options.max_workers]
+        first = self._slots(device)[: self._own.max_workers]
         logger.info(
             "Ray: %d %s on %d %s%s", len(first), "worker" if len(first) == 1 else "workers",
             len({slot.node_id for slot in first}), "host" if len({slot.node_id for slot in first}) == 1 else "hosts",
             f"; dashboard {self._dashboard}" if self._dashboard else "",
         )  # fmt: skip
-        return Driver(job, todo, device, lambda: slots(self._options, device), [*self._early.values()]).run()
+        driver = Driver(
+            job, todo, device, lambda: slots(self._own, device), [*self._early.values()], self._own.max_workers
+        )
+        return driver.run()
 
     def _join(self) -> None:
         if not self._is_joined:
-            self._dashboard = self._stack.enter_context(connected(self._options.address))
+            self._dashboard = self._stack.enter_context(connected(self._own.address))
             self._is_joined = True
 
     def _device(self, precision: str) -> str:
-        """Turn "auto" into what the cluster has; whether the precision runs there, the workers will say."""
+        """Return the device to use, for "auto" what the cluster has; the workers check whether the precision runs there."""
         self._join()
         if self._options.device != "auto":
             return self._options.device
         return "cuda" if has_gpus() and not precision.startswith("int8") else "cpu"
 
     def _slots(self, device: str) -> list[Slot]:
-        found = slots(self._options, device)
+        found = slots(self._own, device)
         if not found:
             kind = "a GPU" if device == "cuda" else "a CPU"
             raise HoarfrostError(
@@ -136,11 +142,3 @@ class Cluster:
                 "asks for. Pass less, or another --device, or join hosts with `ray start`."
             )
         return found
-
-
-def say_what_is_idle(n_gpus: int) -> None:
-    """Say what it costs that Ray is not installed on a machine with several GPUs."""
-    logger.warning(
-        "this machine has %d GPUs, and only one of them is used: the others need Ray. It takes about %d times as long as it "
-        "might. Install it: %s", n_gpus, n_gpus, INSTALL,
-    )  # fmt: skip

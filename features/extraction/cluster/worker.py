@@ -16,7 +16,7 @@ from hoarfrost.features.cache import KeyIndex, PartWriter, library_versions, loc
 from hoarfrost.features.datasets import ImageSource
 from hoarfrost.features.errors import CacheError, DatasetError
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
-from hoarfrost.features.extraction.plan import ExtractOptions, ImageTable, LoopCounts
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts
 from hoarfrost.features.extraction.recipes import Recipe
 from hoarfrost.features.files import is_url
 
@@ -47,22 +47,22 @@ class Prepared:
 
     compute: str
     batch_size: int
-    said: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedPiece:
     """What became of a piece: a table of its images, the parts written or found, and no embedding.
 
     `n_done` is less than the piece has where the worker was told to stop.
     """
 
-    table: ImageTable
+    table: ImageRecords
     counts: LoopCounts
     parts: list[str]
     n_done: int
     seconds: float
-    said: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -80,7 +80,7 @@ class Worker:
         self._name = name
         self._n_threads = n_threads
         self._stop = StopSignals()  # it never receives signals: Ray's processes have their own ways
-        self._said = _Saying()
+        self._warnings = _WarningsForDriver()
 
     def is_there(self) -> None:
         """Answer, as soon as there is room for this worker and its process has begun."""
@@ -92,7 +92,7 @@ class Worker:
         return choose_precision(asked, choose_device(device, asked))
 
     def prepare(self, plan: Plan, known: KeyIndex) -> Prepared:
-        """Make the backbone, and see that this host has what the others have.
+        """Build the backbone, and check that this host has what the others have.
 
         Parameters
         ----------
@@ -121,10 +121,10 @@ class Worker:
         self._quarantine = Quarantine(plan.cache, n_decoders(options), worker=self._name)
         self._quarantine.__enter__()  # until the process ends, in whatever way
         self._loop = EmbeddingLoop(self._parts, self._quarantine, lambda: backbone, device, batch_size, options)
-        return Prepared(backbone.compute, batch_size, self._said.since_last())
+        return Prepared(backbone.compute, batch_size, self._warnings.since_last())
 
     def _check_shared_paths(self) -> None:
-        """See that the images and the cache lie here where they lie for the driver."""
+        """Check that the images and the cache are at the same paths here as for the driver."""
         if not is_url(self._plan.location) and not os.path.exists(self._plan.location):
             raise DatasetError(
                 f"{self._plan.location}: there are no images here. Mount them at the same path on each host."
@@ -132,7 +132,7 @@ class Worker:
         self._check_owner()
 
     def _check_owner(self) -> None:
-        """See that the cache's writer is still the one that this worker works for.
+        """Check that the cache's writer is still the one that this worker works for.
 
         It also tells a folder of the same name on this host's own disk from the shared one. A worker whose driver died,
         and that has not ended yet, may still commit what it is at when the next writer has begun: that writer, or the one
@@ -155,7 +155,7 @@ class Worker:
 
     def embed(
         self, images: ImageSource, paths: list[str], suspects: Collection[bytes], is_tried_again: bool
-    ) -> Embedded:
+    ) -> EmbeddedPiece:
         """Embed a piece of the dataset, and commit it.
 
         Parameters
@@ -177,23 +177,23 @@ class Worker:
 
         started = time.monotonic()
         self._check_owner()
-        found = self._parts.recognise_others() if is_tried_again else []
+        found = self._parts.read_other_parts() if is_tried_again else []
         self._quarantine.suspect(suspects)
         n_parts = len(self._parts.parts)
-        table = ImageTable(len(paths))
+        table = ImageRecords(len(paths))
         with suppress(StoppedError):  # the table tells what was done
             self._loop.run(Work(images, paths, range(len(paths)), table), self._stop)
         written = [part.path.name for part in self._parts.parts[n_parts:]]
         n_done = int(table.readable.sum()) + len(table.errors)
         seconds = time.monotonic() - started
-        return Embedded(table, self._loop.counts, found + written, n_done, seconds, self._said.since_last())
+        return EmbeddedPiece(table, self._loop.counts, found + written, n_done, seconds, self._warnings.since_last())
 
     def stop(self) -> None:
-        """Let the piece under way end after the batch under way; called beside `embed`."""
+        """Stop the current piece after the current batch; called while `embed` runs."""
         self._stop.received = signal.SIGINT
 
 
-class _Saying(logging.Handler):
+class _WarningsForDriver(logging.Handler):
     """Keeps this package's warnings for the driver: in Ray's logs nobody reads them, and paths may name patients."""
 
     def __init__(self) -> None:
@@ -203,10 +203,10 @@ class _Saying(logging.Handler):
         package.handlers, package.propagate = [self], False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning."""
+        """Store a warning."""
         self._messages.append(record.getMessage())
 
     def since_last(self) -> list[str]:
-        """Give what was kept, and forget it."""
-        said, self._messages = self._messages, []
-        return said
+        """Return the warnings since the last call."""
+        warnings, self._messages = self._messages, []
+        return warnings

@@ -17,7 +17,7 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.cache import DIM, EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
-from hoarfrost.features.extraction.extract import Embedded, embed_like
+from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
@@ -121,10 +121,11 @@ def predict_dataset(
     if per_patient is not None:
         predictor.require_unit(per_patient)
     check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
-    with _workplace(cache, heads, predictor.header) as (place, lender):
+    with _workplace(cache, heads, predictor.header) as (place, source_cache):
         embedded = embed_like(
-            data, place, predictor.header, weights=weights, lender=lender, options=options, on_progress=on_progress
-        )
+            data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
+            on_progress=on_progress,
+        )  # fmt: skip
         written = _write(embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean")
     summary = replace(written, seconds=time.monotonic() - started)
     if not summary.predicted:
@@ -149,20 +150,20 @@ def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Pre
 def _workplace(
     cache: Path | None, heads: RunHeads | None, header: Header
 ) -> Iterator[tuple[Path, EmbeddingCache | None]]:
-    """Give the cache to embed into, for the time of the prediction if none is named, and the run's own to borrow from."""
+    """Yield the cache to embed into, a temporary one if none is named, and the run's own to copy from."""
     own = None if heads is None else Path(heads.config.embeddings.cache)
     with ExitStack() as stack:
-        lender = None
+        source_cache = None
         if own is not None and own.exists() and not (cache is not None and cache.exists() and cache.samefile(own)):
-            lender = _opened_lender(own, header, stack)
+            source_cache = _open_source_cache(own, header, stack)
         if cache is not None:
-            yield cache, lender
+            yield cache, source_cache
             return
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hoarfrost-"))) / "embeddings.h5"
         if own is not None and salt_path(own).is_file():  # so that a patient has the name that the run knows
             shutil.copy(salt_path(own), salt_path(place))
         try:
-            yield place, lender
+            yield place, source_cache
         except StoppedError as error:
             raise HoarfrostError(f"{error.when}. Nothing of it is kept: with --cache FILE it would be.") from error
         except CacheError as error:
@@ -174,7 +175,7 @@ def _workplace(
             ) from error
 
 
-def _opened_lender(path: Path, header: Header, stack: ExitStack) -> EmbeddingCache | None:
+def _open_source_cache(path: Path, header: Header, stack: ExitStack) -> EmbeddingCache | None:
     try:
         found = stack.enter_context(EmbeddingCache(path))
     except CacheError as error:
@@ -217,7 +218,7 @@ class _Tally:
             self.probabilities[places] = found.probabilities
 
 
-def _write(embedded: Embedded, cache: Path, predictor: Predictor, output: Path, how: str) -> PredictionSummary:
+def _write(embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output: Path, how: str) -> PredictionSummary:
     """Write the images' CSV, and the patients' where these are known."""
     dataset, errors = embedded.dataset, dict(embedded.errors)
     patients = dataset.patients if how in predictor.units else None
@@ -274,7 +275,7 @@ def _without(places: Ints, errors: Mapping[int, str]) -> Ints:
 
 
 def _predicted(
-    embedded: Embedded, cache: Path, predictor: Predictor, errors: dict[int, str]
+    embedded: EmbeddedDataset, cache: Path, predictor: Predictor, errors: dict[int, str]
 ) -> Iterator[tuple[Ints, Prediction]]:
     """Predict block by block: places (B,) in the dataset, and what is predicted of those that have no error."""
     with ExitStack() as stack:

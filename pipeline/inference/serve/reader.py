@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decoded_apart
+from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.images import Decoding, encode_png, load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.features.fingerprint import SIZE
 from hoarfrost.inference.explain import Cases, Explainer, overlay
@@ -68,12 +68,12 @@ class HeadReader:
             If it is no image, a damaged one, or too large.
         """
         if not content:
-            raise ImageDecodeError("the file is empty")
+            raise ImageDecodeError(Unreadable.EMPTY)
         window = self._explainer.decoding.window
         try:
-            pixels = decoded_apart(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
+            pixels = decode_isolated(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
         except DecoderCrashError as error:
-            raise ImageDecodeError(f"its decoder gave up: {error}") from error
+            raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
         return load_image(pixels).expand(3, -1, -1)
 
     def answer(self, images: Sequence[torch.Tensor]) -> list[Answer]:

@@ -1,0 +1,84 @@
+"""The engine of one machine: this process, or Ray's workers where it has several GPUs."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from hoarfrost.features.extraction.engines import LocalOptions, RayOptions
+from hoarfrost.features.extraction.job import Job
+from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
+
+if TYPE_CHECKING:
+    from hoarfrost.features.encoder.backbone import Backbone
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Embeds on this machine; see `hoarfrost.features.extraction.job.Engine`.
+
+    Torch takes seconds to import, and is imported where it is used: an unchanged dataset needs none of it.
+    """
+
+    def __init__(self, own: LocalOptions, options: ExtractOptions) -> None:  # noqa: ARG002 - the signature is any engine's
+        self._options = options
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def start_early(self) -> None:
+        """Return at once: there is no other process to start."""
+
+    def choose_precision(self) -> str:
+        """Return the precision that is fast on this machine."""
+        from hoarfrost.features.devices import choose_device, choose_precision
+
+        asked = self._options.precision
+        return choose_precision(asked, choose_device(self._options.device, asked))
+
+    def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
+        """Embed images of a dataset in this process, or on all GPUs where there is a batch for each."""
+        from hoarfrost.features.devices import choose_batch_size, choose_device, n_gpus
+
+        device = choose_device(job.options.device, job.recipe.precision)
+        batch_size = choose_batch_size(job.options.batch_size, device)
+        if device == "cuda" and len(todo) >= n_gpus() * batch_size > batch_size:
+            return _embed_on_all_gpus(job, todo, batch_size, n_gpus())
+        return _embed_in_this_process(job, todo, device, batch_size)
+
+
+def _embed_on_all_gpus(job: Job, todo: Sequence[int], batch_size: int, n_gpus: int) -> LoopCounts:
+    """Embed by a worker of Ray's on each GPU; on one GPU, with a warning, where Ray is not installed."""
+    from hoarfrost.features.extraction.cluster import INSTALL, RayEngine, is_installed
+
+    if is_installed():
+        with RayEngine(RayOptions(), replace(job.options, device="cuda")) as engine:
+            return engine.embed(job, todo)
+    logger.warning(
+        "this machine has %d GPUs, and only one of them is used: the others need Ray. It takes about %d times as long as it "
+        "might. Install it: %s", n_gpus, n_gpus, INSTALL,
+    )  # fmt: skip
+    return _embed_in_this_process(job, todo, "cuda", batch_size)
+
+
+def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_size: int) -> LoopCounts:
+    from hoarfrost.features.decoding.quarantine import Quarantine
+    from hoarfrost.features.extraction.loop import EmbeddingLoop, Work, n_decoders
+
+    writer = job.writer
+
+    def backbone() -> "Backbone":
+        made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        writer.begin(made.compute)
+        return made
+
+    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, backbone, device, batch_size, job.options, job.source_cache)
+        work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
+        return loop.run(work, job.stop)
