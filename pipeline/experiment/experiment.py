@@ -27,7 +27,7 @@ from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import SavedHead, head_bytes
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     EmbeddingFacts,
     Epoch,

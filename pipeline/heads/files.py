@@ -20,7 +20,8 @@ from hoarfrost.experiment.validated import Validated
 from hoarfrost.features.cache import DIM, Header
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
-from hoarfrost.heads.specs import HeadSpec, build_head, parse_head
+from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.specs import parse_head
 from hoarfrost.runs import from_json, to_json
 from hoarfrost.training import Standardise
 
@@ -236,7 +237,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
 
 def _module(spec: HeadSpec, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):  # shapes alone: the file may promise any
-        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), build_head(spec, DIM, n_classes))
+        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), spec.build(DIM, n_classes))
     state = {}
     for name, meta in like.state_dict().items():
         full_name = name if name.startswith(STANDARDISATION) else prefix + name

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.training.rows import HeldRows, Rows
 
 
