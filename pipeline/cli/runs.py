@@ -89,16 +89,16 @@ def train(
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console import train_text, training_progress
-    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+    from hoarfrost.heads.config import TrainingConfig
     from hoarfrost.heads.specs import cross_heads, parse_heads
     from hoarfrost.runs import metrics_document
-    from hoarfrost.training import TrainingConfig
 
-    config = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
+    training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     result = run_experiment(
-        cache, run, cross_heads(parse_heads(heads), grids), config=config, **options,
-        label_columns=labels if multilabel or labels else None,
-        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(config.epochs),
+        cache, run, cross_heads(parse_heads(heads), grids),
+        ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options),
+        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(training.epochs),
     )  # fmt: skip
     # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}

@@ -10,6 +10,7 @@ import numpy as np
 from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Leakage, Suspects
 
 if TYPE_CHECKING:
@@ -72,36 +73,24 @@ class EmbeddingFacts:
     weights_path: str = ""
 
 
-@dataclass(frozen=True)
-class RunConfig:
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig, ScoringConfig):
     """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
 
     `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
-    memory limit where embeddings were streamed, which decides the order of batches; else None. `per_patient` is how
-    patients' probabilities were joined before scoring ("mean", "max"), or None; `prevalence` the stated one, or None.
-    `warnings` are what must be known before believing the scores.
+    memory limit where embeddings were streamed, which decides the order of batches; else None. `warnings` are what must
+    be known before believing the scores.
     """
 
     command: str
     created: str
     seconds: float
     head_seconds: dict[str, float]
-    seed: int
-    seeds: int
-    epochs: int
-    patience: int
-    batch_size: int
-    schedule: str
-    class_weight: str
-    label_smoothing: float
-    device: str
     streamed_bytes: int | None
     dataset: DatasetFacts
     embeddings: EmbeddingFacts
     versions: dict[str, str]
     machine: str
-    per_patient: str | None = None
-    prevalence: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -14,11 +14,12 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import count_parameters
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
 from hoarfrost.training.objective import objective_for
-from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead
 from hoarfrost.training.rows import HeldRows, Rows, moments
 from hoarfrost.training.stack import Member, Stack
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from hoarfrost.evaluation import compare_heads
 from hoarfrost.experiment.crossval import NESTED
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -87,9 +87,7 @@ def busi(folder: Path) -> list[Measurement]:
         folder / "c.h5",
         folder / "run",
         parse_heads(VARIANTS),
-        positive=["malignant"],
-        config=TrainingConfig(seeds=5),
-        n_folds=N_FOLDS,
+        ExperimentConfig(positive=["malignant"], training=TrainingConfig(seeds=5), n_folds=N_FOLDS),
     )
     ours_s = time.perf_counter() - started
     n_heads = sum(len(head.seeds) for head in run.heads) * (1 + N_FOLDS)

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hoarfrost.cli.console import train_text
 from hoarfrost.evaluation import delong_ci, macro_auc_ci, score_labels
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.kinds import HeadSpec, Linear
@@ -51,9 +51,7 @@ def train(cache: Path, columns: tuple[str, ...] = (), **options: object) -> Run:
         cache,
         cache.parent / "run",
         parse_heads(["linear", "mlp:16"]),
-        config=QUICK,
-        label_columns=columns,
-        **options,  # type: ignore[arg-type]
+        ExperimentConfig(training=QUICK, label_columns=columns, **options),
     )
 
 

@@ -1,6 +1,7 @@
 """A new kind of head is one class and one entry: all commands take it, and no other file changes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +60,19 @@ def test_it_goes_the_whole_way_from_training_to_an_exported_model(tmp_path: Path
     folder = tmp_path / "run"
     train(tmp_path / "c.h5", folder, HEADS, positive=["malignant"], config=TrainingConfig(epochs=4, seeds=2))
     assert [head.name for head in read_run(folder).heads] == HEADS
-    page = write_report(folder).report.read_text(encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert all(head.split(",")[0] in page for head in HEADS)
     x = np.random.default_rng(0).random((3, 512), np.float32)
-    for name in HEADS[:-1]:
+    for name in HEADS:
         saved = read_head(folder / read_run(folder).head(name).weights_file)
         assert (saved.spec, saved.seeds) == (parse_head(name), (0, 1))
-        assert name.split(",")[0] in page
         assert np.isfinite(open_predictor(folder, name).predict(x).probabilities).all()
-        predict_dataset(tmp_path / "demo", tmp_path / "p.csv", run=folder, head=name)
-        explain_dataset(tmp_path / "demo", tmp_path / f"maps {saved.spec.slug}", run=folder, head=name)
-        summary = export_head(folder, tmp_path / f"{saved.spec.slug}.onnx", file_format="onnx", head=name)
-        assert summary.head == name
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted((tmp_path / "demo").rglob("*.png"))[:2]:
+        shutil.copy(path, few)
+    predict_dataset(few, tmp_path / "p.csv", run=folder, head=HEADS[0])
+    explain_dataset(few, tmp_path / "maps", run=folder, head=HEADS[0])
+    exported = export_head(folder, tmp_path / "model.onnx", file_format="onnx", head=HEADS[0])
+    assert exported.head == HEADS[0]
     assert json.loads((folder / "metrics.json").read_text())["heads"][0]["dropout"] == 0.2
