@@ -33,8 +33,8 @@ class DatasetFacts:
     """What the heads were trained and scored on.
 
     `positive` names the labels that count as class 1; it is None with more than two classes.
-    `n_images` counts the unreadable too. `split_by` is "given" (the dataset says), "given, val
-    from train" (it has no validation split), "patient" or "image" (we split, by what).
+    `n_images` counts the unreadable too. `split_by` names the rule of the splits, see
+    `hoarfrost.experiment.splits.SPLIT_RULES`.
     `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
     several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels. `no_test_split`
     says so where there is none.

@@ -32,11 +32,11 @@ def train(
     directory: Path | None = None,
     heads: Sequence[str] = ("linear",),
     config: TrainingConfig = QUICK,
+    command: Sequence[str] = (),
     **options: Any,
 ) -> Run:
-    return run_experiment(
-        cache, directory or cache.parent / "run", parse_heads(list(heads)), ExperimentConfig(training=config, **options)
-    )
+    asked = ExperimentConfig(training=config, **options)
+    return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), asked, command=command)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import table
+from hoarfrost.experiment.splits import rule_named
 
 if TYPE_CHECKING:
     from hoarfrost.evaluation import Share
@@ -35,7 +36,7 @@ def train_text(run: "Run") -> str:
     counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
     lines.append(
         f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
-        f"split {_split_words(run.config.dataset.split_by)}"
+        f"split {rule_named(run.config.dataset.split_by).brief}"
     )
     if run.config.per_patient is not None:
         lines.append(f"scores are of patients, by the {run.config.per_patient} of their images' probabilities")
@@ -113,11 +114,6 @@ def _share_text(share: "Share", by_patient: tuple[float, float] | None) -> str:
         return "undefined"
     low, high = by_patient or (share.low, share.high)
     return f"{share.value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _split_words(split_by: str) -> str:
-    words = {"given": "as the dataset says", "given, val from train": "as the dataset says, val taken from train"}
-    return words.get(split_by, f"by {split_by}")
 
 
 def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:
