@@ -224,7 +224,7 @@ class Stack:
         return module
 
     def keep(self, heads: Sequence[int], n_groups: int) -> None:
-        """Go on with some of the heads, laid out in `n_groups`, moments and all."""
+        """Keep some of the heads, laid out in `n_groups`, moments and all."""
         states = [self._optimizer.state[direction] for direction in self._directions]
         old = [self.parameters, self.best, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
