@@ -76,10 +76,8 @@ class Stack:
         self.parameters = [self._stacked(i, value) for i, value in enumerate(self.parameters)]
         self.best = [value.clone() for value in self.parameters]
         like = self.parameters[0]
-        self._lr = torch.tensor([member.spec.lr for member in members], dtype=like.dtype, device=like.device)
-        self._decay = torch.tensor(
-            [member.spec.weight_decay for member in members], dtype=like.dtype, device=like.device
-        )
+        self._lr = like.new_tensor([member.spec.lr for member in members])
+        self._decay = like.new_tensor([member.spec.weight_decay for member in members])
         self._generators = [_dropout_generator(member, like.device) for member in members]
         self._optimise()
 
@@ -91,9 +89,8 @@ class Stack:
             _check_alike(spec, alike)
             of_layer = [list(layer.parameters()) for layer in alike]
             stacked = [torch.stack([value.detach() for value in values]) for values in zip(*of_layer, strict=True)]
-            self._decays += [
-                value.ndim == 3 for value in stacked
-            ]  # matrices: a bias near zero is no simpler a function
+            # Matrices alone: pulling a bias towards zero is no simpler a function.
+            self._decays += [value.ndim == 3 for value in stacked]
             if type(first) is nn.Linear:  # (M, in, out) and (M, 1, out); AdamW's fused steps need one piece of memory
                 stacked = [stacked[0].transpose(1, 2).contiguous(), stacked[1][:, None]]
             places = range(len(self.parameters), len(self.parameters) + len(stacked))
@@ -271,13 +268,12 @@ def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Mod
 
 def _check_alike(spec: HeadSpec, layers: Sequence[nn.Module]) -> None:
     """Refuse a layer that the heads of a stack do not share but for its parameters, or whose parameters are frozen."""
-    first = layers[0]
-    of_first = list(first.buffers())
+    written, of_first = repr(layers[0]), list(layers[0].buffers())
     for layer in layers:
         buffers = list(layer.buffers())
         shared = len(buffers) == len(of_first) and all(map(torch.equal, buffers, of_first))
         trained = all(value.requires_grad for value in layer.parameters())
-        if repr(layer) != repr(first) or not (shared and trained):
+        if repr(layer) != written or not (shared and trained):
             raise _refused(spec, layer)
 
 

@@ -32,11 +32,11 @@ def train(
     directory: Path | None = None,
     heads: Sequence[str] = ("linear",),
     config: TrainingConfig = QUICK,
-    command: Sequence[str] = (),
     **options: Any,
 ) -> Run:
+    apart = {name: options.pop(name) for name in ("command", "on_epoch") if name in options}
     asked = ExperimentConfig(training=config, **options)
-    return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), asked, command=command)
+    return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), asked, **apart)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

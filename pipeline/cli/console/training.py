@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import table
-from hoarfrost.experiment.splits import rule_named
 
 if TYPE_CHECKING:
     from hoarfrost.evaluation import Share
@@ -14,6 +13,8 @@ SHOWN_HEADS = 20  # in a table
 
 def train_text(run: "Run") -> str:
     """Describe a run: the table of heads, and which one validation selected."""
+    from hoarfrost.experiment.splits import rule_named
+
     split = "test" if run.heads[0].test is not None else "val"
     rows: list[tuple[str, ...]] = [
         ("", "head", "parameters", "epochs", "val AUC", f"{split} AUC (95% interval)", f"{split} accuracy")
