@@ -1,14 +1,13 @@
 """Frozen features, hoarded: extract embeddings once, then train, score and use classifiers of medical images.
 
 This is the whole project from Python: extraction, arrays for scikit-learn, training, prediction. It is light to import;
-what is heavy waits for a call. `hoarfrost.experiment.experiment.run_experiment` has all options of `train`, and
-`hoarfrost.evaluation` the statistics, on arrays alone.
+what is heavy waits for a call. `hoarfrost.evaluation` has the statistics, on arrays alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,13 +131,8 @@ def train(
     run: str | Path,
     heads: Sequence[str] = (),
     *,
-    dataset: str | None = None,
-    positive: Sequence[str] = (),
-    label_columns: Sequence[str] | None = None,
     config: "TrainingConfig | None" = None,
-    n_folds: int | None = None,
-    per_patient: str | None = None,
-    prevalence: float | None = None,
+    **options: Any,
 ) -> "Run":
     """Train heads on a cached dataset, score them, and write a run folder, as `hoarfrost train` does.
 
@@ -149,16 +143,11 @@ def train(
         The run folder; an earlier run there is replaced.
     heads : sequence of str
         Specifications such as "linear" or "mlp:256"; by default those of the command.
-    dataset, positive, label_columns
-        As for `load_data`.
     config : hoarfrost.training.TrainingConfig, optional
         Epochs, patience, seeds and the like; by default those of the command.
-    n_folds : int, optional
-        Cross-validate the whole procedure, selection included, over so many folds.
-    per_patient : "mean", "max" or None
-        Score patients, whose images' probabilities are so joined, in place of images.
-    prevalence : float, optional
-        Of the positive class where the head is to be used, in (0, 1).
+    **options
+        `dataset`, `positive`, `label_columns`, `n_folds`, `per_patient`, `prevalence` and the other attributes of
+        `hoarfrost.experiment.experiment.ExperimentConfig`.
 
     Returns
     -------
@@ -168,19 +157,15 @@ def train(
     ------
     HoarfrostError
         One of its children: cache, labels, splits, heads, or the run folder.
-
-    Notes
-    -----
-    `hoarfrost.experiment.experiment.run_experiment` has the command's other options.
+    TypeError
+        If there is no such option.
     """
-    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+    from hoarfrost.heads.config import TrainingConfig
     from hoarfrost.heads.specs import parse_heads
 
-    return run_experiment(
-        Path(cache), Path(run), parse_heads(list(heads)),
-        dataset=dataset, positive=positive, label_columns=label_columns, config=config,
-        n_folds=n_folds, per_patient=per_patient, prevalence=prevalence,
-    )  # fmt: skip
+    experiment = ExperimentConfig(training=config or TrainingConfig(), **options)
+    return run_experiment(Path(cache), Path(run), parse_heads(list(heads)), experiment)
 
 
 def open_predictor(source: str | Path, head: str | None = None, *, coverage: float = 0.9) -> "Predictor":

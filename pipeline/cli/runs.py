@@ -9,6 +9,7 @@ import click
 
 from hoarfrost.cli.options import cache_option, emit, json_option, run_option
 from hoarfrost.cli.types import PathType, ShareType, SizeType
+from hoarfrost.heads.config import TrainingConfig
 
 
 @click.command()
@@ -24,7 +25,7 @@ from hoarfrost.cli.types import PathType, ShareType, SizeType
     help="Cross every head with these values of lr, weight_decay or dropout; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
+    "--seeds", type=click.IntRange(1, 100), default=TrainingConfig.seeds, show_default=True,
     help="Train each head so many times; the selection is by their mean.",
 )  # fmt: skip
 @click.option(
@@ -53,23 +54,43 @@ from hoarfrost.cli.types import PathType, ShareType, SizeType
     help="Stream embeddings that take more (1GB, 500MB) from the cache.  [default: half of the memory]",
 )  # fmt: skip
 @click.option(
-    "--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True,
+    "--schedule", type=click.Choice(["constant", "cosine"]), default=TrainingConfig.schedule, show_default=True,
     help="Of the learning rate; cosine has a warm-up.",
 )  # fmt: skip
 @click.option(
-    "--class-weight", type=click.Choice(["none", "balanced"]), default="none", show_default=True,
+    "--class-weight", type=click.Choice(["none", "balanced"]), default=TrainingConfig.class_weight, show_default=True,
     help="balanced: each class counts the same in the loss, however many images it has.",
 )  # fmt: skip
 @click.option(
-    "--label-smoothing", type=ShareType(0, 1, max_open=True), default=0.1, show_default=True,
+    "--label-smoothing", type=ShareType(0, 1, max_open=True), default=TrainingConfig.label_smoothing, show_default=True,
     help="Share of each label that is spread over all classes.",
 )  # fmt: skip
-@click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
-@click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without a better one.")
-@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=64, show_default=True, help="Images in a step.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, weights and batches.")
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    "--epochs", type=click.IntRange(1), default=TrainingConfig.epochs, show_default=True, help="At most so many."
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    default=TrainingConfig.patience,
+    show_default=True,
+    help="Epochs without a better one.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 1 << 20),
+    default=TrainingConfig.batch_size,
+    show_default=True,
+    help="Images in a step.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=TrainingConfig.seed,
+    show_default=True,
+    help="Of splits, weights and batches.",
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=TrainingConfig.device, show_default=True,
     help="Where to compute; auto is cuda where there is one, else cpu.",
 )  # fmt: skip
 @json_option
@@ -89,16 +110,15 @@ def train(
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console import train_text, training_progress
-    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.specs import cross_heads, parse_heads
     from hoarfrost.runs import metrics_document
-    from hoarfrost.training import TrainingConfig
 
-    config = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
+    training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     result = run_experiment(
-        cache, run, cross_heads(parse_heads(heads), grids), config=config, **options,
-        label_columns=labels if multilabel or labels else None,
-        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(config.epochs),
+        cache, run, cross_heads(parse_heads(heads), grids),
+        ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options),
+        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(training.epochs),
     )  # fmt: skip
     # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}

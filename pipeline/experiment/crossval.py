@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hoarfrost.experiment.splits import carve_validation, class_masks, k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import CrossValidated, CrossValidation, OutOfFold
 from hoarfrost.training import Fold, TrainedHead, TrainingConfig, mean_probabilities, train_heads
 from hoarfrost.training.references import MAJORITY, reference_probabilities

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hoarfrost.experiment.splits import class_masks, strata_of_groups
 from hoarfrost.experiment.task import Task
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import LearningPoint
 from hoarfrost.training import Fold, TrainingConfig, train_heads
 

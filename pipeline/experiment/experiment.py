@@ -5,7 +5,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,9 @@ from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, head_bytes
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     EmbeddingFacts,
     Epoch,
@@ -41,29 +42,55 @@ from hoarfrost.runs import (
     require_tensorboard,
     write_run,
 )
-from hoarfrost.training import Fold, StreamedRows, TrainedHead, TrainingConfig, train_heads
+from hoarfrost.training import Fold, StreamedRows, TrainedHead, train_heads
 
 Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(ScoringConfig):
+    """What is asked of an experiment, beside its cache and its heads.
+
+    Attributes
+    ----------
+    training : TrainingConfig
+    dataset : str or None
+        Which of the cache's datasets; not needed where there is one.
+    positive : sequence of str
+        Labels that count as class 1; makes the task binary.
+    label_columns : sequence of str or None
+        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+    memory_limit : int or None
+        Bytes that embeddings may take; by default half of the memory that this process may use.
+    n_folds : int or None
+        Cross-validate the whole procedure, selection included, over so many folds.
+    with_learning_curve : bool
+        Train the selected head on growing shares of the training patients too.
+    with_tensorboard : bool
+        Write the training curves for TensorBoard too.
+    allow_leakage : bool
+        Continue where two splits share patients or images' bytes.
+    """
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    dataset: str | None = None
+    positive: Sequence[str] = ()
+    label_columns: Sequence[str] | None = None
+    memory_limit: int | None = None
+    n_folds: int | None = None
+    with_learning_curve: bool = False
+    with_tensorboard: bool = False
+    allow_leakage: bool = False
+
+
 def run_experiment(
     cache: Path,
     directory: Path,
     heads: Sequence[HeadSpec],
+    config: ExperimentConfig,
     *,
-    dataset: str | None = None,
-    positive: Sequence[str] = (),
-    label_columns: Sequence[str] | None = None,
-    config: TrainingConfig | None = None,
-    memory_limit: int | None = None,
-    n_folds: int | None = None,
-    with_learning_curve: bool = False,
-    with_tensorboard: bool = False,
-    per_patient: str | None = None,
-    prevalence: float | None = None,
-    allow_leakage: bool = False,
     command: Sequence[str] = (),
     on_epoch: Callable[[str, int], None] = lambda *_: None,
 ) -> Run:
@@ -76,27 +103,7 @@ def run_experiment(
     directory : Path
         The run folder; an earlier run there is replaced.
     heads : sequence of HeadSpec
-    dataset : str, optional
-        Which of the cache's datasets; not needed where there is one.
-    positive : sequence of str
-        Labels that count as class 1; makes the task binary.
-    label_columns : sequence of str, optional
-        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
-    config : TrainingConfig, optional
-    memory_limit : int, optional
-        Bytes that embeddings may take; by default half of the memory that this process may use.
-    n_folds : int, optional
-        Cross-validate the whole procedure, selection included, over so many folds.
-    with_learning_curve : bool
-        Train the selected head on growing shares of the training patients too.
-    with_tensorboard : bool
-        Write the training curves for TensorBoard too.
-    per_patient : "mean", "max" or None
-        Score patients, whose images' probabilities are so joined, in place of images.
-    prevalence : float, optional
-        Of the positive class where the head is to be used: predictive values and net benefit for there.
-    allow_leakage : bool
-        Go on where two splits share patients or images' bytes.
+    config : ExperimentConfig
     command : sequence of str
         What the user typed, for the record.
     on_epoch : callable
@@ -113,29 +120,30 @@ def run_experiment(
     """
     started = time.monotonic()
     check_run_directory(directory)
-    if with_tensorboard:
+    if config.with_tensorboard:
         require_tensorboard()
-    config = config or TrainingConfig()
-    device = choose_device(config.device)
+    training = replace(config.training, device=choose_device(config.training.device))
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = read_task(
-            opened, dataset, positive, config.seed,
-            label_columns=label_columns, memory_limit=memory_limit, device=device, per_patient=per_patient,
+            opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
+            memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         )  # fmt: skip
-        leakage = _gate(task, allowed=allow_leakage)
-        folds = outer_folds(task, n_folds, config.seed) if n_folds else []  # refused before anything is trained
-        variants = _train(heads, task, config, on_epoch)
+        leakage = _gate(task, allowed=config.allow_leakage)
+        # Refused before anything is trained.
+        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
+        variants = _train(heads, task, training, on_epoch)
         folded, out_of_fold = (
-            cross_validate(heads, task, folds, config, macro_roc_aucs, on_epoch) if folds else (None, None)
+            cross_validate(heads, task, folds, training, macro_roc_aucs, on_epoch) if folds else (None, None)
         )
         scored = score_variants(variants, task)
         variants = {name: variants[name] for name in scored.probabilities}
         chosen = next(spec for spec in heads if spec.name == scored.selected)
-        curve = learning_curve(chosen, task, config, macro_roc_aucs, on_epoch) if with_learning_curve else ()
-        reviewed = _review(task, scored, out_of_fold, config.seed, prevalence)
+        with_curve = config.with_learning_curve
+        curve = learning_curve(chosen, task, training, macro_roc_aucs, on_epoch) if with_curve else ()
+        reviewed = _review(task, scored, out_of_fold, training.seed, config.prevalence)
         run = Run(
             directory,
-            _run_config(task, opened, config, device, variants, prevalence, shlex.join(command), started),
+            _run_config(task, opened, config, training, variants, shlex.join(command), started),
             scored.selected,
             scored.heads,
             scored.references,
@@ -149,7 +157,7 @@ def run_experiment(
         )
         files = _head_files(variants, task, scored, opened.header)
     run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
-    write_run(run, files, with_tensorboard=with_tensorboard)
+    write_run(run, files, with_tensorboard=config.with_tensorboard)
     return run
 
 
@@ -188,10 +196,9 @@ def _warnings(run: Run) -> Iterator[str]:
 def _run_config(
     task: Task,
     cache: EmbeddingCache,
-    config: TrainingConfig,
-    device: str,
+    config: ExperimentConfig,
+    training: TrainingConfig,
     variants: Mapping[str, Sequence[TrainedHead]],
-    prevalence: float | None,
     command: str,
     started: float,
 ) -> RunConfig:
@@ -200,15 +207,6 @@ def _run_config(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
-        seed=config.seed,
-        seeds=config.seeds,
-        epochs=config.epochs,
-        patience=config.patience,
-        batch_size=config.batch_size,
-        schedule=config.schedule,
-        class_weight=config.class_weight,
-        label_smoothing=config.label_smoothing,
-        device=device,
         streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
         embeddings=_embedding_facts(task, cache),
@@ -218,8 +216,8 @@ def _run_config(
             **{name: version(name) for name in ("scikit-learn", "scipy")},
         },
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        per_patient=task.per_patient,
-        prevalence=prevalence,
+        **vars(training),
+        **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
     )
 
 

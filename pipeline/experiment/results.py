@@ -127,7 +127,7 @@ def _result(
         n_parameters=count_parameters(first.module),
         learning_rate=spec.lr,
         weight_decay=spec.weight_decay,
-        dropout=spec.dropout,
+        dropout=spec.values().get("dropout", 0.0),
         best_epoch=first.best_epoch,
         epochs=len(first.history),
         weights_file=f"heads/{spec.slug}.safetensors",

@@ -1,6 +1,7 @@
-"""Train, validation and test: by patient, stratified by class, seeded."""
+"""Train, validation and test, and folds: the rules by which images are shared out, by patient, stratified, seeded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -207,3 +208,131 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
                 f"--folds {n_folds}: the patients cannot be shared out so that {which} is in each fold. Give fewer folds."
             )
     return folds
+
+
+# -- rules: where a dataset's splits come from, and the words for it ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitInput:
+    """What a rule may look at: n images that have an embedding.
+
+    Attributes
+    ----------
+    y : ndarray (n,) or (n, C) int64
+        Class numbers, or labels; see `class_masks`.
+    groups : ndarray (n,) int64
+        Images of the same patient, or of the same bytes, have the same number.
+    classes : sequence of str
+        Names, for messages.
+    seed : int
+    given : ndarray (n,) of "train", "val" or "test", or None
+        The dataset's own splits.
+    knows_patients : bool
+    column : callable
+        From the name of a further column of the dataset to its n texts; None where there is no such column.
+    """
+
+    y: Ints
+    groups: Ints
+    classes: Sequence[str]
+    seed: int
+    given: Strings | None
+    knows_patients: bool
+    column: Callable[[str], Sequence[str] | None]
+
+    def gives(self, split: str) -> bool:
+        """Tell whether the dataset itself says which images are in a split."""
+        return self.given is not None and bool((self.given == split).any())
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """One way to share images out over train, validation and test, with the words for it.
+
+    Attributes
+    ----------
+    name : str
+        As config.json has it.
+    brief : str
+        Follows "split" in a line of text.
+    origin : str
+        Where the splits come from, in tables.
+    method : str
+        The beginning of a sentence in the methods paragraph; "{seed}" stands for the seed.
+    applies : callable
+        Tells whether a dataset is split by this rule.
+    share_out : callable
+        Returns the split of each image, (n,) of "train", "val" or "test".
+    """
+
+    name: str
+    brief: str
+    origin: str
+    method: str
+    applies: Callable[[SplitInput], bool]
+    share_out: Callable[[SplitInput], Strings]
+
+
+def _as_given(images: SplitInput) -> Strings:
+    assert images.given is not None
+    return images.given
+
+
+def _with_validation_from_train(images: SplitInput) -> Strings:
+    splits = _as_given(images).copy()
+    train = splits == "train"
+    splits[train] = carve_validation(images.y[train], images.groups[train], images.classes, seed=images.seed)
+    return splits
+
+
+def _drawn(images: SplitInput) -> Strings:
+    return split(images.y, images.groups, images.classes, seed=images.seed)
+
+
+SPLIT_RULES = (
+    SplitRule(
+        name="given",
+        brief="as the dataset says",
+        origin="given by the dataset",
+        method="The splits were those of the dataset",
+        applies=lambda images: images.gives("val"),
+        share_out=_as_given,
+    ),
+    SplitRule(
+        name="given, val from train",
+        brief="as the dataset says, val taken from train",
+        origin="given by the dataset, but validation taken from its train split",
+        method="The test split was that of the dataset; validation was taken from its training split",
+        applies=lambda images: images.given is not None,
+        share_out=_with_validation_from_train,
+    ),
+    SplitRule(
+        name="patient",
+        brief="by patient",
+        origin="made here, by patient",
+        method="They were split at random, stratified by class, so that no patient is in two splits (seed {seed})",
+        applies=lambda images: images.knows_patients,
+        share_out=_drawn,
+    ),
+    SplitRule(
+        name="image",
+        brief="by image",
+        origin="made here, by image",
+        method="They were split at random, stratified by class, by image, patients being unknown (seed {seed})",
+        applies=lambda _: True,
+        share_out=_drawn,
+    ),
+)
+"""All rules; the first that applies to a dataset is its own."""
+
+
+def rule_of(images: SplitInput) -> SplitRule:
+    """Return the rule by which a dataset is split."""
+    return next(rule for rule in SPLIT_RULES if rule.applies(images))
+
+
+def rule_named(name: str) -> SplitRule:
+    """Return the rule of a name; for one that a later version wrote, a rule that has the name for all words."""
+    later = SplitRule(name, f"by {name}", name, name, lambda _: False, _drawn)
+    return next((rule for rule in SPLIT_RULES if rule.name == name), later)

@@ -13,7 +13,7 @@ import torch
 
 from hoarfrost.evaluation import macro_roc_auc, score, score_labels
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
-from hoarfrost.experiment.splits import carve_validation, class_masks, merged_groups, split
+from hoarfrost.experiment.splits import SplitInput, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DIM, DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
@@ -349,17 +349,18 @@ def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
 def _splits(
     table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
 ) -> tuple[npt.NDArray[np.str_], str]:
-    """Take the dataset's own splits, or make them by patient; the same bytes are never in two splits of ours."""
-    if table.splits is None:
-        return split(y, groups, names, seed=seed), "image" if table.patients is None else "patient"
-    given = np.array([table.splits[i] for i in np.flatnonzero(readable)], dtype="<U5")
-    train = given == "train"
-    if not train.any():
+    """Share the images out by the rule that applies to the dataset; return the splits and the rule's name."""
+    places = np.flatnonzero(readable)
+
+    def column(name: str) -> list[str] | None:
+        return [table.attributes[name][i] for i in places] if name in table.attributes else None
+
+    given = None if table.splits is None else np.array([table.splits[i] for i in places], dtype="<U5")
+    if given is not None and not (given == "train").any():
         raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
-    if (given == "val").any():
-        return given, "given"
-    given[train] = carve_validation(y[train], groups[train], names, seed=seed)
-    return given, "given, val from train"
+    images = SplitInput(y, groups, names, seed, given, table.patients is not None, column)
+    rule = rule_of(images)
+    return rule.share_out(images), rule.name
 
 
 def _check_splits(task: Task) -> None:

@@ -1,46 +1,19 @@
 """What validation fixes of a head before it is used: temperature, operating points, conformal scores; and its novelty."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.evaluation import OperatingPoint, binary_problems, choose_thresholds, fit_temperature
+from hoarfrost.evaluation import binary_problems, choose_thresholds, fit_temperature
 from hoarfrost.evaluation.conformal import Calibration, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.task import Task
+from hoarfrost.heads.files import IMAGE, Validated
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-IMAGE = "image"
 MOST_MEASURED = 50_000  # images that novelty is fitted on, and as many whose distances are kept: more tell nothing more
-
-
-@dataclass(frozen=True)
-class Validated:
-    """What validation fixed of a head for images, or for patients whose images' probabilities are joined.
-
-    Attributes
-    ----------
-    unit : str
-        "image"; or of patients how they are joined, "mean" or "max".
-    n : int
-        Images, or patients, of the validation split.
-    temperatures : tuple of float
-        One; with several labels an image one a label.
-    points : tuple of tuples of OperatingPoint
-        Of the positive class, or of each label; none with more than two classes.
-    calibrations : tuple of Calibration
-        For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
-    """
-
-    unit: str
-    n: int
-    temperatures: tuple[float, ...]
-    points: tuple[tuple[OperatingPoint, ...], ...]
-    calibrations: tuple[Calibration, ...]
 
 
 def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:

@@ -16,21 +16,47 @@ from torch import Tensor, nn
 from hoarfrost.evaluation import OperatingPoint
 from hoarfrost.evaluation.conformal import Calibration
 from hoarfrost.evaluation.novelty import NoveltyReference
-from hoarfrost.experiment.validated import Validated
 from hoarfrost.features.cache import DIM, Header
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
-from hoarfrost.heads.specs import HeadSpec, build_head, parse_head
+from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.specs import parse_head
 from hoarfrost.runs import from_json, to_json
 from hoarfrost.training import Standardise
 
 FORMAT = "hoarfrost-head"
 FORMAT_VERSION = 2
+IMAGE = "image"  # a unit, see `Validated`
 KEY = "hoarfrost"  # of the metadata
 DIGEST = "sha256"
 STANDARDISATION = "0."  # begins the names of its tensors; by the same training images for all seeds
 NOVELTY = ("mean", "directions", "variances")
 AGAIN = "Train again, or copy it again."
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What validation fixed of a head for images, or for patients whose images' probabilities are joined.
+
+    Attributes
+    ----------
+    unit : str
+        "image"; or of patients how they are joined, "mean" or "max".
+    n : int
+        Images, or patients, of the validation split.
+    temperatures : tuple of float
+        One; with several labels an image one a label.
+    points : tuple of tuples of OperatingPoint
+        Of the positive class, or of each label; none with more than two classes.
+    calibrations : tuple of Calibration
+        For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
+    """
+
+    unit: str
+    n: int
+    temperatures: tuple[float, ...]
+    points: tuple[tuple[OperatingPoint, ...], ...]
+    calibrations: tuple[Calibration, ...]
 
 
 @dataclass(frozen=True)
@@ -222,7 +248,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
     n_calibrations = len(description.classes) if multilabel else 1
     n_points = n_calibrations if multilabel or len(description.classes) == 2 else 0
     validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
-    if not validated or validated[0].unit != "image":
+    if not validated or validated[0].unit != IMAGE:
         raise ValueError("it lacks what validation fixed for images")
     return SavedHead(
         spec, description.seeds, tuple(modules), description.classes, multilabel,
@@ -236,7 +262,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
 
 def _module(spec: HeadSpec, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):  # shapes alone: the file may promise any
-        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), build_head(spec, DIM, n_classes))
+        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), spec.build(DIM, n_classes))
     state = {}
     for name, meta in like.state_dict().items():
         full_name = name if name.startswith(STANDARDISATION) else prefix + name

@@ -7,9 +7,9 @@ CLAIM 2024: Tejani et al. (2024), Radiology: Artificial Intelligence 6(4), e2403
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
 from hoarfrost.report.explore import share_at
-from hoarfrost.report.provenance import SPLIT_ORIGINS
 from hoarfrost.report.words import auc_text, decimal, listed, rule, several
 from hoarfrost.runs import Run
 
@@ -151,8 +151,7 @@ def _missing(run: Run, _: Evaluation) -> str:
 
 def _partition(run: Run, _: Evaluation) -> str:
     sizes = [f"{SPLIT_NAMES[size.split]} {size.n_images:,}" for size in run.split_sizes()[:-1]]
-    origin = SPLIT_ORIGINS.get(run.config.dataset.split_by, run.config.dataset.split_by)
-    return f"{origin}: images in {', '.join(sizes)}; seed {run.config.seed}"
+    return f"{rule_named(run.config.dataset.split_by).origin}: images in {', '.join(sizes)}; seed {run.config.seed}"
 
 
 def _disjoint(run: Run, _: Evaluation) -> str:

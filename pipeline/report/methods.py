@@ -2,17 +2,12 @@
 
 from collections.abc import Iterator
 
+from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.words import count, decimal, several
 from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 
-SPLIT_WAYS = {
-    "given": "The splits were those of the dataset",
-    "given, val from train": "The test split was that of the dataset; validation was taken from its training split",
-    "patient": "They were split at random, stratified by class, so that no patient is in two splits (seed {seed})",
-    "image": "They were split at random, stratified by class, by image, patients being unknown (seed {seed})",
-}
 MOST_HEADS = 6
 
 
@@ -41,7 +36,7 @@ def _data(run: Run) -> Iterator[str]:
         f"; {count(len(dataset.unreadable))} of them could not be read and were left out" if dataset.unreadable else ""
     )
     yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
-    way = SPLIT_WAYS.get(dataset.split_by, dataset.split_by).format(seed=run.config.seed)
+    way = rule_named(dataset.split_by).method.format(seed=run.config.seed)
     names = {"train": "for training", "val": "for validation", "test": "for testing"}
     parts = [f"{_size(sizes[name])} {words}" for name, words in names.items() if name in sizes]
     yield f"{way}: {', '.join(parts)}."

@@ -4,15 +4,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.words import duration
 from hoarfrost.runs import DatasetFacts, RunConfig
-
-SPLIT_ORIGINS = {
-    "given": "given by the dataset",
-    "given, val from train": "given by the dataset, but validation taken from its train split",
-    "patient": "made here, by patient",
-    "image": "made here, by image",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def _dataset_facts(dataset: DatasetFacts) -> tuple[Fact, ...]:
         Fact("source", dataset.source, is_code=True),
         Fact("images", f"{dataset.n_images:,}"),
         Fact("patients", "not known" if dataset.n_patients is None else f"{dataset.n_patients:,}"),
-        Fact("split", SPLIT_ORIGINS.get(dataset.split_by, dataset.split_by)),
+        Fact("split", rule_named(dataset.split_by).origin),
     )
 
 

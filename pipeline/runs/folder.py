@@ -19,6 +19,7 @@ from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable
+from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.records import (
     CrossValidation,
@@ -323,6 +324,8 @@ def _read_config(directory: Path) -> RunConfig:
             raise RunError(
                 f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
             )
+        for field in fields(TrainingConfig):
+            content[field.name]  # its default would hide that it is missing
         return from_json(content, RunConfig)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Leakage, Suspects
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class DatasetFacts:
     """What the heads were trained and scored on.
 
     `positive` names the labels that count as class 1; it is None with more than two classes.
-    `n_images` counts the unreadable too. `split_by` is "given" (the dataset says), "given, val
-    from train" (it has no validation split), "patient" or "image" (we split, by what).
+    `n_images` counts the unreadable too. `split_by` names the rule of the splits, see
+    `hoarfrost.experiment.splits.SPLIT_RULES`.
     `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
     several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels. `no_test_split`
     says so where there is none.
@@ -72,36 +73,24 @@ class EmbeddingFacts:
     weights_path: str = ""
 
 
-@dataclass(frozen=True)
-class RunConfig:
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig, ScoringConfig):
     """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
 
     `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
-    memory limit where embeddings were streamed, which decides the order of batches; else None. `per_patient` is how
-    patients' probabilities were joined before scoring ("mean", "max"), or None; `prevalence` the stated one, or None.
-    `warnings` are what must be known before believing the scores.
+    memory limit where embeddings were streamed, which decides the order of batches; else None. `warnings` are what must
+    be known before believing the scores.
     """
 
     command: str
     created: str
     seconds: float
     head_seconds: dict[str, float]
-    seed: int
-    seeds: int
-    epochs: int
-    patience: int
-    batch_size: int
-    schedule: str
-    class_weight: str
-    label_smoothing: float
-    device: str
     streamed_bytes: int | None
     dataset: DatasetFacts
     embeddings: EmbeddingFacts
     versions: dict[str, str]
     machine: str
-    per_patient: str | None = None
-    prevalence: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -1,6 +1,7 @@
 """AdamW and cross-entropy over cached tensors, hundreds of heads in one pass. Gets tensors, knows no files."""
 
-from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from hoarfrost.heads.config import TrainingConfig
+from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead
 from hoarfrost.training.rows import HeldRows, Rows, StreamedRows
 from hoarfrost.training.training import Standardise, mean_probabilities, predict_probabilities, train_head, train_heads
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.training.objective import Objective
-from hoarfrost.training.records import Fold, TrainingConfig
+from hoarfrost.training.records import Fold
 from hoarfrost.training.rows import Rows
 
 LEAST_WEIGHT = 1e-12  # of a batch of which no label is known: its loss is zero then, not undefined

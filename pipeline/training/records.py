@@ -1,4 +1,4 @@
-"""What training is asked for, and what it gives."""
+"""What training is given, and what it returns."""
 
 from dataclasses import dataclass
 
@@ -6,45 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.training.rows import HeldRows, Rows
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How all heads of a run are trained.
-
-    Attributes
-    ----------
-    epochs : int
-        At most so many passes over the training split.
-    patience : int
-        Stop a head after so many epochs in which its validation loss did not fall.
-    batch_size : int
-    seed : int
-        The first of `seeds` seeds; it decides the splits too.
-    seeds : int
-        Train each variant so many times, with other initial weights and orders.
-    device : str
-        "auto", "cpu" or "cuda".
-    schedule : str
-        "constant", or "cosine": each step's learning rate rises over the first twentieth of all steps, and
-        then falls to zero along a cosine.
-    class_weight : str
-        "none", or "balanced": each class counts the same, however many images it has.
-    label_smoothing : float
-        Share of each label that is spread evenly over all classes, 0 <= label_smoothing < 1.
-    """
-
-    epochs: int = 100
-    patience: int = 10
-    batch_size: int = 64
-    seed: int = 0
-    seeds: int = 1
-    device: str = "auto"
-    schedule: str = "constant"
-    class_weight: str = "none"
-    label_smoothing: float = 0.1
 
 
 @dataclass(frozen=True)

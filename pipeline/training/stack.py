@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hoarfrost.heads.specs import HeadSpec, build_head
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.kinds import HeadSpec, StackedLayer
 from hoarfrost.training.batches import seed_of
 
 
@@ -19,18 +20,42 @@ class Member:
     fold: int
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of all heads of a stack.
+
+    Attributes
+    ----------
+    first_head : nn.Module
+        This layer of the first head. Those of the others differ in their parameters alone.
+    run : StackedLayer or None
+        How it runs for all heads; None for `nn.Linear`, whose parameters the stack lays out itself.
+    places : range
+        Of its parameters among the stack's.
+    """
+
+    first_head: nn.Module
+    run: StackedLayer | None
+    places: range
+
+
 class Stack:
     """G groups of V heads each, all of one architecture, and their AdamW.
 
-    The first layer of a group's heads is one product, for they see the same embeddings; deeper
-    layers are batched products. `members` is in the order of the heads, group by group.
+    The first linear layer of a group's heads is one product, for they see the same embeddings; deeper
+    ones are batched products. `members` is in the order of the heads, group by group.
 
     Parameters
     ----------
     members : sequence of Member, length G * V
     modules : sequence of nn.Sequential
-        Each head as `build_head` made it: its initial weights.
+        Each head as its kind built it: its initial weights.
     n_groups : int
+
+    Raises
+    ------
+    TrainingError
+        If a module has a layer that cannot be run for many heads at once as its kind says, or at all.
 
     Notes
     -----
@@ -42,24 +67,46 @@ class Stack:
     def __init__(self, members: Sequence[Member], modules: Sequence[nn.Sequential], n_groups: int) -> None:
         self.members = list(members)
         self.n_groups = n_groups
-        layers = [[layer for layer in module if isinstance(layer, nn.Linear)] for module in modules]
-        device, dtype = layers[0][0].weight.device, layers[0][0].weight.dtype
-        self.parameters: list[Tensor] = []  # weight and bias of each layer, by turns; see `_stacked`
-        for of_layer in zip(*layers, strict=True):
-            weights = torch.stack([layer.weight.detach().T for layer in of_layer])  # (M, in, out)
-            biases = torch.stack([layer.bias.detach()[None] for layer in of_layer])  # (M, 1, out)
-            self.parameters += [weights, biases]
+        apart = [_without_dropout(member.spec, module) for member, module in zip(members, modules, strict=True)]
+        self._dropout = list(zip(*(rates for _, rates in apart), strict=True))  # after each layer, of each head
+        self._layers: list[_Layer] = []
+        self.parameters: list[Tensor] = []  # of each layer; see `_stacked`
+        self._decays: list[bool] = []
+        self._stack_layers(members[0].spec, [layers for layers, _ in apart])
         self.parameters = [self._stacked(i, value) for i, value in enumerate(self.parameters)]
         self.best = [value.clone() for value in self.parameters]
-        self._lr = torch.tensor([member.spec.lr for member in members], dtype=dtype, device=device)
-        self._decay = torch.tensor([member.spec.weight_decay for member in members], dtype=dtype, device=device)
-        self._generators = [_dropout_generator(member, device) for member in members]
+        like = self.parameters[0]
+        self._lr = like.new_tensor([member.spec.lr for member in members])
+        self._decay = like.new_tensor([member.spec.weight_decay for member in members])
+        self._generators = [_dropout_generator(member, like.device) for member in members]
         self._optimise()
+
+    def _stack_layers(self, spec: HeadSpec, of_heads: Sequence[Sequence[nn.Module]]) -> None:
+        """Put the parameters of each layer of all heads into one tensor."""
+        rules = spec.stacked_layers()
+        for alike in zip(*of_heads, strict=True):
+            first = alike[0]
+            _check_alike(spec, alike)
+            of_layer = [list(layer.parameters()) for layer in alike]
+            stacked = [torch.stack([value.detach() for value in values]) for values in zip(*of_layer, strict=True)]
+            # Matrices alone: pulling a bias towards zero is no simpler a function.
+            self._decays += [value.ndim == 3 for value in stacked]
+            if type(first) is nn.Linear:  # (M, in, out) and (M, 1, out); AdamW's fused steps need one piece of memory
+                stacked = [stacked[0].transpose(1, 2).contiguous(), stacked[1][:, None]]
+            places = range(len(self.parameters), len(self.parameters) + len(stacked))
+            self._layers.append(_Layer(first, rules.get(type(first)), places))
+            self.parameters += stacked
 
     @property
     def n_heads(self) -> int:
         """G * V."""
         return len(self.members)
+
+    @property
+    def n_activations(self) -> int:
+        """The numbers that the widest linear layers of all heads give an image."""
+        weights = [self.parameters[layer.places[0]] for layer in self._layers if layer.run is None]
+        return max(value.numel() // value.shape[1] for value in weights)
 
     def _optimise(self) -> None:
         """Make the optimiser of the parameters as they are now."""
@@ -69,17 +116,17 @@ class Stack:
         fused = self.parameters[0].device.type in {"cpu", "cuda"}
         self._optimizer = torch.optim.AdamW(self._directions, lr=1.0, weight_decay=0.0, fused=fused)
 
-    # -- layout: a first layer is (G, in, V * out), so that a group is one product; a deeper one (G * V, in, out) --
+    # -- layout: the first linear layer is (G, in, V * out), so that a group is one product; what follows (G * V, ...) --
 
     def _stacked(self, i: int, value: Tensor) -> Tensor:
-        """Lay out the i-th parameter, (M, in, out), for the products."""
+        """Lay out the i-th parameter, (M, ...), for the products."""
         if i >= 2:
             return value.contiguous()
         n_in, n_out = value.shape[1:]
         return value.view(self.n_groups, -1, n_in, n_out).permute(0, 2, 1, 3).reshape(self.n_groups, n_in, -1)
 
     def _by_head(self, i: int, value: Tensor) -> Tensor:
-        """Undo `_stacked`: give (M, in, out)."""
+        """Undo `_stacked`: return (M, ...)."""
         if i >= 2:
             return value
         n_variants = self.n_heads // self.n_groups
@@ -89,7 +136,7 @@ class Stack:
     def _scaled(self, i: int, of_heads: Tensor, shape: torch.Size) -> tuple[Tensor, torch.Size]:
         """Shape one number a head so that it multiplies the i-th parameter, viewed as the shape given back."""
         if i >= 2:
-            return of_heads.view(-1, 1, 1), shape
+            return of_heads.view(-1, *[1] * (len(shape) - 1)), shape
         n_variants = self.n_heads // self.n_groups
         return (
             of_heads.view(self.n_groups, 1, n_variants, 1),
@@ -99,22 +146,31 @@ class Stack:
     # -- what a head does ---------------------------------------------------------------------------------------------
 
     def logits(self, x: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
-        """Give every head's logits (M, B, C) on its group's standardised embeddings (G, B, D).
+        """Compute every head's logits (M, B, C) on its group's standardised embeddings (G, B, D).
 
         In training, `sizes` tells how many rows of each group count: dropout is drawn for these.
         """
-        n_variants = self.n_heads // self.n_groups
-        y = torch.baddbmm(self.parameters[1], x, self.parameters[0])  # (G, B, V * out)
-        y = y.view(self.n_groups, x.shape[1], n_variants, -1).permute(0, 2, 1, 3)
-        y = y.reshape(self.n_heads, x.shape[1], -1)  # (M, B, out)
-        for i in range(2, len(self.parameters), 2):
-            y = self._drop_out(y.relu(), sizes) if sizes is not None else y.relu()
-            y = torch.baddbmm(self.parameters[i + 1], y, self.parameters[i])
+        y = x
+        for layer, rates in zip(self._layers, self._dropout, strict=True):
+            parameters = [self.parameters[i] for i in layer.places]
+            if layer.run is not None:
+                y = layer.run(layer.first_head, parameters, y)
+            elif layer.places.start:
+                y = torch.baddbmm(parameters[1], y, parameters[0])
+            else:
+                y = self._product_of_groups(y, *parameters)
+            if sizes is not None:
+                y = self._drop_out(y, rates, sizes)
         return y
 
-    def _drop_out(self, y: Tensor, sizes: Sequence[int]) -> Tensor:
+    def _product_of_groups(self, x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+        """Compute the first linear layer of all heads, (M, B, out), a group's in one product."""
+        y = torch.baddbmm(biases, x, weights)  # (G, B, V * out)
+        y = y.view(self.n_groups, x.shape[1], self.n_heads // self.n_groups, -1).permute(0, 2, 1, 3)
+        return y.reshape(self.n_heads, x.shape[1], -1)
+
+    def _drop_out(self, y: Tensor, rates: Sequence[float], sizes: Sequence[int]) -> Tensor:
         """Drop activations of the heads that ask for it, each by its own generator: whoever else is there changes nothing."""
-        rates = [member.spec.dropout for member in self.members]
         if not any(rates):
             return y
         kept = torch.ones_like(y)
@@ -136,7 +192,7 @@ class Stack:
             lr = rate * self._lr
             for i, (value, direction) in enumerate(zip(self.parameters, self._directions, strict=True)):
                 lr_of_values, shape = self._scaled(i, lr, value.shape)
-                if i % 2 == 0:  # matrices: pulling a bias towards zero is no simpler a function
+                if self._decays[i]:
                     value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
                 value.view(shape).addcmul_(direction.view(shape), lr_of_values)
 
@@ -150,24 +206,28 @@ class Stack:
                 best.view(shape).copy_(torch.where(which, value.view(shape), best.view(shape)))
 
     def best_module(self, head: int, n_inputs: int, n_classes: int) -> nn.Sequential:
-        """Give one head at its best as a module of its own."""
+        """Return one head at its best as a module of its own."""
+        spec = self.members[head].spec
         with torch.device("meta"):  # no initial values, and none of torch's random numbers
-            module = build_head(self.members[head].spec, n_inputs, n_classes)
+            module = spec.build(n_inputs, n_classes)
         module = module.to_empty(device=self.best[0].device).to(self.best[0].dtype)
-        layers = [layer for layer in module if isinstance(layer, nn.Linear)]
         with torch.no_grad():
-            for number, layer in enumerate(layers):
-                layer.weight.copy_(self._by_head(2 * number, self.best[2 * number])[head].T)
-                layer.bias.copy_(self._by_head(2 * number + 1, self.best[2 * number + 1])[head, 0])
+            for stacked, layer in zip(self._layers, _without_dropout(spec, module)[0], strict=True):
+                for value, i in zip(layer.parameters(), stacked.places, strict=True):
+                    found = self._by_head(i, self.best[i])[head]
+                    value.copy_(found.T.reshape(value.shape) if stacked.run is None else found)
+                for constant, same in zip(layer.buffers(), stacked.first_head.buffers(), strict=True):
+                    constant.copy_(same)
         return module
 
     def keep(self, heads: Sequence[int], n_groups: int) -> None:
-        """Go on with some of the heads, laid out in `n_groups`, moments and all."""
+        """Keep some of the heads, laid out in `n_groups`, moments and all."""
         states = [self._optimizer.state[direction] for direction in self._directions]
         old = [self.parameters, self.best, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
         self.members = [self.members[head] for head in heads]
         self._generators = [self._generators[head] for head in heads]
+        self._dropout = [tuple(rates[head] for head in heads) for rates in self._dropout]
         self._lr, self._decay = self._lr[heads], self._decay[heads]
         self.n_groups = n_groups
         self.parameters, self.best, means, squares = (
@@ -180,3 +240,45 @@ class Stack:
 
 def _dropout_generator(member: Member, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of(f"dropout {member.seed} {member.spec.name}"))
+
+
+def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Module], list[float]]:
+    """Return a head's layers but those of dropout, and the rate of dropout that follows each.
+
+    Heads with and without dropout are in one stack.
+    """
+    layers: list[nn.Module] = []
+    rates: list[float] = []
+    rules = spec.stacked_layers()
+    for layer in module:
+        after_linear = any(type(one) is nn.Linear for one in layers)
+        if type(layer) is nn.Dropout and after_linear and not rates[-1]:
+            rates[-1] = layer.p
+            continue
+        is_known = (type(layer) is nn.Linear and layer.bias is not None) or type(layer) in rules
+        # Before the first linear layer a group's heads share their inputs, and so what is done to these.
+        if not is_known or not (after_linear or type(layer) is nn.Linear or not list(layer.parameters())):
+            raise _refused(spec, layer)
+        layers.append(layer)
+        rates.append(0.0)
+    if not any(type(layer) is nn.Linear for layer in layers):
+        raise TrainingError(f"{spec.name}: the module has no nn.Linear, so there is nothing to train.")
+    return layers, rates
+
+
+def _check_alike(spec: HeadSpec, layers: Sequence[nn.Module]) -> None:
+    """Refuse a layer that the heads of a stack do not share but for its parameters, or whose parameters are frozen."""
+    written, of_first = repr(layers[0]), list(layers[0].buffers())
+    for layer in layers:
+        buffers = list(layer.buffers())
+        shared = len(buffers) == len(of_first) and all(map(torch.equal, buffers, of_first))
+        trained = all(value.requires_grad for value in layer.parameters())
+        if repr(layer) != written or not (shared and trained):
+            raise _refused(spec, layer)
+
+
+def _refused(spec: HeadSpec, layer: nn.Module) -> TrainingError:
+    return TrainingError(
+        f"{spec.name}: heads with the layer {layer} cannot be trained together. The head's kind must say how "
+        "(`stacked_layers`), and all heads of one shape must have the same constants."
+    )

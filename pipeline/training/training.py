@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,10 +14,12 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.specs import HeadSpec, build_head, count_parameters
+from hoarfrost.heads.config import TrainingConfig
+from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.specs import count_parameters
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
 from hoarfrost.training.objective import objective_for
-from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead, TrainingConfig
+from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead
 from hoarfrost.training.rows import HeldRows, Rows, moments
 from hoarfrost.training.stack import Member, Stack
 
@@ -118,13 +120,13 @@ def _stacks(
     specs: Sequence[HeadSpec], groups: Sequence[Group], x: Rows, n_classes: int
 ) -> Iterator[tuple[Sequence[HeadSpec], Sequence[Group]]]:
     """Put variants of one architecture and their groups together, as many as the memory is for."""
-    by_shape: dict[tuple[int, int], list[HeadSpec]] = {}
+    stackable: dict[Hashable, list[HeadSpec]] = {}
     for spec in specs:
-        by_shape.setdefault((spec.width, spec.depth), []).append(spec)
-    for alike in by_shape.values():
+        stackable.setdefault(spec.stacked_by, []).append(spec)
+    for alike in stackable.values():
         with torch.device("meta"):
-            n_parameters = count_parameters(build_head(alike[0], x.n_features, n_classes))
-        n_heads = max(1, LARGEST_STACK[x.device.type] // n_parameters)
+            n_parameters = count_parameters(alike[0].build(x.n_features, n_classes))
+        n_heads = max(1, LARGEST_STACK[x.device.type] // max(1, n_parameters))
         n_groups = min(len(groups), n_heads)
         n_specs = max(1, n_heads // n_groups)
         for first in range(0, len(alike), n_specs):
@@ -165,7 +167,7 @@ class _StackRun:
         """Draw initial weights by the head's own name and seed: what else is in the run must not change them."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(f"{seed} {spec.name}"))
-            head = build_head(spec, self.x.n_features, self.objective.n_outputs)
+            head = spec.build(self.x.n_features, self.objective.n_outputs)
             return head.to(self.x.device, self.x.dtype)
 
     def _use_groups(self, groups: Sequence[Group]) -> None:
@@ -267,8 +269,8 @@ class _StackRun:
         longest = max(len(fold.val) for fold in folds)
         rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.x.device)
         # The inputs of a group three times (gathered, centred, scaled), and a layer's outputs of all its heads.
-        outputs = max(value.numel() // value.shape[1] for value in self.stack.parameters[::2])
-        at_once = max(1, VALIDATED_AT_ONCE // (3 * self.stack.n_groups * self.x.n_features + outputs))
+        n_activations = 3 * self.stack.n_groups * self.x.n_features + self.stack.n_activations
+        at_once = max(1, VALIDATED_AT_ONCE // n_activations)
         # All results' place first: small ones between large ones would keep the allocator from giving these back.
         found = self.mean.new_empty((self.stack.n_heads, longest, self.objective.n_weighed))
         for first in range(0, longest, at_once):

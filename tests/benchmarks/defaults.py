@@ -14,7 +14,8 @@ from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
-from hoarfrost.heads.specs import HeadSpec, cross_heads, parse_heads
+from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.specs import cross_heads, parse_heads
 from hoarfrost.training import Fold, TrainingConfig, train_heads
 from tests.benchmarks.extraction import BUSI, WEIGHTS
 from tests.benchmarks.measurement import Measurement

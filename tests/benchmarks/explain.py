@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
@@ -41,7 +41,7 @@ def lesions(folder: Path) -> list[Measurement]:
     for name, (weights, heads) in kinds.items():
         cache, run = folder / f"{len(found)}.h5", folder / f"run{len(found)}"
         extract(folder / "demo", cache, options=ExtractOptions(weights=weights, precision="float32"))
-        run_experiment(cache, run, parse_heads(heads), positive=["malignant"])
+        run_experiment(cache, run, parse_heads(heads), ExperimentConfig(positive=["malignant"]))
         found += [_lesions(run, head, name) for head in heads]
     return found
 
@@ -71,7 +71,7 @@ def costs(folder: Path) -> list[Measurement]:
     write_demo(folder / "demo", n_images=120)
     cache, run = folder / "c.h5", folder / "run"
     extract(folder / "demo", cache, options=ExtractOptions(weights="random:0", precision="float32"))
-    run_experiment(cache, run, parse_heads(("mlp:256",)), positive=["malignant"])
+    run_experiment(cache, run, parse_heads(("mlp:256",)), ExperimentConfig(positive=["malignant"]))
     explainer = open_explainer(run_head(read_heads(run)))
     image = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
     seconds = []

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import nn
 
 from hoarfrost.evaluation import compare_heads
 from hoarfrost.experiment.crossval import NESTED
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
-from hoarfrost.heads.specs import HeadSpec, parse_heads
+from hoarfrost.heads.kinds import HeadSpec, Linear, Mlp
+from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import Run
 from hoarfrost.training import Fold, Labelled, TrainingConfig, train_heads
 from hoarfrost.training.references import LOGISTIC_REGRESSION
@@ -36,7 +38,7 @@ DEVICE = choose_device("auto")
 
 def stacked(_: Path) -> list[Measurement]:
     """64 variants together, and as many one after another in a plain PyTorch loop over tensors."""
-    return [_stacked(shape, demanded) for shape, demanded in ((HeadSpec(), 10), (HeadSpec(256, 1), 3))]
+    return [_stacked(shape, demanded) for shape, demanded in ((Linear(), 10), (Mlp(width=256), 3))]
 
 
 def _stacked(shape: HeadSpec, demanded: int) -> Measurement:
@@ -45,7 +47,7 @@ def _stacked(shape: HeadSpec, demanded: int) -> Measurement:
     y = (x[:, :5].sum(1) + torch.randn(N_ROWS, generator=generator) > 0).long()
     data = Labelled(x.to(DEVICE), y.to(DEVICE))
     rates, decays = np.logspace(-4, -2, 8).tolist(), np.logspace(-4, -0.5, 8).tolist()
-    specs = [HeadSpec(shape.width, shape.depth, lr=lr, weight_decay=decay) for lr in rates for decay in decays]
+    specs = [replace(shape, lr=lr, weight_decay=decay) for lr in rates for decay in decays]
     alone = _seconds_alone(shape, data, ALONE // 2)
     config = TrainingConfig(epochs=N_EPOCHS, patience=N_EPOCHS, batch_size=BATCH)
     fold = Fold(np.arange(N_ROWS), np.arange(N_ROWS - 400, N_ROWS))
@@ -64,8 +66,7 @@ def _seconds_alone(shape: HeadSpec, data: Labelled, n_heads: int) -> float:
     """Train heads one after another as everyone does; seconds a head."""
     started = time.perf_counter()
     for _ in range(n_heads):
-        layers: list[nn.Module] = [nn.Linear(512, shape.width), nn.ReLU()] if shape.depth else []
-        module = nn.Sequential(*layers, nn.Linear(shape.width or 512, 2)).to(DEVICE)
+        module = shape.build(512, 2).to(DEVICE)
         optimizer = torch.optim.AdamW(module.parameters(), lr=shape.lr)
         for _ in range(N_EPOCHS):
             for rows in torch.randperm(N_ROWS).to(DEVICE).split(BATCH):
@@ -86,9 +87,7 @@ def busi(folder: Path) -> list[Measurement]:
         folder / "c.h5",
         folder / "run",
         parse_heads(VARIANTS),
-        positive=["malignant"],
-        config=TrainingConfig(seeds=5),
-        n_folds=N_FOLDS,
+        ExperimentConfig(positive=["malignant"], training=TrainingConfig(seeds=5), n_folds=N_FOLDS),
     )
     ours_s = time.perf_counter() - started
     n_heads = sum(len(head.seeds) for head in run.heads) * (1 + N_FOLDS)

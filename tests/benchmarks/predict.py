@@ -11,7 +11,7 @@ from hoarfrost.demo import write_demo
 from hoarfrost.evaluation import macro_roc_auc, macro_roc_aucs, roc_auc
 from hoarfrost.evaluation.conformal import calibrate, calibrate_classes, prediction_sets
 from hoarfrost.evaluation.novelty import fit_novelty
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.extraction.extract import extract
@@ -173,7 +173,12 @@ def memory(folder: Path) -> list[Measurement]:
                 "--weights",
                 WEIGHTS,
             )
-            run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+            run_experiment(
+                folder / "c.h5",
+                folder / "run",
+                parse_heads(["linear"]),
+                ExperimentConfig(training=TrainingConfig(epochs=2)),
+            )
         arguments = ["predict", str(data), "--run", str(folder / "run"), "--output", str(folder / f"{n}.csv")]
         peaks.append(peak_mb("tests.support.standin", "0", *arguments))
     few, many = peaks

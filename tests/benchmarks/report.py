@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import TrainingConfig
 from tests.benchmarks.extraction import peak_mb
@@ -50,7 +50,7 @@ def _trained(folder: Path) -> Path:
         attributes={name: [str(v) for v in rng.choice(list("ABC"), len(splits))] for name in ("scanner", "site")},
     )  # fmt: skip
     config = TrainingConfig(epochs=5)
-    run_experiment(cache, folder / "run", parse_heads(HEADS), positive=["malignant"], config=config)
+    run_experiment(cache, folder / "run", parse_heads(HEADS), ExperimentConfig(positive=["malignant"], training=config))
     return folder / "run"
 
 

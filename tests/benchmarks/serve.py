@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
@@ -27,7 +27,12 @@ def throughput(folder: Path) -> list[Measurement]:
     write_demo(folder / "demo")
     extract(folder / "demo", folder / "demo.h5", options=ExtractOptions(weights=WEIGHTS))
     config = TrainingConfig(epochs=5)
-    run_experiment(folder / "demo.h5", folder / "run", parse_heads(["linear"]), positive=["malignant"], config=config)
+    run_experiment(
+        folder / "demo.h5",
+        folder / "run",
+        parse_heads(["linear"]),
+        ExperimentConfig(positive=["malignant"], training=config),
+    )
     forward, decoding = sustained(make_backbone(PRECISION)), decoded_per_second(folder / "demo")
     roof = roof_of(forward, decoding)
     contents = [path.read_bytes() for path in islice(sorted((folder / "demo").rglob("*.png")), N_REQUESTS)]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
@@ -142,7 +142,7 @@ def test_images_at_a_url_are_predicted_and_explained_as_those_on_a_disk(
     folder = write_image_folder(tmp_path / "x", {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2})
     run, new = tmp_path / "run", tmp_path / "new"
     extract(folder, tmp_path / "c.h5", options=ExtractOptions(weights="random:0"))
-    run_experiment(tmp_path / "c.h5", run, parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    run_experiment(tmp_path / "c.h5", run, parse_heads(["linear"]), ExperimentConfig(training=TrainingConfig(epochs=2)))
     write_image_folder(new, {"any": 3})
     url = s3.put(new, "new")
     for data, output in ((new, "disk.csv"), (url, "store.csv"), (f"{url}/any/0.png", "one.csv")):

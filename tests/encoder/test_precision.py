@@ -14,7 +14,7 @@ from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.devices import choose_precision
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
-from hoarfrost.heads.specs import HeadSpec
+from hoarfrost.heads.kinds import Linear
 from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities, train_head
 
 BUSI = Path(__file__).parents[3] / "shared" / "data" / "busi"
@@ -79,7 +79,7 @@ def head_auc(embeddings: torch.Tensor, y: "np.ndarray[tuple[int], np.dtype[np.in
     train, val, test = (
         Labelled(embeddings[splits == name], torch.from_numpy(y[splits == name])) for name in ("train", "val", "test")
     )
-    head = train_head(HeadSpec(), train, val, 2, TrainingConfig(), lambda y_true, found: roc_auc(y_true, found[:, 1]))
+    head = train_head(Linear(), train, val, 2, TrainingConfig(), lambda y_true, found: roc_auc(y_true, found[:, 1]))
     return roc_auc(test.y.numpy(), predict_probabilities(head.module, test.x)[:, 1])
 
 

@@ -12,10 +12,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hoarfrost.cli.console import train_text
 from hoarfrost.evaluation import delong_ci, macro_auc_ci, score_labels
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
-from hoarfrost.heads.specs import HeadSpec, build_head, parse_head, parse_heads
+from hoarfrost.heads.kinds import HeadSpec, Linear
+from hoarfrost.heads.specs import parse_head, parse_heads
 from hoarfrost.report import write_report
 from hoarfrost.runs import Run, read_run
 from hoarfrost.training import Fold, Labelled, TrainingConfig, train_heads
@@ -50,9 +51,7 @@ def train(cache: Path, columns: tuple[str, ...] = (), **options: object) -> Run:
         cache,
         cache.parent / "run",
         parse_heads(["linear", "mlp:16"]),
-        config=QUICK,
-        label_columns=columns,
-        **options,  # type: ignore[arg-type]
+        ExperimentConfig(training=QUICK, label_columns=columns, **options),
     )
 
 
@@ -78,7 +77,7 @@ def test_a_stacked_head_equals_a_plain_loop_over_masked_binary_cross_entropy(
 
 def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfig, n_epochs: int) -> torch.Tensor:
     torch.manual_seed(seed_of(f"{config.seed} {spec.name}"))
-    module = build_head(spec, 6, 3).double()
+    module = spec.build(6, 3).double()
     groups = [
         {"params": [p for p in module.parameters() if p.ndim == 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -111,7 +110,7 @@ def test_a_batch_of_which_nothing_is_known_changes_nothing() -> None:
     data.y[20:] = torch.tensor([[0, 1], [1, 0]]).repeat(10, 1)
     fold = Fold(np.arange(20), np.arange(20, 40))
     head = train_heads(
-        [HeadSpec(weight_decay=0)],
+        [Linear(weight_decay=0)],
         data,
         [fold],
         2,

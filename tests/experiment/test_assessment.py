@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import hoarfrost.evaluation as metrics
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -28,7 +28,9 @@ THREE = {"benign": 60, "malignant": 60, "normal": 60}
 
 
 def train(cache: Path, heads: tuple[str, ...] = ("linear",), **options: Any) -> Run:
-    return run_experiment(cache, cache.parent / "run", parse_heads(list(heads)), config=QUICK, **options)
+    return run_experiment(
+        cache, cache.parent / "run", parse_heads(list(heads)), ExperimentConfig(training=QUICK, **options)
+    )
 
 
 def images_of(run: Run, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

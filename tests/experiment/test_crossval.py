@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hoarfrost.experiment.crossval import NESTED, outer_folds
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import read_task
 from hoarfrost.features.cache import EmbeddingCache
@@ -26,7 +26,9 @@ CLASSES = ("benign", "malignant")
 
 
 def cross_validated(cache: Path, n_folds: int = 3, heads: tuple[str, ...] = ("linear", "mlp:8")) -> Run:
-    return run_experiment(cache, cache.parent / "run", parse_heads(list(heads)), config=QUICK, n_folds=n_folds)
+    return run_experiment(
+        cache, cache.parent / "run", parse_heads(list(heads)), ExperimentConfig(training=QUICK, n_folds=n_folds)
+    )
 
 
 def folds_of(run: Run) -> CrossValidation:

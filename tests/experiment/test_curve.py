@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hoarfrost.experiment.curve import N_DRAWS, SHARES
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import Run, read_run
 from hoarfrost.training import TrainingConfig
@@ -18,7 +18,9 @@ QUICK = TrainingConfig(epochs=10, patience=5)
 
 def with_curve(cache: Path, **options: Any) -> Run:
     heads = parse_heads(["linear"])
-    return run_experiment(cache, cache.parent / "run", heads, config=QUICK, with_learning_curve=True, **options)
+    return run_experiment(
+        cache, cache.parent / "run", heads, ExperimentConfig(training=QUICK, with_learning_curve=True, **options)
+    )
 
 
 def test_more_training_patients_make_a_better_head(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import Run, read_run
@@ -34,7 +34,9 @@ def train(
     config: TrainingConfig = QUICK,
     **options: Any,
 ) -> Run:
-    return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), config=config, **options)
+    apart = {name: options.pop(name) for name in ("command", "on_epoch") if name in options}
+    asked = ExperimentConfig(training=config, **options)
+    return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), asked, **apart)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

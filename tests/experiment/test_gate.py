@@ -10,7 +10,7 @@ from PIL import Image
 
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment import gate
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -27,7 +27,9 @@ SPLITS = ["train"] * 36 + ["val"] * 12 + ["test"] * 12
 
 
 def train(cache: Path, **options: Any) -> Run:
-    return run_experiment(cache, cache.parent / "run", parse_heads(["linear"]), config=QUICK, **options)
+    return run_experiment(
+        cache, cache.parent / "run", parse_heads(["linear"]), ExperimentConfig(training=QUICK, **options)
+    )
 
 
 def patients_shared() -> list[str]:

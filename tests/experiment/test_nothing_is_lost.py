@@ -150,12 +150,14 @@ def test_interrupted_command_says_what_it_left(hoarfrost: Hoarfrost, monkeypatch
 def test_report_without_the_maps_that_were_asked_for_says_so(
     tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hoarfrost.experiment.experiment import run_experiment
+    from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.specs import parse_heads
 
     labels = mixed({"benign": 40, "malignant": 30})
     cache = write_labelled_cache(tmp_path / "c.h5", labels, embeddings=embeddings_of(labels))
-    run_experiment(cache, tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    run_experiment(
+        cache, tmp_path / "run", parse_heads(["linear"]), ExperimentConfig(training=TrainingConfig(epochs=2))
+    )
     monkeypatch.setattr("hoarfrost.report.outputs._explainer", lambda *_: object())
     output = hoarfrost("report", "--run", tmp_path / "run", "--explain", "--no-map")
     assert output.status == 0

@@ -8,16 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.specs import (
-    MAX_DEPTH,
-    MAX_PARAMETERS,
-    MAX_WIDTH,
-    HeadSpec,
-    build_head,
-    count_parameters,
-    parse_head,
-    parse_heads,
-)
+from hoarfrost.heads.kinds import MAX_DEPTH, MAX_PARAMETERS, MAX_WIDTH, HeadSpec, Linear, Mlp
+from hoarfrost.heads.specs import count_parameters, parse_head, parse_heads
 
 
 def n_weights(shape: tuple[int, int]) -> int:
@@ -34,24 +26,30 @@ positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 @st.composite
 def head_specs(draw: st.DrawFn) -> HeadSpec:
     width, depth = draw(shapes)
-    dropout = draw(st.floats(0, 1, exclude_max=True)) if depth else 0.0
-    return HeadSpec(width, depth, dropout, lr=draw(positive), weight_decay=draw(st.just(0.0) | positive))
+    lr, weight_decay = draw(positive), draw(st.just(0.0) | positive)
+    if not depth:
+        return Linear(lr=lr, weight_decay=weight_decay)
+    dropout = draw(st.floats(0, 1, exclude_max=True))
+    return Mlp(width=width, depth=depth, dropout=dropout, lr=lr, weight_decay=weight_decay)
 
 
 @pytest.mark.parametrize(
     ("text", "spec"),
     [
-        ("linear", HeadSpec()),
-        ("mlp:256", HeadSpec(256, 1)),
-        ("mlp:256x1", HeadSpec(256, 1)),
-        ("mlp:256x6", HeadSpec(256, 6)),
-        ("mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2", HeadSpec(256, 2, 0.2, 1e-3, 1e-2)),
-        ("mlp:256x2,weight_decay=0,lr=3E-4", HeadSpec(256, 2, lr=3e-4, weight_decay=0)),
-        (" linear , lr = 0.1 ", HeadSpec(lr=0.1)),
-        ("linear,weight_decay=-0", HeadSpec(weight_decay=0)),
-        ("linear,dropout=0", HeadSpec()),
-        (f"mlp:{MAX_WIDTH}", HeadSpec(MAX_WIDTH, 1)),
-        (f"mlp:1x{MAX_DEPTH}", HeadSpec(1, MAX_DEPTH)),
+        ("linear", Linear()),
+        ("mlp:256", Mlp(width=256)),
+        ("mlp:256x1", Mlp(width=256)),
+        ("mlp:256x6", Mlp(width=256, depth=6)),
+        (
+            "mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2",
+            Mlp(width=256, depth=2, dropout=0.2, lr=1e-3, weight_decay=1e-2),
+        ),
+        ("mlp:256x2,weight_decay=0,lr=3E-4", Mlp(width=256, depth=2, lr=3e-4, weight_decay=0)),
+        (" linear , lr = 0.1 ", Linear(lr=0.1)),
+        ("linear,weight_decay=-0", Linear(weight_decay=0)),
+        ("linear,dropout=0", Linear()),
+        (f"mlp:{MAX_WIDTH}", Mlp(width=MAX_WIDTH)),
+        (f"mlp:1x{MAX_DEPTH}", Mlp(width=1, depth=MAX_DEPTH)),
     ],
 )
 def test_specification_of_the_grammar_is_understood(text: str, spec: HeadSpec) -> None:
@@ -111,8 +109,8 @@ def test_any_text_is_a_head_or_a_clear_refusal(text: str) -> None:
 
 
 @given(head_specs())
-@example(HeadSpec(lr=0.0012345678))
-@example(HeadSpec(lr=1e20))
+@example(Linear(lr=0.0012345678))
+@example(Linear(lr=1e20))
 def test_name_reads_back_as_the_same_head_with_the_same_name(spec: HeadSpec) -> None:
     assert parse_head(spec.name) == spec
     assert parse_head(spec.name).name == spec.name
@@ -139,8 +137,8 @@ def test_slug_is_a_safe_file_name(spec: HeadSpec) -> None:
 
 
 @given(head_specs(), head_specs())
-@example(HeadSpec(lr=1e20), HeadSpec(lr=1e-20))
-@example(HeadSpec(lr=0.0012345678), HeadSpec(lr=0.0012345679))
+@example(Linear(lr=1e20), Linear(lr=1e-20))
+@example(Linear(lr=0.0012345678), Linear(lr=0.0012345679))
 def test_different_heads_have_different_slugs(one: HeadSpec, other: HeadSpec) -> None:
     assert (one == other) == (one.slug == other.slug)
 
@@ -160,13 +158,13 @@ def test_same_head_twice_is_refused_however_it_is_spelled(twice: tuple[str, str]
     [("linear", 1_026), ("mlp:256", 131_842), ("mlp:256x6", 460_802), ("mlp:256x6,dropout=0.2", 460_802)],
 )
 def test_head_has_the_parameters_of_its_arithmetic(text: str, n_parameters: int) -> None:
-    assert count_parameters(build_head(parse_head(text), 512, 2)) == n_parameters
+    assert count_parameters(parse_head(text).build(512, 2)) == n_parameters
 
 
 def test_head_gives_one_logit_per_class() -> None:
-    assert build_head(parse_head("mlp:8x2"), 512, 3)(torch.zeros(5, 512)).shape == (5, 3)
+    assert parse_head("mlp:8x2").build(512, 3)(torch.zeros(5, 512)).shape == (5, 3)
 
 
 def test_dropout_follows_every_hidden_layer() -> None:
-    kinds = [type(layer).__name__ for layer in build_head(parse_head("mlp:8x2,dropout=0.2"), 512, 2)]
+    kinds = [type(layer).__name__ for layer in parse_head("mlp:8x2,dropout=0.2").build(512, 2)]
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hoarfrost import open_predictor
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import HoarfrostError, RunError
 from hoarfrost.heads.files import DIGEST, FORMAT_VERSION, KEY, content_digest, head_bytes, read_head
 from hoarfrost.heads.specs import parse_heads
@@ -35,7 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     cache = write_labelled_cache(folder / "c.h5", LABELS, patients=PATIENTS)
     config = TrainingConfig(epochs=3, seeds=2)
-    run_experiment(cache, folder / "run", parse_heads(["linear", "mlp:8x2,dropout=0.2"]), config=config)
+    run_experiment(
+        cache, folder / "run", parse_heads(["linear", "mlp:8x2,dropout=0.2"]), ExperimentConfig(training=config)
+    )
     return folder / "run"
 
 

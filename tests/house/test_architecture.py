@@ -120,7 +120,7 @@ def test_library_has_its_own_room(library: str, users: set[str]) -> None:
 
 
 NO_FILES = (
-    *("training", "evaluation", "heads.specs", "experiment.splits"),
+    *("training", "evaluation", "heads.kinds", "heads.specs", "experiment.splits"),
     *("inference.explain.maps", "inference.explain.pictures", "inference.explain.explainer", "inference.export.model"),
 )
 

@@ -75,6 +75,16 @@ def test_trained_run_predicts_arrays_as_its_own_record_says(cache: Path, tmp_pat
         assert set(predictor.answers(found.called)) <= {"benign", "malignant"}
 
 
+def test_train_takes_every_option_of_an_experiment_and_no_other(cache: Path, tmp_path: Path) -> None:
+    options = {"with_learning_curve": True, "memory_limit": 1 << 30, "allow_leakage": True, "prevalence": 0.1}
+    quick = TrainingConfig(epochs=2)
+    run = train(cache, tmp_path / "run", ["linear"], positive=["malignant"], config=quick, **options)
+    assert run.learning_curve
+    assert run.config.prevalence == 0.1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'folds'"):
+        train(cache, tmp_path / "run", folds=3)
+
+
 def test_what_is_wrong_is_an_error_of_the_projects_own(cache: Path) -> None:
     with pytest.raises(TrainingError, match="--positive cyst: .* has no such label"):
         load_data(cache, positive=["cyst"])

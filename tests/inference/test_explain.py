@@ -9,7 +9,7 @@ from torch import nn
 from hoarfrost.features.encoder.backbone import CELL_PIXELS, Backbone, load_weights
 from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.features.fingerprint import SIZE
-from hoarfrost.heads.specs import build_head, parse_head
+from hoarfrost.heads.specs import parse_head
 from hoarfrost.inference.explain import (
     Shown,
     TrainingExamples,
@@ -36,7 +36,7 @@ def head(spec: str, n_classes: int = 3, seed: int = 0) -> nn.Module:
     """Make a head with standardisation, as training leaves it."""
     torch.manual_seed(seed)
     standardise = Standardise(torch.rand(512), torch.rand(512) + 0.2)
-    return nn.Sequential(standardise, build_head(parse_head(spec), 512, n_classes)).eval()
+    return nn.Sequential(standardise, parse_head(spec).build(512, n_classes)).eval()
 
 
 def pooled(x: npt.NDArray[np.float32]) -> torch.Tensor:

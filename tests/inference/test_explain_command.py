@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.extract import extract
@@ -252,7 +252,10 @@ def test_the_map_of_a_planted_lesion_is_highest_inside_it_more_often_than_chance
     write_demo(tmp_path / "demo", n_images=240)
     extract(tmp_path / "demo", tmp_path / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
     run_experiment(
-        tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear,weight_decay=300"]), positive=["malignant"]
+        tmp_path / "c.h5",
+        tmp_path / "run",
+        parse_heads(["linear,weight_decay=300"]),
+        ExperimentConfig(positive=["malignant"]),
     )
     explainer = open_explainer(run_head(read_heads(tmp_path / "run")))
     found = hits(explainer, list(phantoms_anywhere(80, 1)), "malignant")

@@ -15,7 +15,7 @@ import torch
 
 from hoarfrost.demo import write_demo
 from hoarfrost.evaluation import apply_temperature
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.errors import HoarfrostError
@@ -124,9 +124,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     extract(folder / "demo", folder / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
     config, heads = TrainingConfig(epochs=3, seeds=2), parse_heads(["linear", "mlp:8x2"])
     return {
-        "classes": run_experiment(folder / "c.h5", folder / "classes", heads, config=config),
+        "classes": run_experiment(folder / "c.h5", folder / "classes", heads, ExperimentConfig(training=config)),
         "labels": run_experiment(
-            folder / "c.h5", folder / "labels", heads, config=config, label_columns=("mass", "a|b")
+            folder / "c.h5", folder / "labels", heads, ExperimentConfig(training=config, label_columns=("mass", "a|b"))
         ),
     }
 
@@ -178,7 +178,12 @@ def test_half_precision_is_exported_in_float32_and_says_so(tmp_path: Path, hoarf
     write_demo(tmp_path / "demo", n_images=60)
     options = ExtractOptions(weights="random:0", precision="bfloat16")
     extract(tmp_path / "demo", tmp_path / "c.h5", options=options)
-    run_experiment(tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=3))
+    run_experiment(
+        tmp_path / "c.h5",
+        tmp_path / "run",
+        parse_heads(["linear"]),
+        ExperimentConfig(training=TrainingConfig(epochs=3)),
+    )
     done = hoarfrost("export", "--run", tmp_path / "run", "--format", "torch", "--output", tmp_path / "m.pt2", "--json")
     assert done.status == 0, done.stderr
     summary = json.loads(done.stdout)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hoarfrost import open_predictor
 from hoarfrost.evaluation import apply_temperature
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import EmbeddingCache, describe
 from hoarfrost.features.errors import FingerprintMismatchError, HoarfrostError, RunError, WeightsError
 from hoarfrost.features.extraction.extract import extract
@@ -134,7 +134,9 @@ def test_named_cache_keeps_its_datasets_and_gets_no_other(trained: Trained, tmp_
     predict_dataset(new_images(tmp_path / "images"), tmp_path / "found.csv", run=trained.run, cache=cache)
     assert describe(cache).datasets == tables
     assert describe(cache).unused == 6
-    run_experiment(cache, tmp_path / "again", parse_heads(["linear"]), config=TrainingConfig(epochs=1))
+    run_experiment(
+        cache, tmp_path / "again", parse_heads(["linear"]), ExperimentConfig(training=TrainingConfig(epochs=1))
+    )
 
 
 def test_run_whose_cache_is_gone_predicts_new_images(trained: Trained, tmp_path: Path) -> None:
@@ -182,7 +184,12 @@ def test_checkpoint_is_found_where_it_was_and_asked_for_where_it_is_gone(tmp_pat
     cached_weights.cache_clear()
     write_set(tmp_path / "images", n=60)
     extract(tmp_path / "images", tmp_path / "c.h5", options=ExtractOptions(str(checkpoint), precision="float32"))
-    run_experiment(tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    run_experiment(
+        tmp_path / "c.h5",
+        tmp_path / "run",
+        parse_heads(["linear"]),
+        ExperimentConfig(training=TrainingConfig(epochs=2)),
+    )
     assert forward_images(new_images(tmp_path / "new"), tmp_path / "a.csv", run=tmp_path / "run") == 6
     checkpoint.rename(tmp_path / "moved.pth")
     cached_weights.cache_clear()
@@ -205,7 +212,12 @@ def test_window_of_the_run_is_that_of_new_dicom_files(tmp_path: Path) -> None:
         path.write_bytes(encoded(dicom(values, PatientID=f"patient {i}")))
     options = ExtractOptions("random:0", precision="float32", window=Window(300, 500))
     extract(tmp_path / "archive", tmp_path / "c.h5", options=options)
-    run = run_experiment(tmp_path / "c.h5", tmp_path / "run", parse_heads(["linear"]), config=TrainingConfig(epochs=2))
+    run = run_experiment(
+        tmp_path / "c.h5",
+        tmp_path / "run",
+        parse_heads(["linear"]),
+        ExperimentConfig(training=TrainingConfig(epochs=2)),
+    )
     (tmp_path / "c.h5").rename(tmp_path / "elsewhere.h5")  # so that all is embedded anew
     predict_dataset(tmp_path / "archive", tmp_path / "found.csv", run=tmp_path / "run")
     expected = dict(zip(run.predictions.paths, run.predictions.probabilities["linear"][:, 1].tolist(), strict=True))

@@ -9,7 +9,7 @@ import pytest
 
 from hoarfrost import open_predictor
 from hoarfrost.evaluation import apply_temperature
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import CacheWriter, EmbeddedFile
 from hoarfrost.features.errors import CacheError, HoarfrostError, RunError, TrainingError
 from hoarfrost.features.fingerprint import bytes_key
@@ -67,7 +67,9 @@ def synthetic(tmp_path: Path, labels: list[str], **options: Any) -> tuple[Run, n
         patients=options.pop("patients", None),
     )
     config = TrainingConfig(epochs=4)
-    return run_experiment(cache, tmp_path / "run", parse_heads(["linear"]), config=config, **options), x
+    return run_experiment(
+        cache, tmp_path / "run", parse_heads(["linear"]), ExperimentConfig(training=config, **options)
+    ), x
 
 
 def test_run_that_scores_patients_predicts_them_as_it_did(tmp_path: Path) -> None:

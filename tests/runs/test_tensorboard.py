@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import hoarfrost.runs.tensorboard
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import RunError
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import TrainingConfig
@@ -18,7 +18,9 @@ def train(folder: Path) -> "dict[tuple[str, int], list[float]]":
     """Train, and give each head's and seed's validation losses by history.csv."""
     cache = write_labelled_cache(folder / "c.h5", mixed({"benign": 40, "malignant": 40}))
     config = TrainingConfig(epochs=3, seeds=2)
-    run = run_experiment(cache, folder / "run", parse_heads(HEADS), config=config, with_tensorboard=True)
+    run = run_experiment(
+        cache, folder / "run", parse_heads(HEADS), ExperimentConfig(training=config, with_tensorboard=True)
+    )
     losses: dict[tuple[str, int], list[float]] = {}
     for epoch in run.history:
         losses.setdefault((epoch.head, epoch.seed), []).append(epoch.val_loss)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile
 from hoarfrost.features.datasets import Dataset, open_images
 from hoarfrost.features.datasets.table import FileImages
@@ -54,7 +54,7 @@ def write_pictured_cache(path: Path, dataset: Dataset, *, distance: float = 0.05
 def trained(cache: Path, directory: Path, *, heads: Sequence[str] = ("linear",), **options: Any) -> Run:
     """Train for a moment."""
     config = TrainingConfig(epochs=options.pop("epochs", 2))
-    return run_experiment(cache, directory, parse_heads(list(heads)), config=config, **options)
+    return run_experiment(cache, directory, parse_heads(list(heads)), ExperimentConfig(training=config, **options))
 
 
 def pictured_run(folder: Path, **columns: Any) -> Run:

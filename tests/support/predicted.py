@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
@@ -57,7 +57,7 @@ def train_on_pictures(folder: Path) -> Trained:
         write_set(folder / "images")
         extract(folder / "images", folder / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
     config = TrainingConfig(epochs=4, seeds=2)
-    run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear", "mlp:8"]), config=config)
+    run_experiment(folder / "c.h5", folder / "run", parse_heads(["linear", "mlp:8"]), ExperimentConfig(training=config))
     return Trained(folder / "images", folder / "c.h5", folder / "run")
 
 

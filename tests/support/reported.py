@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
@@ -33,10 +33,11 @@ def demo_run(folder: Path) -> Run:
     extract(folder / "demo", folder / "demo.h5", options=ExtractOptions(weights="random:0", precision="float32"))
     heads = ["linear", "mlp:64", "mlp:16,dropout=0.2"]
     config = TrainingConfig(epochs=12, seeds=2)
-    run_experiment(
-        folder / "demo.h5", folder / "run", parse_heads(heads), positive=["malignant"], config=config, n_folds=3,
-        with_learning_curve=True, prevalence=0.1, command=["hoarfrost", "train", "--prevalence", "0.1"],
-    )  # fmt: skip
+    asked = ExperimentConfig(
+        training=config, positive=["malignant"], n_folds=3, with_learning_curve=True, prevalence=0.1
+    )
+    command = ["hoarfrost", "train", "--prevalence", "0.1"]
+    run_experiment(folder / "demo.h5", folder / "run", parse_heads(heads), asked, command=command)
     write_report(folder / "run", with_explanations=True)
     return read_run(folder / "run")
 
@@ -50,7 +51,7 @@ def synthetic_run(folder: Path, counts: Mapping[str, int] = THREE, **options: An
         attributes={"scanner": [HOSTILE if i // 2 % 3 else BREAKOUT for i in range(len(labels))]},
     )  # fmt: skip
     heads = parse_heads(["linear", "mlp:8", "mlp:8x2"])
-    run_experiment(cache, folder / "run", heads, config=TrainingConfig(epochs=8), **options)
+    run_experiment(cache, folder / "run", heads, ExperimentConfig(training=TrainingConfig(epochs=8), **options))
     return reported(folder / "run")
 
 
@@ -66,7 +67,7 @@ def multilabel_run(folder: Path) -> Run:
     attributes = {name: [text[value] for value in y[:, i].tolist()] for i, name in enumerate(names)}
     cache = write_labelled_cache(folder / "cache.h5", [""] * n, embeddings=x, attributes=attributes)
     heads = parse_heads(["linear", "mlp:8"])
-    run_experiment(cache, folder / "run", heads, label_columns=(), config=TrainingConfig(epochs=8))
+    run_experiment(cache, folder / "run", heads, ExperimentConfig(label_columns=(), training=TrainingConfig(epochs=8)))
     return reported(folder / "run")
 
 

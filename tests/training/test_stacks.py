@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.specs import HeadSpec, build_head, cross_heads, parse_head, parse_heads
+from hoarfrost.heads.kinds import HeadSpec, Linear
+from hoarfrost.heads.specs import cross_heads, parse_head, parse_heads
 from hoarfrost.training import Fold, Labelled, TrainedHead, TrainingConfig, train_heads
 from hoarfrost.training.batches import Batches, Group, seed_of
 from hoarfrost.training.objective import SingleLabel
@@ -97,7 +98,7 @@ def test_a_stacked_head_equals_a_plain_loop(
 def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfig, n_epochs: int) -> torch.Tensor:
     """Train one head as everyone does, on the same initial weights and batches; give its weights."""
     torch.manual_seed(seed_of(f"{config.seed} {spec.name}"))
-    module = build_head(spec, N_FEATURES, 2).double()
+    module = spec.build(N_FEATURES, 2).double()
     matrices = [parameter for parameter in module.parameters() if parameter.ndim == 2]
     biases = [parameter for parameter in module.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": biases, "weight_decay": 0.0}]
@@ -168,7 +169,7 @@ def test_heads_whose_loss_explodes_are_left_out_and_the_others_are_as_ever() -> 
 
 def test_learning_rates_of_the_history_follow_the_schedule() -> None:
     config = replace(CONFIG, epochs=10, schedule="cosine")
-    rates = [epoch.learning_rate for epoch in train([HeadSpec(lr=0.5)], drawn(), folds_of(120, 1), config)[0].history]
+    rates = [epoch.learning_rate for epoch in train([Linear(lr=0.5)], drawn(), folds_of(120, 1), config)[0].history]
     assert rates == sorted(rates, reverse=True)
     assert 0 <= rates[-1] < 0.01 < rates[0] <= 0.5
 

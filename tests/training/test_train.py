@@ -188,7 +188,7 @@ def test_training_equals_a_plain_loop_of_adamw(monkeypatch: pytest.MonkeyPatch) 
     begun = nn.Linear(16, 2)
     nn.init.constant_(begun.weight, 0.01)
     nn.init.zeros_(begun.bias)
-    monkeypatch.setattr("hoarfrost.training.training.build_head", lambda *_: nn.Sequential(deepcopy(begun)))
+    monkeypatch.setattr("hoarfrost.heads.kinds.Linear.build", lambda *_: nn.Sequential(deepcopy(begun)))
     y = (torch.arange(96) < 30).long()  # uneven, so that the bias has somewhere to go
     train = replace(drawn(96), y=y)
     config = TrainingConfig(

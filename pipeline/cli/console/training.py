@@ -13,6 +13,8 @@ SHOWN_HEADS = 20  # in a table
 
 def train_text(run: "Run") -> str:
     """Describe a run: the table of heads, and which one validation selected."""
+    from hoarfrost.experiment.splits import rule_named
+
     split = "test" if run.heads[0].test is not None else "val"
     rows: list[tuple[str, ...]] = [
         ("", "head", "parameters", "epochs", "val AUC", f"{split} AUC (95% interval)", f"{split} accuracy")
@@ -35,7 +37,7 @@ def train_text(run: "Run") -> str:
     counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
     lines.append(
         f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
-        f"split {_split_words(run.config.dataset.split_by)}"
+        f"split {rule_named(run.config.dataset.split_by).brief}"
     )
     if run.config.per_patient is not None:
         lines.append(f"scores are of patients, by the {run.config.per_patient} of their images' probabilities")
@@ -113,11 +115,6 @@ def _share_text(share: "Share", by_patient: tuple[float, float] | None) -> str:
         return "undefined"
     low, high = by_patient or (share.low, share.high)
     return f"{share.value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _split_words(split_by: str) -> str:
-    words = {"given": "as the dataset says", "given, val from train": "as the dataset says, val taken from train"}
-    return words.get(split_by, f"by {split_by}")
 
 
 def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
@@ -116,7 +117,8 @@ def _usage(head: SavedHead, file: str) -> Iterator[str]:
 def _data(run: Run) -> Iterator[str]:
     dataset = run.config.dataset
     patients = "unknown" if dataset.n_patients is None else count(dataset.n_patients)
-    yield f"{_text(dataset.name)}: {several(dataset.n_images, 'image')}, patients: {patients}; split by {dataset.split_by}."
+    split = rule_named(dataset.split_by).brief
+    yield f"{_text(dataset.name)}: {several(dataset.n_images, 'image')}, patients: {patients}; split {split}."
     if dataset.unreadable:
         yield f"{several(len(dataset.unreadable), 'image')} could not be read, and were left out."
     yield ""

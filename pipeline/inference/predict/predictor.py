@@ -9,10 +9,9 @@ import torch
 
 from hoarfrost.evaluation import apply_temperature, per_patient
 from hoarfrost.evaluation.conformal import prediction_sets
-from hoarfrost.experiment.validated import IMAGE, Validated
 from hoarfrost.features.cache import DIM, Header
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.files import SavedHead
+from hoarfrost.heads.files import IMAGE, SavedHead, Validated
 from hoarfrost.training import mean_probabilities, predict_probabilities
 
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,225 @@
+"""The kinds of head. One class holds all of a kind: its grammar, options, module, and how many are trained at once.
+
+To add a kind, write a subclass of `HeadSpec` and name it in `KINDS`. Nothing else has to change.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from hashlib import sha256
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from hoarfrost.features.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_WIDTH = 65_536
+MAX_DEPTH = 64
+MAX_PARAMETERS = 100_000_000  # with AdamW's state 1.6 GB; more is no lightweight head
+
+StackedLayer = Callable[["nn.Module", "Sequence[Tensor]", "Tensor"], "Tensor"]
+"""One layer of M heads at once: from the first head's layer, its parameters (M, ...) and inputs (M, B, in) to (M, B, out)."""
+
+
+def as_it_is(layer: "nn.Module", _: "Sequence[Tensor]", y: "Tensor") -> "Tensor":
+    """Apply a layer without parameters to the inputs of all heads: for activations, and all that treats rows alike."""
+    found: Tensor = layer(y)
+    return found
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which numbers an option may be. `words` follow "must be" in a message."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+def option(default: float, words: str, holds: Callable[[float], bool]) -> float:
+    """Declare an option of a head, with its default and bounds; a field of a dataclass."""
+    found: float = field(default=default, metadata={"bounds": Bounds(words, holds)})
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """One variant: an architecture and its hyperparameters. Each kind of head is a subclass.
+
+    Fields made by `option` are what stands after the commas of a specification, `dropout=0.2`. Other fields are the size,
+    which a kind reads and writes itself.
+
+    Attributes
+    ----------
+    lr : float
+        AdamW's learning rate, > 0.
+    weight_decay : float
+        AdamW's decoupled weight decay, >= 0, on weight matrices only.
+    """
+
+    KIND: ClassVar[str]
+    """The word that a specification of this kind begins with."""
+    GRAMMAR: ClassVar[str]
+    """How the part before the first comma is written, for messages."""
+    HAS_NOT: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Options of other kinds, and why this kind does not have them, for messages."""
+
+    lr: float = option(1e-3, "above 0", lambda value: value > 0)
+    weight_decay: float = option(1.0, "0 or above", lambda value: value >= 0)
+
+    @classmethod
+    def of_size(cls, size: str, text: str) -> Self | None:  # noqa: ARG003 - for kinds that have a size
+        """Return a head of this kind with default options, or None if the size is not of the grammar.
+
+        Parameters
+        ----------
+        size : str
+            What stands between the kind's word and the first comma: "", or ":256x6".
+        text : str
+            The whole specification, for messages.
+
+        Raises
+        ------
+        TrainingError
+            If the size is out of range.
+        """
+        return None if size else cls()
+
+    @property
+    def shape(self) -> str:
+        """The architecture alone, as "mlp:256x6"."""
+        return self.KIND
+
+    @property
+    def stacked_by(self) -> Hashable:
+        """What must be equal in heads that are trained in one stack: all that decides the module but dropout and weights."""
+        return self.shape
+
+    def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
+        """Make the module: (B, n_inputs) standardised embeddings to (B, n_classes) logits.
+
+        Its layers must be `nn.Linear`, `nn.Dropout`, or of `stacked_layers`; training refuses others.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def stacked_layers(cls) -> "Mapping[type[nn.Module], StackedLayer]":
+        """Return how each type of layer runs for many heads at once. `nn.Linear` and `nn.Dropout` are known without it."""
+        return {}
+
+    @classmethod
+    def options(cls) -> dict[str, "Field[float]"]:
+        """Return the declared options by their names, in the order in which they are written."""
+        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "bounds" in one.metadata}
+
+    def values(self) -> dict[str, float]:
+        """Return the value of each option."""
+        return {name: getattr(self, name) for name in self.options()}
+
+    @property
+    def name(self) -> str:
+        """The shortest specification that gives this head."""
+        default = {name: one.default for name, one in self.options().items()}
+        changed = [f"{name}={_shortest(value)}" for name, value in self.values().items() if value != default[name]]
+        return ",".join([self.shape, *changed])
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        readable = "".join(c if c.isalnum() or c in "-+.=" else "-" for c in self.name)
+        return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+def _shortest(value: float) -> str:
+    """Write a number briefly ("1", "0.001"), but never so that it reads back as another one."""
+    brief = f"{value:g}"
+    return brief if float(brief) == value else repr(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(HeadSpec):
+    """One linear layer."""
+
+    KIND: ClassVar[str] = "linear"
+    GRAMMAR: ClassVar[str] = "linear"
+    HAS_NOT: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"dropout": "a linear head has no hidden layer to drop out from. Leave dropout away, or take mlp:256."}
+    )
+
+    def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
+        """Make the module, see `HeadSpec.build`."""
+        from torch import nn
+
+        return nn.Sequential(nn.Linear(n_inputs, n_classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(HeadSpec):
+    """Hidden layers of one width with ReLU.
+
+    Attributes
+    ----------
+    width, depth : int
+        Of the hidden layers.
+    dropout : float
+        After each hidden layer, 0 <= dropout < 1.
+    """
+
+    KIND: ClassVar[str] = "mlp"
+    GRAMMAR: ClassVar[str] = "mlp:WIDTH or mlp:WIDTHxDEPTH"
+
+    width: int
+    depth: int = 1
+    dropout: float = option(0.0, "from 0 to below 1", lambda value: 0 <= value < 1)
+
+    @classmethod
+    def of_size(cls, size: str, text: str) -> Self | None:
+        """Read ":WIDTH" or ":WIDTHxDEPTH", see `HeadSpec.of_size`."""
+        width, x, depth = size.removeprefix(":").partition("x")
+        numbers = [width, depth] if x else [width]
+        if not all(number.isascii() and number.isdigit() for number in numbers):
+            return None
+        # Python refuses to read numbers of thousands of digits; nine are too many already.
+        found = cls(width=int(width[:9]), depth=int(depth[:9]) if x else 1)
+        if not (1 <= found.width <= MAX_WIDTH and 1 <= found.depth <= MAX_DEPTH):
+            raise TrainingError(f"--head {text}: width must be 1 to {MAX_WIDTH}, depth 1 to {MAX_DEPTH}.")
+        if found.width**2 * (found.depth - 1) > MAX_PARAMETERS:
+            raise TrainingError(
+                f"--head {text}: {found.depth} layers of {found.width} are more than {MAX_PARAMETERS:,} weights. "
+                "Take a smaller width or depth."
+            )
+        return found
+
+    @property
+    def shape(self) -> str:
+        """The architecture alone: "mlp:256", "mlp:256x6"."""
+        return f"{self.KIND}:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
+
+    def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
+        """Make the module, see `HeadSpec.build`."""
+        from torch import nn
+
+        layers: list[nn.Module] = []
+        width = n_inputs
+        for _ in range(self.depth):
+            layers += [nn.Linear(width, self.width), self.activation()]
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
+            width = self.width
+        return nn.Sequential(*layers, nn.Linear(width, n_classes))
+
+    @staticmethod
+    def activation() -> "nn.Module":
+        """Make what follows each hidden layer."""
+        from torch import nn
+
+        return nn.ReLU()
+
+    @classmethod
+    def stacked_layers(cls) -> "Mapping[type[nn.Module], StackedLayer]":
+        """Return how its layers run for many heads at once, see `HeadSpec.stacked_layers`."""
+        return {type(cls.activation()): as_it_is}
+
+
+KINDS: dict[str, type[HeadSpec]] = {kind.KIND: kind for kind in (Linear, Mlp)}
+"""All kinds, by the word that their specifications begin with."""
