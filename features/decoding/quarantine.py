@@ -165,7 +165,8 @@ def load_apart(content: "Content", decoding: Decoding) -> "torch.Tensor":
     """
     if isinstance(content, np.ndarray):  # nothing decodes it
         return load_image(content, decoding)
-    return load_image(decoded_apart(*parts(content), decoding.max_pixels, decoding.window))
+    pixels = decoded_apart(*parts(content), decoding.max_pixels, decoding.window, size=decoding.size)
+    return load_image(pixels, decoding)
 
 
 def left_behind(cache: Path) -> set[bytes]:

@@ -173,7 +173,7 @@ def embed_like(
     lender : EmbeddingCache, optional
         Embeddings that it has are copied from there.
     options : ExtractOptions, optional
-        Its weights, precision and window are the header's.
+        Its encoder, weights, precision and window are the header's.
     on_progress : callable
         Called after each batch.
 
@@ -183,7 +183,9 @@ def embed_like(
         One of its children, by what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
-    options = replace(options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip")
+    options = replace(
+        options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip"
+    )
     dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     with StopSignals() as stop, CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer:
         try:
@@ -268,7 +270,8 @@ def _embed_here(job: Job, todo: Sequence[int], device: str, batch_size: int) -> 
 
 def _choose_precision(options: ExtractOptions) -> str:
     """Choose what is fast on this machine."""
-    from hoarfrost.features.devices import choose_device, choose_precision
+    from hoarfrost.features.devices import choose_device
+    from hoarfrost.features.encoder.precision import choose_precision
 
     return choose_precision(options.precision, choose_device(options.device, options.precision))
 

@@ -14,6 +14,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -30,6 +31,8 @@ class ExtractOptions:
 
     Attributes
     ----------
+    encoder : str
+        Its name, see `hoarfrost.features.encoder.registry`.
     weights : str
         See `hoarfrost.features.encoder.backbone.load_weights`.
     device : str
@@ -69,6 +72,7 @@ class ExtractOptions:
         Workers at most; by default as many as there is room for.
     """
 
+    encoder: str = DEFAULT.name
     weights: str = "imagenet"
     device: str = "auto"
     precision: str = "auto"
