@@ -31,8 +31,6 @@ class ExtractOptions:
 
     Attributes
     ----------
-    encoder : str
-        Its name, see `hoarfrost.features.encoder.registry`.
     weights : str
         See `hoarfrost.features.encoder.backbone.load_weights`.
     device : str
@@ -40,6 +38,8 @@ class ExtractOptions:
     precision : str
         "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
         float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+    encoder : str
+        Its name, see `hoarfrost.features.encoder.registry`.
     batch_size : int or None
         By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, no more than 64 are taken at
         once, so that an extraction commits and stops within seconds.
@@ -72,10 +72,10 @@ class ExtractOptions:
         Workers at most; by default as many as there is room for.
     """
 
-    encoder: str = DEFAULT.name
     weights: str = "imagenet"
     device: str = "auto"
     precision: str = "auto"
+    encoder: str = DEFAULT.name
     batch_size: int | None = None
     workers: int | None = None
     on_error: str = "skip"
