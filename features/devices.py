@@ -1,11 +1,9 @@
-"""What this machine computes on: device, precision, processors, memory."""
+"""What this machine computes on: devices, processors, memory."""
 
-import copy
 import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,8 +19,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
 MOST_ON_CPU = 64  # images at once: a CPU gains nothing from more, and must commit, and stop, within seconds
-BFLOAT16_MARGIN = 1.1  # so many times faster it must be; less is noise, and costs digits
-TURNS = 5
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 logger = logging.getLogger(__name__)
@@ -47,17 +43,6 @@ def choose_device(asked: str, precision: str = "auto") -> str:
 def n_gpus() -> int:
     """Count the CUDA devices of this machine."""
     return torch.cuda.device_count()
-
-
-def choose_precision(asked: str, device: str) -> str:
-    """Turn "auto" into the precision that is fast on the device: bfloat16 where it is multiplied natively, else float32."""
-    if asked != "auto":
-        return asked
-    if device == "cuda":  # older ones emulate it
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device == "cpu" and (has_amx() or (_has("avx512_bf16") and _bfloat16_is_faster())):
-        return "bfloat16"
-    return "float32"
 
 
 def default_batch_size(device: str) -> int:
@@ -98,6 +83,11 @@ def has_amx() -> bool:
     return _has("amx_bf16")
 
 
+def has_avx512_bf16() -> bool:
+    """Return whether the CPU has vector units for bfloat16, which are faster than float32's on some processors only."""
+    return _has("avx512_bf16")
+
+
 def has_vnni() -> bool:
     """Tell whether the CPU multiplies 8-bit integers natively."""
     return _has("avx512_vnni") or _has("avx_vnni")
@@ -110,38 +100,6 @@ def _has(flag: str) -> bool:
     except OSError:
         return False
     return any(flag in line.split() for line in lines if line.startswith("flags"))
-
-
-def _bfloat16_is_faster() -> bool:
-    """Time typical layers in both: AVX-512 BF16 is twice as fast on some processors, and slower on others."""
-    float32_s, bfloat16_s = _layer_seconds()
-    return bfloat16_s * BFLOAT16_MARGIN < float32_s
-
-
-def _layer_seconds() -> tuple[float, float]:
-    """Time layers as they run in float32, the wide one by Winograd's method, and in bfloat16.
-
-    By turns, and the least of each, for other work on the machine hits both.
-    """
-    from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d  # torchvision comes with it
-
-    narrow, wide = (torch.nn.Conv2d(n, n, 3, padding=1).requires_grad_(False) for n in (128, 256))
-    candidates = []
-    for dtype, layers in ((torch.float32, [narrow, WinogradConv2d(wide)]), (torch.bfloat16, [narrow, wide])):
-        copies = [copy.deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]  # type: ignore[call-overload]
-        inputs = [torch.zeros((8, n, size, size), dtype=dtype) for n, size in ((128, 28), (256, 14))]
-        candidates.append((copies, [x.contiguous(memory_format=torch.channels_last) for x in inputs]))
-    seconds = [[_seconds_of(*candidate) for candidate in candidates] for _ in range(TURNS)]
-    float32_s, bfloat16_s = map(min, zip(*seconds, strict=True))
-    return float32_s, bfloat16_s
-
-
-@torch.inference_mode()
-def _seconds_of(layers: list[torch.nn.Module], inputs: list[torch.Tensor]) -> float:
-    started = time.perf_counter()
-    for layer, x in zip(layers, inputs, strict=True):
-        layer(x)
-    return time.perf_counter() - started
 
 
 @contextmanager

@@ -93,7 +93,11 @@ def reason_of(error: ImageDecodeError | OSError | MemoryError) -> Reason:
 
 
 class WeightsError(HoarfrostError):
-    """The backbone's weights are missing, damaged or not those of a ResNet18."""
+    """The encoder's weights are missing, damaged or not those of this encoder."""
+
+
+class EncoderError(HoarfrostError):
+    """An encoder is not known, or cannot do what is asked of it."""
 
 
 class CacheError(HoarfrostError):

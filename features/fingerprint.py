@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.decoding.formats import EncodedFrame
+from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 KEY_BYTES = 32
-SIZE = 224
-JPEG_SHORT_SIDE = 2 * SIZE
 OWN_WINDOW = "the file's first"
-PREPROCESSING: Mapping[str, Any] = {
+STEPS: Mapping[str, Any] = {
     "decode": "to 8-bit grey or RGB as Pillow's convert() does; 16-bit colour by its upper 8 bits",
     "deep grey": "16, 32 bits, float and signed from the least to the greatest of 0.5% and 99.5% of its pixels, to 0 and 255",
     "transparency": "over black",
@@ -28,18 +27,27 @@ PREPROCESSING: Mapping[str, Any] = {
     "MONOCHROME1 inverted; palette and YBR to RGB; colour of more than 8 bits by its share of the greatest",
     "dicom codecs": "JPEG by Pillow, 12-bit or lossless by GDCM, JPEG-LS by CharLS, JPEG 2000 by OpenJPEG, RLE by pydicom",
     "dicom window": OWN_WINDOW,
-    "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {JPEG_SHORT_SIDE}",
-    "resize": [SIZE, SIZE],
     "interpolation": "bilinear, antialiased, 8-bit",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
 }
-"""From an image's bytes to the backbone's input. Whoever changes what a step does changes its text here."""
+"""From an image's bytes to any encoder's input. Whoever changes what a step does changes its text here."""
 
 
-def preprocessing(window: str | None = None) -> Mapping[str, Any]:
-    """Give the project's own preprocessing, with a window of the user's in place of each DICOM file's own."""
-    return PREPROCESSING if window is None else {**PREPROCESSING, "dicom window": window}
+def jpeg_short_side(size: int) -> int:
+    """Return how many pixels a DCT-scaled JPEG's shorter side has at least, for an encoder's input of this size."""
+    return 2 * size
+
+
+def preprocessing(encoder: EncoderSpec, window: str | None = None) -> Mapping[str, Any]:
+    """Return the project's own steps and the encoder's, with a window of the user's in place of each DICOM file's own."""
+    shorter = jpeg_short_side(encoder.size)
+    return {
+        **STEPS,
+        **({} if window is None else {"dicom window": window}),
+        "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {shorter}",
+        "resize": [encoder.size, encoder.size],
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+    }
 
 
 def window_asked_for(steps: Mapping[str, Any]) -> str | None:
@@ -87,7 +95,7 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
     return digest.hexdigest()
 
 
-def weights_origin(spec: str) -> str:
+def weights_origin(spec: str, encoder: EncoderSpec) -> str:
     """Tell where weights come from, exactly enough that the same origin means the same tensors.
 
     It costs no torch: an extraction with nothing to embed need not load the weights to know them.
@@ -96,16 +104,17 @@ def weights_origin(spec: str) -> str:
     ----------
     spec : str
         "imagenet", "random:SEED" or the path of a checkpoint.
+    encoder : EncoderSpec
 
     Returns
     -------
     str
-        Empty where it cannot be told (no such file).
+        Empty where it cannot be told (no such file, no published weights).
     """
     if spec == "imagenet":
-        return "torchvision ResNet18_Weights.IMAGENET1K_V1"
+        return "" if encoder.published is None else encoder.published.origin
     if spec.startswith("random:"):
-        return f"{spec} by torch {version('torch')}, torchvision {version('torchvision')}"
+        return f"{spec} by {', '.join(f'{name} {version(name)}' for name in encoder.libraries)}"
     try:
         return f"file with SHA-256 {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
     except OSError:
@@ -119,11 +128,11 @@ class Fingerprint:
     Attributes
     ----------
     backbone : str
-        The architecture, "resnet18".
+        The encoder's name, "resnet18".
     weights_sha256 : str
-        `weights_digest` of the backbone's tensors, hex.
+        `weights_digest` of the encoder's tensors, hex.
     preprocessing : mapping
-        From decoded pixels to the backbone's input; JSON values.
+        From decoded pixels to the encoder's input; JSON values.
     precision : str
         What the forward pass computes in: "float32", "bfloat16", or "int8:" and the ranges that it was calibrated to.
     """
@@ -132,6 +141,11 @@ class Fingerprint:
     weights_sha256: str
     preprocessing: Mapping[str, Any]
     precision: str
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The encoder of this name; raises EncoderError if this version has none."""
+        return encoder_named(self.backbone)
 
     @property
     def digest(self) -> str:

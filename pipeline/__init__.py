@@ -29,7 +29,7 @@ class Data:
 
     Attributes
     ----------
-    X : ndarray (n, 512) float32
+    X : ndarray (n, D) float32
         Embeddings.
     y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
         Class numbers; or which of several labels each image has.
@@ -183,7 +183,7 @@ def open_predictor(source: str | Path, head: str | None = None, *, coverage: flo
     Returns
     -------
     Predictor
-        `predict` takes embeddings (n, 512) and gives a `Prediction`.
+        `predict` takes embeddings (n, D) and gives a `Prediction`.
 
     Raises
     ------

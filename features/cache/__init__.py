@@ -4,7 +4,7 @@ from hoarfrost.features.cache.checks import CacheInfo, VerifyReport, describe, v
 from hoarfrost.features.cache.compaction import CompactSummary, compact
 from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.known import KnownFile, KnownFiles
-from hoarfrost.features.cache.layout import DIM, SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
 from hoarfrost.features.cache.lock import lock_owner
 from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
 from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
@@ -13,7 +13,6 @@ from hoarfrost.features.cache.writer import CacheWriter
 from hoarfrost.features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
-    "DIM",
     "SHARD_BYTES",
     "Block",
     "CacheFile",

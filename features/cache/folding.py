@@ -61,7 +61,7 @@ def write_cache(
     CacheError
         If a file cannot be written; the cache is what it was then.
     """
-    n_rows = rows_per_shard(shard_bytes)
+    n_rows = rows_per_shard(shard_bytes, header.dim)
     stretches = list(_stretches(sources, keep, n_rows))
     n_images = sum(stretch.n_images for stretch in stretches)
     is_small = n_images <= n_rows and n_images * shard_bytes // n_rows + _table_bytes(tables, pending) <= shard_bytes

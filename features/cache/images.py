@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache.layout import CHUNK_ROWS, DIM, ROW_BYTES, Block, Embeddings, Keys
+from hoarfrost.features.cache.layout import Block, Embeddings, Keys, row_bytes, rows_per_chunk
 from hoarfrost.features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -41,6 +41,7 @@ class StoredImages:
         self._opened = file
         self._file = file.root
         self.path: Path = file.path
+        self.dim = file.header.dim
         self.n_images = self._check_images()
 
     def _check_images(self) -> int:
@@ -51,7 +52,7 @@ class StoredImages:
             n_images = int(keys.shape[0])
             expected: dict[str, tuple[Any, tuple[int, ...], Any]] = {
                 "key": (keys, (n_images, KEY_BYTES), np.uint8),
-                "embedding": (embeddings, (n_images, DIM), np.float32),
+                "embedding": (embeddings, (n_images, self.dim), np.float32),
                 "row_crc32": (self._opened.dataset(images, "row_crc32"), (n_images,), np.uint32),
                 "chunk_crc32": (
                     self._opened.dataset(images, "chunk_crc32"), (-(-n_images // embeddings.chunks[0]),), np.uint32,
@@ -62,7 +63,7 @@ class StoredImages:
                     raise self._opened.damaged(
                         f"/images/{name} is {data.dtype} {data.shape}, not {np.dtype(dtype)} {shape}"
                     )
-            if embeddings.chunks[1] != DIM or embeddings.chunks[0] > CHUNK_ROWS:
+            if embeddings.chunks[1] != self.dim or embeddings.chunks[0] > rows_per_chunk(self.dim):
                 raise self._opened.damaged(f"/images/embedding has chunks of {embeddings.chunks}")
             return n_images
 
@@ -91,7 +92,7 @@ class StoredImages:
             for found in found_chunks:
                 start = int(found.chunk_offset[0])
                 stop = min(start + data.chunks[0], self.n_images)
-                stored = data.chunks[0] * ROW_BYTES + FLETCHER_BYTES
+                stored = data.chunks[0] * row_bytes(self.dim) + FLETCHER_BYTES
                 if found.filter_mask or found.size != stored or found.byte_offset + stored > size:
                     raise self._opened.damaged(
                         f"the rows {start} to {stop - 1} of /images/embedding lie outside the file"
@@ -108,7 +109,7 @@ class StoredImages:
     def blocks(self) -> Iterator[Block]:
         """Read all images a chunk at a time, in order; memory holds one."""
         for chunk in self.chunks:
-            out = np.empty((chunk.stop - chunk.start, DIM), np.float32)
+            out = np.empty((chunk.stop - chunk.start, self.dim), np.float32)
             self.read_chunk(chunk, out)
             yield Block(self.keys(slice(chunk.start, chunk.stop)), out)
 
@@ -175,7 +176,7 @@ class StoredImages:
                 yield f"{self.path}: rows {chunk.start} to {chunk.stop - 1}: HDF5's own checksum (Fletcher-32) does not match"
 
     def read_chunk(self, chunk: Chunk, out: Embeddings) -> None:
-        """Read a chunk's embeddings against their CRC-32 into `out` (its rows, 512) float32."""
+        """Read a chunk's embeddings against their CRC-32 into `out` (its rows, D) float32."""
         self._fill(chunk, out)
         if zlib.crc32(out.data) != self._chunk_sums[chunk.number]:
             raise DamagedCacheError(
@@ -185,7 +186,7 @@ class StoredImages:
             )
 
     def _raw_chunk(self, chunk: Chunk) -> Embeddings:
-        out = np.empty((chunk.stop - chunk.start, DIM), np.float32)
+        out = np.empty((chunk.stop - chunk.start, self.dim), np.float32)
         self._fill(chunk, out)
         return out
 

@@ -16,11 +16,11 @@ from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 FORMAT = "hoarfrost-cache"
 INDEX_FORMAT = "hoarfrost-cache-index"  # of a cache in shards
 FORMAT_VERSION = 1
-DIM = 512
-ROW_BYTES = DIM * 4
-CHUNK_ROWS = 1024  # 2 MiB a chunk: large enough to stream, small enough that damage costs little
+CHUNK_ROWS = 1024  # at most
+CHUNK_BYTES = 1 << 21  # of embeddings: large enough to stream, small enough that damage costs little
 SHARD_NAME_BYTES = 40
 SHARD_BYTES = 64_000_000_000  # where nothing else is asked for
+MAX_DIM = 1 << 16
 MAX_TEXT_BYTES = 1 << 24
 MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
 
@@ -30,7 +30,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class Block(NamedTuple):
-    """Some images: keys (N, 32) uint8 and their embeddings (N, 512) float32."""
+    """Some images: keys (N, 32) uint8 and their embeddings (N, D) float32."""
 
     keys: Keys
     embeddings: Embeddings
@@ -56,24 +56,36 @@ class SourceFile(NamedTuple):
     shard: Shard | None = None
 
 
-def rows_per_shard(shard_bytes: int) -> int:
+def row_bytes(dim: int) -> int:
+    """Return how many bytes an embedding of so many numbers takes."""
+    return 4 * dim
+
+
+def rows_per_chunk(dim: int) -> int:
+    """Return how many embeddings a chunk holds: a power of two, so that chunks of any dimension end where 1,024 rows do."""
+    return min(CHUNK_ROWS, 1 << (max(1, CHUNK_BYTES // row_bytes(dim)).bit_length() - 1))
+
+
+def rows_per_shard(shard_bytes: int, dim: int) -> int:
     """Return how many images a file of at most so many bytes holds: whole chunks, so that shards are read as one file is."""
-    per_chunk = CHUNK_ROWS * (ROW_BYTES + KEY_BYTES + 4) + 64  # the row's checksum; the chunk's, and its place
+    n_rows = rows_per_chunk(dim)
+    per_chunk = n_rows * (row_bytes(dim) + KEY_BYTES + 4) + 64  # the row's checksum; the chunk's, and its place
     beside = 1 << 19  # HDF5's own, and the last chunk of the rows' checksums
-    return CHUNK_ROWS * max(1, (shard_bytes - beside) // per_chunk)
+    return n_rows * max(1, (shard_bytes - beside) // per_chunk)
 
 
 @dataclass(frozen=True)
 class Header:
     """What a file says of all its embeddings.
 
-    `weights` is the name that the weights were asked for by, `weights_origin` where they came
-    from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest
+    `dim` is how many numbers an embedding has, `weights` the name that the weights were asked for by, `weights_origin`
+    where they came from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest
     ("eager", "compiled", "openvino") that a resumed extraction goes on with. `weights_path` is where a checkpoint lay,
     absolute; empty where the weights were no file.
     """
 
     fingerprint: Fingerprint
+    dim: int
     weights: str
     weights_origin: str = ""
     compute: str = ""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_TEXT_BYTES, Header
+from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_DIM, MAX_TEXT_BYTES, Header
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
 
@@ -143,11 +143,18 @@ class OpenedFile:
                 raise self.damaged("its fingerprint is not that of the parts it names")
             return Header(
                 fingerprint,
+                dim=self._dim(),
                 weights=self.text(self.root, "weights"),
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
                 weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
             )
+
+    def _dim(self) -> int:
+        dim = self.whole_number(self.root, "dim")
+        if not 0 < dim <= MAX_DIM:
+            raise self.damaged(f"its embeddings are of {dim} numbers")
+        return dim
 
     def text(self, owner: "h5py.Group", name: str) -> str:
         """Read an attribute that is a short text."""

@@ -94,8 +94,17 @@ class PartWriter:
         Parameters
         ----------
         files : list of EmbeddedFile, length B
-        embeddings : ndarray (B, 512) float32
+        embeddings : ndarray (B, D) float32
+
+        Raises
+        ------
+        ValueError
+            If they have another dimension than the header says.
         """
+        if embeddings.shape != (len(files), self.header.dim):
+            raise ValueError(
+                f"embeddings are {embeddings.shape}, not {(len(files), self.header.dim)} as the header says"
+            )
         self._pending += files
         self._new_keys.update(file.key for file in files)
         self._embeddings.append(embeddings)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from hoarfrost.features.cache.images import Chunk, LostImages, StoredImages
 from hoarfrost.features.cache.layout import (
-    DIM,
     INDEX_FORMAT,
     Block,
     DatasetTable,
@@ -162,7 +161,7 @@ class CacheFile:
 
         Returns
         -------
-        ndarray (n, 512) float32
+        ndarray (n, D) float32
 
         Raises
         ------
@@ -170,13 +169,13 @@ class CacheFile:
             If a wanted row's chunk fails its checksum; it names the rows.
         """
         if rows is None:
-            out = np.empty((self.n_images, DIM), np.float32)
+            out = np.empty((self.n_images, self.header.dim), np.float32)
             _each(
                 self._chunks(),
                 lambda item: item[0].read_chunk(item[1], out[item[2] + item[1].start : item[2] + item[1].stop]),
             )
             return out
-        out = np.empty((len(rows), DIM), np.float32)
+        out = np.empty((len(rows), self.header.dim), np.float32)
         order = np.argsort(rows, kind="stable")
         bounds = np.searchsorted(rows[order], self._edges)
         wanted = np.flatnonzero(bounds[:, 1] > bounds[:, 0]).tolist()
@@ -184,7 +183,7 @@ class CacheFile:
         def read(number: int) -> None:
             images, chunk, start = self._all_chunks[number]
             places = order[bounds[number, 0] : bounds[number, 1]]
-            scratch = np.empty((chunk.stop - chunk.start, DIM), np.float32)
+            scratch = np.empty((chunk.stop - chunk.start, self.header.dim), np.float32)
             images.read_chunk(chunk, scratch)
             out[places] = scratch[rows[places] - (start + chunk.start)]
 

@@ -97,6 +97,8 @@ def _differences(
 ) -> Iterator[str]:
     if found.fingerprint.digest != header.fingerprint.digest:
         yield f"its embeddings were made in another way ({', '.join(found.fingerprint.differences(header.fingerprint))})"
+    if found.dim != header.dim:
+        yield f"its embeddings are of {found.dim} numbers, not {header.dim}"
     if content != shard.content.hex():
         twin = next((other.name for other in listed if other.content.hex() == content), None)
         yield "it holds other images" if twin is None else f"it holds what {twin} is to hold, so the two are swapped"

@@ -139,7 +139,7 @@ class EmbeddingCache:
         return self._file.table(name)
 
     def embeddings(self, rows: Rows | None = None) -> Embeddings:
-        """Read embeddings by row, (n, 512) float32, checked; all by default."""
+        """Read embeddings by row, (n, D) float32, checked; all by default."""
         return self._file.embeddings(rows)
 
     def digest(self, rows: Rows) -> str:
@@ -166,7 +166,7 @@ class EmbeddingCache:
 
         Returns
         -------
-        embeddings : ndarray (m, 512) float32
+        embeddings : ndarray (m, D) float32
             Those of the m readable images, in the table's order.
         readable : ndarray (n,) bool
             Which of the table's n images they are.

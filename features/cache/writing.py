@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.cache.layout import (
-    CHUNK_ROWS,
-    DIM,
     FORMAT,
     FORMAT_VERSION,
     INDEX_FORMAT,
@@ -27,6 +25,7 @@ from hoarfrost.features.cache.layout import (
     DatasetTable,
     Header,
     Shard,
+    rows_per_chunk,
 )
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
@@ -77,7 +76,7 @@ def write_cache_file(
 
     def fill(file: h5py.File, disk: _Disk) -> bytes:
         _write_header(file, header, FORMAT)
-        content = _write_images(file, n_images, disk.checked(blocks))
+        content = _write_images(file, n_images, header.dim, disk.checked(blocks))
         if is_shard:
             _write_text(file, "content", content.hex())
         _write_tables(file, tables, pending)
@@ -226,7 +225,7 @@ def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
     _write_text(file, "compute", header.compute)
     if header.weights_path:
         _write_text(file, "weights_path", header.weights_path)
-    file.attrs["dim"] = DIM
+    file.attrs["dim"] = header.dim
     _write_text(file, "versions", json.dumps(library_versions(), sort_keys=True))
 
 
@@ -252,12 +251,12 @@ def _write_text(target: h5py.Group, name: str, text: str) -> None:
     target.attrs.create(name, np.bytes_(content), dtype=h5py.string_dtype("utf-8", max(len(content), 1)))
 
 
-def _write_images(file: h5py.File, n_images: int, blocks: Iterable[Block]) -> bytes:
+def _write_images(file: h5py.File, n_images: int, dim: int, blocks: Iterable[Block]) -> bytes:
     """Write keys, embeddings and checksums; give what tells this content."""
     images = file.create_group("images")
-    chunk_rows = max(1, min(CHUNK_ROWS, n_images))
+    chunk_rows = max(1, min(rows_per_chunk(dim), n_images))
     keys = _checked_dataset(images, "key", (n_images, KEY_BYTES), np.uint8, (chunk_rows, KEY_BYTES))
-    embeddings = _checked_dataset(images, "embedding", (n_images, DIM), np.float32, (chunk_rows, DIM))
+    embeddings = _checked_dataset(images, "embedding", (n_images, dim), np.float32, (chunk_rows, dim))
     row_sums = np.zeros(n_images, np.uint32)
     chunk_sums = np.zeros(-(-n_images // chunk_rows), np.uint32)
     content = hashlib.sha256()
@@ -287,17 +286,17 @@ def _checked_dataset(
 
 def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:
     """Split blocks of any size into whole chunks; the last may be shorter."""
-    keys = np.empty((0, KEY_BYTES), np.uint8)
-    embeddings = np.empty((0, DIM), np.float32)
+    rest: Block | None = None
     for block in blocks:
-        keys = np.concatenate([keys, block.keys]) if len(keys) else block.keys
-        embeddings = np.concatenate([embeddings, block.embeddings]) if len(embeddings) else block.embeddings
+        keys, embeddings = block
+        if rest is not None:
+            keys, embeddings = np.concatenate([rest.keys, keys]), np.concatenate([rest.embeddings, embeddings])
         whole = len(keys) - len(keys) % chunk_rows
         for start in range(0, whole, chunk_rows):
             yield Block(keys[start : start + chunk_rows], embeddings[start : start + chunk_rows])
-        keys, embeddings = keys[whole:], embeddings[whole:]
-    if len(keys):
-        yield Block(keys, embeddings)
+        rest = Block(keys[whole:], embeddings[whole:]) if whole < len(keys) else None
+    if rest is not None:
+        yield rest
 
 
 def row_checksums(block: Block) -> npt.NDArray[np.uint32]:

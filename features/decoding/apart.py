@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
@@ -119,9 +120,23 @@ def _a_process() -> Iterator[_Process]:
 
 
 def decode_isolated(
-    content: bytes, frame: int, max_pixels: int, window: Window | None, *, seconds: float | None = None
+    content: bytes,
+    frame: int,
+    max_pixels: int,
+    window: Window | None,
+    *,
+    size: int = DEFAULT.size,
+    seconds: float | None = None,
 ) -> "npt.NDArray[np.uint8]":
     """Decode an image, or a frame of it (from 1), as `images.decode_pixels` does, in another process.
+
+    Parameters
+    ----------
+    content : bytes
+    frame : int
+    max_pixels, window, size
+        As `images.Decoding` has them.
+    seconds : float, optional
 
     Raises
     ------
@@ -131,7 +146,8 @@ def decode_isolated(
         If the image is unreadable.
     """
     with _a_process() as process:
-        answer, payload = process.ask(content, _request(frame, max_pixels, window, "pixels"), seconds or MOST_SECONDS)
+        request = _request(frame, max_pixels, window, size, "pixels")
+        answer, payload = process.ask(content, request, seconds or MOST_SECONDS)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
 
@@ -141,12 +157,14 @@ def inspect_isolated(
     max_pixels: int,
     window: Window | None,
     room: "Callable[[int], AbstractContextManager[None]]",
+    *,
+    size: int = DEFAULT.size,
 ) -> ImageInfo:
     """Decode an image in another process, for what it is and whether it can be read; no pixels come back.
 
     Parameters
     ----------
-    content, frame, max_pixels, window
+    content, frame, max_pixels, window, size
         As for `decode_isolated`.
     room : callable
         Gives for a number of pixels what to wait for before they are decoded.
@@ -157,17 +175,17 @@ def inspect_isolated(
         As `decode_isolated`.
     """
     with _a_process() as process:
-        header, _ = process.ask(content, _request(frame, max_pixels, window, "header"), MOST_SECONDS)
+        header, _ = process.ask(content, _request(frame, max_pixels, window, size, "header"), MOST_SECONDS)
         with room(header["width"] * header["height"]):
-            found, _ = process.ask(content, _request(frame, max_pixels, window, "check"), MOST_SECONDS)
+            found, _ = process.ask(content, _request(frame, max_pixels, window, size, "check"), MOST_SECONDS)
     image_format, mode, bits = found["kind"]
     width, height = found["size"]
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]))
 
 
-def _request(frame: int, max_pixels: int, window: Window | None, want: str) -> dict[str, Any]:
+def _request(frame: int, max_pixels: int, window: Window | None, size: int, want: str) -> dict[str, Any]:
     place = None if window is None else [window.center, window.width]
-    return {"frame": frame, "max_pixels": max_pixels, "window": place, "want": want}
+    return {"frame": frame, "max_pixels": max_pixels, "window": place, "size": size, "want": want}
 
 
 @atexit.register

@@ -1,6 +1,7 @@
 """What `hoarfrost.features.decoding.apart` starts: decodes images from stdin, one after another, in a process that may crash.
 
-A request is a line of JSON (frame, max_pixels, window, want, n_bytes: null for the file sent before) and the file's bytes.
+A request is a line of JSON (frame, max_pixels, window, size, want, n_bytes: null for the file sent before) and the file's
+bytes.
 The answer is a line of JSON (n_bytes and what is wanted: "header" gives kind, size and width and height to be decoded,
 "check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error with its kind)
 and the pixels.
@@ -38,7 +39,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 def _answered(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     notes: list[str] = []
     window = None if asked["window"] is None else Window(*asked["window"])
-    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True)
+    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True, size=asked["size"])
     with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
         if asked["want"] == "header":

@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels the backbone can take. The sole user of Pillow."""
+"""Encoded bytes to pixels that an encoder can take. The sole user of Pillow."""
 
 import io
 import re
@@ -15,8 +15,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, described, is_dicom, may_be_bare_dicom, parts
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
-from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE
+from hoarfrost.features.fingerprint import jpeg_short_side
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,6 +96,8 @@ class Decoding:
         Told, in the thread that decodes, what was left out of an image that was read all the same.
     is_isolated : bool
         Whether this process may crash; else codecs that do are used in another one.
+    size : int
+        Height and width of the encoder's input.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -102,6 +105,7 @@ class Decoding:
     budget: PixelBudget | None = None
     on_note: Callable[[str], None] = lambda _: None
     is_isolated: bool = False
+    size: int = DEFAULT.size
 
     def room(self, n_pixels: int) -> AbstractContextManager[None]:
         """Wait until so many pixels may be decoded."""
@@ -125,7 +129,7 @@ class OpenedImage(Protocol):
 
 
 def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.Tensor":
-    """Return an encoded file, one of its frames, or an array's pixels, as the backbone takes them.
+    """Return an encoded file, one of its frames, or an array's pixels, as the encoder takes them.
 
     Parameters
     ----------
@@ -134,31 +138,32 @@ def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.T
 
     Returns
     -------
-    Tensor (C, 224, 224) uint8
-        C is 1 for grey images, else 3 (RGB).
+    Tensor (C, S, S) uint8
+        S is `decoding.size`; C is 1 for grey images, else 3 (RGB).
 
     Raises
     ------
     ImageDecodeError
         If the bytes are no image that can be read whole.
     """
-    if isinstance(content, np.ndarray):
-        return _resized(_planes(content.copy() if content.shape[:2] == (SIZE, SIZE) else content))
     decoding = decoding or Decoding()
+    target = (decoding.size, decoding.size)
+    if isinstance(content, np.ndarray):
+        return _resized(_planes(content.copy() if content.shape[:2] == target else content), target)
     with opened(content, decoding) as image, decoding.room(image.width * image.height):
-        return _resized(_planes(image.pixels()))
+        return _resized(_planes(image.pixels()), target)
 
 
-def _resized(image: "torch.Tensor") -> "torch.Tensor":
+def _resized(image: "torch.Tensor", target: tuple[int, int]) -> "torch.Tensor":
     import torch  # here: reading a header, or decoding in a process apart, needs none of it
 
-    if image.shape[1:] == (SIZE, SIZE):
+    if image.shape[1:] == target:
         return image
     try:
-        resized = torch.nn.functional.interpolate(image[None], (SIZE, SIZE), mode="bilinear", antialias=True)
+        resized = torch.nn.functional.interpolate(image[None], target, mode="bilinear", antialias=True)
     except RuntimeError as error:
         raise ImageDecodeError(Unreadable.NOT_RESIZED, str(error).splitlines()[0]) from error
-    return resized[0]  # (C, 224, 224) uint8
+    return resized[0]  # (C, S, S) uint8
 
 
 def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = None) -> "Pixels":
@@ -166,8 +171,8 @@ def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = N
 
     What is not 8-bit grey or RGB becomes so: more bits by the window that 0.5% and 99.5% of the pixels end at, what
     is transparent over black, DICOM as `decoding.dicom` says. EXIF's orientation is applied. A large JPEG is decoded
-    at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the cost, never below 448 pixels
-    on the shorter side: twice what the backbone takes.
+    at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the cost, never below twice what
+    the encoder takes on the shorter side.
 
     Raises
     ------
@@ -263,7 +268,7 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
                 decoding.on_note(FIRST_IMAGE)
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
-            image.draft(image.mode, (JPEG_SHORT_SIDE, JPEG_SHORT_SIDE))
+            image.draft(image.mode, (jpeg_short_side(decoding.size),) * 2)
         yield _PillowImage(image, size)
 
 

@@ -165,7 +165,8 @@ def load_isolated(content: "Content", decoding: Decoding) -> "torch.Tensor":
     """
     if isinstance(content, np.ndarray):  # nothing decodes it
         return load_image(content, decoding)
-    return load_image(decode_isolated(*parts(content), decoding.max_pixels, decoding.window))
+    pixels = decode_isolated(*parts(content), decoding.max_pixels, decoding.window, size=decoding.size)
+    return load_image(pixels, decoding)
 
 
 def suspect_keys(cache: Path) -> set[bytes]:

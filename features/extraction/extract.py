@@ -169,7 +169,7 @@ def embed_like(
     source_cache : EmbeddingCache, optional
         Embeddings that it has are copied from there.
     options : ExtractOptions, optional
-        Its weights, precision and window are the header's.
+        Its encoder, weights, precision and window are the header's.
     on_progress : callable
         Called after each batch.
 
@@ -180,7 +180,10 @@ def embed_like(
     """
     recipe, window = recipe_like(header, weights)
     # This machine's engine: Ray's workers copy nothing from a source cache.
-    options = replace(options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip", engine=LocalOptions())
+    options = replace(
+        options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
+        engine=LocalOptions(),
+    )  # fmt: skip
     dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
     with (
         open_engine(options) as engine,

@@ -37,7 +37,8 @@ class LocalEngine:
 
     def choose_precision(self) -> str:
         """Return the precision that is fast on this machine."""
-        from hoarfrost.features.devices import choose_device, choose_precision
+        from hoarfrost.features.devices import choose_device
+        from hoarfrost.features.encoder.precision import choose_precision
 
         asked = self._options.precision
         return choose_precision(asked, choose_device(self._options.device, asked))

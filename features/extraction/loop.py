@@ -20,10 +20,11 @@ from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, PixelBudget
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
+from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
-from hoarfrost.features.fingerprint import KEY_BYTES, SIZE, image_key
+from hoarfrost.features.fingerprint import KEY_BYTES, image_key
 
 if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
@@ -89,7 +90,7 @@ class _Failed:
 
 @dataclass
 class _Batch:
-    """Images that are read together: each worker fills places of its own in `pixels` (B, 3, 224, 224) uint8."""
+    """Images that are read together: each worker fills places of its own in `pixels` (B, 3, S, S) uint8."""
 
     pixels: torch.Tensor
     tasks: "list[Future[Future[list[_Loaded | _Failed]]]]" = field(default_factory=list)  # reading gives decoding
@@ -147,7 +148,8 @@ class EmbeddingLoop:
         self._device = device
         self.batch_size = batch_size
         self.workers = n_decoders(options)
-        self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image)
+        size = encoder_named(options.encoder).size
+        self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image, size=size)
         self._quarantine = quarantine
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
@@ -157,7 +159,7 @@ class EmbeddingLoop:
         self._keys_on_device: set[bytes] = set()
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
         n_buffers, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
-        shape = (batch_size, 3, SIZE, SIZE)
+        shape = (batch_size, 3, size, size)
         self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
         # Whoever reads looks a key up in the cache; what may be missed then is in batches that had a buffer still.
         self._recent_keys: deque[set[bytes]] = deque(maxlen=n_buffers)
@@ -256,7 +258,7 @@ class EmbeddingLoop:
         """Copy embeddings from the device to the cache, all but those of the latest batches."""
         while len(self._on_device) > keep:
             started = self._on_device.popleft()
-            embeddings = started.embeddings().numpy()  # (B, 512) float32
+            embeddings = started.embeddings().numpy()  # (B, D) float32
             self._note(started.compute)
             files = [self._file(image) for image in started.images]
             self.writer.append(files, embeddings)
@@ -383,7 +385,7 @@ def _n_bytes(content: "Content") -> int:
 
 
 def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
-    """Load images from all over a dataset, (N, 3, 224, 224) uint8 with N at most 256; unreadable ones are left out.
+    """Load images from all over a dataset, (N, 3, S, S) uint8 with N at most 256; unreadable ones are left out.
 
     Raises
     ------

@@ -13,6 +13,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.engines import EngineOptions, LocalOptions
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -37,6 +38,8 @@ class ExtractOptions:
     precision : str
         "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
         float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+    encoder : str
+        Its name, see `hoarfrost.features.encoder.registry`.
     batch_size : int or None
         By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, no more than 64 are taken at
         once, so that an extraction commits and stops within seconds.
@@ -63,6 +66,7 @@ class ExtractOptions:
     weights: str = "imagenet"
     device: str = "auto"
     precision: str = "auto"
+    encoder: str = DEFAULT.name
     batch_size: int | None = None
     workers: int | None = None
     on_error: str = "skip"

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.features.errors import FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
-from hoarfrost.features.fingerprint import PREPROCESSING, Fingerprint, preprocessing, weights_origin
+from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
-
-ARCHITECTURE = "resnet18"
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +27,11 @@ class Recipe:
     header: Header
     weights_spec: str
     weights: "Weights | None"
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The network that embeds."""
+        return self.header.fingerprint.encoder
 
     @property
     def precision(self) -> str:
@@ -61,7 +65,7 @@ class Recipe:
         """Load the weights; refuse others of the same name."""
         from hoarfrost.features.encoder.backbone import load_weights
 
-        weights = self.weights or load_weights(self.weights_spec)
+        weights = self.weights or load_weights(self.weights_spec, self.encoder)
         _check_weights(weights, self.header)
         return weights
 
@@ -73,7 +77,7 @@ def recipe_for(
 
     `choose_precision` is asked for what is fast where the embeddings will be computed, if nothing else decides.
     """
-    spec, weights = options.weights, None
+    encoder, spec, weights = encoder_named(options.encoder), options.weights, None
     if (
         spec == "auto"
         and existing is not None
@@ -82,25 +86,26 @@ def recipe_for(
         spec = existing.weights  # whatever the network says today
         if spec != "imagenet":
             logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
-    origin = weights_origin(spec)
-    if existing is not None and origin and origin == existing.weights_origin:
+    origin = weights_origin(spec, encoder)
+    is_same = existing is not None and existing.fingerprint.backbone == encoder.name
+    if existing is not None and is_same and origin and origin == existing.weights_origin:
         name, sha256 = existing.weights, existing.fingerprint.weights_sha256
     else:
         from hoarfrost.features.encoder.backbone import load_weights
 
-        weights = load_weights(spec)
+        weights = load_weights(spec, encoder)
         name, sha256 = weights.name, weights.sha256
         spec = name if spec == "auto" else spec
-        origin = weights_origin(spec)
+        origin = weights_origin(spec, encoder)
     precision = _existing_precision(options.precision, existing) or choose_precision()
     if precision == "int8":
         if existing is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
         else:
             weights, precision = _calibrated(weights, spec, dataset, options)
-    steps = preprocessing(None if options.window is None else str(options.window))
+    steps = preprocessing(encoder, None if options.window is None else str(options.window))
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
-    header = Header(Fingerprint(ARCHITECTURE, sha256, steps, precision), name, origin, weights_path=path)
+    header = Header(Fingerprint(encoder.name, sha256, steps, precision), encoder.dim, name, origin, weights_path=path)
     return Recipe(header, spec, weights)
 
 
@@ -122,14 +127,17 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
 
     Raises
     ------
+    EncoderError
+        If this program does not know the encoder.
     FingerprintMismatchError
         If this program cannot embed so; it says which part differs.
     """
     asked = header.fingerprint
-    window = asked.preprocessing.get("dicom window")
-    own = None if window == PREPROCESSING["dicom window"] else str(window)
-    mine = Fingerprint(ARCHITECTURE, asked.weights_sha256, preprocessing(own), asked.precision)
+    encoder, own = asked.encoder, window_asked_for(asked.preprocessing)
+    mine = replace(asked, preprocessing=preprocessing(encoder, own))
     differences = mine.differences(asked)
+    if encoder.dim != header.dim:
+        differences.append(f"dimension: {encoder.dim} here, {header.dim} there")
     if differences:
         raise FingerprintMismatchError(
             "The head was trained on embeddings that this hoarfrost does not make, so its predictions would mean nothing. "
@@ -173,6 +181,9 @@ def _calibrated(
     from hoarfrost.features.encoder.backbone.int8 import calibrated_precision, require_openvino
     from hoarfrost.features.extraction.loop import sample_images
 
+    encoder = encoder_named(options.encoder)
+    encoder.require_int8()
     require_openvino()
-    weights = weights or load_weights(spec)
-    return weights, calibrated_precision(weights, sample_images(dataset, Decoding(options.max_pixels, options.window)))
+    weights = weights or load_weights(spec, encoder)
+    decoding = Decoding(options.max_pixels, options.window, size=encoder.size)
+    return weights, calibrated_precision(weights, sample_images(dataset, decoding))

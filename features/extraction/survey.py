@@ -21,7 +21,7 @@ from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
 from hoarfrost.features.extraction.plan import Progress, kinds_of
-from hoarfrost.features.fingerprint import JPEG_SHORT_SIDE, SIZE, image_key
+from hoarfrost.features.fingerprint import image_key, jpeg_short_side
 
 if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
@@ -122,7 +122,7 @@ def survey(
         data=str(data),
         dataset=dataset.name,
         images=len(dataset),
-        kinds=_kinds(seen, window),
+        kinds=_kinds(seen, decoding),
         labels=_counted(dataset.labels.counts()),
         splits=_counted(dataset.splits.counts()) if dataset.splits is not None else {},
         patients=len(set(dataset.patients.values())) if dataset.patients is not None else None,
@@ -156,13 +156,14 @@ def _decode(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
         key = image_key(content)
         if isinstance(content, np.ndarray):
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
-        look = inspect_isolated(*parts(content), decoding.max_pixels, decoding.window, decoding.room)
+        encoded, frame = parts(content)
+        look = inspect_isolated(encoded, frame, decoding.max_pixels, decoding.window, decoding.room, size=decoding.size)
         return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
     except (ImageDecodeError, MemoryError) as error:
         return _Seen(error=reason_of(error))
 
 
-def _kinds(seen: list[_Seen], window: Window | None) -> tuple[ImageKind, ...]:
+def _kinds(seen: list[_Seen], decoding: Decoding) -> tuple[ImageKind, ...]:
     """Group readable images, the most frequent kind first."""
     sizes: defaultdict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
     for image in seen:
@@ -171,18 +172,18 @@ def _kinds(seen: list[_Seen], window: Window | None) -> tuple[ImageKind, ...]:
     return tuple(
         ImageKind(
             *kind, len(found), min(found, key=lambda size: size[0] * size[1]), max(found, key=lambda size: size[0] * size[1]),
-            _preprocessing_of(kind, any(min(size) >= 2 * JPEG_SHORT_SIDE for size in found), window),
+            _preprocessing_of(kind, any(min(size) >= 2 * jpeg_short_side(decoding.size) for size in found), decoding),
         )
         for kind, found in sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
     )  # fmt: skip
 
 
-def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, window: Window | None) -> str:
+def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, decoding: Decoding) -> str:
     """Return what preprocessing does to images of a kind, in words."""
     image_format, mode, bits = kind
     steps = []
     if image_format.startswith("DICOM"):
-        steps = _dicom_steps(mode, bits, window)
+        steps = _dicom_steps(mode, bits, decoding.window)
     else:
         if mode in DEEP_MODES:
             steps.append("window of 0.5% to 99.5% of its pixels to 8 bits")
@@ -191,10 +192,11 @@ def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, window: Wind
         if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
             steps.append("over black")
         if some_large and image_format in {"JPEG", "MPO"}:
-            steps.append(f"large ones decoded at 1/2, 1/4 or 1/8, at least {JPEG_SHORT_SIDE} on the shorter side")
+            shorter = jpeg_short_side(decoding.size)
+            steps.append(f"large ones decoded at 1/2, 1/4 or 1/8, at least {shorter} on the shorter side")
         is_grey = mode in {"1", "L", "LA", "La"} or mode in DEEP_MODES
         steps.append("grey" if is_grey else "RGB")
-    return ", ".join([*steps, f"resized to {SIZE} x {SIZE}"])
+    return ", ".join([*steps, f"resized to {decoding.size} x {decoding.size}"])
 
 
 def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
@@ -231,10 +233,11 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
     places = np.linspace(0, len(readable) - 1, min(len(readable), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
     chosen = [readable[place] for place in places]
     n_rows = -(-len(chosen) // SHEET_COLUMNS)
-    sheet = np.zeros((n_rows * SIZE, min(SHEET_COLUMNS, len(chosen)) * SIZE, 3), np.uint8)
+    size = decoding.size
+    sheet = np.zeros((n_rows * size, min(SHEET_COLUMNS, len(chosen)) * size, 3), np.uint8)
     for i, (_, read) in enumerate(dataset.images.contents(chosen)):
-        top, left = i // SHEET_COLUMNS * SIZE, i % SHEET_COLUMNS * SIZE
-        sheet[top : top + SIZE, left : left + SIZE] = (
+        top, left = i // SHEET_COLUMNS * size, i % SHEET_COLUMNS * size
+        sheet[top : top + size, left : left + size] = (
             load_isolated(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
         )
     write_sheet(path, sheet)

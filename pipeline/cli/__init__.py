@@ -15,6 +15,7 @@ from hoarfrost.cli.images import demo, extract, inspect
 from hoarfrost.cli.machine import doctor
 from hoarfrost.cli.runs import report, train
 from hoarfrost.cli.serve import serve
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
 
 
@@ -43,7 +44,7 @@ class _Group(click.Group):
 def main() -> None:
     """Frozen features, hoarded: trustworthy image classifiers in minutes.
 
-    `extract` runs a frozen ResNet18 once over every image and caches the embeddings; `train`
+    `extract` runs a frozen {encoder} once over every image and caches the embeddings; `train`
     trains lightweight heads on the cache; `report` writes one HTML file; `predict` uses a head on
     new images.
 
@@ -68,4 +69,5 @@ def _keep_examples(command: click.Command) -> None:
 
 for command in (extract, train, report, predict, explain, export, serve, heads, inspect, demo, cache, doctor):
     main.add_command(command)
+main.help = (main.help or "").format(encoder=DEFAULT.title)
 _keep_examples(main)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from hoarfrost import __version__
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
 
 OLDEST_PYTHON = (3, 11)
@@ -149,7 +150,8 @@ def _torch() -> Iterator[Finding]:
 
 
 def _processors() -> Iterator[Finding]:
-    from hoarfrost.features.devices import choose_precision, has_amx, has_vnni, usable_cpus, usable_memory
+    from hoarfrost.features.devices import has_amx, has_vnni, usable_cpus, usable_memory
+    from hoarfrost.features.encoder.precision import choose_precision
 
     host, mine = os.cpu_count() or 1, usable_cpus()
     of_host = f" of the {host} that the machine has (affinity or a container's quota)" if mine < host else ""
@@ -196,8 +198,10 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from hoarfrost.features.encoder.backbone.weights import IMAGENET, imagenet_is_here, imagenet_path
+    from hoarfrost.features.encoder.backbone.weights import imagenet_is_here, imagenet_path
 
+    published = DEFAULT.published
+    assert published is not None
     path = imagenet_path()
     try:
         if imagenet_is_here():
@@ -208,8 +212,8 @@ def _weights() -> Iterator[Finding]:
             "ImageNet weights", "broken", str(error), "--weights imagenet fails", f"rm {shlex.quote(str(path))}"
         )
         return
-    costs = "the first extraction downloads 45 MB; without a network it ends in an error"
-    mend = f"nothing to do with a network; else bring {path.name} from {IMAGENET.url} into {path.parent}"
+    costs = f"the first extraction downloads {published.megabytes} MB; without a network it ends in an error"
+    mend = f"nothing to do with a network; else bring {path.name} from {published.url} into {path.parent}"
     yield Finding("ImageNet weights", "missing", "not on this machine yet", costs, mend)
 
 
@@ -219,10 +223,10 @@ def _hdf5() -> Iterator[Finding]:
     from hoarfrost.features.cache import Block, CacheFile, Header, hdf5_version, write_cache_file
     from hoarfrost.features.fingerprint import Fingerprint
 
-    keys, embeddings = np.zeros((1, 32), np.uint8), np.zeros((1, 512), np.float32)
+    keys, embeddings = np.zeros((1, 32), np.uint8), np.zeros((1, DEFAULT.dim), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.h5"
-        header = Header(Fingerprint("resnet18", "", {}, "float32"), "random:0")
+        header = Header(Fingerprint(DEFAULT.name, "", {}, "float32"), DEFAULT.dim, "random:0")
         write_cache_file(path, header, 1, [Block(keys, embeddings)], [])
         with CacheFile(path) as file:
             file.embeddings()

@@ -37,7 +37,7 @@ from hoarfrost.cli.types import DataType, PathType
 def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:
     """Show what speaks for a class where in the images of DATA, and which training images are like them.
 
-    DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, 7 x 7 for any image,
+    DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, as many for any image,
     sum to the logarithm of the odds (of more than two classes: the logit against the mean of the others').
 
     Example:

@@ -24,7 +24,7 @@ from hoarfrost.cli.types import PathType
 @weights_option
 @json_option
 def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Write a head and its backbone as one model: from uint8 RGB of 224 x 224 to calibrated probabilities.
+    """Write a head and its backbone as one model: from uint8 RGB images to calibrated probabilities.
 
     It is tried before it is left behind, against torch and against the run's own predictions; names of classes,
     thresholds, fingerprint and preprocessing are in its metadata.

@@ -14,9 +14,10 @@ import torch
 from hoarfrost.evaluation import macro_roc_auc, score, score_labels
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.experiment.splits import SplitInput, class_masks, merged_groups, rule_of
-from hoarfrost.features.cache import DIM, DatasetTable, EmbeddingCache
+from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
+from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
@@ -37,7 +38,7 @@ class Task:
     Attributes
     ----------
     x : Rows
-        Embeddings (n, 512) float32 of the readable images.
+        Embeddings (n, D) float32 of the readable images.
     y : ndarray (n,) or (n, C) int64
         Class numbers; or with several labels an image 1, 0, and -1 where a label is unknown.
     groups : ndarray (n,) int64
@@ -95,7 +96,7 @@ class Task:
         return isinstance(self.x, StreamedRows)
 
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """Give the embeddings (m, 512) of some rows."""
+        """Give the embeddings (m, D) of some rows."""
         found = np.empty((len(rows), self.x.n_features), np.float32)
         for places, part in self.x.blocks(rows):
             found[places] = part.cpu().numpy()
@@ -172,6 +173,7 @@ def read_task(
     HoarfrostError
         One of its children: the cache, labels or splits are not fit to train on.
     """
+    encoder_named(cache.header.fingerprint.backbone)  # refused now: no report could describe it
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:
@@ -218,7 +220,8 @@ def _check_per_patient(task: Task) -> None:
 def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
     """Hold the embeddings in memory, on a GPU in its own, if they fit; else stream them."""
     readable = table.rows[table.rows >= 0]
-    n_bytes, limit = len(readable) * DIM * 4, memory_limit or MEMORY_SHARE * usable_memory()
+    dim = cache.header.dim
+    n_bytes, limit = len(readable) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
     if n_bytes > limit:
         logger.warning(
             "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time",
@@ -226,7 +229,7 @@ def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, 
             n_bytes / 1e9,
             limit / 1e9,
         )
-        return StreamedRows(cache.embeddings, readable, DIM, int(limit), torch.device(device))
+        return StreamedRows(cache.embeddings, readable, dim, int(limit), torch.device(device))
     x = torch.from_numpy(cache.embeddings(readable))
     if device == "cuda":
         fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hoarfrost.evaluation import OperatingPoint
 from hoarfrost.evaluation.conformal import Calibration
 from hoarfrost.evaluation.novelty import NoveltyReference
-from hoarfrost.features.cache import DIM, Header
+from hoarfrost.features.cache import Header
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.kinds import HeadSpec
@@ -69,7 +69,7 @@ class SavedHead:
     seeds : tuple of int
         One for each of `modules`, whose probabilities' mean is the head's.
     modules : tuple of nn.Module
-        From embeddings (B, 512) to logits (B, C), standardisation included.
+        From embeddings (B, D) to logits (B, C), standardisation included.
     names : tuple of str
         Of the C classes, or labels.
     is_multilabel : bool
@@ -138,7 +138,7 @@ def head_bytes(head: SavedHead) -> bytes:
     description = _Description(
         FORMAT, FORMAT_VERSION, head.spec.name, head.seeds, head.names,
         activation="sigmoid" if head.is_multilabel else "softmax",
-        n_inputs=DIM,
+        n_inputs=head.header.dim,
         fingerprint=head.header.fingerprint.digest,
         embeddings=head.header.fingerprint,
         weights=head.header.weights,
@@ -238,13 +238,14 @@ def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) ->
 
 
 def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead:
-    if description.n_inputs != DIM or len(description.classes) < 1 or not description.seeds:
-        raise ValueError("it is of no head on 512 numbers")
+    if description.n_inputs < 1 or len(description.classes) < 1 or not description.seeds:
+        raise ValueError("it is of no head on embeddings")
     if description.embeddings.digest != description.fingerprint:
         raise ValueError("its fingerprint is not that of the embeddings that it describes")
     multilabel = {"sigmoid": True, "softmax": False}[description.activation]
     spec = parse_head(description.head)
-    modules = [_module(spec, len(description.classes), prefix, tensors) for prefix in _prefixes(description.seeds)]
+    n_inputs, n_classes = description.n_inputs, len(description.classes)
+    modules = [_module(spec, n_inputs, n_classes, prefix, tensors) for prefix in _prefixes(description.seeds)]
     n_calibrations = len(description.classes) if multilabel else 1
     n_points = n_calibrations if multilabel or len(description.classes) == 2 else 0
     validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
@@ -252,17 +253,18 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         raise ValueError("it lacks what validation fixed for images")
     return SavedHead(
         spec, description.seeds, tuple(modules), description.classes, multilabel,
-        Header(description.embeddings, description.weights, description.weights_origin),
+        Header(description.embeddings, n_inputs, description.weights, description.weights_origin),
         description.per_patient,
         validated,
-        _novelty(description.novelty_rest, tensors),
+        _novelty(description.novelty_rest, n_inputs, tensors),
         _calibration("distances", tensors),
     )  # fmt: skip
 
 
-def _module(spec: HeadSpec, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):  # shapes alone: the file may promise any
-        like = nn.Sequential(Standardise(torch.empty(DIM), torch.empty(DIM)), spec.build(DIM, n_classes))
+        standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs))
+        like = nn.Sequential(standardise, spec.build(n_inputs, n_classes))
     state = {}
     for name, meta in like.state_dict().items():
         full_name = name if name.startswith(STANDARDISATION) else prefix + name
@@ -280,9 +282,9 @@ def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -
     return tensor
 
 
-def _novelty(rest: float, tensors: Mapping[str, Tensor]) -> NoveltyReference:
+def _novelty(rest: float, n_inputs: int, tensors: Mapping[str, Tensor]) -> NoveltyReference:
     k = len(tensors["novelty.directions"])
-    shapes: dict[str, tuple[int, ...]] = {"mean": (DIM,), "directions": (k, DIM), "variances": (k,)}
+    shapes: dict[str, tuple[int, ...]] = {"mean": (n_inputs,), "directions": (k, n_inputs), "variances": (k,)}
     found = {name: _checked(f"novelty.{name}", shape, tensors).numpy() for name, shape in shapes.items()}
     if not rest > 0 or not (found["variances"] > 0).all():
         raise ValueError("novelty's variances are not above zero")

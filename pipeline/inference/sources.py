@@ -27,7 +27,7 @@ class Source:
     place: Mapping[str, int]
 
     def embeddings(self, paths: Sequence[str]) -> "npt.NDArray[np.float32]":
-        """Read the embeddings of some images, (n, 512) float32."""
+        """Read the embeddings of some images, (n, D) float32."""
         return self.cache.embeddings(self._rows(paths))
 
     def keys(self, paths: Sequence[str]) -> list[bytes]:

@@ -165,7 +165,12 @@ def _disjoint(run: Run, _: Evaluation) -> str:
 
 def _model(run: Run, _: Evaluation) -> str:
     head = run.head(run.selected)
-    return f"frozen {run.config.embeddings.backbone}, then {head.name} ({several(head.n_parameters, 'parameter')})"
+    return f"frozen {run.config.embeddings.encoder.title}, then {head.name} ({several(head.n_parameters, 'parameter')})"
+
+
+def _predictors(run: Run, _: Evaluation) -> str:
+    encoder = run.config.embeddings.encoder
+    return f"the image alone: {encoder.dim} values of {encoder.title}"
 
 
 def _training(run: Run, _: Evaluation) -> str:
@@ -261,7 +266,7 @@ def _failures(run: Run, _: Evaluation) -> str:
 
 
 ANSWERS: Mapping[str, Callable[[Run, Evaluation], str]] = {
-    "technology": lambda run, _: f"heads on frozen deep features ({run.config.embeddings.backbone})",
+    "technology": lambda run, _: f"heads on frozen deep features ({run.config.embeddings.encoder.title})",
     "source": _source,
     "preprocessing": _preprocessing,
     "missing": _missing,
@@ -289,7 +294,7 @@ ANSWERS: Mapping[str, Callable[[Run, Evaluation], str]] = {
     "recalibration": _recalibration,
     "thresholds": _thresholds,
     "outcome": _outcome,
-    "predictors": lambda run, _: f"the image alone: 512 values of {run.config.embeddings.backbone}",
+    "predictors": _predictors,
     "imbalance": _imbalance,
     "files": lambda run, _: f"weights in the run's folder: {run.head(run.selected).weights_file}",
 }

@@ -216,10 +216,11 @@ def _maps(
     from hoarfrost.inference.explain import overlay
 
     pixels, image = explainer.prepared(content)
+    encoder = explainer.backbone.encoder
     found = {}
     for subject in sorted(subjects):
         (explanation,) = explainer.explain(image[None], subject)
-        found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, SIDE), SIDE))
+        found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, encoder, SIDE), SIDE))
     return found
 
 

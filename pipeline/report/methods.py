@@ -65,16 +65,17 @@ def _leaks(run: Run) -> str:
 
 
 def _features(facts: EmbeddingFacts) -> Iterator[str]:
+    encoder = facts.encoder
     untrained = facts.weights.startswith("random:")
     weights = (
         f"untrained, randomly initialised weights ({facts.weights})"
         if untrained
-        else "weights pretrained on ImageNet (torchvision, IMAGENET1K_V1)"
-        if facts.weights == "imagenet"
+        else f"weights pretrained on {encoder.published.title}"
+        if facts.weights == "imagenet" and encoder.published is not None
         else f"the weights {facts.weights}"
     )
     yield (
-        f"Each image was embedded once by a frozen {facts.backbone} up to its global average pooling (512 values), with "
+        f"Each image was embedded once by a frozen {encoder.title} up to its {encoder.output} ({encoder.dim} values), with "
         f"{weights}, SHA-256 {facts.weights_sha256[:16]}, in {facts.precision.split(':')[0]}."
     )
     steps = "; ".join(f"{name} {plain(value)}" for name, value in facts.preprocessing.items())

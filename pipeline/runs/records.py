@@ -10,6 +10,7 @@ import numpy as np
 from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Leakage, Suspects
 
@@ -71,6 +72,11 @@ class EmbeddingFacts:
     digest: str = ""
     weights_origin: str = ""
     weights_path: str = ""
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The encoder of this name; raises EncoderError if this version has none."""
+        return encoder_named(self.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)

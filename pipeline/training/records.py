@@ -12,7 +12,7 @@ from hoarfrost.training.rows import HeldRows, Rows
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embeddings (n, 512), and class numbers (n,) int64, or labels (n, C) int64 of 0, 1 and -1 (unknown)."""
+    """Embeddings (n, D), and class numbers (n,) int64, or labels (n, C) int64 of 0, 1 and -1 (unknown)."""
 
     x: Tensor | Rows
     y: Tensor

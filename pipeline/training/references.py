@@ -29,7 +29,7 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: 
     Parameters
     ----------
     x : Rows
-        Embeddings (n, 512).
+        Embeddings (n, D).
     y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
         Each class is in the training rows; of several labels each both ways.
     train : ndarray (t,) int64
@@ -82,7 +82,7 @@ def fitted_rows(y: Ints, train: Ints) -> Ints:
 
 
 def _fitted(x_train: Floats, y_train: Ints, only: str | None) -> dict[str, Callable[[Floats], Floats]]:
-    """Fit each reference, or one; give functions from embeddings (m, 512) to probabilities (m, C)."""
+    """Fit each reference, or one; give functions from embeddings (m, D) to probabilities (m, C)."""
     shares = np.bincount(y_train) / len(y_train)
     fitted: dict[str, Callable[[Floats], Floats]] = {MAJORITY: lambda x: np.tile(shares, (len(x), 1))}
     for name, make in _classifiers(len(y_train)).items():

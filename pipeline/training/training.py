@@ -41,11 +41,11 @@ class Standardise(nn.Module):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)  # (512,)
-        self.register_buffer("std", std)  # (512,)
+        self.register_buffer("mean", mean)  # (D,)
+        self.register_buffer("std", std)  # (D,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise (B, 512)."""
+        """Standardise (B, D)."""
         return (x - self.get_buffer("mean")) / self.get_buffer("std")
 
 
@@ -335,7 +335,7 @@ def _threads_for(stack: Stack) -> Iterator[None]:
 
 def _standardise(x: Rows, rows: npt.NDArray[np.int64]) -> Standardise:
     """Take mean and deviation of the training split alone: the test split's would leak."""
-    mean, std = moments(x, rows)  # (512,) each
+    mean, std = moments(x, rows)  # (D,) each
     # A feature that is constant here must neither divide by zero nor blow up where it is not.
     usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
     return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype))
@@ -351,7 +351,7 @@ def predict_probabilities(
     ----------
     module : nn.Module
         A trained head.
-    x : Tensor (n, 512) or Rows
+    x : Tensor (n, D) or Rows
     rows : ndarray (m,) int64, optional
         Which rows; all by default.
     multilabel : bool

@@ -12,14 +12,14 @@ import torch
 
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
-from hoarfrost.features.devices import choose_device, choose_precision, default_batch_size, usable_cpus
+from hoarfrost.features.devices import choose_device, default_batch_size, usable_cpus
 from hoarfrost.features.encoder.backbone import Backbone, load_weights, settle_compute
 from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why, seconds_an_image
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
+from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.loop import sample_images
 from hoarfrost.features.extraction.plan import ExtractOptions
-from hoarfrost.features.fingerprint import SIZE
 from tests.benchmarks import image_sets, usual
 from tests.benchmarks.measurement import Measurement
 
@@ -108,7 +108,7 @@ def make_backbone(precision: str) -> Backbone:
 
 def sustained(backbone: Backbone) -> float:
     """Time the forward pass over many batches of noise, as long as it takes; images a second."""
-    shape = (backbone.batch_size, 3, SIZE, SIZE)
+    shape = (backbone.batch_size, 3, backbone.encoder.size, backbone.encoder.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     backbone.embed(images)
     started, n_batches = time.perf_counter(), 0

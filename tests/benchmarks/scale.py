@@ -69,7 +69,9 @@ def stamps(folder: Path) -> list[Measurement]:
 def shards(folder: Path) -> list[Measurement]:
     """Read embeddings from one file, from shards behind our index, and from the same shards as a virtual dataset."""
     one, many, virtual = folder / "one.h5", folder / "many.h5", folder / "virtual.h5"
-    most = next(size for size in range(10**8, 10**9, 10**6) if rows_per_shard(size) * N_SHARDS >= N_EMBEDDINGS)
+    most = next(
+        size for size in range(10**8, 10**9, 10**6) if rows_per_shard(size, HEADER.dim) * N_SHARDS >= N_EMBEDDINGS
+    )
     for path, shard_bytes in ((one, 64 * 10**9), (many, most)):
         source, table = SourceFile(N_EMBEDDINGS, _blocks), some_table(1)
         write_cache(path, HEADER, [source], np.ones(N_EMBEDDINGS, bool), [table], [], shard_bytes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, compact, describe, verify
-from hoarfrost.features.cache.layout import ROW_BYTES
+from hoarfrost.features.cache.layout import row_bytes
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.errors import CacheError, FingerprintMismatchError
 from tests.support.caches import HEADER, some_files, some_images, some_table, write_cache
@@ -75,7 +75,7 @@ def overwrite_row(path: Path, row: int) -> None:
     with h5py.File(path) as file:
         offset = file["images/embedding"].id.get_chunk_info(0).byte_offset
     with path.open("r+b") as raw:
-        raw.seek(offset + row * ROW_BYTES + 100)
+        raw.seek(offset + row * row_bytes(HEADER.dim) + 100)
         raw.write(b"damage")
 
 
@@ -259,7 +259,7 @@ def test_a_truncated_file_is_named_as_such(tmp_path: Path, share: int) -> None:
 
 
 def plant_foreign_part(tmp_path: Path, path: Path) -> None:
-    other = type(HEADER)(type(HEADER.fingerprint)("resnet18", "cd" * 32, {}, "float32"), "imagenet")
+    other = type(HEADER)(type(HEADER.fingerprint)("resnet18", "cd" * 32, {}, "float32"), HEADER.dim, "imagenet")
     keys, embeddings = some_images(2, 9)
     with CacheWriter(tmp_path / "other.h5", other, "demo") as writer:
         writer.append(some_files(keys), embeddings)

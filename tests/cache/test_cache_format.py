@@ -94,7 +94,7 @@ def test_another_fingerprint_is_refused_naming_what_differs(tmp_path: Path) -> N
     before = (tmp_path / "c.h5").read_bytes()
     other = Fingerprint("resnet18", "ab" * 32, FINGERPRINT.preprocessing, "bfloat16")
     with pytest.raises(FingerprintMismatchError, match="precision: bfloat16 here, float32 there.*another --cache"):
-        with CacheWriter(tmp_path / "c.h5", type(HEADER)(other, "random:0"), "demo"):
+        with CacheWriter(tmp_path / "c.h5", type(HEADER)(other, HEADER.dim, "random:0"), "demo"):
             pass
     assert (tmp_path / "c.h5").read_bytes() == before
 

@@ -77,7 +77,7 @@ def test_a_cache_in_shards_reads_as_one_file_does(tmp_path: Path) -> None:
 def test_no_file_is_larger_than_was_asked_for(tmp_path: Path) -> None:
     most, n = 16_000_000, 17_000
     embeddings = add(tmp_path / "c.h5", n, shard_bytes=most)
-    n_rows = rows_per_shard(most)
+    n_rows = rows_per_shard(most, HEADER.dim)
     assert n_rows % CHUNK_ROWS == 0, "shards end where chunks do: streamed rows are read a chunk at a time"
     assert sizes(tmp_path / "c.h5") == [n_rows, n_rows, n - 2 * n_rows]
     found = [file.stat().st_size for file in [tmp_path / "c.h5", *shards(tmp_path / "c.h5")]]
@@ -88,7 +88,7 @@ def test_no_file_is_larger_than_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most", [16_000_000, 100_000_000, 64_000_000_000, 10**13])
 def test_a_full_shard_of_any_size_is_not_larger_by_its_parts(most: int) -> None:
-    n = rows_per_shard(most)
+    n = rows_per_shard(most, HEADER.dim)
     n_chunks = n // CHUNK_ROWS
     parts = n_chunks * (CHUNK_ROWS * 2048 + 4) + n_chunks * (CHUNK_ROWS * 32 + 4)
     sums = -(-n // (1 << 16)) * ((1 << 18) + 4) + 4 * n_chunks + 4

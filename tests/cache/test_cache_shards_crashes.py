@@ -133,7 +133,7 @@ def test_whoever_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path:
 def test_a_second_writer_is_refused_and_another_fingerprint_too(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     add(path, 12)
-    other = Header(type(HEADER.fingerprint)("resnet18", "ef" * 32, {}, "float32"), "imagenet")
+    other = Header(type(HEADER.fingerprint)("resnet18", "ef" * 32, {}, "float32"), HEADER.dim, "imagenet")
     with pytest.raises(FingerprintMismatchError, match="weights"), CacheWriter(path, other, "demo"):
         pass
     process = holder(path)

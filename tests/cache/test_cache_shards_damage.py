@@ -55,7 +55,7 @@ def put_foreign(path: Path) -> int:
     other = path.with_name("other.h5")
     fingerprint = type(HEADER.fingerprint)("resnet18", "cd" * 32, {}, "float32")
     keys, embeddings = some_images(12, 9)
-    with CacheWriter(other, Header(fingerprint, "imagenet"), "demo", shard_bytes=FIVE) as writer:
+    with CacheWriter(other, Header(fingerprint, HEADER.dim, "imagenet"), "demo", shard_bytes=FIVE) as writer:
         writer.append(some_files(keys), embeddings)
         writer.finish(some_table(12), keys)
     shutil.copy(shards(other)[1], shards(path)[1])

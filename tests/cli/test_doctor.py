@@ -19,6 +19,7 @@ import hoarfrost.features.cache
 import hoarfrost.features.devices
 import hoarfrost.features.encoder.backbone.compiler
 import hoarfrost.features.encoder.backbone.weights
+import hoarfrost.features.encoder.precision
 from hoarfrost.cli.doctor import COSTS_OF_EXTRAS, Finding, diagnose
 from hoarfrost.features.errors import WeightsError
 from tests.support.commands import ROOT, Hoarfrost, RunPython
@@ -160,7 +161,7 @@ def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
     monkeypatch: pytest.MonkeyPatch, precision: str, words: str
 ) -> None:
     monkeypatch.setattr(hoarfrost.features.devices, "has_amx", lambda: False)
-    monkeypatch.setattr(hoarfrost.features.devices, "choose_precision", lambda *_: precision)
+    monkeypatch.setattr(hoarfrost.features.encoder.precision, "choose_precision", lambda *_: precision)
     assert f"the backbone computes {words}, slower" in found("AMX").costs
 
 

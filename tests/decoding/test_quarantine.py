@@ -92,7 +92,7 @@ def leave_behind(cache: Path, *keys: bytes) -> None:
     cache.with_name(cache.name + ".trying").write_bytes(bytes(32) + b"".join(keys))
 
 
-def crash(*_: object) -> None:
+def crash(*_: object, **__: object) -> None:
     raise DecoderCrashError(Unreadable.CRASHED, "SIGABRT")
 
 

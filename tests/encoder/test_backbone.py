@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
-from hoarfrost.features.encoder.backbone import DIM, Backbone, Weights, load_weights
+from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.errors import HoarfrostError, WeightsError
 from tests.support.builders import SHARED_DATA, encode, picture, upright_over_black
 
@@ -103,7 +103,7 @@ def test_an_embedding_is_bit_identical_whatever_its_batch(
 
 
 def test_embeddings_are_512_floats_on_the_cpu_without_gradients(embeddings: torch.Tensor) -> None:
-    assert embeddings.shape == (len(IMAGES), DIM) == (len(IMAGES), 512)
+    assert embeddings.shape == (len(IMAGES), 512)
     assert (embeddings.dtype, embeddings.device.type) == (torch.float32, "cpu")
     assert not embeddings.requires_grad
     assert torch.isfinite(embeddings).all()
@@ -173,7 +173,7 @@ def test_a_large_jpegs_embedding_is_that_of_the_fully_decoded_image(
 ) -> None:
     scaled = load_image(LARGE[kind]).expand(3, -1, -1)
     monkeypatch.setattr(
-        "hoarfrost.features.decoding.images.JPEG_SHORT_SIDE", 10**6
+        "hoarfrost.features.decoding.images.jpeg_short_side", lambda _: 10**6
     )  # larger than any: nothing is scaled
     whole = load_image(LARGE[kind]).expand(3, -1, -1)
     found, expected = backbone.embed(torch.stack([scaled, whole]))

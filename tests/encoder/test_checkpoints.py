@@ -7,6 +7,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from urllib.error import URLError
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import ResNet, WeightsEnum, resnet18
-from torchvision.models._api import Weights as TorchvisionWeights
+from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 import hoarfrost.features.encoder.backbone.weights
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
+from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.errors import WeightsError
 from tests.encoder.test_backbone import State
+
+assert RESNET18.published is not None
+PUBLISHED = RESNET18.published
 
 
 class Planted:
@@ -58,7 +62,8 @@ def saved(path: Path, content: object) -> str:
 @pytest.fixture(scope="module")
 def digest() -> str:
     """Give the digest that the constants must have in whatever form they come."""
-    return Weights("", hoarfrost.features.encoder.backbone.weights._backbone_tensors(constants(), "")).sha256
+    tensors = hoarfrost.features.encoder.backbone.weights._encoder_tensors(constants(), "", RESNET18)
+    return Weights("", tensors, RESNET18).sha256
 
 
 WITHOUT_FC = {name: value for name, value in constants().items() if not name.startswith("fc.")}
@@ -184,10 +189,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
         prefix = hash_prefix or sha256(path.read_bytes()).hexdigest()[:8]
         path = path.rename(tmp_path / f"resnet18-{prefix}.pth")
 
-        class Published(WeightsEnum):
-            IMAGENET1K_V1 = TorchvisionWeights(url=path.as_uri(), transforms=torch.nn.Identity, meta={})
-
-        monkeypatch.setattr(hoarfrost.features.encoder.backbone.weights, "IMAGENET", Published.IMAGENET1K_V1)
+        published = replace(PUBLISHED, url=path.as_uri())
+        monkeypatch.setattr(hoarfrost.features.encoder.backbone.weights, "_published", lambda _: published)
         return path
 
     return publish
@@ -304,6 +307,8 @@ def test_download_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_true_imagenet_file_is_the_one_asked_for() -> None:
     assert hoarfrost.features.encoder.backbone.weights.imagenet_path().name == "resnet18-f37072fd.pth"
     assert (
-        hoarfrost.features.encoder.backbone.weights.IMAGENET.url
+        PUBLISHED.url
+        == str(ResNet18_Weights.IMAGENET1K_V1.url)
         == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     )
+    assert PUBLISHED.sha256_prefix == "f37072fd"

@@ -25,6 +25,7 @@ from hoarfrost.features.encoder.backbone.compiling import (
     read_speeds,
     speeds_path,
 )
+from hoarfrost.features.encoder.registry import RESNET18, EncoderSpec
 from hoarfrost.features.errors import HoarfrostError
 
 # -- with a backbone that only says how long it takes -------------------------------------------------------------------
@@ -51,6 +52,7 @@ class FakeBackbone:
     error: Exception | None = None
     compute: str = "eager"
     precision: str = "bfloat16"
+    encoder: EncoderSpec = RESNET18
     batch_size: int = 4
     group: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import hoarfrost.features.devices
+import hoarfrost.features.encoder.precision
 from hoarfrost.features.devices import (
-    TURNS,
     choose_batch_size,
     choose_device,
-    choose_precision,
     compute_on_one_thread,
     host_tensor,
     threads_of_its_own,
     usable_cpus,
 )
+from hoarfrost.features.encoder.precision import TURNS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
 from tests.support.commands import NumberOfThreads
 
@@ -33,7 +33,7 @@ def pretend_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str)
 
 
 def pretend_speed(monkeypatch: pytest.MonkeyPatch, *, float32_s: float, bfloat16_s: float) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "_layer_seconds", lambda: (float32_s, bfloat16_s))
+    monkeypatch.setattr(hoarfrost.features.encoder.precision, "_layer_seconds", lambda: (float32_s, bfloat16_s))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> tuple[float, float]:
         raise AssertionError("layers were timed, although nothing depends on it")
 
-    monkeypatch.setattr(hoarfrost.features.devices, "_layer_seconds", refuse)
+    monkeypatch.setattr(hoarfrost.features.encoder.precision, "_layer_seconds", refuse)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -118,14 +118,14 @@ def test_both_precisions_are_timed_by_turns_on_the_layers_that_run_and_the_least
         timed.append([inputs[0].dtype, *(type(layer).__name__ for layer in layers)])
         return next(seconds)
 
-    monkeypatch.setattr(hoarfrost.features.devices, "_seconds_of", pretend)
-    assert hoarfrost.features.devices._layer_seconds() == (2.0, 3.0)
+    monkeypatch.setattr(hoarfrost.features.encoder.precision, "_seconds_of", pretend)
+    assert hoarfrost.features.encoder.precision._layer_seconds() == (2.0, 3.0)
     float32, bfloat16 = [torch.float32, "Conv2d", "WinogradConv2d"], [torch.bfloat16, "Conv2d", "Conv2d"]
     assert timed == [float32, bfloat16] * TURNS
 
 
 def test_layers_can_be_timed_in_both_precisions() -> None:
-    assert all(0 < seconds < 60 for seconds in hoarfrost.features.devices._layer_seconds())
+    assert all(0 < seconds < 60 for seconds in hoarfrost.features.encoder.precision._layer_seconds())
 
 
 # -- batches ------------------------------------------------------------------------------------------------------------

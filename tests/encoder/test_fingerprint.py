@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.fingerprint import (
     KEY_BYTES,
-    PREPROCESSING,
     Fingerprint,
     bytes_key,
     pixels_key,
+    preprocessing,
     weights_digest,
     weights_origin,
 )
@@ -121,7 +122,7 @@ def test_digest_of_fixed_parts_is_pinned() -> None:
 def test_the_projects_own_preprocessing_is_pinned() -> None:
     # Whoever changes a step changes its text, and then this digest: embeddings of both must not be mixed.
     assert (
-        replace(FIXED, preprocessing=PREPROCESSING).digest
+        replace(FIXED, preprocessing=preprocessing(RESNET18)).digest
         == "cb6c58ce938227ab1f93241e500f9b2ecd23b23f4dcd9b63fb58478fdc0cbf47"
     )
 
@@ -188,15 +189,15 @@ def test_equal_fingerprints_have_no_differences() -> None:
 def test_origin_of_a_checkpoint_is_its_content_not_its_name(tmp_path: Path) -> None:
     for name, content in (("one.pth", b"same"), ("two.pth", b"same"), ("three.pth", b"other")):
         (tmp_path / name).write_bytes(content)
-    one, two, three = (weights_origin(str(tmp_path / name)) for name in ("one.pth", "two.pth", "three.pth"))
+    one, two, three = (weights_origin(str(tmp_path / name), RESNET18) for name in ("one.pth", "two.pth", "three.pth"))
     assert one == two == f"file with SHA-256 {bytes_key(b'same').hex()}"
     assert three != one
 
 
 def test_origin_of_random_weights_names_the_seed_and_who_drew_them() -> None:
-    assert re.fullmatch(r"random:7 by torch \S+, torchvision \S+", weights_origin("random:7"))
-    assert weights_origin("random:7") != weights_origin("random:8")
+    assert re.fullmatch(r"random:7 by torch \S+, torchvision \S+", weights_origin("random:7", RESNET18))
+    assert weights_origin("random:7", RESNET18) != weights_origin("random:8", RESNET18)
 
 
 def test_origin_of_a_missing_checkpoint_cannot_be_told(tmp_path: Path) -> None:
-    assert weights_origin(str(tmp_path / "nowhere.pth")) == ""
+    assert weights_origin(str(tmp_path / "nowhere.pth"), RESNET18) == ""

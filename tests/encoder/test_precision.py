@@ -11,9 +11,9 @@ from hoarfrost.evaluation import roc_auc
 from hoarfrost.experiment.splits import split
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
-from hoarfrost.features.devices import choose_precision
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
+from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.heads.kinds import Linear
 from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities, train_head
 
@@ -43,9 +43,9 @@ class RoundedConv2d(nn.Module):
 def bfloat16_backbone(weights: Weights) -> Backbone:
     backbone = Backbone(weights, precision="bfloat16")
     if choose_precision("auto", "cpu") != "bfloat16":
-        for parent in list(backbone.network.resnet.modules()):
+        for parent in list(backbone.network.layers.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Conv2d) and parent is not backbone.network.resnet:
+                if isinstance(child, nn.Conv2d) and parent is not backbone.network.layers:
                     setattr(parent, name, RoundedConv2d(child))
     return backbone
 

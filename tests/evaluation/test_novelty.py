@@ -12,7 +12,8 @@ from hoarfrost.evaluation.conformal import calibrate
 from hoarfrost.evaluation.novelty import N_DIRECTIONS, Embeddings, fit_novelty
 from hoarfrost.experiment.task import read_task
 from hoarfrost.experiment.validated import novelty_of
-from hoarfrost.features.cache import DIM, EmbeddingCache
+from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from tests.support.builders import SHARED_DATA
@@ -78,10 +79,14 @@ def test_flag_alarms_at_the_stated_rate_on_images_like_those_of_training() -> No
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_few_equal_or_empty_embeddings_give_finite_distances(n: int) -> None:
-    for x in (np.ones((n, DIM), np.float32), np.zeros((n, DIM), np.float32), drawn(n, 0, dim=DIM)):
+    for x in (
+        np.ones((n, RESNET18.dim), np.float32),
+        np.zeros((n, RESNET18.dim), np.float32),
+        drawn(n, 0, dim=RESNET18.dim),
+    ):
         reference = fit_novelty([x])
-        assert np.isfinite(reference.distances(drawn(3, 1, dim=DIM))).all()
-        assert np.isfinite(reference.distances(np.zeros((1, DIM), np.float32))).all()
+        assert np.isfinite(reference.distances(drawn(3, 1, dim=RESNET18.dim))).all()
+        assert np.isfinite(reference.distances(np.zeros((1, RESNET18.dim), np.float32))).all()
 
 
 def test_no_embeddings_at_all_are_refused() -> None:
@@ -90,7 +95,7 @@ def test_no_embeddings_at_all_are_refused() -> None:
 
 
 def test_what_is_kept_is_small_and_no_embedding() -> None:
-    x = drawn(200, 0, dim=DIM)
+    x = drawn(200, 0, dim=RESNET18.dim)
     kept = fit_novelty([x])
     values = [kept.mean, kept.directions, kept.variances]
     assert sum(array.nbytes for array in values) < 70_000

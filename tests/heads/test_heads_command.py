@@ -129,7 +129,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], obj
     "older": (lambda d, _: d.update(format_version=1), r"older hoarfrost \(head format 1\).*Train again: the cache is all"),
     "foreign": (lambda d, _: d.update(format="other"), "no head of hoarfrost, but 'other'"),
     "no classes": (lambda d, _: d.pop("classes"), "damaged: there is no 'classes'"),
-    "other inputs": (lambda d, _: d.update(n_inputs=7), "of no head on 512 numbers"),
+    "other inputs": (lambda d, _: d.update(n_inputs=7), "0.mean is no finite float32 of the shape"),
     "other fingerprint": (lambda d, _: d.update(fingerprint="0" * 64), "its fingerprint is not that"),
     "other activation": (lambda d, _: d.update(activation="relu"), "damaged: there is no 'relu'"),
     "odd head": (lambda d, _: d.update(head="tree"), "tree"),

@@ -38,7 +38,7 @@ def test_lines_of_the_readme_run_as_they_stand(tmp_path: Path, run_python: RunPy
         path.write_bytes(encode(image))
     untrained = (
         "from hoarfrost.features.encoder import backbone\n"
-        "load = backbone.load_weights\nbackbone.load_weights = lambda _: load('random:0')"
+        "load = backbone.load_weights\nbackbone.load_weights = lambda _, encoder: load('random:0', encoder)"
     )
     code = f"import os; os.chdir({str(tmp_path)!r})\n{untrained}\n{lines}"
     output = run_python("-c", code)

@@ -59,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         hoarfrost.features.encoder.backbone,
         "load_weights",
-        lambda spec: load("random:0" if spec == "imagenet" else spec),
+        lambda spec, encoder: load("random:0" if spec == "imagenet" else spec, encoder),
     )
     monkeypatch.chdir(tmp_path)
     for i in range(60):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hoarfrost.features.encoder.backbone import CELL_PIXELS, Backbone, load_weights
+from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.backbone.network import Network
-from hoarfrost.features.fingerprint import SIZE
+from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.inference.explain import (
     Shown,
@@ -24,6 +24,8 @@ from hoarfrost.training import Standardise
 from tests.support.builders import picture
 
 HEADS = ("linear", "mlp:16", "mlp:8x3")
+
+SIZE = RESNET18.size
 
 
 def features(n: int = 3, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -134,7 +136,7 @@ def test_a_cell_looks_at_the_image_around_32_pixels_times_its_place() -> None:
         weight = gradient[0].square().sum(0)
         rows = (weight.sum(1) * torch.arange(SIZE)).sum() / weight.sum()
         columns = (weight.sum(0) * torch.arange(SIZE)).sum() / weight.sum()
-        assert (float(rows), float(columns)) == pytest.approx((CELL_PIXELS * i, CELL_PIXELS * j), abs=5)
+        assert (float(rows), float(columns)) == pytest.approx((32 * i, 32 * j), abs=5)
 
 
 def test_pooled_feature_maps_are_the_embeddings() -> None:
@@ -155,7 +157,7 @@ def test_a_network_that_gives_embeddings_alone_has_no_maps(monkeypatch: pytest.M
 @pytest.mark.parametrize("size", [(224, 224), (100, 300), (30, 7)])
 def test_maps_are_drawn_bilinearly_between_the_cells_centres(size: tuple[int, int]) -> None:
     cells = np.random.default_rng(0).normal(size=(7, 7))
-    found = upsampled(cells, *size)
+    found = upsampled(cells, *size, RESNET18)
     assert found.shape == size
 
     def along(place: float) -> tuple[int, float]:
@@ -170,7 +172,7 @@ def test_maps_are_drawn_bilinearly_between_the_cells_centres(size: tuple[int, in
 
 def test_the_cells_centres_have_the_cells_values() -> None:
     cells = np.random.default_rng(0).normal(size=(7, 7))
-    np.testing.assert_allclose(upsampled(cells, SIZE, SIZE)[::32, ::32], cells, atol=1e-12)
+    np.testing.assert_allclose(upsampled(cells, SIZE, SIZE, RESNET18)[::32, ::32], cells, atol=1e-12)
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_overlay_is_red_for_and_blue_against_and_leaves_the_rest() -> None:
     cells = np.zeros((7, 7))
     cells[1, 1], cells[5, 5] = 2.0, -2.0
     image = np.full((SIZE, SIZE), 120, np.uint8)
-    found = overlay(image, cells, SIZE).astype(int)
+    found = overlay(image, cells, RESNET18, SIZE).astype(int)
     red, blue, left = found[32, 32], found[160, 160], found[96, 96]
     assert red[0] > red[2] + 80
     assert blue[2] > blue[0] + 80
@@ -189,7 +191,7 @@ def test_overlay_is_red_for_and_blue_against_and_leaves_the_rest() -> None:
 
 def test_a_map_of_nothing_leaves_the_image() -> None:
     image = np.asarray(picture(60, 40).convert("L"))
-    found = overlay(image, np.zeros((7, 7)), 60)
+    found = overlay(image, np.zeros((7, 7)), RESNET18, 60)
     assert (found == image[..., None]).all()
 
 
@@ -203,7 +205,9 @@ def test_legend_goes_from_blue_over_grey_to_red() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (28, 28), (300, 200, 3)])
 def test_cards_take_images_of_any_shape(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    shown = Shown(pixels, np.eye(7), "gr\udcfcn\n: 0.5", "gr\udcfcn", "odds", [(pixels, ("a", "b", "long/" * 30))] * 10)
+    shown = Shown(
+        pixels, np.eye(7), RESNET18, "gr\udcfcn\n: 0.5", "gr\udcfcn", "odds", [(pixels, ("a", "b", "long/" * 30))] * 10
+    )
     assert card(shown).shape[2] == 3
 
 

@@ -167,8 +167,8 @@ def test_preprocessing_that_this_version_does_not_have_is_refused(
 
     monkeypatch.setattr(
         hoarfrost.features.fingerprint,
-        "PREPROCESSING",
-        {**hoarfrost.features.fingerprint.PREPROCESSING, "interpolation": "bicubic"},
+        "STEPS",
+        {**hoarfrost.features.fingerprint.STEPS, "interpolation": "bicubic"},
     )
     with pytest.raises(FingerprintMismatchError, match=r"What differs: preprocessing.interpolation: .bicubic. here"):
         predict_dataset(new_images(tmp_path / "n"), tmp_path / "x.csv", run=trained.run)

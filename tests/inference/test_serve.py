@@ -34,7 +34,7 @@ from hoarfrost.inference.serve.limits import Limits, refuse  # noqa: E402
 
 ABOUT = About(
     head="linear", classes=["benign", "malignant"], positive="malignant", threshold=0.4, weights="random:0",
-    fingerprint="0" * 64, trained_on=1234, coverage=0.9, max_bytes=100_000, max_pixels=1_000_000,
+    fingerprint="0" * 64, trained_on=1234, coverage=0.9, map_cells=7, max_bytes=100_000, max_pixels=1_000_000,
 )  # fmt: skip
 LIMITS = Limits(max_bytes=100_000, max_pixels=1_000_000, seconds=2, at_once=8)
 PNG = encode(picture())

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile, Header
-from hoarfrost.features.fingerprint import PREPROCESSING, Fingerprint
+from hoarfrost.features.encoder.registry import RESNET18
+from hoarfrost.features.fingerprint import Fingerprint, preprocessing
 
-FINGERPRINT = Fingerprint("resnet18", "ab" * 32, PREPROCESSING, "float32")
-HEADER = Header(FINGERPRINT, weights="random:0", weights_origin="tests")
+FINGERPRINT = Fingerprint("resnet18", "ab" * 32, preprocessing(RESNET18), "float32")
+HEADER = Header(FINGERPRINT, RESNET18.dim, weights="random:0", weights_origin="tests")
 
 
 def some_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +36,7 @@ def some_table(n: int, name: str = "demo", prefix: str = "image", **columns: obj
     return DatasetTable(**{**values, **columns})  # type: ignore[arg-type]
 
 
-def rows_per_tiny_shard(shard_bytes: int) -> int:
+def rows_per_tiny_shard(shard_bytes: int, _: int) -> int:
     """Take the place of `rows_per_shard`: five rows in 50,000 bytes, where a real shard has a thousand or more."""
     return shard_bytes // 10_000
 

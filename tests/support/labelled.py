@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache import DIM, CacheWriter, DatasetTable, EmbeddedFile
+from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile
 from hoarfrost.features.fingerprint import bytes_key
 from tests.support.caches import HEADER
 
@@ -15,8 +15,8 @@ from tests.support.caches import HEADER
 def embeddings_of(labels: Sequence[str], *, seed: int = 0, distance: float = 0.15) -> npt.NDArray[np.float32]:
     """Draw embeddings (n, 512) float32 around one centre a label."""
     rng = np.random.default_rng(seed)
-    centres = {label: rng.normal(size=DIM) for label in sorted(set(labels))}
-    noise = rng.normal(size=(len(labels), DIM))
+    centres = {label: rng.normal(size=HEADER.dim) for label in sorted(set(labels))}
+    noise = rng.normal(size=(len(labels), HEADER.dim))
     return (noise + distance * np.stack([centres[label] for label in labels])).astype(np.float32)
 
 

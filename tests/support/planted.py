@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from hoarfrost.demo import CLASS_SHARES, draw_patient, plan_patients
 from hoarfrost.demo.phantoms import SCANNERS, Phantom, draw_anatomy, draw_phantom
 from hoarfrost.features.decoding.images import encode_png, load_image
-from hoarfrost.features.fingerprint import PREPROCESSING, SIZE
+from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.inference.explain import Explainer, upsampled
 
 
@@ -54,7 +54,7 @@ def hits(explainer: Explainer, phantoms: Sequence[Phantom], class_name: str) -> 
     found = explainer.explain(images, explainer.class_number(class_name))
     masks = np.stack([one.lesion_mask for one in phantoms])  # (n, H, W)
     height, width = masks.shape[1:]
-    tops = [int(upsampled(one.cells, height, width).argmax()) for one in found]
+    tops = [int(upsampled(one.cells, height, width, RESNET18).argmax()) for one in found]
     inside = masks.reshape(len(masks), -1)[:, tops]  # [i, j]: whether the maximum of map j is in lesion i
     others = ~np.eye(len(masks), dtype=bool)
     return Hits(
@@ -72,7 +72,7 @@ def train_backbone(path: Path, *, n_images: int, seed: int, plan: Sequence[tuple
     labels = [p.label for p in plan_patients(n_images, seed) for _ in p.paths]
     pixels = [load_image(encode_png(one.image)) for one in demo_phantoms(n_images, seed)]
     x, y = torch.stack(pixels), torch.tensor([list(CLASS_SHARES).index(label) for label in labels])
-    mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) * 255 for each in (RESNET18.mean, RESNET18.std))
     network = resnet18(num_classes=len(CLASS_SHARES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     network.train()
@@ -80,7 +80,7 @@ def train_backbone(path: Path, *, n_images: int, seed: int, plan: Sequence[tuple
         for rows in torch.randperm(len(x)).split(32):
             batch = x[rows].flip(3) if torch.rand(()) < 0.5 else x[rows]
             batch = batch.expand(-1, 3, -1, -1).float()
-            if size != SIZE:
+            if size != RESNET18.size:
                 batch = nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
             batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
             loss = nn.functional.cross_entropy(network(batch), y[rows])

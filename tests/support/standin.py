@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 import hoarfrost.features.cache.parts
+from hoarfrost.features.encoder.registry import RESNET18, EncoderSpec
 
 
 class StandIn:
@@ -39,11 +40,11 @@ class StandIn:
 
 
 @cache
-def cached_weights(spec: str) -> object:
+def cached_weights(spec: str, encoder: EncoderSpec = RESNET18) -> object:
     """Load weights once."""
     from hoarfrost.features.encoder.backbone.weights import load_weights
 
-    return load_weights(spec)
+    return load_weights(spec, encoder)
 
 
 def note_opened(log: int, event: str, arguments: tuple[object, ...]) -> None:
@@ -57,7 +58,7 @@ def stand_in_module() -> ModuleType:
     rooms = Path(hoarfrost.features.cache.parts.__file__).parents[1]
     module.__path__ = [str(rooms / "encoder" / "backbone")]  # its modules are there
     module.Backbone = StandIn  # type: ignore[attr-defined]
-    module.load_weights = lambda spec: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
+    module.load_weights = lambda spec, _: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
     module.settle_compute = lambda *_, **__: None  # type: ignore[attr-defined]
     return module
 

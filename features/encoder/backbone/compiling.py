@@ -16,7 +16,6 @@ from hoarfrost.features.devices import has_amx
 from hoarfrost.features.encoder.backbone.compiler import check_compiler, compiler_path
 from hoarfrost.features.encoder.backbone.forward import Backbone
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.fingerprint import SIZE
 
 # Before anything is compiled: what it may be expected to take and to bring.
 EXPECTED_COMPILE_S = 15.0
@@ -89,6 +88,8 @@ def _compile_if_it_pays(backbone: Backbone, n_images: int) -> None:
 
 def _expected_gain(backbone: Backbone) -> float:
     """Tell how many times faster compiled code may be; 1 where it is not worth a try."""
+    if "compiled" not in backbone.encoder.fast_paths:
+        return 1.0
     if backbone.device.type == "cpu" and backbone.precision == "bfloat16" and not has_amx():
         return 1.0
     return EXPECTED_GAIN.get((backbone.device.type, backbone.precision), 1.0)
@@ -130,7 +131,7 @@ def compile_or_say_why(backbone: Backbone) -> bool:
 
 def seconds_an_image(backbone: Backbone) -> float:
     """Time the forward pass on what goes through the layers at once, the first time apart."""
-    images = torch.zeros((backbone.group, 3, SIZE, SIZE), dtype=torch.uint8)
+    images = torch.zeros((backbone.group, 3, backbone.encoder.size, backbone.encoder.size), dtype=torch.uint8)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -146,7 +147,8 @@ def _key(backbone: Backbone) -> str:
     else:
         model = platform.processor() or platform.machine()
         processor = f"{model} {platform.node()}, {torch.get_num_threads()} threads, {compiler_path() or 'no compiler'}"
-    return f"{processor}, torch {torch.__version__}, {backbone.precision}, batches of {backbone.compiled_group}"
+    what = f"{backbone.encoder.name}, {backbone.precision}, batches of {backbone.compiled_group}"
+    return f"{processor}, torch {torch.__version__}, {what}"
 
 
 def speeds_path() -> Path:

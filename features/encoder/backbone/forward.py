@@ -10,12 +10,7 @@ from hoarfrost.features.devices import choose_device, host_tensor, is_out_of_mem
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.fingerprint import SIZE
 
-DIM = 512
-# Padding puts the first cell's receptive field around the first pixel, and each stride of 2 keeps it there: from one
-# cell of the last feature map to the next are 2 ** 5 pixels.
-CELL_PIXELS = 32
 COMPILED_GROUP = 32  # on a CPU compiled code gains nothing from more, and takes longer to be compiled and measured
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -23,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Backbone:
-    """The frozen ResNet18 on a device.
+    """A frozen encoder on a device.
 
     Parameters
     ----------
@@ -45,6 +40,7 @@ class Backbone:
     def __init__(
         self, weights: Weights, *, device: str = "cpu", precision: str = "float32", batch_size: int = 32
     ) -> None:
+        self.encoder = weights.encoder
         self.device = torch.device(device)
         self.precision = precision
         self.batch_size = batch_size
@@ -54,6 +50,7 @@ class Backbone:
         if precision.startswith("int8"):
             from hoarfrost.features.encoder.backbone.int8 import Int8Network
 
+            self.encoder.require_int8()
             choose_device(device, precision)  # refuses a GPU
             self._forward, self.compute = Int8Network(weights, precision), "openvino"
         else:
@@ -63,7 +60,7 @@ class Backbone:
 
     def _make_network(self, weights: Weights) -> Network:
         network = Network(weights)
-        if self.device.type == "cpu" and self.precision == "float32":
+        if self.device.type == "cpu" and self.precision == "float32" and "winograd" in self.encoder.fast_paths:
             network.use_winograd()
         return network.to_precision(DTYPES[self.precision]).to(self.device)
 
@@ -87,11 +84,11 @@ class Backbone:
 
         Parameters
         ----------
-        images : Tensor (B, 3, 224, 224) uint8, on any device
+        images : Tensor (B, 3, S, S) uint8, on any device
 
         Returns
         -------
-        Tensor (B, 512) float32, on the CPU
+        Tensor (B, D) float32, on the CPU
         """
         return self.start(images)()
 
@@ -101,15 +98,17 @@ class Backbone:
 
         Parameters
         ----------
-        images : Tensor (B, 3, 224, 224) uint8
+        images : Tensor (B, 3, S, S) uint8
 
         Returns
         -------
-        Tensor (B, 512, 7, 7) float32, on the CPU
-            Cell (i, j) looks at the image around pixel (32 i, 32 j), see `CELL_PIXELS`.
+        Tensor (B, D, cells, cells) float32, on the CPU
+            See `hoarfrost.features.encoder.registry.FeatureMap`.
 
         Raises
         ------
+        EncoderError
+            If the encoder has none.
         ValueError
             In 8-bit integers: OpenVINO gives embeddings alone.
         """
@@ -217,4 +216,5 @@ class Backbone:
     @torch.no_grad()
     def _warm_up(self) -> None:
         """Run one group; where there is not enough memory, compiling has failed, and nothing is halved."""
-        self._run_group(torch.zeros((self._group, 3, SIZE, SIZE), dtype=torch.uint8, device=self.device))
+        size = self.encoder.size
+        self._run_group(torch.zeros((self._group, 3, size, size), dtype=torch.uint8, device=self.device))

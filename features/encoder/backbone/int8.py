@@ -24,10 +24,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from hoarfrost.features.devices import usable_cpus
-from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network, folded_resnet
+from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network, frozen_layers
 from hoarfrost.features.encoder.backbone.weights import Weights
+from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.fingerprint import PREPROCESSING, SIZE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,7 +44,7 @@ def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
     Parameters
     ----------
     weights : Weights
-    images : Tensor (N, 3, 224, 224) uint8
+    images : Tensor (N, 3, S, S) uint8
         A few hundred are plenty.
 
     Returns
@@ -53,7 +53,7 @@ def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
         "int8:" and the largest input of each block's two convolutions, to four digits.
     """
     network = Network(weights).to_precision(torch.float32)
-    convolutions = [layer for block in _blocks(network.resnet) for layer in (block.conv1, block.conv2)]
+    convolutions = [layer for block in _blocks(network.layers) for layer in (block.conv1, block.conv2)]
     largest = dict.fromkeys(convolutions, 0.0)
 
     def record(convolution: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -68,7 +68,7 @@ def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
 
 
 class Int8Network:
-    """The quantised network: (B, 3, 224, 224) uint8 to (B, 512) float32, on the CPU.
+    """The quantised network: (B, 3, S, S) uint8 to (B, D) float32, on the CPU.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ class Int8Network:
         import openvino
 
         ranges = [float(value) for value in precision.removeprefix(PREFIX).split(",")]
-        images, embeddings = _graph(folded_resnet(weights), ranges)
-        model = openvino.Model([embeddings], [images], "resnet18")
+        images, embeddings = _graph(weights.encoder, frozen_layers(weights), ranges)
+        model = openvino.Model([embeddings], [images], weights.encoder.name)
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": usable_cpus()}
         self._model = _core().compile_model(model, "CPU", settings)
 
@@ -117,16 +117,17 @@ def require_openvino() -> None:
         )
 
 
-def _blocks(resnet: ResNet) -> list[BasicBlock]:
-    return [module for module in resnet.modules() if isinstance(module, BasicBlock)]
+def _blocks(layers: nn.Module) -> list[BasicBlock]:
+    return [module for module in layers.modules() if isinstance(module, BasicBlock)]
 
 
-def _graph(resnet: ResNet, ranges: "Sequence[float]") -> "tuple[openvino.Node, openvino.Node]":
+def _graph(encoder: EncoderSpec, resnet: nn.Module, ranges: "Sequence[float]") -> "tuple[openvino.Node, openvino.Node]":
     """Return the network's input and output as OpenVINO has them, with inputs and weights of convolutions quantised."""
     from openvino import opset13 as ops
 
-    mean, std = (np.array(PREPROCESSING[key], np.float32).reshape(1, 3, 1, 1) * 255 for key in ("mean", "std"))
-    images = ops.parameter([-1, 3, SIZE, SIZE], np.uint8, name="images")
+    assert isinstance(resnet, ResNet)
+    mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) * 255 for each in (encoder.mean, encoder.std))
+    images = ops.parameter([-1, 3, encoder.size, encoder.size], np.uint8, name="images")
     x = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
     # One range for all three colours: with one each, the first convolution falls back to float32.
     x = _quantised(x, float((-mean / std).min()), float(((255 - mean) / std).max()))

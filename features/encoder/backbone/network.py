@@ -1,14 +1,13 @@
-"""The network: ResNet18 without its classifier, frozen, BatchNorm folded, normalisation inside."""
+"""The network: an encoder without its classifier, frozen, normalisation inside, and faster where its entry allows it."""
+
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d
-from hoarfrost.features.fingerprint import PREPROCESSING
 
 WINOGRAD_CHANNELS = 256  # from so many on it is faster than the direct convolution
 
@@ -18,39 +17,45 @@ CPU_GROUP = 8
 
 
 class Network(nn.Module):
-    """Images (B, 3, 224, 224) uint8 to embeddings (B, 512) float32, in the precision of its weights."""
+    """Images (B, 3, S, S) uint8 to embeddings (B, D) float32, in the precision of its weights."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.resnet = folded_resnet(weights)
-        self.register_buffer("mean", torch.tensor(PREPROCESSING["mean"]).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(PREPROCESSING["std"]).view(1, 3, 1, 1) * 255)
+        self.encoder = weights.encoder
+        self.layers = frozen_layers(weights)
+        self.dtype = torch.float32  # what the layers compute in
+        self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(self.encoder.std).view(1, 3, 1, 1) * 255)
         self.eval().requires_grad_(False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the convolutions compute in."""
-        return self.resnet.conv1.weight.dtype  # type: ignore[no-any-return]
 
     def use_winograd(self) -> None:
         """Replace the wide 3 x 3 convolutions of stride 1; for float32 on a CPU."""
-        for block in self.resnet.modules():
-            if isinstance(block, BasicBlock):
-                block.conv1, block.conv2 = _winograd(block.conv1), _winograd(block.conv2)
+        for parent in list(self.layers.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.Conv2d) and _suits_winograd(layer):
+                    setattr(parent, name, WinogradConv2d(layer))
         self.eval()
 
     def to_precision(self, dtype: torch.dtype) -> "Network":
-        """Convert the convolutions; normalisation stays in float32."""
-        self.resnet.to(dtype=dtype, memory_format=torch.channels_last)
+        """Convert the layers; normalisation stays in float32."""
+        self.layers.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = dtype
         return self
 
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Give what global average pooling makes the embeddings of, (B, 512, 7, 7) float32."""
+        """Return what global average pooling makes the embeddings of, (B, D, cells, cells) float32.
+
+        Raises
+        ------
+        EncoderError
+            If the encoder has no feature map.
+        """
         found: list[torch.Tensor] = []
-        watch = self.resnet.layer4.register_forward_hook(lambda _, __, output: found.append(output))
+        layer = self.layers.get_submodule(self.encoder.require_feature_map().layer)
+        watch = layer.register_forward_hook(lambda _, __, output: found.append(output))
         try:
             self(images)  # the very same computation
         finally:
@@ -60,30 +65,33 @@ class Network(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embed."""
         x = ((images.float() - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
-        embeddings: torch.Tensor = self.resnet(x)
+        embeddings: torch.Tensor = self.layers(x)
         return embeddings.float()
 
 
-def folded_resnet(weights: Weights) -> ResNet:
-    """Build the ResNet18 with each frozen BatchNorm in its convolution: the same function in fewer passes over memory."""
-    with torch.device("meta"):  # no time spent on initial values
-        network = resnet18(weights=None)
-    network.fc = nn.Identity()
-    # Not strict: BatchNorm's counters are absent, and gone once it is folded. The rest was checked on loading.
+def frozen_layers(weights: Weights) -> nn.Module:
+    """Build the encoder's network with these weights; each BatchNorm within its convolution where the entry allows it."""
+    is_folded = "folded" in weights.encoder.fast_paths
+    # No time spent on initial values. Where BatchNorm stays, its counters, which no weights have, must have a place.
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if is_folded else "cpu"):
+        network = weights.encoder.build()
+    # Not strict: BatchNorm's counters are absent. The rest was checked on loading.
     network.load_state_dict(dict(weights.tensors), strict=False, assign=True)
     network.eval().requires_grad_(False)
-    network.conv1, network.bn1 = fuse_conv_bn_eval(network.conv1, network.bn1), nn.Identity()
-    for module in network.modules():
-        if isinstance(module, BasicBlock):
-            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
-            module.conv2, module.bn2 = fuse_conv_bn_eval(module.conv2, module.bn2), nn.Identity()
-            if module.downsample is not None:
-                convolution, norm = module.downsample
-                module.downsample = nn.Sequential(fuse_conv_bn_eval(convolution, norm))
+    if is_folded:
+        _fold(network)
     return network
 
 
-def _winograd(convolution: nn.Conv2d) -> nn.Module:
-    if convolution.stride != (1, 1) or convolution.in_channels < WINOGRAD_CHANNELS:
-        return convolution
-    return WinogradConv2d(convolution)
+def _fold(network: nn.Module) -> None:
+    """Put each frozen BatchNorm into the convolution before it: the same function in fewer passes over memory."""
+    for parent in list(network.modules()):
+        for (name, layer), (next_name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
+                setattr(parent, next_name, nn.Identity())
+
+
+def _suits_winograd(layer: nn.Conv2d) -> bool:
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and layer.in_channels >= WINOGRAD_CHANNELS

@@ -1,13 +1,11 @@
-"""Where the backbone's weights come from, and whether they are a ResNet18's."""
+"""Where an encoder's weights come from, and whether they are its own."""
 
 import logging
-import os
 import pickle
-import re
 import socket
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,30 +13,27 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from torchvision.models import ResNet18_Weights, resnet18
 
+from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, PublishedWeights
 from hoarfrost.features.errors import WeightsError
 from hoarfrost.features.fingerprint import weights_digest
 
-IMAGENET = ResNet18_Weights.IMAGENET1K_V1
 DOWNLOAD_TIMEOUT_S = 20.0
-
-# The conv1 that stands in no block: "module.conv1.weight", but not "layer1.0.conv1.weight".
-_STEM = re.compile(r"((?:(?!layer\d+\.)[^.]+\.)*)conv1\.weight")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The backbone's tensors, and where they come from.
+    """An encoder's tensors, and where they come from.
 
     `name` is what the user asked for ("imagenet", "random:0", a file's name); `tensors` are
-    float32, named as torchvision names them, without the classifier.
+    float32, named as the encoder's network names them, without the classifier.
     """
 
     name: str
     tensors: Mapping[str, torch.Tensor]
+    encoder: EncoderSpec
 
     @property
     def sha256(self) -> str:
@@ -46,86 +41,103 @@ class Weights:
         return weights_digest((name, tensor.numpy()) for name, tensor in self.tensors.items())
 
 
-def load_weights(spec: str) -> Weights:
+def load_weights(spec: str, encoder: EncoderSpec = DEFAULT) -> Weights:
     """Get the weights that a specification names.
 
     Parameters
     ----------
     spec : str
-        "imagenet" (torchvision's IMAGENET1K_V1), "random:SEED", "auto" (imagenet where it can be
+        "imagenet" (the encoder's published weights), "random:SEED", "auto" (imagenet where it can be
         had, else random:0, said in the log) or the path of a `.pth` or `.safetensors` checkpoint.
+    encoder : EncoderSpec
 
     Raises
     ------
     WeightsError
-        If they cannot be had, are damaged, or are not a ResNet18's.
+        If they cannot be had, are damaged, or are not this encoder's.
     """
     if spec == "imagenet":
-        return Weights(spec, _backbone_tensors(_imagenet_state(), "imagenet"))
+        return _weights(spec, _imagenet_state(encoder), spec, encoder)
     if spec == "auto":
-        return _imagenet_or_random()
+        return _imagenet_or_random(encoder)
     if spec.startswith("random:"):
-        return _random_weights(spec)
-    return Weights(Path(spec).name, _backbone_tensors(_read_checkpoint(Path(spec)), spec))
+        return _random_weights(spec, encoder)
+    return _weights(Path(spec).name, _read_checkpoint(Path(spec)), spec, encoder)
 
 
-def _imagenet_or_random() -> Weights:
+def _weights(name: str, state: Mapping[str, object], source: str, encoder: EncoderSpec) -> Weights:
+    return Weights(name, _encoder_tensors(state, source, encoder), encoder)
+
+
+def _imagenet_or_random(encoder: EncoderSpec) -> Weights:
     try:
-        return load_weights("imagenet")
+        return load_weights("imagenet", encoder)
     except WeightsError as error:
         logger.warning(
             "%s Going on with random:0, an untrained backbone: its figures are a floor, not a result.", error
         )
-        return load_weights("random:0")
+        return load_weights("random:0", encoder)
 
 
-def _random_weights(spec: str) -> Weights:
+def _random_weights(spec: str, encoder: EncoderSpec) -> Weights:
     seed = spec.removeprefix("random:")
     if not seed.isascii() or not seed.isdigit() or len(seed) > 19 or int(seed) >= 2**63:
         raise WeightsError(f"--weights {spec}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0.")
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(int(seed))
-        state = resnet18(weights=None).state_dict()
-    return Weights(f"random:{int(seed)}", _backbone_tensors(state, spec))
+        state = encoder.build().state_dict()
+    return _weights(f"random:{int(seed)}", state, spec, encoder)
 
 
 # -- ImageNet weights: torchvision's loading, made safe for hospitals without a network ----------------------------------
 
 
-def _imagenet_state() -> dict[str, torch.Tensor]:
-    imagenet_is_here()  # torch checks the hash of what it downloads, not of what already lies there
+def _imagenet_state(encoder: EncoderSpec) -> dict[str, torch.Tensor]:
+    published = _published(encoder)
+    imagenet_is_here(encoder)  # torch checks the hash of what it downloads, not of what already lies there
     try:
         # torch prints to stdout that it downloads; --json has that for itself.
         with _network_timeout(DOWNLOAD_TIMEOUT_S), redirect_stdout(sys.stderr):
             # weights_only: the hash in the name has 32 bits, too few to trust a pickle for.
-            return dict(IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True))
+            state = torch.hub.load_state_dict_from_url(
+                published.url, progress=False, check_hash=True, weights_only=True
+            )
+            return dict(state)
     # OSError: no network, no room, no right to write; RuntimeError: another hash; ValueError: an odd proxy setting.
     except (OSError, HTTPException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        path = imagenet_path()
+        path = imagenet_path(encoder)
         raise WeightsError(
             f"The ImageNet weights are not on this machine and could not be downloaded ({_reason(error)}). Bring the file "
-            f"{path.name} (its SHA-256 begins with {_hash_prefix(path)}) from {IMAGENET.url} into {path.parent}, "
+            f"{path.name} (its SHA-256 begins with {published.sha256_prefix}) from {published.url} into {path.parent}, "
             "or pass --weights with a checkpoint of your own."
         ) from error
 
 
-def imagenet_path() -> Path:
-    """Give the file in which torch keeps the ImageNet weights, there or not."""
-    return Path(str(torch.hub.get_dir())) / "checkpoints" / os.path.basename(str(IMAGENET.url))
+def _published(encoder: EncoderSpec) -> PublishedWeights:
+    if encoder.published is None:
+        raise WeightsError(
+            f"--weights imagenet: the encoder {encoder.title} has no published weights. Pass a checkpoint of its own, or "
+            "random:SEED."
+        )
+    return encoder.published
 
 
-def imagenet_is_here() -> bool:
-    """Tell whether the ImageNet weights are on this machine.
+def imagenet_path(encoder: EncoderSpec = DEFAULT) -> Path:
+    """Return the file in which torch keeps the encoder's published weights, there or not."""
+    return Path(str(torch.hub.get_dir())) / "checkpoints" / _published(encoder).file_name
+
+
+def imagenet_is_here(encoder: EncoderSpec = DEFAULT) -> bool:
+    """Return whether the encoder's published weights are on this machine.
 
     Raises
     ------
     WeightsError
         If they are damaged.
     """
-    path = imagenet_path()
+    path, prefix = imagenet_path(encoder), _published(encoder).sha256_prefix
     if not path.exists():
         return False
-    prefix = _hash_prefix(path)
     try:
         digest = sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -136,11 +148,6 @@ def imagenet_is_here() -> bool:
             "Remove it, and it is downloaded again; or copy it again."
         )
     return True
-
-
-def _hash_prefix(path: Path) -> str:
-    """Give what the file's SHA-256 begins with: torchvision's names end with it."""
-    return path.stem.rpartition("-")[2]
 
 
 @contextmanager
@@ -211,8 +218,8 @@ def _state_dict(content: object, path: Path) -> Mapping[str, object]:
     return {name: value for name, value in content.items() if isinstance(name, str)}
 
 
-def _backbone_tensors(state: Mapping[str, object], source: str) -> dict[str, torch.Tensor]:
-    """Pick a ResNet18's tensors out of a state_dict, whatever prefix and last layer it has.
+def _encoder_tensors(state: Mapping[str, object], source: str, encoder: EncoderSpec) -> dict[str, torch.Tensor]:
+    """Pick an encoder's tensors out of a state_dict, whatever prefix and last layer it has.
 
     Raises
     ------
@@ -220,41 +227,55 @@ def _backbone_tensors(state: Mapping[str, object], source: str) -> dict[str, tor
         Naming the first tensor that is missing, of a wrong shape, not finite, or too many.
     """
     with torch.device("meta"):  # names and shapes alone
-        expected = {name: like for name, like in resnet18(weights=None).state_dict().items() if _decides_values(name)}
-    prefix = _prefix(state, source)
+        expected = {name: like for name, like in encoder.build().state_dict().items() if _decides_values(name)}
+    prefix = _prefix(state, list(expected), source)
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     tensors = {}
     for name, like in expected.items():
-        tensors[name] = _checked_tensor(found.get(name), like, prefix + name, source)
+        tensors[name] = _checked_tensor(found.get(name), like, prefix + name, source, encoder)
+    parts = {_part(name) for name in expected}
     for name in found:
-        if name.startswith(("conv1.", "bn1.", "layer")) and _decides_values(name) and name not in expected:
-            raise WeightsError(f"{source} is no ResNet18: it has {prefix}{name}, which a ResNet18 does not.")
+        if _part(name) in parts and _decides_values(name) and name not in expected:
+            raise WeightsError(
+                f"{source} is no {encoder.title}: it has {prefix}{name}, which a {encoder.title} does not."
+            )
     return tensors
 
 
 def _decides_values(name: str) -> bool:
-    """Leave out the classifier, and BatchNorm's counters, which no embedding depends on."""
-    return not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    """Leave out BatchNorm's counters, which no embedding depends on."""
+    return not name.endswith("num_batches_tracked")
 
 
-def _prefix(state: Mapping[str, object], source: str) -> str:
-    """Find what stands before the ResNet's own names ("module.", "backbone."): it is where the first layer is."""
-    prefixes = [match[1] for key in state if (match := _STEM.fullmatch(key))]
-    networks = [prefix for prefix in prefixes if f"{prefix}layer1.0.conv1.weight" in state]
+def _part(name: str) -> str:
+    """Return which part of a network a tensor is in, without its number: "layer" of "layer4.0.conv1.weight"."""
+    first = name.partition(".")[0]
+    return first.rstrip("0123456789") or first
+
+
+def _prefix(state: Mapping[str, object], names: Sequence[str], source: str) -> str:
+    """Find what stands before the network's own names ("module.", "backbone."): where most of them are."""
+    ends = (names[0], names[-1])
+    found = {key.removesuffix(end): 0 for key in state for end in ends if key == end or key.endswith(f".{end}")}
+    for prefix in found:
+        found[prefix] = sum(prefix + name in state for name in names)
+    # A block within a network may have a layer of the first one's name, but few of the others.
+    networks = [prefix for prefix, n_names in found.items() if 2 * n_names > len(names)]
     if len(networks) > 1:
+        layer = names[0].rpartition(".")[0]
         raise WeightsError(
-            f"{source}: holds several networks ({', '.join(prefix + 'conv1' for prefix in networks)}), and it is unclear "
+            f"{source}: holds several networks ({', '.join(prefix + layer for prefix in networks)}), and it is unclear "
             "which one to take. Save the state_dict of one of them."
         )
-    return next(iter(networks or prefixes), "")
+    return max(found, key=found.__getitem__, default="")
 
 
-def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str) -> torch.Tensor:
+def _checked_tensor(value: object, like: torch.Tensor, name: str, source: str, encoder: EncoderSpec) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise WeightsError(f"{source} is no ResNet18: the tensor {name} is missing.")
+        raise WeightsError(f"{source} is no {encoder.title}: the tensor {name} is missing.")
     if value.shape != like.shape:
         raise WeightsError(
-            f"{source} is no ResNet18: the tensor {name} has the shape {tuple(value.shape)}, not {tuple(like.shape)}."
+            f"{source} is no {encoder.title}: the tensor {name} has the shape {tuple(value.shape)}, not {tuple(like.shape)}."
         )
     if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
         raise WeightsError(f"{source}: the tensor {name} holds no plain floating-point values, but {value.dtype}.")

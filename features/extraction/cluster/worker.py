@@ -87,7 +87,8 @@ class Worker:
 
     def choose_precision(self, asked: str, device: str) -> str:
         """Choose the precision that is fast here."""
-        from hoarfrost.features.devices import choose_device, choose_precision
+        from hoarfrost.features.devices import choose_device
+        from hoarfrost.features.encoder.precision import choose_precision
 
         return choose_precision(asked, choose_device(device, asked))
 

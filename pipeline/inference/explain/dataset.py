@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Explained:
-    """What was found of one image. `map` (7, 7) sums to `evidence`, for the class `subject`; `file` is its picture."""
+    """What was found of one image. `map` sums to `evidence`, for the class `subject`; `file` is its picture."""
 
     path: str
     file: str
@@ -230,8 +230,9 @@ class _Work:
         nearest = self.cases.nearest(found, key, "" if patients is None else patients[index])
         names = self.explainer.predictor.names
         shown = Shown(
-            pixels, found.cells, _title(found, names), found.subject, found.measure, self.cases.pictures(nearest)
-        )
+            pixels, found.cells, self.explainer.backbone.encoder, _title(found, names), found.subject, found.measure,
+            self.cases.pictures(nearest),
+        )  # fmt: skip
         file = f"{index + 1:0{len(str(len(self.dataset)))}d}-{_slug(path)}.png"
         (self.folder / file).write_bytes(encode_png(card(shown)))
         if index in self._in_sheet:

@@ -25,8 +25,8 @@ class TrainingExamples:
 
     Parameters
     ----------
-    embeddings : ndarray (n, 512) float32
-    mean, std : ndarray (512,) float32
+    embeddings : ndarray (n, D) float32
+    mean, std : ndarray (D,) float32
         Of the training images, as the head has them.
     paths, labels, patients : sequence of str, length n
         Patients are "" where they are unknown.
@@ -65,7 +65,7 @@ class TrainingExamples:
 
         Parameters
         ----------
-        embedding : ndarray (512,) float32
+        embedding : ndarray (D,) float32
         n : int
         key : bytes
             The image's own: it is not an example of itself, under whatever path.

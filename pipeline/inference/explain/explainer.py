@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.images import Decoding, decode_pixels, load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
@@ -31,14 +32,14 @@ class Explanation:
 
     Attributes
     ----------
-    embedding : ndarray (512,) float32
+    embedding : ndarray (D,) float32
     probabilities, calibrated : ndarray (C,) float64
         As `hoarfrost.inference.predict.Prediction` has them.
     called : str
         The class at the operating point; of several labels those that it is called.
     subject : str
         The class, or label, that the map is of.
-    cells : ndarray (7, 7) float64
+    cells : ndarray (cells, cells) float64
         What each cell adds to the evidence for it, see `hoarfrost.inference.explain.maps.evidence`.
     measure : str
         What the cells sum to, in words.
@@ -115,7 +116,7 @@ class Explainer:
         -------
         pixels : ndarray (H, W) or (H, W, 3) uint8
             The whole image, for people.
-        image : Tensor (3, 224, 224) uint8
+        image : Tensor (3, S, S) uint8
             What the backbone takes.
 
         Raises
@@ -124,14 +125,14 @@ class Explainer:
             If it cannot be read whole.
         """
         pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding)
-        return pixels, load_image(pixels).expand(3, -1, -1)
+        return pixels, load_image(pixels, self.decoding).expand(3, -1, -1)
 
     def explain(self, images: torch.Tensor, number: int | None = None) -> list[Explanation]:
         """Explain images.
 
         Parameters
         ----------
-        images : Tensor (n, 3, 224, 224) uint8
+        images : Tensor (n, 3, S, S) uint8
         number : int, optional
             The class to map the evidence for; by default of two classes the positive one, of more the one that the
             image is called, of several labels the most probable.
@@ -141,7 +142,7 @@ class Explainer:
             features = self.backbone.feature_maps(some).numpy()
             embeddings = features.mean(axis=(2, 3))
             prediction = self.predictor.predict(embeddings)
-            maps = contributions(self.predictor.head.modules, features).maps  # (n, C, 7, 7)
+            maps = contributions(self.predictor.head.modules, features).maps  # (n, C, cells, cells)
             numbers = self._numbers(prediction.probabilities) if number is None else [number] * len(some)
             answers = self.predictor.answers(prediction.called)
             for i, each in enumerate(numbers):
@@ -177,12 +178,15 @@ def open_explainer(
 
     Raises
     ------
+    EncoderError
+        If the encoder has no feature map.
     WeightsError
         If the weights cannot be had.
     FingerprintMismatchError
         If they are others, or images are decoded in another way now.
     """
     recipe, window = recipe_like(head.header, weights)
+    recipe.encoder.require_feature_map()
     backbone = Backbone(recipe.checked_weights(), device=choose_device(device, "float32"), batch_size=AT_ONCE)
-    decoding = Decoding(window=window) if max_pixels is None else Decoding(max_pixels, window)
+    decoding = Decoding(max_pixels or MAX_PIXELS, window, size=recipe.encoder.size)
     return Explainer(Predictor(head), backbone, decoding)

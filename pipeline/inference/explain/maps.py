@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hoarfrost.features.encoder.backbone import CELL_PIXELS
-from hoarfrost.features.fingerprint import SIZE
+from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.training import Standardise
 
 Floats = npt.NDArray[np.float64]
@@ -22,7 +21,7 @@ class Contributions:
 
     Attributes
     ----------
-    maps : ndarray (n, C, 7, 7) float64
+    maps : ndarray (n, C, cells, cells) float64
         Their sums over the cells are the logits.
     logits : ndarray (n, C) float64
         Of several seeds their mean.
@@ -42,7 +41,7 @@ def contributions(modules: Sequence[nn.Module], features: npt.NDArray[np.float32
     ----------
     modules : sequence of nn.Module
         The head, one a seed: standardisation, then linear layers and ReLUs.
-    features : ndarray (n, 512, 7, 7) float32
+    features : ndarray (n, D, cells, cells) float32
         As `hoarfrost.features.encoder.backbone.Backbone.feature_maps` gives them.
 
     Returns
@@ -69,16 +68,16 @@ def contributions(modules: Sequence[nn.Module], features: npt.NDArray[np.float32
 
 
 def _contributions(module: nn.Module, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give one seed's maps (n, C, 7, 7), logits (n, C) and constants (n, C), in float64."""
+    """Give one seed's maps (n, C, cells, cells), logits (n, C) and constants (n, C), in float64."""
     module = copy.deepcopy(module).double().requires_grad_(False)
     standardise = next(part for part in module.modules() if isinstance(part, Standardise))
     mean = standardise.get_buffer("mean")
-    embeddings = features.mean((2, 3)).requires_grad_()  # (n, 512)
+    embeddings = features.mean((2, 3)).requires_grad_()  # (n, D)
     logits = module(embeddings)
     of_class = [
         torch.autograd.grad(logits[:, c].sum(), embeddings, retain_graph=True)[0] for c in range(logits.shape[1])
     ]
-    gradients = torch.stack(of_class, 1)  # (n, C, 512)
+    gradients = torch.stack(of_class, 1)  # (n, C, D)
     n_cells = features.shape[2] * features.shape[3]
     maps = torch.einsum("nck,nkij->ncij", gradients, features - mean[:, None, None]) / n_cells
     logits = logits.detach()
@@ -110,14 +109,16 @@ def evidence(values: Floats, number: int, *, multilabel: bool) -> Floats:
     return values[:, number] - others
 
 
-def upsampled(cells: Floats, height: int, width: int) -> Floats:
+def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> Floats:
     """Draw a map at the size of a picture of the whole image, bilinearly between the centres of the cells.
 
     Parameters
     ----------
-    cells : ndarray (7, 7) float64
+    cells : ndarray (cells, cells) float64
     height, width : int
-        Of the picture, whatever its shape: the backbone saw it squeezed to 224 x 224.
+        Of the picture, whatever its shape: the encoder saw it squeezed to a square.
+    encoder : EncoderSpec
+        Whose feature map the cells are of.
 
     Returns
     -------
@@ -125,17 +126,18 @@ def upsampled(cells: Floats, height: int, width: int) -> Floats:
 
     Notes
     -----
-    Cell (i, j) is centred at pixel (32 i, 32 j) of what the backbone sees, where its receptive field is, and not in the
-    middle of a seventh of it. Beyond the last centre the value stays.
+    Cell (i, j) is centred at pixel (i, j) times `cell_pixels` of what the encoder sees, where its receptive field is, and
+    not in the middle of its share of it. Beyond the last centre the value stays.
     """
-    rows, columns = (_places(n_pixels, n_cells) for n_pixels, n_cells in zip((height, width), cells.shape, strict=True))
+    sizes = zip((height, width), cells.shape, strict=True)
+    rows, columns = (_places(n_pixels, n_cells, encoder) for n_pixels, n_cells in sizes)
     return _between(_between(cells, rows).T, columns).T
 
 
-def _places(n_pixels: int, n_cells: int) -> Floats:
+def _places(n_pixels: int, n_cells: int, encoder: EncoderSpec) -> Floats:
     """Give each pixel's place in units of cells."""
-    seen = (np.arange(n_pixels) + 0.5) * (SIZE / n_pixels) - 0.5
-    return np.clip(seen / CELL_PIXELS, 0, n_cells - 1)
+    seen = (np.arange(n_pixels) + 0.5) * (encoder.size / n_pixels) - 0.5
+    return np.clip(seen / encoder.require_feature_map().cell_pixels, 0, n_cells - 1)
 
 
 def _between(cells: Floats, places: Floats) -> Floats:

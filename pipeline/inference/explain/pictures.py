@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.decoding.pictures import fitted, text_width, with_texts
+from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.inference.explain.maps import Floats, upsampled
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,7 +23,7 @@ GAP, LINE = 12, 19
 EXAMPLE_HEIGHT = EXAMPLE_SIDE + 3 * LINE + GAP  # with its lines below
 BAR = 12
 PAPER = 255
-NOTE = "{cells} cells, one every 32 pixels of 224, drawn bilinearly. They sum to {total:+.2f}: {measure}."
+NOTE = "{cells} cells, one every {every} pixels of {size}, drawn bilinearly. They sum to {total:+.2f}: {measure}."
 RESEARCH = "Research use only. Not a medical device."
 
 
@@ -30,26 +31,30 @@ RESEARCH = "Research use only. Not a medical device."
 class Shown:
     """What a picture shows of an image.
 
-    `pixels` (H, W) or (H, W, 3) uint8 are the whole image, `cells` (7, 7) its map, `title` what is said of it, `subject`
-    what red speaks for, `measure` what the cells sum to, and `examples` are the pixels and the lines of training images.
+    `pixels` (H, W) or (H, W, 3) uint8 are the whole image, `cells` its map, of `encoder`, `title` what is said of it,
+    `subject` what red speaks for, `measure` what the cells sum to, and `examples` are the pixels and the lines of training
+    images.
     """
 
     pixels: Pixels
     cells: Floats
+    encoder: EncoderSpec
     title: str
     subject: str
     measure: str
     examples: Sequence[tuple[Pixels, tuple[str, ...]]] = ()
 
 
-def overlay(pixels: Pixels, cells: Floats, side: int = SIDE) -> Pixels:
+def overlay(pixels: Pixels, cells: Floats, encoder: EncoderSpec, side: int = SIDE) -> Pixels:
     """Lay a map over an image.
 
     Parameters
     ----------
     pixels : ndarray (H, W) or (H, W, 3) uint8
-    cells : ndarray (7, 7) float64
+    cells : ndarray (cells, cells) float64
         What speaks for something is above zero.
+    encoder : EncoderSpec
+        Whose feature map they are of.
     side : int
         What the picture's longer side measures.
 
@@ -60,7 +65,8 @@ def overlay(pixels: Pixels, cells: Floats, side: int = SIDE) -> Pixels:
     """
     picture = fitted(pixels, side)
     grey = picture.mean(axis=2, keepdims=True)
-    strength = upsampled(cells, *picture.shape[:2]) / _largest(cells)
+    height, width = picture.shape[:2]
+    strength = upsampled(cells, height, width, encoder) / _largest(cells)
     return _blended(np.broadcast_to(grey, picture.shape), strength)
 
 
@@ -93,7 +99,7 @@ def legend(width: int) -> Pixels:
 
 def card(shown: Shown) -> Pixels:
     """Draw an image beside its overlay, with title, legend and training examples."""
-    original, laid = fitted(shown.pixels, SIDE), overlay(shown.pixels, shown.cells)
+    original, laid = fitted(shown.pixels, SIDE), overlay(shown.pixels, shown.cells, shown.encoder)
     height, width = original.shape[:2]
     n_columns = max(2 * width + 3 * GAP, text_width(shown.title) + 2 * GAP, 2 * SIDE + 3 * GAP)
     top = GAP + LINE + 4
@@ -114,7 +120,11 @@ def _legend_texts(shown: Shown, top: int, width: int) -> list[tuple[int, int, st
     largest = _largest(shown.cells)
     left, right = f"{-largest:.3f} a cell: against", f"for {shown.subject}: {largest:+.3f} a cell"
     note = NOTE.format(
-        cells=" x ".join(map(str, shown.cells.shape)), total=float(shown.cells.sum()), measure=shown.measure
+        cells=" x ".join(map(str, shown.cells.shape)),
+        every=shown.encoder.require_feature_map().cell_pixels,
+        size=shown.encoder.size,
+        total=float(shown.cells.sum()),
+        measure=shown.measure,
     )
     middle = (width - text_width("0")) // 2
     return [
@@ -162,6 +172,7 @@ def sheet_of(shown: Sequence[tuple[str, Shown]]) -> Pixels:
     for i, (caption, one) in enumerate(shown):
         top, left = GAP + i // n_columns * cell_height, GAP + i % n_columns * cell_width
         texts += [(left, top - 4, shortened(caption, cell_width - GAP)), (left, top + LINE - 6, one.title)]
-        for j, picture in enumerate((fitted(one.pixels, SHEET_SIDE), overlay(one.pixels, one.cells, SHEET_SIDE))):
+        laid = overlay(one.pixels, one.cells, one.encoder, SHEET_SIDE)
+        for j, picture in enumerate((fitted(one.pixels, SHEET_SIDE), laid)):
             _put(paper, picture, top + 2 * LINE - 6, left + j * (SHEET_SIDE + 4))
     return with_texts(paper, texts)

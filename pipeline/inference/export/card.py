@@ -86,12 +86,13 @@ def _intended(run: Run) -> Iterator[str]:
 
 
 def _usage(head: SavedHead, file: str) -> Iterator[str]:
-    yield f"{preparation()} Normalisation, backbone, standardisation, head and temperature are inside."
+    encoder = head.header.fingerprint.encoder
+    yield f"{preparation(encoder)} Normalisation, backbone, standardisation, head and temperature are inside."
     yield ""
     yield from _table(
         ("name", "what"),
         [
-            (f"input `{INPUT}`", "uint8 (N, 3, 224, 224), RGB; N may be any number"),
+            (f"input `{INPUT}`", f"uint8 (N, 3, {encoder.size}, {encoder.size}), RGB; N may be any number"),
             (f"output `{OUTPUTS[0]}`", f"float32 (N, {len(head.names)}), calibrated, in the order of the classes"),
             (
                 f"output `{OUTPUTS[1]}`",

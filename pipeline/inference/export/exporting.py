@@ -14,7 +14,6 @@ from hoarfrost.features.decoding.images import Decoding, load_image
 from hoarfrost.features.errors import CacheError, DatasetError, HoarfrostError, ImageDecodeError, RunError
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.features.files.whole import check_writable, whole_file
-from hoarfrost.features.fingerprint import SIZE
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export import formats
 from hoarfrost.inference.export.card import TITLE, model_card
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 CARD = "model_card.md"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 LARGEST_DIFFERENCE = 1e-4  # of a probability, between what was exported and what it was exported from
+BLOTCH = 28  # pixels of a trial image
 N_COMPARED = 32  # of the run's own images
 
 Pixels = npt.NDArray[np.uint8]
@@ -94,7 +94,8 @@ def export_head(
     classifier = Classifier(recipe.checked_weights(), saved)
     content = writer(formats.exported_program(classifier), metadata_of(facts, saved))
     largest = _largest_difference(classifier, content, runner)
-    differs, n_compared, notes = _difference_from_run(facts, saved, Decoding(window=window), content, runner)
+    decoding = Decoding(window=window, size=recipe.encoder.size)
+    differs, n_compared, notes = _difference_from_run(facts, saved, decoding, content, runner)
     made = _sentences(file_format, largest, differs, n_compared, saved)
     _write(output, content, model_card(facts, saved, output.name, made))
     return ExportSummary(
@@ -127,7 +128,7 @@ def _format(file_format: str) -> tuple[Writer, Runner]:
 
 def _largest_difference(classifier: Classifier, content: bytes, runner: Runner) -> float:
     """Compare the file with what it was exported from, in batches of several sizes."""
-    images = _trial_images(max(formats.BATCHES))
+    images = _trial_images(max(formats.BATCHES), classifier.encoder.size)
     with torch.no_grad():
         wanted = [output.numpy() for output in classifier(torch.from_numpy(images))]
     differences = [
@@ -144,10 +145,11 @@ def _largest_difference(classifier: Classifier, content: bytes, runner: Runner) 
     return largest
 
 
-def _trial_images(n: int) -> Pixels:
+def _trial_images(n: int, size: int) -> Pixels:
     """Draw smooth grey blotches with a little noise: not so far from images that all probabilities were 0 or 1."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 200, (n, 1, SIZE // 28, SIZE // 28)).repeat(28, axis=2).repeat(28, axis=3)
+    n_blotches, block = -(-size // BLOTCH), (1, 1, BLOTCH, BLOTCH)
+    coarse = np.kron(rng.integers(0, 200, (n, 1, n_blotches, n_blotches)), np.ones(block, int))[:, :, :size, :size]
     return np.repeat(coarse + rng.integers(0, 56, coarse.shape), 3, axis=1).astype(np.uint8)
 
 

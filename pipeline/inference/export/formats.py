@@ -15,7 +15,6 @@ import torch
 
 from hoarfrost import __version__
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.fingerprint import SIZE
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS
 from hoarfrost.inference.export.model import Classifier
 
@@ -47,7 +46,8 @@ def require_onnx() -> None:
 
 def exported_program(classifier: Classifier) -> "ExportedProgram":
     """Trace the model for batches of any size."""
-    example = torch.zeros((2, 3, SIZE, SIZE), dtype=torch.uint8)
+    size = classifier.encoder.size
+    example = torch.zeros((2, 3, size, size), dtype=torch.uint8)
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1)}}
     with _quiet():
         program = torch.export.export(classifier, (example,), dynamic_shapes=shapes)
@@ -95,7 +95,7 @@ def _tidy(model: "onnx.ModelProto") -> None:
 
 
 def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
-    """Run an ONNX file on images (N, 3, 224, 224); give its outputs, (N, C) each."""
+    """Run an ONNX file on images (N, 3, S, S); give its outputs, (N, C) each."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -104,7 +104,7 @@ def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
 
 
 def run_torch(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
-    """Run a .pt2 file on images (N, 3, 224, 224); give its outputs, (N, C) each."""
+    """Run a .pt2 file on images (N, 3, S, S); give its outputs, (N, C) each."""
     with _quiet(), torch.no_grad():
         module = torch.export.load(io.BytesIO(content)).module()
         return [output.numpy() for output in module(torch.from_numpy(images))]

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from hoarfrost.evaluation import apply_temperature
-from hoarfrost.features.fingerprint import PREPROCESSING, SIZE
+from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.fingerprint import preprocessing
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import Run
 
@@ -23,6 +24,7 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
     head : SavedHead
     """
     facts = head.header
+    size = facts.fingerprint.encoder.size
     steps = {key: value for key, value in facts.fingerprint.preprocessing.items() if key not in {"mean", "std"}}
     return {
         "format": f"{FORMAT} {FORMAT_VERSION}",
@@ -30,7 +32,7 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
         "head": head.spec.name,
         "classes": _json(head.names),
         "task": "labels, each for itself" if head.is_multilabel else "one of the classes",
-        "input": f"{INPUT}: uint8 RGB (N, 3, {SIZE}, {SIZE}), grey in all three; normalisation is inside",
+        "input": f"{INPUT}: uint8 RGB (N, 3, {size}, {size}), grey in all three; normalisation is inside",
         "outputs": f"{OUTPUTS[0]}: calibrated (N, C) float32; {OUTPUTS[1]}: the same before calibration",
         "preprocessing": _json(steps),
         "operating_points": _json(operating_points(head)),
@@ -75,12 +77,12 @@ def calibrated_threshold(threshold: float, temperature: float) -> float:
     return float(apply_temperature([[1 - p, p]], temperature)[0, 1])  # type: ignore[arg-type]
 
 
-def preparation() -> str:
+def preparation(encoder: EncoderSpec) -> str:
     """Say how an image becomes the input, for a person."""
-    size, how = PREPROCESSING["resize"], PREPROCESSING["interpolation"]
+    size, how = encoder.size, preprocessing(encoder)["interpolation"]
     return (
-        f"Decode to 8-bit grey or RGB, squeeze to {size[0]} x {size[1]} ({how}; no crop, the aspect ratio is not kept), "
-        f"repeat a grey channel three times, and put the channels first: uint8 (N, 3, {size[0]}, {size[1]})."
+        f"Decode to 8-bit grey or RGB, squeeze to {size} x {size} ({how}; no crop, the aspect ratio is not kept), "
+        f"repeat a grey channel three times, and put the channels first: uint8 (N, 3, {size}, {size})."
     )
 
 

@@ -16,7 +16,7 @@ LEAST_LOGARITHM = math.log(torch.finfo(torch.float32).tiny)
 
 
 class Classifier(nn.Module):
-    """Images (N, 3, 224, 224) uint8 RGB to calibrated and uncalibrated probabilities (N, C) float32.
+    """Images (N, 3, S, S) uint8 RGB to calibrated and uncalibrated probabilities (N, C) float32.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ class Classifier(nn.Module):
 
     def __init__(self, weights: Weights, head: SavedHead) -> None:
         super().__init__()
+        self.encoder = weights.encoder
         self.backbone = Network(weights)
         self.heads = nn.ModuleList(head.modules)
         self.is_multilabel = head.is_multilabel

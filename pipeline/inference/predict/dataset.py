@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.evaluation.units import patient_numbers
-from hoarfrost.features.cache import DIM, EmbeddingCache, Header
+from hoarfrost.features.cache import EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
 from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
@@ -283,7 +283,7 @@ def _predicted(
         for first in range(0, len(embedded.dataset), BLOCK_ROWS):
             places = np.arange(first, min(first + BLOCK_ROWS, len(embedded.dataset)))
             good = _without(places, errors)
-            x = np.empty((0, DIM), np.float32)
+            x = np.empty((0, predictor.header.dim), np.float32)
             if opened is not None and len(good):
                 x = opened.embeddings(opened.rows_of(embedded.keys[good]))
             finite = np.isfinite(x).all(axis=1)

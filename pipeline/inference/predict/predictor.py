@@ -9,7 +9,7 @@ import torch
 
 from hoarfrost.evaluation import apply_temperature, per_patient
 from hoarfrost.evaluation.conformal import prediction_sets
-from hoarfrost.features.cache import DIM, Header
+from hoarfrost.features.cache import Header
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import IMAGE, SavedHead, Validated
 from hoarfrost.training import mean_probabilities, predict_probabilities
@@ -92,7 +92,7 @@ class Predictor:
 
         Parameters
         ----------
-        x : ndarray (n, 512) float32
+        x : ndarray (n, D) float32
             Embeddings that `header` describes. One image's prediction does not depend on the others.
 
         Returns
@@ -102,11 +102,11 @@ class Predictor:
         Raises
         ------
         ValueError
-            If `x` is not (n, 512), or not finite.
+            If `x` is not (n, D) of the header's dimension, or not finite.
         """
         x = np.ascontiguousarray(x, np.float32)
-        if x.ndim != 2 or x.shape[1] != DIM:
-            raise ValueError(f"embeddings must be (n, {DIM}), not {x.shape}")
+        if x.ndim != 2 or x.shape[1] != self.header.dim:
+            raise ValueError(f"embeddings must be (n, {self.header.dim}), not {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("some embeddings are NaN or infinite")
         if not len(x):

@@ -19,6 +19,9 @@ class About(BaseModel):
     fingerprint: str = Field(description="Digest of all that decides an embedding's value.")
     trained_on: int | None = Field(description="Images in the training split; null where that is not known.")
     coverage: float = Field(description="Share of images like validation's whose conformal set holds the true class.")
+    map_cells: int | None = Field(
+        description="Cells along each side of an activation map; null where the encoder has none, and nothing is explained."
+    )
     max_bytes: int
     max_pixels: int
 
@@ -37,7 +40,7 @@ class Neighbour(BaseModel):
 class Explanation(BaseModel):
     """Why: where in the image, and by which training images."""
 
-    image: str = Field(description="What the backbone saw: 224 x 224, a PNG as a data URI.")
+    image: str = Field(description="What the encoder saw, a PNG as a data URI.")
     map: str = Field(description="The same under its class activation map, a PNG as a data URI.")
     map_of: str = Field(description="The class that the map is of.")
     nearest: list[Neighbour]

@@ -42,7 +42,7 @@ class Reader(Protocol):
     about: About
 
     def decode(self, content: bytes) -> "torch.Tensor":
-        """Decode to (3, 224, 224) uint8; called in several threads. Raises ImageDecodeError."""
+        """Decode to (3, S, S) uint8; called in several threads. Raises ImageDecodeError."""
 
     def answer(self, images: "Sequence[torch.Tensor]") -> Sequence[Answer]:
         """Answer for a batch; called in one thread."""

@@ -16,7 +16,6 @@ from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.recipes import recipe_like
-from hoarfrost.features.fingerprint import SIZE
 from hoarfrost.inference.explain import Cases, Explainer, overlay
 from hoarfrost.inference.predict import Predictor
 from hoarfrost.inference.predict.opening import run_head
@@ -60,7 +59,7 @@ class HeadReader:
         self.about = _about(self.predictor, limits, n_training)
 
     def decode(self, content: bytes) -> torch.Tensor:
-        """Decode to (3, 224, 224) uint8, in another process: what a stranger sends may crash a decoder.
+        """Decode to (3, S, S) uint8, in another process: what a stranger sends may crash a decoder.
 
         Raises
         ------
@@ -69,15 +68,18 @@ class HeadReader:
         """
         if not content:
             raise ImageDecodeError(Unreadable.EMPTY)
-        window = self._explainer.decoding.window
+        decoding = self._explainer.decoding
         try:
-            pixels = decode_isolated(content, 0, self._limits.max_pixels, window, seconds=self._limits.seconds)
+            pixels = decode_isolated(
+                content, 0, self._limits.max_pixels, decoding.window,
+                size=decoding.size, seconds=self._limits.seconds,
+            )  # fmt: skip
         except DecoderCrashError as error:
             raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
-        return load_image(pixels).expand(3, -1, -1)
+        return load_image(pixels, decoding).expand(3, -1, -1)
 
     def answer(self, images: Sequence[torch.Tensor]) -> list[Answer]:
-        """Answer for a batch of (3, 224, 224) uint8."""
+        """Answer for a batch of (3, S, S) uint8."""
         with self._computing:
             embeddings = self._backbone.embed(torch.stack(list(images))).numpy()
         found, names = self.predictor.predict(embeddings), self.predictor.names
@@ -100,13 +102,17 @@ class HeadReader:
         ]
 
     def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
-        """Add where in the image the evidence is, and the nearest training images."""
+        """Add where in the image the evidence is, and the nearest training images; neither without a feature map."""
+        if self.about.map_cells is None:
+            return answer
         with self._computing:
             found = self._explainer.explain(image[None])[0]
         with self._looking:
             nearest = self._cases.nearest(found, b"", "")
             pictures = self._cases.found(nearest)
-        pixels = image.permute(1, 2, 0).numpy()  # (224, 224, 3)
+        pixels = image.permute(1, 2, 0).numpy()  # (S, S, 3)
+        encoder = self.predictor.header.fingerprint.encoder
+        drawn = overlay(pixels, found.cells, encoder, encoder.size)
         neighbours = [
             Neighbour(
                 label=one.label, path=one.path, distance=one.distance,
@@ -114,9 +120,7 @@ class HeadReader:
             )
             for one in nearest
         ]  # fmt: skip
-        why = Explanation(
-            image=_uri(pixels), map=_uri(overlay(pixels, found.cells, SIZE)), map_of=found.subject, nearest=neighbours
-        )
+        why = Explanation(image=_uri(pixels), map=_uri(drawn), map_of=found.subject, nearest=neighbours)
         return answer.model_copy(update={"explanation": why})
 
 
@@ -153,7 +157,7 @@ def opened_reader(
     in_float32 = backbone
     if precision != "float32":
         in_float32 = Backbone(found, device=choose_device(device, "float32"), batch_size=LARGEST_BATCH)
-    explainer = Explainer(Predictor(saved), in_float32, Decoding(limits.max_pixels, window))
+    explainer = Explainer(Predictor(saved), in_float32, Decoding(limits.max_pixels, window, size=recipe.encoder.size))
     with ExitStack() as stack:
         cases = Cases.opened(run, explainer, N_NEIGHBOURS, notes, stack)
         yield HeadReader(explainer, backbone, cases, limits, cases.n_images)
@@ -161,6 +165,7 @@ def opened_reader(
 
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
+    feature_map = predictor.header.fingerprint.encoder.feature_map
     has_point = not predictor.head.is_multilabel and len(points) > 0
     return About(
         head=predictor.head.spec.name,
@@ -171,6 +176,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
         coverage=predictor.coverage,
+        map_cells=None if feature_map is None else feature_map.cells,
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
     )

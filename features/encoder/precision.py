@@ -1,0 +1,54 @@
+"""What an encoder computes in on a device: asked for, or found to be faster by timing layers."""
+
+import copy
+import time
+
+import torch
+
+from hoarfrost.features.devices import has_amx, has_avx512_bf16
+
+BFLOAT16_MARGIN = 1.1  # so many times faster it must be; less is noise, and costs digits
+TURNS = 5
+
+
+def choose_precision(asked: str, device: str) -> str:
+    """Turn "auto" into the precision that is fast on the device: bfloat16 where it is multiplied natively, else float32."""
+    if asked != "auto":
+        return asked
+    if device == "cuda":  # older ones emulate it
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cpu" and (has_amx() or (has_avx512_bf16() and _bfloat16_is_faster())):
+        return "bfloat16"
+    return "float32"
+
+
+def _bfloat16_is_faster() -> bool:
+    """Time typical layers in both: AVX-512 BF16 is twice as fast on some processors, and slower on others."""
+    float32_s, bfloat16_s = _layer_seconds()
+    return bfloat16_s * BFLOAT16_MARGIN < float32_s
+
+
+def _layer_seconds() -> tuple[float, float]:
+    """Time layers as they run in float32, the wide one by Winograd's method, and in bfloat16.
+
+    By turns, and the least of each, for other work on the machine hits both.
+    """
+    from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d  # here: most processors need no timing
+
+    narrow, wide = (torch.nn.Conv2d(n, n, 3, padding=1).requires_grad_(False) for n in (128, 256))
+    candidates = []
+    for dtype, layers in ((torch.float32, [narrow, WinogradConv2d(wide)]), (torch.bfloat16, [narrow, wide])):
+        copies = [copy.deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]  # type: ignore[call-overload]
+        inputs = [torch.zeros((8, n, size, size), dtype=dtype) for n, size in ((128, 28), (256, 14))]
+        candidates.append((copies, [x.contiguous(memory_format=torch.channels_last) for x in inputs]))
+    seconds = [[_seconds_of(*candidate) for candidate in candidates] for _ in range(TURNS)]
+    float32_s, bfloat16_s = map(min, zip(*seconds, strict=True))
+    return float32_s, bfloat16_s
+
+
+@torch.inference_mode()
+def _seconds_of(layers: list[torch.nn.Module], inputs: list[torch.Tensor]) -> float:
+    started = time.perf_counter()
+    for layer, x in zip(layers, inputs, strict=True):
+        layer(x)
+    return time.perf_counter() - started
