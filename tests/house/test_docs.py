@@ -129,12 +129,14 @@ def host(after_readme: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_readmes_commands_run_in_their_order(after_readme: Path) -> None:
     products = ("runs/demo/report.html", "new.csv", "new_patients.csv", "runs/first/report.html", "archive.h5")
     assert [name for name in products if not (after_readme / name).exists()] == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnxscript is not installed")
 @pytest.mark.parametrize(
     "page", [name for name, text in ALL.items() if name != "README.md" and any(map(runs_here, steps_of(text)))]

@@ -6,6 +6,7 @@ scratch folder and writes the new outputs in place. Commands in ```sh blocks hav
 """
 
 import io
+import platform
 import re
 import shlex
 import shutil
@@ -82,7 +83,13 @@ class Runner:
         """Run a step; return its exit status, and what it printed, without progress and this machine's paths."""
         with chdir(self.place):
             status, printed = self._python(step.source) if step.kind == "python" else self._command(step.source)
-        for path, name in ((str(self.place), WHERE), (sys.prefix, ".venv"), (str(Path.home()), "~")):
+        here = {
+            str(self.place): WHERE,
+            sys.prefix: ".venv",
+            str(Path.home()): "~",
+            platform.platform(): platform.system(),
+        }
+        for path, name in here.items():
             printed = printed.replace(path, name)
         return status, "".join(f"{line.rstrip()}\n" for line in _PROGRESS.sub("", printed).splitlines())
 
@@ -132,21 +139,25 @@ def recorded(text: str, run: Callable[[Step], tuple[int, str]]) -> str:
 
 
 def main(weights: str) -> None:
-    """Record README.md in a scratch folder, and each page of docs/ in a copy of it as README.md leaves it."""
+    """Record README.md in a scratch folder, and each page of docs/ in what README.md leaves there."""
     from hoarfrost.features.encoder import backbone
 
     load, file = backbone.load_weights, Path(weights).resolve(strict=True)
     backbone.load_weights = lambda spec: load(file.name if spec == "imagenet" else spec)
     with tempfile.TemporaryDirectory() as scratch:
-        first = Path(scratch) / "README"
-        first.mkdir()
-        (first / file.name).symlink_to(file)
+        place, kept = Path(scratch) / "data", Path(scratch) / "kept"
+        place.mkdir()
+        (place / file.name).symlink_to(file)
         for page in pages():
-            place = first if page == README else Path(shutil.copytree(first, Path(scratch) / page.stem, symlinks=True))
+            if page != README:  # at the same place: the cache knows where its images are
+                shutil.rmtree(place)
+                shutil.copytree(kept, place, symlinks=True)
             text = page.read_text(encoding="utf-8")
             again = recorded(text, Runner(place, file.name).run)
             page.write_text(again, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: {'new outputs' if again != text else 'as it was'}", flush=True)
+            if page == README:
+                shutil.copytree(place, kept, symlinks=True)
 
 
 if __name__ == "__main__":
