@@ -49,6 +49,9 @@ SHELL = ("cut ", "head ", "mkdir ")  # beside hoarfrost's own commands
 
 PROSE_CHARACTERS = 120
 README_LINES, README_BYTES = 200, 12_288
+README_COMMANDS = {"demo", "inspect", "extract", "train", "report", "predict", "explain", "export"}
+
+needs_onnx = pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnxscript is not installed")
 
 
 def text_of(page: Path) -> str:
@@ -87,7 +90,7 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_examples(place)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(backbone, "load_weights", lambda spec: load("random:0" if spec == "imagenet" else spec))
-        assert run_page("README.md", place) == {"demo", "inspect", "extract", "train", "report", "predict"}
+        assert run_page("README.md", place) == README_COMMANDS
         shutil.copy(place / "runs" / "demo" / "heads" / "linear.safetensors", place)
         yield place
 
@@ -130,14 +133,23 @@ def host(after_readme: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@needs_onnx
 def test_the_readmes_commands_run_in_their_order(after_readme: Path) -> None:
-    products = ("runs/demo/report.html", "new.csv", "new_patients.csv", "runs/first/report.html", "archive.h5")
+    products = (
+        "maps/explanations.json",
+        "demo.onnx",
+        "runs/demo/report.html",
+        "new.csv",
+        "new_patients.csv",
+        "runs/first/report.html",
+        "archive.h5",
+    )
     assert [name for name in products if not (after_readme / name).exists()] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnxscript is not installed")
+@needs_onnx
 @pytest.mark.parametrize(
     "page", [name for name, text in ALL.items() if name != "README.md" and any(map(runs_here, steps_of(text)))]
 )
