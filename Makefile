@@ -8,6 +8,7 @@
 #   EXPLAIN   EXPLAIN=1 shows the report's errors with maps of what speaks for a class
 #   LOCKED    LOCKED=1 installs the very versions of requirements.lock, and no others
 #   JOBS      how many processes test at a time (default: the CPUs)
+#   RECORD    RECORD=1 makes `make docs` run the examples again first, with the checkpoint WEIGHTS
 #   SLOW      SLOW=1 makes `make test` run the slow tests too
 #   PYTHON    an environment to use as it is; nothing is installed then
 
@@ -59,7 +60,7 @@ PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: usable help setup extract train report test lint lock fuzz bench screenshot clean
+.PHONY: usable help setup extract train report test lint lock docs fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -118,6 +119,11 @@ lock: $(READY)  ## write requirements.lock anew, from setup.cfg
 	@.venv/bin/python -c 'import uv' 2>/dev/null || $(PIP) uv
 	.venv/bin/python -m uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --quiet --custom-compile-command 'make lock' --output-file requirements.lock
+
+docs: $(READY)  ## build the documentation into artifacts/docs
+	$(if $(call on,$(RECORD)),$(PY) -m tests.support.documented "$${WEIGHTS:?is the checkpoint to record with}")
+	@rm -rf artifacts/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing but a reason may come out
 	@$(PY) -c 'import atheris' 2>/dev/null || { \

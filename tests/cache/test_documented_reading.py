@@ -14,7 +14,7 @@ LABELS = mixed({"benign": 6, "malignant": 4})
 
 def test_lines_of_the_page_read_paths_labels_and_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cache-format.md").read_text(encoding="utf-8"), re.S)
-    cache = write_labelled_cache(tmp_path / "phantoms.h5", LABELS, unreadable=[3])
+    cache = write_labelled_cache(tmp_path / "demo.h5", LABELS, name="demo", unreadable=[3])
     monkeypatch.chdir(cache.parent)
     read: dict[str, np.ndarray] = {}
     exec(lines, read)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -151,16 +150,3 @@ def test_switches_that_are_off_and_a_slash_at_the_end_of_a_folder_change_nothing
     for data in ("DATA=nowhere", "DATA=nowhere/"):
         errors = make(project, "extract", data, "WEIGHTS=random:0", succeeds=False)
         assert "Error: nowhere: no such file" in errors
-
-
-def test_every_command_and_target_stands_in_the_readme() -> None:
-    from hoarfrost.cli import main
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = dict(main.commands)
-    for name in dict(commands.pop("cache").commands):  # type: ignore[attr-defined]
-        assert f"hoarfrost cache {name} " in readme
-    for name in commands:
-        assert re.search(rf"hoarfrost {name}[ `]", readme), name
-    for target in ("report", "test", "extract", "train", "setup", "bench"):
-        assert f"make {target}" in readme

@@ -70,6 +70,9 @@ def test_wheel_made_from_the_sdist_works_where_the_sources_are_not(tmp_path: Pat
     assert len(files) > 200
     assert files == {name for name in names if Path(name).suffix in suffixes}
     assert not any(name.startswith("tests/") for name in names)
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel)]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
     assert sdist.stat().st_size < 2_000_000
     assert wheel.stat().st_size < 1_000_000
     environment = tmp_path / "venv"

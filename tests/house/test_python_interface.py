@@ -1,6 +1,5 @@
-"""The project from Python: README's lines run as they stand, and importing loads nothing heavy."""
+"""The project from Python (tests/house/test_docs.py runs the lines of docs/python.md)."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from hoarfrost import load_data, open_predictor, train
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.training import TrainingConfig
-from tests.support.builders import encode, picture
-from tests.support.commands import ROOT, RunPython
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 
 LABELS = mixed({"benign": 60, "malignant": 40})
@@ -24,27 +21,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a cache of fifty patients with two images each, one of them unreadable."""
     patients = [f"p{i // 2}" for i in range(100)]
     return write_labelled_cache(tmp_path_factory.mktemp("api") / "images.h5", LABELS, patients=patients, unreadable=[3])
-
-
-@pytest.mark.slow
-def test_lines_of_the_readme_run_as_they_stand(tmp_path: Path, run_python: RunPython) -> None:
-    """Untrained weights stand for ImageNet's."""
-    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in lines.splitlines() if line]) <= 10
-    for i in range(60):
-        image = picture(40, 40, seed=i).point(lambda value, i=i: value // (1 + i % 2))
-        path = tmp_path / "images" / ("benign", "malignant")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(image))
-    untrained = (
-        "from hoarfrost.features.encoder import backbone\n"
-        "load = backbone.load_weights\nbackbone.load_weights = lambda _, encoder: load('random:0', encoder)"
-    )
-    code = f"import os; os.chdir({str(tmp_path)!r})\n{untrained}\n{lines}"
-    output = run_python("-c", code)
-    assert output.status == 0, output.stderr
-    assert re.search(r"^(linear|mlp:256) \[\[", output.stdout, re.MULTILINE)
-    assert (tmp_path / "runs" / "api" / "metrics.json").is_file()
 
 
 def test_arrays_are_what_was_cached_without_the_unreadable(cache: Path) -> None:
