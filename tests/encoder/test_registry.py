@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header
 from hoarfrost.features.cache.layout import CHUNK_BYTES, CHUNK_ROWS, row_bytes, rows_per_chunk
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         options = ExtractOptions(encoder="tiny", weights="random:0", precision="float32")
         extract(folder / "images", folder / "c.h5", options=options)
         heads = parse_heads(["linear", "mlp:8"])
-        run_experiment(folder / "c.h5", folder / "run", heads, config=TrainingConfig(epochs=4))
+        run_experiment(folder / "c.h5", folder / "run", heads, ExperimentConfig(training=TrainingConfig(epochs=4)))
         yield Made(folder / "images", folder / "c.h5", folder / "run")
 
 
