@@ -215,7 +215,7 @@ def test_an_unknown_encoder_is_an_error_that_names_those_there_are(made: Made, m
     monkeypatch.delitem(ENCODERS, "tiny")
     for work in (
         lambda: extract(made.images, made.cache, options=ExtractOptions(encoder="tiny")),
-        lambda: run_experiment(made.cache, made.run.with_name("other"), parse_heads(["linear"])),
+        lambda: run_experiment(made.cache, made.run.with_name("other"), parse_heads(["linear"]), ExperimentConfig()),
         lambda: predict_dataset(made.images, made.run.with_name("x.csv"), run=made.run),
         lambda: write_report(made.run),
     ):
