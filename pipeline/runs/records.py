@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison
+from hoarfrost.evaluation import Comparison, Scores
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
-from hoarfrost.runs.trust import Assessment, Leakage, Suspects
+from hoarfrost.runs.trust import Assessment, Suspects
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -120,8 +121,8 @@ class SeedResult:
 class HeadResult:
     """One head's scores. `test` is None where the dataset has no test split.
 
-    `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval. With several seeds they are
-    those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the first seed's. `weights_file` has all.
+    With several seeds the scores are those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the
+    first seed's. `weights_file` has all.
     `alarms` say what is wrong with it.
     """
 
@@ -133,8 +134,8 @@ class HeadResult:
     best_epoch: int
     epochs: int
     weights_file: str
-    val: dict[str, Any]
-    test: dict[str, Any] | None
+    val: Scores
+    test: Scores | None
     seeds: tuple[SeedResult, ...]
     alarms: tuple[str, ...] = ()
 
@@ -145,8 +146,8 @@ class ReferenceResult:
 
     name: str
     n_train: int
-    val: dict[str, Any]
-    test: dict[str, Any] | None
+    val: Scores
+    test: Scores | None
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class CrossValidated:
     """One head, or reference, over all folds: the scores of its pooled predictions, and each fold's ROC AUC."""
 
     name: str
-    pooled: dict[str, Any]
+    pooled: Scores
     fold_roc_aucs: tuple[float, ...]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoarfrost.evaluation.leakage import Leakage, SimilarPair
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import encode_png, thumbnail
@@ -21,7 +22,7 @@ from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.gallery import N_CASES, SIDE, Case, Group, groups_of, read_pictures
 from hoarfrost.report.look import Look, look_of
-from hoarfrost.runs import Leakage, Run, SimilarImages
+from hoarfrost.runs import Run
 from tests.extraction.test_extract import RANDOM
 from tests.support.builders import encode, picture, write_npz
 from tests.support.commands import Hoarfrost
@@ -237,7 +238,7 @@ def test_near_duplicates_are_shown_in_pairs(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
     first = next(p for p, s in zip(run.predictions.paths, run.predictions.splits, strict=True) if s == "train")
     second = next(p for p, s in zip(run.predictions.paths, run.predictions.splits, strict=True) if s == "test")
-    pair = SimilarImages(first, "train", second, "test", 0.9987)
+    pair = SimilarPair(first, "train", second, "test", 0.9987)
     run = replace(run, leakage=Leakage(0, (), 0, (), 1, (pair,), 0.99))
     look = looked(run)
     group = next(group for group in look.groups if group.title == "Near-duplicates across splits")
