@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.evaluation import OperatingPoint, binary_problems, choose_thresholds, fit_temperature
-from hoarfrost.evaluation.conformal import Calibration, calibrate, calibrate_classes
+from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.task import Task
@@ -32,7 +32,7 @@ class Validated:
         One; with several labels an image one a label.
     points : tuple of tuples of OperatingPoint
         Of the positive class, or of each label; none with more than two classes.
-    calibrations : tuple of Calibration
+    calibrations : tuple of ConformalScores
         For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
     """
 
@@ -40,7 +40,7 @@ class Validated:
     n: int
     temperatures: tuple[float, ...]
     points: tuple[tuple[OperatingPoint, ...], ...]
-    calibrations: tuple[Calibration, ...]
+    calibrations: tuple[ConformalScores, ...]
 
 
 def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
@@ -78,7 +78,7 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
     return Validated(unit, len(y), tuple(temperatures), points, calibrate_classes(y, p, groups))
 
 
-def novelty_of(task: Task) -> tuple[NoveltyReference, Calibration]:
+def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
     """Describe the training embeddings, and give the distances of validation images, which they were not fitted on."""
     train, val = (_at_most(np.flatnonzero(task.splits == name)) for name in ("train", "val"))
     reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hoarfrost.evaluation import OperatingPoint
-from hoarfrost.evaluation.conformal import Calibration
+from hoarfrost.evaluation.conformal import ConformalScores
 from hoarfrost.evaluation.novelty import NoveltyReference
 from hoarfrost.experiment.validated import Validated
 from hoarfrost.features.cache import DIM, Header
@@ -54,7 +54,7 @@ class SavedHead:
     validated : tuple of Validated
         For images, and where they were known for patients.
     novelty : NoveltyReference
-    distances : Calibration
+    distances : ConformalScores
         Those of validation images.
     """
 
@@ -67,7 +67,7 @@ class SavedHead:
     per_patient: str | None
     validated: tuple[Validated, ...]
     novelty: NoveltyReference
-    distances: Calibration
+    distances: ConformalScores
 
     @property
     def columns(self) -> tuple[tuple[str, int], ...]:
@@ -154,7 +154,7 @@ def _prefixes(seeds: Iterable[int]) -> list[str]:
     return [f"seed{seed}." if i else "" for i, seed in enumerate(seeds)]
 
 
-def _calibrations(validated: Iterable[Validated], distances: Calibration) -> Iterator[tuple[str, Calibration]]:
+def _calibrations(validated: Iterable[Validated], distances: ConformalScores) -> Iterator[tuple[str, ConformalScores]]:
     yield "distances", distances
     for one in validated:
         yield from ((f"conformal.{one.unit}.{i}", each) for i, each in enumerate(one.calibrations))
@@ -276,10 +276,10 @@ def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mappi
     return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
 
 
-def _calibration(name: str, tensors: Mapping[str, Tensor]) -> Calibration:
+def _calibration(name: str, tensors: Mapping[str, Tensor]) -> ConformalScores:
     scores, weights = (tensors[f"{name}.{part}"].double().numpy() for part in ("scores", "weights"))
     if scores.ndim != 1 or scores.shape != weights.shape or not np.isfinite(scores).all():
         raise ValueError(f"{name} holds no scores")
     if (np.diff(scores) < 0).any() or not ((weights > 0) & (weights <= 1)).all():
         raise ValueError(f"{name} holds scores that are not sorted, or weights that are no shares")
-    return Calibration(scores, weights)
+    return ConformalScores(scores, weights)
