@@ -42,24 +42,18 @@ from hoarfrost.evaluation.discrimination import (
     roc_aucs,
     roc_curve,
 )
-from hoarfrost.evaluation.intervals import FEW, auc_intervals
-from hoarfrost.evaluation.multilabel import score_labels
+from hoarfrost.evaluation.estimates import Estimate, Share
+from hoarfrost.evaluation.intervals import FEW
+from hoarfrost.evaluation.metrics import Metric, ShownIn, confusion_matrix, registered
 from hoarfrost.evaluation.operating import (
     AtPrevalence,
     OperatingPoint,
     PointResult,
-    Ratio,
     choose_thresholds,
     evaluate_threshold,
 )
-from hoarfrost.evaluation.scores import (
-    confusion_matrix,
-    score,
-)
-from hoarfrost.evaluation.shares import (
-    Share,
-    wilson,
-)
+from hoarfrost.evaluation.scores import Scores, metrics_of, score
+from hoarfrost.evaluation.shares import wilson
 from hoarfrost.evaluation.subgroups import (
     MISSING,
     Subgroup,
@@ -78,16 +72,18 @@ __all__ = [
     "CalibrationLine",
     "Comparison",
     "DecisionCurve",
+    "Estimate",
+    "Metric",
     "OperatingPoint",
     "PerPatient",
     "PointResult",
-    "Ratio",
+    "Scores",
     "Share",
+    "ShownIn",
     "Subgroup",
     "TemperatureFit",
     "apply_temperature",
     "assess_calibration",
-    "auc_intervals",
     "banded",
     "binary_problems",
     "bootstrap_auc_ci",
@@ -108,14 +104,15 @@ __all__ = [
     "macro_auc_ci",
     "macro_roc_auc",
     "macro_roc_aucs",
+    "metrics_of",
     "newcombe_ci",
     "per_patient",
     "precision_recall_curve",
+    "registered",
     "roc_auc",
     "roc_aucs",
     "roc_curve",
     "score",
-    "score_labels",
     "score_subgroups",
     "wilson",
 ]

@@ -8,7 +8,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked, checked_binary, normal_quantile, tied_groups
-from hoarfrost.evaluation.shares import Share, wilson
+from hoarfrost.evaluation.estimates import Share
+from hoarfrost.evaluation.intervals import SharePlace, share
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
@@ -33,7 +34,7 @@ class TemperatureFit:
 
 @dataclass(frozen=True)
 class Bin:
-    """Samples of similar confidence: their mean confidence, and the observed rate with Wilson's interval."""
+    """Samples of similar confidence: their mean confidence, and the observed rate."""
 
     lowest: float
     highest: float
@@ -150,7 +151,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
 
 
 def assess_calibration(
-    y_true: Ints, probabilities: Floats, *, n_bins: int = N_BINS, level: float = 0.95
+    y_true: Ints, probabilities: Floats, groups: Ints | None = None, *, n_bins: int = N_BINS, level: float = 0.95
 ) -> Calibration:
     """Describe how well probabilities are calibrated.
 
@@ -159,6 +160,8 @@ def assess_calibration(
     y_true : ndarray (n,) int64, values 0 to C-1
     probabilities : ndarray (n, C) float64
         Rows sum to one.
+    groups : ndarray (n,) int64, optional
+        Patients, where they are known.
     n_bins : int
         Of equal mass; fewer where there are fewer samples, or where ties stay together.
     level : float
@@ -191,16 +194,21 @@ def assess_calibration(
     order = np.argsort(confidence, kind="stable")
     confidence, hits = confidence[order], hits[order]
     starts = _bin_starts(confidence, n_bins)
+    members = [None if groups is None else np.asarray(groups)[rows] for rows in np.split(order, starts[1:])]
     classes = [1] if binary else range(probabilities.shape[1])
     return Calibration(
         error=float(_errors(confidence, hits[None], starts)[0]),
         error_by_chance=_error_by_chance(confidence, starts),
         bins=tuple(
-            Bin(float(c[0]), float(c[-1]), float(c.mean()), wilson(int(h.sum()), len(h), level=level))
-            for c, h in zip(np.split(confidence, starts[1:]), np.split(hits, starts[1:]), strict=True)
+            Bin(float(c[0]), float(c[-1]), float(c.mean()), _observed(h, of_bin, level))
+            for c, h, of_bin in zip(np.split(confidence, starts[1:]), np.split(hits, starts[1:]), members, strict=True)
         ),
         lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], level) for c in classes),
     )
+
+
+def _observed(hits: Ints, groups: Ints | None, level: float) -> Share:
+    return share(hits == 1, np.ones(len(hits), bool), groups, SharePlace.CALIBRATION_BIN, level=level)
 
 
 def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> CalibrationLine:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from hoarfrost.evaluation.checks import Floats, Ints, checked_groups, normal_quantile
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.discrimination import auc_influence, placements
+from hoarfrost.evaluation.estimates import Estimate
+from hoarfrost.evaluation.intervals import difference
 
 _ROUNDING = 1e-12  # areas and their influence differ by less where two scores rank all samples alike
 
@@ -22,9 +24,7 @@ class Comparison:
     """
 
     name: str
-    difference: float
-    low: float
-    high: float
+    difference: Estimate
     z: float | None
     p: float | None
     p_holm: float | None
@@ -110,24 +110,23 @@ def compare_heads(
     DeLong et al. (1988), Biometrics 44(3), 837-845. Obuchowski (1997), Biometrics 53(2), 567-578.
     Holm (1979), Scandinavian Journal of Statistics 6(2), 65-70.
     """
-    reach = normal_quantile(level)
     auc, influence = auc_influence(y_true, probabilities[selected])
-    rows: list[tuple[str, float, float, tuple[float, float] | None, str]] = []
+    rows: list[tuple[str, Estimate, tuple[float, float] | None, str]] = []
     for name, found in probabilities.items():
         if name == selected:
             continue
         other_auc, other_influence = auc_influence(y_true, found)
-        difference, variance = other_auc - auc, _variance(other_influence - influence, groups)
+        estimate, variance = difference(other_auc - auc, other_influence - influence, groups, level=level)
         try:
-            rows.append((name, difference, reach * math.sqrt(variance), _z_test(difference, variance), ""))
+            rows.append((name, estimate, _z_test(other_auc - auc, variance), ""))
         except ValueError as error:
-            rows.append((name, difference, reach * math.sqrt(variance), None, str(error)))
+            rows.append((name, estimate, None, str(error)))
     corrected = iter(holm([tested[1] for *_, tested, _ in rows if tested is not None]))
     return tuple(
-        Comparison(name, difference, difference - half, difference + half, None, None, None, reason)
+        Comparison(name, estimate, None, None, None, reason)
         if tested is None
-        else Comparison(name, difference, difference - half, difference + half, *tested, float(next(corrected)))
-        for name, difference, half, tested, reason in rows
+        else Comparison(name, estimate, *tested, float(next(corrected)))
+        for name, estimate, tested, reason in rows
     )
 
 
@@ -160,19 +159,6 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(steps, 1)
     return adjusted
-
-
-def _variance(influence: Floats, groups: Ints | None) -> float:
-    """Give the variance of a statistic from its samples' influences, summed over patients where there are any."""
-    if groups is None:
-        return float((influence**2).sum())
-    numbers, n_groups = checked_groups(groups, len(influence))
-    if n_groups == len(influence):
-        return float((influence**2).sum())
-    if n_groups < 2:
-        raise ValueError("all samples are of one patient; nothing can be said of others")
-    sums = np.bincount(numbers, weights=influence)
-    return float((sums**2).sum() * n_groups / (n_groups - 1))
 
 
 def _z_test(difference: float, variance: float) -> tuple[float, float]:

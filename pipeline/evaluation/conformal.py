@@ -15,7 +15,7 @@ _ROUNDING = 1e-9  # a share such as 0.7 of 10 patients is 7, though in binary it
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConformalScores:
     """Scores of held-out samples, against which those of new ones are held.
 
     Attributes
@@ -71,7 +71,7 @@ class Calibration:
         return float(self.scores[np.argmax(reached)]) if reached.any() else float("inf")
 
 
-def calibrate(scores: Floats, groups: Ints | None = None) -> Calibration:
+def calibrate(scores: Floats, groups: Ints | None = None) -> ConformalScores:
     """Sort the scores of held-out samples, and weigh them by patient.
 
     Parameters
@@ -95,10 +95,10 @@ def calibrate(scores: Floats, groups: Ints | None = None) -> Calibration:
         _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
         weights = 1 / counts[number]
     order = np.argsort(scores, kind="stable")
-    return Calibration(scores[order], weights[order])
+    return ConformalScores(scores[order], weights[order])
 
 
-def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> tuple[Calibration, ...]:
+def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> tuple[ConformalScores, ...]:
     """Calibrate prediction sets on held-out samples.
 
     Parameters
@@ -110,7 +110,7 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
 
     Returns
     -------
-    tuple of Calibration
+    tuple of ConformalScores
         One; with several labels an image one a label, of the samples that it is known of.
 
     Notes
@@ -132,13 +132,13 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
     return tuple(found)
 
 
-def prediction_sets(probabilities: Floats, calibrations: tuple[Calibration, ...], coverage: float) -> Bools:
+def prediction_sets(probabilities: Floats, calibrations: tuple[ConformalScores, ...], coverage: float) -> Bools:
     """Give the classes that cannot be excluded.
 
     Parameters
     ----------
     probabilities : ndarray (n, C) float64
-    calibrations : tuple of Calibration
+    calibrations : tuple of ConformalScores
         As `calibrate_classes` gives them.
     coverage : float
         Between 0 and 1.

@@ -9,18 +9,18 @@ from hoarfrost.evaluation.checks import Floats, Ints, checked_binary
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit a patient at each threshold probability, all (k,) float64; that of treating none is zero."""
+    """Net benefit a patient at each threshold probability, all of one length; that of treating none is zero."""
 
-    thresholds: Floats
-    net_benefit: Floats
-    treat_all: Floats
+    thresholds: tuple[float, ...]
+    net_benefit: tuple[float, ...]
+    treat_all: tuple[float, ...]
     prevalence: float
 
 
 def decision_curve(
     y_true: Ints, p: Floats, thresholds: Floats | None = None, *, prevalence: float | None = None
 ) -> DecisionCurve:
-    """Give the net benefit of treating those whose probability is at or above each threshold.
+    """Return the net benefit of treating those whose probability is at or above each threshold.
 
     Parameters
     ----------
@@ -63,9 +63,6 @@ def decision_curve(
     sensitivity = 1 - np.searchsorted(positives, at, "left") / len(positives)
     false_positive_rate = 1 - np.searchsorted(negatives, at, "left") / len(negatives)
     odds = at / (1 - at)
-    return DecisionCurve(
-        at,
-        net_benefit=share * sensitivity - (1 - share) * false_positive_rate * odds,
-        treat_all=share - (1 - share) * odds,
-        prevalence=share,
-    )
+    net_benefit = share * sensitivity - (1 - share) * false_positive_rate * odds
+    treat_all = share - (1 - share) * odds
+    return DecisionCurve(tuple(at.tolist()), tuple(net_benefit.tolist()), tuple(treat_all.tolist()), share)

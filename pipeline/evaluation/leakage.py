@@ -18,64 +18,74 @@ MOST_LISTED = 100
 _LEFT_ROWS, _RIGHT_ROWS = 2048, 4096  # a block of products of 32 MiB: large enough for BLAS at full speed
 _MOST_KEPT = 100_000  # pairs in memory; beyond them only the closest stay
 
+_Shared = tuple[int, int, int]  # two places, and how many images have it in common
+
 
 @dataclass(frozen=True)
-class SharedByTwo:
-    """Two images in two splits, by their places, that have `what` in common: a patient, or the same bytes.
+class SharedPair:
+    """Two images of two splits that have `what` in common ("the patient 'p1'", "the same bytes").
 
-    One pair stands for each group that is shared; `n_images` of the group are in the two splits.
+    One pair stands for each patient or content that is shared; `n_images` of it are in the splits.
     """
 
-    first: int
-    second: int
+    what: str
+    first: str
+    first_split: str
+    second: str
+    second_split: str
     n_images: int
 
 
 @dataclass(frozen=True)
-class NearDuplicate:
-    """Two images in two splits, by their places, and the cosine of their standardised embeddings."""
+class SimilarPair:
+    """Two images of two splits, and the cosine of their standardised embeddings."""
 
-    first: int
-    second: int
+    first: str
+    first_split: str
+    second: str
+    second_split: str
     cosine: float
 
 
 @dataclass(frozen=True)
-class LeakageReport:
+class Leakage:
     """What two splits share.
 
     Attributes
     ----------
     n_patients, n_contents : int
         How many patients, and how many images by their bytes, are in more than one split.
-    patients, contents : tuple of SharedByTwo
+    patients, contents : tuple of SharedPair
         A pair of images for each of them, the first hundred.
     n_near_duplicates : int
         Pairs of different bytes with a cosine above `threshold` in two splits; all are counted.
-    near_duplicates : tuple of NearDuplicate
+    near_duplicates : tuple of SimilarPair
         The closest hundred, the closest first.
     threshold : float
-    compared : bool
-        Whether near-duplicates were looked for.
+    allowed : bool
+        Whether training went on although patients or bytes are shared (`--allow-leakage`).
+    not_compared : str
+        Why near-duplicates were not looked for; empty where they were.
     """
 
     n_patients: int
-    patients: tuple[SharedByTwo, ...]
+    patients: tuple[SharedPair, ...]
     n_contents: int
-    contents: tuple[SharedByTwo, ...]
+    contents: tuple[SharedPair, ...]
     n_near_duplicates: int
-    near_duplicates: tuple[NearDuplicate, ...]
+    near_duplicates: tuple[SimilarPair, ...]
     threshold: float
-    compared: bool = True
+    allowed: bool = False
+    not_compared: str = ""
 
     @property
     def refused(self) -> bool:
-        """Tell whether patients or bytes are shared: such a test says nothing of new patients."""
+        """Whether patients or bytes are shared: such a test says nothing of new patients."""
         return bool(self.n_patients or self.n_contents)
 
     @property
     def clean(self) -> bool:
-        """Tell whether nothing was found."""
+        """Whether nothing was found."""
         return not (self.refused or self.n_near_duplicates)
 
 
@@ -83,11 +93,12 @@ def find_leakage(
     x: Floats32 | None,
     splits: npt.NDArray[np.str_],
     contents: Sequence[object],
+    names: Sequence[str],
     patients: Sequence[str] | None = None,
     *,
     threshold: float = NEAR_DUPLICATE_COSINE,
     most_listed: int = MOST_LISTED,
-) -> LeakageReport:
+) -> Leakage:
     """Find patients, bytes and near-duplicates that are in two splits.
 
     Parameters
@@ -97,6 +108,8 @@ def find_leakage(
     splits : ndarray (n,) of str
     contents : sequence of length n
         Equal for images of the same bytes: their keys, or their rows in the cache.
+    names : sequence of str, length n
+        What the images are listed by: their paths.
     patients : sequence of str, length n, optional
         An empty text is an unknown patient, whom nobody shares.
     threshold : float
@@ -106,7 +119,7 @@ def find_leakage(
 
     Returns
     -------
-    LeakageReport
+    Leakage
 
     Raises
     ------
@@ -134,24 +147,31 @@ def find_leakage(
     data? Journal of Imaging 6(6), 41.
     """
     n = len(splits) if x is None else len(x)
-    if len(splits) != n or len(contents) != n or (patients is not None and len(patients) != n):
+    if {len(splits), len(contents), len(names), n if patients is None else len(patients)} != {n}:
         raise ValueError(f"{n} embeddings, but {len(splits)} splits, {len(contents)} contents or other patients")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
-    content_numbers = _numbered(contents)
-    shared_contents = _shared(content_numbers, splits)
-    shared_patients: list[SharedByTwo] = []
+    numbers = _numbered(contents)
+    same_bytes = _shared(numbers, splits)
+    same_patient: list[_Shared] = []
     if patients is not None:
         known = np.array([patient != "" for patient in patients], bool)
-        shared_patients = _shared(np.where(known, _numbered(patients), -1), splits)
-    near: tuple[NearDuplicate, ...] = ()
-    n_near = 0
-    if x is not None:
-        near, n_near = _near_duplicates(x, splits, content_numbers, threshold, most_listed)
-    return LeakageReport(
-        len(shared_patients), tuple(shared_patients[:most_listed]),
-        len(shared_contents), tuple(shared_contents[:most_listed]),
-        n_near, near, threshold, x is not None,
+        same_patient = _shared(np.where(known, _numbered(patients), -1), splits)
+    near, n_near = ([], 0) if x is None else _near_duplicates(x, splits, numbers, threshold, most_listed)
+
+    def where(first: int, second: int) -> tuple[str, str, str, str]:
+        return names[first], str(splits[first]), names[second], str(splits[second])
+
+    return Leakage(
+        len(same_patient),
+        tuple(
+            SharedPair(f"the patient {(patients or names)[a]!r}", *where(a, b), n_images)
+            for a, b, n_images in same_patient[:most_listed]
+        ),
+        len(same_bytes),
+        tuple(SharedPair("the same bytes", *where(a, b), n_images) for a, b, n_images in same_bytes[:most_listed]),
+        n_near, tuple(SimilarPair(*where(a, b), cosine) for a, b, cosine in near), threshold,
+        not_compared="there are no embeddings" if x is None else "",
     )  # fmt: skip
 
 
@@ -207,8 +227,8 @@ def _numbered(values: Sequence[object]) -> Ints:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
 
 
-def _shared(numbers: Ints, splits: npt.NDArray[np.str_]) -> list[SharedByTwo]:
-    """Give for each number (at least 0) that is in several splits a pair of places, the first in two of them."""
+def _shared(numbers: Ints, splits: npt.NDArray[np.str_]) -> list[_Shared]:
+    """Return for each number (at least 0) that is in several splits the first two places of it, and how many it has."""
     order = np.argsort(numbers, kind="stable")
     order = order[numbers[order] >= 0]
     starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
@@ -216,14 +236,14 @@ def _shared(numbers: Ints, splits: npt.NDArray[np.str_]) -> list[SharedByTwo]:
     for places in np.split(order, starts[1:]):
         others = places[splits[places] != splits[places[:1]]]
         if len(others):
-            found.append(SharedByTwo(int(places[0]), int(others[0]), len(places)))
-    return sorted(found, key=lambda pair: pair.first)
+            found.append((int(places[0]), int(others[0]), len(places)))
+    return sorted(found)
 
 
 def _near_duplicates(
     x: Floats32, splits: npt.NDArray[np.str_], contents: Ints, threshold: float, most_listed: int
-) -> tuple[tuple[NearDuplicate, ...], int]:
-    """Count the pairs above the threshold across splits, and give the closest."""
+) -> tuple[list[tuple[int, int, float]], int]:
+    """Return the places and cosines of the closest pairs above the threshold across splits, and how many there are."""
     # Sorted by split, so that each pair of splits is two slices and nothing is gathered.
     order = np.argsort(splits, kind="stable")
     z = distinguishing(x[order])
@@ -241,10 +261,8 @@ def _near_duplicates(
             if len(kept[1]) > _MOST_KEPT:
                 kept = _closest(*kept, most_listed)
     pairs, cosines = _closest(*kept, most_listed)
-    return tuple(
-        NearDuplicate(min(pair), max(pair), min(1.0, cosine))
-        for pair, cosine in zip(pairs.tolist(), cosines.tolist(), strict=True)
-    ), n_found
+    listed = zip(pairs.tolist(), cosines.tolist(), strict=True)
+    return [(min(pair), max(pair), min(1.0, cosine)) for pair, cosine in listed], n_found
 
 
 def _pairs_above(z: Floats32, left: range, right: range, threshold: float) -> Iterator[tuple[Ints, Floats32]]:

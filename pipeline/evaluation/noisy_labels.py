@@ -1,5 +1,6 @@
 """Which labels may be wrong: images whose out-of-fold probability contradicts their label most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,23 +14,32 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SuspectLabel:
-    """An image, by its place, whose label its out-of-fold prediction contradicts.
+    """An image whose label its out-of-fold prediction contradicts.
 
-    `label` and `predicted` are class numbers, with the probabilities that a head gave them that never saw the
-    image. `margin` is `p_predicted` minus `p_label`, in (0, 1]. `confident` says that the head is surer of the other
-    class than it is on average of images that do bear that label.
+    `p_label` and `p_predicted` are the probabilities of both from a head that never saw the image. `margin` is their
+    difference, in (0, 1]. `confident` says that the head is surer of the other class than it is on average of images
+    that do bear that label.
     """
 
-    place: int
-    label: int
-    predicted: int
+    path: str
+    split: str
+    label: str
+    predicted: str
     p_label: float
     p_predicted: float
     margin: float
     confident: bool
 
 
-def suspect_labels(y: Ints, probabilities: Floats, *, most: int = MOST_LISTED) -> tuple[SuspectLabel, ...]:
+def suspect_labels(
+    y: Ints,
+    probabilities: Floats,
+    classes: Sequence[str],
+    paths: Sequence[str],
+    splits: Sequence[str],
+    *,
+    most: int = MOST_LISTED,
+) -> tuple[SuspectLabel, ...]:
     """Rank images by how much their out-of-fold probability contradicts their label.
 
     Parameters
@@ -37,6 +47,9 @@ def suspect_labels(y: Ints, probabilities: Floats, *, most: int = MOST_LISTED) -
     y : ndarray (n,) int64, values 0 to C-1
     probabilities : ndarray (n, C) float64
         Out of fold: from heads that never saw the image. Rows of NaN (images of no fold) are left out.
+    classes : sequence of str, length C
+    paths, splits : sequences of str, length n
+        Of each image.
     most : int
         Images to list.
 
@@ -79,8 +92,8 @@ def suspect_labels(y: Ints, probabilities: Floats, *, most: int = MOST_LISTED) -
     order = order[(own < other)[order]][:most]
     return tuple(
         SuspectLabel(
-            int(rows[i]), int(labels[i]), int(predicted[i]), float(own[i]), float(other[i]), float(other[i] - own[i]),
-            bool(other[i] >= usual[predicted[i]]),
+            paths[rows[i]], str(splits[rows[i]]), classes[labels[i]], classes[predicted[i]],
+            float(own[i]), float(other[i]), float(other[i] - own[i]), bool(other[i] >= usual[predicted[i]]),
         )
         for i in order
     )  # fmt: skip

@@ -1,15 +1,20 @@
 """Operating points: thresholds fixed on validation, and what they do on the test split."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked_binary, normal_quantile
-from hoarfrost.evaluation.shares import Share, wilson
+from hoarfrost.evaluation.estimates import Estimate, Share
+from hoarfrost.evaluation.intervals import SharePlace, share
 
 DEMANDED = 0.95
 YOUDEN = "Youden's index"
+LOG, BAYES = "log method", "Bayes' rule on a likelihood ratio"
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,28 +33,20 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A likelihood ratio and its interval; `value` or `high` is None where it is infinite or undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class AtPrevalence:
-    """Predictive values where `prevalence` of the patients have the disease: each is (value, low, high), or None."""
+    """Predictive values where `prevalence` of the patients have the disease; None where they are undefined."""
 
     prevalence: float
-    ppv: tuple[float, float, float] | None
-    npv: tuple[float, float, float] | None
+    ppv: Estimate | None
+    npv: Estimate | None
 
 
 @dataclass(frozen=True)
 class PointResult:
-    """What a threshold does on a split: counts, shares with Wilson intervals, likelihood ratios.
+    """What a threshold does on a split: counts, proportions, likelihood ratios.
 
-    `ppv` and `npv` are those at the split's own prevalence.
+    `ppv` and `npv` are those at the split's own prevalence. Of a likelihood ratio `value` and `high` are None where it is
+    infinite; all are where it is undefined.
     """
 
     threshold: float
@@ -61,8 +58,8 @@ class PointResult:
     specificity: Share
     ppv: Share
     npv: Share
-    lr_positive: Ratio
-    lr_negative: Ratio
+    lr_positive: Estimate
+    lr_negative: Estimate
     at_prevalence: AtPrevalence | None
 
 
@@ -103,7 +100,7 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, demanded: float = DEMAND
         raise ValueError(f"demanded must be between 0 and 1, not {demanded}")
     thresholds, sensitivity, specificity = _achievable(y_true, y_score)
 
-    def point(name: str, good: Floats, allowed: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> OperatingPoint:
+    def point(name: str, good: Floats, allowed: Bools) -> OperatingPoint:
         if not allowed.any():
             return OperatingPoint(name, None, None, None, _out_of_reach(name, float(specificity.max())))
         best = np.flatnonzero(allowed & (good >= good[allowed].max() - 1e-12))
@@ -121,9 +118,15 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, demanded: float = DEMAND
 
 
 def evaluate_threshold(
-    y_true: Ints, y_score: Floats, threshold: float, *, prevalence: float | None = None, level: float = 0.95
+    y_true: Ints,
+    y_score: Floats,
+    threshold: float,
+    *,
+    groups: Ints | None = None,
+    prevalence: float | None = None,
+    level: float = 0.95,
 ) -> PointResult:
-    """Say what a threshold that was fixed beforehand does.
+    """Return what a threshold that was fixed beforehand does.
 
     Parameters
     ----------
@@ -131,6 +134,8 @@ def evaluate_threshold(
     y_score : ndarray (n,) float64
     threshold : float
         A sample is positive if its score is at or above it.
+    groups : ndarray (n,) int64, optional
+        Patients, for the intervals of proportions where some have several samples.
     prevalence : float, optional
         Of the disease where the head is to be used, between 0 and 1: predictive values for there.
     level : float
@@ -146,10 +151,11 @@ def evaluate_threshold(
 
     Notes
     -----
-    Shares have Wilson's interval. Likelihood ratios have the log method's; where one of their two
-    shares is zero, or both are one, one half is added to all four counts for the interval; a ratio of zero has the
-    lower limit zero, and an infinite one is None with no upper limit. Predictive values at a prevalence follow from the
-    likelihood ratios by Bayes' rule, and so do their intervals. All assume independent samples.
+    Proportions have the interval that `hoarfrost.evaluation.intervals` decides. Likelihood ratios have the log method's;
+    where one of their two proportions is zero, or both are one, one half is added to all four counts for the interval; a
+    ratio of zero has the lower limit zero, and an infinite one is None with no upper limit. Predictive values at a
+    prevalence follow from the likelihood ratios by Bayes' rule, and so do their intervals. These assume independent
+    samples.
 
     References
     ----------
@@ -166,12 +172,14 @@ def evaluate_threshold(
     fn, tn = int(diseased.sum()) - tp, int((~diseased).sum()) - fp
     positive = _ratio(tp, tp + fn, fp, fp + tn, level)
     negative = _ratio(fn, tp + fn, tn, fp + tn, level)
+
+    def of(hits: Bools, counted: Bools) -> Share:
+        return share(hits, counted, groups, SharePlace.OPERATING_POINT, level=level)
+
     return PointResult(
         float(threshold), tp, fp, tn, fn,
-        sensitivity=wilson(tp, tp + fn, level=level),
-        specificity=wilson(tn, tn + fp, level=level),
-        ppv=wilson(tp, tp + fp, level=level),
-        npv=wilson(tn, tn + fn, level=level),
+        sensitivity=of(found, diseased), specificity=of(~found, ~diseased), ppv=of(diseased, found),
+        npv=of(~diseased, ~found),
         lr_positive=positive,
         lr_negative=negative,
         at_prevalence=None if prevalence is None else AtPrevalence(
@@ -199,23 +207,23 @@ def _out_of_reach(name: str, best: float) -> str:
     return f"no threshold that finds any sample has {name}; the highest specificity is {best:.3f}"
 
 
-def _ratio(k1: int, n1: int, k0: int, n0: int, level: float) -> Ratio:
-    """Give the ratio of two shares k1/n1 and k0/n0 with the log method's interval."""
+def _ratio(k1: int, n1: int, k0: int, n0: int, level: float) -> Estimate:
+    """Return the ratio of two proportions k1/n1 and k0/n0 with the log method's interval."""
     z = normal_quantile(level)
     if k1 == 0 and k0 == 0:
-        return Ratio(None, None, None)
+        return Estimate(None, None, None, n=n1 + n0)
     added = 0.5 if 0 in {k1, k0} or (k1, k0) == (n1, n0) else 0.0
     a, na, b, nb = k1 + added, n1 + 2 * added, k0 + added, n0 + 2 * added
     deviation = math.sqrt(1 / a - 1 / na + 1 / b - 1 / nb)
     centre = math.log((a / na) / (b / nb))
     low, high = math.exp(centre - z * deviation), math.exp(centre + z * deviation)
     if k0 == 0:
-        return Ratio(None, low, None)
-    return Ratio((k1 / n1) / (k0 / n0), 0.0 if k1 == 0 else low, high)
+        return Estimate(None, low, None, LOG, n1 + n0)
+    return Estimate((k1 / n1) / (k0 / n0), 0.0 if k1 == 0 else low, high, LOG, n1 + n0)
 
 
-def _posterior(ratio: Ratio, prevalence: float, *, is_defined: bool) -> tuple[float, float, float] | None:
-    """Turn a likelihood ratio into the probability of disease, (value, low, high); an infinite one into certainty."""
+def _posterior(ratio: Estimate, prevalence: float, *, is_defined: bool) -> Estimate | None:
+    """Turn a likelihood ratio into the probability of disease; an infinite one into certainty."""
     if not is_defined:
         return None
     odds = prevalence / (1 - prevalence)
@@ -224,8 +232,11 @@ def _posterior(ratio: Ratio, prevalence: float, *, is_defined: bool) -> tuple[fl
         return 1.0 if likelihood is None else odds * likelihood / (1 + odds * likelihood)
 
     assert ratio.low is not None
-    return probability(ratio.value), probability(ratio.low), probability(ratio.high)
+    return Estimate(probability(ratio.value), probability(ratio.low), probability(ratio.high), BAYES)
 
 
-def _complement(found: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
-    return None if found is None else (1 - found[0], 1 - found[2], 1 - found[1])
+def _complement(found: Estimate | None) -> Estimate | None:
+    if found is None or found.value is None or found.interval is None:
+        return None
+    low, high = found.interval
+    return replace(found, value=1 - found.value, low=1 - high, high=1 - low)

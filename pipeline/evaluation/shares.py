@@ -1,24 +1,13 @@
-"""Shares of counts with Wilson's interval: sensitivity, predictive values, the observed rate of a bin."""
+"""Wilson's interval of a proportion."""
 
 import math
-from dataclasses import dataclass
 
 from hoarfrost.evaluation.checks import normal_quantile
-
-
-@dataclass(frozen=True)
-class Share:
-    """`n_hits` of `n`, its value and interval; all three are None where `n` is zero."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n_hits: int
-    n: int
+from hoarfrost.evaluation.estimates import Share
 
 
 def wilson(n_hits: int, n: int, *, level: float = 0.95) -> Share:
-    """Give a share with Wilson's score interval.
+    """Return a proportion with Wilson's score interval.
 
     Parameters
     ----------
@@ -50,10 +39,10 @@ def wilson(n_hits: int, n: int, *, level: float = 0.95) -> Share:
     if not 0 <= n_hits <= n:
         raise ValueError(f"{n_hits} hits of {n}")
     if n == 0:
-        return Share(None, None, None, 0, 0)
+        return Share(None, None, None)
     share = n_hits / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     low = 0.0 if n_hits == 0 else max(0.0, centre - half)
     high = 1.0 if n_hits == n else min(1.0, centre + half)
-    return Share(share, low, high, int(n_hits), int(n))
+    return Share(share, low, high, n=int(n), n_hits=int(n_hits))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked
-from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci
-from hoarfrost.evaluation.shares import Share, wilson
+from hoarfrost.evaluation.discrimination import auc_influence
+from hoarfrost.evaluation.estimates import Estimate, Share
+from hoarfrost.evaluation.intervals import SharePlace, area_of_subgroup, count_patients, share
 
 FEWEST = 20
 """Samples below which a subgroup's figures say nothing."""
@@ -25,19 +25,15 @@ MISSING = "(missing)"
 class Subgroup:
     """One value of one attribute, and how a head does there.
 
-    `counts` are samples of each class, or with each label. `roc_auc`, its interval (by `interval`: "DeLong" or
-    "bootstrap over patients"), `sensitivity` and `specificity` (two classes, at the chosen threshold) are None where
-    `reason` says why.
+    `counts` are samples of each class, or with each label. The value of `roc_auc` or its interval, `sensitivity` and
+    `specificity` (two classes, at the chosen threshold) are None where `reason` says why.
     """
 
     attribute: str
     value: str
     n: int
     counts: tuple[int, ...]
-    roc_auc: float | None
-    low: float | None
-    high: float | None
-    interval: str
+    roc_auc: Estimate
     sensitivity: Share | None
     specificity: Share | None
     reason: str = ""
@@ -143,28 +139,19 @@ def _subgroup(
     if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
         return _without_figures(name, value, counts, "fewer than two samples of a class")
     auc, _ = auc_influence(y_true, probabilities)
-    method, reason = "DeLong", ""
-    interval: tuple[float, float] | None
-    if groups is None or len(np.unique(groups)) == len(groups):
-        interval = macro_auc_ci(y_true, probabilities, level=level)
-    else:
-        method = "bootstrap over patients"
-        try:
-            drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
-            interval = drawn.low, drawn.high
-        except ValueError as error:
-            interval, reason = None, f"no interval: {error}"
-    low, high = interval if interval is not None else (None, None)
+    plain = Estimate(auc, None, None, n=len(y_true), n_patients=count_patients(groups))
+    area, reason = area_of_subgroup(plain, y_true, probabilities, groups, level=level, seed=seed)
     sensitivity, specificity = None, None
     if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
-        found = probabilities[:, 1] >= threshold
-        sensitivity = wilson(int(found[y_true == 1].sum()), counts[1], level=level)
-        specificity = wilson(int((~found[y_true == 0]).sum()), counts[0], level=level)
-    return Subgroup(name, value, len(y_true), counts, auc, low, high, method, sensitivity, specificity, reason)
+        found, of_class = probabilities[:, 1] >= threshold, y_true == 1
+        sensitivity = share(found, of_class, groups, SharePlace.SUBGROUP, level=level)
+        specificity = share(~found, ~of_class, groups, SharePlace.SUBGROUP, level=level)
+    return Subgroup(name, value, len(y_true), counts, area, sensitivity, specificity, reason)
 
 
 def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str) -> Subgroup:
-    return Subgroup(name, value, sum(counts), counts, None, None, None, "", None, None, reason)
+    n = sum(counts)
+    return Subgroup(name, value, n, counts, Estimate(None, None, None, n=n), None, None, reason)
 
 
 def _counts(y_true: Ints, n_classes: int) -> tuple[int, ...]:

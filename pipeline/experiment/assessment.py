@@ -1,7 +1,5 @@
 """What a reviewer asks of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +7,6 @@ from hoarfrost.evaluation import (
     apply_temperature,
     assess_calibration,
     binary_problems,
-    bootstrap_share_ci,
     choose_thresholds,
     confusion_matrix,
     decision_curve,
@@ -27,11 +24,8 @@ from hoarfrost.runs import (
     ClassAssessment,
     Confusion,
     FixedPoint,
-    NetBenefit,
     OutOfFold,
-    PatientIntervals,
     Recalibration,
-    SuspectImage,
     Suspects,
 )
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
@@ -66,20 +60,19 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     units = {name: task.units(rows) for name, rows in places.items()}
     p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
     y, groups = {name: units[name].y for name in places}, units[split].groups
-    joint = None if task.is_multilabel else _recalibration(y["val"], p["val"], y[split], p[split])
+    joint = None if task.is_multilabel else _recalibration(y["val"], p["val"], y[split], p[split], groups)
     calibrated = p[split] if joint is None else apply_temperature(p[split], joint.temperature.temperature)
     validated = {number: (rows, one) for number, rows, one in binary_problems(y["val"], len(task.names))}
     classes = []
     for number, rows, one in binary_problems(y[split], len(task.names)):
         val_rows, val_one = validated[number]
         val_p, found, likely = p["val"][val_rows, number], p[split][rows, number], calibrated[rows, number]
-        alone = None
+        alone, members = None, None if groups is None else groups[rows]
         if joint is None:
-            alone = _recalibration(val_one, _two_columns(val_p), one, _two_columns(found))
+            alone = _recalibration(val_one, _two_columns(val_p), one, _two_columns(found), members)
             likely = apply_temperature(_two_columns(found), alone.temperature.temperature)[:, 1]
-        members = None if groups is None else groups[rows]
         points = _fixed_points(val_one, val_p, one, found, members, prevalence)
-        benefit = _net_benefit(one, likely, prevalence)
+        benefit = decision_curve(one, np.clip(likely, 0, 1), prevalence=prevalence)
         classes.append(ClassAssessment(task.names[number], len(one), int(one.sum()), points, benefit, alone))
     threshold = classes[0].points[0].point.threshold if len(classes) == 1 else None
     attributes = {
@@ -102,48 +95,24 @@ def _two_columns(p: Floats) -> Floats:
     return np.column_stack([1 - p, p])
 
 
-def _recalibration(y_val: Ints, p_val: Floats, y_true: Ints, p: Floats) -> Recalibration:
+def _recalibration(y_val: Ints, p_val: Floats, y_true: Ints, p: Floats, groups: Ints | None) -> Recalibration:
     fit = fit_temperature(y_val, p_val)
-    after = assess_calibration(y_true, apply_temperature(p, fit.temperature))
-    return Recalibration(fit, assess_calibration(y_true, p), after)
+    after = assess_calibration(y_true, apply_temperature(p, fit.temperature), groups)
+    return Recalibration(fit, assess_calibration(y_true, p, groups), after)
 
 
 def _fixed_points(
     y_val: Ints, p_val: Floats, y_true: Ints, p: Floats, groups: Ints | None, prevalence: float | None
 ) -> tuple[FixedPoint, ...]:
-    repeated = groups is not None and len(np.unique(groups)) < len(groups)
-    found = []
-    for point in choose_thresholds(y_val, p_val):
-        if point.threshold is None:
-            found.append(FixedPoint(point, None, None))
-            continue
-        result = evaluate_threshold(y_true, p, point.threshold, prevalence=prevalence)
-        intervals = _by_patient(y_true == 1, p >= point.threshold, groups) if groups is not None and repeated else None
-        found.append(FixedPoint(point, result, intervals))
-    return tuple(found)
-
-
-def _by_patient(diseased: "npt.NDArray[np.bool_]", called: "npt.NDArray[np.bool_]", groups: Ints) -> PatientIntervals:
-    def interval(hits: "npt.NDArray[np.bool_]", counted: "npt.NDArray[np.bool_]") -> tuple[float, float] | None:
-        try:
-            drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups)
-        except ValueError:  # nothing is counted, or of too few patients: no interval is the answer
-            return None
-        return drawn.low, drawn.high
-
-    return PatientIntervals(
-        sensitivity=interval(called, diseased),
-        specificity=interval(~called, ~diseased),
-        ppv=interval(diseased, called),
-        npv=interval(~diseased, ~called),
+    return tuple(
+        FixedPoint(
+            point,
+            None
+            if point.threshold is None
+            else evaluate_threshold(y_true, p, point.threshold, groups=groups, prevalence=prevalence),
+        )
+        for point in choose_thresholds(y_val, p_val)
     )
-
-
-def _net_benefit(y_true: Ints, p: Floats, prevalence: float | None) -> NetBenefit:
-    curve = decision_curve(y_true, np.clip(p, 0, 1), prevalence=prevalence)
-    columns = (curve.thresholds, curve.net_benefit, curve.treat_all)
-    thresholds, benefit, treat_all = (tuple(values.tolist()) for values in columns)
-    return NetBenefit(thresholds, benefit, treat_all, curve.prevalence)
 
 
 # -- the dataset itself -----------------------------------------------------------------------------------------------
@@ -195,22 +164,13 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
     return Suspects(source, n_images, _suspects(task, probabilities))
 
 
-def _suspects(task: Task, probabilities: Floats) -> tuple[SuspectImage, ...]:
-    paths = [task.table.paths[i] for i in np.flatnonzero(task.readable)]
-    found: list[tuple[SuspectLabel, int, Sequence[str]]] = []
-    if task.is_multilabel:
-        for number, rows, y in binary_problems(task.y, len(task.names)):
-            words = (f"no {task.names[number]}", task.names[number])
-            of_label = suspect_labels(y, _two_columns(probabilities[rows, number]), most=MOST_SUSPECTS)
-            found += [(suspect, int(rows[suspect.place]), words) for suspect in of_label]
-        found = sorted(found, key=lambda one: -one[0].margin)[:MOST_SUSPECTS]
-    else:
-        of_class = suspect_labels(task.y, probabilities, most=MOST_SUSPECTS)
-        found = [(suspect, suspect.place, task.names) for suspect in of_class]
-    return tuple(
-        SuspectImage(
-            paths[place], str(task.splits[place]), words[one.label], words[one.predicted],
-            one.p_label, one.p_predicted, one.margin, one.confident,
-        )
-        for one, place, words in found
-    )  # fmt: skip
+def _suspects(task: Task, probabilities: Floats) -> tuple[SuspectLabel, ...]:
+    paths, splits = [task.table.paths[i] for i in np.flatnonzero(task.readable)], task.splits.tolist()
+    if not task.is_multilabel:
+        return suspect_labels(task.y, probabilities, task.names, paths, splits, most=MOST_SUSPECTS)
+    found: list[SuspectLabel] = []
+    for number, rows, y in binary_problems(task.y, len(task.names)):
+        words = (f"no {task.names[number]}", task.names[number])
+        places = [paths[i] for i in rows], [splits[i] for i in rows]
+        found += suspect_labels(y, _two_columns(probabilities[rows, number]), words, *places, most=MOST_SUSPECTS)
+    return tuple(sorted(found, key=lambda one: -one.margin)[:MOST_SUSPECTS])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate, outer_folds
 from hoarfrost.experiment.curve import learning_curve
@@ -32,7 +33,6 @@ from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     EmbeddingFacts,
     Epoch,
-    Leakage,
     OutOfFold,
     Predictions,
     Run,

@@ -1,14 +1,14 @@
 """The leakage gate: before anything is trained, what the splits of a task share."""
 
 import logging
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from hoarfrost.evaluation.leakage import LeakageReport, SharedByTwo, find_leakage
+from hoarfrost.evaluation.leakage import Leakage, find_leakage
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import Leakage, SharedImages, SimilarImages, shared_text
+from hoarfrost.runs import shared_text
 
 MOST_COMPARED = 200_000  # images: a minute on two cores; the time grows with the square of their number
 
@@ -37,8 +37,9 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     patients = None if table.patients is None else [table.patients[i] for i in places]
     not_compared = _why_not_compared(task, len(places))
     x = None if not_compared else task.embeddings(np.arange(len(places)))
-    found = find_leakage(x, task.splits, table.rows[places].tolist(), patients)
-    leakage = _by_path(found, task, patients, allowed=allowed and found.refused, not_compared=not_compared)
+    paths = [table.paths[i] for i in places]
+    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients)
+    leakage = replace(found, allowed=allowed and found.refused, not_compared=not_compared)
     if found.refused and not allowed:
         raise TrainingError(
             f"The dataset {table.name!r} leaks: {shared_text(leakage)}. What a head scores there says nothing of new "
@@ -52,35 +53,3 @@ def _why_not_compared(task: Task, n_images: int) -> str:
     if n_images > MOST_COMPARED:
         return f"{n_images:,} images are too many to compare with one another"
     return "the embeddings do not fit into the memory limit" if task.is_streamed else ""
-
-
-def _by_path(
-    found: LeakageReport, task: Task, patients: Sequence[str] | None, *, allowed: bool, not_compared: str
-) -> Leakage:
-    """Name what was found at places by the images' paths."""
-    table, places = task.table, np.flatnonzero(task.readable)
-    paths, splits = [table.paths[i] for i in places], task.splits.tolist()
-
-    def shared(pairs: Sequence[SharedByTwo], what: Sequence[str]) -> tuple[SharedImages, ...]:
-        return tuple(
-            SharedImages(name, paths[a], splits[a], paths[b], splits[b], pair.n_images)
-            for name, pair in zip(what, pairs, strict=True)
-            for a, b in [(pair.first, pair.second)]
-        )
-
-    return Leakage(
-        n_patients=found.n_patients,
-        patients=shared(
-            found.patients, [f"the patient {patients[p.first]!r}" for p in found.patients] if patients else []
-        ),
-        n_contents=found.n_contents,
-        contents=shared(found.contents, ["the same bytes"] * len(found.contents)),
-        n_near_duplicates=found.n_near_duplicates,
-        near_duplicates=tuple(
-            SimilarImages(paths[p.first], splits[p.first], paths[p.second], splits[p.second], p.cosine)
-            for p in found.near_duplicates
-        ),
-        threshold=found.threshold,
-        allowed=allowed,
-        not_compared=not_compared,
-    )

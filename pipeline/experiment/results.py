@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.evaluation import Comparison, compare_heads
+from hoarfrost.evaluation import Comparison, Scores, compare_heads
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import count_parameters
@@ -88,7 +88,7 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
 
 def _selection_order(result: HeadResult) -> tuple[float, float]:
     """Select by validation alone: the mean ROC AUC over seeds, then the loss."""
-    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -float(result.val["loss"])
+    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -result.val.value("loss")
 
 
 def _reference_probabilities(task: Task) -> dict[str, Floats]:
@@ -101,7 +101,7 @@ def _reference_probabilities(task: Task) -> dict[str, Floats]:
     return found
 
 
-def _scores(task: Task, probabilities: Floats) -> dict[str, dict[str, Any]]:
+def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
     """Score probabilities (n, C) on each split that heads are scored on."""
     return {
         name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
@@ -147,7 +147,7 @@ def _alarms(
     if len(answers) == 1:
         alarms.append(f"collapsed: it calls every validation image {answers[0]}")
     found = float(np.mean([seed.val_roc_auc for seed in seeds]))
-    to_beat = next(float(reference.val["roc_auc"]) for reference in references if reference.name == LOGISTIC_REGRESSION)
+    to_beat = next(reference.val.value(ROC_AUC) for reference in references if reference.name == LOGISTIC_REGRESSION)
     if found < to_beat:
         alarms.append(f"loses to {LOGISTIC_REGRESSION}: validation ROC AUC {found:.3f} against {to_beat:.3f}")
     return alarms

@@ -4,14 +4,13 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hoarfrost.evaluation import macro_roc_auc, score, score_labels
+from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.experiment.splits import SplitInput, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
@@ -107,11 +106,10 @@ class Task:
         patients = None if self.patients is None else self.patients[rows]
         return units_of(self.y[rows], len(self.names), patients, self.per_patient)
 
-    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> Scores:
         """Score probabilities (m, C) of some rows."""
         units = self.units(rows)
-        scored = score_labels if self.is_multilabel else score
-        return scored(units.y, units.joined(probabilities), self.names, units.groups)
+        return score(units.y, units.joined(probabilities), self.names, units.groups)
 
     def roc_auc(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> float:
         """Give the ROC AUC alone, as `score` does."""

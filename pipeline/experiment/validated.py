@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.evaluation import binary_problems, choose_thresholds, fit_temperature
-from hoarfrost.evaluation.conformal import Calibration, calibrate, calibrate_classes
+from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.task import Task
@@ -51,7 +51,7 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
     return Validated(unit, len(y), tuple(temperatures), points, calibrate_classes(y, p, groups))
 
 
-def novelty_of(task: Task) -> tuple[NoveltyReference, Calibration]:
+def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
     """Describe the training embeddings, and give the distances of validation images, which they were not fitted on."""
     train, val = (_at_most(np.flatnonzero(task.splits == name)) for name in ("train", "val"))
     reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hoarfrost.evaluation import OperatingPoint
-from hoarfrost.evaluation.conformal import Calibration
+from hoarfrost.evaluation.conformal import ConformalScores
 from hoarfrost.evaluation.novelty import NoveltyReference
 from hoarfrost.features.cache import Header
 from hoarfrost.features.errors import RunError
@@ -48,7 +48,7 @@ class Validated:
         One; with several labels an image one a label.
     points : tuple of tuples of OperatingPoint
         Of the positive class, or of each label; none with more than two classes.
-    calibrations : tuple of Calibration
+    calibrations : tuple of ConformalScores
         For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
     """
 
@@ -56,7 +56,7 @@ class Validated:
     n: int
     temperatures: tuple[float, ...]
     points: tuple[tuple[OperatingPoint, ...], ...]
-    calibrations: tuple[Calibration, ...]
+    calibrations: tuple[ConformalScores, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class SavedHead:
     validated : tuple of Validated
         For images, and where they were known for patients.
     novelty : NoveltyReference
-    distances : Calibration
+    distances : ConformalScores
         Those of validation images.
     """
 
@@ -93,7 +93,7 @@ class SavedHead:
     per_patient: str | None
     validated: tuple[Validated, ...]
     novelty: NoveltyReference
-    distances: Calibration
+    distances: ConformalScores
 
     @property
     def columns(self) -> tuple[tuple[str, int], ...]:
@@ -180,7 +180,7 @@ def _prefixes(seeds: Iterable[int]) -> list[str]:
     return [f"seed{seed}." if i else "" for i, seed in enumerate(seeds)]
 
 
-def _calibrations(validated: Iterable[Validated], distances: Calibration) -> Iterator[tuple[str, Calibration]]:
+def _calibrations(validated: Iterable[Validated], distances: ConformalScores) -> Iterator[tuple[str, ConformalScores]]:
     yield "distances", distances
     for one in validated:
         yield from ((f"conformal.{one.unit}.{i}", each) for i, each in enumerate(one.calibrations))
@@ -304,10 +304,10 @@ def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mappi
     return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
 
 
-def _calibration(name: str, tensors: Mapping[str, Tensor]) -> Calibration:
+def _calibration(name: str, tensors: Mapping[str, Tensor]) -> ConformalScores:
     scores, weights = (tensors[f"{name}.{part}"].double().numpy() for part in ("scores", "weights"))
     if scores.ndim != 1 or scores.shape != weights.shape or not np.isfinite(scores).all():
         raise ValueError(f"{name} holds no scores")
     if (np.diff(scores) < 0).any() or not ((weights > 0) & (weights <= 1)).all():
         raise ValueError(f"{name} holds scores that are not sorted, or weights that are no shares")
-    return Calibration(scores, weights)
+    return ConformalScores(scores, weights)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class RunSource:
     """The cached dataset of a run. `place` is where each of the run's images stands in `table`."""
 
     cache: EmbeddingCache
@@ -81,7 +81,7 @@ class Source:
 
 
 @contextmanager
-def opened_source(run: Run) -> Iterator[Source]:
+def opened_source(run: Run) -> Iterator[RunSource]:
     """Open the cache of a run, and its dataset in it.
 
     Raises
@@ -110,7 +110,7 @@ def opened_source(run: Run) -> Iterator[Source]:
                 f"The dataset {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
                 f"of its images ({missing[0]} first). Extract those again, or train again."
             )
-        source = Source(cache, table, place)
+        source = RunSource(cache, table, place)
         if facts.digest and source.digest(run.predictions.paths) != facts.digest:
             # Names may be the same, and times kept: whether it is the same images only their digests tell.
             raise CacheError(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
-from hoarfrost.report.explore import share_at
-from hoarfrost.report.words import auc_text, decimal, listed, rule, several
+from hoarfrost.report.words import decimal, estimate_text, listed, rule, several
 from hoarfrost.runs import Run
 
 CLAIM = (
@@ -194,7 +193,7 @@ def _robustness(run: Run, _: Evaluation) -> str:
 
 
 def _uncertainty(run: Run, evaluation: Evaluation) -> str:
-    method = evaluation.scores(run.head(run.selected)).get("roc_auc_ci95_method", "")
+    method = evaluation.scores(run.head(run.selected)).auc.method
     tests = "; paired tests, p values corrected by Holm" if run.comparisons else ""
     return f"95% intervals{f' ({method})' if method else ''}{tests}"
 
@@ -213,14 +212,15 @@ def _by_class(run: Run, evaluation: Evaluation) -> str:
 
 
 def _performance(run: Run, evaluation: Evaluation) -> str:
-    return f"ROC AUC {auc_text(evaluation.scores(run.head(run.selected)))} on {evaluation.samples()}"
+    return f"ROC AUC {estimate_text(evaluation.scores(run.head(run.selected)).auc)} on {evaluation.samples()}"
 
 
 def _diagnostic(run: Run, _: Evaluation) -> str:
     first = None if run.assessment is None or len(run.assessment.classes) > 1 else run.assessment.classes[0].points[0]
     if first is None or first.result is None:
         return ""
-    return ", ".join(f"{name} {share_at(first, name)}" for name in ("sensitivity", "specificity"))
+    found = {"sensitivity": first.result.sensitivity, "specificity": first.result.specificity}
+    return ", ".join(f"{name} {estimate_text(one)}" for name, one in found.items())
 
 
 def _subgroups(run: Run, _: Evaluation) -> str:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, compare_heads
+from hoarfrost.evaluation import Comparison, Scores, ShownIn, compare_heads, metrics_of
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
@@ -31,7 +32,7 @@ class Column:
     run: Run
     evaluation: Evaluation
     head: HeadResult
-    scores: dict[str, Any]
+    scores: Scores
     rows: "npt.NDArray[np.intp]"
 
     @property
@@ -105,12 +106,18 @@ def render_comparison(found: SideBySide) -> str:
     str
         A whole document, with its style inside.
     """
-    lowest = min(0.5, *(float(column.scores["roc_auc_ci95"][0]) for column in found.columns))
+    lowest = min(0.5, *(column.scores.auc.low or 0.0 for column in found.columns))
     low = math.floor(lowest * 10) / 10
+    shown = metrics_of([column.scores for column in found.columns], ShownIn.EVERYWHERE)
     return (
         template_environment()
         .get_template("compare.html.j2")
-        .render(vars(found), axis_low=low, place=lambda area: round(10 + 100 * (area - low) / (1 - low), 1))
+        .render(
+            vars(found),
+            metrics=[metric for metric in shown if metric.key != ROC_AUC],
+            axis_low=low,
+            place=lambda area: round(10 + 100 * (area - low) / (1 - low), 1),
+        )
     )
 
 

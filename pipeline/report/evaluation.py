@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hoarfrost.evaluation import Metric, Scores
 from hoarfrost.evaluation.units import patient_numbers, units_of
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
@@ -48,9 +49,15 @@ class Evaluation:
         """Name what is counted, with its number: "156 test images"."""
         return f"{len(self.y_true):,} {self.split_name} {self.unit}{'' if len(self.y_true) == 1 else 's'}"
 
-    def scores(self, head: HeadResult | ReferenceResult) -> dict[str, Any]:
-        """Give a head's metrics on this split."""
+    def scores(self, head: HeadResult | ReferenceResult) -> Scores:
+        """Return a head's metrics on this split."""
         return head.val if head.test is None else head.test
+
+    def title_of(self, metric: Metric) -> str:
+        """Return a metric's title, with how classes or labels are joined where it is a mean over them."""
+        if self.is_binary or not metric.is_mean:
+            return metric.title
+        return f"{metric.title}, {'mean over labels' if self.is_multilabel else 'macro one-vs-rest'}"
 
 
 def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:

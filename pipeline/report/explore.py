@@ -9,15 +9,14 @@ import numpy as np
 
 from hoarfrost.evaluation import (
     AtPrevalence,
+    Estimate,
     PointResult,
-    Ratio,
-    Share,
     binary_problems,
     confusion_matrix,
     evaluate_threshold,
 )
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate, interval, rule
+from hoarfrost.report.words import decimal, estimate_text, rule
 from hoarfrost.runs import Assessment, FixedPoint, Run
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ClassThresholds:
     """A class against the rest: what the slider needs of it.
 
     `true_positives` and `false_positives` are (1001,): those at the thresholds 0, 0.001, ... 1. `points` begins with the
@@ -80,7 +79,7 @@ class PointRow:
 class Explorer:
     """What the report shows of thresholds. `shown` is what the first problem's first threshold does."""
 
-    problems: tuple[Problem, ...]
+    problems: tuple[ClassThresholds, ...]
     n_left_out: int
     shown: PointResult
     prevalence: float
@@ -123,7 +122,7 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         grid = np.arange(N_STEPS + 1) / N_STEPS
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
         counts = (tuple(part.tolist()) for part in found)
-        problems.append(Problem(evaluation.classes[number], int(y.sum()), int((1 - y).sum()), points, *counts))
+        problems.append(ClassThresholds(evaluation.classes[number], int(y.sum()), int((1 - y).sum()), points, *counts))
         if shown is None:
             prevalence = run.config.prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
             shown = evaluate_threshold(y, p, points[0].threshold, prevalence=prevalence)
@@ -179,31 +178,15 @@ def _point_row(cls: str, fixed: FixedPoint) -> PointRow:
     point, result = fixed.point, fixed.result
     if result is None:
         return PointRow(cls, rule(point.name), decimal(None), (), rule(point.reason))
-    shares = [share_at(fixed, name) for name in ("sensitivity", "specificity", "ppv", "npv")]
+    shares = [estimate_text(one) for one in (result.sensitivity, result.specificity, result.ppv, result.npv)]
     ratios = [_ratio_text(ratio) for ratio in (result.lr_positive, result.lr_negative)]
     there = result.at_prevalence
     stated = [] if there is None else [there.ppv, there.npv]
-    elsewhere = [decimal(None) if one is None else f"{decimal(one[0])} ({interval(one[1:])})" for one in stated]
+    elsewhere = [estimate_text(one) for one in stated]
     return PointRow(cls, rule(point.name), decimal(point.threshold), (*shares, *ratios, *elsewhere), "")
 
 
-def share_at(fixed: FixedPoint, name: str) -> str:
-    """Write a share at a fixed point: "sensitivity", "specificity", "ppv" or "npv", with its interval."""
-    return estimate(getattr(fixed.result, name).value, share_interval(fixed, name))
-
-
-def share_interval(fixed: FixedPoint, name: str) -> tuple[float | None, float | None] | None:
-    """Give the interval over patients where there is one, else Wilson's."""
-    share: Share = getattr(fixed.result, name)
-    drawn = None if fixed.by_patient is None else getattr(fixed.by_patient, name)
-    # Where all draws find all, or none, they have no spread to tell of: that is no certainty.
-    if fixed.by_patient is None or (drawn is not None and drawn[0] == drawn[1]):
-        return share.low, share.high
-    found: tuple[float, float] | None = drawn
-    return found
-
-
-def _ratio_text(ratio: Ratio) -> str:
+def _ratio_text(ratio: Estimate) -> str:
     def one(value: float | None) -> str:
         return "\N{INFINITY}" if value is None else f"{value:.2f}"
 

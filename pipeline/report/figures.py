@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation import binary_problems, precision_recall_curve, roc_curve
+from hoarfrost.evaluation.metrics import AVERAGE_PRECISION, ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.runs import Epoch, HeadResult
 
@@ -172,10 +173,10 @@ def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation, spot: tuple[
         return fpr, tpr
 
     if evaluation.is_binary:
-        areas = {head.name: evaluation.scores(head)["roc_auc"] for head in heads}
+        areas = {head.name: evaluation.scores(head).auc.value for head in heads}
         curves, message = _curves_of_heads(heads, evaluation, areas, curve), _message_on_heads(heads, evaluation)
     else:
-        areas = evaluation.scores(heads[0])["roc_auc_per_class"]
+        areas = {label: one.auc.value for label, one in evaluation.scores(heads[0]).per_class.items()}
         curves, message = (
             _curves_of_classes(heads[0], evaluation, areas, curve),
             _message_on_classes(heads[0], evaluation),
@@ -196,12 +197,12 @@ def precision_figure(
 
     scores = evaluation.scores(heads[0])
     if evaluation.is_binary:
-        areas = {head.name: evaluation.scores(head).get("average_precision") for head in heads}
+        areas = {head.name: evaluation.scores(head).value_or_none(AVERAGE_PRECISION) for head in heads}
         curves = _curves_of_heads(heads, evaluation, areas, curve)
     else:
-        areas = {label: one["average_precision"] for label, one in scores.get("per_class", {}).items()}
+        areas = {label: one.value_or_none(AVERAGE_PRECISION) for label, one in scores.per_class.items()}
         curves = _curves_of_classes(heads[0], evaluation, areas, curve)
-    found = areas.get(heads[0].name) if evaluation.is_binary else scores.get("average_precision")
+    found = areas.get(heads[0].name) if evaluation.is_binary else scores.value_or_none(AVERAGE_PRECISION)
     message = f"Precision over recall on {evaluation.samples()}, the share of true calls against that of cases found"
     message += "." if found is None else f"; average precision of {heads[0].name}: {found:.3f}."
     axes = share_axis("recall (sensitivity)"), share_axis("precision (positive predictive value)")
@@ -241,7 +242,7 @@ def _with_area(name: str, areas: Mapping[str, float | None]) -> str:
 
 
 def _message_on_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> str:
-    areas = {head.name: evaluation.scores(head)["roc_auc"] for head in heads}
+    areas = {head.name: evaluation.scores(head).value(ROC_AUC) for head in heads}
     if len(heads) == 1:
         return f"ROC curve of {heads[0].name} on {evaluation.samples()}; its area is {areas[heads[0].name]:.2f}."
     best = max(areas, key=areas.__getitem__)
@@ -252,7 +253,7 @@ def _message_on_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> st
 
 
 def _message_on_classes(head: HeadResult, evaluation: Evaluation) -> str:
-    areas = evaluation.scores(head)["roc_auc_per_class"]
+    areas = {label: one.value(ROC_AUC) for label, one in evaluation.scores(head).per_class.items()}
     best, worst = (choose(areas, key=areas.__getitem__) for choose in (max, min))
     return (
         f"ROC curves of {head.name} on {evaluation.samples()}, "
@@ -296,7 +297,7 @@ def _training_figure(head: HeadResult, epochs: Sequence[Epoch], axes: tuple[Axis
     areas = (_over_epochs("validation ROC AUC", epochs, [epoch.val_roc_auc for epoch in epochs], series=0),)
     message = (
         f"Training of {head.name}: {head.epochs} epochs, the best is epoch {head.best_epoch}, "
-        f"where the validation ROC AUC is {head.val['roc_auc']:.2f}."
+        f"where the validation ROC AUC is {head.val.value(ROC_AUC):.2f}."
     )
     panels = (
         Panel(epoch_axis, loss_axis, losses, mark=head.best_epoch),

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hoarfrost.evaluation import FEW, Share
+from hoarfrost.evaluation import FEW, Scores, Share, ShownIn, metrics_of
+from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.explore import share_interval
-from hoarfrost.report.words import decimal, estimate, interval, listed, several
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, several
 from hoarfrost.runs import DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
@@ -42,23 +42,29 @@ def task_of(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
 
 
 def tiles(run: Run, evaluation: Evaluation) -> tuple[Tile, ...]:
-    """Give the answer: the area, what the first operating point does, and the accuracy."""
-    scores, split = evaluation.scores(run.head(run.selected)), evaluation.split_name
-    kind = ", mean over labels" if evaluation.is_multilabel else "" if evaluation.is_binary else ", macro one-vs-rest"
-    method = scores.get("roc_auc_ci95_method", "")
-    notes = [
-        f"95% interval {interval(scores['roc_auc_ci95'])}{f' ({method})' if method else ''}",
-        f"on {evaluation.samples()}",
-    ]
-    if "roc_auc_ci95_newcombe" in scores:
+    """Return the answer: the area, what the first operating point does, and all other metrics that are shown everywhere."""
+    scores = evaluation.scores(run.head(run.selected))
+    area, *others = (_tile(metric, scores, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
+    return area, *_point_tiles(run, evaluation.split_name), *others
+
+
+def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
+    found, notes = scores[metric.key], []
+    if found.interval is not None:
+        method = f" ({found.method})" if found.method else ""
+        notes.append(f"95% interval {interval(found.interval)}{method}")
+    if metric.key == ROC_AUC:
+        notes.append(f"on {evaluation.samples()}")
+    if metric.key in scores.beside:
+        second = scores.beside[metric.key]
         notes.append(
-            f"Newcombe's interval {interval(scores['roc_auc_ci95_newcombe'])}: it covers better where a class has few cases "
+            f"{second.method}'s interval {interval(second.interval)}: it covers better where a class has few cases "
             "or the area is near one"
         )
-    area = Tile(f"{split} ROC AUC{kind}", decimal(scores["roc_auc"]), tuple(notes))
-    guess = "answer" if evaluation.is_multilabel else "class"
-    usual = f"always the most frequent {guess}: {decimal(scores['majority_accuracy'])}"
-    return area, *_point_tiles(run, split), Tile(f"{split} accuracy", decimal(scores["accuracy"]), (usual,))
+    if metric.baseline:
+        guess = "answer" if evaluation.is_multilabel else "class"
+        notes.append(f"always the most frequent {guess}: {decimal(scores.value_or_none(metric.baseline))}")
+    return Tile(f"{evaluation.split_name} {evaluation.title_of(metric)}", decimal(found.value), tuple(notes))
 
 
 def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
@@ -74,7 +80,7 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
         yield Tile(
             f"{split} {name}",
             decimal(share.value),
-            (f"95% interval {interval(share_interval(fixed, name))}, {share.n_hits:,} of {share.n:,}", rule),
+            (f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}", rule),
         )
 
 
@@ -140,11 +146,11 @@ def _of_cases(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     if min(rarest.n_positive, n_without) >= FEW:
         return
     which = rarest.name if rarest.n_positive <= n_without else f"not {rarest.name}"
-    ends = evaluation.scores(run.head(run.selected))["roc_auc_ci95"]
+    area = evaluation.scores(run.head(run.selected)).auc
     yield Caution(
         "Few cases",
         f"Only {min(rarest.n_positive, n_without):,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are "
-        f"{which}: the ROC AUC may as well be {decimal(ends[0])} or {decimal(ends[1])}.",
+        f"{which}: the ROC AUC may as well be {decimal(area.low)} or {decimal(area.high)}.",
         "data",
     )
 
@@ -160,14 +166,15 @@ def _of_heads(run: Run) -> Iterator[Caution]:
 def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     """Name, for each attribute, the subgroup that lies farthest below all, if its interval does not reach them."""
     subgroups = () if run.assessment is None else run.assessment.subgroups
-    overall = float(evaluation.scores(run.head(run.selected))["roc_auc"])
+    overall = evaluation.scores(run.head(run.selected)).value(ROC_AUC)
     for attribute in dict.fromkeys(one.attribute for one in subgroups):
-        below = [one for one in subgroups if one.attribute == attribute and one.high is not None and one.high < overall]
+        of_attribute = [one for one in subgroups if one.attribute == attribute]
+        below = [one for one in of_attribute if one.roc_auc.high is not None and one.roc_auc.high < overall]
         if below:
-            worst = min(below, key=lambda one: one.roc_auc or 0.0)
+            worst = min(below, key=lambda one: one.roc_auc.value or 0.0)
             yield Caution(
                 "Uneven subgroups",
                 f"For {attribute} {worst.value} ({several(worst.n, evaluation.unit)}) the ROC AUC is "
-                f"{estimate(worst.roc_auc, (worst.low, worst.high))}, for all {decimal(overall)}.",
+                f"{estimate_text(worst.roc_auc)}, for all {decimal(overall)}.",
                 "subgroups",
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.features.fingerprint import window_asked_for
-from hoarfrost.inference.sources import Source
+from hoarfrost.inference.sources import RunSource
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
 from hoarfrost.runs import Run
 
@@ -39,7 +39,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Group:
+class CaseGroup:
     """Cases that are shown together for one reason: single ones, or pairs."""
 
     title: str
@@ -60,7 +60,7 @@ class Pictures:
     note: str = ""
 
 
-def groups_of(run: Run, evaluation: Evaluation) -> tuple[Group, ...]:
+def groups_of(run: Run, evaluation: Evaluation) -> tuple[CaseGroup, ...]:
     """Choose the cases of a run that are worth a look.
 
     Parameters
@@ -71,26 +71,26 @@ def groups_of(run: Run, evaluation: Evaluation) -> tuple[Group, ...]:
 
     Returns
     -------
-    tuple of Group
+    tuple of CaseGroup
         Those that have cases.
     """
     found = [*_judged(run, evaluation), _near_duplicates(run), _suspects(run)]
     return tuple(group for group in found if group.cases)
 
 
-def _judged(run: Run, evaluation: Evaluation) -> Iterator[Group]:
+def _judged(run: Run, evaluation: Evaluation) -> Iterator[CaseGroup]:
     """Give the selected head's most confident errors and its least certain cases."""
     rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
     answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows)
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
     where = f"{run.selected} on {evaluation.samples()}"
-    yield Group(
+    yield CaseGroup(
         "Most confident errors",
         f"{where}: of the wrong answers, those that the head is most sure of.",
         tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
     )
-    yield Group(
+    yield CaseGroup(
         "Least certain",
         f"{where}: those where the two most probable answers are closest to one another.",
         tuple((answer.case,) for answer in unsure[:N_CASES]),
@@ -133,7 +133,7 @@ def _label_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
     return answers
 
 
-def _near_duplicates(run: Run) -> Group:
+def _near_duplicates(run: Run) -> CaseGroup:
     pairs = run.leakage.near_duplicates if run.leakage is not None else ()
     label = dict(zip(run.predictions.paths, run.predictions.labels, strict=True))
 
@@ -146,12 +146,12 @@ def _near_duplicates(run: Run) -> Group:
     n_pairs = run.leakage.n_near_duplicates if run.leakage is not None else 0
     closest = f", from a cosine of {pairs[0].cosine:.4f}" if pairs else ""
     note = f"Pairs whose embeddings are nearly the same though they are in two splits: {len(shown)} of {n_pairs:,}{closest}."
-    return Group(
+    return CaseGroup(
         "Near-duplicates across splits", f"{note} The same lesion twice makes a test easier than it is.", shown
     )
 
 
-def _suspects(run: Run) -> Group:
+def _suspects(run: Run) -> CaseGroup:
     suspects = run.suspects.images[:N_CASES] if run.suspects is not None else ()
     cases = tuple(
         (
@@ -164,16 +164,16 @@ def _suspects(run: Run) -> Group:
     )
     source = run.suspects.source if run.suspects is not None else ""
     note = f"Images of all splits whose label heads that never saw them contradict most ({source}). Look before correcting."
-    return Group("Labels to check", note, cases)
+    return CaseGroup("Labels to check", note, cases)
 
 
-def read_pictures(source: Source, groups: Iterable[Group], explainer: "Explainer | None" = None) -> Pictures:
+def read_pictures(source: RunSource, groups: Iterable[CaseGroup], explainer: "Explainer | None" = None) -> Pictures:
     """Read the images of some groups, and no other, and make small pictures of them.
 
     Parameters
     ----------
-    source : Source
-    groups : iterable of Group
+    source : RunSource
+    groups : iterable of CaseGroup
     explainer : Explainer, optional
         Of the selected head: the errors are shown with maps of what speaks for a class.
 
@@ -228,7 +228,7 @@ def _uri(picture: bytes) -> str:
     return f"data:image/jpeg;base64,{b64encode(picture).decode()}"
 
 
-def _way_back(source: Source, error: DatasetError | RemoteError) -> str:
+def _way_back(source: RunSource, error: DatasetError | RemoteError) -> str:
     options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", source.cache.header.weights]
     return (
         f"{error} The images were read from there. Bring them back; or, if they are in another place now, run "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hoarfrost.features.errors import CacheError
 from hoarfrost.inference.sources import opened_source
 from hoarfrost.report.evaluation import evaluation_of
-from hoarfrost.report.gallery import Group, Pictures, groups_of, read_pictures
+from hoarfrost.report.gallery import CaseGroup, Pictures, groups_of, read_pictures
 from hoarfrost.report.map import EmbeddingMap, map_of
 from hoarfrost.runs import Run
 
@@ -25,10 +25,10 @@ NO_MAP = "It was left out (--no-map)."
 
 
 @dataclass(frozen=True)
-class Look:
+class ImagesSection:
     """What the page shows of images. `map` is None where there is none, and `no_map` says why."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[CaseGroup, ...]
     pictures: Pictures
     map: EmbeddingMap | None
     no_map: str = ""
@@ -44,7 +44,9 @@ class Look:
         return f"sha256-{b64encode(sha256(self.script.encode()).digest()).decode()}"
 
 
-def look_of(run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None) -> Look:
+def look_of(
+    run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None
+) -> ImagesSection:
     """Collect what the page shows of images.
 
     Parameters
@@ -59,7 +61,7 @@ def look_of(run: Run, *, with_images: bool = True, with_map: bool = True, explai
 
     Returns
     -------
-    Look
+    ImagesSection
         Where the cache or the images are not there any more, it says so, and how to bring them back.
     """
     groups = groups_of(run, evaluation_of(run, by_image=True))
@@ -68,10 +70,10 @@ def look_of(run: Run, *, with_images: bool = True, with_map: bool = True, explai
         with opened_source(run) as source:
             pictures = pictures or read_pictures(source, groups, explainer)
             found = map_of(run, source) if with_map else None
-            look = Look(groups, pictures, found, "" if with_map else NO_MAP)
+            look = ImagesSection(groups, pictures, found, "" if with_map else NO_MAP)
     except CacheError as error:
         unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
-        look = Look(groups, pictures or Pictures(note=unchecked), None, str(error))
+        look = ImagesSection(groups, pictures or Pictures(note=unchecked), None, str(error))
     if explainer is not None and not look.pictures.maps:
         reason = look.pictures.note or next(iter(look.pictures.reasons.values()), "there is no error to show")
         logger.warning("--explain: the report has no map of what speaks for a class: %s", reason)

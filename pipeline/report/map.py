@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation import banded
-from hoarfrost.inference.sources import Source
+from hoarfrost.inference.sources import RunSource
 from hoarfrost.report.evaluation import SPLIT_NAMES
 from hoarfrost.runs import SPLITS, Run
 
@@ -64,13 +64,13 @@ class EmbeddingMap:
     data: dict[str, object]
 
 
-def map_of(run: Run, source: Source) -> EmbeddingMap:
+def map_of(run: Run, source: RunSource) -> EmbeddingMap:
     """Lay out a run's images by their embeddings.
 
     Parameters
     ----------
     run : Run
-    source : Source
+    source : RunSource
 
     Returns
     -------
@@ -158,7 +158,7 @@ def _neighbours(x: "Floats", n: int) -> "npt.NDArray[np.int64]":
 
 
 def _colourings(
-    run: Run, source: Source, rows: "npt.NDArray[np.int64]", neighbours: "npt.NDArray[np.int64]"
+    run: Run, source: RunSource, rows: "npt.NDArray[np.int64]", neighbours: "npt.NDArray[np.int64]"
 ) -> tuple[Colouring, ...]:
     """Give labels, splits and each attribute, in this order."""
     predictions = run.predictions

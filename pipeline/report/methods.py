@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from hoarfrost.evaluation.intervals import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.provenance import plain
@@ -111,8 +112,8 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
         "" if run.config.per_patient is None else f", a patient's being the {run.config.per_patient} over their images"
     )
     yield f"Performance is that on the {evaluation.samples()}{joined}."
-    if scores.get("roc_auc_ci95_method"):
-        yield f"ROC AUC is given with its 95% interval ({scores['roc_auc_ci95_method']})."
+    if scores.auc.method:
+        yield f"ROC AUC is given with its 95% interval ({scores.auc.method})."
     if run.comparisons:
         yield "Heads were compared with the selected one by paired tests of ROC AUCs, p values corrected by Holm's method."
     if run.assessment is not None:
@@ -127,11 +128,12 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
 def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
     assert run.assessment is not None
     if len(run.assessment.classes) == 1 and first.result is not None:
-        at = decimal(first.point.threshold)
+        at, found = decimal(first.point.threshold), first.result
+        methods = {share.method for share in (found.sensitivity, found.specificity, found.ppv, found.npv)}
         yield (
             f"The operating point was fixed on validation by {first.point.name} (threshold {at}); "
             "intervals of sensitivity, specificity and predictive values are "
-            + ("by bootstrap over patients." if first.by_patient is not None else "Wilson's.")
+            + ("by bootstrap over patients." if BOOTSTRAP in methods else "Wilson's.")
         )
     else:
         yield "Operating points were fixed on validation for each class against the rest."

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from hoarfrost.evaluation import Metric, ShownIn
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.report.checklists import Item, checklists_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
@@ -19,8 +21,7 @@ from hoarfrost.report.provenance import Fact, provenance_of
 from hoarfrost.report.svg import Drawing, ForestDrawing, draw, draw_forest
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
-    LeakRow,
-    Recalibrated,
+    CalibrationPanel,
     ShortcutRow,
     SubgroupRow,
     calibrations,
@@ -37,6 +38,7 @@ from hoarfrost.report.variants import (
     LearningRow,
     VariantRow,
     areas_forest,
+    compared_metrics,
     label_scores,
     learning_figure,
     learning_rows,
@@ -46,7 +48,6 @@ from hoarfrost.report.variants import (
 from hoarfrost.runs import (
     CrossValidation,
     HeadResult,
-    Leakage,
     ReferenceResult,
     Run,
     RunConfig,
@@ -83,13 +84,14 @@ class Page:
     heads: tuple[HeadResult, ...]
     references: tuple[ReferenceResult, ...]
     variants: tuple[VariantRow, ...]
+    metrics: tuple[Metric, ...]
     n_more_variants: int
     alarms: tuple[tuple[str, str], ...]
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
     leakage: Leakage | None
-    leaks: tuple[LeakRow, ...]
-    calibrations: tuple[Recalibrated, ...]
+    leaks: tuple[tuple[str, str, str], ...]
+    calibrations: tuple[CalibrationPanel, ...]
     subgroups: tuple[SubgroupRow, ...]
     shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
@@ -179,6 +181,7 @@ def page_of(run: Run) -> Page:
         heads=heads,
         references=run.references,
         variants=variant_rows(run, evaluation),
+        metrics=compared_metrics(run, evaluation, ShownIn.WIDE),
         n_more_variants=max(0, len(heads) - N_IN_TABLE),
         alarms=tuple((head.name, alarm) for head in heads[:N_LISTED] for alarm in head.alarms),
         cross_validation=run.cross_validation,

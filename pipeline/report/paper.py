@@ -1,18 +1,17 @@
 """What a run's report has for a paper: its figures and tables by name."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, metrics_of
+from hoarfrost.evaluation.intervals import IntervalKind, SharePlace, share_at
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.figures import Figure, Forest
 from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
-from hoarfrost.runs import Assessment, FixedPoint, Recalibration, Run
+from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
 
-SCORES = ("roc_auc", "accuracy", "loss")
 SHARES = ("sensitivity", "specificity", "ppv", "npv")
-ENDS = ("low", "high")
 
 
 def named_figures(run: Run) -> dict[str, Figure | Forest]:
@@ -74,31 +73,40 @@ def tables_of(run: Run) -> dict[str, Table]:
 
 
 def _heads(run: Run) -> Table:
-    splits = ("val", "test") if evaluation_of(run).split == "test" else ("val",)
+    results: list[HeadResult | ReferenceResult] = [*ranked(run), *run.references]
+    by_split = {"val": [one.val for one in results]}
+    if evaluation_of(run).split == "test":
+        by_split["test"] = [one.test for one in results if one.test is not None]
+    metrics = metrics_of([scores for column in by_split.values() for scores in column], ShownIn.WIDE)
     columns = tuple(
-        f"{split}_{score}" for split in splits for score in ("roc_auc", "roc_auc_low", "roc_auc_high", *SCORES[1:])
+        f"{split}_{metric.key}{end}"
+        for split in by_split
+        for metric in metrics
+        for end in (("",) if metric.interval is IntervalKind.NONE else ("", "_low", "_high"))
     )
     rows: list[tuple[Value, ...]] = []
-    for head in ranked(run):
-        about = (head.n_parameters, head.best_epoch, head.epochs, head.learning_rate, head.weight_decay, head.dropout)
-        of_splits = _scores(head.val) + (_scores(head.test) if head.test is not None else ())
-        rows.append((head.name, "yes" if head.name == run.selected else "no", *about, *of_splits))
-    for reference in run.references:
-        of_splits = _scores(reference.val) + (_scores(reference.test) if reference.test is not None else ())
-        rows.append((reference.name, "reference", *(None,) * 6, *of_splits))
+    for place, one in enumerate(results):
+        about: tuple[Value, ...] = ("reference", *(None,) * 6)
+        if isinstance(one, HeadResult):
+            selected = "yes" if one.name == run.selected else "no"
+            epochs = one.best_epoch, one.epochs
+            about = (selected, one.n_parameters, *epochs, one.learning_rate, one.weight_decay, one.dropout)
+        values = [value for column in by_split.values() for value in _scores(column[place], metrics)]
+        rows.append((one.name, *about, *values))
     about_columns = ("parameters", "best_epoch", "epochs", "learning_rate", "weight_decay", "dropout")
     return Table(("head", "selected", *about_columns, *columns), tuple(rows))
 
 
-def _scores(scores: Mapping[str, Any]) -> tuple[Value, ...]:
-    return (scores["roc_auc"], *scores["roc_auc_ci95"], *(scores[name] for name in SCORES[1:]))
+def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
+    for metric in metrics:
+        found = _ends(scores.estimates.get(metric.key))
+        yield from found[:1] if metric.interval is IntervalKind.NONE else found
 
 
 def _comparisons(run: Run) -> Table:
     columns = ("head", "compared_to", "difference", "low", "high", "p", "p_holm", "reason")
     rows = tuple(
-        (one.name, run.selected, one.difference, one.low, one.high, one.p, one.p_holm, one.reason)
-        for one in run.comparisons
+        (one.name, run.selected, *_ends(one.difference), one.p, one.p_holm, one.reason) for one in run.comparisons
     )
     return Table(columns, rows)
 
@@ -116,7 +124,7 @@ def _cross_validation(run: Run) -> Table:
     results = run.cross_validation.results if run.cross_validation is not None else ()
     n_folds = run.cross_validation.n_folds if run.cross_validation is not None else 0
     columns = ("head", "roc_auc", "low", "high", *(f"fold_{i + 1}_roc_auc" for i in range(n_folds)))
-    rows = tuple((one.name, one.pooled["roc_auc"], *one.pooled["roc_auc_ci95"], *one.fold_roc_aucs) for one in results)
+    rows = tuple((one.name, *_ends(one.pooled.auc), *one.fold_roc_aucs) for one in results)
     return Table(columns, rows)
 
 
@@ -144,7 +152,7 @@ def _assessment(found: Assessment) -> dict[str, Table]:
     )
     groups = tuple(
         (
-            *(group.attribute, group.value, group.n, group.roc_auc, group.low, group.high, group.interval),
+            *(group.attribute, group.value, group.n, *_ends(group.roc_auc), group.roc_auc.method),
             *(None if share is None else share.value for share in (group.sensitivity, group.specificity)),
             group.reason,
         )
@@ -172,18 +180,21 @@ def _assessment(found: Assessment) -> dict[str, Table]:
 
 
 def _point(fixed: FixedPoint) -> tuple[Value, ...]:
-    shares = [getattr(fixed.result, name, None) for name in SHARES]
-    return (
-        *(fixed.point.name, fixed.point.threshold),
-        *(value for one in shares for value in (getattr(one, name, None) for name in ("value", *ENDS))),
-    )
+    shares: list[Share | None] = [getattr(fixed.result, name, None) for name in SHARES]
+    printed = (None if one is None else share_at(one, SharePlace.PAPER_TABLE) for one in shares)
+    return fixed.point.name, fixed.point.threshold, *(value for one in printed for value in _ends(one))
+
+
+def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """Return an estimate's value and both ends of its interval."""
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
 
 
 def _bins(name: str, found: Recalibration) -> tuple[tuple[Value, ...], ...]:
     return tuple(
         (
             *(name, temperature, one.lowest, one.highest, one.confidence),
-            *(one.observed.value, one.observed.low, one.observed.high, one.observed.n),
+            *(*_ends(one.observed), one.observed.n),
         )
         for temperature, calibration in ((1.0, found.before), (found.temperature.temperature, found.after))
         for one in calibration.bins

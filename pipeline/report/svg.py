@@ -50,7 +50,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Frame:
+class DrawnPanel:
     """A panel in pixels. `diagonal`, `mark` and `spot` as in `Panel`, the latter two in pixels from the upper left."""
 
     top: float
@@ -75,7 +75,7 @@ class Drawing:
     left: float
     message: str
     x_label: str
-    frames: tuple[Frame, ...]
+    frames: tuple[DrawnPanel, ...]
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def draw(figure: Figure, panel_height: float) -> Drawing:
     return Drawing(WIDTH, top + X_LABEL_HEIGHT, MARGIN_LEFT, figure.message, figure.panels[-1].x.label, tuple(frames))
 
 
-def _frame(panel: Panel, top: float, height: float) -> Frame:
+def _frame(panel: Panel, top: float, height: float) -> DrawnPanel:
     width = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
-    return Frame(
+    return DrawnPanel(
         top=top,
         width=width,
         height=height,

@@ -5,15 +5,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hoarfrost.report import words
 
 FILTERS = (
-    "auc_text",
     "count",
     "decimal",
     "duration",
     "estimate",
+    "estimate_text",
     "interval",
+    "metric_text",
     "p_text",
     "percent",
-    "share_text",
     "several",
 )
 

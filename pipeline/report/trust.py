@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation import Bin, Calibration, CalibrationLine, Subgroup
+from hoarfrost.evaluation import Bin, Calibration, CalibrationLine, DecisionCurve
+from hoarfrost.evaluation.leakage import SharedPair, SimilarPair
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import (
     Axis,
@@ -18,22 +20,21 @@ from hoarfrost.report.figures import (
     nice_ticks,
     share_axis,
 )
-from hoarfrost.report.words import count, decimal, estimate, interval, several, share_text
-from hoarfrost.runs import Assessment, ClassAssessment, NetBenefit, Recalibration, Run
+from hoarfrost.report.words import count, decimal, estimate, estimate_text, interval, several
+from hoarfrost.runs import Assessment, ClassAssessment, Recalibration, Run
 
 LOWEST_BENEFIT = -0.05
 N_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Recalibrated:
-    """Calibration before and after a temperature: of what, the figure, its bins and its summary as text."""
+class CalibrationPanel:
+    """What the page shows of calibration: of what, the figure, its bins and its summary as text."""
 
     name: str
     figure: Figure
     summary: tuple[tuple[str, str, str], ...]
     bins: tuple[tuple[str, tuple[str, ...]], ...]
-    note: str
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,21 @@ class ShortcutRow:
     verdict: str
 
 
-@dataclass(frozen=True)
-class LeakRow:
-    """Two images of two splits, and what they have in common."""
-
-    what: str
-    first: str
-    second: str
-
-
-def calibrations(run: Run, evaluation: Evaluation) -> tuple[Recalibrated, ...]:
+def calibrations(run: Run, evaluation: Evaluation) -> tuple[CalibrationPanel, ...]:
     """Give the calibration of the classes together, or of each label."""
     if run.assessment is None:
         return ()
     if run.assessment.calibration is not None:
         what = f"probability of {evaluation.classes[1]}" if evaluation.is_binary else "highest probability"
-        return (_recalibrated("", what, run.assessment.calibration, evaluation),)
+        return (_panel("", what, run.assessment.calibration, evaluation),)
     return tuple(
-        _recalibrated(one.name, f"probability of {one.name}", one.calibration, evaluation)
+        _panel(one.name, f"probability of {one.name}", one.calibration, evaluation)
         for one in run.assessment.classes
         if one.calibration is not None
     )
 
 
-def _recalibrated(name: str, what: str, found: Recalibration, evaluation: Evaluation) -> Recalibrated:
+def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -> CalibrationPanel:
     pair = (("as predicted", found.before, 1), ("with temperature", found.after, 0))
     observed = "observed share" if name or evaluation.is_binary else "share that is right"
     marks = tuple(_bin_marks(label, one, series) for label, one, series in pair)
@@ -106,11 +98,10 @@ def _recalibrated(name: str, what: str, found: Recalibration, evaluation: Evalua
         f"{found.temperature.temperature:.2f} fitted on validation; perfectly calibrated probabilities would have "
         f"{decimal(found.before.error_by_chance)} and {decimal(found.after.error_by_chance)} by chance."
     )
-    note = ""
     if found.temperature.at_limit:
-        note = "The temperature is at its limit: validation parts the classes perfectly, or nothing was learnt."
+        message += " The temperature is at its limit: validation parts the classes perfectly, or nothing was learnt."
     bins = tuple((label, _bin_cells(one)) for label, side, _ in pair for one in side.bins)
-    return Recalibrated(name, Figure(message, panels), _summary(found, evaluation, alone=bool(name)), bins, note)
+    return CalibrationPanel(name, Figure(message, panels), _summary(found, evaluation, alone=bool(name)), bins)
 
 
 def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
@@ -134,7 +125,7 @@ def _bin_cells(one: Bin) -> tuple[str, ...]:
     return (
         interval((one.lowest, one.highest)),
         decimal(one.confidence),
-        share_text(one.observed),
+        estimate_text(one.observed),
         f"{one.observed.n_hits:,} of {one.observed.n:,}",
     )
 
@@ -186,7 +177,7 @@ def _decision_figure(one: ClassAssessment, head: str, evaluation: Evaluation) ->
     return Figure(message + _where_useful(benefit, head), (Panel(share_axis("threshold probability"), y, curves),))
 
 
-def _where_useful(benefit: NetBenefit, head: str) -> str:
+def _where_useful(benefit: DecisionCurve, head: str) -> str:
     better = [
         at
         for at, own, everyone in zip(benefit.thresholds, benefit.net_benefit, benefit.treat_all, strict=True)
@@ -205,26 +196,22 @@ def _where_useful(benefit: NetBenefit, head: str) -> str:
 def subgroup_forest(run: Run, evaluation: Evaluation) -> Forest | None:
     """Describe the areas of the subgroups that are large enough, against that of all."""
     subgroups = () if run.assessment is None else run.assessment.subgroups
-    scored = [one for one in subgroups if one.roc_auc is not None]
+    scored = [one for one in subgroups if one.roc_auc.value is not None]
     if not scored:
         return None
-    overall = float(evaluation.scores(run.head(run.selected))["roc_auc"])
+    overall = evaluation.scores(run.head(run.selected)).value(ROC_AUC)
+    areas = {f"{one.attribute}: {one.value}": one.roc_auc for one in scored}
     rows = tuple(
-        ForestRow(f"{one.attribute}: {one.value}", one.roc_auc or 0.0, one.low, one.high, _area_text(one))
-        for one in scored
+        ForestRow(name, area.value or 0.0, area.low, area.high, estimate_text(area)) for name, area in areas.items()
     )
-    worst, best = (choose(scored, key=lambda one: one.roc_auc or 0.0) for choose in (min, max))
+    worst, best = (choose(scored, key=lambda one: one.roc_auc.value or 0.0) for choose in (min, max))
     message = (
         f"ROC AUC of {run.selected} in {several(len(scored), 'subgroup')} of the {evaluation.samples()}, all together "
-        f"{decimal(overall)}: least {decimal(worst.roc_auc)} ({worst.attribute}: {worst.value}), greatest "
-        f"{decimal(best.roc_auc)} ({best.attribute}: {best.value})."
+        f"{decimal(overall)}: least {decimal(worst.roc_auc.value)} ({worst.attribute}: {worst.value}), greatest "
+        f"{decimal(best.roc_auc.value)} ({best.attribute}: {best.value})."
     )
     axis = area_axis(f"{evaluation.split_name} ROC AUC", [value for row in rows for value in (row.value, row.low)])
     return Forest(message, axis, rows, overall)
-
-
-def _area_text(one: Subgroup) -> str:
-    return estimate(one.roc_auc, (one.low, one.high))
 
 
 def subgroup_rows(assessment: Assessment | None) -> tuple[SubgroupRow, ...]:
@@ -234,9 +221,9 @@ def subgroup_rows(assessment: Assessment | None) -> tuple[SubgroupRow, ...]:
             one.attribute,
             one.value,
             one.counts,
-            _area_text(one),
-            "" if one.sensitivity is None else share_text(one.sensitivity),
-            "" if one.specificity is None else share_text(one.specificity),
+            estimate_text(one.roc_auc),
+            "" if one.sensitivity is None else estimate_text(one.sensitivity),
+            "" if one.specificity is None else estimate_text(one.specificity),
             one.reason,
         )
         for one in (() if assessment is None else assessment.subgroups)
@@ -259,20 +246,17 @@ def shortcut_rows(run: Run) -> tuple[ShortcutRow, ...]:
     return tuple(rows)
 
 
-def leak_rows(run: Run) -> tuple[LeakRow, ...]:
-    """List what two splits share: patients, bytes, near-duplicates; the first of each kind."""
+def leak_rows(run: Run) -> tuple[tuple[str, str, str], ...]:
+    """List what two splits share, and the two images: patients, bytes, near-duplicates; the first of each kind."""
     if run.leakage is None:
         return ()
+
+    def row(what: str, pair: SharedPair | SimilarPair) -> tuple[str, str, str]:
+        return what, f"{pair.first} ({pair.first_split})", f"{pair.second} ({pair.second_split})"
+
     shared = (*run.leakage.patients[:N_LISTED], *run.leakage.contents[:N_LISTED])
-    rows = [
-        LeakRow(one.what, f"{one.first} ({one.first_split})", f"{one.second} ({one.second_split})") for one in shared
-    ]
-    rows += [
-        LeakRow(
-            f"nearly the same, cosine {decimal(one.cosine)}",
-            f"{one.first} ({one.first_split})",
-            f"{one.second} ({one.second_split})",
-        )
-        for one in run.leakage.near_duplicates[:N_LISTED]
-    ]
-    return tuple(rows)
+    similar = run.leakage.near_duplicates[:N_LISTED]
+    return (
+        *(row(one.what, one) for one in shared),
+        *(row(f"nearly the same, cosine {decimal(one.cosine)}", one) for one in similar),
+    )

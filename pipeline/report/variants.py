@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any
 
 import numpy as np
 
-from hoarfrost.evaluation import binary_problems
+from hoarfrost.evaluation import Metric, ShownIn, binary_problems, metrics_of
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
-from hoarfrost.report.words import auc_text, count, decimal, interval, p_text, several
+from hoarfrost.report.words import count, decimal, estimate_text, metric_text, p_text, several
 from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
 N_DRAWN = 20
@@ -19,7 +19,10 @@ N_IN_TABLE = 1000
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One line of the table, as text. `training` is empty for a reference: epochs, parameters, hyperparameters, seconds."""
+    """One line of the table, as text. `metrics` are those that `compared_metrics` names.
+
+    `training` is empty for a reference: epochs, parameters, hyperparameters, seconds.
+    """
 
     name: str
     is_selected: bool
@@ -29,8 +32,7 @@ class VariantRow:
     difference: str
     p: str
     seeds: str
-    accuracy: str
-    loss: str
+    metrics: tuple[str, ...]
     training: tuple[str, ...]
 
 
@@ -60,7 +62,7 @@ def ranked(run: Run) -> tuple[HeadResult, ...]:
     """Give the heads: the selected one, then the others by descending validation ROC AUC."""
     selected = run.head(run.selected)
     others = [head for head in run.heads if head is not selected]
-    return selected, *sorted(others, key=lambda head: -float(head.val["roc_auc"]))
+    return selected, *sorted(others, key=lambda head: -head.val.value(ROC_AUC))
 
 
 def _listed(run: Run, most: int) -> tuple[HeadResult | ReferenceResult, ...]:
@@ -68,9 +70,16 @@ def _listed(run: Run, most: int) -> tuple[HeadResult | ReferenceResult, ...]:
     return heads + run.references
 
 
+def compared_metrics(run: Run, evaluation: Evaluation, least: ShownIn) -> tuple[Metric, ...]:
+    """Return the metrics that heads are compared by beside the ROC AUC, and that are shown at least there."""
+    shown = metrics_of([evaluation.scores(variant) for variant in _listed(run, N_IN_TABLE)], least)
+    return tuple(metric for metric in shown if metric.key != ROC_AUC)
+
+
 def variant_rows(run: Run, evaluation: Evaluation) -> tuple[VariantRow, ...]:
     """Give the table's lines: the first thousand heads, then the references."""
     compared = {comparison.name: comparison for comparison in run.comparisons}
+    metrics = compared_metrics(run, evaluation, ShownIn.WIDE)
     rows = []
     for variant in _listed(run, N_IN_TABLE):
         is_head, scores = isinstance(variant, HeadResult), evaluation.scores(variant)
@@ -80,15 +89,12 @@ def variant_rows(run: Run, evaluation: Evaluation) -> tuple[VariantRow, ...]:
                 name=variant.name,
                 is_selected=is_head and variant.name == run.selected,
                 is_head=is_head,
-                val=auc_text(variant.val),
-                test=None if variant.test is None else auc_text(variant.test),
-                difference=""
-                if found is None
-                else f"{decimal(found.difference)} ({interval((found.low, found.high))})",
+                val=estimate_text(variant.val.auc),
+                test=None if variant.test is None else estimate_text(variant.test.auc),
+                difference="" if found is None else estimate_text(found.difference),
                 p="" if found is None else p_text(found.p_holm),
                 seeds=_seeds(variant, evaluation),
-                accuracy=decimal(scores["accuracy"]),
-                loss=decimal(scores["loss"]),
+                metrics=tuple(metric_text(scores, metric.key) for metric in metrics),
                 training=_training(variant, run.config.head_seconds[variant.name])
                 if isinstance(variant, HeadResult)
                 else (),
@@ -135,11 +141,10 @@ def areas_forest(run: Run, evaluation: Evaluation) -> Forest:
 
 
 def _area_row(variant: HeadResult | ReferenceResult, evaluation: Evaluation, selected: str) -> ForestRow:
-    scores: dict[str, Any] = evaluation.scores(variant)
-    dots = seed_areas(variant, evaluation)
-    low, high = scores["roc_auc_ci95"]
+    area, dots = evaluation.scores(variant).auc, seed_areas(variant, evaluation)
     shown = dots if len(dots) > 1 else ()
-    return ForestRow(variant.name, scores["roc_auc"], low, high, auc_text(scores), shown, variant.name == selected)
+    text, is_selected = estimate_text(area), variant.name == selected
+    return ForestRow(variant.name, area.value or 0.0, area.low, area.high, text, shown, is_selected)
 
 
 def learning_rows(points: Sequence[LearningPoint]) -> tuple[LearningRow, ...]:
@@ -191,7 +196,5 @@ def label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores,
     scores, found = evaluation.scores(head), []
     for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
         label = evaluation.classes[number]
-        ends = scores.get("roc_auc_ci95_per_class", {}).get(label)
-        area = decimal(scores["roc_auc_per_class"][label])
-        found.append(LabelScores(label, len(y), int(y.sum()), area if ends is None else f"{area} ({interval(ends)})"))
+        found.append(LabelScores(label, len(y), int(y.sum()), estimate_text(scores.per_class[label].auc)))
     return tuple(found)

@@ -1,9 +1,8 @@
 """How the report writes numbers: one way for each kind, in the page and in its sentences."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from hoarfrost.evaluation import Share
+from hoarfrost.evaluation import Estimate, Scores
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EM DASH}"
@@ -24,9 +23,14 @@ def interval(ends: Sequence[float | None] | None) -> str:
     return f"{decimal(low)} to {decimal(high)}"
 
 
-def auc_text(scores: Mapping[str, Any]) -> str:
-    """Write a ROC AUC with its 95% interval: "0.843 (0.781 to 0.905)"."""
-    return f"{decimal(scores['roc_auc'])} ({interval(scores['roc_auc_ci95'])})"
+def estimate_text(found: Estimate | None) -> str:
+    """Write an estimate with its interval, as `estimate`; a dash where there is none."""
+    return NONE if found is None else estimate(found.value, found.interval)
+
+
+def metric_text(scores: Scores, key: str) -> str:
+    """Write a metric with its interval; a dash where the run has no such metric."""
+    return estimate_text(scores.estimates.get(key))
 
 
 def estimate(value: float | None, ends: Sequence[float | None] | None) -> str:
@@ -34,11 +38,6 @@ def estimate(value: float | None, ends: Sequence[float | None] | None) -> str:
     if value is None:
         return NONE
     return decimal(value) if ends is None or None in ends else f"{decimal(value)} ({interval(ends)})"
-
-
-def share_text(share: Share) -> str:
-    """Write a share with its interval."""
-    return estimate(share.value, (share.low, share.high))
 
 
 def p_text(p: float | None) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.evaluation import Comparison
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable
@@ -36,7 +37,7 @@ from hoarfrost.runs.records import (
     class_numbers,
 )
 from hoarfrost.runs.tensorboard import write_tensorboard
-from hoarfrost.runs.trust import Assessment, Leakage, Suspects
+from hoarfrost.runs.trust import Assessment, Suspects
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,7 +69,8 @@ METRICS: dict[str, Any] = {
     "suspects": Suspects | None,
 }
 """What `metrics.json` holds of a run."""
-SCORES = frozenset({"n", "accuracy", "majority_accuracy", "loss", "roc_auc", "roc_auc_ci95"})
+SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
+"""What every reader of a run relies on; the last one with its interval."""
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
@@ -243,9 +245,11 @@ def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
         raise ValueError(f"the selected head {selected!r} is none of the run's heads")
     for head in heads:
         for scores in (head.val, head.test or head.val):
-            if not scores or not scores.keys() >= SCORES:
-                missing = min(SCORES - (scores or {}).keys())
-                raise ValueError(f"the head {head.name} lacks the score {missing}")
+            missing = [key for key in SCORES if key not in scores or scores[key].value is None]
+            if missing:
+                raise ValueError(f"the head {head.name} lacks the score {missing[0]}")
+            if scores.auc.interval is None:
+                raise ValueError(f"the head {head.name} lacks the interval of its ROC AUC")
 
 
 def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:

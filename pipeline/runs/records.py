@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison
+from hoarfrost.evaluation import Comparison, Scores
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
-from hoarfrost.runs.trust import Assessment, Leakage, Suspects
+from hoarfrost.runs.trust import Assessment, Suspects
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -115,8 +116,8 @@ class SeedResult:
 class HeadResult:
     """One head's scores. `test` is None where the dataset has no test split.
 
-    `val` and `test` map a metric's name to a float, or to `[low, high]` for an interval. With several seeds they are
-    those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the first seed's. `weights_file` has all.
+    With several seeds the scores are those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the
+    first seed's. `weights_file` has all.
     `alarms` say what is wrong with it.
     """
 
@@ -128,8 +129,8 @@ class HeadResult:
     best_epoch: int
     epochs: int
     weights_file: str
-    val: dict[str, Any]
-    test: dict[str, Any] | None
+    val: Scores
+    test: Scores | None
     seeds: tuple[SeedResult, ...]
     alarms: tuple[str, ...] = ()
 
@@ -140,8 +141,8 @@ class ReferenceResult:
 
     name: str
     n_train: int
-    val: dict[str, Any]
-    test: dict[str, Any] | None
+    val: Scores
+    test: Scores | None
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class CrossValidated:
     """One head, or reference, over all folds: the scores of its pooled predictions, and each fold's ROC AUC."""
 
     name: str
-    pooled: dict[str, Any]
+    pooled: Scores
     fold_roc_aucs: tuple[float, ...]
 
 

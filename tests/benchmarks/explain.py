@@ -49,7 +49,7 @@ def lesions(folder: Path) -> list[Measurement]:
 def _lesions(run: Path, head: str, weights: str) -> Measurement:
     saved = read_heads(run)
     explainer = open_explainer(run_head(saved, head))
-    auc = next(one.test["roc_auc"] for one in saved.heads if one.name == head and one.test is not None)
+    auc = next(one.test.value("roc_auc") for one in saved.heads if one.name == head and one.test is not None)
     own = hits(explainer, list(demo_phantoms(N_IMAGES, SEED_OF_OTHERS, "malignant")), "malignant")
     anywhere = hits(explainer, list(phantoms_anywhere(own.n, SEED_OF_OTHERS)), "malignant")
     return Measurement(

@@ -109,13 +109,13 @@ def _against_logistic_regression(run: Run) -> Measurement:
     """Compare what each fold selected with logistic regression on the same folds, by DeLong's paired test."""
     assert run.out_of_fold is not None
     assert run.cross_validation is not None
-    areas = {result.name: result.pooled["roc_auc"] for result in run.cross_validation.results}
+    areas = {result.name: result.pooled.value("roc_auc") for result in run.cross_validation.results}
     both = {name: run.out_of_fold.probabilities[name] for name in (LOGISTIC_REGRESSION, NESTED)}
     (found,) = compare_heads(run.y_true(), both, LOGISTIC_REGRESSION)
     return Measurement(
         f"BUSI, pooled over the {N_FOLDS} folds: ROC AUC of what each fold selected, and of logistic regression",
-        f"{areas[NESTED]:.3f} and {areas[LOGISTIC_REGRESSION]:.3f}, difference {found.difference:+.3f} "
-        f"({found.low:+.3f} to {found.high:+.3f}), p {found.p:.2g}",
+        f"{areas[NESTED]:.3f} and {areas[LOGISTIC_REGRESSION]:.3f}, difference {found.difference.value:+.3f} "
+        f"({found.difference.low:+.3f} to {found.difference.high:+.3f}), p {found.p:.2g}",
         "0.80, not below logistic regression",
         {"nested": areas[NESTED], "logistic_regression": areas[LOGISTIC_REGRESSION], "p": found.p or 0.0},
     )

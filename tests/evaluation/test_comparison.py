@@ -126,7 +126,7 @@ def test_heads_are_compared_to_the_selected_one_by_delongs_test_and_holm_correct
     for one in found:
         z, p = delong_test(y_true, heads[one.name][:, 1], heads["a"][:, 1])
         assert (one.z, one.p) == pytest.approx((z, p), rel=1e-9)
-        assert one.low < one.difference < one.high
+        assert one.difference.low < one.difference.value < one.difference.high  # type: ignore[operator]
     assert [one.p_holm for one in found] == pytest.approx(slow_holm([one.p or 0.0 for one in found]))
 
 
@@ -139,10 +139,12 @@ def test_macro_difference_of_three_classes_agrees_with_a_bootstrap() -> None:
         rows = rng.integers(0, len(y_true), len(y_true))
         drawn = [macro_roc_auc(y_true[rows], heads[name][rows]) for name in ("c", "a")]
         draws.append(drawn[0] - drawn[1])
-    assert one.difference == pytest.approx(
+    assert one.difference.value == pytest.approx(
         macro_roc_auc(y_true, heads["c"]) - macro_roc_auc(y_true, heads["a"]), abs=1e-12
     )
-    assert (one.high - one.low) / (2 * 1.959964) == pytest.approx(np.std(draws), rel=0.12)
+    assert one.difference.interval is not None
+    low, high = one.difference.interval
+    assert (high - low) / (2 * 1.959964) == pytest.approx(np.std(draws), rel=0.12)
 
 
 def test_images_of_one_patient_count_as_one_piece_of_evidence() -> None:

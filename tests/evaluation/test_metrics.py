@@ -22,10 +22,9 @@ from hoarfrost.evaluation import (
     precision_recall_curve,
     roc_auc,
     roc_curve,
-    score,
 )
 from tests.support.procs import CASES_AND_SCORES, EXPECTED, reference_case
-from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples
+from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples, scored
 
 
 def slow_delong_variance(y_true: Ints, y_score: Floats) -> float:
@@ -190,7 +189,7 @@ def test_macro_interval_of_two_classes_is_delongs(sample: Sample) -> None:
 
 def test_macro_auc_is_the_mean_of_one_against_the_rest() -> None:
     y_true, probabilities = drawn_probabilities(120, 3, seed=2)
-    result = score(y_true, probabilities, ("a", "b", "c"))
+    result = scored(y_true, probabilities, ("a", "b", "c"))
     one_by_one = [float(pair_values((y_true == c).astype(int), probabilities[:, c]).mean()) for c in range(3)]
     assert result["roc_auc_per_class"] == pytest.approx(dict(zip("abc", one_by_one, strict=True)), abs=1e-12)
     assert result["roc_auc"] == pytest.approx(np.mean(one_by_one), abs=1e-12)
@@ -203,7 +202,7 @@ def test_macro_auc_is_the_mean_of_one_against_the_rest() -> None:
 def test_scores_of_two_classes_are_what_they_say() -> None:
     y_true = np.array([0, 0, 0, 1, 1])
     p = np.array([0.1, 0.4, 0.6, 0.55, 0.9])
-    result = score(y_true, np.column_stack([1 - p, p]), ("benign", "malignant"))
+    result = scored(y_true, np.column_stack([1 - p, p]), ("benign", "malignant"))
     assert result == {
         "n": 5,
         "accuracy": 0.8,
@@ -228,24 +227,24 @@ def test_interval_is_over_patients_where_they_have_several_images(n_classes: int
     y_true, probabilities = drawn_probabilities(60, n_classes, seed=2)
     names = [f"class {c}" for c in range(n_classes)]
     patients = np.arange(60) // 2
-    found = score(y_true, probabilities, names, patients)
+    found = scored(y_true, probabilities, names, patients)
     drawn = bootstrap_auc_ci(y_true, probabilities, patients)
     assert (found["roc_auc_ci95"], found["roc_auc_ci95_method"]) == ([drawn.low, drawn.high], "bootstrap over patients")
-    assert score(y_true, probabilities, names)["roc_auc_ci95_method"] == "DeLong"
+    assert scored(y_true, probabilities, names)["roc_auc_ci95_method"] == "DeLong"
 
 
 def test_certain_and_wrong_probability_gives_a_finite_loss() -> None:
     y_true = np.array([0, 0, 1, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = score(y_true, np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]), ("a", "b"))
+        result = scored(y_true, np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]), ("a", "b"))
     assert np.isfinite(result["loss"])
 
 
 def test_scores_are_numbers_that_json_knows() -> None:
     for n_classes in (2, 3):
         y_true, probabilities = drawn_probabilities(60, n_classes, seed=3)
-        result = score(y_true, probabilities, "abc"[:n_classes])
+        result = scored(y_true, probabilities, "abc"[:n_classes])
         assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
@@ -308,7 +307,7 @@ UNIFORM = np.full((6, 3), 1 / 3)
 )
 def test_scoring_refuses_what_is_undefined(y_true: list[int], probabilities: Floats, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(np.array(y_true), probabilities, ("a", "b", "c"))
+        scored(np.array(y_true), probabilities, ("a", "b", "c"))
 
 
 def test_macro_interval_refuses_a_class_with_one_sample() -> None:
@@ -327,7 +326,7 @@ def test_macro_auc_refuses_lengths_that_differ(n_labels: int, n_rows: int) -> No
 
 def test_each_of_several_classes_has_the_scores_of_that_class_against_the_rest() -> None:
     y_true, probabilities = drawn_probabilities(90, 3, seed=4)
-    result = score(y_true, probabilities, ("a", "b", "c"))
+    result = scored(y_true, probabilities, ("a", "b", "c"))
     for c, label in enumerate("abc"):
         one, found = result["per_class"][label], probabilities.argmax(axis=1) == c
         bears = y_true == c
@@ -353,7 +352,7 @@ def test_constant_prediction_has_scores_and_no_warning(n_classes: int) -> None:
     certain[:, 0] = 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = score(y_true, certain, "abc"[:n_classes])
+        result = scored(y_true, certain, "abc"[:n_classes])
     assert (result["matthews"], result["balanced_accuracy"]) == (0, pytest.approx(1 / n_classes))
 
 
@@ -362,7 +361,7 @@ def test_constant_prediction_has_scores_and_no_warning(n_classes: int) -> None:
 def test_scores_of_decisions_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     y_true = np.array([0, 0, 1, 1, 2, 2, *(true for true, _ in pairs)])
     predicted = np.array([0, 1, 1, 1, 0, 0, *(found for _, found in pairs)])
-    result = score(y_true, np.eye(3)[predicted] * 0.7 + 0.1, ("a", "b", "c"))
+    result = scored(y_true, np.eye(3)[predicted] * 0.7 + 0.1, ("a", "b", "c"))
     assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y_true, predicted), abs=1e-12)
     assert result["matthews"] == pytest.approx(sk.matthews_corrcoef(y_true, predicted), abs=1e-12)
     assert result["f1"] == pytest.approx(sk.f1_score(y_true, predicted, average="macro", zero_division=0), abs=1e-12)

@@ -4,6 +4,7 @@ What mutants of the metrics survived: a figure that no test compares may be any 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from scipy.stats import norm
 from sklearn.metrics import log_loss, roc_auc_score
 
 from hoarfrost.evaluation import (
+    Estimate,
     apply_temperature,
     assess_calibration,
-    auc_intervals,
     bootstrap_auc_ci,
     calibration_line,
     choose_thresholds,
@@ -28,12 +29,11 @@ from hoarfrost.evaluation import (
     macro_roc_auc,
     macro_roc_aucs,
     newcombe_ci,
-    score,
-    score_labels,
     wilson,
 )
 from hoarfrost.evaluation.discrimination import auc_influence, roc_aucs
-from tests.support.samples import Floats, Ints, calibrated, drawn_probabilities, samples, two_columns
+from hoarfrost.evaluation.intervals import area, area_beside
+from tests.support.samples import Floats, Ints, calibrated, drawn_probabilities, samples, scored, two_columns
 
 # -- many areas at once -------------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ def test_newcombes_interval_stands_beside_delongs_below_thirty_of_a_class_or_fro
 ) -> None:
     y_true, probabilities = graded(n_positive, n_negative, auc)
     assert macro_roc_auc(y_true, probabilities) == pytest.approx(auc)
-    found = auc_intervals(y_true, probabilities)
+    found = scored(y_true, probabilities, "ab")
     assert found["roc_auc_ci95"] == pytest.approx(list(delong_ci(y_true, probabilities[:, 1])))
     assert found["roc_auc_ci95_method"] == "DeLong"
     assert ("roc_auc_ci95_newcombe" in found) == has_newcombes
@@ -85,18 +85,20 @@ def test_newcombes_interval_stands_beside_delongs_below_thirty_of_a_class_or_fro
 def test_interval_over_patients_is_the_bootstraps_of_its_seed() -> None:
     y_true, p = calibrated(60, seed=0)
     probabilities, patients = two_columns(p), np.arange(60) // 2
+    plain = Estimate(macro_roc_auc(y_true, probabilities), None, None)
     for seed in (0, 5):
         drawn = bootstrap_auc_ci(y_true, probabilities, patients, seed=seed)
-        found = auc_intervals(y_true, probabilities, patients, seed=seed)
-        assert found == {"roc_auc_ci95": [drawn.low, drawn.high], "roc_auc_ci95_method": "bootstrap over patients"}
-    assert auc_intervals(y_true, probabilities, patients) == auc_intervals(y_true, probabilities, patients, seed=0)
-    assert auc_intervals(y_true, probabilities, np.arange(60)) == auc_intervals(y_true, probabilities)
+        found = area(plain, y_true, probabilities, patients, seed=seed)
+        assert (found.interval, found.method) == ((drawn.low, drawn.high), "bootstrap over patients")
+        assert area_beside(found, y_true, probabilities) is None
+    assert area(plain, y_true, probabilities, patients) == area(plain, y_true, probabilities, patients, seed=0)
+    assert area(plain, y_true, probabilities, np.arange(60)) == area(plain, y_true, probabilities)
 
 
 def test_patients_that_cannot_be_drawn_leave_delongs_interval_and_say_so() -> None:
     y_true, probabilities = graded(4, 40, 0.75)
     patients = np.array([0] * 4 + list(range(1, 41)))
-    method = auc_intervals(y_true, probabilities, patients)["roc_auc_ci95_method"]
+    method = scored(y_true, probabilities, "ab", patients)["roc_auc_ci95_method"]
     assert method.startswith("DeLong, as if images were independent: a bootstrap over patients needs two patients")
 
 
@@ -241,14 +243,14 @@ def some_labels(n: int = 60) -> tuple[Ints, Floats]:
 @pytest.mark.parametrize("patients", [None, np.arange(60) // 2], ids=["images", "patients"])
 def test_every_figure_of_several_labels_is_that_of_each_label_and_their_means(patients: Ints | None) -> None:
     y_true, p = some_labels()
-    found = score_labels(y_true, p, ("effusion", "mass"), patients)
+    found = scored(y_true, p, ("effusion", "mass"), patients)
     known = y_true >= 0
     each = {}
     for number, label in enumerate(("effusion", "mass")):
         rows = known[:, number]
         columns = two_columns(p[rows, number])
         one = found["per_class"][label]
-        each[label] = score(
+        each[label] = scored(
             y_true[rows, number], columns, ("without", label), None if patients is None else patients[rows]
         )
         assert found["roc_auc_ci95_per_class"][label] == pytest.approx(each[label]["roc_auc_ci95"])
@@ -276,12 +278,12 @@ def test_label_that_all_but_one_image_have_or_lack_is_refused(has: int) -> None:
     y_true[:, 1] = has
     y_true[5, 1] = 1 - has
     with pytest.raises(ValueError, match=rf"'mass' has {59 if has else 1} and {1 if has else 59}$"):
-        score_labels(y_true, p, ("effusion", "mass"))
+        scored(y_true, p, ("effusion", "mass"))
 
 
 def test_single_call_that_is_right_has_a_precision_of_one() -> None:
     y_true, p = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.1, 0.2, 0.3, 0.1])
-    (one,) = score_labels(y_true[:, None], p[:, None], ("mass",))["per_class"].values()
+    (one,) = scored(y_true[:, None], p[:, None], ("mass",))["per_class"].values()
     assert (one["precision"], one["sensitivity"]) == (1.0, 0.5)
 
 
@@ -291,7 +293,7 @@ def test_arrays_that_do_not_fit_are_refused_in_so_many_words() -> None:
         with pytest.raises(
             ValueError, match=r"^y_true of several labels must be \(60, 2\) of 0, 1 and -1 \(unknown\)$"
         ):
-            score_labels(wrong, p, ("effusion", "mass"))
+            scored(wrong, p, ("effusion", "mass"))
     with pytest.raises(ValueError, match=r"^y_true holds values other than 0 and 1$"):
         delong_ci(np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3]))
     nothing = wilson(0, 0)
@@ -324,9 +326,9 @@ def test_difference_between_heads_has_the_variance_of_clustered_influences() -> 
         sums = [(other_influence - influence)[patients == patient].sum() for patient in range(n)]
         variance = sum(value * value for value in sums) * n / (n - 1)
         half = norm.ppf(0.9) * math.sqrt(variance)
-        assert found.difference == pytest.approx(other - auc)
-        assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
-        assert found.p == pytest.approx(2 * norm.sf(abs(found.difference) / math.sqrt(variance)))
+        assert found.difference.value == pytest.approx(other - auc)
+        assert found.difference.interval == pytest.approx((other - auc - half, other - auc + half))
+        assert found.p == pytest.approx(2 * norm.sf(abs(other - auc) / math.sqrt(variance)))
         assert found.reason == ""
 
 
@@ -334,14 +336,16 @@ def test_groups_of_one_image_each_are_as_good_as_none() -> None:
     y_true, first = drawn_probabilities(30, 2, seed=9)
     _, second = drawn_probabilities(30, 2, seed=10)
     heads = {"a": first, "b": second}
-    assert compare_heads(y_true, heads, "a", groups=np.arange(30)) == compare_heads(y_true, heads, "a")
+    (grouped,), (plain,) = compare_heads(y_true, heads, "a", groups=np.arange(30)), compare_heads(y_true, heads, "a")
+    assert grouped.difference.n_patients == 30
+    assert replace(grouped, difference=replace(grouped.difference, n_patients=None)) == plain
 
 
 def test_comparison_without_variance_has_its_difference_and_the_reason() -> None:
     y_true = np.array([0, 0, 0, 1, 1, 1])
     perfect, useless = two_columns(y_true.astype(float)), two_columns(np.full(6, 0.5))
     (found,) = compare_heads(y_true, {"perfect": perfect, "useless": useless}, "perfect")
-    assert (found.name, found.difference, found.low, found.high) == ("useless", -0.5, -0.5, -0.5)
+    assert (found.name, found.difference.value, found.difference.interval) == ("useless", -0.5, (-0.5, -0.5))
     assert (found.z, found.p, found.p_holm) == (None, None, None)
     assert found.reason.startswith("the AUCs differ, but the estimated variance of their difference is zero")
     with pytest.raises(ValueError, match=r"^all samples are of one patient; nothing can be said of others$"):

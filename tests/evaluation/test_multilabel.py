@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, log_loss, matthews_corrcoef
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hoarfrost.cli.console import train_text
-from hoarfrost.evaluation import delong_ci, macro_auc_ci, score_labels
+from hoarfrost.evaluation import delong_ci, macro_auc_ci
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
@@ -24,6 +24,7 @@ from hoarfrost.training.batches import Batches, Group, seed_of
 from hoarfrost.training.objective import MultiLabel
 from tests.support.builders import write_csv, write_images, write_npz
 from tests.support.labelled import write_labelled_cache
+from tests.support.samples import scored
 
 QUICK = TrainingConfig(epochs=15, patience=15)
 LABELS = ("effusion", "mass", "nodule")
@@ -126,7 +127,7 @@ def test_a_batch_of_which_nothing_is_known_changes_nothing() -> None:
 def test_labels_are_scored_each_for_itself_without_the_unknown() -> None:
     _, y = drawn()
     p = np.random.default_rng(1).random(y.shape)
-    found = score_labels(y, p, LABELS)
+    found = scored(y, p, LABELS)
     areas = [roc_auc_score(y[y[:, i] >= 0, i], p[y[:, i] >= 0, i]) for i in range(3)]
     assert list(found["roc_auc_per_class"].values()) == pytest.approx(areas)
     assert found["roc_auc"] == pytest.approx(np.mean(areas))
@@ -139,7 +140,7 @@ def test_labels_are_scored_each_for_itself_without_the_unknown() -> None:
 def test_each_label_has_all_scores_and_the_run_their_means() -> None:
     _, y = drawn()
     p = np.random.default_rng(1).random(y.shape)
-    found = score_labels(y, p, LABELS)
+    found = scored(y, p, LABELS)
     for i, label in enumerate(LABELS):
         truth, likely, one = y[y[:, i] >= 0, i], p[y[:, i] >= 0, i], found["per_class"][label]
         assert one["n"] == truth.sum()
@@ -162,7 +163,7 @@ def test_a_label_with_one_image_is_refused() -> None:
     y[:5, 0] = 1
     y[0, 1] = 1
     with pytest.raises(ValueError, match="'mass' has 1 and 9"):
-        score_labels(y, np.full((10, 2), 0.5), ("effusion", "mass"))
+        scored(y, np.full((10, 2), 0.5), ("effusion", "mass"))
 
 
 # -- from a CSV to the report -----------------------------------------------------------------------------------------
@@ -197,14 +198,14 @@ def test_a_run_learns_all_labels_and_reads_back(tmp_path: Path) -> None:
     assert (facts.is_multilabel, facts.classes, facts.positive) == (True, LABELS, None)
     head = run.head(run.selected)
     assert head.test is not None
-    assert min(head.test["roc_auc_per_class"].values()) > 0.8
+    assert min(one.value("roc_auc") for one in head.test.per_class.values()) > 0.8
     again = read_run(tmp_path / "run")
     assert (again.y_true() == run.y_true()).all()
     assert again.predictions.labels == run.predictions.labels
     assert again.heads == run.heads
     assert again.cross_validation == run.cross_validation
     assert [reference.name for reference in run.references][:2] == ["majority class", "logistic regression"]
-    assert head.test["roc_auc"] > run.references[0].test["roc_auc"]  # type: ignore[index]
+    assert head.test.value("roc_auc") > run.references[0].test.value("roc_auc")  # type: ignore[union-attr]
     assert "effusion: 0." in train_text(run)
 
 

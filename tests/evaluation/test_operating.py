@@ -106,13 +106,9 @@ def test_result_of_a_known_table() -> None:
     assert result.npv == wilson(103, 133)
     positive = (401 / 431) / (16 / 119)
     deviation = (1 / 401 - 1 / 431 + 1 / 16 - 1 / 119) ** 0.5
-    assert asdict(result.lr_positive) == pytest.approx(
-        {
-            "value": positive,
-            "low": positive * np.exp(-1.959964 * deviation),
-            "high": positive * np.exp(1.959964 * deviation),
-        }
-    )
+    assert result.lr_positive.value == pytest.approx(positive)
+    reach = np.exp(1.959964 * deviation)
+    assert result.lr_positive.interval == pytest.approx((positive / reach, positive * reach))
     assert result.lr_negative.value == pytest.approx((30 / 431) / (103 / 119))
 
 
@@ -125,10 +121,10 @@ def test_predictive_values_at_the_splits_own_prevalence_are_the_splits() -> None
     assert there is not None
     assert there.ppv is not None
     assert there.npv is not None
-    assert there.ppv[0] == pytest.approx(result.ppv.value)
-    assert there.npv[0] == pytest.approx(result.npv.value)
-    for value, low, high in (there.ppv, there.npv):
-        assert low < value < high
+    assert there.ppv.value == pytest.approx(result.ppv.value)
+    assert there.npv.value == pytest.approx(result.npv.value)
+    for one in (there.ppv, there.npv):
+        assert one.low < one.value < one.high  # type: ignore[operator]
 
 
 def test_limits_of_predictive_values_are_those_of_the_likelihood_ratios() -> None:
@@ -145,9 +141,13 @@ def test_limits_of_predictive_values_are_those_of_the_likelihood_ratios() -> Non
     positive, negative = found.lr_positive, found.lr_negative
     assert positive is not None
     assert negative is not None
-    assert at.ppv == pytest.approx((after(positive.value), after(positive.low), after(positive.high)))
-    assert at.npv == pytest.approx((1 - after(negative.value), 1 - after(negative.high), 1 - after(negative.low)))
-    assert at.npv[1] < at.npv[0] < at.npv[2] < 1
+    assert at.ppv is not None
+    assert at.npv is not None
+    after_positive = [after(one) for one in (positive.value, positive.low, positive.high)]
+    after_negative = [1 - after(one) for one in (negative.value, negative.high, negative.low)]
+    assert [at.ppv.value, at.ppv.low, at.ppv.high] == pytest.approx(after_positive)
+    assert [at.npv.value, at.npv.low, at.npv.high] == pytest.approx(after_negative)
+    assert at.npv.low < at.npv.value < at.npv.high < 1  # type: ignore[operator]
 
 
 def test_rarer_disease_lowers_the_positive_predictive_value() -> None:
@@ -157,8 +157,8 @@ def test_rarer_disease_lowers_the_positive_predictive_value() -> None:
     assert common is not None
     assert rare.ppv is not None
     assert common.ppv is not None
-    assert rare.ppv[0] == pytest.approx(0.01 * 2 / 3 / (0.01 * 2 / 3 + 0.99 / 3))
-    assert common.ppv[0] == pytest.approx(2 / 3)
+    assert rare.ppv.value == pytest.approx(0.01 * 2 / 3 / (0.01 * 2 / 3 + 0.99 / 3))
+    assert common.ppv.value == pytest.approx(2 / 3)
 
 
 def test_infinite_ratio_is_none_with_a_lower_limit_and_a_ratio_of_zero_begins_at_zero() -> None:
@@ -170,7 +170,7 @@ def test_infinite_ratio_is_none_with_a_lower_limit_and_a_ratio_of_zero_begins_at
     assert (perfect.lr_negative.value, perfect.lr_negative.low) == (0.0, 0.0)
     assert perfect.at_prevalence is not None
     assert perfect.at_prevalence.ppv is not None
-    assert perfect.at_prevalence.ppv[::2] == (1.0, 1.0)
+    assert (perfect.at_prevalence.ppv.value, perfect.at_prevalence.ppv.high) == (1.0, 1.0)
 
 
 def test_threshold_that_finds_none_or_all_leaves_undefined_what_is() -> None:

@@ -23,11 +23,11 @@ def test_subgroup_has_the_figures_of_its_samples_alone() -> None:
         rows = np.array(scanners(120)) == one.value
         y, own = y_true[rows], p[rows]
         assert (one.n, one.counts) == (rows.sum(), ((y == 0).sum(), (y == 1).sum()))
-        assert one.roc_auc == pytest.approx(roc_auc(y, own))
-        assert (one.low, one.high) == pytest.approx(delong_ci(y, own))
+        assert one.roc_auc.value == pytest.approx(roc_auc(y, own))
+        assert (one.roc_auc.low, one.roc_auc.high) == pytest.approx(delong_ci(y, own))
         assert one.sensitivity == wilson(int((own[y == 1] >= 0.4).sum()), int((y == 1).sum()))
         assert one.specificity == wilson(int((own[y == 0] < 0.4).sum()), int((y == 0).sum()))
-        assert (one.interval, one.reason) == ("DeLong", "")
+        assert (one.roc_auc.method, one.reason) == ("DeLong", "")
 
 
 def test_subgroup_of_patients_with_several_images_has_the_bootstraps_interval() -> None:
@@ -35,14 +35,18 @@ def test_subgroup_of_patients_with_several_images_has_the_bootstraps_interval() 
     y_true, p, patients = np.repeat(y_true, 3), np.repeat(p, 3), np.repeat(np.arange(40), 3)
     one = score_subgroups(y_true, two_columns(p), {"site": ["x"] * 120}, groups=patients)[0]
     expected = bootstrap_auc_ci(y_true, two_columns(p), patients)
-    assert (one.low, one.high, one.interval) == (expected.low, expected.high, "bootstrap over patients")
+    assert (one.roc_auc.low, one.roc_auc.high, one.roc_auc.method) == (
+        expected.low,
+        expected.high,
+        "bootstrap over patients",
+    )
 
 
 def test_subgroup_whose_positives_are_of_one_patient_has_no_interval_and_says_why() -> None:
     y_true = np.array([1, 1] + [0] * 28)
     patients = np.array([0, 0, *range(1, 29)])
     one = score_subgroups(y_true, two_columns(np.linspace(0.9, 0.1, 30)), {"site": ["x"] * 30}, groups=patients)[0]
-    assert (one.roc_auc, one.low, one.high) == (1, None, None)
+    assert (one.roc_auc.value, one.roc_auc.low, one.roc_auc.high) == (1, None, None)
     assert one.reason.startswith("no interval: a bootstrap over patients needs two patients of each class")
 
 
@@ -53,7 +57,7 @@ def test_subgroups_that_are_too_small_are_named_with_their_counts_and_the_reason
     assert found["one positive"].reason == "fewer than two samples of a class"
     assert found["one positive"].counts == (24, 1)
     assert found["small"].reason == "fewer than 20 samples"
-    assert (found["small"].roc_auc, found["small"].sensitivity) == (None, None)
+    assert (found["small"].roc_auc.value, found["small"].sensitivity) == (None, None)
     assert found["large"].reason == ""
 
 
@@ -62,9 +66,9 @@ def test_twenty_samples_are_enough_and_nineteen_are_not() -> None:
     y_true[[0, 1, 20, 21]] = 1
     y_true[[2, 3, 22, 23]] = 0
     twenty, nineteen = score_subgroups(y_true, two_columns(p), {"site": ["a"] * 20 + ["b"] * 19})
-    assert twenty.roc_auc == pytest.approx(roc_auc(y_true[:20], p[:20]))
+    assert twenty.roc_auc.value == pytest.approx(roc_auc(y_true[:20], p[:20]))
     assert (nineteen.attribute, nineteen.value, nineteen.reason) == ("site", "b", "fewer than 20 samples")
-    assert (nineteen.roc_auc, nineteen.interval) == (None, "")
+    assert (nineteen.roc_auc.value, nineteen.roc_auc.method) == (None, "")
 
 
 def test_level_and_seed_reach_every_interval() -> None:
@@ -75,13 +79,13 @@ def test_level_and_seed_reach_every_interval() -> None:
         (one,) = score_subgroups(y_true, columns, {"site": ["x"] * 80}, threshold=0.5, **options)
         return one
 
-    assert (only(level=0.8).low, only(level=0.8).high) == pytest.approx(delong_ci(y_true, p, level=0.8))
+    assert only(level=0.8).roc_auc.interval == pytest.approx(delong_ci(y_true, p, level=0.8))
     assert only(level=0.8).sensitivity == wilson(int((p[y_true == 1] >= 0.5).sum()), int(y_true.sum()), level=0.8)
     assert only(level=0.8).specificity == wilson(int((p[y_true == 0] < 0.5).sum()), int((1 - y_true).sum()), level=0.8)
     patients = np.arange(80) // 2
     expected = bootstrap_auc_ci(y_true, columns, patients, level=0.8, seed=7)
     drawn = only(groups=patients, level=0.8, seed=7)
-    assert (drawn.low, drawn.high) == (expected.low, expected.high)
+    assert drawn.roc_auc.interval == (expected.low, expected.high)
 
 
 def test_sample_at_the_threshold_is_called_positive() -> None:
@@ -108,10 +112,9 @@ def test_subgroup_that_lacks_a_class_counts_none_of_it() -> None:
 def test_three_classes_have_a_macro_area_and_no_operating_point() -> None:
     y_true, probabilities = drawn_probabilities(90, 3, seed=0)
     one = score_subgroups(y_true, probabilities, {"site": ["x"] * 90}, threshold=0.5)[0]
-    assert one.roc_auc is not None
-    assert one.low is not None
-    assert one.high is not None
-    assert one.low < one.roc_auc < one.high
+    assert one.roc_auc.value is not None
+    assert one.roc_auc.interval is not None
+    assert one.roc_auc.interval[0] < one.roc_auc.value < one.roc_auc.interval[1]
     assert (one.sensitivity, one.specificity) == (None, None)
 
 
@@ -122,7 +125,7 @@ def test_of_very_many_values_the_most_frequent_are_scored_and_the_rest_counted()
     assert len(found) == 21
     assert found[-1].value == "(11 further values)"
     assert sum(one.n for one in found) == 100
-    assert next(one for one in found if one.value == "often").roc_auc is not None
+    assert next(one for one in found if one.value == "often").roc_auc.value is not None
 
 
 def test_twenty_small_values_are_named_one_by_one_and_twenty_one_together() -> None:

@@ -17,7 +17,7 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.runs import FixedPoint, Run, read_run
+from hoarfrost.runs import FixedPoint, Run, read_run, to_json
 from hoarfrost.training import TrainingConfig
 from tests.support.commands import Hoarfrost
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
@@ -73,7 +73,8 @@ def test_thresholds_are_those_of_validation_and_results_those_of_test(two: Run) 
         assert fixed.result.sensitivity.value == called[y_test == 1].mean()
         assert fixed.result.specificity.value == (~called)[y_test == 0].mean()
         assert fixed.result == metrics.evaluate_threshold(y_test, p_test[:, 1], fixed.point.threshold, prevalence=0.05)
-        assert fixed.by_patient is None
+        assert fixed.result is not None
+        assert fixed.result.sensitivity.method == "Wilson"
 
 
 def test_stated_prevalence_is_in_the_predictive_values_and_the_net_benefit(two: Run) -> None:
@@ -87,7 +88,7 @@ def test_stated_prevalence_is_in_the_predictive_values_and_the_net_benefit(two: 
     assert specificity is not None
     assert result.at_prevalence.ppv is not None
     bayes = 0.05 * sensitivity / (0.05 * sensitivity + 0.95 * (1 - specificity))
-    assert result.at_prevalence.ppv[0] == pytest.approx(bayes)
+    assert result.at_prevalence.ppv.value == pytest.approx(bayes)
     assert two.assessment.classes[0].net_benefit.prevalence == 0.05
 
 
@@ -138,7 +139,7 @@ def test_calibration_before_and_after_is_of_test_with_the_temperature_of_validat
     assert found.after.error == pytest.approx(metrics.assess_calibration(y_test, scaled).error)
     assert sum(one.observed.n for one in found.after.bins) == len(y_test)
     curve = metrics.decision_curve(y_test, scaled[:, 1], prevalence=0.05)
-    assert two.assessment.classes[0].net_benefit.net_benefit == pytest.approx(curve.net_benefit.tolist())
+    assert two.assessment.classes[0].net_benefit.net_benefit == pytest.approx(curve.net_benefit)
 
 
 def test_three_classes_have_one_calibration_and_points_against_the_rest(tmp_path: Path) -> None:
@@ -187,23 +188,24 @@ def test_patients_with_several_images_have_intervals_by_bootstrap_over_patients(
     run = train(cache_of_patients(tmp_path))
     scores = run.heads[0].test
     assert scores is not None
-    assert scores["roc_auc_ci95_method"] == "bootstrap over patients"
+    assert scores.auc.method == "bootstrap over patients"
     y_test, p_test = images_of(run, "test")
     patients = np.array(run.predictions.patients)[np.array(run.predictions.splits) == "test"]
     groups = np.unique(patients, return_inverse=True)[1]
     drawn = metrics.bootstrap_auc_ci(y_test, p_test, groups)
-    assert scores["roc_auc_ci95"] == pytest.approx([drawn.low, drawn.high], abs=0.01)  # patients in another order
-    by_patient = points_of(run)[0].by_patient
-    assert by_patient is not None
-    assert by_patient.sensitivity is not None
+    assert scores.auc.interval == pytest.approx((drawn.low, drawn.high), abs=0.01)  # patients in another order
+    point = points_of(run)[0]
+    assert point.result is not None
+    assert point.result.sensitivity.method == "bootstrap over patients"
+    assert to_json(point)["by_patient"]["sensitivity"] == list(point.result.sensitivity.interval or ())
 
 
 def test_single_image_patients_have_delongs_interval(two: Run) -> None:
     y_test, p_test = images_of(two, "test")
     scores = two.head(two.selected).test
     assert scores is not None
-    assert scores["roc_auc_ci95"] == list(metrics.delong_ci(y_test, p_test[:, 1]))
-    assert scores["roc_auc_ci95_method"] == "DeLong"
+    assert scores.auc.interval == metrics.delong_ci(y_test, p_test[:, 1])
+    assert scores.auc.method == "DeLong"
 
 
 def test_newcombes_interval_stands_beside_delongs_where_that_covers_too_seldom(two: Run) -> None:
@@ -211,7 +213,7 @@ def test_newcombes_interval_stands_beside_delongs_where_that_covers_too_seldom(t
     scores = two.head(two.selected).test
     assert scores is not None
     assert min(np.bincount(y_test)) < 30
-    assert scores["roc_auc_ci95_newcombe"] == list(metrics.newcombe_ci(y_test, p_test[:, 1]))
+    assert scores.beside["roc_auc"].interval == metrics.newcombe_ci(y_test, p_test[:, 1])
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])
@@ -226,11 +228,11 @@ def test_per_patient_scores_are_those_of_joined_probabilities(tmp_path: Path, ho
         p = [getattr(np, how)([float(row[head.name]) for row in images]) for images in by_patient.values()]
         y = [int(images[0]["label"] == "malignant") for images in by_patient.values()]
         assert head.test is not None
-        assert head.test["n"] == len(by_patient)
-        assert head.test["roc_auc"] == roc_auc_score(y, p)
-        assert head.seeds[0].test_roc_auc == head.test["roc_auc"]
+        assert head.test.n == len(by_patient)
+        assert head.test.value("roc_auc") == roc_auc_score(y, p)
+        assert head.seeds[0].test_roc_auc == head.test.value("roc_auc")
     assert run.cross_validation is not None
-    assert run.cross_validation.results[0].pooled["n"] == 80
+    assert run.cross_validation.results[0].pooled.n == 80
     assert run.assessment is not None
     assert run.assessment.unit == f"patient, {how}"
     assert run.assessment.classes[0].n == len(by_patient)
@@ -286,7 +288,7 @@ def test_heads_are_not_tested_on_a_test_split_of_one_patient_and_the_run_says_wh
     for one in comparisons:
         assert (one.z, one.p, one.p_holm) == (None, None, None)
         assert "all images are of one patient" in one.reason
-        assert one.low <= one.difference <= one.high
+        assert one.difference.low <= one.difference.value <= one.difference.high  # type: ignore[operator]
 
 
 def test_every_other_head_and_reference_is_compared_with_the_selected_one(two: Run) -> None:
@@ -310,9 +312,9 @@ def test_subgroups_are_of_every_attribute_on_test_and_small_ones_are_named(two: 
     women = groups["sex", "f"]
     n_test = two.config.dataset.n_split["test"]
     assert sum(group.n for (name, _), group in groups.items() if name == "sex") == n_test
-    assert women.roc_auc is None or women.sensitivity is not None
+    assert women.roc_auc.value is None or women.sensitivity is not None
     small = [group for (name, _), group in groups.items() if name == "site" and group.n < 20]
-    assert all(group.roc_auc is None and "fewer than 20" in group.reason for group in small)
+    assert all(group.roc_auc.value is None and "fewer than 20" in group.reason for group in small)
 
 
 def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression(tmp_path: Path) -> None:

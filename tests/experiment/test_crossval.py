@@ -109,10 +109,10 @@ def test_every_head_and_reference_is_scored_on_the_pooled_predictions(tmp_path: 
     assert "logistic regression" in names
     assert (found.n_folds, found.n_images, len(found.selected)) == (3, 100, 3)
     for result in found.results:
-        assert result.pooled["n"] == 100
+        assert result.pooled.n == 100
         assert len(result.fold_roc_aucs) == 3
-        low, high = result.pooled["roc_auc_ci95"]
-        assert low <= result.pooled["roc_auc"] <= high
+        low, high = result.pooled.auc.interval
+        assert low <= result.pooled.value("roc_auc") <= high
 
 
 def test_embeddings_that_say_nothing_get_no_auc_out_of_it(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_embeddings_that_say_nothing_get_no_auc_out_of_it(tmp_path: Path) -> Non
     embeddings = np.repeat(by_patient, 4, axis=0) + 0.01 * rng.standard_normal((200, 512)).astype(np.float32)
     cache = write_labelled_cache(tmp_path / "c.h5", labels, patients=patients, embeddings=embeddings)
     for result in folds_of(cross_validated(cache, 5)).results:
-        assert abs(result.pooled["roc_auc"] - 0.5) < 0.25
+        assert abs(result.pooled.value("roc_auc") - 0.5) < 0.25
 
 
 def test_held_out_images_have_no_say_in_the_heads_of_their_fold(
@@ -151,7 +151,7 @@ def test_held_out_images_have_no_say_in_the_heads_of_their_fold(
 def test_separable_classes_are_told_apart_in_every_fold(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=1))
     nested = folds_of(cross_validated(cache)).results[0]
-    assert nested.pooled["roc_auc"] == 1.0
+    assert nested.pooled.value("roc_auc") == 1.0
     assert nested.fold_roc_aucs == (1.0, 1.0, 1.0)
 
 
@@ -169,12 +169,12 @@ def test_cross_validation_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_pooled_auc_lies_between_chance_and_the_folds_own(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=0.1))
     found = folds_of(cross_validated(cache)).results[0]
-    assert found.pooled["roc_auc"] == pytest.approx(float(np.mean(found.fold_roc_aucs)), abs=0.15)
+    assert found.pooled.value("roc_auc") == pytest.approx(float(np.mean(found.fold_roc_aucs)), abs=0.15)
 
 
 def test_a_handful_of_images_is_cross_validated_too(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 12, "malignant": 7}))
-    assert all(result.pooled["n"] == 19 for result in folds_of(cross_validated(cache, 5)).results)
+    assert all(result.pooled.n == 19 for result in folds_of(cross_validated(cache, 5)).results)
 
 
 def test_folds_that_leave_too_few_to_learn_from_are_refused_before_any_training(tmp_path: Path) -> None:

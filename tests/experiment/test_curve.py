@@ -38,7 +38,7 @@ def test_the_last_point_is_the_whole_training_split_and_the_selected_head(tmp_pa
     run = with_curve(write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 60, "malignant": 40})))
     last = run.learning_curve[-1]
     assert last.n_images == sum(run.config.dataset.counts["train"].values())
-    assert last.roc_aucs[0] == pytest.approx(run.heads[0].test["roc_auc"], abs=1e-12)  # type: ignore[index]
+    assert last.roc_aucs[0] == pytest.approx(run.heads[0].test.value("roc_auc"), abs=1e-12)  # type: ignore[union-attr]
 
 
 def test_patients_are_drawn_whole(tmp_path: Path) -> None:

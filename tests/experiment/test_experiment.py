@@ -133,7 +133,7 @@ def test_history_has_a_line_for_each_epoch_of_each_head(tmp_path: Path) -> None:
     assert lines == {head.name: head.epochs for head in run.heads}
     for head in run.heads:
         best = next(e for e in run.history if e.head == head.name and e.epoch == head.best_epoch)
-        assert best.val_roc_auc == pytest.approx(head.val["roc_auc"], abs=1e-12)
+        assert best.val_roc_auc == pytest.approx(head.val.value("roc_auc"), abs=1e-12)
 
 
 def test_selected_head_is_the_best_on_validation_whatever_test_says(
@@ -172,17 +172,17 @@ def test_a_head_that_calls_every_image_the_same_is_named(tmp_path: Path) -> None
 def test_a_head_that_loses_to_logistic_regression_is_named_with_both_figures(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
     weak, _ = run = train(cache, heads=("linear,lr=1e-9", "linear,lr=0.01")).heads
-    to_beat = read_run(tmp_path / "run").references[1].val["roc_auc"]
+    to_beat = read_run(tmp_path / "run").references[1].val.value("roc_auc")
     for head in run:
         loses = [alarm for alarm in head.alarms if alarm.startswith("loses to logistic regression")]
-        assert bool(loses) == (head.val["roc_auc"] < to_beat)
-    assert f"validation ROC AUC {weak.val['roc_auc']:.3f} against {to_beat:.3f}" in weak.alarms[-1]
+        assert bool(loses) == (head.val.value("roc_auc") < to_beat)
+    assert f"validation ROC AUC {weak.val.value('roc_auc'):.3f} against {to_beat:.3f}" in weak.alarms[-1]
 
 
 def test_separable_classes_reach_a_test_auc_of_one(tmp_path: Path) -> None:
     labels = mixed(TWO)
     cache = write_labelled_cache(tmp_path / "cache.h5", labels, embeddings=embeddings_of(labels, distance=1))
-    assert train(cache).heads[0].test["roc_auc"] == 1.0  # type: ignore[index]
+    assert train(cache).heads[0].test.value("roc_auc") == 1.0  # type: ignore[union-attr]
 
 
 # -- the same again -----------------------------------------------------------------------------------------------------

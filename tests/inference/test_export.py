@@ -31,7 +31,7 @@ from hoarfrost.inference.export.formats import OPSET, run_onnx, run_torch
 from hoarfrost.inference.export.metadata import calibrated_threshold, metadata_of, operating_points
 from hoarfrost.inference.export.model import Classifier
 from hoarfrost.inference.predict import Predictor, run_head
-from hoarfrost.runs import Run, read_heads, read_run
+from hoarfrost.runs import Run, read_heads, read_run, to_json
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import write_csv
 from tests.support.commands import ROOT, Hoarfrost
@@ -264,8 +264,7 @@ def test_model_card_tells_the_runs_facts_and_names_no_image_and_no_patient(run: 
     assert card.startswith(
         "# Model card: malignant against benign + normal\n\n**Research use only. Not a medical device.**"
     )
-    scores = run.head(run.selected).test
-    assert scores is not None
+    scores = to_json(run.head(run.selected).test)
     assert f"{scores['roc_auc']:.3f}" in card
     assert f"{scores['roc_auc_ci95'][0]:.3f} to {scores['roc_auc_ci95'][1]:.3f}" in card
     for title in (
@@ -290,7 +289,7 @@ def test_model_card_of_another_head_has_that_heads_scores_alone(run: Run) -> Non
     card = model_card(run, saved(run, other.name), "m.onnx", ["Made."])
     assert f"no, that is {run.selected}" in card
     assert other.test is not None
-    assert f"| {other.test['roc_auc']:.3f} |" in card
+    assert f"| {other.test.value('roc_auc'):.3f} |" in card
     assert "What they do on the test split" not in card
 
 

@@ -365,7 +365,7 @@ def test_prediction_that_fails_leaves_the_earlier_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hoarfrost.inference.predict.dataset.ImageTable.add", full)
+    monkeypatch.setattr("hoarfrost.inference.predict.dataset.ImageCsv.add", full)
     with pytest.raises(RunError, match=r"found\.csv: cannot be written: .*No space left.*--output"):
         predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
     assert (tmp_path / "found.csv").read_text() == "path,frame,patient,earlier\n"

@@ -10,7 +10,7 @@ import pytest
 from hoarfrost.evaluation import compare_heads
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.compare import render_comparison, side_by_side
-from hoarfrost.runs import Run, write_run
+from hoarfrost.runs import Run, to_json, write_run
 from tests.support.commands import Hoarfrost
 from tests.support.labelled import mixed, write_labelled_cache
 from tests.support.made_runs import BREAKOUT, HOSTILE, Page, make_run
@@ -52,7 +52,7 @@ def test_runs_of_one_cache_are_compared_as_heads_of_one_run_are(tmp_path: Path) 
     (test,) = side_by_side(runs).tests
     expected = next(one for one in both.comparisons if one.name == other)
     assert test.result is not None
-    assert test.result.difference == pytest.approx(expected.difference)
+    assert test.result.difference.value == pytest.approx(expected.difference.value)
     assert test.result.p == pytest.approx(expected.p)
 
 
@@ -138,12 +138,13 @@ def test_page_shows_areas_and_test_of_each_run(tmp_path: Path, hoarfrost: Hoarfr
     assert status == 0
     assert json.loads(stdout) == {"report": str(output)}
     page = Page(output.read_text(encoding="utf-8"))
-    scores = pair[0].head("mlp:256").test or {}
+    scores = to_json(pair[0].head("mlp:256").test)
     low, high = scores["roc_auc_ci95"]
     assert page.text.count(f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})") == 2
     result = side_by_side(pair).tests[0].result
     assert result is not None
-    assert f"B against A {result.difference:+.3f} ({result.low:+.3f} to {result.high:+.3f})" in page.text
+    difference = result.difference
+    assert f"B against A {difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})" in page.text
     tags = [tag for tag, _ in page.elements]
     assert tags.count("caption") == tags.count("table")
     assert not {"script", "img"} & page.tags()

@@ -84,8 +84,8 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path) -> None:
     found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     for head in run.heads:
         assert head.test is not None
-        assert float(found[head.name]["test_roc_auc"]) == head.test["roc_auc"]
-        assert float(found[head.name]["val_roc_auc_low"]) == head.val["roc_auc_ci95"][0]
+        assert float(found[head.name]["test_roc_auc"]) == head.test.value("roc_auc")
+        assert float(found[head.name]["val_roc_auc_low"]) == head.val.auc.low
         assert found[head.name]["selected"] == ("yes" if head.name == run.selected else "no")
     assert found["logistic regression"]["selected"] == "reference"
     _, *sizes = read_csv(next(path for path in paths if path.name == "counts.csv"))
@@ -113,7 +113,7 @@ def test_every_figure_and_table_of_a_real_run_is_written_with_the_digits_of_the_
     groups = read_csv(paths["subgroups.csv"])[1:] if run.assessment.subgroups else []
     assert [int(row[2]) for row in groups] == [group.n for group in run.assessment.subgroups]
     differences = {row[0]: float(row[2]) for row in read_csv(paths["comparisons.csv"])[1:]}
-    assert differences == {one.name: one.difference for one in run.comparisons}
+    assert differences == {one.name: one.difference.value for one in run.comparisons}
 
 
 def test_run_without_test_split_has_no_test_columns(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_figures_are_those_of_the_page(tmp_path: Path) -> None:
 def _others(selected: str) -> list[str]:
     run = make_run(Path("unwritten"))
     others = [head for head in run.heads if head.name != selected]
-    return [head.name for head in sorted(others, key=lambda head: -head.val["roc_auc"])]
+    return [head.name for head in sorted(others, key=lambda head: -head.val.value("roc_auc"))]
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoarfrost.evaluation.leakage import Leakage, SimilarPair
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import encode_png, thumbnail
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.extraction.extract import extract
-from hoarfrost.inference.sources import Source
+from hoarfrost.inference.sources import RunSource
 from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
-from hoarfrost.report.gallery import N_CASES, SIDE, Case, Group, groups_of, read_pictures
-from hoarfrost.report.look import Look, look_of
-from hoarfrost.runs import Leakage, Run, SimilarImages
+from hoarfrost.report.gallery import N_CASES, SIDE, Case, CaseGroup, groups_of, read_pictures
+from hoarfrost.report.look import ImagesSection, look_of
+from hoarfrost.runs import Run
 from tests.extraction.test_extract import RANDOM
 from tests.support.builders import encode, picture, write_npz
 from tests.support.commands import Hoarfrost
@@ -32,11 +33,11 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 BREAKOUT = '"]}</script><script>alert(2)</script>'
 
 
-def looked(run: Run, *, with_images: bool = True) -> Look:
+def looked(run: Run, *, with_images: bool = True) -> ImagesSection:
     return look_of(run, with_images=with_images, with_map=False)
 
 
-def shown_paths(look: Look) -> set[str]:
+def shown_paths(look: ImagesSection) -> set[str]:
     return {case.path for group in look.groups for cases in group.cases for case in cases}
 
 
@@ -93,8 +94,8 @@ def test_dicom_is_shown_through_the_window_that_the_backbone_saw_it_through(
     with EmbeddingCache(tmp_path / "c.h5") as cache:
         table = cache.dataset()
         cases = tuple((Case(path, ()),) for path in table.paths)
-        source = Source(cache, table, {path: i for i, path in enumerate(table.paths)})
-        pictures = read_pictures(source, [Group("x", "", cases)])
+        source = RunSource(cache, table, {path: i for i, path in enumerate(table.paths)})
+        pictures = read_pictures(source, [CaseGroup("x", "", cases)])
     content = (tmp_path / "scans" / "a" / "1.dcm").read_bytes()
     assert b64decode(pictures.uris["a/1.dcm"].partition(",")[2]) == thumbnail(content, SIDE, window)
     assert (thumbnail(content, SIDE, window) == thumbnail(content, SIDE)) == (window is None)
@@ -237,7 +238,7 @@ def test_near_duplicates_are_shown_in_pairs(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
     first = next(p for p, s in zip(run.predictions.paths, run.predictions.splits, strict=True) if s == "train")
     second = next(p for p, s in zip(run.predictions.paths, run.predictions.splits, strict=True) if s == "test")
-    pair = SimilarImages(first, "train", second, "test", 0.9987)
+    pair = SimilarPair(first, "train", second, "test", 0.9987)
     run = replace(run, leakage=Leakage(0, (), 0, (), 1, (pair,), 0.99))
     look = looked(run)
     group = next(group for group in look.groups if group.title == "Near-duplicates across splits")

@@ -23,6 +23,7 @@ from hoarfrost.report.words import duration
 from hoarfrost.runs import (
     Run,
     UnreadableImage,
+    to_json,
     write_run,
 )
 from tests.support.made_runs import (
@@ -94,7 +95,7 @@ def test_report_that_cannot_be_written_is_a_clear_error_and_keeps_the_earlier_on
 def test_first_screen_names_the_task_and_the_answer(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     page = report_page(run)
-    scores = run.head(run.selected).test or {}
+    scores = to_json(run.head(run.selected).test)
     first_screen = page.text.split("Explore mlp:256 on 60 test images")[0]
     for words in (
         "malignant against benign + normal",
@@ -111,11 +112,11 @@ def test_first_screen_names_the_task_and_the_answer(tmp_path: Path) -> None:
 def test_every_auc_in_the_table_is_in_metrics(tmp_path: Path, n_of_split: dict[str, int]) -> None:
     run = make_run(tmp_path / "run", n_of_split=n_of_split)
     cells = re.findall(r'<td class="auc">(.*?)</td>', report_html(run))
-    ranked = [run.head("mlp:256"), *sorted((run.heads[0], run.heads[2]), key=lambda head: -head.val["roc_auc"])]
+    ranked = [run.head("mlp:256"), *sorted((run.heads[0], run.heads[2]), key=lambda head: -head.val.value("roc_auc"))]
     expected = [
         f"{scores['roc_auc']:.3f} ({scores['roc_auc_ci95'][0]:.3f} to {scores['roc_auc_ci95'][1]:.3f})"
         for head in (*ranked, *run.references)
-        for scores in (head.val, head.test)
+        for scores in (to_json(head.val), to_json(head.test))
         if scores is not None
     ]
     assert cells == expected
@@ -179,7 +180,7 @@ def test_binary_roc_figure_has_a_curve_for_each_head(tmp_path: Path) -> None:
     figure = html[html.index('<h3 id="roc">') : html.index('<h3 id="precision">')]
     assert figure.count('<path class="curve') == 3
     assert figure.count(" strong") == 2  # the selected head's curve, and its line in the legend
-    areas = {head.name: (head.test or {})["roc_auc"] for head in run.heads}
+    areas = {head.name: (head.test or head.val).value("roc_auc") for head in run.heads}
     best = max(areas, key=areas.__getitem__)
     assert f"ROC curves of 3 heads on 60 test images; {best} has the largest area, {areas[best]:.2f}" in figure
 
@@ -189,7 +190,7 @@ def test_three_classes_have_a_curve_for_each_class_of_the_selected_head(tmp_path
     html = report_html(run)
     figure = html[html.index('<h3 id="roc">') : html.index('<h3 id="precision">')]
     assert figure.count('<path class="curve') == 3
-    for label, area in (run.head("mlp:256").test or {})["roc_auc_per_class"].items():
+    for label, area in to_json(run.head("mlp:256").test)["roc_auc_per_class"].items():
         assert f"{label}: {area:.3f}" in figure
     assert "macro one-vs-rest" in html
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hoarfrost.evaluation import PointResult, binary_problems, evaluate_threshold
+from hoarfrost.evaluation import PointResult, binary_problems, evaluate_threshold, wilson
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.words import count, decimal, interval
 from hoarfrost.runs import Run
@@ -60,12 +60,13 @@ def expected_measures(result: PointResult) -> dict[str, list[str]]:
     measures = {}
     for name in ("sensitivity", "specificity", "ppv", "npv"):
         share = getattr(result, name)
-        ends = interval((share.low, share.high))
+        share = wilson(share.n_hits, share.n)  # the slider's, which take images as independent
+        ends = interval(share.interval)
         measures[name] = [decimal(share.value), ends, f"{count(share.n_hits)} of {count(share.n)}"]
     assert result.at_prevalence is not None
     for name in ("ppv", "npv"):
         found = getattr(result.at_prevalence, name)
-        texts = [decimal(None)] * 2 if found is None else [decimal(found[0]), interval(found[1:])]
+        texts = [decimal(None)] * 2 if found is None else [decimal(found.value), interval(found.interval)]
         measures[f"{name}-there"] = [*texts, ""]
     return measures
 

@@ -9,24 +9,26 @@ from hypothesis import given
 from sklearn.metrics import average_precision_score
 
 from hoarfrost.evaluation import (
+    Estimate,
     OperatingPoint,
+    Scores,
     Subgroup,
     evaluate_threshold,
     precision_recall_curve,
 )
+from hoarfrost.evaluation.leakage import Leakage, SharedPair, SimilarPair
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.report.checklists import CLAIM, TRIPOD, checklists_of
 from hoarfrost.report.evaluation import evaluation_of
-from hoarfrost.report.explore import share_interval
 from hoarfrost.report.first import grave_warnings, tiles, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.words import decimal, p_text
-from hoarfrost.runs import FixedPoint, Leakage, PatientIntervals, Run, SharedImages, SimilarImages
+from hoarfrost.runs import FixedPoint, Run, from_json, to_json
 from tests.support.labelled import embeddings_of, write_labelled_cache
 from tests.support.made_runs import make_run
 from tests.support.samples import Sample, samples
 
-SHARED = SharedImages("the patient 'p1'", "a.png", "train", "b.png", "test", 4)
+SHARED = SharedPair("the patient 'p1'", "a.png", "train", "b.png", "test", 4)
 NOTHING_SHARED = Leakage(0, (), 0, (), 0, (), 0.9)
 
 
@@ -37,7 +39,7 @@ def texts(run: Run) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def subgroup(value: str, auc: float, low: float, high: float) -> Subgroup:
-    return Subgroup("scanner", value, 30, (20, 10), auc, low, high, "DeLong", None, None)
+    return Subgroup("scanner", value, 30, (20, 10), Estimate(auc, low, high, "DeLong", 30), None, None)
 
 
 # -- cautions -----------------------------------------------------------------------------------------------------------
@@ -51,7 +53,7 @@ def test_allowed_leakage_stands_above_everything_with_its_number(tmp_path: Path)
 
 
 def test_near_duplicates_and_what_was_not_compared_stand_below_the_answer(tmp_path: Path) -> None:
-    pair = SimilarImages("a.png", "train", "b.png", "test", 0.987)
+    pair = SimilarPair("a.png", "train", "b.png", "test", 0.987)
     found = replace(NOTHING_SHARED, n_near_duplicates=2, near_duplicates=(pair,))
     assert texts(replace(make_run(tmp_path), leakage=found))[1]["Near-duplicates"].startswith(
         "2 pairs of images are nearly"
@@ -80,16 +82,16 @@ def test_alarm_of_the_selected_head_is_grave_and_those_of_others_are_not(tmp_pat
 
 def test_few_cases_are_counted_and_their_interval_said(reported_demo: Run) -> None:
     one = reported_demo.assessment.classes[0]  # type: ignore[union-attr]
-    low, high = (reported_demo.head(reported_demo.selected).test or {})["roc_auc_ci95"]
+    area = evaluation_of(reported_demo).scores(reported_demo.head(reported_demo.selected)).auc
     said = texts(reported_demo)[1]["Few cases"]
     assert said.startswith(f"Only {one.n_positive} of the {one.n} test images are malignant")
-    assert said.endswith(f"may as well be {decimal(low)} or {decimal(high)}.")
+    assert said.endswith(f"may as well be {decimal(area.low)} or {decimal(area.high)}.")
 
 
 def test_only_a_subgroup_whose_interval_lies_below_all_is_uneven(reported_demo: Run) -> None:
     assessment = reported_demo.assessment
     assert assessment is not None
-    auc = (reported_demo.head(reported_demo.selected).test or {})["roc_auc"]
+    auc = evaluation_of(reported_demo).scores(reported_demo.head(reported_demo.selected)).value("roc_auc")
     low, wide = subgroup("B", auc - 0.2, auc - 0.3, auc - 0.1), subgroup("B", auc - 0.2, auc - 0.3, auc + 0.01)
     for found, is_said in ((low, True), (wide, False)):
         run = replace(reported_demo, assessment=replace(assessment, subgroups=(subgroup("A", auc, auc, 1.0), found)))
@@ -111,8 +113,8 @@ def test_newcombes_interval_stands_beside_delongs_where_a_run_has_it(tmp_path: P
     plain = tiles(run, evaluation_of(run))[0]
     assert not any("Newcombe" in note for note in plain.notes)
     beside = {"roc_auc_ci95_method": "DeLong", "roc_auc_ci95_newcombe": [0.6123, 0.9456]}
-    heads = tuple(replace(head, test={**(head.test or {}), **beside}) for head in run.heads)
-    run = replace(run, heads=heads)
+    tests = [from_json({**to_json(head.test), **beside}, Scores) for head in run.heads]
+    run = replace(run, heads=tuple(replace(head, test=test) for head, test in zip(run.heads, tests, strict=True)))
     notes = tiles(run, evaluation_of(run))[0].notes
     assert notes[0].endswith("(DeLong)")
     assert "Newcombe's interval 0.612 to 0.946" in notes[-1]
@@ -122,12 +124,16 @@ def test_newcombes_interval_stands_beside_delongs_where_a_run_has_it(tmp_path: P
 def test_interval_over_patients_goes_before_wilsons_unless_it_has_no_width() -> None:
     result = evaluate_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), 0.5)
     point = OperatingPoint("Youden's index", 0.5, 1.0, 1.0)
-    drawn = PatientIntervals(sensitivity=(1.0, 1.0), specificity=(0.4, 1.0), ppv=None, npv=(0.5, 0.9))
-    fixed = FixedPoint(point, result, drawn)
-    assert share_interval(fixed, "sensitivity") == (result.sensitivity.low, 1.0)
-    assert share_interval(fixed, "specificity") == (0.4, 1.0)
-    assert share_interval(fixed, "ppv") is None
-    assert share_interval(FixedPoint(point, result, None), "npv") == (result.npv.low, result.npv.high)
+    written = to_json(FixedPoint(point, result))
+    assert written["by_patient"] is None
+    assert from_json(written, FixedPoint) == FixedPoint(point, result)
+    written["by_patient"] = {"sensitivity": [1.0, 1.0], "specificity": [0.4, 1.0], "ppv": None, "npv": [0.5, 0.9]}
+    fixed = from_json(written, FixedPoint)
+    assert fixed.result is not None
+    assert fixed.result.sensitivity == result.sensitivity
+    assert (fixed.result.specificity.interval, fixed.result.npv.interval) == ((0.4, 1.0), (0.5, 0.9))
+    assert fixed.result.ppv.interval is None
+    assert to_json(fixed) == written
 
 
 @given(samples())

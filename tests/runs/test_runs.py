@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hoarfrost.evaluation import Scores
 from hoarfrost.features.errors import RunError
 from hoarfrost.runs import (
     CrossValidated,
@@ -30,6 +31,7 @@ from hoarfrost.runs import (
     UnreadableImage,
     check_run_directory,
     class_numbers,
+    from_json,
     read_run,
     write_run,
 )
@@ -52,7 +54,10 @@ names = st.sampled_from(ODD_NAMES) | st.binary(min_size=1, max_size=12).map(
     lambda content: os.fsdecode(content.replace(b"\0", b"0"))
 )
 SPLITS = ("train", "val", "test")
-SCORES = {"n": 4, "accuracy": 0.75, "majority_accuracy": 0.5, "loss": 0.6, "roc_auc": 0.8, "roc_auc_ci95": [0.7, 0.9]}
+SCORES = from_json(
+    {"n": 4, "accuracy": 0.75, "majority_accuracy": 0.5, "loss": 0.6, "roc_auc": 0.8, "roc_auc_ci95": [0.7, 0.9]},
+    Scores,
+)
 
 
 def make_run(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation import Scores
 from hoarfrost.runs import (
     DatasetFacts,
     EmbeddingFacts,
@@ -18,6 +19,7 @@ from hoarfrost.runs import (
     Run,
     RunConfig,
     SeedResult,
+    from_json,
 )
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -96,9 +98,8 @@ def probabilities_near(rng: np.random.Generator, numbers: npt.NDArray[np.int64])
 def head_result(
     rng: np.random.Generator, name: str, n_of_split: dict[str, int], per_class: Sequence[str]
 ) -> HeadResult:
-    val, test = (
-        scores_of(rng, n_of_split[split], per_class) if split in n_of_split else None for split in ("val", "test")
-    )
+    val = scores_of(rng, n_of_split["val"], per_class)
+    test = scores_of(rng, n_of_split["test"], per_class) if "test" in n_of_split else None
     return HeadResult(
         name=name,
         n_parameters=1026,
@@ -108,13 +109,13 @@ def head_result(
         best_epoch=20,
         epochs=30,
         weights_file="heads/0.safetensors",
-        val=val or {},
+        val=val,
         test=test,
         seeds=(SeedResult(0, 0.8, 0.8, 20, 30),),
     )
 
 
-def scores_of(rng: np.random.Generator, n_images: int, per_class: Sequence[str]) -> dict[str, object]:
+def scores_of(rng: np.random.Generator, n_images: int, per_class: Sequence[str]) -> Scores:
     area = round(float(rng.uniform(0.75, 0.9)), 6)
     scores: dict[str, object] = {
         "n": n_images,
@@ -127,7 +128,7 @@ def scores_of(rng: np.random.Generator, n_images: int, per_class: Sequence[str])
     }
     if per_class:
         scores["roc_auc_per_class"] = {label: round(float(rng.uniform(0.7, 0.95)), 6) for label in per_class}
-    return scores
+    return from_json(scores, Scores)
 
 
 def training_history(head: str, seed: int, n_epochs: int = 30) -> list[Epoch]:

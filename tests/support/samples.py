@@ -1,8 +1,13 @@
 """Samples that tests of statistics share: binary ones with ties, probabilities of heads, patients with several images."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
+
+from hoarfrost.evaluation import score
+from hoarfrost.runs import to_json
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -42,3 +47,9 @@ def calibrated(n: int, seed: int, *, slope: float = 1.0, intercept: float = 0.0)
     stated = rng.normal(0, 1.5, n)
     y_true = (rng.random(n) < 1 / (1 + np.exp(-(intercept + slope * stated)))).astype(np.int64)
     return y_true, 1 / (1 + np.exp(-stated))
+
+
+def scored(*args: Any) -> dict[str, Any]:
+    """Score as `hoarfrost.evaluation.score` does, and return what `metrics.json` has of it."""
+    found: dict[str, Any] = to_json(score(*args))
+    return found

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from hoarfrost.cli.console.lines import table
 
 if TYPE_CHECKING:
-    from hoarfrost.evaluation import Share
+    from collections.abc import Sequence
+
+    from hoarfrost.evaluation import Estimate, Metric, Scores
     from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
@@ -16,13 +18,8 @@ def train_text(run: "Run") -> str:
     from hoarfrost.experiment.splits import rule_named
 
     split = "test" if run.heads[0].test is not None else "val"
-    rows: list[tuple[str, ...]] = [
-        ("", "head", "parameters", "epochs", "val AUC", f"{split} AUC (95% interval)", f"{split} accuracy")
-    ]
-    shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -head.val["roc_auc"]))[:SHOWN_HEADS]
-    rows += [_head_row(head, head.name == run.selected) for head in run.heads if head in shown]
-    rows += [_reference_row(reference) for reference in run.references]
-    lines = table(rows)
+    shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
+    lines = _heads_table(run, shown, split)
     if len(run.heads) > len(shown):
         lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
     lines += _cross_validation_lines(run.cross_validation)
@@ -52,25 +49,22 @@ def _label_lines(run: "Run", split: str) -> list[str]:
     if not run.config.dataset.is_multilabel:
         return []
     head = run.head(run.selected)
-    scores = head.val if head.test is None else head.test
     lines = [f"{head.name}, {split} ROC AUC by label (95% interval):"]
-    for label, area in scores["roc_auc_per_class"].items():
-        low, high = scores["roc_auc_ci95_per_class"][label]
-        lines.append(
-            f"  {label}: {area:.3f} ({low:.3f} to {high:.3f}), known of {scores['n_known_per_class'][label]:,} images"
-        )
+    lines += [
+        f"  {label}: {_estimate_text(one.auc)}, known of {one.auc.n:,} images"
+        for label, one in _scores_of(head).per_class.items()
+    ]
     return lines
 
 
 def _interval_lines(run: "Run", split: str) -> list[str]:
     """Give the selected head's other interval where DeLong's covers too seldom."""
     head = run.head(run.selected)
-    scores = head.val if head.test is None else head.test
-    if "roc_auc_ci95_newcombe" not in scores:
-        return []
-    low, high = scores["roc_auc_ci95_newcombe"]
     why = "of few cases, or near one, DeLong's interval is too narrow"
-    return [f"{head.name}, {split} AUC: {why}; Newcombe's is {low:.3f} to {high:.3f}"]
+    return [
+        f"{head.name}, {split} AUC: {why}; {second.method}'s is {second.low:.3f} to {second.high:.3f}"
+        for second in _scores_of(head).beside.values()
+    ]
 
 
 def _assessment_lines(found: "Assessment | None") -> list[str]:
@@ -93,28 +87,25 @@ def _point_lines(fixed: "FixedPoint") -> list[str]:
     point, result = fixed.point, fixed.result
     if result is None:
         return [f"{point.name}: {point.reason}"]
-    shares = {name: getattr(result, name) for name in ("sensitivity", "specificity", "ppv", "npv")}
-    words = {"ppv": "PPV", "npv": "NPV"}
-    texts = [
-        f"{words.get(name, name)} {_share_text(share, getattr(fixed.by_patient, name, None))}"
-        for name, share in shares.items()
-    ]
+    shares = {
+        "sensitivity": result.sensitivity,
+        "specificity": result.specificity,
+        "PPV": result.ppv,
+        "NPV": result.npv,
+    }
+    texts = [f"{name} {_estimate_text(one)}" for name, one in shares.items()]
     lines = [f"{point.name}, from {result.threshold:.3f} on: {', '.join(texts)}"]
     there = result.at_prevalence
     if there is not None:
-        values = [
-            f"{word} {'undefined' if value is None else f'{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})'}"
-            for word, value in (("PPV", there.ppv), ("NPV", there.npv))
-        ]
+        values = [f"{word} {_estimate_text(one)}" for word, one in (("PPV", there.ppv), ("NPV", there.npv))]
         lines.append(f"  at a prevalence of {there.prevalence:g}: {', '.join(values)}")
     return lines
 
 
-def _share_text(share: "Share", by_patient: tuple[float, float] | None) -> str:
-    if share.value is None:
+def _estimate_text(found: "Estimate | None") -> str:
+    if found is None or found.value is None:
         return "undefined"
-    low, high = by_patient or (share.low, share.high)
-    return f"{share.value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{found.value:.3f}" + ("" if found.interval is None else f" ({found.low:.3f} to {found.high:.3f})")
 
 
 def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:
@@ -123,9 +114,8 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:
         return []
     lines = [f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% interval):"]
     for result in folds.results:
-        low, high = result.pooled["roc_auc_ci95"]
         by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
-        lines.append(f"  {result.name}: {result.pooled['roc_auc']:.3f} ({low:.3f} to {high:.3f}); by fold {by_fold}")
+        lines.append(f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}")
     return lines
 
 
@@ -146,20 +136,39 @@ def _over_seeds(n_seeds: int) -> str:
     return f", the mean over {n_seeds} seeds" if n_seeds > 1 else ""
 
 
-def _reference_row(reference: "ReferenceResult") -> tuple[str, ...]:
-    return ("", reference.name, "", "", *_score_cells(reference))
+def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[str]:
+    """Make the table of heads and references: what each is, and its metrics."""
+    from hoarfrost.evaluation import ShownIn, metrics_of  # not above: other commands print without scikit-learn
+
+    heads = [head for head in run.heads if head in shown]
+    of_all = [*map(_scores_of, heads), *map(_scores_of, run.references)]
+    metrics = metrics_of(of_all, ShownIn.EVERYWHERE)
+    titles = [f"{split} {_title(metric, _scores_of(run.head(run.selected)))}" for metric in metrics]
+    rows: list[tuple[str, ...]] = [("", "head", "parameters", "epochs", "val AUC", *titles)]
+    for head in heads:
+        about = head.name, f"{head.n_parameters:,}", f"{head.best_epoch} of {head.epochs}"
+        rows.append(("*" if head.name == run.selected else "", *about, *_score_cells(head, metrics)))
+    rows += [("", one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
+    return table(rows)
 
 
-def _head_row(head: "HeadResult", selected: bool) -> tuple[str, ...]:
-    epochs = f"{head.best_epoch} of {head.epochs}"
-    return ("*" if selected else "", head.name, f"{head.n_parameters:,}", epochs, *_score_cells(head))
+def _title(metric: "Metric", scores: "Scores") -> str:
+    has_interval = metric.key in scores and scores[metric.key].interval is not None
+    return (metric.short or metric.title) + (" (95% interval)" if has_interval else "")
 
 
-def _score_cells(result: "HeadResult | ReferenceResult") -> tuple[str, str, str]:
-    scores = result.test if result.test is not None else result.val
-    low, high = scores["roc_auc_ci95"]
-    return (
-        f"{result.val['roc_auc']:.3f}",
-        f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})",
-        f"{scores['accuracy']:.3f} (majority class {scores['majority_accuracy']:.3f})",
-    )
+def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
+    scores, cells = _scores_of(result), []
+    for metric in metrics:
+        guess = scores.value_or_none(metric.baseline)
+        beside = "" if guess is None else f" (majority class {guess:.3f})"
+        cells.append(_estimate_text(scores.estimates.get(metric.key)) + beside)
+    return f"{_area(result.val):.3f}", *cells
+
+
+def _area(scores: "Scores") -> float:
+    return scores.auc.value or 0.0
+
+
+def _scores_of(result: "HeadResult | ReferenceResult") -> "Scores":
+    return result.val if result.test is None else result.test

@@ -3,7 +3,7 @@
 from hoarfrost.inference.explain.cases import Cases
 from hoarfrost.inference.explain.dataset import ExplainSummary, explain_dataset
 from hoarfrost.inference.explain.examples import Example, TrainingExamples, training_examples
-from hoarfrost.inference.explain.explainer import Explainer, Explanation, open_explainer
+from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer, open_explainer
 from hoarfrost.inference.explain.maps import Contributions, contributions, evidence, upsampled
 from hoarfrost.inference.explain.pictures import Shown, card, overlay
 
@@ -12,8 +12,8 @@ __all__ = [
     "Contributions",
     "Example",
     "ExplainSummary",
+    "ExplainedImage",
     "Explainer",
-    "Explanation",
     "Shown",
     "TrainingExamples",
     "card",

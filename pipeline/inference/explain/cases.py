@@ -10,9 +10,9 @@ import numpy as np
 from hoarfrost.features.decoding.pictures import fitted
 from hoarfrost.features.errors import CacheError, DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.inference.explain.examples import Example, TrainingExamples, training_examples
-from hoarfrost.inference.explain.explainer import Explainer, Explanation
+from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer
 from hoarfrost.inference.explain.pictures import EXAMPLE_SIDE, Pixels
-from hoarfrost.inference.sources import Source, opened_source
+from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.runs import read_run
 
 KEPT_EXAMPLES = 1_000  # small pictures of training images; the same ones come again and again
@@ -29,12 +29,12 @@ class Cases:
     n : int
         How many are wanted of an image.
     examples : TrainingExamples, optional
-    source : Source, optional
+    source : RunSource, optional
         Where their pictures are.
     """
 
     def __init__(
-        self, explainer: Explainer, n: int, examples: TrainingExamples | None = None, source: Source | None = None
+        self, explainer: Explainer, n: int, examples: TrainingExamples | None = None, source: RunSource | None = None
     ) -> None:
         self._explainer, self._n = explainer, n
         self._examples, self._source = examples, source
@@ -58,7 +58,7 @@ class Cases:
         """How many training images there are; None where that is not known any more."""
         return None if self._examples is None else len(self._examples)
 
-    def nearest(self, explanation: Explanation, key: bytes, patient: str) -> tuple[Example, ...]:
+    def nearest(self, explanation: ExplainedImage, key: bytes, patient: str) -> tuple[Example, ...]:
         """Find the nearest training images of other patients."""
         if self._examples is None:
             return ()
@@ -80,7 +80,7 @@ class Cases:
             self._read(self._source, wanted)
         return {one.path: self._pictures[one.path] for one in examples if one.path in self._pictures}
 
-    def _read(self, source: Source, paths: Sequence[str]) -> None:
+    def _read(self, source: RunSource, paths: Sequence[str]) -> None:
         if len(self._pictures) > KEPT_EXAMPLES:
             self._pictures.clear()
         try:

@@ -24,7 +24,7 @@ from hoarfrost.features.extraction.plan import Progress
 from hoarfrost.features.fingerprint import image_key
 from hoarfrost.inference.explain.cases import Cases
 from hoarfrost.inference.explain.examples import Example
-from hoarfrost.inference.explain.explainer import Explainer, Explanation, open_explainer
+from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer, open_explainer
 from hoarfrost.inference.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
 from hoarfrost.inference.predict import run_head
 from hoarfrost.runs import read_heads
@@ -225,7 +225,7 @@ class _Work:
         if batch:
             yield batch
 
-    def _add(self, index: int, key: bytes, pixels: Pixels, found: Explanation) -> None:
+    def _add(self, index: int, key: bytes, pixels: Pixels, found: ExplainedImage) -> None:
         path, patients = self.dataset.paths[index], self.dataset.patients
         nearest = self.cases.nearest(found, key, "" if patients is None else patients[index])
         names = self.explainer.predictor.names
@@ -247,7 +247,7 @@ class _Work:
         )  # fmt: skip
 
 
-def _title(found: Explanation, names: Sequence[str]) -> str:
+def _title(found: ExplainedImage, names: Sequence[str]) -> str:
     p = found.calibrated[names.index(found.subject)]
     return f"{found.subject}: probability {p:.3f}; called {found.called}"
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.heads.files import SavedHead
-from hoarfrost.inference.sources import Source
+from hoarfrost.inference.sources import RunSource
 from hoarfrost.runs import Run
 
 
@@ -82,7 +82,7 @@ class TrainingExamples:
         return tuple(Example(self._paths[i], self._labels[i], float(distances[i])) for i in order)
 
 
-def training_examples(run: Run, source: Source, head: SavedHead) -> TrainingExamples:
+def training_examples(run: Run, source: RunSource, head: SavedHead) -> TrainingExamples:
     """Collect the training images of a run from its cache.
 
     Raises

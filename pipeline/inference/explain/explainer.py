@@ -27,7 +27,7 @@ AT_ONCE = 8  # images, whose feature maps are held
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplainedImage:
     """What a head says of an image, and what speaks for it where.
 
     Attributes
@@ -127,7 +127,7 @@ class Explainer:
         pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding)
         return pixels, load_image(pixels, self.decoding).expand(3, -1, -1)
 
-    def explain(self, images: torch.Tensor, number: int | None = None) -> list[Explanation]:
+    def explain(self, images: torch.Tensor, number: int | None = None) -> list[ExplainedImage]:
         """Explain images.
 
         Parameters
@@ -137,7 +137,7 @@ class Explainer:
             The class to map the evidence for; by default of two classes the positive one, of more the one that the
             image is called, of several labels the most probable.
         """
-        found: list[Explanation] = []
+        found: list[ExplainedImage] = []
         for some in torch.split(images, AT_ONCE):
             features = self.backbone.feature_maps(some).numpy()
             embeddings = features.mean(axis=(2, 3))
@@ -148,7 +148,7 @@ class Explainer:
             for i, each in enumerate(numbers):
                 cells = evidence(maps[i : i + 1], each, multilabel=self.predictor.head.is_multilabel)[0]
                 found.append(
-                    Explanation(
+                    ExplainedImage(
                         embeddings[i], prediction.probabilities[i], prediction.calibrated[i], answers[i],
                         self.predictor.names[each], cells, self.measure,
                     )

@@ -1,8 +1,9 @@
 """The model card: what a reader must know of an exported model, from the run's facts. It names no image and no patient."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from hoarfrost.evaluation import ShownIn, metrics_of
+from hoarfrost.evaluation.intervals import SharePlace, share_at
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
@@ -10,7 +11,7 @@ from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.first import Caution, grave_warnings, task_of, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.trust import subgroup_rows
-from hoarfrost.report.words import NONE, count, decimal, interval, rule, several, share_text
+from hoarfrost.report.words import NONE, count, decimal, estimate_text, interval, rule, several
 from hoarfrost.runs import Run
 
 TITLE = "# Model card: "
@@ -132,13 +133,14 @@ def _data(run: Run) -> Iterator[str]:
 
 
 def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
-    scores: dict[str, Any] = evaluation.scores(run.head(head.spec.name))
-    method = f", {scores['roc_auc_ci95_method']}" if scores.get("roc_auc_ci95_method") else ""
-    kind = ", mean over labels" if evaluation.is_multilabel else "" if evaluation.is_binary else ", macro one-vs-rest"
-    rows = [
-        (f"ROC AUC{kind}", decimal(scores["roc_auc"]), f"{interval(scores['roc_auc_ci95'])}{method}"),
-        ("accuracy", decimal(scores["accuracy"]), f"always the most frequent: {decimal(scores['majority_accuracy'])}"),
-    ]
+    scores, rows = evaluation.scores(run.head(head.spec.name)), []
+    for metric in metrics_of([scores], ShownIn.EVERYWHERE):
+        found, beside = scores[metric.key], []
+        if found.interval is not None:
+            beside.append(f"{interval(found.interval)}{f', {found.method}' if found.method else ''}")
+        if metric.baseline:
+            beside.append(f"always the most frequent: {decimal(scores.value_or_none(metric.baseline))}")
+        rows.append((evaluation.title_of(metric), decimal(found.value), "; ".join(beside)))
     yield from _table((f"on {evaluation.samples()}", "value", "95% interval"), rows)
     recalibration = None if run.assessment is None else run.assessment.calibration
     if head.spec.name == run.selected and recalibration is not None:
@@ -173,8 +175,8 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
                 (
                     one.name,
                     rule(fixed.point.name),
-                    share_text(fixed.result.sensitivity),
-                    share_text(fixed.result.specificity),
+                    estimate_text(share_at(fixed.result.sensitivity, SharePlace.MODEL_CARD)),
+                    estimate_text(share_at(fixed.result.specificity, SharePlace.MODEL_CARD)),
                 )
                 for one in run.assessment.classes
                 for fixed in one.points

@@ -21,7 +21,7 @@ from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
-from hoarfrost.inference.predict.output import ImageTable, PatientTable, check_output, csv_writer, patients_path
+from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
 from hoarfrost.inference.predict.predictor import COVERAGE, Prediction, Predictor
 from hoarfrost.runs import RunHeads, read_heads
 
@@ -224,7 +224,7 @@ def _write(embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output:
     patients = dataset.patients if how in predictor.units else None
     tally = _Tally(predictor, len(dataset), of_patients=patients is not None)
     with csv_writer(output) as writer:
-        table = ImageTable(writer, dataset, predictor)
+        table = ImageCsv(writer, dataset, predictor)
         for places, found in _predicted(embedded, cache, predictor, errors):
             table.add(places, found, errors)
             tally.add(_without(places, errors), found)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.features.errors import RunError
 from hoarfrost.heads.files import read_head
 from hoarfrost.runs import HeadResult, RunHeads, read_heads
@@ -50,8 +51,8 @@ def _listed(run: RunHeads, head: HeadResult) -> ListedHead:
         selected=head.name == run.selected,
         seeds=len(head.seeds),
         parameters=head.n_parameters,
-        val_roc_auc=float(head.val["roc_auc"]),
-        test_roc_auc=None if head.test is None else float(head.test["roc_auc"]),
+        val_roc_auc=head.val.value(ROC_AUC),
+        test_roc_auc=None if head.test is None else head.test.value(ROC_AUC),
         file=str(path),
         bytes=path.stat().st_size if path.is_file() else 0,
         problem=problem,

@@ -74,7 +74,7 @@ def _places(data: Path | str) -> list[Path]:
     return [] if is_url(data) else [Path(data), Path(data) / MANIFEST_NAME]
 
 
-class ImageTable:
+class ImageCsv:
     """The images' CSV: the header is written at once, then rows block by block."""
 
     def __init__(self, writer: "CsvWriter", dataset: Dataset, predictor: Predictor) -> None:

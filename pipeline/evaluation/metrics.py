@@ -1,0 +1,305 @@
+"""The metrics, each declared once. All that scores, writes or prints metrics loops over them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+from sklearn import metrics as sk
+
+from hoarfrost.evaluation.checks import UNKNOWN, Floats, Ints, binary_problems
+from hoarfrost.evaluation.discrimination import roc_auc
+from hoarfrost.evaluation.intervals import IntervalKind
+
+THRESHOLD = 0.5
+"""The probability from which on an image is predicted to have a label, where it may have several."""
+
+
+class ShownIn(IntEnum):
+    """Where a metric is shown; each includes those before it."""
+
+    FILE = 0
+    """`metrics.json` alone."""
+    WIDE = 1
+    """Tables that have room for it: the report's comparison of heads, tables for a paper."""
+    EVERYWHERE = 2
+    """The terminal, the report's first screen and the model card too."""
+
+
+@dataclass(frozen=True)
+class OneAgainstRest:
+    """One class against all others, or one label: `y` and `predicted` (m,) int64 of 0 and 1, `p` (m,) its probability.
+
+    `rows` (m,) are the samples that it is known of.
+    """
+
+    y: Ints
+    predicted: Ints
+    p: Floats
+    rows: Ints
+
+    @cached_property
+    def counts(self) -> Ints:
+        """Counts (2, 2): row = true, column = predicted. Counted once, for all metrics."""
+        return confusion_matrix(self.y, self.predicted, 2)
+
+    @cached_property
+    def cells(self) -> tuple[int, int, int, int]:
+        """True negatives, false positives, false negatives, true positives."""
+        (n_tn, n_fp), (n_fn, n_tp) = self.counts.tolist()
+        return n_tn, n_fp, n_fn, n_tp
+
+    @property
+    def sensitivity(self) -> float:
+        """The share of its samples that are found."""
+        _, _, n_fn, n_tp = self.cells
+        return n_tp / (n_tp + n_fn)
+
+    @property
+    def specificity(self) -> float:
+        """The share of all others that are told from it."""
+        n_tn, n_fp, _, _ = self.cells
+        return n_tn / (n_tn + n_fp)
+
+    def drawn(self, rows: Ints) -> "OneAgainstRest":
+        """Return some of its samples, by their places; a sample may come several times."""
+        return OneAgainstRest(self.y[rows], self.predicted[rows], self.p[rows], self.rows[rows])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and what is decided by them.
+
+    `predicted` is the most probable class (n,), or the labels that are more probable than not (n, C).
+    """
+
+    y_true: Ints
+    probabilities: Floats
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a sample may have several labels."""
+        return self.y_true.ndim == 2
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """What is decided of each sample."""
+        if self.is_multilabel:
+            return np.asarray(self.probabilities >= THRESHOLD, np.int64)
+        return np.asarray(self.probabilities.argmax(axis=1), np.int64)
+
+    @cached_property
+    def counts(self) -> Ints:
+        """Counts (C, C) of the classes, which exclude one another."""
+        return confusion_matrix(self.y_true, self.predicted, self.probabilities.shape[1])
+
+    @cached_property
+    def known(self) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+        """Which of several labels are known, (n, C)."""
+        return np.asarray(self.y_true != UNKNOWN)
+
+    @cached_property
+    def problems(self) -> tuple[OneAgainstRest, ...]:
+        """Class 1 of two; each of more classes; each label."""
+        found = []
+        for number, rows, y in binary_problems(self.y_true, self.probabilities.shape[1]):
+            predicted = self.predicted[rows, number] if self.is_multilabel else self.predicted == number
+            p = self.probabilities[rows, number] if self.is_multilabel else self.probabilities[:, number]
+            found.append(OneAgainstRest(y, predicted.astype(np.int64), p, rows))
+        return tuple(found)
+
+    def drawn(self, rows: Ints) -> "Sample":
+        """Return some of the samples; one may come several times."""
+        return Sample(self.y_true[rows], self.probabilities[rows])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its names, its scorer, its interval, and where it is shown.
+
+    Attributes
+    ----------
+    key : str
+        In `metrics.json`, and in tables' columns.
+    title : str
+        In the report, for people.
+    unit : str
+        What it is counted in.
+    higher_is_better : bool
+    of_class : callable, optional
+        Scores one class against the rest, or one label. May raise ValueError where it is undefined.
+    overall : callable, optional
+        Scores all classes together; by default the mean over classes, or labels, of `of_class`.
+    is_overall : bool
+        False for what is scored by class alone.
+    interval : IntervalKind
+    shown : ShownIn
+    short : str
+        The title in the terminal's narrow columns, where it differs.
+    baseline : str
+        The key of the metric that says what a guess reaches. Empty where none does.
+    """
+
+    key: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    of_class: Callable[[OneAgainstRest], float] | None = None
+    overall: Callable[[Sample], float] | None = None
+    is_overall: bool = True
+    interval: IntervalKind = IntervalKind.NONE
+    shown: ShownIn = ShownIn.EVERYWHERE
+    short: str = ""
+    baseline: str = ""
+
+    @property
+    def hint(self) -> str:
+        """Its unit and direction in words."""
+        return f"{self.unit}; {'higher' if self.higher_is_better else 'lower'} is better"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether only tables that have room show it."""
+        return self.shown == ShownIn.WIDE
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean over classes, or labels."""
+        return self.overall is None
+
+    def score(self, sample: Sample) -> float:
+        """Return its value over all classes, or labels, together."""
+        if self.overall is not None:
+            return self.overall(sample)
+        assert self.of_class is not None
+        return float(np.mean([self.of_class(one) for one in sample.problems]))
+
+
+def confusion_matrix(y_true: Ints, y_pred: Ints, n_classes: int) -> Ints:
+    """Count (C, C) int64: row = true class, column = predicted class."""
+    matrix: Ints = np.bincount(y_true * n_classes + y_pred, minlength=n_classes**2).reshape(n_classes, n_classes)
+    return matrix
+
+
+def _accuracy(sample: Sample) -> float:
+    if sample.is_multilabel:
+        return float((sample.predicted == sample.y_true)[sample.known].mean())
+    return float((sample.predicted == sample.y_true).mean())
+
+
+def _majority_accuracy(sample: Sample) -> float:
+    if sample.is_multilabel:
+        n_with = [(int(one.y.sum()), len(one.y)) for one in sample.problems]
+        return sum(max(k, n - k) for k, n in n_with) / int(sample.known.sum())
+    return float(np.bincount(sample.y_true).max() / len(sample.y_true))
+
+
+def _loss(sample: Sample) -> float:
+    if sample.is_multilabel:
+        return float(sk.log_loss(sample.y_true[sample.known], sample.probabilities[sample.known], labels=[0, 1]))
+    return float(sk.log_loss(sample.y_true, sample.probabilities, labels=np.arange(sample.probabilities.shape[1])))
+
+
+def _brier_of_class(one: OneAgainstRest) -> float:
+    return float(np.mean((one.p - one.y) ** 2))
+
+
+def _brier(sample: Sample) -> float:
+    each = [_brier_of_class(one) for one in sample.problems]
+    return float(np.mean(each) if sample.is_multilabel else np.sum(each))
+
+
+def _f1(one: OneAgainstRest) -> float:
+    _, n_fp, n_fn, n_tp = one.cells
+    return 2 * n_tp / (2 * n_tp + n_fp + n_fn)
+
+
+def _precision(one: OneAgainstRest) -> float:
+    _, n_fp, _, n_tp = one.cells
+    return n_tp / max(1, n_tp + n_fp)
+
+
+# Counted here: scikit-learn's functions look at all samples anew for each, which takes most of the time of scoring
+# hundreds of heads. They give the same.
+
+
+def _balanced_accuracy(counts: Ints) -> float:
+    return float((np.diag(counts) / counts.sum(axis=1)).mean())
+
+
+def _matthews(counts: Ints) -> float:
+    n, n_right = counts.sum(), np.diag(counts)
+    n_true, n_predicted = counts.sum(axis=1), counts.sum(axis=0)
+    spread = float(n**2 - (n_true**2).sum()) * float(n**2 - (n_predicted**2).sum())
+    covariance = float(n * n_right.sum() - n_true @ n_predicted)
+    return covariance / math.sqrt(spread) if spread else 0.0
+
+
+def _of_decisions(measure: Callable[[Ints], float]) -> Callable[[Sample], float]:
+    """Measure the decisions on all classes at once, or the mean of labels."""
+
+    def overall(sample: Sample) -> float:
+        if sample.is_multilabel:
+            return float(np.mean([measure(one.counts) for one in sample.problems]))
+        return measure(sample.counts)
+
+    return overall
+
+
+ROC_AUC = "roc_auc"
+"""The key of the metric that heads are selected and compared by."""
+AVERAGE_PRECISION = "average_precision"
+
+METRICS = (
+    Metric(
+        ROC_AUC, "ROC AUC", "0.5 is chance, 1 is perfect", True,
+        of_class=lambda one: roc_auc(one.y, one.p), interval=IntervalKind.AREA, short="AUC",
+    ),
+    Metric(
+        "accuracy", "accuracy", "share of the decisions", True, overall=_accuracy, baseline="majority_accuracy",
+    ),
+    Metric(
+        "majority_accuracy", "accuracy of the most frequent class", "share of the decisions", True,
+        overall=_majority_accuracy, shown=ShownIn.FILE,
+    ),
+    Metric(
+        "loss", "loss", "mean cross-entropy, nats", False, shown=ShownIn.WIDE, overall=_loss,
+        of_class=lambda one: float(sk.log_loss(one.y, one.p, labels=[0, 1])),
+    ),
+    Metric(
+        "brier", "Brier score", "mean squared error, 0 to 1; summed over several classes, 0 to 2", False,
+        of_class=_brier_of_class, overall=_brier, shown=ShownIn.FILE,
+    ),
+    Metric(
+        AVERAGE_PRECISION, "average precision", "area under precision over recall", True,
+        of_class=lambda one: float(sk.average_precision_score(one.y, one.p)), shown=ShownIn.FILE,
+    ),
+    Metric(
+        "balanced_accuracy", "balanced accuracy", "mean sensitivity over the classes", True, shown=ShownIn.FILE,
+        of_class=lambda one: _balanced_accuracy(one.counts), overall=_of_decisions(_balanced_accuracy),
+    ),
+    Metric("f1", "F1", "harmonic mean of precision and sensitivity", True, of_class=_f1, shown=ShownIn.FILE),
+    Metric(
+        "matthews", "Matthews' correlation", "-1 to 1", True, shown=ShownIn.FILE,
+        of_class=lambda one: _matthews(one.counts), overall=_of_decisions(_matthews),
+    ),
+    Metric(
+        "sensitivity", "sensitivity", "share of its samples that are found", True,
+        of_class=lambda one: one.sensitivity, is_overall=False, shown=ShownIn.FILE,
+    ),
+    Metric(
+        "specificity", "specificity", "share of all others that are told from it", True,
+        of_class=lambda one: one.specificity, is_overall=False, shown=ShownIn.FILE,
+    ),
+    Metric(
+        "precision", "precision", "share of right ones among those found; 0 where nothing is found", True,
+        of_class=_precision, is_overall=False, shown=ShownIn.FILE,
+    ),
+)  # fmt: skip
+
+
+def registered(least: ShownIn = ShownIn.FILE) -> tuple[Metric, ...]:
+    """Return the metrics that are shown at least there, in their order."""
+    return tuple(metric for metric in METRICS if metric.shown >= least)

@@ -1,0 +1,85 @@
+"""Scores as `metrics.json` has them, and back: the only place that knows how their keys are made of a metric's."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hoarfrost.evaluation import Estimate, Scores, registered
+from hoarfrost.evaluation.intervals import NEWCOMBE, IntervalKind
+from hoarfrost.evaluation.metrics import ROC_AUC
+
+_INTERVAL, _METHOD, _BY_CLASS = "_ci95", "_method", "_per_class"
+_BESIDE = f"{_INTERVAL}_{NEWCOMBE.lower()}"
+_N_KNOWN = f"n_known{_BY_CLASS}"
+
+
+def scores_to_json(scores: Scores) -> dict[str, Any]:
+    """Return scores as a JSON object.
+
+    A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; one by
+    another method beside it in `roc_auc_ci95_newcombe`. What classes or labels have is in `per_class`; once more by
+    metric, for those that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`.
+    """
+    found: dict[str, Any] = {"n": scores.n}
+    if scores.n_patients is not None:
+        found["n_patients"] = scores.n_patients
+    for key, estimate in scores.estimates.items():
+        found[key] = estimate.value
+        if estimate.interval is not None:
+            found[f"{key}{_INTERVAL}"] = list(estimate.interval)
+            found[f"{key}{_INTERVAL}{_METHOD}"] = estimate.method
+    for key, estimate in scores.beside.items():
+        found[f"{key}{_BESIDE}"] = [estimate.low, estimate.high]
+    return found | (_by_metric(scores.per_class) if scores.per_class else {})
+
+
+def _by_metric(classes: Mapping[str, Scores]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in [metric.key for metric in registered() if metric.interval is not IntervalKind.NONE]:
+        estimates = {label: one[key] for label, one in classes.items() if key in one}
+        found[f"{key}{_BY_CLASS}"] = {label: one.value for label, one in estimates.items()}
+        if any(one.interval is not None for one in estimates.values()):
+            intervals = {label: [one.low, one.high] for label, one in estimates.items()}
+            known = {label: one.n for label, one in estimates.items()}
+            found |= {f"{key}{_INTERVAL}{_BY_CLASS}": intervals, _N_KNOWN: known}
+    return {**found, "per_class": {label: scores_to_json(one) for label, one in classes.items()}}
+
+
+def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> Scores:
+    """Read scores back; keys that are no registered metric's are passed over.
+
+    Parameters
+    ----------
+    values : mapping
+    n_known : int, optional
+        Samples that a label is known of; `n` by default.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        If the object is not what scores were written as.
+    """
+    n, n_patients = int(values["n"]), values.get("n_patients")
+    estimates, beside = {}, {}
+    for key in [metric.key for metric in registered() if metric.key in values]:
+        low, high = values.get(f"{key}{_INTERVAL}", (None, None))
+        method = values.get(f"{key}{_INTERVAL}{_METHOD}", "")
+        estimates[key] = Estimate(values[key], low, high, method, n if n_known is None else n_known, n_patients)
+        if f"{key}{_BESIDE}" in values:
+            low, high = values[f"{key}{_BESIDE}"]
+            beside[key] = replace(estimates[key], low=low, high=high, method=NEWCOMBE)
+    return Scores(n, n_patients, estimates, beside, _per_class(values))
+
+
+def _per_class(values: Mapping[str, Any]) -> dict[str, Scores]:
+    """Read what classes or labels have; runs of earlier versions have their areas and intervals by metric alone."""
+    areas, intervals = (values.get(f"{ROC_AUC}{part}{_BY_CLASS}", {}) for part in ("", _INTERVAL))
+    found, n_known = values.get("per_class", {}), values.get(_N_KNOWN, {})
+    read = {}
+    for label in found or areas:
+        one = {"n": values["n"], ROC_AUC: areas.get(label), **found.get(label, {})}
+        if label in intervals:
+            method = f"{ROC_AUC}{_INTERVAL}{_METHOD}"
+            one = {f"{ROC_AUC}{_INTERVAL}": intervals[label], method: values.get(method, "")} | one
+        read[label] = scores_from_json(one, n_known.get(label, values["n"]))
+    return read
