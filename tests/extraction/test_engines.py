@@ -141,7 +141,11 @@ def test_a_token_is_used_where_the_cluster_wants_it_and_not_where_it_does_not(at
 
 @pytest.mark.parametrize(
     ("written", "mode", "reason"),
-    [(None, None, "missing"), ("other", None, "another one"), ("secret", "disabled", "switched off by RAY_AUTH_MODE")],
+    [
+        (None, None, "missing"),
+        ("other", None, "a different one"),
+        ("secret", "disabled", "switched off by RAY_AUTH_MODE"),
+    ],
 )
 def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, mode: str | None, reason: str
@@ -157,7 +161,7 @@ def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
 @pytest.mark.usefixtures("at_home")
 def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTH_MODE, "token")
-    with head(None) as address, pytest.raises(HoarfrostError, match="takes no tokens, and RAY_AUTH_MODE=token"):
+    with head(None) as address, pytest.raises(HoarfrostError, match="uses no tokens, but RAY_AUTH_MODE=token"):
         check_address(address)
 
 
@@ -413,8 +417,8 @@ def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
     done = extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
     assert (done.embedded, done.workers) == (6, 1)
     assert Several.asked == []
-    assert "this machine has 3 GPUs, and only one of them is used" in caplog.text
-    assert "about 3 times as long as it might. Install it: pip install 'hoarfrost[ray]'" in caplog.text
+    assert "Only one of this machine's 3 GPUs is used" in caplog.text
+    assert "about 3 times as fast. Install it: pip install 'hoarfrost[ray]'" in caplog.text
 
 
 @pytest.mark.usefixtures("three_gpus")

@@ -275,7 +275,7 @@ def test_many_unreadable_images_are_not_told_one_by_one(tmp_path: Path, caplog: 
     extracted = extract(Memory([square(1), *[UNREADABLE] * 20]), StandIn(), tmp_path)
     assert len(extracted.errors) == 20
     assert len(caplog.messages) == 6
-    assert caplog.messages[-1].startswith("more unreadable images")
+    assert caplog.messages[-1].startswith("More images are unreadable")
 
 
 # -- buffers ------------------------------------------------------------------------------------------------------------
@@ -386,5 +386,5 @@ def test_unreadable_images_are_left_out_of_a_sample() -> None:
 
 
 def test_a_sample_of_no_readable_image_is_an_error() -> None:
-    with pytest.raises(HoarfrostError, match="memory: none of 3 images tried could be read"):
+    with pytest.raises(HoarfrostError, match="memory: none of the 3 sampled images could be read"):
         sample_images(dataset_of(Memory([UNREADABLE] * 3)))

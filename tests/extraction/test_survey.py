@@ -10,7 +10,7 @@ from PIL import Image
 
 from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.extraction.survey import survey
+from hoarfrost.features.extraction.survey import PERCENTILES, survey
 from tests.support.builders import encode, picture, write_csv, write_image_folder, write_npz
 from tests.support.commands import Hoarfrost, RunPython
 from tests.support.dicoms import dicom, encoded, grey_values
@@ -46,9 +46,9 @@ def test_every_kind_is_counted_with_sizes_and_what_becomes_of_it(mixed: Path) ->
         ("PNG", "RGBA", 8): (1, (40, 30), (40, 30)),
     }
     becomes = {kind.mode: kind.becomes for kind in found.kinds if kind.format != "JPEG"}
-    assert becomes["I;16"] == "window of 0.5% to 99.5% of its pixels to 8 bits, grey, resized to 224 x 224"
-    assert becomes["RGBA"] == "over black, RGB, resized to 224 x 224"
-    assert becomes["MONOCHROME1"].endswith("else 0.5% to 99.5% of its pixels, inverted, grey, resized to 224 x 224")
+    assert becomes["I;16"] == f"scaled to 8 bits from {PERCENTILES}, grey, resized to 224 x 224"
+    assert becomes["RGBA"] == "transparency over black, RGB, resized to 224 x 224"
+    assert becomes["MONOCHROME1"].endswith(f"else {PERCENTILES}, inverted, grey, resized to 224 x 224")
     assert (
         "window 40/400, grey" in {k.mode: k.becomes for k in survey(mixed, window=Window(40, 400)).kinds}["MONOCHROME2"]
     )

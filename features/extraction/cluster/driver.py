@@ -1,4 +1,4 @@
-"""The driver: splits the images into pieces, assigns them to workers, and records what became of each."""
+"""The driver: splits the images into pieces, assigns them to workers, and records the outcome of each image."""
 
 import logging
 import time
@@ -22,24 +22,24 @@ from hoarfrost.features.extraction.job import Job
 from hoarfrost.features.extraction.plan import LoopCounts, Progress
 
 IN_FLIGHT = 2  # pieces that a worker has: the current one, and the next
-PIECE_SECONDS = 4.0  # that a piece should take: little is lost with a worker, and its overhead is small
+PIECE_SECONDS = 4.0  # that a piece should take: a lost worker costs little, and the overhead is small
 FIRST_BATCHES = 4  # of a worker's first piece, before its speed is known
 MOST_IMAGES = 16_384  # of a piece
-MOST_ATTEMPTS = 4  # at a piece: workers that die for a reason of their own do not die at the same one each time
-MOST_STARTS = 3  # in a place where workers die before they are ready
+MOST_ATTEMPTS = 4  # at a piece: workers that die for another reason do not die at the same piece each time
+MOST_STARTS = 3  # in a slot where workers die before they are ready
 ANSWER_SECONDS = 0.2  # between checks for signals
 LOOK_SECONDS = 5.0  # between checks for hosts that have joined or left
-BUSY_SECONDS = 30.0  # without an answer of a worker, until another place is tried
-NO_WORKER_SECONDS = 60.0  # until a warning says that there is no worker, or the extraction stops as there is no host
+BUSY_SECONDS = 30.0  # without an answer of a worker, until another slot is tried
+NO_WORKER_SECONDS = 60.0  # until a warning that there is no worker, or a stop because there is no host
 STOP_SECONDS = 30.0  # for workers to finish a batch and commit it
-BUSY = "the Ray cluster is busy, or its hosts are slow to start workers; waiting for room"
+BUSY = "The Ray cluster is busy, or its hosts are slow to start workers. Waiting for room."
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Piece:
-    """Some of the images to do, by their indices in the dataset, and how many workers died while they had it."""
+    """Some of the images to embed, by their indices in the dataset, and how many workers died while they had it."""
 
     indices: npt.NDArray[np.int64]
     attempts: int = 0
@@ -47,7 +47,7 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Member:
-    """A worker, and what it was asked for: whether it is there, to prepare itself, or to embed pieces."""
+    """A worker, and the calls that it has not answered: that it starts, prepares, or embeds pieces."""
 
     name: str
     slot: Slot
@@ -61,10 +61,10 @@ class _Member:
 
 
 class Driver:
-    """Embeds images of a dataset by workers, each of which writes parts of the cache.
+    """Embeds images of a dataset with workers, each of which writes parts of the cache.
 
-    No embedding comes here: only what became of each image (its key, size and mtime, or a reason), which the local engine
-    holds as well. What does grow is that table, and nothing else.
+    No embedding comes here, only the outcome of each image (its key, size and mtime, or a reason), as the local engine
+    records it. Memory grows with that table, and with nothing else.
 
     Parameters
     ----------
@@ -73,11 +73,11 @@ class Driver:
         The images to embed, ascending.
     device : str
     find_slots : callable
-        Returns the room for workers at this moment.
+        Returns the present room for workers.
     started : sequence of Started
-        Workers that are there already.
+        Workers that exist already.
     max_workers : int, optional
-        Workers at most; by default as many as there is room for.
+        By default as many as there is room for.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Driver:
         self._find_slots = find_slots
         self._max_workers = max_workers
         self._known = actors.share(job.writer.known)
-        self._compute = job.writer.compute  # None until the first worker has settled it
+        self._compute = job.writer.compute  # None until the first worker has chosen it
         self._suspects = suspect_keys(job.writer.path)
         self._members: list[_Member] = []
         self._failed_starts: Counter[tuple[str, int]] = Counter()
@@ -113,7 +113,7 @@ class Driver:
             self._join(worker)
 
     def run(self) -> LoopCounts:
-        """Embed all images; whatever ends it early, what is finished is committed."""
+        """Embed all images; if an error ends it early, what is finished is committed."""
         path = self._job.writer.path
         try:
             while self._n_done < len(self._todo):
@@ -122,7 +122,7 @@ class Driver:
                 self._take_answers()
                 if self._job.stop.received is not None:
                     self._stop_workers()
-                    self._job.stop.check(self._n_done, len(self._todo))
+                    self._job.stop.check(len(self._todo) - self._n_done, self._job.table.readable)
         except StoppedError:
             raise
         except HoarfrostError:
@@ -140,7 +140,7 @@ class Driver:
     # -- workers ----------------------------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
-        """Start a worker wherever there is room for one, and prepare those that have started."""
+        """Start a worker in each free slot, and prepare those that have started."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
@@ -149,26 +149,25 @@ class Driver:
             self._check_for_workers(bool(room), now)
         for member in self._members:
             # The first that has started chooses the compute path, as one machine would; the others compute the same bits.
-            is_settling = any(other.preparing is not None for other in self._members) and self._compute is None
+            is_choosing = self._compute is None and any(other.preparing is not None for other in self._members)
             is_idle = member.starting is None and member.prepared is None and member.preparing is None
-            if is_idle and not is_settling:
+            if is_idle and not is_choosing:
                 member.preparing = actors.ask(member.actor, "prepare", self._plan(), self._known)
 
     def _start_in_free_slots(self, room: list[Slot], now: float) -> None:
-        """Start workers where there are none, as many as there may be; where others are at work none may ever come."""
+        """Start workers in free slots, up to `max_workers`, not counting those that a busy host has not started."""
         taken = {(member.slot.node_id, member.slot.number) for member in self._members}
         free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
         n_awaited = sum(member.starting is None or now - member.started_at < BUSY_SECONDS for member in self._members)
-        most = self._max_workers
-        for slot in free if most is None else free[: max(0, most - n_awaited)]:
+        most = len(free) if self._max_workers is None else max(0, self._max_workers - n_awaited)
+        for slot in free[:most]:
             self._join(actors.start(slot))
 
     def _join(self, started: Started) -> None:
-        starting = actors.ask(started.actor, "is_there")
-        self._members.append(_Member(*started, starting, time.monotonic()))
+        self._members.append(_Member(*started, actors.ask(started.actor, "is_there"), time.monotonic()))
 
     def _accept(self, member: _Member) -> None:
-        """Add a worker that has started, unless others have taken its place meanwhile."""
+        """Keep a worker that has started, unless there are enough others by now."""
         member.starting = None
         most = self._max_workers
         if most is not None and sum(each.starting is None for each in self._members) > most:
@@ -176,7 +175,7 @@ class Driver:
             actors.end(member.actor)
 
     def _check_for_workers(self, has_room: bool, now: float) -> None:
-        """Warn while the cluster has no worker, and stop if it has no place for one."""
+        """Warn while the cluster has no worker; raise an error if it has no slot for one."""
         if any(member.prepared for member in self._members):
             self._no_worker_since = now
             return
@@ -186,8 +185,8 @@ class Driver:
             return
         if not has_room:
             raise HoarfrostError(
-                f"The Ray cluster has no host left to work on, after {self._n_done} of {len(self._todo)} images; what is "
-                "finished is committed. Join hosts with `ray start`, and run the same command again: it goes on from there."
+                f"The Ray cluster has no host left, after {self._n_done:,} of {len(self._todo):,} images. What is finished "
+                "is saved. Add hosts with `ray start`, then run the same command again to continue."
             )
         self._warn_once(BUSY)
 
@@ -201,7 +200,7 @@ class Driver:
             lock_owner=job.writer.lock.owner,
             device=self._device,
             options=job.options,
-            n_images=len(self._todo),  # of all workers: whether code is compiled must not depend on their number
+            n_images=len(self._todo),  # of all workers: whether to compile must not depend on their number
             resumed=self._compute,
             versions=library_versions(),
         )
@@ -218,10 +217,10 @@ class Driver:
                 member.pieces[asked] = piece
 
     def _next_piece(self, member: _Member) -> _Piece | None:
-        """Return a worker's next piece; None if it has enough, or nothing is left."""
+        """Return a worker's next piece; None if it has enough, or no image is left."""
         if self._again and not member.pieces:
             return self._again.popleft()
-        # A piece that workers died at is the only one of its next worker, so that it is known what that one dies at.
+        # A piece at which workers died is the only one of its next worker, so that it is known what that one dies at.
         is_alone = any(piece.attempts for piece in member.pieces.values())
         if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self._todo):
             return None
@@ -229,29 +228,28 @@ class Driver:
         return _Piece(np.array(self._todo[start : self._n_cut], np.int64))
 
     def _size_for(self, member: _Member) -> int:
-        """Return a piece's number of images: batches for some seconds; towards the end fewer, so that all end together."""
+        """Return a piece's number of images: batches for some seconds; fewer at the end, so that all end together."""
         assert member.prepared is not None
         batch_size = member.prepared.batch_size
         wanted = int(member.images_per_second * PIECE_SECONDS) or FIRST_BATCHES * batch_size
-        n_ready = sum(other.prepared is not None for other in self._members)
-        share = (len(self._todo) - self._n_cut) // (IN_FLIGHT * n_ready)
+        share = (len(self._todo) - self._n_cut) // (IN_FLIGHT * self._n_ready)
         return batch_size * max(1, min(wanted, share, MOST_IMAGES) // batch_size)
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [
-            first for member in self._members for first in (member.starting, member.preparing) if first is not None
-        ]
-        asked += [reference for member in self._members for reference in member.pieces]
+        asked = {
+            reference: member
+            for member in self._members
+            for reference in (member.starting, member.preparing, *member.pieces)
+            if reference is not None
+        }
         if not asked:
             time.sleep(ANSWER_SECONDS)
             return
-        for reference in actors.answered(asked, ANSWER_SECONDS):
-            member = next(
-                (each for each in self._members if reference in {each.starting, each.preparing, *each.pieces}), None
-            )
-            if member is None:  # it died, and its pieces went elsewhere
+        for reference in actors.answered(list(asked), ANSWER_SECONDS):
+            member = asked[reference]
+            if member not in self._members:  # it died, and other workers have its pieces
                 continue
             try:
                 answer = actors.result_of(reference)
@@ -276,8 +274,11 @@ class Driver:
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
             self._job.writer.begin(prepared.compute)
-        n_ready = sum(each.prepared is not None for each in self._members)
-        self._counts.workers = max(self._counts.workers, n_ready)
+        self._counts.workers = max(self._counts.workers, self._n_ready)
+
+    @property
+    def _n_ready(self) -> int:
+        return sum(member.prepared is not None for member in self._members)
 
     def _take(self, member: _Member, piece: _Piece, embedded: EmbeddedPiece) -> None:
         """Record the result of a piece, and report progress."""
@@ -288,8 +289,7 @@ class Driver:
             self._job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
         rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
-        n_ready = sum(each.prepared is not None for each in self._members)
-        self._job.on_progress(Progress(self._n_done, len(self._todo), rate, n_ready))
+        self._job.on_progress(Progress(self._n_done, len(self._todo), rate, self._n_ready))
 
     def _account_for(self, piece: _Piece, embedded: EmbeddedPiece) -> None:
         self._job.table.take(piece.indices, embedded.table)
@@ -298,41 +298,43 @@ class Driver:
         self._n_done += embedded.n_done
 
     def _replace_lost(self, member: _Member, reason: str) -> None:
-        """Assign a dead worker's pieces to others, with the images that it died at; start another in its place."""
-        self._members.remove(member)
-        actors.end(member.actor)  # one that broke down is still there
-        self._looked_at = -LOOK_SECONDS
+        """Assign a dead worker's pieces to others, with the images at which it died; start another in its slot."""
+        self._remove(member)
         self._suspects |= suspect_keys_of_worker(self._job.writer.path, member.name)
         if member.prepared is None:
             self._failed_starts[member.slot.node_id, member.slot.number] += 1
             self._last_reason = HoarfrostError(f"{member.slot.host}: no worker could be started there: {reason}.")
-        logger.warning("a worker on %s is lost (%s); what it had goes to others", member.slot.host, reason)
+        logger.warning("A worker on %s is lost (%s). Others continue with its images.", member.slot.host, reason)
         for piece in member.pieces.values():
             piece.attempts += 1
             if piece.attempts >= MOST_ATTEMPTS:
                 paths = self._job.dataset.paths
                 raise HoarfrostError(
-                    f"{piece.attempts} workers were lost while they had the images from {paths[piece.indices[0]]} to "
-                    f"{paths[piece.indices[-1]]}, the last on {member.slot.host}: {reason}. What is finished is committed. "
-                    "Take these images out, or mend what ends the workers (memory?), and run the same command again."
+                    f"{piece.attempts} workers were lost while they embedded the images from {paths[piece.indices[0]]} to "
+                    f"{paths[piece.indices[-1]]}, the last on {member.slot.host}: {reason}. What is finished is saved. "
+                    "Remove these images, or fix what ends the workers (too little memory?). Then run the same command again."
                 )
             self._again.append(piece)
 
     def _exclude(self, member: _Member, error: HoarfrostError) -> None:
-        """Exclude a place that cannot take part."""
-        self._members.remove(member)
-        actors.end(member.actor)
+        """Exclude a slot that cannot take part."""
+        self._remove(member)
         self._failed_starts[member.slot.node_id, member.slot.number] = MOST_STARTS
         self._last_reason = error
-        self._looked_at = -LOOK_SECONDS
         self._warn_once(f"{member.slot.host} does not take part: {error}")
+
+    def _remove(self, member: _Member) -> None:
+        """Remove a worker, and look for another slot at once."""
+        self._members.remove(member)
+        actors.end(member.actor)  # one that crashed may still exist
+        self._looked_at = -LOOK_SECONDS
 
     def _warn_of(self, member: _Member, warnings: list[str]) -> None:
         for message in warnings:
             self._warn_once(f"{member.slot.host}: {message}")
 
     def _warn_once(self, message: str) -> None:
-        """Log a warning, but the same one only once: there may be hundreds of workers."""
+        """Log a warning, but each only once: there may be hundreds of workers."""
         if message not in self._warned:
             self._warned.add(message)
             logger.warning("%s", message)
@@ -345,9 +347,8 @@ class Driver:
         for member in self._members:
             actors.request_stop(member.actor)
         while (left_s := deadline - time.monotonic()) > 0 and any(member.pieces for member in self._members):
-            asked = [reference for member in self._members for reference in member.pieces]
-            for reference in actors.answered(asked, left_s):
-                member = next(each for each in self._members if reference in each.pieces)
-                piece = member.pieces.pop(reference)
-                with suppress(WorkerLostError, HoarfrostError):  # it is ending, whatever else comes
+            asked = {reference: member for member in self._members for reference in member.pieces}
+            for reference in actors.answered(list(asked), left_s):
+                piece = asked[reference].pieces.pop(reference)
+                with suppress(WorkerLostError, HoarfrostError):  # the extraction is ending already
                     self._account_for(piece, actors.result_of(reference))
