@@ -20,7 +20,6 @@ from hoarfrost.features.extraction.engines import LocalOptions
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.job import Engine, Job, open_engine
 from hoarfrost.features.extraction.plan import (
-    BadImages,
     ExtractOptions,
     ExtractSummary,
     ImageRecords,
@@ -29,7 +28,7 @@ from hoarfrost.features.extraction.plan import (
     check_bad_images,
     kinds_of,
 )
-from hoarfrost.features.extraction.recipes import Recipe, recipe_for, recipe_like
+from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
 
 SHOWN_MISSING = 3
 NO_SUCH_FILE = reason_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
@@ -79,8 +78,8 @@ def extract(
             cache, recipe.header, dataset.name, root=dataset.images.location, shard_bytes=options.shard_size
         )
         stack.enter_context(writer)
-        job, counts = _embed(engine, dataset, writer, recipe, options, on_progress, stop)
-        table = job.table
+        job = Job(dataset, writer, recipe, options, on_progress, stop)
+        counts, table = _embed(engine, job), job.table
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             path = dataset.paths[first]
@@ -176,8 +175,9 @@ def embed_like(
         StopSignals() as stop,
         CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer,
     ):
+        job = Job(dataset, writer, recipe, options, on_progress, stop, source_cache)
         try:
-            job, counts = _embed(engine, dataset, writer, recipe, options, on_progress, stop, source_cache)
+            counts = _embed(engine, job)
         except WeightsError as error:
             raise WeightsError(
                 f"New images need the weights that the head was trained with: {header.weights} "
@@ -188,31 +188,20 @@ def embed_like(
     return EmbeddedDataset(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
 
 
-def _embed(
-    engine: Engine,
-    dataset: Dataset,
-    writer: CacheWriter,
-    recipe: Recipe,
-    options: ExtractOptions,
-    on_progress: Callable[[Progress], None],
-    stop: StopSignals,
-    source_cache: EmbeddingCache | None = None,
-) -> tuple[Job, LoopCounts]:
+def _embed(engine: Engine, job: Job) -> LoopCounts:
     """Embed the images that are not known; if all are, only check the device that was asked for."""
-    table = ImageRecords(len(dataset))
-    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
+    dataset, table, options = job.dataset, job.table, job.options
+    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else job.writer.known_files(), table)
     _report_missing(dataset, table.errors, options)
-    bad = BadImages(dataset, table.errors, options)
-    job = Job(dataset, writer, table, bad, recipe, options, on_progress, stop, source_cache)
     if todo:
-        stop.check(len(todo), table.readable)
-        on_progress(Progress(0, len(todo), 0.0))
-        return job, engine.embed(job, todo)
+        job.stop.check(len(todo), table.readable)
+        job.on_progress(Progress(0, len(todo), 0.0))
+        return engine.embed(job, todo)
     if options.device in {"auto", "cpu"}:
-        return job, LoopCounts("cpu")
+        return LoopCounts("cpu")
     from hoarfrost.features.devices import choose_device  # here: torch takes seconds to import
 
-    return job, LoopCounts(choose_device(options.device, recipe.precision))
+    return LoopCounts(choose_device(options.device, job.recipe.precision))
 
 
 def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> Sequence[int]:
@@ -221,7 +210,7 @@ def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> S
     for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
         some = slice(first, first + ROWS_AT_ONCE)
         rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
-        table.set_known(first + rows, keys)
+        table.keys[first + rows], table.readable[first + rows] = keys, True
     table.set_stamps(stamps)
     missing = np.flatnonzero(stamps.missing).tolist()
     table.errors.update(dict.fromkeys(missing, NO_SUCH_FILE))

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, Self
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
@@ -14,20 +15,28 @@ from hoarfrost.features.extraction.recipes import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction: the dataset, its cache's writer, what is known of each image, and where progress is reported.
+    """An extraction: the dataset, its cache's writer, how to embed, and where progress is reported.
 
     Embeddings that `source_cache` has are copied from there.
     """
 
     dataset: Dataset
     writer: CacheWriter
-    table: ImageRecords
-    bad: BadImages
     recipe: Recipe
     options: ExtractOptions
     on_progress: Callable[[Progress], None]
     stop: StopSignals
     source_cache: EmbeddingCache | None = None
+
+    @cached_property
+    def table(self) -> ImageRecords:
+        """What is known of each image."""
+        return ImageRecords(len(self.dataset))
+
+    @cached_property
+    def bad(self) -> BadImages:
+        """The unreadable images."""
+        return BadImages(self.dataset, self.table.errors, self.options)
 
 
 class Engine(Protocol):

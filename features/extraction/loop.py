@@ -16,6 +16,7 @@ import torch
 
 from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, PartWriter
 from hoarfrost.features.datasets import Dataset, FileStamp, ImageSource
+from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, PixelBudget
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
@@ -27,11 +28,9 @@ from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, Loo
 from hoarfrost.features.fingerprint import KEY_BYTES, image_key
 
 if TYPE_CHECKING:
-    from hoarfrost.features.datasets.table import Content
     from hoarfrost.features.encoder.backbone import Backbone
 
-    Unread = tuple[int, Callable[[], Content]]  # an image's index, and what reads it
-
+Unread = tuple[int, Callable[[], Content]]  # an image's index, and what reads it
 SHOW_SECONDS = 0.2  # between calls of on_progress
 N_BUFFERS = 3  # batches on the CPU: one that the encoder computes on, two that are filled
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
@@ -55,18 +54,20 @@ class Work:
     on_progress: Callable[[Progress], None] = lambda _: None
 
 
-class _Read(NamedTuple):
+@dataclass(frozen=True)
+class _Read:
     """One file read; `content` is None if its embedding is there already, or if it is read again to be decoded."""
 
     index: int
     stamp: FileStamp
     key: bytes
     is_known: bool
-    content: "Content | None"
-    read: "Callable[[], Content]"
+    content: Content | None
+    read: Callable[[], Content]
 
 
-class _Loaded(NamedTuple):
+@dataclass(frozen=True)
+class _Loaded:
     """One image read, its pixels in the batch's buffer unless its embedding is there already."""
 
     index: int
@@ -75,7 +76,8 @@ class _Loaded(NamedTuple):
     decoded: bool
 
 
-class _Failed(NamedTuple):
+@dataclass(frozen=True)
+class _Failed:
     """One image that could not be read."""
 
     index: int
@@ -104,6 +106,7 @@ class _Started(NamedTuple):
     compute: str  # its compute path
 
 
+@dataclass(eq=False)
 class EmbeddingLoop:
     """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the order of the images.
 
@@ -112,25 +115,18 @@ class EmbeddingLoop:
     `make_backbone` is called when the first image needs it; embeddings that `source_cache` has are copied from there.
     """
 
-    def __init__(
-        self,
-        writer: PartWriter,
-        quarantine: Quarantine,
-        make_backbone: "Callable[[], Backbone]",
-        device: str,
-        batch_size: int,
-        options: ExtractOptions,
-        source_cache: EmbeddingCache | None = None,
-    ) -> None:
-        self.writer = writer
-        self.source_cache = source_cache
-        self._make_backbone = make_backbone
-        self._device = device
-        self.batch_size = batch_size
-        self.workers = n_decoders(options)
-        size = encoder_named(options.encoder).size
+    writer: PartWriter
+    quarantine: Quarantine
+    make_backbone: "Callable[[], Backbone]"
+    device: str
+    batch_size: int
+    options: ExtractOptions
+    source_cache: EmbeddingCache | None = None
+
+    def __post_init__(self) -> None:
+        options, size = self.options, encoder_named(self.options.encoder).size
+        self._n_decoders = n_decoders(options)
         self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image, size=size)
-        self._quarantine = quarantine
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
@@ -138,8 +134,8 @@ class EmbeddingLoop:
         self._on_device: deque[_Started] = deque()
         self._keys_on_device: set[bytes] = set()
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
-        n_buffers, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
-        shape = (batch_size, 3, size, size)
+        n_buffers, pinned = (N_BUFFERS + 1, True) if self.device == "cuda" else (N_BUFFERS, False)
+        shape = (self.batch_size, 3, size, size)
         self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
         # A reading thread looks a key up in the cache; those that it may miss are in batches that still had a buffer.
         self._recent_keys: deque[set[bytes]] = deque(maxlen=n_buffers)
@@ -147,12 +143,12 @@ class EmbeddingLoop:
     @cached_property
     def backbone(self) -> "Backbone":
         """The encoder at work, made when the first image needs it: renamed files do not."""
-        return self._make_backbone()
+        return self.make_backbone()
 
     def run(self, work: Work, stop: StopSignals) -> LoopCounts:
         """Embed the images to do; if an error ends it early, what is finished is committed."""
-        self.work, self.counts = work, LoopCounts(self._device, workers=1)
-        self._n_readers = max(self.workers, READERS_OF_URLS) if work.images.is_remote else self.workers
+        self.work, self.counts = work, LoopCounts(self.device, workers=1)
+        self._n_readers = max(self._n_decoders, READERS_OF_URLS) if work.images.is_remote else self._n_decoders
         started = last_shown = time.monotonic()
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
@@ -226,7 +222,7 @@ class EmbeddingLoop:
         both finish sooner if they alternate.
         """
         try:
-            if self._device == "cpu":
+            if self.device == "cpu":
                 self._may_decode.clear()
             yield
         finally:
@@ -262,7 +258,9 @@ class EmbeddingLoop:
     def _batches(self, n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the encoder's own threads use the cores already.
-        decoders = ThreadPoolExecutor(self.workers, "decode", initializer=compute_on_one_thread, initargs=(n_threads,))
+        decoders = ThreadPoolExecutor(
+            self._n_decoders, "decode", initializer=compute_on_one_thread, initargs=(n_threads,)
+        )
         readers = ThreadPoolExecutor(self._n_readers, "read")
         source = self.work.images.contents(self.work.todo)
         ahead: deque[_Batch] = deque()
@@ -278,7 +276,7 @@ class EmbeddingLoop:
             for pool in (readers, decoders):  # in this order: readers submit to decoders
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, images: "list[Unread]", readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> _Batch:
+    def _fill(self, images: list[Unread], readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> _Batch:
         pixels = self._free.pop()
         size = -(-self.batch_size // (TASKS_A_WORKER * self._n_readers))
         parts = [slice(first, first + size) for first in range(0, len(images), size)]
@@ -286,11 +284,11 @@ class EmbeddingLoop:
         return _Batch(pixels, tasks, len(images))
 
     def _read_some(
-        self, images: "list[Unread]", places: torch.Tensor, decoders: ThreadPoolExecutor
+        self, images: list[Unread], places: torch.Tensor, decoders: ThreadPoolExecutor
     ) -> "Future[list[_Loaded | _Failed]]":
         return decoders.submit(self._decode_some, [self._read(index, read) for index, read in images], places)
 
-    def _read(self, index: int, read: "Callable[[], Content]") -> "_Read | _Failed":
+    def _read(self, index: int, read: Callable[[], Content]) -> "_Read | _Failed":
         try:
             # Before reading: a file that changes after this will be seen as changed the next time.
             stamp = self.work.images.stamp(index)
@@ -301,7 +299,7 @@ class EmbeddingLoop:
         except (ImageDecodeError, OSError, MemoryError) as error:
             return _Failed(index, reason_of(error))
 
-    def _within_budget(self, content: "Content") -> "Content | None":
+    def _within_budget(self, content: "Content") -> Content | None:
         """Return what was read, or None if too much is waiting to be decoded: a second read costs less than memory."""
         with self._counting:
             if self._n_bytes_ahead + _n_bytes(content) > BYTES_AHEAD:
@@ -329,7 +327,7 @@ class EmbeddingLoop:
             if image.content is None and image_key(content) != image.key:
                 raise ImageDecodeError(Unreadable.CHANGED)
             place.copy_(
-                self._quarantine.load(content, image.key, self._decoding)
+                self.quarantine.load(content, image.key, self._decoding)
             )  # broadcasts one grey channel to three
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return _Failed(image.index, reason_of(error))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache import DatasetTable, Keys
+from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
@@ -144,11 +144,6 @@ class ImageRecords:
         self.keys[index] = np.frombuffer(key, np.uint8)
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
-
-    def set_known(self, rows: npt.NDArray[np.int64], keys: Keys) -> None:
-        """Record readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
-        self.keys[rows] = keys
-        self.readable[rows] = True
 
     def set_stamps(self, stamps: Stamps) -> None:
         """Set the stamps of the images that are known; those of others are set when they are read."""

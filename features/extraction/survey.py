@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hoarfrost.features.datasets import Dataset, check_classes, read_table
+from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.apart import inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, parts
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
@@ -22,9 +23,6 @@ from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
 from hoarfrost.features.extraction.plan import Progress, kinds_of
 from hoarfrost.features.fingerprint import image_key, jpeg_short_side
-
-if TYPE_CHECKING:
-    from hoarfrost.features.datasets.table import Content
 
 AT_ONCE = 1024  # images that go to the threads together
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
@@ -150,7 +148,7 @@ def _decode_all(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Pro
     return found
 
 
-def _decode(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
+def _decode(read: Callable[[], Content], decoding: Decoding) -> _Seen:
     """Decode an image in another process, so that one that crashes its decoder is also listed."""
     try:
         content = read()
@@ -172,7 +170,7 @@ def _kinds(seen: list[_Seen], decoding: Decoding) -> tuple[ImageKind, ...]:
             sizes[image.kind].append(image.size)
     return tuple(
         ImageKind(
-            *kind, len(found), min(found, key=lambda size: size[0] * size[1]), max(found, key=lambda size: size[0] * size[1]),
+            *kind, len(found), min(found, key=prod), max(found, key=prod),
             _preprocessing_of(kind, any(min(size) >= 2 * jpeg_short_side(decoding.size) for size in found), decoding),
         )
         for kind, found in sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -23,7 +23,7 @@ from hoarfrost.features.extraction.cluster.worker import EmbeddedPiece, Plan, Pr
 from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
 from hoarfrost.features.extraction.job import Job
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts
 from hoarfrost.features.extraction.recipes import Recipe
 from hoarfrost.features.fingerprint import KEY_BYTES
 from tests.support.caches import HEADER
@@ -142,14 +142,12 @@ def embed(
 ) -> tuple[ImageRecords, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageRecords(n), ExtractOptions(max_bad=1.0)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
-        bad = BadImages(dataset, table.errors, options)
         recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
-        job = Job(dataset, writer, table, bad, recipe, options, lambda _: None, stop)
+        job = Job(dataset, writer, recipe, ExtractOptions(max_bad=1.0), lambda _: None, stop)
         counts = Driver(job, range(n), "cpu", lambda: slots, started, max_workers).run()
-    return table, counts
+    return job.table, counts
 
 
 def check(table: ImageRecords, n: int) -> None:

@@ -65,7 +65,7 @@ def test_ray_that_is_not_installed_is_named_with_the_command_that_installs_it(
 ) -> None:
     done = hoarfrost("extract", images, "--cache", images / "c.h5", "--engine", "ray")
     assert done.status == 1
-    assert "--engine ray needs Ray, which is not installed here. Install it on every host: pip install" in done.stderr
+    assert "--engine ray needs Ray, which is not installed. Install it on every host: pip install" in done.stderr
     assert not (images / "c.h5").exists()
 
 

@@ -56,14 +56,6 @@ def is_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def require_ray() -> None:
-    """Raise HoarfrostError if Ray is missing."""
-    if not is_installed():
-        raise HoarfrostError(
-            f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
-        )
-
-
 def check_address(address: str | None) -> None:
     """Check that a Ray cluster answers at an address and accepts this machine's token: Ray itself would try for minutes.
 

@@ -60,43 +60,28 @@ class _Member:
     images_per_second: float = 0.0
 
 
+@dataclass(eq=False)
 class Driver:
     """Embeds images of a dataset with workers, each of which writes parts of the cache.
 
     No embedding comes here, only the outcome of each image (its key, size and mtime, or a reason), as the local engine
-    records it. Memory grows with that table, and with nothing else.
-
-    Parameters
-    ----------
-    job : Job
-    todo : sequence of int
-        The images to embed, ascending.
-    device : str
-    find_slots : callable
-        Returns the present room for workers.
-    started : sequence of Started
-        Workers that exist already.
-    max_workers : int, optional
-        By default as many as there is room for.
+    records it. Memory grows with that table, and with nothing else. `todo` are the images to embed, ascending;
+    `find_slots` returns the present room for workers; `started` are workers that exist already; `max_workers` is by default
+    what there is room for.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        todo: Sequence[int],
-        device: str,
-        find_slots: Callable[[], list[Slot]],
-        started: Sequence[Started] = (),
-        max_workers: int | None = None,
-    ) -> None:
-        self._job = job
-        self._todo = todo
-        self._device = device
-        self._find_slots = find_slots
-        self._max_workers = max_workers
-        self._known = actors.share(job.writer.known)
-        self._compute = job.writer.compute  # None until the first worker has chosen it
-        self._suspects = suspect_keys(job.writer.path)
+    job: Job
+    todo: Sequence[int]
+    device: str
+    find_slots: Callable[[], list[Slot]]
+    started: Sequence[Started] = ()
+    max_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        writer = self.job.writer
+        self._known = actors.share(writer.known)
+        self._compute = writer.compute  # None until the first worker has chosen it
+        self._suspects = suspect_keys(writer.path)
         self._members: list[_Member] = []
         self._failed_starts: Counter[tuple[str, int]] = Counter()
         self._last_reason: HoarfrostError | None = None
@@ -104,25 +89,25 @@ class Driver:
         self._again: deque[_Piece] = deque()
         self._n_done = 0
         self._parts: set[str] = set()
-        self._counts = LoopCounts(device)
+        self._counts = LoopCounts(self.device)
         self._warned: set[str] = set()
         self._looked_at = -LOOK_SECONDS
         self._ready_at: float | None = None  # when the first worker was
         self._no_worker_since = time.monotonic()
-        for worker in started:
+        for worker in self.started:
             self._join(worker)
 
     def run(self) -> LoopCounts:
         """Embed all images; if an error ends it early, what is finished is committed."""
-        path = self._job.writer.path
+        path = self.job.writer.path
         try:
-            while self._n_done < len(self._todo):
+            while self._n_done < len(self.todo):
                 self._start_workers()
                 self._assign_pieces()
                 self._take_answers()
-                if self._job.stop.received is not None:
+                if self.job.stop.received is not None:
                     self._stop_workers()
-                    self._job.stop.check(len(self._todo) - self._n_done, self._job.table.readable)
+                    self.job.stop.check(len(self.todo) - self._n_done, self.job.table.readable)
         except StoppedError:
             raise
         except HoarfrostError:
@@ -131,9 +116,9 @@ class Driver:
         finally:
             for member in self._members:
                 actors.end(member.actor)
-            still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self._todo) else set()
+            still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self.todo) else set()
             clear_notes(path, still_suspect)
-        taken = self._job.writer.add_parts(self._parts)
+        taken = self.job.writer.add_parts(self._parts)
         self._counts.forward_images, self._counts.embedded = taken.n_embeddings, taken.n_new
         return self._counts
 
@@ -144,7 +129,7 @@ class Driver:
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
-            room = [slot for slot in self._find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
+            room = [slot for slot in self.find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
             self._start_in_free_slots(room, now)
             self._check_for_workers(bool(room), now)
         for member in self._members:
@@ -159,7 +144,7 @@ class Driver:
         taken = {(member.slot.node_id, member.slot.number) for member in self._members}
         free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
         n_awaited = sum(member.starting is None or now - member.started_at < BUSY_SECONDS for member in self._members)
-        most = len(free) if self._max_workers is None else max(0, self._max_workers - n_awaited)
+        most = len(free) if self.max_workers is None else max(0, self.max_workers - n_awaited)
         for slot in free[:most]:
             self._join(actors.start(slot))
 
@@ -169,7 +154,7 @@ class Driver:
     def _accept(self, member: _Member) -> None:
         """Keep a worker that has started, unless there are enough others by now."""
         member.starting = None
-        most = self._max_workers
+        most = self.max_workers
         if most is not None and sum(each.starting is None for each in self._members) > most:
             self._members.remove(member)
             actors.end(member.actor)
@@ -185,22 +170,22 @@ class Driver:
             return
         if not has_room:
             raise HoarfrostError(
-                f"The Ray cluster has no host left, after {self._n_done:,} of {len(self._todo):,} images. What is finished "
+                f"The Ray cluster has no host left, after {self._n_done:,} of {len(self.todo):,} images. What is finished "
                 "is saved. Add hosts with `ray start`, then run the same command again to continue."
             )
         self._warn_once(BUSY)
 
     def _plan(self) -> Plan:
-        job = self._job
+        job = self.job
         return Plan(
             cache=job.writer.path,
             recipe=job.recipe.for_another_process(),
             dataset=job.dataset.name,
             location=job.dataset.images.location,
             lock_owner=job.writer.lock.owner,
-            device=self._device,
+            device=self.device,
             options=job.options,
-            n_images=len(self._todo),  # of all workers: whether to compile must not depend on their number
+            n_images=len(self.todo),  # of all workers: whether to compile must not depend on their number
             resumed=self._compute,
             versions=library_versions(),
         )
@@ -211,8 +196,8 @@ class Driver:
         for member in self._members:
             while member.prepared is not None and (piece := self._next_piece(member)) is not None:
                 indices = piece.indices.tolist()
-                images = self._job.dataset.images.subset(indices)
-                paths = [self._job.dataset.paths[index] for index in indices]
+                images = self.job.dataset.images.subset(indices)
+                paths = [self.job.dataset.paths[index] for index in indices]
                 asked = actors.ask(member.actor, "embed", images, paths, self._suspects, piece.attempts > 0)
                 member.pieces[asked] = piece
 
@@ -222,17 +207,17 @@ class Driver:
             return self._again.popleft()
         # A piece at which workers died is the only one of its next worker, so that it is known what that one dies at.
         is_alone = any(piece.attempts for piece in member.pieces.values())
-        if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self._todo):
+        if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self.todo):
             return None
-        start, self._n_cut = self._n_cut, min(len(self._todo), self._n_cut + self._size_for(member))
-        return _Piece(np.array(self._todo[start : self._n_cut], np.int64))
+        start, self._n_cut = self._n_cut, min(len(self.todo), self._n_cut + self._size_for(member))
+        return _Piece(np.array(self.todo[start : self._n_cut], np.int64))
 
     def _size_for(self, member: _Member) -> int:
         """Return a piece's number of images: batches for some seconds; fewer at the end, so that all end together."""
         assert member.prepared is not None
         batch_size = member.prepared.batch_size
         wanted = int(member.images_per_second * PIECE_SECONDS) or FIRST_BATCHES * batch_size
-        share = (len(self._todo) - self._n_cut) // (IN_FLIGHT * self._n_ready)
+        share = (len(self.todo) - self._n_cut) // (IN_FLIGHT * self._n_ready)
         return batch_size * max(1, min(wanted, share, MOST_IMAGES) // batch_size)
 
     # -- answers ----------------------------------------------------------------------------------------------------
@@ -273,7 +258,7 @@ class Driver:
         self._warn_of(member, prepared.warnings)
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
-            self._job.writer.begin(prepared.compute)
+            self.job.writer.begin(prepared.compute)
         self._counts.workers = max(self._counts.workers, self._n_ready)
 
     @property
@@ -286,13 +271,13 @@ class Driver:
         member.images_per_second = embedded.n_done / max(embedded.seconds, 1e-6)
         self._warn_of(member, embedded.warnings)
         for place, reason in sorted(embedded.table.errors.items()):
-            self._job.bad.note(int(piece.indices[place]), reason)
+            self.job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
         rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
-        self._job.on_progress(Progress(self._n_done, len(self._todo), rate, self._n_ready))
+        self.job.on_progress(Progress(self._n_done, len(self.todo), rate, self._n_ready))
 
     def _account_for(self, piece: _Piece, embedded: EmbeddedPiece) -> None:
-        self._job.table.take(piece.indices, embedded.table)
+        self.job.table.take(piece.indices, embedded.table)
         self._counts.notes += embedded.counts.notes
         self._parts.update(embedded.parts)
         self._n_done += embedded.n_done
@@ -300,7 +285,7 @@ class Driver:
     def _replace_lost(self, member: _Member, reason: str) -> None:
         """Assign a dead worker's pieces to others, with the images at which it died; start another in its slot."""
         self._remove(member)
-        self._suspects |= suspect_keys_of_worker(self._job.writer.path, member.name)
+        self._suspects |= suspect_keys_of_worker(self.job.writer.path, member.name)
         if member.prepared is None:
             self._failed_starts[member.slot.node_id, member.slot.number] += 1
             self._last_reason = HoarfrostError(f"{member.slot.host}: no worker could be started there: {reason}.")
@@ -308,7 +293,7 @@ class Driver:
         for piece in member.pieces.values():
             piece.attempts += 1
             if piece.attempts >= MOST_ATTEMPTS:
-                paths = self._job.dataset.paths
+                paths = self.job.dataset.paths
                 raise HoarfrostError(
                     f"{piece.attempts} workers were lost while they embedded the images from {paths[piece.indices[0]]} to "
                     f"{paths[piece.indices[-1]]}, the last on {member.slot.host}: {reason}. What is finished is saved. "

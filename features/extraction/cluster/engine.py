@@ -9,11 +9,12 @@ from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.cluster import actors
 from hoarfrost.features.extraction.cluster.actors import Reference, Started, WorkerLostError
 from hoarfrost.features.extraction.cluster.connection import (
+    INSTALL,
     Slot,
     check_address,
     connected,
     has_gpus,
-    require_ray,
+    is_installed,
     slots,
 )
 from hoarfrost.features.extraction.cluster.driver import BUSY, BUSY_SECONDS, Driver
@@ -38,7 +39,10 @@ class RayEngine:
         self._early: dict[Reference, Started] = {}  # by the reference to their first answer
 
     def __enter__(self) -> Self:
-        require_ray()
+        if not is_installed():
+            raise HoarfrostError(
+                f"--engine ray needs Ray, which is not installed. Install it on every host: {INSTALL}."
+            )
         check_address(self._own.address)
         return self
 

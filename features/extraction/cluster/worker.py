@@ -68,12 +68,7 @@ class EmbeddedPiece:
 class Worker:
     """Embeds pieces of a dataset into parts of a cache on a shared path.
 
-    Parameters
-    ----------
-    name : str
-        Unique within the extraction.
-    n_threads : int
-        How many threads read and decode, unless the options say how many.
+    `name` is unique within the extraction; `n_threads` read and decode, unless the options say how many.
     """
 
     def __init__(self, name: str, n_threads: int) -> None:
@@ -153,22 +148,10 @@ class Worker:
     def embed(
         self, images: ImageSource, paths: list[str], suspects: Collection[bytes], is_tried_again: bool
     ) -> EmbeddedPiece:
-        """Embed a piece of the dataset, and commit it.
+        """Embed a piece of the dataset, and commit it; a HoarfrostError ends the extraction on all hosts.
 
-        Parameters
-        ----------
-        images : ImageSource
-            Only those of this piece.
-        paths : list of str
-        suspects : collection of bytes
-            Keys of images at which other workers died.
-        is_tried_again : bool
-            Whether another worker had this piece before, and may have committed some of it.
-
-        Raises
-        ------
-        HoarfrostError
-            If the extraction cannot continue, neither here nor on other hosts.
+        `images` has only this piece; `suspects` are keys of images at which other workers died; if the piece
+        `is_tried_again`, another worker may have committed some of it.
         """
         from hoarfrost.features.extraction.loop import Work
 
