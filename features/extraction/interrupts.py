@@ -16,19 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class StoppedError(HoarfrostError):
-    """A signal stopped the extraction early; if what was embedded stays, the same command continues.
-
-    Attributes
-    ----------
-    when : str
-        What happened, without what was saved.
-    """
+    """A signal stopped the extraction early; `when` is the message for embeddings that do not stay."""
 
     def __init__(self, n_saved: int, n_images: int) -> None:
-        super().__init__(
-            f"Interrupted; {n_saved:,} of {n_images:,} images saved. Run the same command again to continue."
-        )
-        self.when = f"Interrupted after {n_saved:,} of {n_images:,} images"
+        count = f"{n_saved:,} of {n_images:,} images"
+        super().__init__(f"Interrupted; {count} saved. Run the same command again to continue.")
+        self.when = f"Interrupted after {count}"
 
 
 class StopSignals:
@@ -57,12 +50,7 @@ class StopSignals:
     def check(self, n_left: int, readable: npt.NDArray[np.bool_]) -> None:
         """Raise StoppedError if a signal came, unless no image is left: then only folding into the cache is.
 
-        Parameters
-        ----------
-        n_left : int
-            Images still to be read.
-        readable : ndarray (n,) bool
-            Which images of the dataset have an embedding by now.
+        `readable` (n,) bool are the dataset's images that have an embedding by now.
         """
         if self.received is not None and n_left:
             raise StoppedError(int(readable.sum()), len(readable))

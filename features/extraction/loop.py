@@ -352,10 +352,7 @@ def _n_bytes(content: "Content") -> int:
 def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
     """Return images from all over a dataset, (N, 3, S, S) uint8 with N at most 256, without unreadable ones.
 
-    Raises
-    ------
-    HoarfrostError
-        If none of them can be read.
+    Raise HoarfrostError if none can be read.
     """
     n_images = min(len(dataset), SAMPLE_IMAGES)
     indices = np.linspace(0, len(dataset) - 1, n_images).astype(int).tolist()

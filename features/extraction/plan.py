@@ -190,15 +190,7 @@ class BadImages:
         self._n_warned = 0
 
     def note(self, index: int, reason: Reason) -> None:
-        """Warn that an image is skipped, whose reason is among the errors already.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the extraction is to stop at the first.
-        HoarfrostError
-            If too many are unreadable.
-        """
+        """Warn that an image is skipped, whose reason is among the errors already; raise if that stops the extraction."""
         path = self._dataset.paths[index]
         if self._options.on_error == "fail":
             text = f"{path}: {reason.text}. Copy it again, or pass --on-error skip to list it and continue."
@@ -217,12 +209,9 @@ def kinds_of(reasons: Iterable[Reason]) -> dict[str, int]:
 
 
 def check_bad_images(dataset: Dataset, errors: dict[int, Reason], max_bad: float) -> None:
-    """Check that no more images are unreadable than `max_bad` of the dataset; one is always allowed unless it is 0.
+    """Raise HoarfrostError, with an example of each kind of error, if more than a share `max_bad` of images is unreadable.
 
-    Raises
-    ------
-    HoarfrostError
-        With the kinds of reasons, and an example of each.
+    A single one is always allowed, unless `max_bad` is 0.
     """
     if len(errors) <= (max(1.0, max_bad * len(dataset)) if max_bad else 0):
         return

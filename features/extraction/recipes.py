@@ -41,12 +41,7 @@ class Recipe:
     def backbone(self, device: str, batch_size: int, n_images: int, *, resumed: str | None) -> "Backbone":
         """Return the backbone, on the compute path that an interrupted extraction started with.
 
-        Raises
-        ------
-        WeightsError, FingerprintMismatchError
-            If the weights are not available here, or are not those of the header.
-        HoarfrostError
-            If the compute path is not possible here.
+        Raise HoarfrostError if that is not possible here, or the header's weights are not available.
         """
         from hoarfrost.features.encoder.backbone import Backbone, settle_compute
 
@@ -151,10 +146,8 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
 
 def _existing_precision(asked: str, existing: Header | None) -> str | None:
     """Return the precision of the cache's embeddings, if that is what is asked for."""
-    if existing is None:
-        return None
-    found = existing.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
+    found = None if existing is None else existing.fingerprint.precision
+    return found if asked in {"auto", found} or (asked == "int8" and (found or "").startswith("int8:")) else None
 
 
 def _calibrated(

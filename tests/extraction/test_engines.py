@@ -254,8 +254,8 @@ class Hosts:
 
 def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(engine, "actors", hosts)
-    monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
-    monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
+    monkeypatch.setattr(connection, "slots", lambda *_: hosts.slots)
+    monkeypatch.setattr(connection, "connected", lambda _: nullcontext(""))
     options = ExtractOptions(device="cpu", precision="auto")
     with RayEngine(RayOptions(), options) as cluster:
         return cluster.choose_precision()

@@ -71,15 +71,7 @@ def answered(references: Sequence[Reference], timeout_s: float) -> list[Referenc
 
 
 def result_of(reference: Reference) -> Any:
-    """Return an answer that has arrived.
-
-    Raises
-    ------
-    HoarfrostError
-        What the worker raised.
-    WorkerLostError
-        If the worker crashed or died, or its host did.
-    """
+    """Return an answer that has arrived; raise the worker's HoarfrostError, or WorkerLostError if it or its host died."""
     import ray
     from ray.exceptions import RayActorError, RayError, RayTaskError
 

@@ -57,12 +57,9 @@ def is_installed() -> bool:
 
 
 def check_address(address: str | None) -> None:
-    """Check that a Ray cluster answers at an address and accepts this machine's token: Ray itself would try for minutes.
+    """Raise HoarfrostError if no Ray cluster answers at an address and accepts this machine's token.
 
-    Raises
-    ------
-    HoarfrostError
-        Within seconds, if none answers, or if the token is missing or a different one.
+    It takes seconds; Ray itself would try for minutes.
     """
     found = _resolved(address)
     if found in {None, "auto"}:
@@ -163,17 +160,9 @@ def _no_cluster(address: str, reason: str) -> HoarfrostError:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[str]:
-    """Join a cluster, or start Ray on this machine alone, until the context ends.
+    """Join a cluster, or start Ray on this machine alone, until the context ends; yield the address of its dashboard, or "".
 
-    Yields
-    ------
-    str
-        The address of Ray's dashboard, or an empty text.
-
-    Raises
-    ------
-    HoarfrostError
-        If that is not possible.
+    Raise HoarfrostError if that is not possible.
     """
     address = _resolved(address)
     is_on_loopback = address is None or (address != "auto" and _is_loopback_only(address))
@@ -193,7 +182,8 @@ def connected(address: str | None) -> Iterator[str]:
         try:
             yield dashboard
         finally:
-            with _signal_handler_kept(), stdout.drop_this_thread():
+            stdout.silent = threading.current_thread()  # when Ray ends, it prints late messages in its caller's thread
+            with _signal_handler_kept():
                 ray.shutdown()
 
 
@@ -202,21 +192,12 @@ class _StdoutWithoutRay(io.TextIOBase):
 
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout
-        self._silent: threading.Thread | None = None
-
-    @contextmanager
-    def drop_this_thread(self) -> Iterator[None]:
-        """Drop what this thread prints: when Ray ends, it prints late messages in its caller's thread."""
-        self._silent = threading.current_thread()
-        try:
-            yield
-        finally:
-            self._silent = None
+        self.silent: threading.Thread | None = None
 
     def write(self, text: str) -> int:
-        """Write a text, unless it is Ray's."""
+        """Write a text, unless Ray prints it."""
         thread = threading.current_thread()
-        is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
+        is_rays = thread is self.silent or thread.name.startswith(RAY_THREADS)
         return len(text) if is_rays else self._stdout.write(text)
 
     def flush(self) -> None:
@@ -240,14 +221,12 @@ def _start(address: str | None) -> str:
 @contextmanager
 def _signal_handler_kept() -> Iterator[None]:
     """Restore SIGTERM's handler: Ray's would end the process at once and commit nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            signal.signal(signal.SIGTERM, before)
 
 
 def has_gpus() -> bool:

@@ -6,17 +6,8 @@ from contextlib import ExitStack
 from typing import Self
 
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.cluster import actors
+from hoarfrost.features.extraction.cluster import actors, connection
 from hoarfrost.features.extraction.cluster.actors import Reference, Started, WorkerLostError
-from hoarfrost.features.extraction.cluster.connection import (
-    INSTALL,
-    Slot,
-    check_address,
-    connected,
-    has_gpus,
-    is_installed,
-    slots,
-)
 from hoarfrost.features.extraction.cluster.driver import BUSY, BUSY_SECONDS, Driver
 from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.job import Job
@@ -39,11 +30,11 @@ class RayEngine:
         self._early: dict[Reference, Started] = {}  # by the reference to their first answer
 
     def __enter__(self) -> Self:
-        if not is_installed():
+        if not connection.is_installed():
             raise HoarfrostError(
-                f"--engine ray needs Ray, which is not installed. Install it on every host: {INSTALL}."
+                f"--engine ray needs Ray, which is not installed. Install it on every host: {connection.INSTALL}."
             )
-        check_address(self._own.address)
+        connection.check_address(self._own.address)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,7 +45,7 @@ class RayEngine:
         device = self._device(self._options.precision)
         self._start_in(self._slots(device)[0], device)
 
-    def _start_in(self, slot: Slot, device: str) -> Reference:
+    def _start_in(self, slot: connection.Slot, device: str) -> Reference:
         worker = actors.start(slot)
         self._stack.callback(actors.end, worker.actor)  # a program that uses Ray itself keeps its cluster
         asked = actors.ask(worker.actor, "choose_precision", self._options.precision, device)
@@ -98,11 +89,13 @@ class RayEngine:
         n_hosts = len({slot.node_id for slot in first})
         found = f"{len(first)} worker{'s' * (len(first) != 1)} on {n_hosts} host{'s' * (n_hosts != 1)}"
         logger.info("Ray: %s%s", found, f"; dashboard {self._dashboard}" if self._dashboard else "")
-        return Driver(job, todo, device, lambda: slots(own, device), [*self._early.values()], own.max_workers).run()
+        return Driver(
+            job, todo, device, lambda: connection.slots(own, device), [*self._early.values()], own.max_workers
+        ).run()
 
     def _join(self) -> None:
         if not self._is_joined:
-            self._dashboard = self._stack.enter_context(connected(self._own.address))
+            self._dashboard = self._stack.enter_context(connection.connected(self._own.address))
             self._is_joined = True
 
     def _device(self, precision: str) -> str:
@@ -110,10 +103,10 @@ class RayEngine:
         self._join()
         if self._options.device != "auto":
             return self._options.device
-        return "cuda" if has_gpus() and not precision.startswith("int8") else "cpu"
+        return "cuda" if connection.has_gpus() and not precision.startswith("int8") else "cpu"
 
-    def _slots(self, device: str) -> list[Slot]:
-        found = slots(self._own, device)
+    def _slots(self, device: str) -> list[connection.Slot]:
+        found = connection.slots(self._own, device)
         if not found:
             kind = "a GPU" if device == "cuda" else "a CPU"
             raise HoarfrostError(

@@ -88,14 +88,9 @@ class Worker:
         return choose_precision(asked, choose_device(device, asked))
 
     def prepare(self, plan: Plan, known: KeyIndex) -> Prepared:
-        """Build the backbone, and check that this host has what the others have.
+        """Build the backbone; raise HoarfrostError if this host does not have what the others have.
 
         `known` are the keys in the cache: one copy for all workers of a host, which Ray keeps in shared memory.
-
-        Raises
-        ------
-        HoarfrostError
-            If this host cannot take part.
         """
         from hoarfrost.features.decoding.quarantine import Quarantine
         from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
