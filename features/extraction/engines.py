@@ -11,7 +11,7 @@ class EngineOptions:
     Attributes
     ----------
     name : str
-        What `--engine` takes.
+        The value of `--engine`.
     implementation : str
         "module:class" of a `hoarfrost.features.extraction.job.Engine`.
     """

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class LocalEngine:
     """Embeds on this machine; see `hoarfrost.features.extraction.job.Engine`.
 
-    Torch takes seconds to import, and is imported where it is used: an unchanged dataset needs none of it.
+    Torch takes seconds to import, and is imported where it is used: an unchanged dataset does not need it.
     """
 
     def __init__(self, own: LocalOptions, options: ExtractOptions) -> None:  # noqa: ARG002 - the signature is any engine's
@@ -69,14 +69,14 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
     from hoarfrost.features.decoding.quarantine import Quarantine
     from hoarfrost.features.extraction.loop import EmbeddingLoop, Work, n_decoders
 
-    writer = job.writer
+    writer, options = job.writer, job.options
 
     def make_backbone() -> "Backbone":
         backbone = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
         writer.begin(backbone.compute)
         return backbone
 
-    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
-        loop = EmbeddingLoop(writer, quarantine, make_backbone, device, batch_size, job.options, job.source_cache)
+    with Quarantine(writer.path, n_decoders(options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, make_backbone, device, batch_size, options, job.source_cache)
         work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
         return loop.run(work, job.stop)

@@ -97,7 +97,7 @@ class _Batch(NamedTuple):
             yield from task.result().result()
 
 
-class _Started(NamedTuple):
+class _InFlight(NamedTuple):
     """A batch on the device: its images that are embedded, and how to get the embeddings."""
 
     batch: _Batch
@@ -131,7 +131,7 @@ class EmbeddingLoop:
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
         self._may_decode.set()
-        self._on_device: deque[_Started] = deque()
+        self._on_device: deque[_InFlight] = deque()
         self._keys_on_device: set[bytes] = set()
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
         n_buffers, pinned = (N_BUFFERS + 1, True) if self.device == "cuda" else (N_BUFFERS, False)
@@ -194,7 +194,7 @@ class EmbeddingLoop:
         pixels = batch.pixels[: len(new)]
         with self._decoding_paused():  # the first time, the backbone is also made and timed
             embeddings = self.backbone.start(pixels)
-        self._on_device.append(_Started(batch, new, embeddings, self.backbone.compute))
+        self._on_device.append(_InFlight(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
 
     def _copy_from_source_cache(self, images: list[_Loaded]) -> None:
@@ -258,9 +258,7 @@ class EmbeddingLoop:
     def _batches(self, n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the encoder's own threads use the cores already.
-        decoders = ThreadPoolExecutor(
-            self._n_decoders, "decode", initializer=compute_on_one_thread, initargs=(n_threads,)
-        )
+        decoders = ThreadPoolExecutor(self._n_decoders, "decode", compute_on_one_thread, (n_threads,))
         readers = ThreadPoolExecutor(self._n_readers, "read")
         source = self.work.images.contents(self.work.todo)
         ahead: deque[_Batch] = deque()
@@ -299,7 +297,7 @@ class EmbeddingLoop:
         except (ImageDecodeError, OSError, MemoryError) as error:
             return _Failed(index, reason_of(error))
 
-    def _within_budget(self, content: "Content") -> Content | None:
+    def _within_budget(self, content: Content) -> Content | None:
         """Return what was read, or None if too much is waiting to be decoded: a second read costs less than memory."""
         with self._counting:
             if self._n_bytes_ahead + _n_bytes(content) > BYTES_AHEAD:
@@ -326,9 +324,8 @@ class EmbeddingLoop:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
                 raise ImageDecodeError(Unreadable.CHANGED)
-            place.copy_(
-                self.quarantine.load(content, image.key, self._decoding)
-            )  # broadcasts one grey channel to three
+            # One grey channel is broadcast to three.
+            place.copy_(self.quarantine.load(content, image.key, self._decoding))
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return _Failed(image.index, reason_of(error))
         finally:
@@ -343,7 +340,7 @@ def n_decoders(options: ExtractOptions) -> int:
     return options.workers or usable_cpus()
 
 
-def _n_bytes(content: "Content") -> int:
+def _n_bytes(content: Content) -> int:
     if isinstance(content, EncodedFrame):
         return len(content.content) // content.n_frames  # all frames share the file's bytes
     return len(content) if isinstance(content, bytes) else content.nbytes

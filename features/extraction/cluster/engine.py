@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 from hoarfrost.features.errors import HoarfrostError
@@ -89,9 +90,8 @@ class RayEngine:
         n_hosts = len({slot.node_id for slot in first})
         found = f"{len(first)} worker{'s' * (len(first) != 1)} on {n_hosts} host{'s' * (n_hosts != 1)}"
         logger.info("Ray: %s%s", found, f"; dashboard {self._dashboard}" if self._dashboard else "")
-        return Driver(
-            job, todo, device, lambda: connection.slots(own, device), [*self._early.values()], own.max_workers
-        ).run()
+        early, find_slots = list(self._early.values()), partial(connection.slots, own, device)
+        return Driver(job, todo, device, find_slots, early, own.max_workers).run()
 
     def _join(self) -> None:
         if not self._is_joined:
