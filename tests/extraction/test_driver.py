@@ -1,4 +1,4 @@
-"""The driver hands each image to a worker once, and again only where one died; Ray itself is left out here."""
+"""The driver hands each image to a worker once, and again only where one died; without Ray itself."""
 
 import random
 import re
@@ -158,7 +158,7 @@ def check(table: ImageRecords, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 100, 1_000])
-def test_each_image_is_embedded_once_and_noted_in_its_place(tmp_path: Path, n: int) -> None:
+def test_each_image_is_embedded_once_and_recorded_in_its_place(tmp_path: Path, n: int) -> None:
     no_ray = NoRay()
     table, counts = embed(tmp_path, no_ray, n)
     check(table, n)

@@ -71,7 +71,7 @@ def test_ray_that_is_not_installed_is_named_with_the_command_that_installs_it(
 
 @pytest.fixture
 def web_port() -> Iterator[int]:
-    """Give the port of something that answers, and is not Ray."""
+    """Yield the port of something that answers, and is not Ray."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -100,7 +100,7 @@ def test_an_address_where_another_program_answers_is_refused(web_port: int) -> N
 
 @contextmanager
 def head(token: str | None) -> Iterator[str]:
-    """Answer as a cluster's head does that wants a token, or none."""
+    """Serve as a cluster's head that needs this token, or none."""
     grpc = pytest.importorskip("grpc")
 
     def cluster_id(_: bytes, context: Any) -> bytes:
@@ -120,7 +120,7 @@ def head(token: str | None) -> Iterator[str]:
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the place of Ray's token, in a home of its own; what is set of tokens comes back after the test."""
+    """Return the path of Ray's token, in a home folder of its own; token settings are restored after the test."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH):
         monkeypatch.setenv(name, "")  # so that it is restored, whatever the test leaves
@@ -225,7 +225,7 @@ def raises(error: Exception) -> Callable[..., None]:
 
 
 class Hosts:
-    """Takes the place of `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or say nothing."""
+    """Takes the place of `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or do not answer."""
 
     def __init__(self, *answers: str | Exception | None) -> None:
         self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
@@ -302,7 +302,7 @@ def test_shares_and_numbers_that_make_no_sense_are_wrong_usage(hoarfrost: Hoarfr
     assert hoarfrost("extract", "images", "--cache", "c.h5", "--engine", "ray", *option).status == 2
 
 
-def test_the_summary_tells_the_engine_and_its_workers(images: Path) -> None:
+def test_the_summary_names_the_engine_and_its_workers(images: Path) -> None:
     options = ExtractOptions(device="cpu", **RANDOM)  # type: ignore[arg-type]
     first = extract(images, images.parent / "c.h5", options=options)
     assert (first.engine, first.workers) == ("local", 1)
@@ -367,7 +367,7 @@ def test_an_engine_is_registered_by_one_entry(images: Path, monkeypatch: pytest.
 
 
 class Several:
-    """Takes the place of `RayEngine`, and notes what it is asked for."""
+    """Takes the place of `RayEngine`, and records the calls."""
 
     asked: "list[tuple[RayOptions, ExtractOptions, int]]"
 

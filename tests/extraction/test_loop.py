@@ -33,7 +33,7 @@ UNREADABLE = b"no image"
 
 
 def square(value: int) -> npt.NDArray[np.uint8]:
-    """Make an image whose pixels, and embedding, are this value throughout."""
+    """Return an image whose pixels, and embedding, are this value throughout."""
     return np.full((4, 4), value, np.uint8)
 
 
@@ -219,7 +219,7 @@ def test_nothing_new_makes_no_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("workers", [1, 5])
-def test_rows_follow_the_dataset_whoever_reads_first(tmp_path: Path, workers: int, backbone: type[StandIn]) -> None:
+def test_rows_follow_the_dataset_whichever_thread_reads_first(tmp_path: Path, workers: int, backbone: type[StandIn]) -> None:
     images: list[Content] = [square(i) for i in np.random.default_rng(0).permutation(30)]
     images[11] = UNREADABLE
     memory = Memory(images, seconds=(0.004, 0.0, 0.002, 0.0, 0.0, 0.003, 0.001))

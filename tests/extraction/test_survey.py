@@ -1,4 +1,4 @@
-"""`hoarfrost inspect` says what a dataset is made of and what will become of it, and embeds nothing."""
+"""`hoarfrost inspect` reports what is in a dataset and what preprocessing will do to it, and embeds nothing."""
 
 import json
 import sys
@@ -106,7 +106,7 @@ def test_contact_sheet_of_many_has_64(tmp_path: Path) -> None:
         assert sheet.size == (8 * 224, 8 * 224)
 
 
-def test_command_tells_people_and_programs_the_same(hoarfrost: Hoarfrost, mixed: Path, tmp_path: Path) -> None:
+def test_command_reports_the_same_to_people_and_programs(hoarfrost: Hoarfrost, mixed: Path, tmp_path: Path) -> None:
     output = hoarfrost("inspect", mixed, "--contact-sheet", tmp_path / "sheet.png")
     assert output.status == 0, output.stderr
     assert "mixed: 14 images, 12 patients; 1 duplicates, 1 unreadable" in output.stdout
