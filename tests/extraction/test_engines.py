@@ -200,11 +200,11 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
         ),
     ],
 )
-def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
+def test_the_end_of_a_worker_is_reported_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
     assert short_reason(said, is_last=is_last) == reason
 
 
-def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_another_version_is_reported_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
         "Version mismatch: The cluster was started with:\n    Ray: 2.9\nThis process was started with:\n    Ray: 2.40"
     )
@@ -277,7 +277,7 @@ def test_the_first_host_that_answers_chooses_the_precision_and_no_worker_is_left
     assert sorted(hosts.ended) == list(range(n_asked))
 
 
-def test_hosts_that_are_all_lost_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_are_all_lost_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HoarfrostError, match="host 1: no worker could be started there: gone"):
         chosen(Hosts(WorkerLostError("gone"), WorkerLostError("gone")), monkeypatch)
 
@@ -392,12 +392,14 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hoarfrost.features.devices, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(hoarfrost.features.devices, "n_gpus", lambda: 3)
     monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
+    monkeypatch.setattr(
+        "hoarfrost.features.extraction.loop.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+    )
 
 
 @pytest.mark.usefixtures("three_gpus")
-def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
-    images: Path,
-) -> None:
+def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(images: Path) -> None:
     with pytest.raises(HoarfrostError, match="none of these GPUs is real"):
         extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
     [(own, options, n_images)] = Several.asked
@@ -405,15 +407,9 @@ def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
 
 
 @pytest.mark.usefixtures("three_gpus", "without_ray")
-def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_gpus_that_stay_idle_without_ray_are_reported_with_what_that_costs(
+    images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
-    )
     done = extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
     assert (done.embedded, done.workers) == (6, 1)
     assert Several.asked == []
@@ -423,14 +419,8 @@ def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
 
 @pytest.mark.usefixtures("three_gpus")
 def test_fewer_images_than_a_batch_for_each_gpu_are_embedded_on_one(
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
-    )
     options = ExtractOptions(**{**RANDOM, "device": "cuda", "batch_size": 3})  # type: ignore[arg-type]
     assert extract(images, images.parent / "c.h5", options=options).embedded == 6
     assert Several.asked == []
