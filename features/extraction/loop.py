@@ -56,7 +56,7 @@ class Work:
 
 @dataclass(frozen=True)
 class _Read:
-    """One file read; `content` is None if its embedding is there already, or if it is read again to be decoded."""
+    """One file read, without `content` if its embedding is there already, or if it is read again to be decoded."""
 
     index: int
     stamp: FileStamp

@@ -47,7 +47,7 @@ class ImageKind:
 class Survey:
     """What is in a dataset; `inspect --json` prints it.
 
-    `duplicates` are images whose bytes another one has; `patients` is None where none are recorded; `refused` is why
+    `duplicates` are images whose bytes another one has; `patients` their number, if known; `refused` is why
     `extract` would not accept the dataset, and empty if it would.
     """
 

@@ -63,7 +63,7 @@ class Asked:
 
 
 class NoRay:
-    """Takes the place of `extraction.cluster.actors`: answers come in an order by chance, and some workers die."""
+    """Replaces `extraction.cluster.actors`: answers come in an order by chance, and some workers die."""
 
     def __init__(self, dies: Callable[["NoRay", Asked], bool] = lambda *_: False, seed: int = 0) -> None:
         self.dies = dies
@@ -286,7 +286,7 @@ def test_the_only_worker_that_may_be_is_elsewhere_where_a_host_is_busy(
     check(table, 1_000)
     assert counts.workers == 1
     alpha, beta = no_ray.started[:2]
-    assert alpha.plan is None  # beta had come in its stead
+    assert alpha.plan is None  # beta had come in its place
     assert beta.sizes
 
 

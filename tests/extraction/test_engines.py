@@ -1,4 +1,4 @@
-"""Which engine embeds, what it is asked with, and what is said where it cannot be had."""
+"""Which engine embeds, with which options, and the messages if it is not available."""
 
 import http.server
 import importlib.util
@@ -225,7 +225,7 @@ def raises(error: Exception) -> Callable[..., None]:
 
 
 class Hosts:
-    """Takes the place of `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or do not answer."""
+    """Replaces `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or do not answer."""
 
     def __init__(self, *answers: str | Exception | None) -> None:
         self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
@@ -367,7 +367,7 @@ def test_an_engine_is_registered_by_one_entry(images: Path, monkeypatch: pytest.
 
 
 class Several:
-    """Takes the place of `RayEngine`, and records the calls."""
+    """Replaces `RayEngine`, and records the calls."""
 
     asked: "list[tuple[RayOptions, ExtractOptions, int]]"
 

@@ -284,7 +284,7 @@ def test_many_unreadable_images_are_not_reported_one_by_one(tmp_path: Path, capl
 
 
 class KeepsImages(StandIn):
-    """Holds on to what it is given, so that no memory of it can be used anew but by the loop itself."""
+    """Holds on to what it is given, so that no memory of it can be used again but by the loop itself."""
 
     def __init__(self, memory: Memory, n_in_flight: int) -> None:
         self.memory = memory

@@ -70,7 +70,7 @@ def _rate_text(progress: "Progress") -> str:
 
 
 def say(text: str) -> None:
-    """Say on stderr what is being done; where that is closed or full, go on without."""
+    """Print a text to stderr; if that is closed or full, continue without."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
