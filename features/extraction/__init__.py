@@ -1,1 +1,1 @@
-"""Embed what the cache lacks: on this machine, or on a cluster."""
+"""Embed the images that are missing from the cache, on this machine or on a cluster."""

@@ -1,4 +1,4 @@
-"""The engines that embed images, and what each may be told. Light to import: an engine's libraries load when it is opened."""
+"""The engines that embed images, and their options. Light to import: an engine's libraries load when it is opened."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ class EngineOptions:
     Attributes
     ----------
     name : str
-        What `--engine` takes.
+        The value of `--engine`.
     implementation : str
         "module:class" of a `hoarfrost.features.extraction.job.Engine`.
     """
@@ -36,13 +36,13 @@ class RayOptions(EngineOptions):
     ----------
     address : str or None
         The Ray cluster to join: "auto" (the one that this machine is part of) or "HOST:PORT" of its head; by default
-        Ray is started on this machine alone.
+        Ray starts on this machine alone.
     gpus_per_worker : float or None
         GPUs for each worker, by default 1; 0.5 puts two on a GPU.
     cpus_per_worker : int or None
-        CPUs for each worker; by default its host's, or its share of them where it has several GPUs.
+        CPUs for each worker; by default all of its host, divided by the host's GPUs where these embed.
     max_workers : int or None
-        Workers at most; by default as many as there is room for.
+        The most workers to start; by default as many as there is room for.
     """
 
     name = "ray"

@@ -1,4 +1,4 @@
-"""Embed what the cache lacks, on this machine or on a cluster."""
+"""Embed the images that are missing from the cache, on this machine or on a cluster."""
 
 import errno
 import logging
@@ -20,7 +20,6 @@ from hoarfrost.features.extraction.engines import LocalOptions
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.job import Engine, Job, open_engine
 from hoarfrost.features.extraction.plan import (
-    BadImages,
     ExtractOptions,
     ExtractSummary,
     ImageRecords,
@@ -29,11 +28,11 @@ from hoarfrost.features.extraction.plan import (
     check_bad_images,
     kinds_of,
 )
-from hoarfrost.features.extraction.recipes import Recipe, recipe_for, recipe_like
+from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
 
 SHOWN_MISSING = 3
 NO_SUCH_FILE = reason_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
-ROWS_AT_ONCE = 1 << 20  # looked up: bounds the memory beside the tables
+ROWS_AT_ONCE = 1 << 20  # looked up together: bounds the memory beside the tables
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +45,24 @@ def extract(
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExtractSummary:
-    """Embed a dataset's images that the cache lacks, and record the dataset in the cache.
+    """Embed a dataset's images that are missing from the cache, and record the dataset in the cache.
 
     Parameters
     ----------
     data : Path or str
-        What `hoarfrost.features.datasets.read_dataset` takes.
+        See `hoarfrost.features.datasets.read_dataset`.
     cache : Path
-        The cache's HDF5 file; made where it is missing.
+        The cache's HDF5 file; created if it is missing.
     name : str, optional
         The dataset's name in the cache.
     options : ExtractOptions, optional
     on_progress : callable
-        Called after each batch.
-
-    Returns
-    -------
-    ExtractSummary
+        Called at the start, and then after batches.
 
     Raises
     ------
     HoarfrostError
-        One of its children, by what is wrong: dataset, weights, cache, or (with "fail") an image.
+        Its subclass says what is wrong: dataset, weights, cache, or (with "fail") an image.
     """
     started = time.monotonic()
     options = options or ExtractOptions()
@@ -79,23 +74,20 @@ def extract(
             engine.start_early()
         recipe = recipe_for(options, existing, dataset, engine.choose_precision)
         stop = stack.enter_context(StopSignals())
-        root = dataset.images.location
-        writer = stack.enter_context(
-            CacheWriter(cache, recipe.header, dataset.name, root=root, shard_bytes=options.shard_size)
+        writer = CacheWriter(
+            cache, recipe.header, dataset.name, root=dataset.images.location, shard_bytes=options.shard_size
         )
-        job, todo = _prepare_job(dataset, writer, recipe, options, on_progress, stop)
-        table, counts = job.table, _embed(engine, job, todo)
+        stack.enter_context(writer)
+        job = Job(dataset, writer, recipe, options, on_progress, stop)
+        counts, table = _embed(engine, job), job.table
         if not table.readable.any():
-            raise _none_readable(data, dataset, table)
+            first, reason = next(iter(table.errors.items()))
+            path = dataset.paths[first]
+            raise HoarfrostError(
+                f"{data}: none of the {len(dataset)} images could be read. The first: {path}: {reason.text}."
+            )
         writer.finish(table.for_dataset(dataset), table.keys)
     return _summary(job, counts, cache, time.monotonic() - started)
-
-
-def _none_readable(data: Path | str, dataset: Dataset, table: ImageRecords) -> HoarfrostError:
-    first, reason = next(iter(table.errors.items()))
-    return HoarfrostError(
-        f"{data}: none of the {len(dataset)} images could be read. The first: {dataset.paths[first]}: {reason.text}."
-    )
 
 
 def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> ExtractSummary:
@@ -125,17 +117,10 @@ def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> Extra
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """A dataset whose embeddings are in a cache, without being one of its datasets.
+    """A dataset whose embeddings are in a cache that does not list it.
 
-    Attributes
-    ----------
-    dataset : Dataset
-    keys : ndarray (n, 32) uint8
-        Each image's; anything for those that cannot be read.
-    errors : mapping of int to str
-        Why images cannot be read, by their place in the dataset.
-    forward_images : int
-        How many went through the backbone.
+    `keys` (n, 32) uint8 are undefined for unreadable images; `errors` says why, by their place in the dataset.
+    `forward_images` went through the encoder.
     """
 
     dataset: Dataset
@@ -159,9 +144,9 @@ def embed_like(
     Parameters
     ----------
     data : Path or str
-        What `hoarfrost.features.datasets.read_unlabelled` takes.
+        See `hoarfrost.features.datasets.read_unlabelled`.
     cache : Path
-        The cache's HDF5 file; made where it is missing.
+        The cache's HDF5 file; created if it is missing.
     header : Header
         How the others were embedded.
     weights : str, optional
@@ -169,14 +154,14 @@ def embed_like(
     source_cache : EmbeddingCache, optional
         Embeddings that it has are copied from there.
     options : ExtractOptions, optional
-        Its encoder, weights, precision and window are the header's.
+        The header overrides its encoder, weights, precision and window.
     on_progress : callable
-        Called after each batch.
+        Called at the start, and then after batches.
 
     Raises
     ------
     HoarfrostError
-        One of its children, by what is wrong: dataset, weights, fingerprint, cache.
+        Its subclass says what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
     # This machine's engine: Ray's workers copy nothing from a source cache.
@@ -190,55 +175,42 @@ def embed_like(
         StopSignals() as stop,
         CacheWriter(cache, recipe.header, dataset.name, root=dataset.images.location) as writer,
     ):
+        job = Job(dataset, writer, recipe, options, on_progress, stop, source_cache)
         try:
-            job, todo = _prepare_job(dataset, writer, recipe, options, on_progress, stop, source_cache)
-            counts = _embed(engine, job, todo)
+            counts = _embed(engine, job)
         except WeightsError as error:
             raise WeightsError(
-                f"The weights {header.weights} ({header.weights_origin or 'of unknown origin'}), by which the head's own "
-                f"embeddings were made, cannot be had any more, and new images need them. {error} Say with --weights where "
-                "they are now."
+                f"New images need the weights that the head was trained with: {header.weights} "
+                f"({header.weights_origin or 'of unknown origin'}). They are no longer available. {error} "
+                "If they are elsewhere now, pass their path with --weights."
             ) from error
         writer.fold()
     return EmbeddedDataset(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
 
 
-def _prepare_job(
-    dataset: Dataset,
-    writer: CacheWriter,
-    recipe: Recipe,
-    options: ExtractOptions,
-    on_progress: Callable[[Progress], None],
-    stop: StopSignals,
-    source_cache: EmbeddingCache | None = None,
-) -> tuple[Job, Sequence[int]]:
-    """Return the job, with what is known already filled in, and the images to read."""
-    table = ImageRecords(len(dataset))
-    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else writer.known_files(), table)
+def _embed(engine: Engine, job: Job) -> LoopCounts:
+    """Embed the images that are not known; if all are, only check the device that was asked for."""
+    dataset, table, options = job.dataset, job.table, job.options
+    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else job.writer.known_files(), table)
     _report_missing(dataset, table.errors, options)
-    bad = BadImages(dataset, table.errors, options)
-    return Job(dataset, writer, table, bad, recipe, options, on_progress, stop, source_cache), todo
-
-
-def _embed(engine: Engine, job: Job, todo: Sequence[int]) -> LoopCounts:
-    """Embed the images to do; where there are none, only check the device that was asked for."""
     if todo:
+        job.stop.check(len(todo), table.readable)
+        job.on_progress(Progress(0, len(todo), 0.0))
         return engine.embed(job, todo)
-    device = job.options.device
-    if device in {"auto", "cpu"}:
+    if options.device in {"auto", "cpu"}:
         return LoopCounts("cpu")
     from hoarfrost.features.devices import choose_device  # here: torch takes seconds to import
 
-    return LoopCounts(choose_device(device, job.recipe.precision))
+    return LoopCounts(choose_device(options.device, job.recipe.precision))
 
 
 def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> Sequence[int]:
-    """Fill in what is unchanged since an earlier extraction, and what is missing; return the images to read."""
+    """Return the images to read; record those that are unchanged since an earlier extraction, and missing files."""
     stamps = dataset.images.stamps(of_urls=bool(known))
     for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
         some = slice(first, first + ROWS_AT_ONCE)
         rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
-        table.set_known(first + rows, keys)
+        table.keys[first + rows], table.readable[first + rows] = keys, True
     table.set_stamps(stamps)
     missing = np.flatnonzero(stamps.missing).tolist()
     table.errors.update(dict.fromkeys(missing, NO_SUCH_FILE))
@@ -247,17 +219,17 @@ def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> S
 
 
 def _report_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:
-    """Warn once of missing files, with the place where they were looked for; stop if they are too many already."""
+    """Warn once about missing files, with the place where they were looked for; stop if they are too many already."""
     if not missing:
         return
     first = [dataset.paths[index] for index in list(missing)[:SHOWN_MISSING]]
     place = dataset.images.location
     message = (
-        f"{dataset.source}: {len(missing):,} of {len(dataset):,} files that it names do not exist. The first: "
-        f"{', '.join(first)}. Paths are relative to {place}, so the first was looked for at {os.path.join(place, first[0])}."
+        f"{dataset.source}: {len(missing):,} of {len(dataset):,} listed files do not exist. The first: {', '.join(first)}. "
+        f"Paths are relative to {place}, so the first was expected at {os.path.join(place, first[0])}."
     )
     if options.on_error == "fail":
-        text = f"{message} Correct the paths, or pass --on-error skip to list them and go on."
+        text = f"{message} Correct the paths, or pass --on-error skip to list them and continue."
         raise ImageDecodeError(NO_SUCH_FILE.kind, text=text)
     logger.warning("%s", message)
     if len(missing) < len(dataset):

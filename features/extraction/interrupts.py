@@ -1,23 +1,31 @@
-"""Stop signals: finish the current batch, commit, and tell the user how to continue."""
+"""Stop signals: finish the current batch, save it, and say how to continue."""
 
+import logging
 import signal
 import threading
-from types import FrameType, TracebackType
+from contextlib import suppress
+from types import FrameType
 from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from hoarfrost.features.errors import HoarfrostError
 
+logger = logging.getLogger(__name__)
+
 
 class StoppedError(HoarfrostError):
-    """A signal stopped the extraction early; it can be resumed where what is finished was kept."""
+    """A signal stopped the extraction early; `when` is the message for embeddings that do not stay."""
 
-    def __init__(self, when: str) -> None:
-        super().__init__(f"{when}; what is finished is committed. Run the same command again to go on from there.")
-        self.when = when
+    def __init__(self, n_saved: int, n_images: int) -> None:
+        count = f"{n_saved:,} of {n_images:,} images"
+        super().__init__(f"Interrupted; {count} saved. Run the same command again to continue.")
+        self.when = f"Interrupted after {count}"
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a stop after the batch under way; a second one acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a stop after the current batch; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -28,21 +36,21 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is Python's
+    def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self._restore()
+        self.__exit__()  # a second signal acts as usual
+        with suppress(RuntimeError):  # the signal came while the same stream was written to
+            logger.info("Stopping; saving the current batch. Press Ctrl-C again to stop at once.")
 
-    def check(self, done: int, total: int) -> None:
-        """Raise StoppedError if a signal came, unless all is done: then only folding into the cache is left."""
-        if self.received is not None and done < total:
-            raise StoppedError(f"Stopped by {self.received.name} after {done} of {total} images")
+    def check(self, n_left: int, readable: npt.NDArray[np.bool_]) -> None:
+        """Raise StoppedError if a signal came, unless no image is left: then only folding into the cache is.
+
+        `readable` (n,) bool are the dataset's images that have an embedding by now.
+        """
+        if self.received is not None and n_left:
+            raise StoppedError(int(readable.sum()), len(readable))

@@ -1,9 +1,9 @@
-"""What an engine does, and what it is given: where images come from, how they are embedded, where all of it goes."""
+"""What an engine does, and its input: where images come from, how they are embedded, where all of it goes."""
 
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from functools import cached_property
 from typing import Protocol, Self
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
@@ -15,20 +15,28 @@ from hoarfrost.features.extraction.recipes import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction: the dataset, its cache's writer, what is known of each image, and who is told of progress.
+    """An extraction: the dataset, its cache's writer, how to embed, and where progress is reported.
 
     Embeddings that `source_cache` has are copied from there.
     """
 
     dataset: Dataset
     writer: CacheWriter
-    table: ImageRecords
-    bad: BadImages
     recipe: Recipe
     options: ExtractOptions
     on_progress: Callable[[Progress], None]
     stop: StopSignals
     source_cache: EmbeddingCache | None = None
+
+    @cached_property
+    def table(self) -> ImageRecords:
+        """What is known of each image."""
+        return ImageRecords(len(self.dataset))
+
+    @cached_property
+    def bad(self) -> BadImages:
+        """The unreadable images."""
+        return BadImages(self.dataset, self.table.errors, self.options)
 
 
 class Engine(Protocol):
@@ -36,12 +44,10 @@ class Engine(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def start_early(self) -> None:
-        """Begin with what takes long, before the dataset's images and the precision are known."""
+        """Start what takes long, before the dataset's images and the precision are known."""
 
     def choose_precision(self) -> str:
         """Return the precision that is fast where the embeddings will be computed."""
@@ -52,12 +58,12 @@ class Engine(Protocol):
         Raises
         ------
         HoarfrostError
-            By what is wrong; what is finished is committed then.
+            Its subclass says what is wrong; what is finished is saved then.
         """
 
 
 def open_engine(options: ExtractOptions) -> Engine:
-    """Return the engine that is asked for, not entered yet; its module, and so its libraries, load only now."""
+    """Return the engine that the options name, not entered yet; its module, and so its libraries, load only now."""
     module, _, name = options.engine.implementation.partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)(options.engine, options)
     return engine

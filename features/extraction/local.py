@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from hoarfrost.features.extraction.engines import LocalOptions, RayOptions
@@ -19,7 +18,7 @@ logger = logging.getLogger(__name__)
 class LocalEngine:
     """Embeds on this machine; see `hoarfrost.features.extraction.job.Engine`.
 
-    Torch takes seconds to import, and is imported where it is used: an unchanged dataset needs none of it.
+    Torch takes seconds to import, and is imported where it is used: an unchanged dataset does not need it.
     """
 
     def __init__(self, own: LocalOptions, options: ExtractOptions) -> None:  # noqa: ARG002 - the signature is any engine's
@@ -28,12 +27,10 @@ class LocalEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def start_early(self) -> None:
-        """Return at once: there is no other process to start."""
+        """Do nothing: there is no other process to start."""
 
     def choose_precision(self) -> str:
         """Return the precision that is fast on this machine."""
@@ -55,15 +52,15 @@ class LocalEngine:
 
 
 def _embed_on_all_gpus(job: Job, todo: Sequence[int], batch_size: int, n_gpus: int) -> LoopCounts:
-    """Embed by a worker of Ray's on each GPU; on one GPU, with a warning, where Ray is not installed."""
+    """Embed with one Ray worker on each GPU; on one GPU, with a warning, where Ray is not installed."""
     from hoarfrost.features.extraction.cluster import INSTALL, RayEngine, is_installed
 
     if is_installed():
         with RayEngine(RayOptions(), replace(job.options, device="cuda")) as engine:
             return engine.embed(job, todo)
     logger.warning(
-        "this machine has %d GPUs, and only one of them is used: the others need Ray. It takes about %d times as long as it "
-        "might. Install it: %s", n_gpus, n_gpus, INSTALL,
+        "Only one of this machine's %d GPUs is used: the others need Ray, which is not installed. With it, this extraction "
+        "is about %d times as fast. Install it: %s", n_gpus, n_gpus, INSTALL,
     )  # fmt: skip
     return _embed_in_this_process(job, todo, "cuda", batch_size)
 
@@ -72,14 +69,14 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
     from hoarfrost.features.decoding.quarantine import Quarantine
     from hoarfrost.features.extraction.loop import EmbeddingLoop, Work, n_decoders
 
-    writer = job.writer
+    writer, options = job.writer, job.options
 
-    def backbone() -> "Backbone":
-        made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
-        writer.begin(made.compute)
-        return made
+    def make_backbone() -> "Backbone":
+        backbone = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        writer.begin(backbone.compute)
+        return backbone
 
-    with Quarantine(writer.path, n_decoders(job.options)) as quarantine:
-        loop = EmbeddingLoop(writer, quarantine, backbone, device, batch_size, job.options, job.source_cache)
+    with Quarantine(writer.path, n_decoders(options)) as quarantine:
+        loop = EmbeddingLoop(writer, quarantine, make_backbone, device, batch_size, options, job.source_cache)
         work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
         return loop.run(work, job.stop)

@@ -1,4 +1,4 @@
-"""What an extraction is asked for, what it knows of each image, and how it reports."""
+"""An extraction's options, what is known of each image, and the summary."""
 
 import logging
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache import DatasetTable, Keys
+from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
 from hoarfrost.features.decoding.formats import MAX_PIXELS
@@ -36,17 +36,17 @@ class ExtractOptions:
     device : str
         "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "mps".
     precision : str
-        "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else
-        float32), "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+        "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else float32),
+        "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
     encoder : str
         Its name, see `hoarfrost.features.encoder.registry`.
     batch_size : int or None
-        By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, no more than 64 are taken at
-        once, so that an extraction commits and stops within seconds.
+        By default 256 on a GPU, else 32. On a CPU, where results do not depend on it, at most 64, so that an extraction
+        commits and stops within seconds.
     workers : int or None
         Threads that read and decode; by default as many as CPUs that this process may use.
     on_error : str
-        "skip" records an unreadable image and goes on; "fail" stops at the first.
+        "skip" records an unreadable image and continues; "fail" stops at the first.
     rehash : bool
         Read every file again, even where size and mtime say that it is unchanged.
     window : Window or None
@@ -56,9 +56,9 @@ class ExtractOptions:
     max_bad : float
         Share of the images that may be unreadable; see `check_bad_images`.
     keep_ids : bool
-        Keep the patient ids of DICOM files as they are, in place of a salted hash.
+        Keep the patient ids of DICOM files unchanged, in place of a salted hash.
     shard_size : int or None
-        Bytes that a file of the cache may have; see `CacheWriter`.
+        The most bytes of one file of the cache; see `CacheWriter`.
     engine : EngineOptions
         Which engine embeds, with its own options; see `hoarfrost.features.extraction.engines`.
     """
@@ -81,7 +81,7 @@ class ExtractOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an extraction is: images done of those to do, images embedded per second, and a cluster's workers."""
+    """How far an extraction is: images done, of how many to do; images per second; and a cluster's workers."""
 
     done: int
     total: int
@@ -93,9 +93,9 @@ class Progress:
 class ExtractSummary:
     """What an extraction did; `extract --json` prints it.
 
-    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the backbone. `errors` are paths and
-    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was left out of images that were read. `workers` are
-    the processes that embedded at the same time: 0 where nothing was to be done, 1 without Ray.
+    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the encoder. `errors` are paths and
+    reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was ignored in images that were read. `workers` are
+    the processes that embedded at the same time: 0 if all images were known, 1 without Ray.
     """
 
     images: int
@@ -145,11 +145,6 @@ class ImageRecords:
         self.readable[index] = True
         self.sizes[index], self.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
-    def set_known(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", keys: Keys) -> None:
-        """Record readable images, (m,) int64, whose keys are known, (m, 32) uint8."""
-        self.keys[rows] = keys
-        self.readable[rows] = True
-
     def set_stamps(self, stamps: Stamps) -> None:
         """Set the stamps of the images that are known; those of others are set when they are read."""
         self.sizes, self.mtimes_ns = stamps.sizes, stamps.mtimes_ns
@@ -162,11 +157,11 @@ class ImageRecords:
         self.errors.update({int(indices[place]): reason for place, reason in part.errors.items()})
 
     def reasons(self) -> dict[int, str]:
-        """Return the texts that say why images cannot be read, by their place in the dataset, ascending."""
+        """Return why images cannot be read, by their place in the dataset, ascending."""
         return {index: reason.text for index, reason in sorted(self.errors.items())}
 
     def for_dataset(self, dataset: Dataset) -> DatasetTable:
-        """Return the cache's table; its `rows` are 0 for readable images, -1 for unreadable ones."""
+        """Return the cache's table; `rows` are 0 for readable images, -1 for unreadable ones."""
         return DatasetTable(
             name=dataset.name,
             source=dataset.source,
@@ -183,41 +178,28 @@ class ImageRecords:
 
 
 class BadImages:
-    """Warns of unreadable images, and stops the extraction at the first, or at too many, as asked.
+    """Warns about unreadable images, and stops the extraction at the first, or at too many, as asked.
 
-    Parameters
-    ----------
-    dataset : Dataset
-    errors : mapping of int to Reason
-        The reasons known so far, by the image's index; `ImageRecords.errors`, which goes on changing.
-    options : ExtractOptions
+    `errors` are the reasons known so far, by the image's index: `ImageRecords.errors`, which grows.
     """
 
-    def __init__(self, dataset: Dataset, errors: Mapping[int, Reason], options: ExtractOptions) -> None:
+    def __init__(self, dataset: Dataset, errors: dict[int, Reason], options: ExtractOptions) -> None:
         self._dataset = dataset
         self._errors = errors
         self._options = options
-        self._n_said = 0
+        self._n_warned = 0
 
     def note(self, index: int, reason: Reason) -> None:
-        """Warn that an image is skipped; its reason is among the errors by now.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the extraction is to stop at the first.
-        HoarfrostError
-            If there are too many.
-        """
+        """Warn that an image is skipped, whose reason is among the errors already; raise if that stops the extraction."""
         path = self._dataset.paths[index]
         if self._options.on_error == "fail":
-            text = f"{path}: {reason.text}. Copy it again, or pass --on-error skip to list it and go on."
+            text = f"{path}: {reason.text}. Copy it again, or pass --on-error skip to list it and continue."
             raise ImageDecodeError(reason.kind, text=text)
-        self._n_said += 1
-        if self._n_said <= SHOWN_ERRORS:
-            logger.warning("%s: %s; left out", path, reason.text)
-        elif self._n_said == SHOWN_ERRORS + 1:
-            logger.warning("more unreadable images; from here on they are recorded without a message each")
+        self._n_warned += 1
+        if self._n_warned <= SHOWN_ERRORS:
+            logger.warning("Skipped %s: %s", path, reason.text)
+        elif self._n_warned == SHOWN_ERRORS + 1:
+            logger.warning("More images are unreadable. They are skipped and recorded without a message each.")
         check_bad_images(self._dataset, self._errors, self._options.max_bad)
 
 
@@ -226,27 +208,21 @@ def kinds_of(reasons: Iterable[Reason]) -> dict[str, int]:
     return dict(Counter(reason.kind for reason in reasons).most_common())
 
 
-def check_bad_images(dataset: Dataset, errors: Mapping[int, Reason], max_bad: float) -> None:
-    """Stop where more images are unreadable than may be, however the rest turns out.
+def check_bad_images(dataset: Dataset, errors: dict[int, Reason], max_bad: float) -> None:
+    """Raise HoarfrostError, with an example of each kind of error, if more than a share `max_bad` of images is unreadable.
 
-    A single one never stops an extraction, however few images there are, unless none may be (`max_bad` 0).
-
-    Raises
-    ------
-    HoarfrostError
-        It says which kinds there are, with an example of each.
+    A single one is always allowed, unless `max_bad` is 0.
     """
     if len(errors) <= (max(1.0, max_bad * len(dataset)) if max_bad else 0):
         return
     # Reversed: the first of each kind stays.
-    example = {
-        reason.kind: f"{dataset.paths[index]}: {reason.text}" for index, reason in reversed(list(errors.items()))
-    }
+    first = {reason.kind: (index, reason.text) for index, reason in reversed(errors.items())}
+    examples = {kind: f"{dataset.paths[index]}: {text}" for kind, (index, text) in first.items()}
     kinds = list(kinds_of(errors.values()).items())
-    listed = "; ".join(f"{kind}: {n:,} (as {example[kind]})" for kind, n in kinds[:SHOWN_KINDS])
-    more = f"; and {len(kinds) - SHOWN_KINDS} kinds more" if len(kinds) > SHOWN_KINDS else ""
+    listed = "; ".join(f"{kind}: {n:,} (as {examples[kind]})" for kind, n in kinds[:SHOWN_KINDS])
+    more = f"; and {len(kinds) - SHOWN_KINDS} more kinds" if len(kinds) > SHOWN_KINDS else ""
     raise HoarfrostError(
         f"{dataset.source}: {len(errors):,} of {len(dataset):,} images are unreadable so far, more than --max-bad "
-        f"{max_bad:g} allows: {listed}{more}. What is embedded is committed. Mend these or take them out, or pass a larger "
-        "--max-bad; the same command goes on from there."
+        f"{max_bad:g} allows: {listed}{more}. What is embedded is saved. Fix or remove these images, or pass a larger "
+        "--max-bad. Then run the same command again to continue."
     )

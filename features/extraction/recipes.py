@@ -1,4 +1,4 @@
-"""How embeddings are made: as asked, as those in a cache, or as others were."""
+"""How embeddings are made: as asked, or in the way of those in a cache or behind a head."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How embeddings are made. The weights are loaded when an image needs them, or when nothing else tells their digest."""
+    """How embeddings are made. Weights are loaded when an image needs them, or if their digest is not known otherwise."""
 
     header: Header
     weights_spec: str
@@ -35,18 +35,13 @@ class Recipe:
 
     @property
     def precision(self) -> str:
-        """What the forward pass computes in."""
+        """The precision of the forward pass."""
         return self.header.fingerprint.precision
 
     def backbone(self, device: str, batch_size: int, n_images: int, *, resumed: str | None) -> "Backbone":
         """Return the backbone, on the compute path that an interrupted extraction started with.
 
-        Raises
-        ------
-        WeightsError, FingerprintMismatchError
-            If the weights cannot be had here, or are not those that were settled.
-        HoarfrostError
-            If the compute path is not possible here.
+        Raise HoarfrostError if that is not possible here, or the header's weights are not available.
         """
         from hoarfrost.features.encoder.backbone import Backbone, settle_compute
 
@@ -56,18 +51,27 @@ class Recipe:
 
     def for_another_process(self) -> "Recipe":
         """Return the recipe without its weights, for a process that reads them from their file."""
-        is_name = self.weights_spec == "imagenet" or self.weights_spec.startswith("random:")
-        return replace(
-            self, weights=None, weights_spec=self.weights_spec if is_name else os.path.abspath(self.weights_spec)
-        )
+        spec = self.weights_spec
+        return replace(self, weights=None, weights_spec=spec if _is_name(spec) else os.path.abspath(spec))
 
     def checked_weights(self) -> "Weights":
-        """Load the weights; refuse others of the same name."""
+        """Return the weights; refuse others of the same name."""
         from hoarfrost.features.encoder.backbone import load_weights
 
-        weights = self.weights or load_weights(self.weights_spec, self.encoder)
-        _check_weights(weights, self.header)
+        weights, header = self.weights or load_weights(self.weights_spec, self.encoder), self.header
+        made = replace(header.fingerprint, weights_sha256=weights.sha256)
+        if differences := made.differences(header.fingerprint):
+            raise FingerprintMismatchError(
+                f"The weights {weights.name} are not those that made the existing embeddings ({header.weights}, "
+                f"{header.weights_origin or 'of unknown origin'}). What differs: {'; '.join(differences)}. Pass the right "
+                "ones with --weights, or extract and train again."
+            )
         return weights
+
+
+def _is_name(spec: str) -> bool:
+    """Return whether weights are named, and not in a file of the user's."""
+    return spec == "imagenet" or spec.startswith("random:")
 
 
 def recipe_for(
@@ -75,17 +79,13 @@ def recipe_for(
 ) -> Recipe:
     """Return how embeddings are made: as asked; where that is "auto", as those in the cache were.
 
-    `choose_precision` is asked for what is fast where the embeddings will be computed, if nothing else decides.
+    `choose_precision` returns what is fast where the embeddings will be computed; called if nothing else decides.
     """
     encoder, spec, weights = encoder_named(options.encoder), options.weights, None
-    if (
-        spec == "auto"
-        and existing is not None
-        and (existing.weights == "imagenet" or existing.weights.startswith("random:"))
-    ):
-        spec = existing.weights  # whatever the network says today
+    if spec == "auto" and existing is not None and _is_name(existing.weights):
+        spec = existing.weights  # whether or not others can be downloaded today
         if spec != "imagenet":
-            logger.warning("the cache was begun with the untrained backbone %s; going on with it", spec)
+            logger.warning("The cache was started with the untrained weights %s. Continuing with them.", spec)
     origin = weights_origin(spec, encoder)
     is_same = existing is not None and existing.fingerprint.backbone == encoder.name
     if existing is not None and is_same and origin and origin == existing.weights_origin:
@@ -110,27 +110,21 @@ def recipe_for(
 
 
 def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Window | None]":
-    """Return how new images are embedded as others were.
+    """Return how to embed new images as others were, and the window of grey DICOM images.
 
     Parameters
     ----------
     header : Header
-        How the others were.
+        How the others were embedded.
     weights : str, optional
         Where the weights are now.
-
-    Returns
-    -------
-    Recipe
-    Window or None
-        What of grey DICOM images is shown.
 
     Raises
     ------
     EncoderError
         If this program does not know the encoder.
     FingerprintMismatchError
-        If this program cannot embed so; it says which part differs.
+        If this program cannot embed in this way; the message says which part differs.
     """
     asked = header.fingerprint
     encoder, own = asked.encoder, window_asked_for(asked.preprocessing)
@@ -140,42 +134,26 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
         differences.append(f"dimension: {encoder.dim} here, {header.dim} there")
     if differences:
         raise FingerprintMismatchError(
-            "The head was trained on embeddings that this hoarfrost does not make, so its predictions would mean nothing. "
-            f"What differs: {'; '.join(differences)}. Extract and train again, or use the hoarfrost that they were made by."
+            "The head was trained on embeddings that this version of hoarfrost cannot make, so its predictions would mean "
+            f"nothing. What differs: {'; '.join(differences)}. Extract and train again, or use the version that made it."
         )
     try:
         found = None if own is None else Window.parse(own)
     except ValueError as error:
-        raise FingerprintMismatchError(
-            f"The head's embeddings were made with a window that is none: {error}."
-        ) from error
+        raise FingerprintMismatchError(f"The window that the head records is not valid: {error}.") from error
     return Recipe(header, weights or header.weights_path or header.weights, None), found
-
-
-def _check_weights(weights: "Weights", header: Header) -> None:
-    """Refuse weights of the same name that are others."""
-    made = replace(header.fingerprint, weights_sha256=weights.sha256)
-    differences = made.differences(header.fingerprint)
-    if differences:
-        raise FingerprintMismatchError(
-            f"The weights {weights.name} are not those that the other embeddings were made by ({header.weights}, "
-            f"{header.weights_origin or 'of unknown origin'}). What differs: {'; '.join(differences)}. Give those with "
-            "--weights, or extract and train again."
-        )
 
 
 def _existing_precision(asked: str, existing: Header | None) -> str | None:
     """Return the precision of the cache's embeddings, if that is what is asked for."""
-    if existing is None:
-        return None
-    found = existing.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and found.startswith("int8:")) else None
+    found = None if existing is None else existing.fingerprint.precision
+    return found if asked in {"auto", found} or (asked == "int8" and (found or "").startswith("int8:")) else None
 
 
 def _calibrated(
     weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
 ) -> "tuple[Weights, str]":
-    """Calibrate 8-bit integers on the dataset's own images."""
+    """Return the weights, and the precision of 8-bit integers calibrated on the dataset's own images."""
     from hoarfrost.features.decoding.images import Decoding
     from hoarfrost.features.encoder.backbone import load_weights
     from hoarfrost.features.encoder.backbone.int8 import calibrated_precision, require_openvino

@@ -1,4 +1,4 @@
-"""What a dataset is made of, and what preprocessing will do to it: every image is decoded once, and none is embedded."""
+"""What is in a dataset, and what preprocessing will do to it: every image is decoded once, and none is embedded."""
 
 import time
 from collections import Counter, defaultdict
@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hoarfrost.features.datasets import Dataset, check_classes, read_table
+from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.apart import inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, parts
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
@@ -23,12 +24,10 @@ from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeE
 from hoarfrost.features.extraction.plan import Progress, kinds_of
 from hoarfrost.features.fingerprint import image_key, jpeg_short_side
 
-if TYPE_CHECKING:
-    from hoarfrost.features.datasets.table import Content
-
-AT_ONCE = 1024  # images that are handed to the threads together
+AT_ONCE = 1024  # images that go to the threads together
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
 SHOWN_VALUES = 20  # of an attribute; there may be as many as images
+PERCENTILES = "the 0.5% to the 99.5% percentile of its pixels"
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class ImageKind:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is; `inspect --json` prints it.
+    """What is in a dataset; `inspect --json` prints it.
 
-    `duplicates` are images whose bytes another one has; `patients` is None where nothing tells them; `refused` says why
-    `extract` would not take the dataset, and is empty where it would.
+    `duplicates` are images whose bytes another one has; `patients` their number, if known; `refused` is why
+    `extract` would not accept the dataset, and empty if it would.
     """
 
     data: str
@@ -71,7 +70,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One image: its key and kind, and the size that its pixels have; or why it cannot be read."""
+    """One image: its key, kind, and size in pixels; or why it cannot be read."""
 
     key: bytes = b""
     kind: tuple[str, str, int] = ("", "", 0)
@@ -88,24 +87,24 @@ def survey(
     contact_sheet: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Survey:
-    """Look at every image of a dataset, as `extract` would decode it.
+    """Decode every image of a dataset as `extract` would, and count what there is.
 
     Parameters
     ----------
     data : Path or str
-        What `hoarfrost.features.datasets.read_dataset` takes; classes need not be there.
+        See `hoarfrost.features.datasets.read_dataset`; labels may be missing.
     window : Window, optional
     max_pixels : int
         As for an extraction.
     contact_sheet : Path, optional
-        Where to write a PNG of up to 64 images as the backbone will see them.
+        Where to write a PNG of up to 64 images as the encoder will see them.
     on_progress : callable
-        Called now and then.
+        Called after every thousand images.
 
     Raises
     ------
     HoarfrostError
-        If the dataset cannot be listed, or the contact sheet not be written.
+        If the dataset cannot be listed, or the contact sheet cannot be written.
     """
     if contact_sheet is not None:
         check_sheet(contact_sheet)
@@ -117,7 +116,7 @@ def survey(
     if contact_sheet is not None:
         _write_sheet(contact_sheet, dataset, [i for i, image in enumerate(seen) if not image.error], decoding)
     errors = tuple((dataset.paths[i], image.error.text) for i, image in enumerate(seen) if image.error)
-    keys = Counter(image.key for image in seen if not image.error)
+    n_different = len({image.key for image in seen if not image.error})
     return Survey(
         data=str(data),
         dataset=dataset.name,
@@ -127,7 +126,7 @@ def survey(
         splits=_counted(dataset.splits.counts()) if dataset.splits is not None else {},
         patients=len(set(dataset.patients.values())) if dataset.patients is not None else None,
         attributes={name: _counted(column.counts(), SHOWN_VALUES) for name, column in dataset.attributes.items()},
-        duplicates=sum(keys.values()) - len(keys),
+        duplicates=len(seen) - len(errors) - n_different,
         unreadable=len(errors),
         unreadable_by_kind=kinds_of(image.error for image in seen if image.error),
         errors=errors,
@@ -149,8 +148,8 @@ def _decode_all(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Pro
     return found
 
 
-def _decode(read: "Callable[[], Content]", decoding: Decoding) -> _Seen:
-    """Decode an image in another process, so that one that crashes its decoder is listed, too."""
+def _decode(read: Callable[[], Content], decoding: Decoding) -> _Seen:
+    """Decode an image in another process, so that one that crashes its decoder is also listed."""
     try:
         content = read()
         key = image_key(content)
@@ -171,7 +170,7 @@ def _kinds(seen: list[_Seen], decoding: Decoding) -> tuple[ImageKind, ...]:
             sizes[image.kind].append(image.size)
     return tuple(
         ImageKind(
-            *kind, len(found), min(found, key=lambda size: size[0] * size[1]), max(found, key=lambda size: size[0] * size[1]),
+            *kind, len(found), min(found, key=prod), max(found, key=prod),
             _preprocessing_of(kind, any(min(size) >= 2 * jpeg_short_side(decoding.size) for size in found), decoding),
         )
         for kind, found in sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -186,14 +185,14 @@ def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, decoding: De
         steps = _dicom_steps(mode, bits, decoding.window)
     else:
         if mode in DEEP_MODES:
-            steps.append("window of 0.5% to 99.5% of its pixels to 8 bits")
+            steps.append(f"scaled to 8 bits from {PERCENTILES}")
         elif bits > 8:
             steps.append(f"the upper 8 of {bits} bits")
         if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
-            steps.append("over black")
+            steps.append("transparency over black")
         if some_large and image_format in {"JPEG", "MPO"}:
             shorter = jpeg_short_side(decoding.size)
-            steps.append(f"large ones decoded at 1/2, 1/4 or 1/8, at least {shorter} on the shorter side")
+            steps.append(f"large ones decoded at 1/2, 1/4 or 1/8 of their size, the shorter side at least {shorter}")
         is_grey = mode in {"1", "L", "LA", "La"} or mode in DEEP_MODES
         steps.append("grey" if is_grey else "RGB")
     return ", ".join([*steps, f"resized to {decoding.size} x {decoding.size}"])
@@ -203,17 +202,15 @@ def _dicom_steps(mode: str, bits: int, window: Window | None) -> list[str]:
     if not mode.startswith("MONOCHROME"):
         deep = [f"{bits} bits scaled to 8"] if bits > 8 else []
         return [*deep, "RGB" if mode == "RGB" else f"{mode} to RGB"]
-    first = (
-        f"window {window}" if window is not None else "its first VOI LUT or window, else 0.5% to 99.5% of its pixels"
-    )
+    first = f"its first VOI LUT or window, else {PERCENTILES}" if window is None else f"window {window}"
     return ["rescaled", first, *(["inverted"] if mode == "MONOCHROME1" else []), "grey"]
 
 
 def _counted(values: Counter[str], most: int | None = None) -> dict[str, int]:
-    """Return counts, the most frequent first; a column of as many values as images is cut short."""
+    """Return counts, the most frequent first; those beyond `most` values are counted together."""
     counts = values.most_common()
-    shown, others = counts[:most], counts[len(counts) if most is None else most :]
-    return {**dict(shown), **({f"{len(others)} others": sum(n for _, n in others)} if others else {})}
+    shown, others = dict(counts[:most]), counts[len(counts) if most is None else most :]
+    return shown | ({f"{len(others)} others": sum(n for _, n in others)} if others else {})
 
 
 def _refusal(dataset: Dataset) -> str:
@@ -225,15 +222,12 @@ def _refusal(dataset: Dataset) -> str:
 
 
 def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: Decoding) -> None:
-    """Write images from all over the dataset, as the backbone takes them, side by side."""
+    """Write images from all over the dataset, as the encoder receives them, side by side."""
     if not readable:
-        raise HoarfrostError(
-            f"{path}: none of the {len(dataset)} images can be read, so there is no contact sheet to write."
-        )
+        raise HoarfrostError(f"{path}: not written, as none of the {len(dataset)} images can be read.")
     places = np.linspace(0, len(readable) - 1, min(len(readable), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
     chosen = [readable[place] for place in places]
-    n_rows = -(-len(chosen) // SHEET_COLUMNS)
-    size = decoding.size
+    n_rows, size = -(-len(chosen) // SHEET_COLUMNS), decoding.size
     sheet = np.zeros((n_rows * size, min(SHEET_COLUMNS, len(chosen)) * size, 3), np.uint8)
     for i, (_, read) in enumerate(dataset.images.contents(chosen)):
         top, left = i // SHEET_COLUMNS * size, i % SHEET_COLUMNS * size

@@ -142,7 +142,7 @@ def test_more_than_max_bad_stops_with_the_kinds_and_keeps_what_is_embedded(folde
     assert "2 of 24 images are unreadable so far, more than --max-bad 0.05 allows" in message
     assert "no image format recognised: 1 (as b/bad 0.png: " in message
     assert "the file is empty: 1 (as b/bad 1.png: the file is empty)" in message
-    assert "pass a larger --max-bad; the same command goes on from there" in message
+    assert "pass a larger --max-bad. Then run the same command again to continue." in message
     summary = run(folder, max_bad=0.2)
     assert (summary.embedded + summary.reused, summary.failed) == (20, 4)
     assert summary.reused >= 10  # those before the second bad one
@@ -224,17 +224,16 @@ def test_thousands_of_missing_files_are_one_message_with_the_first_three_and_the
         run(missing_csv(folder, 3000))
     assert caplog.text.count("gone") == 4
     assert (
-        "3,000 of 3,020 files that it names do not exist. The first: images/a/gone 0.png, images/a/gone 1.png, "
-        in caplog.text
+        "3,000 of 3,020 listed files do not exist. The first: images/a/gone 0.png, images/a/gone 1.png, " in caplog.text
     )
     place = os.path.realpath(folder)
-    assert f"Paths are relative to {place}, so the first was looked for at {place}/images/a/gone 0.png." in caplog.text
+    assert f"Paths are relative to {place}, so the first was expected at {place}/images/a/gone 0.png." in caplog.text
 
 
 def test_few_missing_files_are_rows_and_none_if_all_must_be_there(folder: Path) -> None:
     data = missing_csv(folder, 1)
     assert run(data).errors == (("images/a/gone 0.png", "No such file or directory"),)
-    with pytest.raises(ImageDecodeError, match=r"1 of 21 files that it names do not exist.*--on-error skip"):
+    with pytest.raises(ImageDecodeError, match=r"1 of 21 listed files do not exist.*--on-error skip"):
         run(data, on_error="fail")
 
 

@@ -1,5 +1,6 @@
 """What a command writes takes no other's place, what cannot be written is known before the work, and what is said is true."""
 
+import importlib
 import io
 import json
 import signal
@@ -110,19 +111,19 @@ def test_stopped_prediction_without_a_cache_says_that_nothing_is_kept(
     write_images(tmp_path / "new", [f"{i}.png" for i in range(40)], size=(33, 21))
     check = StopSignals.check
 
-    def stopped(self: StopSignals, done: int, total: int) -> None:
+    def stopped(self: StopSignals, n_left: int, readable: Any) -> None:
         self.received = signal.SIGINT
-        check(self, done, total)
+        check(self, n_left, readable)
 
     monkeypatch.setattr(StopSignals, "check", stopped)
     arguments = ["predict", tmp_path / "new", "--run", trained.run, "--output", tmp_path / "found.csv"]
     output = hoarfrost(*arguments)
     assert output.status == 1
-    assert "Stopped by SIGINT after" in output.stderr
+    assert "Interrupted after" in output.stderr
     assert "Nothing of it is kept: with --cache FILE it would be." in output.stderr
-    assert "go on from there" not in output.stderr
+    assert "same command again" not in output.stderr
     output = hoarfrost(*arguments, "--cache", tmp_path / "c.h5")
-    assert "what is finished is committed. Run the same command again to go on from there." in output.stderr
+    assert "of 40 images saved. Run the same command again to continue." in output.stderr
 
 
 def test_device_that_is_not_there_is_refused_though_nothing_is_to_be_done(
@@ -141,7 +142,7 @@ def test_interrupted_command_says_what_it_left(hoarfrost: Hoarfrost, monkeypatch
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hoarfrost.cli.doctor.diagnose", interrupted)
+    monkeypatch.setattr(importlib.import_module("hoarfrost.cli.doctor"), "diagnose", interrupted)
     output = hoarfrost("doctor")
     assert output.status == 1
     assert output.stderr == "Error: Stopped. No file was left half-written.\n"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 def command(data: Path, cache: Path, *more: str, seconds_a_batch: float | None = SECONDS_A_BATCH) -> list[str]:
-    """Give the command line: with the stand-in, so slow, or as it is."""
+    """Return the command line, with the stand-in at this pace, or the real backbone."""
     module = ["pipeline"] if seconds_a_batch is None else ["tests.support.clustered", f"{seconds_a_batch}/often"]
     return [sys.executable, "-m", *module, "extract", str(data), "--cache", str(cache), *PLAIN, *more]
 
@@ -99,7 +100,7 @@ def write_set(folder: Path, n: int) -> Path:
 
 
 def content(cache: Path) -> dict[str, Any]:
-    """Give all that a cache says: of each image of its dataset, and each key's embedding."""
+    """Return all that a cache holds: each image of its dataset, and each key's embedding."""
     assert verify(cache).sound, verify(cache).problems
     with EmbeddingCache(cache) as opened, CacheFile(cache) as file:
         table = opened.dataset()
@@ -120,7 +121,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def workers() -> list[int]:
-    """Give the processes of workers that embed."""
+    """Return the process ids of workers that embed."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -146,7 +147,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Give what one machine makes of the images."""
+    """Return the cache that one machine makes of the images."""
     cache = tmp_path_factory.mktemp("expected") / "c.h5"
     done = run(images, cache, seconds_a_batch=0.0)
     assert done.summary["embedded"] == 140
@@ -255,7 +256,7 @@ def test_a_decoder_that_ends_its_process_costs_one_image(tmp_path: Path, nodes: 
     assert not list(tmp_path.glob("*trying*"))
 
 
-def test_a_signal_commits_and_says_how_to_go_on(
+def test_a_signal_commits_and_says_how_to_continue(
     images: Path, tmp_path: Path, nodes: Nodes, expected: dict[str, Any]
 ) -> None:
     cache = tmp_path / "c.h5"
@@ -266,8 +267,10 @@ def test_a_signal_commits_and_says_how_to_go_on(
         process.send_signal(stop)
         done = ended(process)
         assert done.status == 1, done.stderr
-        assert f"Stopped by {stop.name} after " in done.stderr
-        assert "Run the same command again to go on from there." in done.stderr
+        assert "Stopping; saving the current batch." in done.stderr
+        assert re.search(
+            r"Interrupted; \d+ of 160 images saved\. Run the same command again to continue\.", done.stderr
+        )
     n_committed = len(committed(cache))
     done = run(images, cache, *on(nodes))
     assert done.summary["embedded"] == 140 - n_committed

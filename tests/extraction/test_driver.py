@@ -1,4 +1,4 @@
-"""The driver hands each image to a worker once, and again only where one died; Ray itself is left out here."""
+"""The driver hands each image to a worker once, and again only where one died; without Ray itself."""
 
 import random
 import re
@@ -23,7 +23,7 @@ from hoarfrost.features.extraction.cluster.worker import EmbeddedPiece, Plan, Pr
 from hoarfrost.features.extraction.engines import RayOptions
 from hoarfrost.features.extraction.interrupts import StoppedError, StopSignals
 from hoarfrost.features.extraction.job import Job
-from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts
+from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts
 from hoarfrost.features.extraction.recipes import Recipe
 from hoarfrost.features.fingerprint import KEY_BYTES
 from tests.support.caches import HEADER
@@ -63,7 +63,7 @@ class Asked:
 
 
 class NoRay:
-    """Takes the place of `extraction.cluster.actors`: answers come in an order by chance, and some workers die."""
+    """Replaces `extraction.cluster.actors`: answers come in an order by chance, and some workers die."""
 
     def __init__(self, dies: Callable[["NoRay", Asked], bool] = lambda *_: False, seed: int = 0) -> None:
         self.dies = dies
@@ -142,14 +142,12 @@ def embed(
 ) -> tuple[ImageRecords, LoopCounts]:
     images = Numbers(list(range(n)))
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
-    table, options = ImageRecords(n), ExtractOptions(max_bad=1.0)
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
-        bad = BadImages(dataset, table.errors, options)
         recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
-        job = Job(dataset, writer, table, bad, recipe, options, lambda _: None, stop)
+        job = Job(dataset, writer, recipe, ExtractOptions(max_bad=1.0), lambda _: None, stop)
         counts = Driver(job, range(n), "cpu", lambda: slots, started, max_workers).run()
-    return table, counts
+    return job.table, counts
 
 
 def check(table: ImageRecords, n: int) -> None:
@@ -160,7 +158,7 @@ def check(table: ImageRecords, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 100, 1_000])
-def test_each_image_is_embedded_once_and_noted_in_its_place(tmp_path: Path, n: int) -> None:
+def test_each_image_is_embedded_once_and_recorded_in_its_place(tmp_path: Path, n: int) -> None:
     no_ray = NoRay()
     table, counts = embed(tmp_path, no_ray, n)
     check(table, n)
@@ -203,7 +201,7 @@ def test_what_a_dead_worker_had_is_tried_again_with_what_it_died_at_under_suspic
 
 def test_images_that_end_every_worker_are_named(tmp_path: Path) -> None:
     no_ray = NoRay(lambda _, asked: asked.method == "embed" and 50 in asked.arguments[0].numbers)
-    with pytest.raises(HoarfrostError, match=r"4 workers were lost .*it was killed.*committed") as caught:
+    with pytest.raises(HoarfrostError, match=r"4 workers were lost .*it was killed.*is saved") as caught:
         embed(tmp_path, no_ray)
     first, last = map(int, re.findall(r"(\d+)\.png", str(caught.value)))
     assert first <= 50 <= last
@@ -288,7 +286,7 @@ def test_the_only_worker_that_may_be_is_elsewhere_where_a_host_is_busy(
     check(table, 1_000)
     assert counts.workers == 1
     alpha, beta = no_ray.started[:2]
-    assert alpha.plan is None  # beta had come in its stead
+    assert alpha.plan is None  # beta had come in its place
     assert beta.sizes
 
 
@@ -317,9 +315,7 @@ def test_a_signal_ends_it(tmp_path: Path) -> None:
             stop._receive(2, None)
         return False
 
-    with pytest.raises(
-        StoppedError, match=r"Stopped by SIGINT after \d+ of 1000 images; what is finished is committed"
-    ):
+    with pytest.raises(StoppedError, match=r"^Interrupted; \d+ of 1,000 images saved\. Run the same command again"):
         embed(tmp_path, NoRay(dies), 1_000, stop=stop)
 
 

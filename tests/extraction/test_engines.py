@@ -1,4 +1,4 @@
-"""Which engine embeds, what it is asked with, and what is said where it cannot be had."""
+"""Which engine embeds, with which options, and the messages if it is not available."""
 
 import http.server
 import importlib.util
@@ -65,13 +65,13 @@ def test_ray_that_is_not_installed_is_named_with_the_command_that_installs_it(
 ) -> None:
     done = hoarfrost("extract", images, "--cache", images / "c.h5", "--engine", "ray")
     assert done.status == 1
-    assert "--engine ray needs Ray, which is not installed here. Install it on every host: pip install" in done.stderr
+    assert "--engine ray needs Ray, which is not installed. Install it on every host: pip install" in done.stderr
     assert not (images / "c.h5").exists()
 
 
 @pytest.fixture
 def web_port() -> Iterator[int]:
-    """Give the port of something that answers, and is not Ray."""
+    """Yield the port of something that answers, and is not Ray."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -100,7 +100,7 @@ def test_an_address_where_another_program_answers_is_refused(web_port: int) -> N
 
 @contextmanager
 def head(token: str | None) -> Iterator[str]:
-    """Answer as a cluster's head does that wants a token, or none."""
+    """Serve as a cluster's head that needs this token, or none."""
     grpc = pytest.importorskip("grpc")
 
     def cluster_id(_: bytes, context: Any) -> bytes:
@@ -120,7 +120,7 @@ def head(token: str | None) -> Iterator[str]:
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the place of Ray's token, in a home of its own; what is set of tokens comes back after the test."""
+    """Return the path of Ray's token, in a home folder of its own; token settings are restored after the test."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH):
         monkeypatch.setenv(name, "")  # so that it is restored, whatever the test leaves
@@ -141,7 +141,11 @@ def test_a_token_is_used_where_the_cluster_wants_it_and_not_where_it_does_not(at
 
 @pytest.mark.parametrize(
     ("written", "mode", "reason"),
-    [(None, None, "missing"), ("other", None, "another one"), ("secret", "disabled", "switched off by RAY_AUTH_MODE")],
+    [
+        (None, None, "missing"),
+        ("other", None, "a different one"),
+        ("secret", "disabled", "switched off by RAY_AUTH_MODE"),
+    ],
 )
 def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, mode: str | None, reason: str
@@ -157,7 +161,7 @@ def test_a_token_that_is_not_that_of_the_cluster_is_refused_with_the_way_out(
 @pytest.mark.usefixtures("at_home")
 def test_a_token_asked_for_by_hand_is_refused_where_the_cluster_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTH_MODE, "token")
-    with head(None) as address, pytest.raises(HoarfrostError, match="takes no tokens, and RAY_AUTH_MODE=token"):
+    with head(None) as address, pytest.raises(HoarfrostError, match="uses no tokens, but RAY_AUTH_MODE=token"):
         check_address(address)
 
 
@@ -196,11 +200,11 @@ def test_a_noted_cluster_that_is_gone_is_refused(tmp_path: Path, monkeypatch: py
         ),
     ],
 )
-def test_the_end_of_a_worker_is_told_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
+def test_the_end_of_a_worker_is_reported_in_a_line_that_says_why(said: str, is_last: bool, reason: str) -> None:
     assert short_reason(said, is_last=is_last) == reason
 
 
-def test_a_cluster_of_another_version_is_told_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_another_version_is_reported_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
         "Version mismatch: The cluster was started with:\n    Ray: 2.9\nThis process was started with:\n    Ray: 2.40"
     )
@@ -221,7 +225,7 @@ def raises(error: Exception) -> Callable[..., None]:
 
 
 class Hosts:
-    """Takes the place of `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or say nothing."""
+    """Replaces `hoarfrost.features.extraction.cluster.actors`: hosts that choose, are lost, or do not answer."""
 
     def __init__(self, *answers: str | Exception | None) -> None:
         self.slots = [Slot(str(i), f"host {i}", 0, 1, 0.0) for i in range(len(answers))]
@@ -250,8 +254,8 @@ class Hosts:
 
 def chosen(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(engine, "actors", hosts)
-    monkeypatch.setattr(engine, "slots", lambda *_: hosts.slots)
-    monkeypatch.setattr(engine, "connected", lambda _: nullcontext(""))
+    monkeypatch.setattr(connection, "slots", lambda *_: hosts.slots)
+    monkeypatch.setattr(connection, "connected", lambda _: nullcontext(""))
     options = ExtractOptions(device="cpu", precision="auto")
     with RayEngine(RayOptions(), options) as cluster:
         return cluster.choose_precision()
@@ -273,7 +277,7 @@ def test_the_first_host_that_answers_chooses_the_precision_and_no_worker_is_left
     assert sorted(hosts.ended) == list(range(n_asked))
 
 
-def test_hosts_that_are_all_lost_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_are_all_lost_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HoarfrostError, match="host 1: no worker could be started there: gone"):
         chosen(Hosts(WorkerLostError("gone"), WorkerLostError("gone")), monkeypatch)
 
@@ -298,7 +302,7 @@ def test_shares_and_numbers_that_make_no_sense_are_wrong_usage(hoarfrost: Hoarfr
     assert hoarfrost("extract", "images", "--cache", "c.h5", "--engine", "ray", *option).status == 2
 
 
-def test_the_summary_tells_the_engine_and_its_workers(images: Path) -> None:
+def test_the_summary_names_the_engine_and_its_workers(images: Path) -> None:
     options = ExtractOptions(device="cpu", **RANDOM)  # type: ignore[arg-type]
     first = extract(images, images.parent / "c.h5", options=options)
     assert (first.engine, first.workers) == ("local", 1)
@@ -363,7 +367,7 @@ def test_an_engine_is_registered_by_one_entry(images: Path, monkeypatch: pytest.
 
 
 class Several:
-    """Takes the place of `RayEngine`, and notes what it is asked for."""
+    """Replaces `RayEngine`, and records the calls."""
 
     asked: "list[tuple[RayOptions, ExtractOptions, int]]"
 
@@ -388,12 +392,14 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hoarfrost.features.devices, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(hoarfrost.features.devices, "n_gpus", lambda: 3)
     monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
+    monkeypatch.setattr(
+        "hoarfrost.features.extraction.loop.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+    )
 
 
 @pytest.mark.usefixtures("three_gpus")
-def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
-    images: Path,
-) -> None:
+def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(images: Path) -> None:
     with pytest.raises(HoarfrostError, match="none of these GPUs is real"):
         extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
     [(own, options, n_images)] = Several.asked
@@ -401,32 +407,20 @@ def test_one_machine_with_several_gpus_uses_all_of_them_by_the_same_means(
 
 
 @pytest.mark.usefixtures("three_gpus", "without_ray")
-def test_gpus_that_stay_idle_without_ray_are_told_with_what_that_costs(
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_gpus_that_stay_idle_without_ray_are_reported_with_what_that_costs(
+    images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
-    )
     done = extract(images, images.parent / "c.h5", options=ExtractOptions(device="cuda", **RANDOM))  # type: ignore[arg-type]
     assert (done.embedded, done.workers) == (6, 1)
     assert Several.asked == []
-    assert "this machine has 3 GPUs, and only one of them is used" in caplog.text
-    assert "about 3 times as long as it might. Install it: pip install 'hoarfrost[ray]'" in caplog.text
+    assert "Only one of this machine's 3 GPUs is used" in caplog.text
+    assert "about 3 times as fast. Install it: pip install 'hoarfrost[ray]'" in caplog.text
 
 
 @pytest.mark.usefixtures("three_gpus")
 def test_fewer_images_than_a_batch_for_each_gpu_are_embedded_on_one(
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
-    )
     options = ExtractOptions(**{**RANDOM, "device": "cuda", "batch_size": 3})  # type: ignore[arg-type]
     assert extract(images, images.parent / "c.h5", options=options).embedded == 6
     assert Several.asked == []

@@ -118,7 +118,7 @@ def test_relabelling_opens_no_image(images: Path) -> None:
     csv.write_text(csv.read_text(encoding="utf-8").replace(",malignant", ",cancer"), encoding="utf-8")
     for path in images.rglob("*.png"):
         status = path.stat()
-        path.write_bytes(b"\0" * status.st_size)  # whoever opens one now sees no image
+        path.write_bytes(b"\0" * status.st_size)  # they are not images any more
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     summary = extract(csv, cache, options=RANDOM)
     assert (summary.forward_images, summary.failed) == (0, 0)
@@ -173,7 +173,7 @@ def test_unreadable_images_are_recorded_with_their_reason(images: Path) -> None:
         assert verify(images.parent / "c.h5").sound
 
 
-def test_an_image_that_was_mended_is_tried_again(images: Path) -> None:
+def test_an_image_that_was_fixed_is_tried_again(images: Path) -> None:
     good = (images / "benign" / "image 1.png").read_bytes()
     (images / "benign" / "late.png").write_bytes(b"")
     assert run(images).failed == 1
@@ -230,7 +230,7 @@ def test_another_precision_or_other_weights_are_refused(images: Path) -> None:
         run(images, weights="random:1")
 
 
-def test_auto_goes_on_with_what_the_cache_was_begun_with(images: Path) -> None:
+def test_auto_continues_with_what_the_cache_was_started_with(images: Path) -> None:
     run(images)
     write_images(images, 8)
     summary = run(images, weights="auto", precision="auto", device="auto")
@@ -306,18 +306,19 @@ def test_unchanged_files_are_recognised_without_torch(images: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_stop_signal_commits_what_is_finished_and_says_how_to_go_on(tmp_path: Path, stop: signal.Signals) -> None:
+def test_a_stop_signal_commits_what_is_finished_and_says_how_to_continue(tmp_path: Path, stop: signal.Signals) -> None:
     write_images(tmp_path / "images", 200)
     cache = tmp_path / "c.h5"
     process = start(tmp_path / "images", cache)
     process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
-    said = re.search(rf"Stopped by {stop.name} after (\d+) of 200 images; what is finished is committed", stderr)
-    assert said, stderr
+    assert stderr.startswith("Stopping; saving the current batch. Press Ctrl-C again to stop at once.\n")
+    saved = re.search(r"Interrupted; (\d+) of 200 images saved\. Run the same command again to continue\.", stderr)
+    assert saved, stderr
     assert "Traceback" not in stderr
     summary = finish(tmp_path / "images", cache)
-    assert summary["reused"] >= int(said[1]) - 3  # the batch under way counts as done only when it is full
+    assert summary["reused"] == int(saved[1])
     assert summary["embedded"] + summary["reused"] == 200
 
 

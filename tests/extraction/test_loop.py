@@ -33,7 +33,7 @@ UNREADABLE = b"no image"
 
 
 def square(value: int) -> npt.NDArray[np.uint8]:
-    """Make an image whose pixels, and embedding, are this value throughout."""
+    """Return an image whose pixels, and embedding, are this value throughout."""
     return np.full((4, 4), value, np.uint8)
 
 
@@ -219,7 +219,9 @@ def test_nothing_new_makes_no_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("workers", [1, 5])
-def test_rows_follow_the_dataset_whoever_reads_first(tmp_path: Path, workers: int, backbone: type[StandIn]) -> None:
+def test_rows_follow_the_dataset_whichever_thread_reads_first(
+    tmp_path: Path, workers: int, backbone: type[StandIn]
+) -> None:
     images: list[Content] = [square(i) for i in np.random.default_rng(0).permutation(30)]
     images[11] = UNREADABLE
     memory = Memory(images, seconds=(0.004, 0.0, 0.002, 0.0, 0.0, 0.003, 0.001))
@@ -229,7 +231,7 @@ def test_rows_follow_the_dataset_whoever_reads_first(tmp_path: Path, workers: in
     assert list(extracted.errors) == [11]
 
 
-def test_progress_is_told_up_to_the_last_image(tmp_path: Path) -> None:
+def test_progress_is_reported_up_to_the_last_image(tmp_path: Path) -> None:
     extracted = extract(Memory([square(i) for i in range(10)], seconds=(0.03,)), StandIn(), tmp_path, workers=1)
     assert extracted.progress == sorted(extracted.progress)
     assert extracted.progress[-1] == 10
@@ -271,18 +273,18 @@ def test_a_device_that_breaks_down_ends_it_and_what_is_finished_is_kept(tmp_path
     assert extract(Memory(images), StandIn(), tmp_path).counts.embedded == 12
 
 
-def test_many_unreadable_images_are_not_told_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_unreadable_images_are_not_reported_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     extracted = extract(Memory([square(1), *[UNREADABLE] * 20]), StandIn(), tmp_path)
     assert len(extracted.errors) == 20
     assert len(caplog.messages) == 6
-    assert caplog.messages[-1].startswith("more unreadable images")
+    assert caplog.messages[-1].startswith("More images are unreadable")
 
 
 # -- buffers ------------------------------------------------------------------------------------------------------------
 
 
 class KeepsImages(StandIn):
-    """Holds on to what it is given, so that no memory of it can be used anew but by the loop itself."""
+    """Holds on to what it is given, so that no memory of it can be used again but by the loop itself."""
 
     def __init__(self, memory: Memory, n_in_flight: int) -> None:
         self.memory = memory
@@ -386,5 +388,5 @@ def test_unreadable_images_are_left_out_of_a_sample() -> None:
 
 
 def test_a_sample_of_no_readable_image_is_an_error() -> None:
-    with pytest.raises(HoarfrostError, match="memory: none of 3 images tried could be read"):
+    with pytest.raises(HoarfrostError, match="memory: none of the 3 sampled images could be read"):
         sample_images(dataset_of(Memory([UNREADABLE] * 3)))

@@ -84,7 +84,7 @@ def test_an_extraction_leaves_threads_to_come_and_this_one_their_number(
 
 
 class GivesCompiledCodeUp(CopiesAtStart):
-    """Is out of memory at its third batch, and goes on without compiled code, as a GPU does."""
+    """Is out of memory at its third batch, and continues without compiled code, as a GPU does."""
 
     compute = "compiled"
     n_started = 0

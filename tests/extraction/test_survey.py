@@ -1,4 +1,4 @@
-"""`hoarfrost inspect` says what a dataset is made of and what will become of it, and embeds nothing."""
+"""`hoarfrost inspect` reports what is in a dataset and what preprocessing will do to it, and embeds nothing."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from PIL import Image
 
 from hoarfrost.features.decoding.images import load_image
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.extraction.survey import survey
+from hoarfrost.features.extraction.survey import PERCENTILES, survey
 from tests.support.builders import encode, picture, write_csv, write_image_folder, write_npz
 from tests.support.commands import Hoarfrost, RunPython
 from tests.support.dicoms import dicom, encoded, grey_values
@@ -46,9 +46,9 @@ def test_every_kind_is_counted_with_sizes_and_what_becomes_of_it(mixed: Path) ->
         ("PNG", "RGBA", 8): (1, (40, 30), (40, 30)),
     }
     becomes = {kind.mode: kind.becomes for kind in found.kinds if kind.format != "JPEG"}
-    assert becomes["I;16"] == "window of 0.5% to 99.5% of its pixels to 8 bits, grey, resized to 224 x 224"
-    assert becomes["RGBA"] == "over black, RGB, resized to 224 x 224"
-    assert becomes["MONOCHROME1"].endswith("else 0.5% to 99.5% of its pixels, inverted, grey, resized to 224 x 224")
+    assert becomes["I;16"] == f"scaled to 8 bits from {PERCENTILES}, grey, resized to 224 x 224"
+    assert becomes["RGBA"] == "transparency over black, RGB, resized to 224 x 224"
+    assert becomes["MONOCHROME1"].endswith(f"else {PERCENTILES}, inverted, grey, resized to 224 x 224")
     assert (
         "window 40/400, grey" in {k.mode: k.becomes for k in survey(mixed, window=Window(40, 400)).kinds}["MONOCHROME2"]
     )
@@ -106,7 +106,7 @@ def test_contact_sheet_of_many_has_64(tmp_path: Path) -> None:
         assert sheet.size == (8 * 224, 8 * 224)
 
 
-def test_command_tells_people_and_programs_the_same(hoarfrost: Hoarfrost, mixed: Path, tmp_path: Path) -> None:
+def test_command_reports_the_same_to_people_and_programs(hoarfrost: Hoarfrost, mixed: Path, tmp_path: Path) -> None:
     output = hoarfrost("inspect", mixed, "--contact-sheet", tmp_path / "sheet.png")
     assert output.status == 0, output.stderr
     assert "mixed: 14 images, 12 patients; 1 duplicates, 1 unreadable" in output.stdout

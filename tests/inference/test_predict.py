@@ -194,7 +194,7 @@ def test_checkpoint_is_found_where_it_was_and_asked_for_where_it_is_gone(tmp_pat
     checkpoint.rename(tmp_path / "moved.pth")
     cached_weights.cache_clear()
     with pytest.raises(
-        WeightsError, match=r"own\.pth \(file with SHA-256 .*cannot be had any more.*no such file.*--weights"
+        WeightsError, match=r"own\.pth \(file with SHA-256 .*no longer available.*no such file.*--weights"
     ):
         predict_dataset(tmp_path / "new", tmp_path / "b.csv", run=tmp_path / "run")
     predict_dataset(tmp_path / "new", tmp_path / "b.csv", run=tmp_path / "run", weights=str(tmp_path / "moved.pth"))

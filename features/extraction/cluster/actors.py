@@ -1,4 +1,4 @@
-"""Ray's side of a worker: where it is started, how it is asked, and what its end looks like."""
+"""Ray's side of a worker: start it, call it, wait for its answers, end it."""
 
 import uuid
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ Reference = Any
 
 
 class WorkerLostError(Exception):
-    """A worker, or what it was to answer, is gone; another may do its work."""
+    """A worker, or its answer, is gone; another may do its work."""
 
 
 class Started(NamedTuple):
-    """A worker that was started, in its place; it is there when it answers."""
+    """A worker that was started in a slot; it is ready when it answers."""
 
     name: str
     slot: Slot
@@ -26,12 +26,12 @@ class Started(NamedTuple):
 
 
 def start(slot: Slot) -> Started:
-    """Start a worker in its place, with a name of its own."""
+    """Start a worker in a slot, with a name of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # It ends with the driver, as it is not detached; and Ray starts no other in its place, as the driver must know which
-    # images the first one died at.
+    # It ends with the driver, as it is not detached. Ray must not restart it: the driver has to know at which images it
+    # died.
     make = ray.remote(
         num_cpus=slot.cpus,
         num_gpus=slot.gpus,
@@ -61,7 +61,7 @@ def share(value: object) -> Reference:
 
 
 def answered(references: Sequence[Reference], timeout_s: float) -> list[Reference]:
-    """Wait for an answer, at most so long; return all that have arrived."""
+    """Return all answers that have arrived, after waiting for the first."""
     import ray
 
     found, waiting = ray.wait(list(references), num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -71,15 +71,7 @@ def answered(references: Sequence[Reference], timeout_s: float) -> list[Referenc
 
 
 def result_of(reference: Reference) -> Any:
-    """Return an answer that has arrived.
-
-    Raises
-    ------
-    HoarfrostError
-        What the worker raised.
-    WorkerLostError
-        If it broke down, or died, or its host did.
-    """
+    """Return an answer that has arrived; raise the worker's HoarfrostError, or WorkerLostError if it or its host died."""
     import ray
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -90,21 +82,21 @@ def result_of(reference: Reference) -> Any:
             raise error.cause from error
         raise WorkerLostError(short_reason(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
-        is_from_its_creation = isinstance(error, RayActorError) and error.actor_init_failed
-        reason = short_reason(str(error) or type(error).__name__, is_last=is_from_its_creation)
+        is_at_start = isinstance(error, RayActorError) and error.actor_init_failed
+        reason = short_reason(str(error) or type(error).__name__, is_last=is_at_start)
         raise WorkerLostError(reason) from error
 
 
 def end(actor: Actor) -> None:
-    """End a worker at once, whatever it is doing, and whether or not it is there still."""
+    """End a worker at once, if it still exists."""
     import ray
 
-    with suppress(Exception):  # of one that is gone, or of a cluster that is, Ray may say so
+    with suppress(Exception):  # Ray may raise if the worker or the cluster is gone
         ray.kill(actor)
 
 
 def short_reason(text: str, *, is_last: bool = False) -> str:
-    """Return the line of an error's text that says why: the first, or the last where a worker could not be made."""
+    """Return the line of an error's text that says why: the first, or the last if a worker could not start."""
     lines = text.strip().split("\n")
     line = lines[-1] if is_last else lines[0]
     is_missing = line.startswith(ModuleNotFoundError.__name__)

@@ -1,13 +1,13 @@
-"""Joining a Ray cluster, or starting Ray on this machine alone; and the room for workers that there is.
+"""Join a Ray cluster, or start Ray on this machine alone; and find the slots for workers.
 
-Four things here are not of Ray's public interface, for it has none that will do:
+Four things here are not in Ray's public interface, which has nothing for these purposes:
 
-- `CLUSTER_ID`, a call that Ray itself makes first. `ray.init` tries for two minutes, and then ends the process, where
-  nothing answers, something else does, or the token is wrong; a user is to know within seconds.
-- `NOTED_CLUSTER`, where `ray start` notes its address: `ray.init("auto")` reads it, and tells nobody which it found.
-- `RAY_THREADS`, the names of Ray's threads: they print of workers and hosts that died, into what `--json` prints,
-  whatever `log_to_driver` and `logging_level` are.
-- `LOOPBACK_ONLY`: an environment variable that is Ray's own; no argument of `ray.init` says what it does.
+- `CLUSTER_ID`, the call that Ray itself makes first. `ray.init` tries for two minutes and then ends the process if
+  nothing answers, something else does, or the token is wrong; a user should know within seconds.
+- `NOTED_CLUSTER`, where `ray start` writes its address: `ray.init("auto")` reads it, but does not report what it found.
+- `RAY_THREADS`, the names of Ray's threads: they print about workers and hosts that died into the output of `--json`,
+  with any `log_to_driver` and `logging_level`.
+- `LOOPBACK_ONLY`, an environment variable: `ray.init` has no argument for it.
 """
 
 import importlib.util
@@ -28,21 +28,21 @@ from hoarfrost.features.extraction.engines import RayOptions
 
 INSTALL = "pip install 'hoarfrost[ray]'"
 CONNECT_SECONDS = 5.0  # Ray itself would try for two minutes, and then end the process
-CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray itself asks a cluster's head
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what Ray itself asks a cluster's head first
 NOTED_CLUSTER = Path("ray", "ray_current_cluster")  # below Ray's temporary folder
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers that it was started
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be by default; until then it warns
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would send usage statistics to its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; until then it warns
 }
 RAY_THREADS = "ray_"
-LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else Ray takes the loopback's address for the network's
-OTHER_LOOPBACK = "127.0.0.2"  # leads to what listens on all addresses, and not to what listens on 127.0.0.1 alone
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else Ray replaces the loopback's address by the network's
+OTHER_LOOPBACK = "127.0.0.2"  # reaches what listens on all addresses, but not what listens on 127.0.0.1 alone
 
 
 class Slot(NamedTuple):
-    """Room for one worker: its number on a host, and what of the host it gets."""
+    """Room for one worker: its number on a host, and its share of the host."""
 
     node_id: str
     host: str
@@ -56,21 +56,10 @@ def is_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def require_ray() -> None:
-    """Raise an error where Ray is missing."""
-    if not is_installed():
-        raise HoarfrostError(
-            f"--engine ray needs Ray, which is not installed here. Install it on every host: {INSTALL}."
-        )
-
-
 def check_address(address: str | None) -> None:
-    """Check that a Ray cluster answers at an address, and whether it wants a token: Ray itself would try for minutes.
+    """Raise HoarfrostError if no Ray cluster answers at an address and accepts this machine's token.
 
-    Raises
-    ------
-    HoarfrostError
-        Within seconds, if none does, or if the token is missing or another one.
+    It takes seconds; Ray itself would try for minutes.
     """
     found = _resolved(address)
     if found in {None, "auto"}:
@@ -78,26 +67,26 @@ def check_address(address: str | None) -> None:
     host, port = _host_and_port(str(found))
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
-    except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no host's name
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what cannot be a host's name
         raise _no_cluster(str(found), str(error)) from error
     if not os.environ.get("RAY_USE_TLS"):
         _use_token_if_wanted(str(found))
 
 
 def _use_token_if_wanted(address: str) -> None:
-    """Use a token if the cluster wants one, and none otherwise: Ray does so for the address "auto" alone."""
+    """Use a token if and only if the cluster needs one: Ray decides this itself only for the address "auto"."""
     mode = os.environ.get(AUTH_MODE)
     if _accepts(address, None):
         if mode == "token":
             raise HoarfrostError(
-                f"--address {address}: the Ray cluster takes no tokens, and {AUTH_MODE}=token wants one here. Unset it."
+                f"--address {address}: the Ray cluster uses no tokens, but {AUTH_MODE}=token is set here. Unset it."
             )
         return
     token = _token()
     if token is None or mode == "disabled" or not _accepts(address, token):
-        wrong = "another one" if token is not None else "missing"
+        wrong = "missing" if token is None else "a different one"
         raise HoarfrostError(
-            f"--address {address}: the Ray cluster wants a token, and here it is "
+            f"--address {address}: the Ray cluster needs a token. Here it is "
             f"{f'switched off by {AUTH_MODE}' if mode == 'disabled' else wrong}. Copy ~/.ray/auth_token from the cluster's "
             f"head to this machine, or pass the token in {AUTH_TOKEN}."
         )
@@ -105,24 +94,18 @@ def _use_token_if_wanted(address: str) -> None:
 
 
 def _token() -> str | None:
-    """Return the token where Ray looks for it."""
+    """Return the token from the places where Ray looks for it."""
     if token := os.environ.get(AUTH_TOKEN):
         return token.strip()
     try:
         path = Path(os.environ.get(AUTH_TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
         return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: no home folder
         return None
 
 
 def _accepts(address: str, token: str | None) -> bool:
-    """Return whether a cluster's head answers with this token.
-
-    Raises
-    ------
-    HoarfrostError
-        If what answers is not Ray.
-    """
+    """Return whether a cluster's head accepts this token; raise HoarfrostError if what answers is not Ray."""
     import grpc
 
     sent = None if token is None else [("authorization", f"Bearer {token}")]
@@ -137,14 +120,14 @@ def _accepts(address: str, token: str | None) -> bool:
 
 
 def _resolved(address: str | None) -> str | None:
-    """Return the address that "auto" stands for: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
+    """Return the address that "auto" means: RAY_ADDRESS, else the cluster that `ray start` noted on this machine."""
     if address != "auto":
         return address
     noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / NOTED_CLUSTER
     try:
         return os.environ.get("RAY_ADDRESS") or noted.read_text(encoding="utf-8").strip() or address
     except OSError:
-        return address  # Ray looks for processes of its own
+        return address  # Ray then looks for its own processes
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -157,7 +140,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _is_loopback_only(address: str) -> bool:
-    """Return whether a cluster is on this machine's loopback alone, where Ray would look for it on the network."""
+    """Return whether a cluster is only on this machine's loopback, while Ray would look for it on the network."""
     host, port = _host_and_port(address)
     if host not in {"localhost", "127.0.0.1"}:
         return False
@@ -171,23 +154,15 @@ def _is_loopback_only(address: str) -> bool:
 def _no_cluster(address: str, reason: str) -> HoarfrostError:
     return HoarfrostError(
         f"--address {address}: no Ray cluster answers there ({reason}). Start its head with `ray start --head`, join this "
-        "machine to it with `ray start --address HOST:PORT`, or leave --address out to use this machine alone."
+        "machine to it with `ray start --address HOST:PORT`, or omit --address to use this machine alone."
     )
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[str]:
-    """Join a cluster, or start Ray on this machine alone, until the context ends.
+    """Join a cluster, or start Ray on this machine alone, until the context ends; yield the address of its dashboard, or "".
 
-    Yields
-    ------
-    str
-        The address of Ray's dashboard; empty if there is none.
-
-    Raises
-    ------
-    HoarfrostError
-        If that is not possible.
+    Raise HoarfrostError if that is not possible.
     """
     address = _resolved(address)
     is_on_loopback = address is None or (address != "auto" and _is_loopback_only(address))
@@ -196,7 +171,7 @@ def connected(address: str | None) -> Iterator[str]:
     import ray  # which reads the environment
 
     if ray.is_initialized():  # a program that uses this library may have joined a cluster itself
-        yield ""  # which then knows its dashboard
+        yield ""
         return
     with redirect_stdout(_StdoutWithoutRay(sys.stdout)) as stdout:
         with _signal_handler_kept():
@@ -207,30 +182,22 @@ def connected(address: str | None) -> Iterator[str]:
         try:
             yield dashboard
         finally:
-            with _signal_handler_kept(), stdout.drop_this_thread():
+            stdout.silent = threading.current_thread()  # when Ray ends, it prints late messages in its caller's thread
+            with _signal_handler_kept():
                 ray.shutdown()
 
 
 class _StdoutWithoutRay(io.TextIOBase):
-    """The standard output, but for what Ray prints there, whatever is asked of it: of workers and hosts that died."""
+    """The standard output without Ray's own lines about workers and hosts that died, which no option of Ray prevents."""
 
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout
-        self._silent: threading.Thread | None = None
-
-    @contextmanager
-    def drop_this_thread(self) -> Iterator[None]:
-        """Drop what this thread prints: when Ray ends, it prints delayed messages in its caller's thread."""
-        self._silent = threading.current_thread()
-        try:
-            yield
-        finally:
-            self._silent = None
+        self.silent: threading.Thread | None = None
 
     def write(self, text: str) -> int:
-        """Write what other threads print."""
+        """Write a text, unless Ray prints it."""
         thread = threading.current_thread()
-        is_rays = thread is self._silent or thread.name.startswith(RAY_THREADS)
+        is_rays = thread is self.silent or thread.name.startswith(RAY_THREADS)
         return len(text) if is_rays else self._stdout.write(text)
 
     def flush(self) -> None:
@@ -239,7 +206,7 @@ class _StdoutWithoutRay(io.TextIOBase):
 
 
 def _start(address: str | None) -> str:
-    """Start Ray, or join a cluster; return the address of its dashboard, empty if there is none."""
+    """Start Ray, or join a cluster; return the address of its dashboard, or an empty text."""
     import ray
 
     if address is None:
@@ -253,15 +220,13 @@ def _start(address: str | None) -> str:
 
 @contextmanager
 def _signal_handler_kept() -> Iterator[None]:
-    """Restore SIGTERM's handler: Ray's would end the process at once, with nothing committed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Restore SIGTERM's handler: Ray's would end the process at once and commit nothing."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            signal.signal(signal.SIGTERM, before)
 
 
 def has_gpus() -> bool:
@@ -270,9 +235,9 @@ def has_gpus() -> bool:
 
 
 def slots(own: RayOptions, device: str) -> list[Slot]:
-    """Return the room for workers on all hosts of this moment: first one on each host, then a second.
+    """Return the room for workers on all present hosts, one on each host before a second on any.
 
-    There may be more than `max_workers`: who takes some of it must know which hosts take part.
+    It may exceed `max_workers`: the caller must know which hosts take part.
     """
     by_host = [_slots_of(node, own, device) for node in _nodes()]
     return [slot for slot in chain.from_iterable(zip_longest(*by_host)) if slot is not None]
@@ -285,12 +250,12 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _slots_of(node: dict[str, Any], own: RayOptions, device: str) -> list[Slot]:
-    """Divide a host into room for workers: by GPUs where these compute, else by CPUs."""
+    """Divide a host into room for workers: by GPUs if these embed, else by CPUs."""
     n_cpus, n_gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
     if device == "cuda":
         gpus = own.gpus_per_worker or 1.0
         n_slots = int(n_gpus / gpus + 1e-6) if n_cpus >= 1 else 0  # three thirds are one
-        # Where there are more workers than CPUs none is counted for them: no GPU is left idle for that.
+        # With more workers than CPUs, no CPU is counted for them: otherwise a GPU would stay idle.
         cpus = own.cpus_per_worker or int(n_cpus / max(1, n_slots))
         n_slots = min(n_slots, int(n_cpus / cpus)) if cpus else n_slots
     else:

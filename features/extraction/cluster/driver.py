@@ -1,4 +1,4 @@
-"""The driver: splits the images into pieces, assigns them to workers, and records what became of each."""
+"""The driver: splits the images into pieces, assigns them to workers, and records the outcome of each image."""
 
 import logging
 import time
@@ -22,24 +22,24 @@ from hoarfrost.features.extraction.job import Job
 from hoarfrost.features.extraction.plan import LoopCounts, Progress
 
 IN_FLIGHT = 2  # pieces that a worker has: the current one, and the next
-PIECE_SECONDS = 4.0  # that a piece should take: little is lost with a worker, and its overhead is small
+PIECE_SECONDS = 4.0  # that a piece should take: a lost worker costs little, and the overhead is small
 FIRST_BATCHES = 4  # of a worker's first piece, before its speed is known
 MOST_IMAGES = 16_384  # of a piece
-MOST_ATTEMPTS = 4  # at a piece: workers that die for a reason of their own do not die at the same one each time
-MOST_STARTS = 3  # in a place where workers die before they are ready
+MOST_ATTEMPTS = 4  # at a piece: workers that die for another reason do not die at the same piece each time
+MOST_STARTS = 3  # in a slot where workers die before they are ready
 ANSWER_SECONDS = 0.2  # between checks for signals
 LOOK_SECONDS = 5.0  # between checks for hosts that have joined or left
-BUSY_SECONDS = 30.0  # without an answer of a worker, until another place is tried
-NO_WORKER_SECONDS = 60.0  # until a warning says that there is no worker, or the extraction stops as there is no host
+BUSY_SECONDS = 30.0  # without an answer of a worker, until another slot is tried
+NO_WORKER_SECONDS = 60.0  # until a warning that there is no worker, or a stop because there is no host
 STOP_SECONDS = 30.0  # for workers to finish a batch and commit it
-BUSY = "the Ray cluster is busy, or its hosts are slow to start workers; waiting for room"
+BUSY = "The Ray cluster is busy, or its hosts are slow to start workers. Waiting for room."
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Piece:
-    """Some of the images to do, by their indices in the dataset, and how many workers died while they had it."""
+    """Some of the images to embed, by their indices in the dataset, and how many workers died while they had it."""
 
     indices: npt.NDArray[np.int64]
     attempts: int = 0
@@ -47,7 +47,7 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Member:
-    """A worker, and what it was asked for: whether it is there, to prepare itself, or to embed pieces."""
+    """A worker, and the calls that it has not answered: that it starts, prepares, or embeds pieces."""
 
     name: str
     slot: Slot
@@ -60,43 +60,28 @@ class _Member:
     images_per_second: float = 0.0
 
 
+@dataclass(eq=False)
 class Driver:
-    """Embeds images of a dataset by workers, each of which writes parts of the cache.
+    """Embeds images of a dataset with workers, each of which writes parts of the cache.
 
-    No embedding comes here: only what became of each image (its key, size and mtime, or a reason), which the local engine
-    holds as well. What does grow is that table, and nothing else.
-
-    Parameters
-    ----------
-    job : Job
-    todo : sequence of int
-        The images to embed, ascending.
-    device : str
-    find_slots : callable
-        Returns the room for workers at this moment.
-    started : sequence of Started
-        Workers that are there already.
-    max_workers : int, optional
-        Workers at most; by default as many as there is room for.
+    No embedding comes here, only the outcome of each image (its key, size and mtime, or a reason), as the local engine
+    records it. Memory grows with that table, and with nothing else. `todo` are the images to embed, ascending;
+    `find_slots` returns the present room for workers; `started` are workers that exist already; `max_workers` is by default
+    what there is room for.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        todo: Sequence[int],
-        device: str,
-        find_slots: Callable[[], list[Slot]],
-        started: Sequence[Started] = (),
-        max_workers: int | None = None,
-    ) -> None:
-        self._job = job
-        self._todo = todo
-        self._device = device
-        self._find_slots = find_slots
-        self._max_workers = max_workers
-        self._known = actors.share(job.writer.known)
-        self._compute = job.writer.compute  # None until the first worker has settled it
-        self._suspects = suspect_keys(job.writer.path)
+    job: Job
+    todo: Sequence[int]
+    device: str
+    find_slots: Callable[[], list[Slot]]
+    started: Sequence[Started] = ()
+    max_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        writer = self.job.writer
+        self._known = actors.share(writer.known)
+        self._compute = writer.compute  # None until the first worker has chosen it
+        self._suspects = suspect_keys(writer.path)
         self._members: list[_Member] = []
         self._failed_starts: Counter[tuple[str, int]] = Counter()
         self._last_reason: HoarfrostError | None = None
@@ -104,25 +89,25 @@ class Driver:
         self._again: deque[_Piece] = deque()
         self._n_done = 0
         self._parts: set[str] = set()
-        self._counts = LoopCounts(device)
+        self._counts = LoopCounts(self.device)
         self._warned: set[str] = set()
         self._looked_at = -LOOK_SECONDS
         self._ready_at: float | None = None  # when the first worker was
         self._no_worker_since = time.monotonic()
-        for worker in started:
+        for worker in self.started:
             self._join(worker)
 
     def run(self) -> LoopCounts:
-        """Embed all images; whatever ends it early, what is finished is committed."""
-        path = self._job.writer.path
+        """Embed all images; if an error ends it early, what is finished is committed."""
+        path = self.job.writer.path
         try:
-            while self._n_done < len(self._todo):
+            while self._n_done < len(self.todo):
                 self._start_workers()
                 self._assign_pieces()
                 self._take_answers()
-                if self._job.stop.received is not None:
+                if self.job.stop.received is not None:
                     self._stop_workers()
-                    self._job.stop.check(self._n_done, len(self._todo))
+                    self.job.stop.check(len(self.todo) - self._n_done, self.job.table.readable)
         except StoppedError:
             raise
         except HoarfrostError:
@@ -131,52 +116,51 @@ class Driver:
         finally:
             for member in self._members:
                 actors.end(member.actor)
-            still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self._todo) else set()
+            still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self.todo) else set()
             clear_notes(path, still_suspect)
-        taken = self._job.writer.add_parts(self._parts)
+        taken = self.job.writer.add_parts(self._parts)
         self._counts.forward_images, self._counts.embedded = taken.n_embeddings, taken.n_new
         return self._counts
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
-        """Start a worker wherever there is room for one, and prepare those that have started."""
+        """Start a worker in each free slot, and prepare those that have started."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
-            room = [slot for slot in self._find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
+            room = [slot for slot in self.find_slots() if self._failed_starts[slot.node_id, slot.number] < MOST_STARTS]
             self._start_in_free_slots(room, now)
             self._check_for_workers(bool(room), now)
         for member in self._members:
             # The first that has started chooses the compute path, as one machine would; the others compute the same bits.
-            is_settling = any(other.preparing is not None for other in self._members) and self._compute is None
+            is_choosing = self._compute is None and any(other.preparing is not None for other in self._members)
             is_idle = member.starting is None and member.prepared is None and member.preparing is None
-            if is_idle and not is_settling:
+            if is_idle and not is_choosing:
                 member.preparing = actors.ask(member.actor, "prepare", self._plan(), self._known)
 
     def _start_in_free_slots(self, room: list[Slot], now: float) -> None:
-        """Start workers where there are none, as many as there may be; where others are at work none may ever come."""
+        """Start workers in free slots, up to `max_workers`, not counting those that a busy host has not started."""
         taken = {(member.slot.node_id, member.slot.number) for member in self._members}
         free = [slot for slot in room if (slot.node_id, slot.number) not in taken]
         n_awaited = sum(member.starting is None or now - member.started_at < BUSY_SECONDS for member in self._members)
-        most = self._max_workers
-        for slot in free if most is None else free[: max(0, most - n_awaited)]:
+        most = len(free) if self.max_workers is None else max(0, self.max_workers - n_awaited)
+        for slot in free[:most]:
             self._join(actors.start(slot))
 
     def _join(self, started: Started) -> None:
-        starting = actors.ask(started.actor, "is_there")
-        self._members.append(_Member(*started, starting, time.monotonic()))
+        self._members.append(_Member(*started, actors.ask(started.actor, "is_there"), time.monotonic()))
 
     def _accept(self, member: _Member) -> None:
-        """Add a worker that has started, unless others have taken its place meanwhile."""
+        """Keep a worker that has started, unless there are enough others by now."""
         member.starting = None
-        most = self._max_workers
+        most = self.max_workers
         if most is not None and sum(each.starting is None for each in self._members) > most:
             self._members.remove(member)
             actors.end(member.actor)
 
     def _check_for_workers(self, has_room: bool, now: float) -> None:
-        """Warn while the cluster has no worker, and stop if it has no place for one."""
+        """Warn while the cluster has no worker; raise an error if it has no slot for one."""
         if any(member.prepared for member in self._members):
             self._no_worker_since = now
             return
@@ -186,22 +170,22 @@ class Driver:
             return
         if not has_room:
             raise HoarfrostError(
-                f"The Ray cluster has no host left to work on, after {self._n_done} of {len(self._todo)} images; what is "
-                "finished is committed. Join hosts with `ray start`, and run the same command again: it goes on from there."
+                f"The Ray cluster has no host left, after {self._n_done:,} of {len(self.todo):,} images. What is finished "
+                "is saved. Add hosts with `ray start`, then run the same command again to continue."
             )
         self._warn_once(BUSY)
 
     def _plan(self) -> Plan:
-        job = self._job
+        job = self.job
         return Plan(
             cache=job.writer.path,
             recipe=job.recipe.for_another_process(),
             dataset=job.dataset.name,
             location=job.dataset.images.location,
             lock_owner=job.writer.lock.owner,
-            device=self._device,
+            device=self.device,
             options=job.options,
-            n_images=len(self._todo),  # of all workers: whether code is compiled must not depend on their number
+            n_images=len(self.todo),  # of all workers: whether to compile must not depend on their number
             resumed=self._compute,
             versions=library_versions(),
         )
@@ -212,46 +196,45 @@ class Driver:
         for member in self._members:
             while member.prepared is not None and (piece := self._next_piece(member)) is not None:
                 indices = piece.indices.tolist()
-                images = self._job.dataset.images.subset(indices)
-                paths = [self._job.dataset.paths[index] for index in indices]
+                images = self.job.dataset.images.subset(indices)
+                paths = [self.job.dataset.paths[index] for index in indices]
                 asked = actors.ask(member.actor, "embed", images, paths, self._suspects, piece.attempts > 0)
                 member.pieces[asked] = piece
 
     def _next_piece(self, member: _Member) -> _Piece | None:
-        """Return a worker's next piece; None if it has enough, or nothing is left."""
+        """Return a worker's next piece; None if it has enough, or no image is left."""
         if self._again and not member.pieces:
             return self._again.popleft()
-        # A piece that workers died at is the only one of its next worker, so that it is known what that one dies at.
+        # A piece at which workers died is the only one of its next worker, so that it is known what that one dies at.
         is_alone = any(piece.attempts for piece in member.pieces.values())
-        if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self._todo):
+        if is_alone or len(member.pieces) >= IN_FLIGHT or self._n_cut == len(self.todo):
             return None
-        start, self._n_cut = self._n_cut, min(len(self._todo), self._n_cut + self._size_for(member))
-        return _Piece(np.array(self._todo[start : self._n_cut], np.int64))
+        start, self._n_cut = self._n_cut, min(len(self.todo), self._n_cut + self._size_for(member))
+        return _Piece(np.array(self.todo[start : self._n_cut], np.int64))
 
     def _size_for(self, member: _Member) -> int:
-        """Return a piece's number of images: batches for some seconds; towards the end fewer, so that all end together."""
+        """Return a piece's number of images: batches for some seconds; fewer at the end, so that all end together."""
         assert member.prepared is not None
         batch_size = member.prepared.batch_size
         wanted = int(member.images_per_second * PIECE_SECONDS) or FIRST_BATCHES * batch_size
-        n_ready = sum(other.prepared is not None for other in self._members)
-        share = (len(self._todo) - self._n_cut) // (IN_FLIGHT * n_ready)
+        share = (len(self.todo) - self._n_cut) // (IN_FLIGHT * self._n_ready)
         return batch_size * max(1, min(wanted, share, MOST_IMAGES) // batch_size)
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [
-            first for member in self._members for first in (member.starting, member.preparing) if first is not None
-        ]
-        asked += [reference for member in self._members for reference in member.pieces]
+        asked = {
+            reference: member
+            for member in self._members
+            for reference in (member.starting, member.preparing, *member.pieces)
+            if reference is not None
+        }
         if not asked:
             time.sleep(ANSWER_SECONDS)
             return
-        for reference in actors.answered(asked, ANSWER_SECONDS):
-            member = next(
-                (each for each in self._members if reference in {each.starting, each.preparing, *each.pieces}), None
-            )
-            if member is None:  # it died, and its pieces went elsewhere
+        for reference in actors.answered(list(asked), ANSWER_SECONDS):
+            member = asked[reference]
+            if member not in self._members:  # it died, and other workers have its pieces
                 continue
             try:
                 answer = actors.result_of(reference)
@@ -275,9 +258,12 @@ class Driver:
         self._warn_of(member, prepared.warnings)
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
-            self._job.writer.begin(prepared.compute)
-        n_ready = sum(each.prepared is not None for each in self._members)
-        self._counts.workers = max(self._counts.workers, n_ready)
+            self.job.writer.begin(prepared.compute)
+        self._counts.workers = max(self._counts.workers, self._n_ready)
+
+    @property
+    def _n_ready(self) -> int:
+        return sum(member.prepared is not None for member in self._members)
 
     def _take(self, member: _Member, piece: _Piece, embedded: EmbeddedPiece) -> None:
         """Record the result of a piece, and report progress."""
@@ -285,54 +271,55 @@ class Driver:
         member.images_per_second = embedded.n_done / max(embedded.seconds, 1e-6)
         self._warn_of(member, embedded.warnings)
         for place, reason in sorted(embedded.table.errors.items()):
-            self._job.bad.note(int(piece.indices[place]), reason)
+            self.job.bad.note(int(piece.indices[place]), reason)
         assert self._ready_at is not None
         rate = self._n_done / max(time.monotonic() - self._ready_at, 1e-6)
-        n_ready = sum(each.prepared is not None for each in self._members)
-        self._job.on_progress(Progress(self._n_done, len(self._todo), rate, n_ready))
+        self.job.on_progress(Progress(self._n_done, len(self.todo), rate, self._n_ready))
 
     def _account_for(self, piece: _Piece, embedded: EmbeddedPiece) -> None:
-        self._job.table.take(piece.indices, embedded.table)
+        self.job.table.take(piece.indices, embedded.table)
         self._counts.notes += embedded.counts.notes
         self._parts.update(embedded.parts)
         self._n_done += embedded.n_done
 
     def _replace_lost(self, member: _Member, reason: str) -> None:
-        """Assign a dead worker's pieces to others, with the images that it died at; start another in its place."""
-        self._members.remove(member)
-        actors.end(member.actor)  # one that broke down is still there
-        self._looked_at = -LOOK_SECONDS
-        self._suspects |= suspect_keys_of_worker(self._job.writer.path, member.name)
+        """Assign a dead worker's pieces to others, with the images at which it died; start another in its slot."""
+        self._remove(member)
+        self._suspects |= suspect_keys_of_worker(self.job.writer.path, member.name)
         if member.prepared is None:
             self._failed_starts[member.slot.node_id, member.slot.number] += 1
             self._last_reason = HoarfrostError(f"{member.slot.host}: no worker could be started there: {reason}.")
-        logger.warning("a worker on %s is lost (%s); what it had goes to others", member.slot.host, reason)
+        logger.warning("A worker on %s is lost (%s). Others continue with its images.", member.slot.host, reason)
         for piece in member.pieces.values():
             piece.attempts += 1
             if piece.attempts >= MOST_ATTEMPTS:
-                paths = self._job.dataset.paths
+                paths = self.job.dataset.paths
                 raise HoarfrostError(
-                    f"{piece.attempts} workers were lost while they had the images from {paths[piece.indices[0]]} to "
-                    f"{paths[piece.indices[-1]]}, the last on {member.slot.host}: {reason}. What is finished is committed. "
-                    "Take these images out, or mend what ends the workers (memory?), and run the same command again."
+                    f"{piece.attempts} workers were lost while they embedded the images from {paths[piece.indices[0]]} to "
+                    f"{paths[piece.indices[-1]]}, the last on {member.slot.host}: {reason}. What is finished is saved. "
+                    "Remove these images, or fix what ends the workers (too little memory?). Then run the same command again."
                 )
             self._again.append(piece)
 
     def _exclude(self, member: _Member, error: HoarfrostError) -> None:
-        """Exclude a place that cannot take part."""
-        self._members.remove(member)
-        actors.end(member.actor)
+        """Exclude a slot that cannot take part."""
+        self._remove(member)
         self._failed_starts[member.slot.node_id, member.slot.number] = MOST_STARTS
         self._last_reason = error
-        self._looked_at = -LOOK_SECONDS
         self._warn_once(f"{member.slot.host} does not take part: {error}")
+
+    def _remove(self, member: _Member) -> None:
+        """Remove a worker, and look for another slot at once."""
+        self._members.remove(member)
+        actors.end(member.actor)  # one that crashed may still exist
+        self._looked_at = -LOOK_SECONDS
 
     def _warn_of(self, member: _Member, warnings: list[str]) -> None:
         for message in warnings:
             self._warn_once(f"{member.slot.host}: {message}")
 
     def _warn_once(self, message: str) -> None:
-        """Log a warning, but the same one only once: there may be hundreds of workers."""
+        """Log a warning, but each only once: there may be hundreds of workers."""
         if message not in self._warned:
             self._warned.add(message)
             logger.warning("%s", message)
@@ -345,9 +332,8 @@ class Driver:
         for member in self._members:
             actors.request_stop(member.actor)
         while (left_s := deadline - time.monotonic()) > 0 and any(member.pieces for member in self._members):
-            asked = [reference for member in self._members for reference in member.pieces]
-            for reference in actors.answered(asked, left_s):
-                member = next(each for each in self._members if reference in each.pieces)
-                piece = member.pieces.pop(reference)
-                with suppress(WorkerLostError, HoarfrostError):  # it is ending, whatever else comes
+            asked = {reference: member for member in self._members for reference in member.pieces}
+            for reference in actors.answered(list(asked), left_s):
+                piece = asked[reference].pieces.pop(reference)
+                with suppress(WorkerLostError, HoarfrostError):  # the extraction is ending already
                     self._account_for(piece, actors.result_of(reference))

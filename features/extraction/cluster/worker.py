@@ -1,4 +1,4 @@
-"""What runs in each of Ray's workers: the loop of one machine, on one piece of the dataset after another.
+"""The code of a Ray worker: the loop of one machine, on one piece of the dataset after another.
 
 Nothing here knows Ray: its processes call these methods.
 """
@@ -23,9 +23,9 @@ from hoarfrost.features.files import is_url
 
 @dataclass(frozen=True)
 class Plan:
-    """What all workers of an extraction are told once.
+    """What all workers of an extraction have in common.
 
-    `lock_owner` is what the cache's lock file says while this extraction runs; `n_images` and `resumed` settle the compute
+    `lock_owner` is the content of the cache's lock file during this extraction; `n_images` and `resumed` decide the compute
     path (see `hoarfrost.features.encoder.backbone.settle_compute`); `location` is where the images are.
     """
 
@@ -43,7 +43,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A worker that is ready: its compute path, the images that it takes at once, and what it had to say."""
+    """A worker that is ready: its compute path, its batch size, and its warnings."""
 
     compute: str
     batch_size: int
@@ -52,9 +52,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EmbeddedPiece:
-    """What became of a piece: a table of its images, the parts written or found, and no embedding.
+    """The result of a piece: a table of its images, the parts written or found, and no embedding.
 
-    `n_done` is less than the piece has where the worker was told to stop.
+    `n_done` is less than the piece's images if the worker was stopped.
     """
 
     table: ImageRecords
@@ -68,43 +68,29 @@ class EmbeddedPiece:
 class Worker:
     """Embeds pieces of a dataset into parts of a cache on a shared path.
 
-    Parameters
-    ----------
-    name : str
-        Of this worker, unlike that of any other of the extraction.
-    n_threads : int
-        How many threads read and decode, unless the options say so.
+    `name` is unique within the extraction; `n_threads` read and decode, unless the options say how many.
     """
 
     def __init__(self, name: str, n_threads: int) -> None:
         self._name = name
         self._n_threads = n_threads
-        self._stop = StopSignals()  # it never receives signals: Ray's processes have their own ways
+        self._stop = StopSignals()  # not entered: it receives no signals, as Ray's processes handle these
         self._warnings = _WarningsForDriver()
 
     def is_there(self) -> None:
-        """Answer, as soon as there is room for this worker and its process has begun."""
+        """Return as soon as this worker's process runs."""
 
     def choose_precision(self, asked: str, device: str) -> str:
-        """Choose the precision that is fast here."""
+        """Return the precision that is fast here."""
         from hoarfrost.features.devices import choose_device
         from hoarfrost.features.encoder.precision import choose_precision
 
         return choose_precision(asked, choose_device(device, asked))
 
     def prepare(self, plan: Plan, known: KeyIndex) -> Prepared:
-        """Build the backbone, and check that this host has what the others have.
+        """Build the backbone; raise HoarfrostError if this host does not have what the others have.
 
-        Parameters
-        ----------
-        plan : Plan
-        known : KeyIndex
-            The keys in the cache; of one copy for all workers of a host, which Ray keeps in shared memory.
-
-        Raises
-        ------
-        HoarfrostError
-            If this host cannot take part.
+        `known` are the keys in the cache: one copy for all workers of a host, which Ray keeps in shared memory.
         """
         from hoarfrost.features.decoding.quarantine import Quarantine
         from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
@@ -120,7 +106,7 @@ class Worker:
         self._parts = PartWriter(plan.cache, header, plan.dataset, root=plan.location, known=known)
         options = replace(plan.options, workers=plan.options.workers or min(self._n_threads, usable_cpus()))
         self._quarantine = Quarantine(plan.cache, n_decoders(options), worker=self._name)
-        self._quarantine.__enter__()  # until the process ends, in whatever way
+        self._quarantine.__enter__()  # until the process ends
         self._loop = EmbeddingLoop(self._parts, self._quarantine, lambda: backbone, device, batch_size, options)
         return Prepared(backbone.compute, batch_size, self._warnings.since_last())
 
@@ -128,21 +114,21 @@ class Worker:
         """Check that the images and the cache are at the same paths here as for the driver."""
         if not is_url(self._plan.location) and not os.path.exists(self._plan.location):
             raise DatasetError(
-                f"{self._plan.location}: there are no images here. Mount them at the same path on each host."
+                f"{self._plan.location}: missing on this host. Mount the images at this path on each host."
             )
         self._check_owner()
 
     def _check_owner(self) -> None:
-        """Check that the cache's writer is still the one that this worker works for.
+        """Check that the cache's writer is still this worker's driver, and the cache's folder the shared one.
 
-        It also tells a folder of the same name on this host's own disk from the shared one. A worker whose driver died,
-        and that has not ended yet, may still commit what it is at when the next writer has begun: that writer, or the one
-        after it, finds a sound part with the same embeddings, and folds each key once.
+        A worker that outlives its driver may still commit its current batches after the next writer has started. That
+        does no harm: that writer, or the one after it, finds a sound part with the same embeddings, and folds each key
+        once.
         """
         if lock_owner(self._plan.cache) != self._plan.lock_owner:
             raise CacheError(
-                f"{self._plan.cache}: not the cache that the driver writes, as its lock file tells. Put it on a file system "
-                "that all hosts share, at the same path."
+                f"{self._plan.cache}: not the cache that the driver writes, as its lock file differs. Use a path on a file "
+                "system that all hosts share."
             )
 
     def _compare_versions(self) -> None:
@@ -151,28 +137,16 @@ class Worker:
                      if here.get(name) != found]  # fmt: skip
         if different:
             logging.getLogger(__name__).warning(
-                "other versions than the driver's: %s; embeddings may differ in the last bits", ", ".join(different)
+                "Versions differ from the driver's: %s. Embeddings may differ in the last bits.", ", ".join(different)
             )
 
     def embed(
         self, images: ImageSource, paths: list[str], suspects: Collection[bytes], is_tried_again: bool
     ) -> EmbeddedPiece:
-        """Embed a piece of the dataset, and commit it.
+        """Embed a piece of the dataset, and commit it; a HoarfrostError ends the extraction on all hosts.
 
-        Parameters
-        ----------
-        images : ImageSource
-            Of this piece alone.
-        paths : list of str
-        suspects : collection of bytes
-            Keys of images that other workers died at.
-        is_tried_again : bool
-            Whether another worker had this piece before, and may have committed some of it.
-
-        Raises
-        ------
-        HoarfrostError
-            If there is no going on, here and elsewhere.
+        `images` has only this piece; `suspects` are keys of images at which other workers died; if the piece
+        `is_tried_again`, another worker may have committed some of it.
         """
         from hoarfrost.features.extraction.loop import Work
 
@@ -182,7 +156,7 @@ class Worker:
         self._quarantine.suspect(suspects)
         n_parts = len(self._parts.parts)
         table = ImageRecords(len(paths))
-        with suppress(StoppedError):  # the table tells what was done
+        with suppress(StoppedError):  # the table shows what was done
             self._loop.run(Work(images, paths, range(len(paths)), table), self._stop)
         written = [part.path.name for part in self._parts.parts[n_parts:]]
         n_done = int(table.readable.sum()) + len(table.errors)
@@ -190,12 +164,12 @@ class Worker:
         return EmbeddedPiece(table, self._loop.counts, found + written, n_done, seconds, self._warnings.since_last())
 
     def stop(self) -> None:
-        """Stop the current piece after the current batch; called while `embed` runs."""
+        """Stop the current piece after its current batch; called while `embed` runs."""
         self._stop.received = signal.SIGINT
 
 
 class _WarningsForDriver(logging.Handler):
-    """Keeps this package's warnings for the driver: in Ray's logs nobody reads them, and paths may name patients."""
+    """Keeps this package's warnings for the driver: nobody reads Ray's logs, and paths may name patients."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ class _Lines(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Send the library's warnings to stderr, and what it says of a cluster."""
+    """Send the library's warnings to stderr, and what an extraction reports: a stop, a cluster's workers."""
     logging.getLogger("hoarfrost").handlers = [_Lines()]
-    logging.getLogger("hoarfrost.features.extraction.cluster").setLevel(logging.INFO)
+    logging.getLogger("hoarfrost.features.extraction").setLevel(logging.INFO)
 
 
 @contextmanager
 def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
-    """Show images done, images per second and time left: a bar on a terminal, else a line now and then."""
+    """Show images done, images per second and the time left: one line on a terminal, else a line every ten seconds."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield _lines()
         return
@@ -38,13 +39,12 @@ def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TextColumn("{task.fields[rate]}"))
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images{task.fields[rate]}, ETA"), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("extract", total=None, rate="")
 
         def show(progress: "Progress") -> None:
-            rate = f"{progress.images_per_second:.0f} images/s{_workers_text(progress)}"
-            bar.update(task, completed=progress.done, total=progress.total, rate=rate)
+            bar.update(task, completed=progress.done, total=progress.total, rate=_rate_text(progress))
 
         yield show
 
@@ -54,26 +54,23 @@ def _lines() -> "Callable[[Progress], None]":
 
     def show(progress: "Progress") -> None:
         nonlocal last
-        if time.monotonic() - last < LINE_SECONDS and progress.done < progress.total:
+        if not progress.done or (time.monotonic() - last < LINE_SECONDS and progress.done < progress.total):
             return
         last = time.monotonic()
         left_s = (progress.total - progress.done) / max(progress.images_per_second, 1e-9)
-        say(
-            f"{progress.done}/{progress.total} images, {progress.images_per_second:.0f} images/s"
-            f"{_workers_text(progress)}, {left_s:.0f} s left"
-        )
+        say(f"{progress.done}/{progress.total} images{_rate_text(progress)}, ETA {timedelta(seconds=round(left_s))}")
 
     return show
 
 
-def _workers_text(progress: "Progress") -> str:
-    if progress.workers is None:
-        return ""
-    return f", {progress.workers} worker{'' if progress.workers == 1 else 's'}"
+def _rate_text(progress: "Progress") -> str:
+    """Return the images per second, once an image is done, and a cluster's workers."""
+    rate = f", {progress.images_per_second:.0f} images/s" if progress.done else ""
+    return rate + ("" if progress.workers is None else f", {progress.workers} worker{'s' * (progress.workers != 1)}")
 
 
 def say(text: str) -> None:
-    """Say on stderr what is being done; where that is closed or full, go on without."""
+    """Print a text to stderr; if that is closed or full, continue without."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
