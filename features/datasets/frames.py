@@ -202,7 +202,7 @@ def _warn(headers: "dict[str, DicomHeader]", folder: str) -> None:
             "kept in the cache, the run and the report: rename the files or folders before you share any of these",
             f"{n_telling:,}",
         )  # fmt: skip
-    n_unnamed = sum(not header.has_patient_id for header in headers.values())
+    n_unnamed = sum(not header.patient_id for header in headers.values())
     if n_unnamed:
         logger.warning(
             "%s of %s DICOM files have no patient id; those of one study count as one patient, and where that is not "

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 # -- pydicom's own files ------------------------------------------------------------------------------------------------
 
 
-NOT_IMAGES = r"a DICOM file without pixels: .*(RT|SR|Waveform|of no class|Directory|Image Storage|Media)"
+NOT_IMAGES = r"a DICOM file without pixels: .*(RT|SR|Waveform|its SOP class is missing|Directory|Image Storage|Media)"
 
 
 REFUSED = {
@@ -194,14 +194,14 @@ def test_compressed_pixels_larger_than_the_header_says_are_refused_before_memory
     }[syntax]
     assert decode_pixels(wrapped(codestream, syntax)).shape == (48, 64)
     started = time.monotonic()
-    with pytest.raises(ImageDecodeError, match="30000 x 30000 of 1 channels, where the header says 64 x 48 of 1"):
+    with pytest.raises(ImageDecodeError, match="30000 x 30000 with 1 channels, but the header states 64 x 48 with 1"):
         decode_pixels(wrapped(of_another_size(codestream, syntax), syntax))
     assert time.monotonic() - started < 0.5  # to fill the memory takes seconds
 
 
 def test_runs_that_unpack_to_far_more_than_the_pixels_are_refused() -> None:
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 100_000
-    with pytest.raises(ImageDecodeError, match="more runs than there are pixels"):
+    with pytest.raises(ImageDecodeError, match="more runs than pixels"):
         decode_pixels(wrapped(runs, RLELossless))
 
 
