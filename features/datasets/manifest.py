@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.labels import is_label_column
 from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder
-from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
+from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, file_images, to_nfc
 from hoarfrost.features.decoding.formats import FRAME_MARK
 from hoarfrost.features.errors import DatasetError, ImageDecodeError
 from hoarfrost.features.files import checked_url, is_url, opened_file
@@ -273,7 +273,7 @@ def _filled(manifest: str, column: str, cells: Texts, lines: Ints) -> Texts:
 
 
 def _composed(cells: Texts) -> Texts:
-    return cells.mapped(composed) if len(cells.rows_with(NOT_ASCII)) else cells
+    return cells.mapped(to_nfc) if len(cells.rows_with(NOT_ASCII)) else cells
 
 
 def _manifest_splits(manifest: str, cells: Texts, lines: Ints) -> Texts:

@@ -204,13 +204,13 @@ def test_folder_without_images_is_refused(tmp_path: Path, folders: list[str]) ->
 
 def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["a/1.png", "b/1.png", "loose2.png", "loose1.png"])
-    with pytest.raises(DatasetError, match=r"2 images lie outside any class folder \(first: loose1\.png\).*path,label"):
+    with pytest.raises(DatasetError, match=r"2 images are not in a class folder \(first: loose1\.png\).*path,label"):
         read_dataset(tmp_path, name="x")
 
 
 def test_images_outside_class_folders_of_a_split_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/a/1.png", "test/a/1.png", "test/loose.png"])
-    with pytest.raises(DatasetError, match=r"test: 1 images lie outside any class folder \(first: loose\.png\)"):
+    with pytest.raises(DatasetError, match=r"test: 1 images are not in a class folder \(first: loose\.png\)"):
         read_dataset(tmp_path, name="x")
 
 
@@ -223,20 +223,20 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 def test_split_folders_that_cannot_do_are_refused_not_taken_for_classes(tmp_path: Path, folders: list[str]) -> None:
     root = write_image_folder(tmp_path, {f"{folder}/{label}": 1 for folder in folders for label in ("a", "b")})
     with pytest.raises(
-        DatasetError, match=r"only .* here; .* needs train and at least one of val and test.*split anew"
+        DatasetError, match=r"only .* found; .* needs train and at least one of val and test.*split the images again"
     ):
         read_dataset(root, name="x")
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, {"train/a": 1, "val/a": 1, "validation/b": 1})
-    with pytest.raises(DatasetError, match=r"two folders name the same split \(train, val, validation\)"):
+    with pytest.raises(DatasetError, match=r"two folders are the same split \(train, val, validation\)"):
         read_dataset(root, name="x")
 
 
 def test_folder_beside_the_splits_is_refused(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, {"train/a": 1, "val/b": 1, "extra/a": 1})
-    with pytest.raises(DatasetError, match=r"the folder 'extra' lies beside train, val.*unclear"):
+    with pytest.raises(DatasetError, match=r"the folder 'extra' is next to train, val.*unclear"):
         read_dataset(root, name="x")
 
 

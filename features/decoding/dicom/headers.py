@@ -2,7 +2,6 @@
 
 import io
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -55,13 +54,12 @@ class DicomHeader:
         return any(text in path.casefold() or text in words for text in self.identifiers)
 
 
-def read_header(file: str | BinaryIO) -> DicomHeader | None:
-    """Read a regular file's header, no pixels. Return None if it cannot be read as DICOM; decoding reports the reason."""
+def read_header(file: BinaryIO) -> DicomHeader | None:
+    """Read a file's header, no pixels. Return None if it cannot be read as DICOM; decoding it reports the reason."""
     try:
-        with open(file, "rb") if isinstance(file, str) else nullcontext(file) as content:
-            is_whole_needed = elements.is_deflated(content.read(elements.META_BYTES))
-            content.seek(0)
-            return _header(io.BytesIO(elements.inflated(content.read())) if is_whole_needed else content)
+        is_whole_needed = elements.is_deflated(file.read(elements.META_BYTES))
+        file.seek(0)
+        return _header(io.BytesIO(elements.inflated(file.read())) if is_whole_needed else file)
     except Exception:  # pydicom raises nearly anything on damaged files
         return None
 
