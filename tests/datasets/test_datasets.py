@@ -181,7 +181,7 @@ def test_busi_has_its_780_images() -> None:
 
 def test_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"nowhere: no such file or folder\. Give a folder of images, a CSV or an npz"
+        DatasetError, match=r"nowhere: no such file or folder\. Pass a folder of images, a CSV or an npz"
     ):
         read_dataset(tmp_path / "nowhere")
 
@@ -276,14 +276,14 @@ def test_a_dataset_is_named_by_its_folder_or_file(tmp_path: Path, given_path: st
 
 @pytest.mark.parametrize("name", ["", "a/b", ".", "..", "tab\t"])
 def test_a_name_the_cache_cannot_take_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="cannot name a dataset"):
+    with pytest.raises(DatasetError, match="cannot be a dataset's name"):
         read_dataset(write_image_folder(tmp_path, {"a": 1, "b": 1}), name=name)
 
 
 @pytest.mark.parametrize("name", ["images.txt", "images.zip", "image.png", "noending"])
 def test_a_file_of_unknown_type_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DatasetError, match="neither a folder nor a CSV or npz file"):
+    with pytest.raises(DatasetError, match="not a folder, a CSV or an npz file"):
         read_dataset(tmp_path / name)
 
 
