@@ -12,7 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import SupportsIndex, TypeVar, overload
 
 import numpy as np
@@ -236,8 +236,7 @@ class Texts(Sequence[str]):
         return np.fromiter(map(operator.eq, *pairs), bool, len(rows))
 
     def _each_encoded(self) -> Iterator[bytes]:
-        for block in self._blocks():
-            yield from block.encoded()
+        return chain.from_iterable(block.encoded() for block in self._blocks())
 
 
 class TextsBuilder:

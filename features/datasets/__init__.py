@@ -56,8 +56,11 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
 def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
     """Read a dataset as `read_dataset` does, but without a check of its classes."""
     place = _checked_place(data)
-    dataset = _read(place, _checked_name(name if name is not None else _default_name(place)), labelled=True)
-    return with_frames(dataset, pseudonyms or Pseudonyms())
+    name = _default_name(place) if name is None else name
+    if not _is_name(name):
+        problem = "cannot be a dataset's name (empty, '/', '.' or control characters)"
+        raise DatasetError(f"{name!r} {problem}. Pass --name NAME.")
+    return with_frames(_read(place, name, labelled=True), pseudonyms or Pseudonyms())
 
 
 def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> Dataset:
@@ -156,16 +159,8 @@ def _default_name(place: str) -> str:
     return path.parent.name if path.name == MANIFEST_NAME and path.parent.name else path.stem
 
 
-def _checked_name(name: str) -> str:
-    # The name becomes an HDF5 group: "/" would nest it, and "." is the group itself.
-    if not _is_name(name):
-        raise DatasetError(
-            f"{name!r} cannot be a dataset's name (empty, '/', '.' or control characters). Pass --name NAME."
-        )
-    return name
-
-
 def _is_name(name: str) -> bool:
+    # The name becomes an HDF5 group: "/" would nest it, and "." is the group itself.
     return bool(name) and "/" not in name and name not in {".", ".."} and name.isprintable()
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -130,14 +130,8 @@ def _select_rows(dataset: Dataset, images: FileImages, rows: list[tuple[int, Pla
     )
 
 
-ATTRIBUTES: "dict[str, Callable[[DicomHeader], str]]" = {
-    "site": lambda header: header.site,
-    "scanner": lambda header: header.scanner,
-    "sex": lambda header: header.sex,
-    "age": lambda header: header.age,
-    "burned-in text": lambda header: header.burned_in,
-}
-"""The parts of a header that are stored, by the attribute's name; never a name, an id, a date or an accession number."""
+ATTRIBUTES = {"site": "site", "scanner": "scanner", "sex": "sex", "age": "age", "burned-in text": "burned_in"}
+"""The fields of a header that are stored, by the attribute's name; never a name, an id, a date or an accession number."""
 
 
 def _with_headers(
@@ -147,8 +141,8 @@ def _with_headers(
     _warn(headers, images.location)
     files = images.files
     attributes = dict(dataset.attributes)
-    for name, value in ATTRIBUTES.items():
-        column = Texts.of(value(headers[file]) if file in headers else "" for file in files)
+    for name, field in ATTRIBUTES.items():
+        column = Texts.of(getattr(headers[file], field) if file in headers else "" for file in files)
         if name not in attributes and column.lengths.any():
             attributes[name] = column
     patients = dataset.patients

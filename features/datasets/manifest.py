@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.features.columns.labels import is_label_column
+from hoarfrost.features.columns.lookup import Ints
 from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder
 from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, file_images, to_nfc
 from hoarfrost.features.decoding.formats import FRAME_MARK
-from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, reason_of
 from hoarfrost.features.files import checked_url, is_url, opened_file
 
 if TYPE_CHECKING:
     import _csv
-
-Ints = npt.NDArray[np.int64]
 
 _REQUIRED = (
     "Required: path and label (or, in place of label, one column of 0 and 1 per label). Optional: split and patient. Other "
@@ -91,10 +89,8 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
         raise DatasetError(f"{path} after line {line}: not a well-formed CSV: {error}.") from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ImageDecodeError as error:  # at a URL
-        raise DatasetError(f"{path}: cannot be read: {error}.") from error
+    except (OSError, ImageDecodeError) as error:  # the latter at a URL
+        raise DatasetError(f"{path}: cannot be read: {reason_of(error).text}.") from error
     all_lines = np.concatenate(lines)
     return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
 
@@ -113,14 +109,10 @@ def _row_blocks(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]
             break
         n_lines = np.ones(len(rows), np.int64)
         if failure is not None or reader.line_num - before != len(rows):
-            n_lines += [sum(map(_line_breaks, row)) for row in rows]
+            n_lines += [sum(cell.count("\n") + cell.count("\r") - cell.count("\r\n") for cell in row) for row in rows]
         yield rows, before + np.cumsum(n_lines)
     if failure is not None:
         raise failure
-
-
-def _line_breaks(cell: str) -> int:
-    return cell.count("\n") + cell.count("\r") - cell.count("\r\n")
 
 
 def _cells(

@@ -88,8 +88,9 @@ def read_npz(path: Path, name: str, *, labelled: bool = True) -> Dataset:
         )
     paths = Texts.of(f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count))
     images = NpzImages(str(path), counts, range(len(paths)))
+    empty = Texts.repeated("", len(paths))
     if not labelled:
-        return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), None, None, images)
+        return Dataset(name, str(path), paths, empty, None, None, images)
     splits = Texts.joined(Texts.repeated(split, count) for split, count in counts.items())
     if len({of_split.shape[1] for of_split in labels.values()}) > 1:
         raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Create the file again.")
@@ -97,7 +98,7 @@ def read_npz(path: Path, name: str, *, labelled: bool = True) -> Dataset:
     if len(columns) == 1:
         return Dataset(name, str(path), paths, columns[0], splits, None, images)
     attributes = {f"label {i}": column for i, column in enumerate(columns)}
-    return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), splits, None, images, attributes)
+    return Dataset(name, str(path), paths, empty, splits, None, images, attributes)
 
 
 def _npz_splits(path: Path, *, labelled: bool) -> tuple[dict[str, int], dict[str, npt.NDArray[np.str_]]]:

@@ -52,11 +52,10 @@ def _salt_in(path: Path) -> bytes:
             text = path.read_text(encoding="ascii", errors="replace").strip()
         else:
             text = secrets.token_hex(SALT_BYTES)
-            try:
-                os.write(number, f"{text}\n".encode())
+            with os.fdopen(number, "w") as file:
+                file.write(f"{text}\n")
+                file.flush()
                 os.fsync(number)
-            finally:
-                os.close(number)
         salt = bytes.fromhex(text)
     except (OSError, ValueError) as error:
         raise CacheError(

@@ -23,13 +23,7 @@ def stamp_of_path(path: str) -> FileStamp:
 
 
 def read_path(path: str) -> bytes:
-    """Read a whole file.
-
-    Raises
-    ------
-    ImageDecodeError
-        If it cannot be read, changes meanwhile, or is not a file.
-    """
+    """Read a whole file. Raise ImageDecodeError if it cannot be read, changes meanwhile, or is not a file."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
         try:

@@ -116,16 +116,9 @@ def checked_url(url: str) -> str:
 def stamp_of_url(url: str) -> FileStamp:
     """Return a file's size and modification time.
 
-    If the server reports neither a time nor a tag, the time is now: such a file is read again each time.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is missing.
-    ImageDecodeError
-        If it is too large, or access to it is denied.
-    RemoteError
-        If the server cannot be reached, or requires (other) credentials.
+    If the server reports neither a time nor a tag, the time is now: such a file is read again each time. Raise
+    FileNotFoundError if the file is missing, ImageDecodeError if it is too large or access is denied, and RemoteError if
+    the server cannot be reached or requires (other) credentials.
     """
     files = _file_system(url)
     info = _retried(url, lambda: files.info(files._strip_protocol(url)))
@@ -138,15 +131,7 @@ def stamp_of_url(url: str) -> FileStamp:
 
 
 def read_url(url: str) -> bytes:
-    """Read a whole file.
-
-    Raises
-    ------
-    ImageDecodeError
-        If it is missing, or access to it is denied.
-    RemoteError
-        If the server cannot be reached, or requires (other) credentials.
-    """
+    """Read a whole file; see `hoarfrost.features.files.read`."""
     files = _file_system(url)
     try:
         content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))

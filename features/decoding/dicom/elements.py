@@ -40,14 +40,8 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 def read_elements(file: BinaryIO, keywords: Iterable[str]) -> FileDataset:
     """Read some of the elements before a file's pixels, and leave the file at the pixels.
 
-    Only these are parsed: what is not read cannot get into a message either.
-
-    Raises
-    ------
-    ImageDecodeError
-        If there are more elements than any header has.
-    Exception
-        Nearly any of pydicom's, on damaged files.
+    Only these are parsed: what is not read cannot get into a message either. Raise ImageDecodeError if there are more
+    elements than in any real header, and nearly any of pydicom's errors on damaged files.
     """
     preamble = read_preamble(file, force=True)
     meta = FileMetaDataset(read_dataset(file, False, True, stop_when=_stop_at(lambda tag: tag >> 16 != _META_GROUP)))
@@ -85,12 +79,9 @@ def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
 
 
 def inflated(content: bytes) -> bytes:
-    """Return a file of the deflated transfer syntax uncompressed; any other is returned unchanged.
+    """Return a file of the deflated transfer syntax uncompressed, and any other unchanged.
 
-    Raises
-    ------
-    ImageDecodeError
-        If its end is missing, or it is longer than an image may be.
+    Raise ImageDecodeError if its end is missing, or it is longer than an image may be.
     """
     if not is_deflated(content):
         return content

@@ -131,13 +131,7 @@ class DicomImage:
         return TWELVE_BITS if is_deep else CODECS.get(self._syntax, "")
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Decode to (H, W) grey, see `grey_pixels`, or (H, W, 3) RGB.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the pixels cannot be decoded.
-        """
+        """Decode to (H, W) grey, see `grey_pixels`, or (H, W, 3) RGB. Raise ImageDecodeError if that is impossible."""
         if not self._is_isolated and self._codec in CRASHING:
             try:
                 limit = max(MAX_PIXELS, self.width * self.height)
