@@ -50,7 +50,7 @@ def write_archive(folder: Path, n: int = 40) -> None:
 
 
 def texts_of(folder: Path) -> dict[Path, bytes]:
-    """Give the content of all files; of HDF5 files each dataset too, as text columns are compressed."""
+    """Return the content of all files; of HDF5 files each dataset too, as text columns are compressed."""
     found = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, content in found.items():
         if content[:4] == b"\x89HDF":

@@ -29,6 +29,7 @@ from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import encode, picture, write_csv, write_image_folder
 from tests.support.commands import Hoarfrost
+from tests.support.dicoms import dicom, encoded, grey_values
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -204,6 +205,13 @@ def test_folder_on_a_plain_web_server_is_a_dataset(web: str, tmp_path: Path) -> 
     assert dataset.paths == ["be nign/0.png", "be nign/1.png", "malignant/deeper/0.png"]
     assert dataset.labels == ["be nign", "be nign", "malignant"]
     assert len(list(dataset.images.contents(range(3)))) == 3
+
+
+def test_dicom_file_without_suffix_and_preamble_is_found_at_a_url_too(web: str, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "served", {"a": 1, "b": 1})
+    (tmp_path / "served" / "a" / "IM1").write_bytes(encoded(dicom(grey_values()))[132:])
+    (tmp_path / "served" / "a" / "notes").write_bytes(b"\x08\0\x05\0\0\0\0\0")
+    assert read_dataset(f"{web}/", name="x").paths == ["a/0.png", "a/IM1", "b/0.png"]
 
 
 ODD_NAMES = ["a?b.png", "a#b.png", "a&b.png", "a%20b.png", "a b.png", "ä.png", "=;+,.png"]

@@ -35,13 +35,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def shares(content: bytes, window: Window | None = None, frame: int = 0) -> npt.NDArray[np.float64]:
-    """Give the pixels as shares of white."""
+    """Return the pixels as shares of white."""
     image = EncodedFrame(content, b"", frame, 99) if frame else content
     return decode_pixels(image, Decoding(window=window)) / 255
 
 
 def by_pydicom(data: Dataset, index: int = 0) -> npt.NDArray[np.float64]:
-    """Do what the standard asks for by pydicom's own functions; as shares of what the output may be."""
+    """Return the pixels by pydicom's own functions, as shares of the greatest possible value."""
     values = data.pixel_array if data.get("NumberOfFrames", 1) in {1, None} else data.pixel_array[index]
     seen = apply_voi_lut(apply_modality_lut(values, data), data)
     if data.get("VOILUTSequence"):

@@ -165,7 +165,7 @@ def test_a_size_that_a_header_promises_is_limited_before_it_is_believed() -> Non
 
 
 def wrapped(codestream: bytes, syntax: Any) -> bytes:
-    """Put compressed pixels of any kind into a file that calls them 64 x 48."""
+    """Write compressed pixels of any kind into a file whose header states 64 x 48."""
     data = dicom(np.zeros((48, 64), np.uint8))
     data.PixelData, data.file_meta.TransferSyntaxUID = encapsulate([codestream]), syntax
     data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
@@ -173,7 +173,7 @@ def wrapped(codestream: bytes, syntax: Any) -> bytes:
 
 
 def of_another_size(codestream: bytes, syntax: Any) -> bytes:
-    """Make compressed pixels promise 30,000 x 30,000."""
+    """Return compressed pixels that state a size of 30,000 x 30,000."""
     changed = bytearray(codestream)
     if syntax == JPEG2000Lossless:
         at = codestream.index(b"\xff\x51")
