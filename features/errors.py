@@ -1,13 +1,13 @@
-"""What goes wrong, told to the user: what, where, why, and the way out."""
+"""The errors that users see. A message states what happened, where, why, and what to do."""
 
 from enum import StrEnum
 from typing import NamedTuple
 
 
 class Unreadable(StrEnum):
-    """The kinds of reasons why an image cannot be read; summaries count them. `{}` stands for a number or a place.
+    """The kinds of reasons why an image cannot be read. `{}` stands for a number or a server.
 
-    What the operating system says ("Permission denied") is a kind too, in its own words.
+    Summaries count images by kind. The operating system's own messages ("Permission denied") are kinds, too.
     """
 
     ACCESS_DENIED = "access denied by {}"
@@ -45,38 +45,35 @@ class Unreadable(StrEnum):
 
 
 class Reason(NamedTuple):
-    """Why an image cannot be read: the kind that it shares with others, and the whole text."""
+    """Why an image cannot be read: the kind, by which images are counted, and the full message."""
 
     kind: str
     text: str
 
 
 class HoarfrostError(Exception):
-    """The work cannot go on for a reason that a user can act on.
-
-    Commands print the message and exit with status 1; it never becomes a traceback.
-    """
+    """The work cannot continue, and the user can fix it. Commands print the message and exit with status 1."""
 
 
 class DatasetError(HoarfrostError):
-    """The description of the images (folder, CSV, npz) is missing, odd or contradictory."""
+    """The dataset (folder, CSV, npz) is missing, malformed or contradictory."""
 
 
 class RemoteError(HoarfrostError):
-    """A server that files are to come from cannot be reached, or wants other credentials."""
+    """A file server cannot be reached, or requires other credentials."""
 
 
 class ImageDecodeError(HoarfrostError):
-    """One image cannot be read; the message says why. Extraction records it and continues.
+    """One image cannot be read. Extraction records it and continues.
 
     Parameters
     ----------
     kind : str
-        One of `Unreadable`, its places filled in; or what the operating system says.
+        One of `Unreadable`, formatted; or the operating system's message.
     details : str
-        What of it is this image's own; the message is "kind: details".
+        What is specific to this image; the message is "kind: details".
     text : str
-        The whole message, where that is not its form.
+        The whole message, if it does not have this form.
     """
 
     def __init__(self, kind: str, details: str = "", *, text: str = "") -> None:
@@ -85,7 +82,7 @@ class ImageDecodeError(HoarfrostError):
 
 
 def reason_of(error: ImageDecodeError | OSError | MemoryError) -> Reason:
-    """Return why an image cannot be read, by what reading or decoding it raised."""
+    """Return the reason that belongs to an error of reading or decoding an image."""
     if isinstance(error, ImageDecodeError):
         return Reason(error.kind, str(error))
     text = str(Unreadable.NO_MEMORY_TO_READ) if isinstance(error, MemoryError) else error.strerror or str(error)
@@ -93,11 +90,11 @@ def reason_of(error: ImageDecodeError | OSError | MemoryError) -> Reason:
 
 
 class WeightsError(HoarfrostError):
-    """The encoder's weights are missing, damaged or not those of this encoder."""
+    """The encoder's weights are missing, damaged or those of another encoder."""
 
 
 class EncoderError(HoarfrostError):
-    """An encoder is not known, or cannot do what is asked of it."""
+    """An encoder is unknown, or does not support what was requested."""
 
 
 class CacheError(HoarfrostError):
@@ -105,7 +102,7 @@ class CacheError(HoarfrostError):
 
 
 class FingerprintMismatchError(CacheError):
-    """The cache holds embeddings made in another way than the one asked for."""
+    """The cache holds embeddings with another fingerprint than the requested one."""
 
 
 class CacheLockedError(CacheError):
@@ -117,4 +114,4 @@ class TrainingError(HoarfrostError):
 
 
 class RunError(HoarfrostError):
-    """A run folder is missing, incomplete or not one of ours."""
+    """A run folder is missing, incomplete or not written by this program."""

@@ -1,4 +1,4 @@
-"""What a column of labels may hold, where an image may have several."""
+"""The values of label columns, where an image may have several labels."""
 
 from collections.abc import Iterable
 
@@ -6,15 +6,14 @@ LABEL_VALUES = {
     **dict.fromkeys(("1", "1.0", "true"), 1), **dict.fromkeys(("0", "0.0", "false"), 0),
     **dict.fromkeys(("", "-1", "-1.0", "nan", "na"), -1),
 }  # fmt: skip
-"""By their text in lower case; -1: unknown. CheXpert writes -1.0 where a report is uncertain."""
+"""By text in lower case; -1 means unknown. CheXpert writes -1.0 where a report is uncertain."""
 
 
 def is_label_column(cells: Iterable[str]) -> bool:
-    """Return whether a column says which images have a label: it has 0 and 1, and nothing else but unknown values."""
-    values = set()
+    """Return whether a column states which images have a label: 0 and 1 occur, and nothing else but unknown values."""
+    values: set[int | None] = set()
     for cell in cells:
-        value = LABEL_VALUES.get(cell.lower())
-        if value is None:
+        values.add(LABEL_VALUES.get(cell.lower()))
+        if None in values:  # most columns end here, at their first cell
             return False
-        values.add(value)
     return {0, 1} <= values

@@ -1,19 +1,19 @@
-"""Columns of texts kept as bytes and numbers: with an object for each, ten million rows would fill the memory.
+"""Columns of texts stored as bytes and numbers: as Python objects, ten million rows would fill the memory.
 
 Notes
 -----
 pyarrow 26 and polars 2.1 were tried on ten million paths of 40 bytes with labels, splits and patients, built, written to
-HDF5, read back and looked up. They take at most 3.5 and 4.1 GB, and these columns 2.1 GB; the driver of an extraction has
-3 GB for more than this. Their hash tables are built again for each look-up, they keep names that are not UTF-8 as bytes
-alone, and they add 170 and 181 MB to an installation.
+HDF5, read back and looked up. They need up to 3.5 and 4.1 GB, and these columns 2.1 GB; an extraction's driver has 3 GB
+for all it does. They rebuild their hash tables for each look-up, support names that are not UTF-8 only as bytes, and add
+170 and 181 MB to an installation.
 """
 
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
-from typing import Self, SupportsIndex, TypeVar, overload
+from itertools import chain, islice
+from typing import SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,16 @@ from hoarfrost.features.columns.lookup import Hashes, Ints, Lookup
 BLOCK_TEXTS = 1 << 12  # Python objects at a time: as many as the processor's cache holds
 BLOCK_BYTES = 1 << 18  # searched at a time, for the same reason
 MAX_SHARED = 1 << 16  # distinct texts kept as objects: a column of labels or scanners has fewer, one of paths has more
-BLOCKS_SKIPPED = 16  # not searched for equal texts, after a block that had few
+BLOCKS_SKIPPED = 16  # blocks not searched for equal texts after a block that had few
 _LOWER = bytes(range(256)).lower()
 
 Cell = TypeVar("Cell", str, bytes)
 
 
 class Texts(Sequence[str]):
-    """A column of texts that reads like a list and never changes.
+    """An immutable column of texts, which reads like a list.
 
-    Equal texts may share their bytes, so that labels cost four bytes a row. File names that are not UTF-8 keep their
+    Equal texts may share their bytes, so that labels take four bytes per row. File names that are not UTF-8 keep their
     bytes, as with `os.fsdecode`.
 
     Parameters
@@ -50,7 +50,7 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: "Iterable[str]") -> "Texts":
-        """Return texts as a column; a column is returned as it is."""
+        """Return texts as a column; a column is returned unchanged."""
         if isinstance(texts, Texts):
             return texts
         builder, rest = TextsBuilder(), iter(texts)
@@ -65,7 +65,7 @@ class Texts(Sequence[str]):
 
     @classmethod
     def sparse(cls, n: int, texts: Mapping[int, str]) -> "Texts":
-        """Return a column of `n` empty texts, but for the given rows."""
+        """Return a column of `n` texts, which are empty except in the given rows."""
         stored = cls.of(["", *texts.values()])
         codes = np.zeros(n, np.int32)
         codes[list(texts)] = stored._codes[1:]
@@ -101,10 +101,10 @@ class Texts(Sequence[str]):
 
     @cached_property
     def _shared(self) -> list[str] | None:
-        """The stored texts as objects that rows share; None where there are many."""
+        """The stored texts as objects that rows share; None if there are too many."""
         if len(self._ends) > MAX_SHARED:
             return None
-        return [self._stored(code) for code in range(len(self._ends) - 1)]
+        return list(map(self._stored, range(len(self._ends) - 1)))
 
     def __iter__(self) -> Iterator[str]:
         for block in self._blocks():
@@ -114,7 +114,7 @@ class Texts(Sequence[str]):
                 yield from map(self._shared.__getitem__, block._codes.tolist())
 
     def _blocks(self) -> "Iterator[Texts]":
-        """Return the rows in blocks, few enough for an object each."""
+        """Return the rows in blocks, small enough for one object per row."""
         return (self[first : first + BLOCK_TEXTS] for first in range(0, len(self), BLOCK_TEXTS))
 
     def encoded(self) -> list[bytes]:
@@ -140,7 +140,7 @@ class Texts(Sequence[str]):
         return self._ends[self._codes + 1] - self._ends[self._codes]
 
     def rows_of_length(self, least: int, most: int | None = None) -> Ints:
-        """Return the rows whose texts have from `least` to `most` bytes, ascending."""
+        """Return the rows whose texts have `least` to `most` bytes, ascending."""
         lengths = np.diff(self._ends)
         return self._rows_of((lengths >= least) & (lengths <= (lengths if most is None else most)))
 
@@ -160,29 +160,31 @@ class Texts(Sequence[str]):
         places[rows] = len(self) + np.arange(len(rows))
         return Texts.joined([self, texts]).take(places)
 
+    def _of_codes(self, codes: Ints) -> "Texts":
+        """Return some of the stored texts."""
+        return Texts(codes.astype(np.int32), self._ends, self._content)
+
     def mapped(self, function: Callable[[str], str]) -> "Texts":
-        """Return the function's result for each text. Texts that share their bytes take one call."""
-        stored = Texts(np.arange(len(self._ends) - 1, dtype=np.int32), self._ends, self._content)
-        return Texts.of(map(function, stored)).take(self._codes)
+        """Return the function's result for each text. Texts that share their bytes need one call."""
+        return Texts.of(map(function, self._of_codes(np.arange(len(self._ends) - 1)))).take(self._codes)
 
     def values(self) -> Iterator[str]:
-        """Return each text that occurs, at least once; not as often as it occurs where rows share their bytes."""
+        """Return each text that occurs, once for all rows that share its bytes."""
         occurs = np.zeros(len(self._ends) - 1, bool)
         occurs[self._codes] = True
-        yield from Texts(np.flatnonzero(occurs).astype(np.int32), self._ends, self._content)
+        return iter(self._of_codes(np.flatnonzero(occurs)))
 
     def counts(self) -> Counter[str]:
         """Return how often each text occurs."""
         counts: Counter[str] = Counter()
         n_rows = np.bincount(self._codes, minlength=len(self._ends) - 1)
         occurring = np.flatnonzero(n_rows)
-        texts = Texts(occurring.astype(np.int32), self._ends, self._content)
-        for text, n in zip(texts, n_rows[occurring].tolist(), strict=True):
+        for text, n in zip(self._of_codes(occurring), n_rows[occurring].tolist(), strict=True):
             counts[text] += n
         return counts
 
     def rows_with(self, letters: bytes, pairs: Iterable[bytes] = ()) -> Ints:
-        """Return the rows that have one of some bytes, or of some pairs of bytes, ascending.
+        """Return the rows that contain one of some bytes, or of some pairs of bytes, ascending.
 
         With pairs, a few rows too many: the last byte of a text and the first of the next one count as a pair.
         """
@@ -209,7 +211,7 @@ class Texts(Sequence[str]):
         """Return which names have one of some suffixes (".png", at most seven letters), in either case, (n,) bool."""
         wanted = [suffix.encode("ascii").lower() for suffix in suffixes]
         content = np.frombuffer(self._content.ljust(8), np.uint8)
-        window = np.lib.stride_tricks.sliding_window_view(content, 8)  # every place, nothing copied
+        window = np.lib.stride_tricks.sliding_window_view(content, 8)  # at every position, without a copy
         found = np.zeros(len(self), bool)
         for first in range(0, len(self), BLOCK_BYTES):
             some = self[first : first + BLOCK_BYTES]
@@ -225,20 +227,16 @@ class Texts(Sequence[str]):
         return found
 
     def hashes(self) -> Hashes:
-        """Return a number for each text, (n,) uint64: equal for equal texts, and hardly ever for others.
-
-        The numbers are other ones in each process.
-        """
+        """Return a hash of each text, (n,) uint64; another one in each process."""
         return np.fromiter(map(hash, self._each_encoded()), np.int64, len(self)).view(np.uint64)
 
     def same(self, rows: Ints, other: "Texts", others: Ints) -> npt.NDArray[np.bool_]:
-        """Return for pairs of rows, here and in another column, whether their texts are equal, (m,) bool."""
+        """Return whether pairs of rows, in this and another column, have equal texts, (m,) bool."""
         pairs = self.take(rows)._each_encoded(), other.take(others)._each_encoded()
         return np.fromiter(map(operator.eq, *pairs), bool, len(rows))
 
     def _each_encoded(self) -> Iterator[bytes]:
-        for block in self._blocks():
-            yield from block.encoded()
+        return chain.from_iterable(block.encoded() for block in self._blocks())
 
 
 class TextsBuilder:
@@ -252,30 +250,29 @@ class TextsBuilder:
         self._code: dict[str | bytes, int] = {}
         self._n_skipped = 0
 
-    def add(self, texts: Sequence[str]) -> Self:
-        """Add rows; return the builder."""
-        return self._add(texts, lambda new: [text.encode("utf-8", "surrogateescape") for text in new])
+    def add(self, texts: Sequence[str]) -> None:
+        """Add rows."""
+        self._add(texts, lambda new: [text.encode("utf-8", "surrogateescape") for text in new])
 
-    def add_encoded(self, texts: Sequence[bytes]) -> Self:
-        """Add rows given as bytes; return the builder."""
-        return self._add(texts, lambda new: new)
+    def add_encoded(self, texts: Sequence[bytes]) -> None:
+        """Add rows in UTF-8."""
+        self._add(texts, lambda new: new)
 
-    def _add(self, texts: Sequence[Cell], encode: Callable[[Sequence[Cell]], Sequence[bytes]]) -> Self:
+    def _add(self, texts: Sequence[Cell], encode: Callable[[Sequence[Cell]], Sequence[bytes]]) -> None:
         self._n_skipped -= 1
         distinct = dict.fromkeys(texts if self._n_skipped <= 0 else ())
-        if self._n_skipped > 0 or 2 * len(distinct) > len(texts):  # nearly all differ, as paths do
+        if self._n_skipped > 0 or 2 * len(distinct) > len(texts):  # most differ, as paths do
             if self._n_skipped <= 0:
                 self._n_skipped = BLOCKS_SKIPPED
             self._codes.append(np.arange(self._n_stored, self._n_stored + len(texts), dtype=np.int32))
             self._store(encode(texts))
-            return self
+            return
         new = [text for text in distinct if text not in self._code]
         if len(self._code) + len(new) > MAX_SHARED:
             self._code, new = {}, list(distinct)
         self._code.update(zip(new, range(self._n_stored, self._n_stored + len(new)), strict=True))
         self._store(encode(new))
         self._codes.append(np.fromiter(map(self._code.__getitem__, texts), np.int32, len(texts)))
-        return self
 
     def _store(self, texts: Sequence[bytes]) -> None:
         self._lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
@@ -286,12 +283,12 @@ class TextsBuilder:
         """Return the column."""
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         codes = np.concatenate([np.empty(0, np.int32), *self._codes])
-        # As bytes: a bytearray that grew has room to spare.
+        # As bytes, because a bytearray that grew takes more memory than it needs.
         return Texts(codes, np.cumsum(lengths, out=lengths), bytes(self._content))
 
 
 def lists_to_texts(table: object) -> None:
-    """Replace the lists in the fields of a frozen dataclass by `Texts`, and those in its mappings."""
+    """Replace lists in the fields and mappings of a frozen dataclass by `Texts`."""
     for name, column in vars(table).items():
         if isinstance(column, list):
             object.__setattr__(table, name, Texts.of(column))
@@ -300,14 +297,14 @@ def lists_to_texts(table: object) -> None:
 
 
 class TextIndex:
-    """An index of the rows of a column by text. Where a text occurs twice, its first row counts."""
+    """An index of a column's rows by text. If a text occurs twice, its first row counts."""
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
         self._lookup = Lookup(texts.hashes())
 
     def find(self, texts: Texts) -> Ints:
-        """Return the row of each text, (m,) int64; -1 for texts that are not there."""
+        """Return the row of each text, (m,) int64; -1 for texts that do not occur."""
         return self._lookup.find(texts.hashes(), lambda there, here: self._texts.same(there, texts, here))
 
     def firsts(self) -> Ints:

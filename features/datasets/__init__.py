@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a CSV or a MedMNIST npz becomes one table of images, a frame of a file each."""
+"""A folder, a CSV or a MedMNIST npz read into one table of images, with one row per frame."""
 
 import os
 from collections import Counter
@@ -19,17 +19,9 @@ from hoarfrost.features.errors import DatasetError
 from hoarfrost.features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
 
 __all__ = [
-    "MANIFEST_NAME",
-    "Dataset",
-    "FileStamp",
-    "ImageSource",
-    "Stamps",
-    "check_classes",
-    "open_images",
-    "read_dataset",
-    "read_table",
-    "read_unlabelled",
-]
+    "MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "Stamps", "check_classes", "open_images", "read_dataset",
+    "read_table", "read_unlabelled",
+]  # fmt: skip
 
 MANIFEST_NAME = "labels.csv"
 UNNAMED = "images"
@@ -38,7 +30,7 @@ FILE_SUFFIXES = CSV_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES | {".npz"}
 
 
 def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
-    """Read the table of images that a path stands for; no image is decoded.
+    """Read the table of images at a path; no image is decoded.
 
     Parameters
     ----------
@@ -49,12 +41,12 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
     name : str, optional
         The dataset's name in the cache; by default that of the folder or file.
     pseudonyms : Pseudonyms, optional
-        What stands for the patients of DICOM files; by default another for each call.
+        Pseudonyms of the patients in DICOM files; by default with another salt in each call.
 
     Raises
     ------
     DatasetError
-        If there is nothing to read, or what there is contradicts itself or has no classes to learn.
+        If nothing can be read, or the table contradicts itself or has no classes to learn.
     """
     dataset = read_table(data, name=name, pseudonyms=pseudonyms)
     check_classes(dataset)
@@ -62,27 +54,30 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
 
 
 def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
-    """Read a dataset as `read_dataset` does, with or without classes to learn."""
+    """Read a dataset as `read_dataset` does, but without a check of its classes."""
     place = _checked_place(data)
-    dataset = _read(place, _checked_name(name if name is not None else _default_name(place)), labelled=True)
-    return with_frames(dataset, pseudonyms or Pseudonyms())
+    name = _default_name(place) if name is None else name
+    if not _is_name(name):
+        problem = "cannot be a dataset's name (empty, '/', '.' or control characters)"
+        raise DatasetError(f"{name!r} {problem}. Pass --name NAME.")
+    return with_frames(_read(place, name, labelled=True), pseudonyms or Pseudonyms())
 
 
 def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> Dataset:
-    """Read the table of images that are to be predicted: labels and splits are not asked for, and not kept.
+    """Read the table of images to predict, without labels and splits.
 
     Parameters
     ----------
     data : Path or str
-        What `read_table` takes; also a folder of images in any order, a CSV with paths alone, an npz without labels, or
-        one image file.
+        As in `read_table`; also a folder of images in any order, a CSV with paths only, an npz without labels, or one
+        image file.
     pseudonyms : Pseudonyms, optional
-        What stands for the patients of DICOM files; by default another for each call.
+        As in `read_dataset`.
 
     Raises
     ------
     DatasetError
-        If there is nothing to read.
+        If nothing can be read.
     """
     place = _checked_place(data)
     name = _default_name(place)
@@ -95,29 +90,27 @@ def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> D
 def _checked_place(data: Path | str) -> str:
     if is_url(data):
         return checked_url(str(data)).rstrip("/")
-    if not os.path.exists(data):  # Path.exists raises where a folder above may not be entered, or a name is too long
-        raise DatasetError(f"{data}: no such file or folder. Give a folder of images, a CSV or an npz file.")
+    if not os.path.exists(data):  # Path.exists raises if a folder above cannot be entered, or a name is too long
+        raise DatasetError(f"{data}: no such file or folder. Pass a folder of images, a CSV or an npz file.")
     return str(data)
 
 
 def _read(place: str, name: str, *, labelled: bool) -> Dataset:
-    """Read what is at a place, by its kind."""
     suffix = suffix_of(place)
     if _is_folder(place):
-        manifest = join(place, MANIFEST_NAME)
-        if _holds_manifest(place):
-            return read_manifest(manifest, name, place, labelled=labelled)
+        if _contains_manifest(place):
+            return read_manifest(join(place, MANIFEST_NAME), name, place, labelled=labelled)
         return read_folder(place, name) if labelled else list_images(place, name)
     if suffix == ".npz" and is_url(place):
-        raise DatasetError(f"{place}: an npz file is read in place, row by row. Copy it to a disk, and give its path.")
+        raise DatasetError(f"{place}: an npz file cannot be read from a URL. Copy it to a disk, and pass its path.")
     if suffix == ".npz":
         return read_npz(Path(place), name, labelled=labelled)
     if suffix in CSV_SUFFIXES:
         return read_manifest(place, name, place, labelled=labelled)
     if labelled:
         raise DatasetError(
-            f"{place}: neither a folder nor a CSV or npz file. Give the folder that holds the images, "
-            "or a CSV with the columns path,label."
+            f"{place}: not a folder, a CSV or an npz file. Pass the folder that contains the images, or a CSV with the "
+            "columns path,label."
         )
     folder, file = os.path.split(place)
     images = FileImages(folder or ".", Texts.of([place if is_url(place) else file]))
@@ -125,40 +118,40 @@ def _read(place: str, name: str, *, labelled: bool) -> Dataset:
 
 
 def _is_folder(place: str) -> bool:
-    """Return whether it is a folder; at a URL by its name, for not every store has folders."""
+    """Return whether it is a folder; at a URL by its name, because not every store has folders."""
     return suffix_of(place) not in FILE_SUFFIXES if is_url(place) else os.path.isdir(place)
 
 
-def _holds_manifest(place: str) -> bool:
+def _contains_manifest(place: str) -> bool:
     if not is_url(place):
         return os.path.isfile(os.path.join(place, MANIFEST_NAME))
     return any(entry.name == MANIFEST_NAME and entry.is_file() for entry in list_url(place))
 
 
 def open_images(location: str, paths: Sequence[str]) -> ImageSource:
-    """Open the images of a dataset whose table was read before; that is not read again.
+    """Open the images of a dataset whose table was read before, without reading the table again.
 
     Parameters
     ----------
     location : str
-        `ImageSource.location` of then: the folder or URL that paths are relative to, or the npz file.
+        The dataset's `ImageSource.location`: the folder or URL that paths are relative to, or the npz file.
     paths : sequence of str
-        All of the dataset, in its order.
+        All paths of the dataset, in its order.
 
     Raises
     ------
     DatasetError
-        If there is no such folder or file now.
+        If the folder or file is missing.
     """
     if is_url(location) or os.path.isdir(location):
         return file_images(location, Texts.of(paths))
     if os.path.isfile(location) and location.lower().endswith(".npz"):
-        return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths))
-    raise DatasetError(f"{location or 'the place of the images'}: no such folder or npz file.")
+        return NpzImages(location, Counter(path.rsplit("/", 2)[-2] for path in paths), range(len(paths)))
+    raise DatasetError(f"{location or 'the location of the images'}: no such folder or npz file.")
 
 
 def _default_name(place: str) -> str:
-    """Return the name of a dataset: that of its folder or file; for `labels.csv`, that of its folder."""
+    """Return the name of a dataset's folder or file; for `labels.csv`, that of its folder."""
     url = urlsplit(place)
     path = PurePosixPath(unquote(url.path) or url.netloc) if is_url(place) else Path(place).resolve()
     if _is_folder(place):
@@ -166,29 +159,23 @@ def _default_name(place: str) -> str:
     return path.parent.name if path.name == MANIFEST_NAME and path.parent.name else path.stem
 
 
-def _checked_name(name: str) -> str:
-    # The name becomes an HDF5 group: "/" would nest it and "." means the group itself.
-    if not _is_name(name):
-        raise DatasetError(f"{name!r} cannot name a dataset (empty, '/', '.' or control characters). Pass --name NAME.")
-    return name
-
-
 def _is_name(name: str) -> bool:
+    # The name becomes an HDF5 group: "/" would nest it, and "." is the group itself.
     return bool(name) and "/" not in name and name not in {".", ".."} and name.isprintable()
 
 
 def check_classes(dataset: Dataset) -> None:
-    """Refuse a dataset without images, or without two classes or a column of 0 and 1 to learn."""
+    """Raise DatasetError for a dataset without images, or with neither two classes nor a column of 0 and 1 to learn."""
     if not len(dataset):
         raise DatasetError(f"{dataset.source}: no images listed. Check that this is the right path.")
     if any(is_label_column(column.values()) for column in dataset.attributes.values()):
         return
     if not len(dataset.labels.rows_of_length(1)):
         raise DatasetError(
-            f"{dataset.source}: no label is there in some images and absent in others, so that nothing could be learnt."
+            f"{dataset.source}: no label has both 0 and 1, so there is nothing to learn. Check the labels."
         )
     if len(dataset.classes) < 2:
         raise DatasetError(
             f"{dataset.source}: all {len(dataset)} images have one class ({dataset.classes[0]!r}); a classifier needs "
-            "at least two. Give the folder above the class folders, or a CSV with both labels."
+            "at least two. Pass the folder above the class folders, or a CSV with both labels."
         )

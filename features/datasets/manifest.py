@@ -1,4 +1,4 @@
-"""CSV manifests: `path,label[,split][,patient][,attributes…]`, or with one column of 0 and 1 for each label."""
+"""CSV manifests: `path,label[,split][,patient][,attributes…]`, or with one column of 0 and 1 per label."""
 
 import csv
 import io
@@ -13,36 +13,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.features.columns.labels import is_label_column
+from hoarfrost.features.columns.lookup import Ints
 from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder
-from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, composed, file_images
+from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, file_images, to_nfc
 from hoarfrost.features.decoding.formats import FRAME_MARK
-from hoarfrost.features.errors import DatasetError, ImageDecodeError
+from hoarfrost.features.errors import DatasetError, ImageDecodeError, reason_of
 from hoarfrost.features.files import checked_url, is_url, opened_file
 
 if TYPE_CHECKING:
     import _csv
 
-Ints = npt.NDArray[np.int64]
-
-_NEEDED = (
-    "Needed: path,label, or instead of the label columns of 0 and 1, one a label; known besides: split,patient; "
-    "others become attributes."
+_REQUIRED = (
+    "Required: path and label (or, in place of label, one column of 0 and 1 per label). Optional: split and patient. Other "
+    "columns become attributes."
 )
 NOT_ASCII = bytes(range(128, 256))
-ROWS_AT_ONCE = 1 << 10  # that are Python objects, few enough for the processor's cache; then they are packed
-MAX_CELL_CHARACTERS = 8192  # what no path or label needs; the cache stores columns as wide as their longest cell
-
+BLOCK_ROWS = 1 << 10  # as Python objects before they are packed: few enough for the processor's cache
+MAX_CELL_CHARACTERS = 8192  # more than any path or label needs; the cache stores columns as wide as their longest cell
 
 logger = logging.getLogger(__name__)
 
 
 def read_manifest(path: str, name: str, source: str, *, labelled: bool = True) -> Dataset:
-    """Read the table of a CSV file, or of one at a URL, labels and splits only if it is to be labelled.
+    """Read the table of a CSV file, on disk or at a URL, with labels and splits if `labelled`.
 
-    `source` is what the user gave.
+    `source` is the path as the user wrote it.
     """
     columns, lines = _read_csv(path)
     _check_columns(path, columns, labelled=labelled)
@@ -50,26 +47,23 @@ def read_manifest(path: str, name: str, source: str, *, labelled: bool = True) -
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
     labels = Texts.repeated("", len(paths))
     if not labelled:
-        # A patient may be unknown here: nothing is split by patients.
+        # Patients may be empty here, because nothing is split by patient.
         patients = _composed(columns["patient"]) if "patient" in columns else None
         return Dataset(name, source, paths, labels, None, patients, file_images(root, paths))
-    if "label" in columns:
-        labels = _composed(_filled(path, "label", columns.pop("label"), lines))
+    labels = _filled_column(path, "label", columns, lines) or labels
     splits = _manifest_splits(path, columns.pop("split"), lines) if "split" in columns else None
-    patients = None
-    if "patient" in columns:
-        patients = _composed(_filled(path, "patient", columns.pop("patient"), lines))
+    patients = _filled_column(path, "patient", columns, lines)
     return Dataset(name, source, paths, labels, splits, patients, file_images(root, paths), columns)
 
 
 def _check_columns(path: str, columns: dict[str, Texts], *, labelled: bool) -> None:
-    """Refuse a CSV without paths, or without a label: in a column of that name, or in columns of 0 and 1."""
-    for wanted in ("path", "label") if labelled else ("path",):
+    """Refuse a CSV without paths, or without labels: a column of that name, or columns of 0 and 1."""
+    for required in ("path", "label") if labelled else ("path",):
         are_labels = (is_label_column(column.values()) for column in columns.values())
-        if wanted not in columns and not (wanted == "label" and any(are_labels)):
+        if required not in columns and not (required == "label" and any(are_labels)):
             raise DatasetError(
-                f"{path}: the column {wanted!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
-                + (_NEEDED if labelled else "Needed: path; known besides: patient.")
+                f"{path}: the column {required!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
+                + (_REQUIRED if labelled else "Required: path. Optional: patient.")
             )
 
 
@@ -85,7 +79,7 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
             header = [column.strip().lower() for column in next(reader, [])]
             builders = [TextsBuilder() for _ in header]
             lines = [np.empty(0, np.int64)]
-            for rows, at in _some_rows(reader):
+            for rows, at in _row_blocks(reader):
                 line = int(at[-1])
                 cells, at = _cells(path, rows, at, len(header), delimiter)
                 for builder, column in zip(builders, cells, strict=True):
@@ -95,36 +89,30 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
         raise DatasetError(f"{path} after line {line}: not a well-formed CSV: {error}.") from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ImageDecodeError as error:  # at a URL
-        raise DatasetError(f"{path}: cannot be read: {error}.") from error
+    except (OSError, ImageDecodeError) as error:  # the latter at a URL
+        raise DatasetError(f"{path}: cannot be read: {reason_of(error).text}.") from error
     all_lines = np.concatenate(lines)
     return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
 
 
-def _some_rows(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
-    """Yield some rows at a time, with the numbers of their last lines; before an error, the rows that precede it."""
+def _row_blocks(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
+    """Yield blocks of rows, with the numbers of their last lines; before an error, the rows that precede it."""
     failure: Exception | None = None
     while failure is None:
         rows: list[list[str]] = []
         before = reader.line_num
         try:
-            rows.extend(islice(reader, ROWS_AT_ONCE))
+            rows.extend(islice(reader, BLOCK_ROWS))
         except (csv.Error, UnicodeDecodeError) as error:
             failure = error
         if not rows:
             break
         n_lines = np.ones(len(rows), np.int64)
         if failure is not None or reader.line_num - before != len(rows):
-            n_lines += [sum(map(_line_breaks, row)) for row in rows]
+            n_lines += [sum(cell.count("\n") + cell.count("\r") - cell.count("\r\n") for cell in row) for row in rows]
         yield rows, before + np.cumsum(n_lines)
     if failure is not None:
         raise failure
-
-
-def _line_breaks(cell: str) -> int:
-    return cell.count("\n") + cell.count("\r") - cell.count("\r\n")
 
 
 def _cells(
@@ -136,14 +124,11 @@ def _cells(
         rows, lines = list(compress(rows, written)), lines[written]
         for row, line in zip(rows, lines, strict=True):
             if len(row) != n_columns:
-                raise DatasetError(
-                    f"{path} line {line}: {len(row)} field{'' if len(row) == 1 else 's'}, the header has {n_columns}. "
-                    + (
-                        f"Put a text that holds {delimiter!r} into double quotes."
-                        if len(row) > n_columns
-                        else f"Write {delimiter!r} after a field that is empty too."
-                    )
-                )
+                found = f"{len(row)} field{'' if len(row) == 1 else 's'}, but the header has {n_columns}"
+                advice = f"Put a text that contains {delimiter!r} into double quotes."
+                if len(row) < n_columns:
+                    advice = f"Write {delimiter!r} after an empty field, too."
+                raise DatasetError(f"{path} line {line}: {found}. {advice}")
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)] or [[] for _ in range(n_columns)]
     if columns and "" in columns[0]:
         written = list(map(any, zip(*columns, strict=True)))
@@ -152,7 +137,7 @@ def _cells(
 
 
 def _delimiter(header: str) -> str:
-    """Return the delimiter, by the header: Excel writes ";" where the comma is the decimal sign."""
+    """Return the delimiter, by the header: Excel writes ";" if the comma is the decimal sign."""
     candidates = ",;\t"
     for delimiter in candidates:
         columns = {column.strip().lower() for column in next(csv.reader([header], delimiter=delimiter), [])}
@@ -162,9 +147,9 @@ def _delimiter(header: str) -> str:
 
 
 def _check_cells(path: str, name: str, cells: Texts, lines: Ints) -> None:
-    """Refuse what the cache cannot hold."""
+    """Refuse cells that the cache cannot store."""
     for row in cells.rows_with(b"\0"):
-        raise DatasetError(f"{path} line {lines[row]}: holds a NUL character. Remove it.")
+        raise DatasetError(f"{path} line {lines[row]}: the {name} contains a NUL character. Remove it.")
     for row in cells.rows_of_length(MAX_CELL_CHARACTERS + 1):  # in bytes, which may be more
         if len(cells[row]) > MAX_CELL_CHARACTERS:
             raise DatasetError(f"{path} line {lines[row]}: the {name} has {len(cells[row])} characters. Shorten it.")
@@ -177,9 +162,9 @@ def _columns(path: str, header: list[str], read: list[Texts], lines: Ints) -> di
             continue
         if not name:
             raise DatasetError(f"{path}: column {i + 1} has no name in the header. Name it, or remove it.")
-        name = name.replace("/", "\N{DIVISION SLASH}")  # the cache keeps columns by name, as HDF5 members
+        name = name.replace("/", "\N{DIVISION SLASH}")  # the cache stores columns by name, as HDF5 members
         if name in {".", ".."}:
-            raise DatasetError(f"{path}: {name!r} cannot name a column. Rename it.")
+            raise DatasetError(f"{path}: {name!r} cannot be a column's name. Rename it.")
         if name in columns:
             raise DatasetError(f"{path}: two columns have the name {name!r}. Rename one.")
         columns[name] = cells
@@ -189,74 +174,65 @@ def _columns(path: str, header: list[str], read: list[Texts], lines: Ints) -> di
 
 
 def _manifest_paths(manifest: str, root: str, cells: Texts, lines: Ints) -> Texts:
-    odd = _odd_paths(cells)
-    where = lines[odd].tolist()
-    paths = cells.replaced(
-        odd, Texts.of(_inside(manifest, root, cell, line) for cell, line in zip(cells.take(odd), where, strict=True))
-    )
-    n_signed = sum(is_url(path) and "?" in path for path in paths.take(odd))
+    rows = _rows_to_check(cells)
+    checked = zip(cells.take(rows), lines[rows].tolist(), strict=True)
+    paths = cells.replaced(rows, Texts.of(_relative_path(manifest, root, cell, line) for cell, line in checked))
+    n_signed = sum(is_url(path) and "?" in path for path in paths.take(rows))
     if n_signed:
         logger.warning(
-            "%s: %s URLs have a '?': what follows may be a signature or a token, and paths are kept in the cache, the run "
-            "and the report", manifest, f"{n_signed:,}",
+            "%s: %s URLs have a '?'. A signature or a token could follow it, and paths are stored in the cache, the run and "
+            "the report", manifest, f"{n_signed:,}",
         )  # fmt: skip
     firsts = TextIndex(paths).firsts()
     for row in np.flatnonzero(firsts != np.arange(len(paths))):
         raise DatasetError(
-            f"{manifest} line {lines[row]}: the path {paths[row]} stands already in line {lines[firsts[row]]}. "
-            "Keep one of them."
+            f"{manifest} line {lines[row]}: the path {paths[row]} is already in line {lines[firsts[row]]}. Remove one of "
+            "the two lines."
         )
     return paths
 
 
-def _odd_paths(cells: Texts) -> Ints:
-    """Return the rows whose paths are looked at one by one: the others are relative, ASCII and in their simplest form."""
+def _rows_to_check(cells: Texts) -> Ints:
+    """Return the rows whose paths are checked one by one: the others are relative, ASCII and normalised."""
     first, last = cells.edges()
-    odd = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
-    odd[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
-    return np.flatnonzero(odd)
+    checked = np.isin(first, (0, ord("/"), ord("."))) | (last == ord("/"))
+    checked[cells.rows_with(b"\\:" + NOT_ASCII, [b"//", b"/."])] = True
+    return np.flatnonzero(checked)
 
 
-def _inside(manifest: str, root: str, cell: str, line: int) -> str:
+def _relative_path(manifest: str, root: str, cell: str, line: int) -> str:
     """Return the path relative to the CSV's folder, with forward slashes."""
     if not cell:
         raise DatasetError(f"{manifest} line {line}: the path is empty.")
     if is_url(cell):
-        return _checked(manifest, cell, line)
+        try:
+            return checked_url(cell)
+        except DatasetError as error:
+            raise DatasetError(f"{manifest} line {line}: {error}") from error
     if is_url(root):
-        return _below_url(manifest, root, cell, line)
+        relative = posixpath.normpath(cell.replace("\\", "/"))
+        if relative.startswith(("/", "../")) or relative == "..":
+            raise _outside(manifest, root, cell, line)
+        return relative
     if "\\" in cell and not os.path.lexists(os.path.join(root, cell)):
         cell = cell.replace("\\", "/")  # written on Windows
     relative = os.path.relpath(cell, root) if os.path.isabs(cell) else os.path.normpath(cell)
     if os.path.isabs(cell) and relative.split("/")[0] == "..":  # the same place, by links?
         relative = os.path.relpath(os.path.realpath(cell), os.path.realpath(root))
     if relative.split("/")[0] == ".." or re.match("[A-Za-z]:/", relative):
-        raise DatasetError(
-            f"{manifest} line {line}: {cell} is outside the CSV's folder {root}. "
-            "Paths are relative to the CSV: put it above the images."
-        )
+        raise _outside(manifest, root, cell, line)
     return _spelled_as_on_disk(root, relative)
 
 
-def _checked(manifest: str, url: str, line: int) -> str:
-    try:
-        return checked_url(url)
-    except DatasetError as error:
-        raise DatasetError(f"{manifest} line {line}: {error}") from error
-
-
-def _below_url(manifest: str, root: str, cell: str, line: int) -> str:
-    relative = posixpath.normpath(cell.replace("\\", "/"))
-    if relative.startswith(("/", "../")) or relative == "..":
-        raise DatasetError(
-            f"{manifest} line {line}: {cell} is outside the CSV's folder {root}. "
-            "Paths are relative to the CSV: put it above the images, or name them by URL."
-        )
-    return relative
+def _outside(manifest: str, root: str, cell: str, line: int) -> DatasetError:
+    return DatasetError(
+        f"{manifest} line {line}: {cell} is outside the CSV's folder {root}. Paths are relative to the CSV: move it into a "
+        "folder above the images" + (", or write their URLs." if is_url(root) else ".")
+    )
 
 
 def _spelled_as_on_disk(root: str, relative: str) -> str:
-    """Find a name with umlauts whether the CSV composes them (NFC) or not (NFD, as macOS does)."""
+    """Return a path as on disk, whether the CSV has composed umlauts (NFC) or not (NFD, as on macOS)."""
     if relative.isascii() or os.path.lexists(os.path.join(root, relative)):
         return relative
     file, mark, number = relative.rpartition(FRAME_MARK)
@@ -266,21 +242,25 @@ def _spelled_as_on_disk(root: str, relative: str) -> str:
     return next((spelling for spelling in spellings if os.path.lexists(os.path.join(root, spelling))), relative)
 
 
-def _filled(manifest: str, column: str, cells: Texts, lines: Ints) -> Texts:
+def _filled_column(manifest: str, name: str, columns: dict[str, Texts], lines: Ints) -> Texts | None:
+    """Remove a column and return it; None if it is missing."""
+    if name not in columns:
+        return None
+    cells = columns.pop(name)
     for row in cells.rows_of_length(0, 0):
-        raise DatasetError(f"{manifest} line {lines[row]}: the {column} is empty. Fill it in, or remove the line.")
-    return cells
+        raise DatasetError(f"{manifest} line {lines[row]}: the {name} is empty. Fill it in, or remove the line.")
+    return _composed(cells)
 
 
 def _composed(cells: Texts) -> Texts:
-    return cells.mapped(composed) if len(cells.rows_with(NOT_ASCII)) else cells
+    return cells.mapped(to_nfc) if len(cells.rows_with(NOT_ASCII)) else cells
 
 
 def _manifest_splits(manifest: str, cells: Texts, lines: Ints) -> Texts:
     splits = cells.mapped(lambda cell: SPLIT_NAMES.get(cell.lower(), ""))
     for row in splits.rows_of_length(0, 0):
         raise DatasetError(
-            f"{manifest} line {lines[row]}: {cells[row]!r} is no split; use train, val or test. "
-            "Without the column, images are split by patient."
+            f"{manifest} line {lines[row]}: {cells[row]!r} is not a split. Use train, val or test, or "
+            "remove the column: images are then split by patient."
         )
     return splits

@@ -19,129 +19,90 @@ import numpy.typing as npt
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import Content, Dataset, Stamps
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, Unreadable
-from hoarfrost.features.files import FileStamp
+from hoarfrost.features.files import FileStamp, stamp_of
 
-CHECK_SECONDS = 1.0  # that rows wait for their checksum at most
+CHECK_SECONDS = 1.0  # that rows wait at most for their checksum
 _BLOCK_BYTES = 1 << 20
 _ENCRYPTED = 1  # of a zip member's flags
-_LENGTHS_AT = 26  # in a zip member's local header: those of its name and of its extra field, which end it
+_LENGTHS_AT = (
+    26  # in a zip member's local header: the lengths of its name and extra field, after which its content begins
+)
 
 
 @dataclass(frozen=True)
 class NpzImages:
-    """Images that are rows of `train_images`, `val_images` and `test_images` in one npz file."""
+    """Images that are rows of `train_images`, `val_images` and `test_images` in one npz file.
+
+    `counts` are the numbers of rows by split; the images are those at `rows` (ascending) of all of them.
+    """
 
     path: str
     counts: dict[str, int]
+    rows: Sequence[int]
+    is_remote = False
 
     @property
     def location(self) -> str:
         """The npz file, absolute and with links followed."""
         return os.path.realpath(self.path)
 
-    @property
-    def is_remote(self) -> bool:
-        """A row never is."""
-        return False
-
     def stamp(self, index: int) -> FileStamp:  # noqa: ARG002 - the protocol's
         """Return size and mtime of the npz file: its rows change together."""
-        status = os.stat(self.path)
-        return FileStamp(status.st_size, status.st_mtime_ns)
+        return stamp_of(self.path)
 
     def stamps(self, *, of_urls: bool) -> Stamps:  # noqa: ARG002 - the protocol's
-        """Return the npz file's for all rows; none can be missing, for their number is that of the file's header."""
-        n, stamp = sum(self.counts.values()), self.stamp(0)
+        """Return the npz file's for all rows. None is missing: their number is the one in the file's header."""
+        n, stamp = len(self.rows), stamp_of(self.path)
         return Stamps(np.full(n, stamp.size), np.full(n, stamp.mtime_ns), np.zeros(n, bool))
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
-        """Stream the wanted rows: what is compressed is decompressed once, never held whole; the rest is read row by row."""
-        wanted = set(indices)
+        """Stream the wanted rows. Compressed rows are decompressed once and never held whole; others are read singly."""
+        wanted = {self.rows[index]: index for index in indices}
         start = 0
         for split, count in self.counts.items():
-            rows = {index - start for index in wanted if start <= index < start + count}
+            rows = {row - start for row in wanted if start <= row < start + count}
             try:
                 for row, read in _npz_rows(self.path, f"{split}_images", rows) if rows else ():
-                    yield start + row, read
-            except Exception as error:  # as in _read_npz
+                    yield wanted[start + row], read
+            except Exception as error:  # as in `read_npz`
                 raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
             start += count
 
-    def subset(self, indices: Sequence[int]) -> "NpzRows":
-        """Return these rows alone."""
-        return NpzRows(NpzImages(self.location, self.counts), tuple(indices))
-
-
-@dataclass(frozen=True)
-class NpzRows:
-    """Some of an npz file's images: those at `rows` (ascending) of all that it has."""
-
-    images: NpzImages
-    rows: tuple[int, ...]
-
-    @property
-    def location(self) -> str:
-        """The npz file, absolute and with links followed."""
-        return self.images.location
-
-    def stamp(self, index: int) -> FileStamp:
-        """Return size and mtime of the npz file."""
-        return self.images.stamp(self.rows[index])
-
-    @property
-    def is_remote(self) -> bool:
-        """A row never is."""
-        return False
-
-    def stamps(self, *, of_urls: bool) -> Stamps:
-        """Return size and mtime of the npz file, for each row."""
-        stamps, rows = self.images.stamps(of_urls=of_urls), np.array(self.rows, np.int64)
-        return Stamps(stamps.sizes[rows], stamps.mtimes_ns[rows], stamps.missing[rows])
-
-    def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
-        """Stream the wanted rows, as the file's images do."""
-        places = {self.rows[index]: index for index in indices}
-        for row, read in self.images.contents(list(places)):
-            yield places[row], read
-
-    def subset(self, indices: Sequence[int]) -> "NpzRows":
-        """Return some of these rows."""
-        return NpzRows(self.images, tuple(self.rows[index] for index in indices))
-
-
-def _identity(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return pixels
+    def subset(self, indices: Sequence[int]) -> "NpzImages":
+        """Return only these rows."""
+        return NpzImages(self.location, self.counts, tuple(self.rows[index] for index in indices))
 
 
 def read_npz(path: Path, name: str, *, labelled: bool = True) -> Dataset:
-    """Read the table of an npz file, labels only if it is to be labelled; the pixels stay where they are."""
+    """Read the table of an npz file, with labels if `labelled`. No pixels are read."""
     try:
         counts, labels = _npz_splits(path, labelled=labelled)
     except DatasetError:
         raise
-    # Damaged archives and arrays surface as nearly anything: BadZipFile, zlib.error, KeyError, RuntimeError (encrypted)...
+    # Damaged archives and arrays raise nearly anything: BadZipFile, zlib.error, KeyError, RuntimeError (encrypted)...
     except Exception as error:
-        raise DatasetError(f"{path}: not a readable npz file: {error}. Copy it again, or write it anew.") from error
+        raise DatasetError(f"{path}: not a readable npz file: {error}. Copy it again, or create it again.") from error
     if not counts or (labelled and "train" not in counts):
         raise DatasetError(
-            f"{path}: no array 'train_images'; expected MedMNIST's train_images, train_labels, val_images…."
+            f"{path}: the array 'train_images' is missing. MedMNIST's layout has train_images, train_labels …"
         )
     paths = Texts.of(f"{path.name}/{split}/{row}" for split, count in counts.items() for row in range(count))
-    images = NpzImages(str(path), counts)
+    images = NpzImages(str(path), counts, range(len(paths)))
+    empty = Texts.repeated("", len(paths))
     if not labelled:
-        return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), None, None, images)
+        return Dataset(name, str(path), paths, empty, None, None, images)
     splits = Texts.joined(Texts.repeated(split, count) for split, count in counts.items())
     if len({of_split.shape[1] for of_split in labels.values()}) > 1:
-        raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Write the file anew.")
-    columns = [Texts.of(column.tolist()) for column in np.concatenate(list(labels.values())).T]  # one, or one a label
+        raise DatasetError(f"{path}: the splits' labels have different numbers of columns. Create the file again.")
+    columns = [Texts.of(column.tolist()) for column in np.concatenate(list(labels.values())).T]  # one, or one per label
     if len(columns) == 1:
         return Dataset(name, str(path), paths, columns[0], splits, None, images)
     attributes = {f"label {i}": column for i, column in enumerate(columns)}
-    return Dataset(name, str(path), paths, Texts.repeated("", len(paths)), splits, None, images, attributes)
+    return Dataset(name, str(path), paths, empty, splits, None, images, attributes)
 
 
 def _npz_splits(path: Path, *, labelled: bool) -> tuple[dict[str, int], dict[str, npt.NDArray[np.str_]]]:
-    """Count each split's images; read its labels if they are wanted, and check that they match."""
+    """Count each split's images; if `labelled`, read its labels and check that their number matches."""
     counts: dict[str, int] = {}
     labels: dict[str, npt.NDArray[np.str_]] = {}
     with path.open("rb") as file:
@@ -153,55 +114,50 @@ def _npz_splits(path: Path, *, labelled: bool) -> tuple[dict[str, int], dict[str
                 if f"{split}_images" not in arrays:
                     continue
                 if labelled and f"{split}_labels" not in arrays:
-                    raise DatasetError(f"{path}: {split}_images has no {split}_labels beside it.")
+                    raise DatasetError(f"{path}: the array '{split}_labels' is missing, but {split}_images is present.")
                 with archive.open(f"{split}_images.npy") as member:
                     counts[split] = _npz_header(path, split, member)[0]
-                if not labelled:
-                    continue
-                labels[split] = _npz_labels(path, f"{split}_labels", archive)
-                if counts[split] != len(labels[split]):
-                    raise DatasetError(
-                        f"{path}: {counts[split]} {split}_images but {len(labels[split])} {split}_labels."
-                    )
+                if labelled:
+                    labels[split] = _npz_labels(path, f"{split}_labels", archive)
+                    if counts[split] != (n_labels := len(labels[split])):
+                        raise DatasetError(f"{path}: {counts[split]} {split}_images but {n_labels} {split}_labels.")
     return counts, labels
 
 
 def _npz_labels(path: Path, key: str, archive: zipfile.ZipFile) -> npt.NDArray[np.str_]:
-    """Read labels as texts, (n, C): one column, or one of 0 and 1 for each label as in ChestMNIST."""
+    """Read labels as texts, (n, C): one column, or one of 0 and 1 per label as in ChestMNIST."""
     with archive.open(f"{key}.npy") as member:
         labels = np.lib.format.read_array(member, allow_pickle=False)
     labels = labels[:, None] if labels.ndim == 1 else labels
     if labels.ndim != 2 or labels.shape[1] == 0:
         raise DatasetError(
-            f"{path}: {key} has the shape {labels.shape}; expected (n,) or (n, 1), or (n, C) of 0 and 1, a column a label."
+            f"{path}: {key} has the shape {labels.shape}; expected (n,), (n, 1), or (n, C) of 0 and 1, one column per label."
         )
     if labels.dtype.kind not in "iubU":
         raise DatasetError(f"{path}: {key} is {labels.dtype}; expected whole numbers or text.")
     if labels.shape[1] > 1 and not np.isin(labels, (0, 1)).all():
-        raise DatasetError(f"{path}: {key} has {labels.shape[1]} columns, and not only 0 and 1 in them.")
+        raise DatasetError(f"{path}: {key} has {labels.shape[1]} columns, so it must contain only 0 and 1.")
     texts = np.array([[str(label) for label in row] for row in labels.tolist()])
     if any(not text.isprintable() for text in texts.ravel().tolist()):
-        raise DatasetError(f"{path}: {key} holds text that cannot be printed.")
+        raise DatasetError(f"{path}: {key} contains text that cannot be printed.")
     return texts.reshape(labels.shape)
 
 
 def _npz_header(path: Path, split: str, member: IO[bytes]) -> tuple[int, ...]:
-    """Read an npy header and leave `member` at the first pixel."""
+    """Read an npy header's shape, and leave `member` at the first pixel."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(member)
     is_image = len(shape) in {3, 4} and shape[3:] in {(), (1,), (3,)} and 0 not in shape[1:3]
     if dtype != np.uint8 or fortran_order or not is_image:
-        order = " in Fortran order" if fortran_order else ""
-        raise DatasetError(
-            f"{path}: {split}_images is {dtype} of shape {shape}{order}; "
-            "expected uint8 (n, H, W) or (n, H, W, 3), in C order."
-        )
+        found = f"{dtype} of shape {shape}{' in Fortran order' if fortran_order else ''}"
+        expected = "uint8 of shape (n, H, W) or (n, H, W, 3), in C order"
+        raise DatasetError(f"{path}: {split}_images is {found}; expected {expected}.")
     return tuple(shape)
 
 
 def _npz_rows(path: str, key: str, rows: set[int]) -> Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
-    """Yield a function that reads it for each wanted row, in order."""
+    """Yield each wanted row, ascending, and a function that reads it."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape = _npz_header(Path(path), key.removesuffix("_images"), member)
         row_shape = shape[1:3] if shape[3:] == (1,) else shape[1:]
@@ -213,23 +169,22 @@ def _npz_rows(path: str, key: str, rows: set[int]) -> Iterator[tuple[int, Callab
         for row in range(max(rows) + 1):
             content = member.read(n_bytes)
             if row in rows:
-                yield row, partial(_identity, np.frombuffer(content, np.uint8).reshape(row_shape))
+                yield row, partial(np.frombuffer(content, np.uint8).reshape, row_shape)
 
 
 def _stored_rows(
     path: str, info: zipfile.ZipInfo, header_bytes: int, shape: tuple[int, ...], n_rows: int, rows: set[int]
 ) -> Iterator[tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
-    """Read rows that are not compressed from their places in the file, in whichever thread wants them.
+    """Yield uncompressed rows, each of which any thread can read from the file.
 
-    By `pread`, not mapped: where a mapped file is cut short, the process is killed. The member's checksum covers all of
-    its rows, so it is compared where the last one is wanted, in a thread of its own: up to `CHECK_SECONDS` before any
-    row is given, for as long as a gigabyte takes; that of larger ones while theirs are given, and at their end.
+    By `pread`, not mapped: the process is killed if a mapped file is cut short. The member's checksum covers all of its
+    rows, so it is compared only if the last one is wanted, in a separate thread. The first row waits for the result up to
+    `CHECK_SECONDS`, in which a gigabyte is checked; the result for a larger member is awaited after its last row.
     """
     n_bytes = math.prod(shape)
     if header_bytes + n_rows * n_bytes > info.file_size:
-        raise ValueError(
-            f"its header promises {n_rows * n_bytes:,} bytes, of which {info.file_size - header_bytes:,} are there"
-        )
+        n_present = info.file_size - header_bytes
+        raise ValueError(f"its header states {n_rows * n_bytes:,} bytes, but it has {n_present:,}")
     file = _OpenFile(path)
     name_bytes, extra_bytes = struct.unpack("<HH", os.pread(file.number, 4, info.header_offset + _LENGTHS_AT))
     start = info.header_offset + _LENGTHS_AT + 4 + name_bytes + extra_bytes
@@ -260,7 +215,7 @@ def _check(file: "_OpenFile", info: zipfile.ZipInfo, start: int, is_abandoned: t
 
 
 class _OpenFile:
-    """A file that is open as long as someone may read from it."""
+    """A file that stays open while any of its readers exists."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What stands for a patient: a salted hash, which tells who is the same and not who it is."""
+"""Pseudonyms of patients: salted hashes, which show that two ids are equal, but not the ids."""
 
 import hmac
 import os
@@ -8,20 +8,19 @@ from pathlib import Path
 from hoarfrost.features.errors import CacheError
 
 SALT_BYTES = 32
-_DIGITS = 16  # of the hash: 64 bits, so that two of a million patients never share one
+_DIGITS = 16  # of the hash: 64 bits, so that even a million patients get different ones
 
 
 class Pseudonyms:
-    """Names for patients of DICOM files.
+    """Pseudonyms for the patients of DICOM files.
 
     Parameters
     ----------
     salt_file : Path, optional
-        Where the salt is, readable by its owner only; made where it is missing, once a name is asked for. Whoever has
-        it could try all ids there may be, so it belongs neither to the cache nor to a run. Without a file, the salt is
-        another for each object.
+        The file with the salt, readable by its owner only; created at the first pseudonym if missing. With it, one could
+        try all possible ids, so it is part of neither the cache nor a run. Without a file, each object has its own salt.
     keep_ids : bool
-        Keep the ids as they are.
+        Use the ids unchanged.
     """
 
     def __init__(self, salt_file: Path | None = None, *, keep_ids: bool = False) -> None:
@@ -30,7 +29,7 @@ class Pseudonyms:
         self._salt: bytes | None = None
 
     def of(self, patient_id: str) -> str:
-        """Return the pseudonym of an id: always the same for the same id and salt."""
+        """Return the pseudonym of an id: the same for the same id and salt."""
         if self._keep_ids:
             return patient_id
         if self._salt is None:
@@ -39,7 +38,7 @@ class Pseudonyms:
 
 
 def salt_path(cache: Path) -> Path:
-    """Return the place of a cache's salt: beside it, wherever links to the cache lie."""
+    """Return the path of a cache's salt: next to the cache itself, not to a link to it."""
     real = Path(os.path.realpath(cache))
     return real.with_name(real.name + ".salt")
 
@@ -53,17 +52,16 @@ def _salt_in(path: Path) -> bytes:
             text = path.read_text(encoding="ascii", errors="replace").strip()
         else:
             text = secrets.token_hex(SALT_BYTES)
-            try:
-                os.write(number, f"{text}\n".encode())
+            with os.fdopen(number, "w") as file:
+                file.write(f"{text}\n")
+                file.flush()
                 os.fsync(number)
-            finally:
-                os.close(number)
         salt = bytes.fromhex(text)
     except (OSError, ValueError) as error:
         raise CacheError(
-            f"{path}: the salt that patients' ids are hashed with cannot be read or made: {error}. Mend that, or remove "
-            "the file: patients then get other hashes."
+            f"{path}: the salt for hashing patients' ids cannot be read or created: {error}. Fix this, or remove the file: "
+            "patients then get other hashes."
         ) from error
     if len(salt) != SALT_BYTES:
-        raise CacheError(f"{path}: holds no salt of {SALT_BYTES} bytes. Remove it: patients then get other hashes.")
+        raise CacheError(f"{path}: not a salt of {SALT_BYTES} bytes. Remove the file: patients then get other hashes.")
     return salt

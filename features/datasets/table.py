@@ -1,4 +1,4 @@
-"""What every source of images becomes: one table, and a way to read each image."""
+"""The table of images that every source is read into, and a way to read each image."""
 
 import os
 import re
@@ -22,8 +22,8 @@ from hoarfrost.features.fingerprint import bytes_key
 Content = bytes | EncodedFrame | npt.NDArray[np.uint8]
 """Encoded bytes of a file, one of its frames, or the pixels of an npz row, (H, W) or (H, W, 3)."""
 
-ASKED_AT_ONCE, ASKED_IN_A_ROW = 16, 1024  # files for their stamps
-SERVERS_ASKED_AT_ONCE = 32
+STAMP_THREADS, STAMPS_PER_TASK = 16, 1024
+REMOTE_STAMP_THREADS = 32
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -33,7 +33,7 @@ SPLIT_NAMES = {
 
 
 class Stamps(NamedTuple):
-    """Sizes and modification times of all images' files, (n,) int64, -1 where they cannot be told; and which are missing."""
+    """Sizes and modification times of all images' files, (n,) int64, -1 if unknown; and which files are missing."""
 
     sizes: npt.NDArray[np.int64]
     mtimes_ns: npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Stamps(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """Where the images' contents are, by their place in the dataset."""
+    """Access to the images' contents, by their row in the dataset."""
 
     @property
     def location(self) -> str:
@@ -52,25 +52,24 @@ class ImageSource(Protocol):
         """Whether any image comes over a network."""
 
     def stamp(self, index: int) -> FileStamp:
-        """Return size and mtime of the file that holds the image; OSError where there is none."""
+        """Return size and mtime of the image's file. Raise OSError if it is missing."""
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Return size and mtime of every image's file, and which files are not there at all; of URLs only if wanted."""
+        """Return size and mtime of every image's file, and which files are missing; for URLs only if `of_urls`."""
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
-        """Return for each wanted image (`indices` ascending) a function that reads it, called in a worker thread."""
+        """Yield for each image (`indices` ascending) a function that reads it, to be run in a worker thread."""
 
     def subset(self, indices: Sequence[int]) -> "ImageSource":
-        """Return a source of these images alone (ascending), counted from 0, which can be sent to another host."""
+        """Return a source of only these images (ascending), renumbered from 0, which can be sent to another host."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named table of images; all columns have one entry an image.
+    """A named table of images; all columns have one entry per image.
 
-    `splits` and `patients` are None where the source does not tell them; `attributes` are
-    further columns (scanner, site, sex). `source` is the path as the user gave it. Columns may be
-    given as lists; they are kept as `Texts`.
+    `splits` and `patients` are None if the source does not have them; `attributes` are further columns (scanner, site,
+    sex). `source` is the path as the user wrote it. Columns passed as lists become `Texts`.
     """
 
     name: str
@@ -95,13 +94,13 @@ class Dataset:
 
 
 class Place(NamedTuple):
-    """Where in a file an image is: the only one in it (0, 1), or one of several, counted from 1."""
+    """The position of an image in its file: the only one (0, 1), or one of several, numbered from 1."""
 
     number: int
     n_frames: int
 
 
-THE_ONLY_ONE = Place(0, 1)
+ONLY_FRAME = Place(0, 1)
 
 
 class Places(NamedTuple):
@@ -111,7 +110,7 @@ class Places(NamedTuple):
     n_frames: npt.NDArray[np.int32]
 
     def of(self, index: int) -> Place:
-        """Return one image's."""
+        """Return the place of one image."""
         return Place(int(self.numbers[index]), int(self.n_frames[index]))
 
 
@@ -119,7 +118,7 @@ class Places(NamedTuple):
 class FileImages:
     """Images that are files in a folder (or at URLs), or frames of them.
 
-    `places` are missing where each is a file of its own; `listed` are the stamps that came with a URL's listing.
+    `places` is None if each image is a file of its own; `listed` are the stamps that came with a URL's listing.
     """
 
     root: str
@@ -142,51 +141,49 @@ class FileImages:
 
     def stamp(self, index: int) -> FileStamp:
         """Return the file's size and mtime."""
-        listed = self.listed.get(self.files[index])
-        return listed if listed is not None else stamp_of(self._place(index))
+        return self.listed.get(self.files[index]) or stamp_of(self._place(index))
 
     def stamps(self, *, of_urls: bool) -> Stamps:
-        """Return the stamps of all files, many requested at a time, as networks are slow; of URLs only if wanted."""
+        """Return the stamps of all files, requested in parallel, as networks are slow; for URLs only if `of_urls`."""
         n = len(self.files)
         stamps = Stamps(np.full(n, -1, np.int64), np.full(n, -1, np.int64), np.zeros(n, bool))
-        at_once, in_a_row = (SERVERS_ASKED_AT_ONCE, 1) if self.is_remote else (ASKED_AT_ONCE, ASKED_IN_A_ROW)
-        with ThreadPoolExecutor(at_once, "stamp") as pool:
-            some = [slice(first, first + in_a_row) for first in range(0, n, in_a_row)]
-            for _ in pool.map(partial(self._stamp_some, stamps, of_urls=of_urls), some):
-                pass
+        n_threads, n_rows = (REMOTE_STAMP_THREADS, 1) if self.is_remote else (STAMP_THREADS, STAMPS_PER_TASK)
+        with ThreadPoolExecutor(n_threads, "stamp") as pool:
+            blocks = [slice(first, first + n_rows) for first in range(0, n, n_rows)]
+            list(pool.map(partial(self._stamp_block, stamps, of_urls=of_urls), blocks))
         return stamps
 
-    def _stamp_some(self, stamps: Stamps, some: slice, *, of_urls: bool) -> None:
-        above = "" if is_url(self.root) else os.path.join(self.root, "")
-        for index, file in enumerate(self.files[some], some.start):
-            if not above or is_url(file):
+    def _stamp_block(self, stamps: Stamps, block: slice, *, of_urls: bool) -> None:
+        folder = "" if is_url(self.root) else os.path.join(self.root, "")
+        for index, file in enumerate(self.files[block], block.start):
+            if not folder or is_url(file):
                 self._stamp_url(stamps, index, of_urls=of_urls)
                 continue
             try:
-                status = os.stat(above + file)
+                status = os.stat(folder + file)
             except FileNotFoundError:
                 stamps.missing[index] = True
             except OSError:
-                continue  # reading it will say why
+                continue  # reading it will report the reason
             else:
                 stamps.sizes[index], stamps.mtimes_ns[index] = status.st_size, status.st_mtime_ns
 
     def _stamp_url(self, stamps: Stamps, index: int, *, of_urls: bool) -> None:
-        """Record a file's stamp: as it was listed, or from its server if that is wanted."""
+        """Record a URL's stamp as it was listed, or as its server reports it if `of_urls`."""
         if not of_urls and self.files[index] not in self.listed:
             return
         try:
             stamp = self.stamp(index)
         except (OSError, ImageDecodeError):
-            return  # reading it will say why
+            return  # reading it will report the reason
         stamps.sizes[index], stamps.mtimes_ns[index] = stamp.size, stamp.mtime_ns
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
         """Yield a reader for each file; consecutive frames of one file share what is read."""
         shared: _SharedFile | None = None
         for index in indices:
-            path, place = self._place(index), self.places.of(index) if self.places is not None else THE_ONLY_ONE
-            if place == THE_ONLY_ONE:
+            path, place = self._place(index), self.places.of(index) if self.places is not None else ONLY_FRAME
+            if place == ONLY_FRAME:
                 yield index, partial(read, path)
                 continue
             if shared is None or shared.path != path:
@@ -194,11 +191,9 @@ class FileImages:
             yield index, partial(shared.frame, place)
 
     def subset(self, indices: Sequence[int]) -> "FileImages":
-        """Return these images alone, by absolute paths: other processes have other working folders."""
+        """Return only these images, by absolute paths: other processes have other working folders."""
         rows = np.asarray(indices, np.int64)
-        places = None
-        if self.places is not None:
-            places = Places(self.places.numbers[rows], self.places.n_frames[rows])
+        places = None if self.places is None else Places(*(column[rows] for column in self.places))
         files = self.files.take(rows)
         listed = {file: self.listed[file] for file in files if file in self.listed} if self.listed else {}
         return FileImages(self.location, files, places, listed)
@@ -208,42 +203,41 @@ class FileImages:
 
 
 def file_images(root: str, paths: Texts) -> FileImages:
-    """Return the file of a path, and its frame if it names one: `scan.dcm#frame=3`, unless a file has that very name."""
+    """Return the images at some paths; one may name a frame, as in `scan.dcm#frame=3`, unless a file has that name."""
     marked = paths.rows_with(b"", [FRAME_MARK[:2].encode()])
-    named = [re.fullmatch(rf"(.+){re.escape(FRAME_MARK)}([1-9]\d{{0,8}})", path) for path in paths.take(marked)]
-    frames = [
-        (row, found)
-        for row, found in zip(marked.tolist(), named, strict=True)
-        if found and not _is_there(root, found[0])
-    ]
+    frames = {
+        row: (found[1], int(found[2]))
+        for row, path in zip(marked.tolist(), paths.take(marked), strict=True)
+        if (found := re.fullmatch(rf"(.+){re.escape(FRAME_MARK)}([1-9]\d{{0,8}})", path)) and not _exists(root, path)
+    }
     if not frames:
         return FileImages(root, paths)
-    rows = np.array([row for row, _ in frames])
-    files = paths.replaced(rows, Texts.of(found[1] for _, found in frames))
+    rows = np.array(list(frames))
+    files = paths.replaced(rows, Texts.of(file for file, _ in frames.values()))
     places = Places(np.zeros(len(paths), np.int32), np.ones(len(paths), np.int32))
-    places.numbers[rows] = [int(found[2]) for _, found in frames]
-    places.n_frames[rows] = 0  # how many there are is found when the files are looked into
+    places.numbers[rows] = [number for _, number in frames.values()]
+    places.n_frames[rows] = 0  # counted when the files are opened
     return FileImages(root, files, places)
 
 
-def _is_there(root: str, path: str) -> bool:
-    """Return whether a file has this very name; at a URL none has, for there "#" begins what names a part."""
+def _exists(root: str, path: str) -> bool:
+    """Return whether a file has this name. At a URL none has, because a URL's path ends at "#"."""
     place = join(root, path)
     return not is_url(place) and os.path.lexists(place)
 
 
 class _SharedFile:
-    """A file of several frames: read once, and kept for as long as someone may still ask for one of them."""
+    """A file of several frames: read once, and kept while any of its readers exists."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._reading = threading.Lock()
+        self._lock = threading.Lock()
         self._read: tuple[bytes, bytes] | None = None
         self._stamp: FileStamp | None = None
 
     def frame(self, place: Place) -> EncodedFrame:
-        """Return one frame, of the same bytes as the others."""
-        with self._reading:
+        """Return one frame, from the same bytes as the others."""
+        with self._lock:
             if self._read is None:
                 content = read(self.path)
                 self._read, self._stamp = (content, bytes_key(content)), stamp_of(self.path)
@@ -252,6 +246,6 @@ class _SharedFile:
             return EncodedFrame(*self._read, *place)
 
 
-def composed(text: str) -> str:
-    """Write umlauts in one way: a label that looks the same is the same, and can be typed after --positive."""
+def to_nfc(text: str) -> str:
+    """Return a text with composed umlauts: labels that look the same are equal, and can be typed after --positive."""
     return unicodedata.normalize("NFC", text)

@@ -1,4 +1,4 @@
-"""What a file is, told by its name and its first bytes, before any library opens it."""
+"""The format of a file by its name and its first bytes, before any library opens it."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,18 @@ IMAGE_SUFFIXES = frozenset(
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 HEAD_BYTES = 132  # a DICOM file's preamble and its magic
-MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit: beyond it a small file may be made to fill the memory
+MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit: beyond it, a small file could fill the memory
 FRAME_MARK = "#frame="  # between a file's path and the number of one of its frames, from 1
 
-_DICOM_STARTS = (
-    b"\x02\x00\x00\x00",
-    b"\x08\x00\x00\x00",
-    b"\x08\x00\x05\x00",
-    b"\x08\x00\x08\x00",
-    b"\x08\x00\x16\x00",
-)
-_BIG_ENDIAN_STARTS = (b"\x00\x08\x00\x00", b"\x00\x08\x00\x05", b"\x00\x08\x00\x08", b"\x00\x08\x00\x16")
+_BARE_DICOM_STARTS = (
+    b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00",
+    b"\x00\x08\x00\x00", b"\x00\x08\x00\x05", b"\x00\x08\x00\x08", b"\x00\x08\x00\x16",  # big-endian
+)  # fmt: skip
 _MAGICS = {
-    b"\x89PNG": "a damaged or odd PNG", b"\xff\xd8\xff": "a damaged or odd JPEG", b"GIF8": "a damaged or odd GIF",
-    b"II*\0": "a TIFF, damaged or of a kind that Pillow does not read", b"II+\0": "a BigTIFF, damaged or unsupported",
-    b"MM\0*": "a TIFF, damaged or of a kind that Pillow does not read", b"BM": "a damaged or odd BMP",
+    b"\x89PNG": "a PNG, damaged or unsupported", b"\xff\xd8\xff": "a JPEG, damaged or unsupported",
+    b"GIF8": "a GIF, damaged or unsupported", b"BM": "a BMP, damaged or unsupported",
+    b"II*\0": "a TIFF, damaged or unsupported", b"MM\0*": "a TIFF, damaged or unsupported",
+    b"II+\0": "a BigTIFF, damaged or unsupported",
     b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"7z\xbc\xaf": "a 7z archive",
     b"\xfd7zXZ": "an xz archive", b"%PDF": "a PDF", b"%!PS": "PostScript", b"\x89HDF": "HDF5", b"\x93NUMPY": "a NumPy array",
     b"SQLite": "a database", b"<svg": "SVG", b"<?xml": "XML", b"<!DOCTYPE": "HTML", b"<html": "HTML",
@@ -30,7 +27,7 @@ _MAGICS = {
 
 
 class EncodedFrame(NamedTuple):
-    """One of several images in a file: the file's bytes, their SHA-256, the number from 1, and of how many."""
+    """One of several images in a file: the file's bytes, their SHA-256, the number from 1, and the number of frames."""
 
     content: bytes
     digest: bytes
@@ -38,23 +35,23 @@ class EncodedFrame(NamedTuple):
     n_frames: int
 
 
-def parts(content: bytes | EncodedFrame) -> tuple[bytes, int]:
-    """Return a file's bytes, and the number of the frame; 0 where it is the only one."""
+def unpack(content: bytes | EncodedFrame) -> tuple[bytes, int]:
+    """Return a file's bytes and the number of the frame; 0 if it is the only one."""
     return (content.content, content.number) if isinstance(content, EncodedFrame) else (content, 0)
 
 
 def is_dicom(head: bytes) -> bool:
-    """Return whether a file is DICOM, by the magic behind its preamble."""
+    """Return whether a file is DICOM, by the magic after its preamble."""
     return head[128:HEAD_BYTES] == b"DICM"
 
 
 def may_be_bare_dicom(head: bytes) -> bool:
-    """Return whether a file begins as DICOM without a preamble does; only reading it tells more."""
-    return head.startswith((*_DICOM_STARTS, *_BIG_ENDIAN_STARTS))
+    """Return whether a file begins as DICOM without a preamble does. Only reading it can confirm that it is."""
+    return head.startswith(_BARE_DICOM_STARTS)
 
 
-def described(content: bytes) -> str:
-    """Return what a file that is no image seems to be: "a zip archive", "text"; or how it begins."""
+def describe(content: bytes) -> str:
+    """Return how a file that is not an image begins, and what it seems to be: "a zip archive", "text"."""
     start = f"the file begins with {content[:8]!r}"
     for magic, name in _MAGICS.items():
         if content.startswith(magic):

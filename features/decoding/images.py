@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, described, is_dicom, may_be_bare_dicom, parts
+from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -191,7 +191,7 @@ def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = N
 @contextmanager
 def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[OpenedImage]:
     """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
-    encoded, frame = parts(content)
+    encoded, frame = unpack(content)
     if not encoded:
         raise ImageDecodeError(Unreadable.EMPTY)
     try:
@@ -205,7 +205,7 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
-        text = f"{Unreadable.NOT_RECOGNISED} ({described(encoded)})"
+        text = f"{Unreadable.NOT_RECOGNISED} ({describe(encoded)})"
         raise ImageDecodeError(Unreadable.NOT_RECOGNISED, text=text) from error
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))  # only Pillow knows how many: the file was not opened

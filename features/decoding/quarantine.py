@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
-from hoarfrost.features.decoding.formats import EncodedFrame, parts
+from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding, load_image
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -165,7 +165,7 @@ def load_isolated(content: "Content", decoding: Decoding) -> "torch.Tensor":
     """
     if isinstance(content, np.ndarray):  # nothing decodes it
         return load_image(content, decoding)
-    pixels = decode_isolated(*parts(content), decoding.max_pixels, decoding.window, size=decoding.size)
+    pixels = decode_isolated(*unpack(content), decoding.max_pixels, decoding.window, size=decoding.size)
     return load_image(pixels, decoding)
 
 

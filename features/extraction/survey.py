@@ -14,7 +14,7 @@ import numpy as np
 from hoarfrost.features.datasets import Dataset, check_classes, read_table
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.apart import inspect_isolated
-from hoarfrost.features.decoding.formats import MAX_PIXELS, parts
+from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.quarantine import load_isolated
@@ -155,7 +155,7 @@ def _decode(read: Callable[[], Content], decoding: Decoding) -> _Seen:
         key = image_key(content)
         if isinstance(content, np.ndarray):
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
-        encoded, frame = parts(content)
+        encoded, frame = unpack(content)
         look = inspect_isolated(encoded, frame, decoding.max_pixels, decoding.window, decoding.room, size=decoding.size)
         return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
     except (ImageDecodeError, MemoryError) as error:

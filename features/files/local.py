@@ -2,26 +2,30 @@
 
 import os
 import stat
+from dataclasses import dataclass
 
 from hoarfrost.features.errors import ImageDecodeError, Unreadable, reason_of
-from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
+
+MAX_FILE_BYTES = 4 << 30  # no image is larger; a larger file would fill the memory before a decoder could refuse it
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Size in bytes and modification time in ns: while both stay the same, a file counts as unchanged."""
+
+    size: int
+    mtime_ns: int
 
 
 def stamp_of_path(path: str) -> FileStamp:
-    """Return a file's size and mtime; OSError where there is none."""
+    """Return a file's size and modification time. Raise OSError if it is missing."""
     return _stamp_of(os.stat(path))
 
 
 def read_path(path: str) -> bytes:
-    """Read a whole file.
-
-    Raises
-    ------
-    ImageDecodeError
-        If it cannot be read, changes meanwhile, or is no file.
-    """
+    """Read a whole file. Raise ImageDecodeError if it cannot be read, changes meanwhile, or is not a file."""
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for ever
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
         try:
             return _read_open_file(number)
         finally:

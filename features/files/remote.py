@@ -1,4 +1,4 @@
-"""Files at a URL (s3://, gs://, http://, https:// and what else fsspec reaches). The sole user of fsspec."""
+"""Files at a URL (s3://, gs://, http(s):// and others that fsspec supports). The sole user of fsspec."""
 
 import email.utils
 import errno
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError, Unreadable, reason_of
-from hoarfrost.features.files.stamps import MAX_FILE_BYTES, FileStamp
+from hoarfrost.features.files.local import MAX_FILE_BYTES, FileStamp
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-PAUSES_S = (0.5, 1.0, 2.0)  # between attempts; what reaches a store has its own retries below these
+PAUSES_S = (0.5, 1.0, 2.0)  # between attempts; the stores' libraries retry within each of them
 CONNECT_SECONDS = 10
 READ_SECONDS = 60  # without a byte
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -30,7 +30,7 @@ _HAVE_HOSTS = _HTTP | {"s3", "s3a", "gs", "gcs"}
 _MODIFIED = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified")
 _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5")
 
-# By the name of the class or the store's code: none of their libraries needs to be there.
+# By the name of the class or the store's code, because none of these libraries needs to be installed.
 _NO_CREDENTIALS = frozenset({
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError", "ProfileNotFound",
     "UnauthorizedSSOTokenError", "SSOTokenLoadError", "DefaultCredentialsError", "RefreshError",
@@ -44,24 +44,24 @@ _UNREACHED = frozenset({
     "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError",
 })  # fmt: skip
 _ADVICE = {
-    "s3": "Credentials come from where every AWS tool has them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
-    "or ~/.aws/credentials; AWS_ENDPOINT_URL names another S3; for a public bucket set FSSPEC_S3_ANON=true.",
-    "gs": "Credentials come from `gcloud auth application-default login` or GOOGLE_APPLICATION_CREDENTIALS; "
-    "for a public bucket set FSSPEC_GS_TOKEN=anon.",
-    "http": "Put them into ~/.netrc, by the server's name.",
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use ~/.aws/credentials. For another S3 "
+    "server set AWS_ENDPOINT_URL; for a public bucket set FSSPEC_S3_ANON=true.",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS. For a public bucket set "
+    "FSSPEC_GS_TOKEN=anon.",
+    "http": "Add the server's name, user and password to ~/.netrc.",
 }  # fmt: skip
 _ADVICE |= {"s3a": _ADVICE["s3"], "gcs": _ADVICE["gs"], "https": _ADVICE["http"]}
 
 Answer = TypeVar("Answer")
 
-# They warn of each attempt of their own; what matters is told once, by us.
+# They warn at each of their own attempts; we report the final failure once.
 for _library in ("fsspec", "s3fs", "gcsfs", "aiobotocore", "botocore"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
 class RemoteEntry:
-    """A member of a folder at a URL; `path` is its URL. Some stores list stamps too, which saves a request for each file."""
+    """An entry of a folder at a URL; `path` is its URL. Some stores list stamps, too: that saves a request per file."""
 
     name: str
     path: str
@@ -84,48 +84,41 @@ def is_url(place: object) -> bool:
 
 
 def join_url(root: str, relative: str) -> str:
-    """Return the URL of a file by its path below another; over HTTP, names are quoted."""
+    """Return the URL of a file by its path relative to a folder's URL; over HTTP, names are quoted."""
     return f"{root.rstrip('/')}/{quote(relative, errors='surrogateescape') if _scheme(root) in _HTTP else relative}"
 
 
 def checked_url(url: str) -> str:
-    """Refuse a URL that cannot be reached, or that must not be kept; give it with its scheme in lower case.
+    """Return a URL with its scheme in lower case.
 
     Raises
     ------
     DatasetError
-        For a malformed one, an unknown scheme, a missing library, or a password in the URL.
+        If it is malformed or contains a password, its scheme is unknown, or a library is missing.
     """
     scheme, mark, rest = url.partition("://")
     url = scheme.lower() + mark + rest
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise DatasetError(f"{_plain(url)}: not a well-formed URL ({error}). Correct it.") from error
+        raise DatasetError(f"{_without_query(url)}: not a well-formed URL ({error}). Correct it.") from error
     if "@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]:
         raise DatasetError(
-            f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: a password in a URL would be kept in the cache. "
-            f"Leave it out. {_advice(url)}"
+            f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: a password in a URL would be stored in the cache. "
+            f"Remove it from the URL. {_advice(url)}"
         )
     if not parts.netloc and parts.scheme in _HAVE_HOSTS:
-        raise DatasetError(f"{url}: names no {'server' if parts.scheme in _HTTP else 'bucket'}. Correct it.")
+        raise DatasetError(f"{url}: the {'server' if parts.scheme in _HTTP else 'bucket'} is missing. Correct the URL.")
     _file_system(url)
     return url
 
 
 def stamp_of_url(url: str) -> FileStamp:
-    """Return a file's size and time of change.
+    """Return a file's size and modification time.
 
-    Where the server tells neither a time nor a tag, the time is now: such a file is read again each time.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ImageDecodeError
-        If it is too large, or access to it is denied.
-    RemoteError
-        If the server cannot be reached, or wants (other) credentials.
+    If the server reports neither a time nor a tag, the time is now: such a file is read again each time. Raise
+    FileNotFoundError if the file is missing, ImageDecodeError if it is too large or access is denied, and RemoteError if
+    the server cannot be reached or requires (other) credentials.
     """
     files = _file_system(url)
     info = _retried(url, lambda: files.info(files._strip_protocol(url)))
@@ -138,15 +131,7 @@ def stamp_of_url(url: str) -> FileStamp:
 
 
 def read_url(url: str) -> bytes:
-    """Read a whole file.
-
-    Raises
-    ------
-    ImageDecodeError
-        If there is none, or access to it is denied.
-    RemoteError
-        If the server cannot be reached, or wants (other) credentials.
-    """
+    """Read a whole file; see `hoarfrost.features.files.read`."""
     files = _file_system(url)
     try:
         content: bytes = _retried(url, lambda: files.cat_file(files._strip_protocol(url)))
@@ -161,22 +146,24 @@ def list_url(url: str) -> list[RemoteEntry]:
     Raises
     ------
     DatasetError
-        If there is no such folder, or access to it is denied.
+        If the folder is missing, or access to it is denied.
     RemoteError
-        If the server cannot be reached, or wants (other) credentials.
+        If the server cannot be reached, or requires (other) credentials.
     """
     if _scheme(url) in _HTTP and (urlsplit(url).query or urlsplit(url).fragment):
-        # Names would be put behind it, and each answered by the same page: a folder in itself, without end.
+        # Names would be appended to the query, and the same page answer each: a folder within itself, without end.
         raise DatasetError(
-            f"{_plain(url)}: a folder's URL ends with its path. Leave out what begins with '?' or '#'; in a name write %3F "
-            "or %23."
+            f"{_without_query(url)}: the URL of a folder must not have a part after '?' or '#'. Remove that part. In a name, "
+            "write %3F for '?' and %23 for '#'."
         )
     files = _file_system(url)
     path = f"{url.rstrip('/')}/" if _scheme(url) in _HTTP else files._strip_protocol(url)
     try:
         found = _retried(url, lambda: files.ls(path, detail=True))
     except FileNotFoundError as error:
-        raise DatasetError(f"{url}: there is nothing at this URL. Check it; upper and lower case differ.") from error
+        raise DatasetError(
+            f"{url}: nothing was found at this URL. Check it, including upper and lower case."
+        ) from error
     except ImageDecodeError as error:
         raise DatasetError(f"{url}: cannot be listed: {error}. {_advice(url)}") from error
     return list(_entries(url, path, found))
@@ -187,9 +174,9 @@ def _entries(url: str, path: str, found: list[Mapping[str, Any]]) -> Iterator[Re
     for info in found:
         name = str(info["name"])
         if _scheme(url) in _HTTP:
-            # A page may link to anything: its own table's headings, the folder above, other places.
+            # A page may link to anything: its own table's headings, the folder above, other sites.
             link = html.unescape(name[len(folder) :]).removeprefix("./") if name.startswith(folder) else ""
-            if "?" in link or "#" in link:  # in a name they are quoted
+            if "?" in link or "#" in link:  # in a file's name they are quoted
                 continue
             name = unquote(link.rstrip("/"), errors="surrogateescape")
         else:
@@ -200,7 +187,7 @@ def _entries(url: str, path: str, found: list[Mapping[str, Any]]) -> Iterator[Re
 
 
 def _stamp(info: Mapping[str, Any]) -> FileStamp | None:
-    """Return a file's stamp by its store: the time in whole seconds, with a number of its tag for the fraction."""
+    """Return the stamp that a store reports: whole seconds, and a checksum of the file's tag in place of a fraction."""
     size = info.get("size")
     seconds = next((at for key in _MODIFIED if (at := _seconds(info.get(key))) is not None), None)
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
@@ -210,19 +197,17 @@ def _stamp(info: Mapping[str, Any]) -> FileStamp | None:
 
 
 def _seconds(value: object) -> int | None:
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = datetime.fromisoformat(value)
-    if isinstance(value, str):
-        with suppress(ValueError, TypeError):
-            value = email.utils.parsedate_to_datetime(value)
+    for parse in (datetime.fromisoformat, email.utils.parsedate_to_datetime):
+        if isinstance(value, str):
+            with suppress(ValueError, TypeError):
+                value = parse(value)
     if isinstance(value, datetime):
         value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     return int(value) if isinstance(value, int | float) else None
 
 
-def _plain(url: str) -> str:
-    """Return a URL without what may be a signature."""
+def _without_query(url: str) -> str:
+    """Return a URL without its query, which may be a signature."""
     return url.partition("?")[0].partition("#")[0]
 
 
@@ -237,7 +222,7 @@ def _file_system(url: str) -> "AbstractFileSystem":
 
 @lru_cache(maxsize=64)
 def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: ARG001 - a forked process needs its own
-    """Return the file system of a scheme, one for all threads."""
+    """Return the file system of a scheme, shared by all threads."""
     try:
         from fsspec import filesystem, get_filesystem_class
 
@@ -249,40 +234,38 @@ def _opened(scheme: str, host: str, pid: int) -> "AbstractFileSystem":  # noqa: 
             options["timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
             options["client_kwargs"] = {"trust_env": True}  # proxies and ~/.netrc, as hospitals have them
         elif scheme in {"s3", "s3a"}:
-            options["max_concurrency"] = (
-                1  # more would ask for each file's size before reading it; we read many files at once
-            )
+            # More would request each file's size before reading it; we read many files at once.
+            options["max_concurrency"] = 1
         elif scheme in {"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}:
             options["host"] = host
         return filesystem(scheme, skip_instance_cache=True, **options)
     except ValueError as error:
         raise DatasetError(
-            f"{scheme}://{host}: no such kind of URL is known. Use s3://, gs://, http(s)://, or a path."
+            f"{scheme}://{host}: URLs of this kind are not supported. Use s3://, gs://, http(s):// or a path."
         ) from error
     except ImportError as error:
         raise DatasetError(
             f"{scheme}:// needs a library that is not installed ({error}). Install it: pip install 'hoarfrost[remote]'."
         ) from error
-    except (TypeError, OSError) as error:  # an archive, a repository: what is in another file
-        raise DatasetError(
-            f"{scheme}:// takes more than a URL to open. Use s3://, gs://, http(s)://, or a path."
-        ) from error
+    except (TypeError, OSError) as error:  # an archive or a repository, within another file
+        raise DatasetError(f"{scheme}:// needs more than a URL. Use s3://, gs://, http(s):// or a path.") from error
 
 
 def _retried(url: str, ask: Callable[[], Answer]) -> Answer:
-    """Call a function, again where that may help; raise errors of this package for those of fsspec."""
-    for pause_s in (*PAUSES_S, None):
+    """Call a function, again after temporary failures; raise this package's errors in place of fsspec's."""
+    pauses_s = iter(PAUSES_S)
+    while True:
         try:
             return ask()
         except Exception as error:  # every store's library raises its own
-            if pause_s is None or not _may_pass(error):
-                raise _said(url, error) from error
+            pause_s = next(pauses_s, None)
+            if pause_s is None or not _is_temporary(error):
+                raise _translated(url, error) from error
             time.sleep(pause_s)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes: fsspec reports a server that is missing as a file that is missing."""
+    """Yield an error and its causes: fsspec reports a missing server as a missing file."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -290,7 +273,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error came from, if it did."""
+    """Return the HTTP status that an error came from, if any."""
     for cause in _causes(error):
         response = getattr(cause, "response", None)
         in_response = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
@@ -302,7 +285,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _codes(error: BaseException) -> set[str]:
-    """Return the names of an error: its classes, and the code of an S3 store."""
+    """Return the names of an error's classes, and the code that an S3 store sent."""
     found: set[str] = set()
     for cause in _causes(error):
         found.update(kind.__name__ for kind in type(cause).__mro__)
@@ -312,13 +295,13 @@ def _codes(error: BaseException) -> set[str]:
     return found
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     if _codes(error) & _NO_CREDENTIALS:
         return False
     return _status(error) in _RETRIED_STATUS or (_status(error) is None and bool(_codes(error) & _UNREACHED))
 
 
-def _said(url: str, error: Exception) -> Exception:
+def _translated(url: str, error: Exception) -> Exception:
     """Return an error of one image, which skips that image, or of the server, which ends the extraction."""
     status, codes = _status(error), _codes(error)
     place = f"{_scheme(url)}://{urlsplit(url).netloc.rpartition('@')[2]}"
@@ -330,18 +313,18 @@ def _said(url: str, error: Exception) -> Exception:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
     if status is None and codes & _UNREACHED:
         return RemoteError(
-            f"{place}: does not answer, after {len(PAUSES_S) + 1} attempts ({_reason(error)}). What was committed is safe: "
-            "run the same command again once it does."
+            f"{place} does not answer after {len(PAUSES_S) + 1} attempts ({_reason(error)}). What was saved so far is safe. "
+            "Run the same command again when the server answers."
         )
     return ImageDecodeError(Unreadable.SERVER_ANSWERS.format(place, f"HTTP {status}" if status else _reason(error)))
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first cause in one line, without a signed URL's secrets."""
+    """Return the first cause on one line, without the query of a URL."""
     first = list(_causes(error))[-1]
     text = " ".join(str(first).split()) or type(first).__name__
     return text.partition("?")[0][:200]
 
 
 def _advice(url: str) -> str:
-    return _ADVICE.get(_scheme(url), f"How to give credentials stands in fsspec's documentation of {_scheme(url)}.")
+    return _ADVICE.get(_scheme(url), f"fsspec's documentation of {_scheme(url)} states how to pass credentials.")

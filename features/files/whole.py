@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 import tempfile
@@ -9,20 +9,14 @@ from typing import BinaryIO
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder can be written, with a file that is removed again: better before the work than after it.
-
-    Raises
-    ------
-    OSError
-        If none can be made there.
-    """
+    """Write a temporary file into a folder. Raise OSError if that fails: better before the work than after it."""
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write, so that a reader sees the earlier one or the new one, never half of it."""
+    """Open a file to write it atomically: a reader sees the earlier file or the new one, never half of it."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with staging.open("wb") as file:

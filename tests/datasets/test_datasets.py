@@ -181,7 +181,7 @@ def test_busi_has_its_780_images() -> None:
 
 def test_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"nowhere: no such file or folder\. Give a folder of images, a CSV or an npz"
+        DatasetError, match=r"nowhere: no such file or folder\. Pass a folder of images, a CSV or an npz"
     ):
         read_dataset(tmp_path / "nowhere")
 
@@ -204,13 +204,13 @@ def test_folder_without_images_is_refused(tmp_path: Path, folders: list[str]) ->
 
 def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["a/1.png", "b/1.png", "loose2.png", "loose1.png"])
-    with pytest.raises(DatasetError, match=r"2 images lie outside any class folder \(first: loose1\.png\).*path,label"):
+    with pytest.raises(DatasetError, match=r"2 images are not in a class folder \(first: loose1\.png\).*path,label"):
         read_dataset(tmp_path, name="x")
 
 
 def test_images_outside_class_folders_of_a_split_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/a/1.png", "test/a/1.png", "test/loose.png"])
-    with pytest.raises(DatasetError, match=r"test: 1 images lie outside any class folder \(first: loose\.png\)"):
+    with pytest.raises(DatasetError, match=r"test: 1 images are not in a class folder \(first: loose\.png\)"):
         read_dataset(tmp_path, name="x")
 
 
@@ -223,20 +223,20 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 def test_split_folders_that_cannot_do_are_refused_not_taken_for_classes(tmp_path: Path, folders: list[str]) -> None:
     root = write_image_folder(tmp_path, {f"{folder}/{label}": 1 for folder in folders for label in ("a", "b")})
     with pytest.raises(
-        DatasetError, match=r"only .* here; .* needs train and at least one of val and test.*split anew"
+        DatasetError, match=r"only .* found; .* needs train and at least one of val and test.*split the images again"
     ):
         read_dataset(root, name="x")
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, {"train/a": 1, "val/a": 1, "validation/b": 1})
-    with pytest.raises(DatasetError, match=r"two folders name the same split \(train, val, validation\)"):
+    with pytest.raises(DatasetError, match=r"two folders are the same split \(train, val, validation\)"):
         read_dataset(root, name="x")
 
 
 def test_folder_beside_the_splits_is_refused(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, {"train/a": 1, "val/b": 1, "extra/a": 1})
-    with pytest.raises(DatasetError, match=r"the folder 'extra' lies beside train, val.*unclear"):
+    with pytest.raises(DatasetError, match=r"the folder 'extra' is next to train, val.*unclear"):
         read_dataset(root, name="x")
 
 
@@ -276,14 +276,14 @@ def test_a_dataset_is_named_by_its_folder_or_file(tmp_path: Path, given_path: st
 
 @pytest.mark.parametrize("name", ["", "a/b", ".", "..", "tab\t"])
 def test_a_name_the_cache_cannot_take_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="cannot name a dataset"):
+    with pytest.raises(DatasetError, match="cannot be a dataset's name"):
         read_dataset(write_image_folder(tmp_path, {"a": 1, "b": 1}), name=name)
 
 
 @pytest.mark.parametrize("name", ["images.txt", "images.zip", "image.png", "noending"])
 def test_a_file_of_unknown_type_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DatasetError, match="neither a folder nor a CSV or npz file"):
+    with pytest.raises(DatasetError, match="not a folder, a CSV or an npz file"):
         read_dataset(tmp_path / name)
 
 

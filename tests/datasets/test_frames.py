@@ -240,7 +240,7 @@ def test_salt_is_its_owners_only_and_there_only_if_needed(archive: Path, tmp_pat
 
 def test_damaged_salt_is_named(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "c.h5.salt").write_text("abc\n")
-    with pytest.raises(CacheError, match=r"c\.h5\.salt: .*(cannot be read|holds no salt)"):
+    with pytest.raises(CacheError, match=r"c\.h5\.salt: .*(cannot be read|not a salt)"):
         patients_of(archive, Pseudonyms(tmp_path / "c.h5.salt"))
 
 
@@ -267,7 +267,9 @@ def test_burned_in_text_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         dataset = read_dataset(tmp_path, name="x")
     assert dataset.attributes["burned-in text"] == ["yes", "no"]
-    assert re.search(r"1 of 2 DICOM files say that text is burned into their pixels \(the first: a/1\)", caplog.text)
+    assert re.search(
+        r"1 of 2 DICOM files have text burned into their pixels, according to their headers \(first: a/1\)", caplog.text
+    )
 
 
 def test_paths_that_tell_the_patient_are_warned_of_without_quoting_them(
@@ -276,7 +278,7 @@ def test_paths_that_tell_the_patient_are_warned_of_without_quoting_them(
     write_dicom(tmp_path / "a" / "doe_jane" / "1", PatientID="X-1", PatientName="DOE^JANE")
     write_dicom(tmp_path / "b" / "2", seed=1, PatientID="X-2")
     read_dataset(tmp_path, name="x")
-    assert "the paths of 1 DICOM files hold their patient's id, name or birth date" in caplog.text
+    assert "the paths of 1 DICOM files contain their patient's id, name or birth date" in caplog.text
     assert "doe" not in caplog.text
 
 
@@ -296,14 +298,14 @@ def test_birth_dates_and_accession_numbers_in_paths_are_warned_of_too(
     write_dicom(tmp_path / "a" / folder / "1", **known)
     write_dicom(tmp_path / "b" / "2", seed=1, **known)
     read_dataset(tmp_path, name="x")
-    assert ("the paths of 1 DICOM files hold" in caplog.text) == told
+    assert ("the paths of 1 DICOM files contain" in caplog.text) == told
 
 
 def test_name_in_the_path_of_the_dataset_itself_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i, label in enumerate("ab"):
         write_dicom(tmp_path / "study of Doe_Jane" / label / "1", seed=i, PatientID="X-1", PatientName="DOE^JANE")
     read_dataset(tmp_path / "study of Doe_Jane", name="x")
-    assert "the paths of 2 DICOM files hold" in caplog.text
+    assert "the paths of 2 DICOM files contain" in caplog.text
 
 
 def test_files_that_tell_neither_patient_nor_study_are_patients_of_their_own(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import encode, picture, write_csv, write_image_folder
 from tests.support.commands import Hoarfrost
+from tests.support.dicoms import dicom, encoded, grey_values
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -206,6 +207,13 @@ def test_folder_on_a_plain_web_server_is_a_dataset(web: str, tmp_path: Path) -> 
     assert len(list(dataset.images.contents(range(3)))) == 3
 
 
+def test_dicom_file_without_suffix_and_preamble_is_found_at_a_url_too(web: str, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "served", {"a": 1, "b": 1})
+    (tmp_path / "served" / "a" / "IM1").write_bytes(encoded(dicom(grey_values()))[132:])
+    (tmp_path / "served" / "a" / "notes").write_bytes(b"\x08\0\x05\0\0\0\0\0")
+    assert read_dataset(f"{web}/", name="x").paths == ["a/0.png", "a/IM1", "b/0.png"]
+
+
 ODD_NAMES = ["a?b.png", "a#b.png", "a&b.png", "a%20b.png", "a b.png", "ä.png", "=;+,.png"]
 
 
@@ -241,7 +249,7 @@ def test_a_folder_with_a_query_is_refused_for_it_would_hold_itself_without_end(
     web: str, tmp_path: Path, end: str
 ) -> None:
     write_image_folder(tmp_path / "served", {"a": 1, "b": 1})
-    with pytest.raises(DatasetError, match="a folder's URL ends with its path") as caught:
+    with pytest.raises(DatasetError, match="URL of a folder must not have a part after") as caught:
         read_dataset(web + end)
     assert "secret" not in str(caught.value)
 
@@ -285,7 +293,7 @@ def test_missing_credentials_end_the_extraction_and_say_where_they_come_from(web
 def test_missing_bucket_is_named(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     output = hoarfrost("extract", "s3://absent/folder", "--cache", tmp_path / "c.h5", "--weights", "random:0")
     assert output.status == 1
-    assert "s3://absent/folder: there is nothing at this URL" in output.stderr
+    assert "s3://absent/folder: nothing was found at this URL" in output.stderr
 
 
 def test_bad_images_at_a_url_are_rows_as_locally(web: str, tmp_path: Path, hoarfrost: Hoarfrost) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps, features
 
-from hoarfrost.features.decoding.formats import EncodedFrame, described
+from hoarfrost.features.decoding.formats import EncodedFrame, describe
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image, n_pages, opened
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.errors import ImageDecodeError
@@ -358,7 +358,7 @@ def test_what_is_no_window_is_refused(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_described(content: bytes, name: str) -> None:
-    assert described(content).endswith(name) or name in described(content)
+    assert describe(content).endswith(name) or name in describe(content)
 
 
 # -- damage -------------------------------------------------------------------------------------------------------------

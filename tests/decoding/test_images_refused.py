@@ -30,7 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Imag
         (b"PK\x03\x04" + b"\0" * 100, r"no image format recognised \(the file begins with b'PK"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"no image format recognised"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", r"no image format recognised"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 100, r"a DICOM file without pixels: of no class|damaged or truncated DICOM"),
+        (
+            b"\0" * 128 + b"DICM" + b"\0" * 100,
+            r"a DICOM file without pixels: its SOP class is missing|damaged or truncated DICOM",
+        ),
     ],
     ids=["empty", "text", "zeros", "PNG's start", "JPEG's start", "zip", "SVG", "EPS", "DICOM"],
 )

@@ -53,7 +53,7 @@ def _set_pixels(data: Dataset, pixels: npt.NDArray[Any], bits: int, elements: di
 
 
 def encoded(data: FileDataset) -> bytes:
-    """Give the file's bytes."""
+    """Return the file's bytes."""
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, data, enforce_file_format=True)
     return buffer.getvalue()

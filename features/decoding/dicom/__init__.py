@@ -1,4 +1,4 @@
-"""DICOM files: what their headers say, and their pixels as 8 bits. The sole user of pydicom and GDCM, an extra."""
+"""DICOM files: their headers, and their pixels as 8 bits. The sole user of pydicom and GDCM, which are extras."""
 
 from hoarfrost.features.decoding.dicom.headers import DicomHeader, read_header
 from hoarfrost.features.decoding.dicom.pixels import DicomImage

@@ -1,4 +1,4 @@
-"""What a frame's compressed bytes say of its size: a decoder believes them, not the header, and takes the memory for it."""
+"""The size stated in a frame's compressed bytes: a decoder allocates memory for it, not for the size in the header."""
 
 import struct
 from typing import NamedTuple
@@ -7,11 +7,10 @@ _J2K_START = b"\xff\x4f\xff\x51"
 _JPEG_START = b"\xff\xd8"
 _FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # of JPEG, and JPEG-LS
 _RLE_HEADER_BYTES = 64
-_RLE_MOST = 2  # bytes for each that a run of one takes
 
 
 class CodestreamSize(NamedTuple):
-    """What a decoder will make room for."""
+    """The size that a decoder allocates memory for."""
 
     width: int
     height: int
@@ -19,9 +18,9 @@ class CodestreamSize(NamedTuple):
 
 
 def codestream_size(frame: bytes) -> CodestreamSize | None:
-    """Read the size that JPEG, JPEG-LS or JPEG 2000 has; None where the bytes are none of these, or say none."""
+    """Read the size of a JPEG, JPEG-LS or JPEG 2000 codestream. Return None for other bytes, or if it is missing."""
     try:
-        start = frame.find(_J2K_START, 0, 1024)  # behind the boxes of a file, if it is one
+        start = frame.find(_J2K_START, 0, 1024)  # after the boxes of a JP2 file, if it is one
         if start >= 0:
             right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
             (n_channels,) = struct.unpack_from(">H", frame, start + 40)
@@ -38,11 +37,11 @@ def _jpeg_size(frame: bytes) -> CodestreamSize | None:
         if marker in _FRAME_MARKERS:
             height, width, n_channels = struct.unpack_from(">HHB", frame, at + 5)
             return CodestreamSize(width, height, n_channels)
-        # A byte that fills, or a segment with its length.
+        # A padding byte, or a segment with its length.
         at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
     return None
 
 
-def most_rle_bytes(n_pixel_bytes: int) -> int:
-    """Return the length that a frame in RLE can have at most; a longer one unpacks to more than the frame's pixels."""
-    return _RLE_HEADER_BYTES + _RLE_MOST * (n_pixel_bytes + _RLE_HEADER_BYTES)
+def max_rle_bytes(n_pixel_bytes: int) -> int:
+    """Return the greatest length of an RLE frame, where a run of one takes two bytes: a longer one has too many pixels."""
+    return _RLE_HEADER_BYTES + 2 * (n_pixel_bytes + _RLE_HEADER_BYTES)

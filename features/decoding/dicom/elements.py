@@ -1,4 +1,4 @@
-"""A file's elements before its pixels, read within limits: a header may be made to take minutes and gigabytes."""
+"""A file's elements before its pixels, read within limits: a malicious header could take minutes and gigabytes."""
 
 import io
 import logging
@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import BinaryIO
 
 import pydicom
@@ -23,9 +24,9 @@ MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
 MAX_INFLATED_BYTES = 1 << 28
 
 _PIXEL_TAGS = frozenset(map(Tag, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
-_DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0"))  # transfer syntaxes of one length
-META_BYTES = 4096  # in which a file's own elements end
-_LONG_KINDS = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # have four bytes of length, after two of none
+_DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0"))  # transfer syntaxes of equal length
+META_BYTES = 4096  # within which the file meta information ends
+_LONG_KINDS = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # have two reserved bytes, then four bytes of length
 _META_GROUP = 2
 _SIZE_KEYWORDS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")  # of a frame
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -37,44 +38,36 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
 def read_elements(file: BinaryIO, keywords: Iterable[str]) -> FileDataset:
-    """Read some of the elements that stand before a file's pixels, and leave the file there.
+    """Read some of the elements before a file's pixels, and leave the file at the pixels.
 
-    No more is parsed than is asked for: what is not read cannot get into a message either.
-
-    Raises
-    ------
-    ImageDecodeError
-        If there are more elements than any header has.
-    Exception
-        Nearly any, of pydicom's, on damaged files.
+    Only these are parsed: what is not read cannot get into a message either. Raise ImageDecodeError if there are more
+    elements than in any real header, and nearly any of pydicom's errors on damaged files.
     """
     preamble = read_preamble(file, force=True)
-    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=_Until(lambda tag: tag >> 16 != _META_GROUP)))
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=_stop_at(lambda tag: tag >> 16 != _META_GROUP)))
     is_implicit, is_little_endian = _encoding(meta, file)
     wanted: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
-    ends = _Until(lambda tag: tag in _PIXEL_TAGS)
-    data = read_dataset(file, is_implicit, is_little_endian, stop_when=ends, specific_tags=wanted)
+    stop = _stop_at(_PIXEL_TAGS.__contains__)
+    data = read_dataset(file, is_implicit, is_little_endian, stop_when=stop, specific_tags=wanted)
     whole = FileDataset("", data, preamble, meta, is_implicit, is_little_endian)
     whole.set_original_encoding(is_implicit, is_little_endian)
     return whole
 
 
-class _Until:
-    """Tells pydicom where to stop."""
+def _stop_at(is_end: Callable[[int], bool]) -> Callable[..., bool]:
+    """Return a function by which pydicom stops at a tag, and which refuses endless headers."""
+    n_elements = count(1)
 
-    def __init__(self, is_end: Callable[[int], bool]) -> None:
-        self._is_end = is_end
-        self._n_elements = 0
-
-    def __call__(self, tag: int, *_: object) -> bool:
-        self._n_elements += 1
-        if self._n_elements > MAX_ELEMENTS:
+    def stops(tag: int, *_: object) -> bool:
+        if next(n_elements) > MAX_ELEMENTS:
             raise ImageDecodeError(Unreadable.DICOM_TOO_MANY_ELEMENTS.format(f"{MAX_ELEMENTS:,}"))
-        return self._is_end(tag)
+        return is_end(tag)
+
+    return stops
 
 
 def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
-    """Return whether elements are without their kinds, and little-endian: as the file says, else as its first one looks."""
+    """Return whether elements have implicit kinds, and are little-endian: by the transfer syntax, else by the first one."""
     syntax = meta.get("TransferSyntaxUID", None)
     if syntax:
         is_known = syntax.is_transfer_syntax
@@ -86,12 +79,9 @@ def _encoding(meta: Dataset, file: BinaryIO) -> tuple[bool, bool]:
 
 
 def inflated(content: bytes) -> bytes:
-    """Return a file of the deflated transfer syntax uncompressed; any other as it is.
+    """Return a file of the deflated transfer syntax uncompressed, and any other unchanged.
 
-    Raises
-    ------
-    ImageDecodeError
-        If it has no end, or is longer than an image may be.
+    Raise ImageDecodeError if its end is missing, or it is longer than an image may be.
     """
     if not is_deflated(content):
         return content
@@ -101,7 +91,7 @@ def inflated(content: bytes) -> bytes:
     if unpacker.unconsumed_tail:
         raise ImageDecodeError(Unreadable.DICOM_INFLATES_TOO_FAR.format(f"{MAX_INFLATED_BYTES:,}"))
     if not unpacker.eof:
-        raise ImageDecodeError(Unreadable.DICOM_HEADER, "its deflated data have no end")
+        raise ImageDecodeError(Unreadable.DICOM_HEADER, "the end of its deflated data is missing")
     return content[:start].replace(_DEFLATED, _PLAIN) + elements
 
 
@@ -111,7 +101,7 @@ def is_deflated(content: bytes) -> bool:
 
 
 def _end_of_meta(content: bytes) -> int:
-    """Find where a file's own elements (group 2, always uncompressed) end."""
+    """Return where the file meta information (group 2, never compressed) ends."""
     at = HEAD_BYTES
     while content[at : at + 2] == b"\x02\0" and len(content) >= at + 12:
         is_long = content[at + 4 : at + 6] in _LONG_KINDS
@@ -120,40 +110,32 @@ def _end_of_meta(content: bytes) -> int:
     return at
 
 
-def n_promised(data: Dataset) -> int:
-    """Return the number of frames that a header promises."""
+def n_frames_stated(data: Dataset) -> int:
+    """Return the number of frames that a header states."""
     try:
         return max(1, int(data.get("NumberOfFrames", None) or 1))
     except (TypeError, ValueError):
         return 1
 
 
-def n_frames_there(data: FileDataset, file: BinaryIO) -> int:
-    """Count the frames that a file has room for, at most as many as its header promises.
-
-    Parameters
-    ----------
-    data : FileDataset
-        With the size and depth of its pixels.
-    file : BinaryIO
-        Where the pixels begin.
-    """
-    promised, start = n_promised(data), file.tell()
-    if promised == 1:
+def n_frames_present(data: FileDataset, file: BinaryIO) -> int:
+    """Count the frames that a file, open where its pixels begin, has room for; at most as many as its header states."""
+    stated, start = n_frames_stated(data), file.tell()
+    if stated == 1:
         return 1
     syntax = data.file_meta.get("TransferSyntaxUID", None)
     if syntax and syntax.is_transfer_syntax and syntax.is_encapsulated:
-        return min(promised, _n_fragments(file, promised))
+        return min(stated, _n_fragments(file, stated))
     height, width, n_samples, depth = (number(data, keyword) or 0 for keyword in _SIZE_KEYWORDS)
     if data.get("PhotometricInterpretation", "") == "YBR_FULL_422":
         n_samples = 2  # two pixels share their colour
     n_bits = height * width * n_samples * depth
-    n_bits_there = (file.seek(0, io.SEEK_END) - start) * 8
-    return min(promised, int(n_bits_there // n_bits)) if n_bits > 0 else promised
+    n_bits_present = (file.seek(0, io.SEEK_END) - start) * 8
+    return min(stated, int(n_bits_present // n_bits)) if n_bits > 0 else stated
 
 
 def _n_fragments(file: BinaryIO, most: int) -> int:
-    """Count the items of compressed pixels, but for the first, which is an index; a frame takes one at least."""
+    """Count the items of compressed pixels after the first, which is an index. A frame has at least one."""
     file.seek(12, io.SEEK_CUR)
     n_items = 0
     while n_items <= most and len(head := file.read(8)) == 8 and head.startswith(_ITEM):
@@ -163,13 +145,13 @@ def _n_fragments(file: BinaryIO, most: int) -> int:
 
 
 def number(data: Dataset, keyword: str) -> float | None:
-    """Return the first of an element's numbers, None where there is none that is finite."""
+    """Return the first of an element's numbers; None if it is missing or not finite."""
     found = numbers(data, keyword)
     return found[0] if found else None
 
 
 def numbers(data: Dataset, keyword: str) -> list[float | None]:
-    """Return an element's numbers, None for each that is none or not finite."""
+    """Return an element's numbers; None for each that is missing, not a number or not finite."""
     value = data.get(keyword, None)
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
     return [_finite(part) for part in values]

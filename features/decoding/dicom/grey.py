@@ -1,4 +1,4 @@
-"""Stored grey values to 8 bits: rescale, window, padding."""
+"""Stored grey values converted to 8 bits: rescale, window, padding."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ _LEAST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": _ABOVE_ZERO, "SIGMOID": _ABOVE_ZE
 def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: Window | None) -> npt.NDArray[np.uint8]:
     """Convert stored values to 8 bits.
 
-    The modality LUT or rescale; then the window asked for, else the file's first VOI LUT, else its first usable window,
-    else the one that 0.5% and 99.5% of the pixels end at, those of padding left out.
+    First the modality LUT or rescale; then the requested window, else the file's first VOI LUT, else its first usable
+    window, else the window from the 0.5% to the 99.5% percentile of the pixels without padding.
 
     Parameters
     ----------
     values : ndarray (H, W)
     header : Dataset
     index : int
-        Of the frame, from 0: an enhanced file has values for each, or for all.
+        The frame, from 0: an enhanced file has values for each frame, or for all.
     window : Window or None
-        In place of the file's own.
+        Used in place of the file's own.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
     table = (voi.get("VOILUTSequence", None) or [Dataset()])[0]
     if "LUTDescriptor" in table and "LUTData" in table:
         whole = seen if seen.dtype.kind in "iu" else np.rint(seen).astype(np.int32)
-        return shares(apply_voi(whole, voi, 0), int(table.LUTDescriptor[2]))
+        return to_8_bits(apply_voi(whole, voi, 0), int(table.LUTDescriptor[2]))
     function = str(voi.get("VOILUTFunction", None) or "LINEAR").strip().upper()
     least = _LEAST_WIDTH.get(function, np.inf)
     for center, width in zip(numbers(voi, "WindowCenter"), numbers(voi, "WindowWidth"), strict=False):
@@ -56,7 +56,7 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
 
 
 def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
-    """Apply the modality LUT; else slope and intercept, if both are there: an empty element counts as missing."""
+    """Apply the modality LUT, else slope and intercept if both are present. An empty element counts as missing."""
     if group.get("ModalityLUTSequence", None):
         lut: npt.NDArray[Any] = apply_modality_lut(values, group)
         return lut
@@ -69,7 +69,7 @@ def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
 
 
 def _group(header: Dataset, index: int, sequence: str, keyword: str) -> Dataset:
-    """Find a frame's own values: in its functional group, in those of all frames, or in the file's header."""
+    """Return the group with a frame's values: its own functional group, the shared one, or the file's header."""
     frames = header.get("PerFrameFunctionalGroupsSequence", None) or []
     own = [frames[index]] if index < len(frames) else []
     for group in (*own, *(header.get("SharedFunctionalGroupsSequence", None) or [])[:1]):
@@ -89,13 +89,13 @@ def _is_no_padding(values: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.
 
 
 def _as_stored(value: float, dtype: np.dtype[Any]) -> float:
-    """Read a padding value as signed where the pixels are: some scanners write 63536 for -2000."""
+    """Return a padding value as signed if the pixels are: some scanners write 63536 for -2000."""
     is_wrapped = dtype.kind == "i" and value > np.iinfo(dtype).max
     return value - 2.0 ** (8 * dtype.itemsize) if is_wrapped else value
 
 
 def _apply_window(values: npt.NDArray[Any], center: float, width: float, function: str) -> npt.NDArray[np.uint8]:
-    """Look at values through a window, as pydicom does: 0 to 255."""
+    """Apply a window as pydicom does: values from 0 to 255."""
     window = Dataset()
     window.PhotometricInterpretation = "MONOCHROME2"
     window.PixelRepresentation, window.BitsStored = 0, 8
@@ -105,7 +105,7 @@ def _apply_window(values: npt.NDArray[Any], center: float, width: float, functio
     return seen
 
 
-def shares(values: npt.NDArray[Any], bits: int | None) -> npt.NDArray[np.uint8]:
-    """Scale whole numbers of so many bits (by default those of their type) to 8."""
+def to_8_bits(values: npt.NDArray[Any], bits: int | None) -> npt.NDArray[np.uint8]:
+    """Scale whole numbers of `bits` bits (None: those of their type) to 8."""
     bits = values.dtype.itemsize * 8 if bits is None else bits
     return values.astype(np.uint8, copy=False) if bits == 8 else scaled(values, 0.0, float(2**bits - 1))

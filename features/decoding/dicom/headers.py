@@ -1,26 +1,18 @@
-"""What a DICOM file's header says of its patient, site and scanner."""
+"""The patient, site and scanner in a DICOM file's header."""
 
 import io
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 
-from hoarfrost.features.decoding.dicom.elements import (
-    META_BYTES,
-    inflated,
-    is_deflated,
-    n_frames_there,
-    n_promised,
-    read_elements,
-)
+from hoarfrost.features.decoding.dicom import elements
 
-OLDEST_BAND = 90  # years and more: from there on an age may tell who it is
+OLDEST_BAND = 90  # years and more: a greater age could identify the patient
 MAX_TEXT = 64  # characters of an attribute
-SHORTEST_NAME = 3  # letters of a name or id that is looked for in a path: shorter ones are everywhere
-SHORTEST_NUMBER = 6  # digits of an accession number that is
+SHORTEST_NAME = 3  # letters of a name or id that is searched for in paths: shorter ones occur everywhere
+SHORTEST_NUMBER = 6  # digits of an accession number that is searched for
 
 _KEYWORDS = (
     "PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "PatientSex", "PatientAge", "StudyInstanceUID",
@@ -31,11 +23,11 @@ _KEYWORDS = (
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What of a file's header the dataset uses; texts are empty where the file does not say.
+    """The part of a file's header that datasets use; texts are empty if the file lacks them.
 
-    `patient_id`, `study` and `identifiers` (ids, names, dates, in small letters) never leave this process as they are, but
-    for the ids if the user wants them kept. `n_frames` is one more than the file has room for, where it has not all that
-    are promised: the last is then listed as missing.
+    `patient_id`, `study` and `identifiers` (ids, names, dates, in lower case) never leave this process unhashed, except
+    for the ids if the user keeps them. If frames are missing, `n_frames` is one more than the file has room for: the
+    last one is then listed as unreadable.
     """
 
     n_frames: int
@@ -49,48 +41,36 @@ class DicomHeader:
     burned_in: str
 
     @property
-    def has_patient_id(self) -> bool:
-        """Whether the file has a patient id."""
-        return bool(self.patient_id)
-
-    @property
     def patient(self) -> str:
-        """The patient's id, or where that is blank, the study's; empty where that is blank, too."""
+        """The patient's id, or if that is blank, the study's; empty if both are blank."""
         return self.patient_id or self.study
 
     def is_identified_by(self, path: str, folder: str = "") -> bool:
-        """Return whether a path holds the patient's id or name, a birth date or an accession number.
+        """Return whether a path contains the patient's id or name, a birth date or an accession number.
 
-        `folder` is where the path begins: as it is anyone's, only whole words of it count.
+        `folder` is the dataset's folder. Only whole words of it count, because all patients share it.
         """
         words = set(re.split(r"[\W_]+", folder.casefold()))
         return any(text in path.casefold() or text in words for text in self.identifiers)
 
 
-def read_header(file: str | BinaryIO) -> DicomHeader | None:
-    """Read what a regular file says of its patient, site and scanner, and how many frames it has; no pixels.
-
-    Returns
-    -------
-    DicomHeader or None
-        None where the file cannot be read as DICOM; decoding it will say why.
-    """
+def read_header(file: BinaryIO) -> DicomHeader | None:
+    """Read a file's header, no pixels. Return None if it cannot be read as DICOM; decoding it reports the reason."""
     try:
-        with open(file, "rb") if isinstance(file, str) else nullcontext(file) as content:
-            is_whole_needed = is_deflated(content.read(META_BYTES))
-            content.seek(0)
-            return _header(io.BytesIO(inflated(content.read())) if is_whole_needed else content)
+        is_whole_needed = elements.is_deflated(file.read(elements.META_BYTES))
+        file.seek(0)
+        return _header(io.BytesIO(elements.inflated(file.read())) if is_whole_needed else file)
     except Exception:  # pydicom raises nearly anything on damaged files
         return None
 
 
 def _header(file: BinaryIO) -> DicomHeader | None:
-    data = read_elements(file, _KEYWORDS)
+    data = elements.read_elements(file, _KEYWORDS)
     if "SOPClassUID" not in data and "Rows" not in data:
-        return None  # elements are found in anything
+        return None  # any file seems to contain some elements
     manufacturer, model = _sound_text(data, "Manufacturer"), _sound_text(data, "ManufacturerModelName")
     return DicomHeader(
-        n_frames=min(n_promised(data), n_frames_there(data, file) + 1),
+        n_frames=min(elements.n_frames_stated(data), elements.n_frames_present(data, file) + 1),
         patient_id=_text(data, "PatientID"),
         identifiers=_identifiers(data),
         study=_text(data, "StudyInstanceUID"),
@@ -103,13 +83,13 @@ def _header(file: BinaryIO) -> DicomHeader | None:
 
 
 def _text(data: Dataset, keyword: str) -> str:
-    """Return an element's text on one line, without what cannot be printed."""
+    """Return an element's text on one line, without unprintable characters."""
     value = str(data.get(keyword, None) or "")
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())[:MAX_TEXT]
 
 
 def _sound_text(data: Dataset, keyword: str) -> str:
-    """Return the text of an element if it is valid: a damaged header's may run into the patient's name."""
+    """Return an element's text if it is valid: in a damaged header, it could extend into the patient's name."""
     value = str(data.get(keyword, None) or "").rstrip("\0 ")
     return _text(data, keyword) if value.isprintable() and len(value) <= MAX_TEXT else ""
 
@@ -119,10 +99,8 @@ def _identifiers(data: Dataset) -> tuple[str, ...]:
     names = [_text(data, "PatientID"), *re.split(r"[\^=\s,]+", _text(data, "PatientName"))]
     born, accession = _text(data, "PatientBirthDate"), _text(data, "AccessionNumber")
     dates = [born, f"{born[:4]}-{born[4:6]}-{born[6:]}"] if re.fullmatch(r"\d{8}", born) else []
-    long_enough = [name for name in names if len(name) >= SHORTEST_NAME]
-    return tuple(
-        text.casefold() for text in (*long_enough, *dates, *([accession] if len(accession) >= SHORTEST_NUMBER else []))
-    )
+    numbers = [accession] if len(accession) >= SHORTEST_NUMBER else []
+    return tuple(text.casefold() for text in (*(n for n in names if len(n) >= SHORTEST_NAME), *dates, *numbers))
 
 
 def _age_band(age: str) -> str:
@@ -130,7 +108,6 @@ def _age_band(age: str) -> str:
     found = re.fullmatch(r"(\d{3})([DWMY])", age)
     if found is None:
         return ""
-    years = int(found[1]) if found[2] == "Y" else 0
-    years = int(found[1]) // 12 if found[2] == "M" else years
+    years = {"Y": int(found[1]), "M": int(found[1]) // 12}.get(found[2], 0)
     decade = years // 10 * 10
     return f"{OLDEST_BAND}+" if decade >= OLDEST_BAND else f"{decade}-{decade + 9}"

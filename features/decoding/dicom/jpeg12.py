@@ -1,4 +1,4 @@
-"""JPEG of 12 bits, by GDCM, in the form that pydicom's decoders take. GDCM reads it as libjpeg-turbo does."""
+"""A plugin for pydicom: 12-bit JPEG decoded by GDCM, with the same result as libjpeg-turbo."""
 
 import importlib.util
 
@@ -9,19 +9,13 @@ DECODER_DEPENDENCIES = {uid.JPEGExtended12Bit: ("gdcm>=3.0.10",)}
 
 
 def is_available(syntax: str) -> bool:
-    """Return whether this codec is there; pydicom asks."""
+    """Return whether this codec is installed; pydicom requests this."""
     return syntax in DECODER_DEPENDENCIES and importlib.util.find_spec("gdcm") is not None
 
 
 def decoded(frame: bytes, runner: DecodeRunner) -> bytes:
-    """Decode a frame to its values of 16 bits.
-
-    Raises
-    ------
-    ValueError
-        If GDCM cannot.
-    """
-    import gdcm  # here: it is an extra of its own, and no other file needs it
+    """Decode a frame to values of 16 bits. Raise ValueError if GDCM cannot."""
+    import gdcm  # here: it is an extra, and no other file needs it
 
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
     fragment.SetByteStringValue(frame)
@@ -38,7 +32,7 @@ def decoded(frame: bytes, runner: DecodeRunner) -> bytes:
     bits = runner.bits_stored
     depth = (runner.samples_per_pixel, runner.bits_allocated, bits, bits - 1, runner.pixel_representation)
     image.SetPixelFormat(gdcm.PixelFormat(*depth))
-    values = image.GetBuffer()  # bytes, that GDCM gives as text
+    values = image.GetBuffer()  # bytes that GDCM returns as text
     if values is None or runner.samples_per_pixel != 1:
         raise ValueError("GDCM cannot decode this JPEG")
     return values.encode("utf-8", "surrogateescape")  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""DICOM pixels as 8 bits, by the one codec of their transfer syntax."""
+"""DICOM pixels as 8 bits, decoded by one fixed codec per transfer syntax."""
 
 import io
 import re
@@ -15,41 +15,33 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
 from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
-from hoarfrost.features.decoding.dicom.codestreams import codestream_size, most_rle_bytes
-from hoarfrost.features.decoding.dicom.elements import (
-    inflated,
-    is_deflated,
-    n_frames_there,
-    n_promised,
-    number,
-    read_elements,
-)
-from hoarfrost.features.decoding.dicom.grey import grey_pixels, shares
+from hoarfrost.features.decoding.dicom import elements
+from hoarfrost.features.decoding.dicom.codestreams import codestream_size, max_rle_bytes
+from hoarfrost.features.decoding.dicom.elements import number
+from hoarfrost.features.decoding.dicom.grey import grey_pixels, to_8_bits
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
-MAX_REASON = 200  # characters of what a codec says
-_KINDS = {  # by what pydicom says of its codecs
-    "does not support": Unreadable.DICOM_NO_CODEC,
-    "missing dependencies": Unreadable.DICOM_CODEC_MISSING,
-}
-# The codec of each transfer syntax: pixels must not depend on what else is installed.
+MAX_REASON = 200  # characters of a codec's message
+# By a part of pydicom's message about its codecs.
+_KINDS = {"does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies": Unreadable.DICOM_CODEC_MISSING}
+# One codec per transfer syntax, because pixels must not depend on what else is installed.
 CODECS = {
     uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
     uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls", uid.JPEG2000Lossless: "pylibjpeg",
     uid.JPEG2000: "pylibjpeg", uid.HTJ2KLossless: "pylibjpeg", uid.HTJ2KLosslessRPCL: "pylibjpeg", uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pydicom",
 }  # fmt: skip
-TWELVE_BITS = "gdcm, 12 bits"  # of JPEG: Pillow reads 8, and pydicom does not let GDCM
+TWELVE_BITS = "gdcm, 12 bits"  # of JPEG: Pillow reads 8 bits, and pydicom has no such plugin for GDCM
 # Damaged files end GDCM's process by a C++ exception; no other free codec reads lossless JPEG.
 CRASHING = frozenset({"gdcm", TWELVE_BITS})
 JPEGExtended12BitDecoder.add_plugin(TWELVE_BITS, ("hoarfrost.features.decoding.dicom.jpeg12", "decoded"))
 
-_JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds over what has no end
+_JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds if the end is missing
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # ends compressed pixels
 _GREYS = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
-_COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # that pydicom makes RGB of
+_COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # that pydicom converts to RGB
 _OTHER_COLOURS = frozenset({"YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK"})
 
 _KEYWORDS = (
@@ -65,32 +57,32 @@ _KEYWORDS = (
 
 
 class DicomImage:
-    """A DICOM file, or one of its frames, whose header is read.
+    """A DICOM file, or one of its frames, whose header has been read.
 
     Parameters
     ----------
     content : bytes
     frame : int
-        Which, from 1; 0 where there is only one.
+        The frame's number from 1; 0 if it is the only one.
     window : Window or None
-        In place of the file's own; for grey images.
+        Used in place of the file's own, for grey images.
     is_isolated : bool
-        Whether this process may crash: codecs that do are used here then, else in another process.
+        Whether this process may crash: then codecs that crash run here, else in another process.
 
     Raises
     ------
     ImageDecodeError
-        If it is no DICOM file, one without pixels, or has no such frame.
+        If it is not a DICOM file, or its pixels or this frame are missing.
     """
 
     def __init__(self, content: bytes, frame: int, window: Window | None, *, is_isolated: bool = False) -> None:
         self._frame = frame
         self._window = window
-        self._is_apart = is_isolated
+        self._is_isolated = is_isolated
         try:
-            self._content = inflated(content)
+            self._content = elements.inflated(content)
             buffer = io.BytesIO(self._content)
-            data = read_elements(buffer, _KEYWORDS)
+            data = elements.read_elements(buffer, _KEYWORDS)
         except ImageDecodeError:
             raise
         except Exception as error:  # as in `read_header`
@@ -104,24 +96,22 @@ class DicomImage:
             raise ImageDecodeError(Unreadable.DICOM_NO_SIZE, f"{self.width} x {self.height}")
         self._check_frame(buffer)
         self._index = max(0, frame - 1)
-        syntax = "Deflated " * is_deflated(content) + re.sub(
-            r" \(.*|,.*| Compression.*| Image.*", "", self._syntax.name
-        )
-        self.kind = f"DICOM, {syntax}", self._photometric, int(data.get("BitsStored", None) or 0)
+        syntax = re.sub(r" \(.*|,.*| Compression.*| Image.*", "", self._syntax.name)
+        name = f"DICOM, {'Deflated ' * elements.is_deflated(content)}{syntax}"
+        self.kind = name, self._photometric, int(data.get("BitsStored", None) or 0)
 
     def _check_frame(self, buffer: io.BytesIO) -> None:
-        promised, there = n_promised(self._data), n_frames_there(self._data, buffer)
-        self.n_frames = there
-        if self._frame > promised:
-            raise ImageDecodeError(Unreadable.NO_FRAME.format(self._frame), f"the file has {promised}")
-        if self._frame > there:
-            raise ImageDecodeError(
-                Unreadable.DICOM_PIXELS, f"{promised:,} frames are promised, and at most {there:,} are there"
-            )
+        stated, present = elements.n_frames_stated(self._data), elements.n_frames_present(self._data, buffer)
+        self.n_frames = present
+        if self._frame > stated:
+            raise ImageDecodeError(Unreadable.NO_FRAME.format(self._frame), f"the file has {stated}")
+        if self._frame > present:
+            details = f"the header states {stated:,} frames, the file has at most {present:,}"
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, details)
 
     @cached_property
     def _syntax(self) -> uid.UID:
-        """The transfer syntax; as the bytes look where the file does not say."""
+        """The transfer syntax; if the file does not state it, the one that its bytes suggest."""
         found = self._data.file_meta.get("TransferSyntaxUID", None)
         if found:
             return uid.UID(found)
@@ -141,36 +131,28 @@ class DicomImage:
         return TWELVE_BITS if is_deep else CODECS.get(self._syntax, "")
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Decode (H, W) grey, as `grey_pixels` says, or (H, W, 3) RGB.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the pixels cannot be decoded.
-        """
-        if not self._is_apart and self._codec in CRASHING:
+        """Decode to (H, W) grey, see `grey_pixels`, or (H, W, 3) RGB. Raise ImageDecodeError if that is impossible."""
+        if not self._is_isolated and self._codec in CRASHING:
             try:
-                return decode_isolated(
-                    self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window
-                )
+                limit = max(MAX_PIXELS, self.width * self.height)
+                return decode_isolated(self._content, self._frame, limit, self._window)
             except DecoderCrashError as error:
                 raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
         values = self._decoded()
         try:
-            with np.errstate(all="ignore"):  # what is too large for a float is white or black
+            with np.errstate(all="ignore"):  # a value too large for a float becomes white or black
                 return self._to_8_bits(values)
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
-            said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, said) from error
+            raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, _one_line(error)) from error
 
     def _to_8_bits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Convert (H, W) or (H, W, 3) stored values to 8 bits."""
         if self._photometric == "PALETTE COLOR":
-            return shares(apply_color_lut(values, self._data), None)
+            return to_8_bits(apply_color_lut(values, self._data), None)
         if values.ndim == 3 and self._photometric in _COLOURS:
-            return shares(values, int(self._data.BitsStored))
+            return to_8_bits(values, int(self._data.BitsStored))
         if values.ndim != 2:
             raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         grey = grey_pixels(values, self._data, self._index, self._window)
@@ -178,7 +160,7 @@ class DicomImage:
 
     def _decoded(self) -> npt.NDArray[Any]:
         if self._syntax in _JPEG_LS and self._content.find(_DELIMITER, self._pixels_at) < 0:
-            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "the JPEG-LS data have no end")
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "the end of the JPEG-LS data is missing")
         if self._photometric not in _GREYS | _COLOURS:
             raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
         high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
@@ -189,7 +171,7 @@ class DicomImage:
         try:
             if self._syntax.is_encapsulated:
                 self._check_codestream()
-            # Of many frames, only this one is read.
+            # Only this one of many frames is read.
             return pixel_array(
                 io.BytesIO(self._content), index=self._index, decoding_plugin=self._codec, transfer_syntax_uid=self._syntax
             )  # fmt: skip
@@ -197,34 +179,39 @@ class DicomImage:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError):
             raise
-        except Exception as error:  # as in `read_header`, and whatever the codecs raise
-            said = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-            kind = next((kind for words, kind in _KINDS.items() if words in said), Unreadable.DICOM_PIXELS)
-            raise ImageDecodeError(kind, said) from error
+        except Exception as error:  # as in `read_header`, and anything that codecs raise
+            text = _one_line(error)
+            kind = next((kind for words, kind in _KINDS.items() if words in text), Unreadable.DICOM_PIXELS)
+            raise ImageDecodeError(kind, text) from error
 
     def _check_codestream(self) -> None:
-        """Refuse compressed pixels that are more than the header says, before a decoder makes room for them."""
+        """Refuse more compressed pixels than the header states, before a decoder allocates memory for them."""
         buffer = io.BytesIO(self._content)
-        buffer.seek(self._pixels_at + 12)  # behind the element's tag, kind and length
-        frame = get_frame(buffer, self._index, number_of_frames=n_promised(self._data))
+        buffer.seek(self._pixels_at + 12)  # after the element's tag, kind and length
+        frame = get_frame(buffer, self._index, number_of_frames=elements.n_frames_stated(self._data))
         n_channels = int(number(self._data, "SamplesPerPixel") or 1)
         size = codestream_size(frame)
         if size is not None and (size.width * size.height > self.width * self.height or size.n_channels > n_channels):
             raise ImageDecodeError(
                 Unreadable.DICOM_PIXELS,
-                f"{size.width} x {size.height} of {size.n_channels} channels, where the "
-                f"header says {self.width} x {self.height} of {n_channels}",
+                f"{size.width} x {size.height} with {size.n_channels} channels, but the header states {self.width} x "
+                f"{self.height} with {n_channels}",
             )
         n_bytes = self.width * self.height * n_channels * int(number(self._data, "BitsAllocated") or 8) // 8
-        if self._syntax == uid.RLELossless and len(frame) > most_rle_bytes(n_bytes):
-            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than there are pixels")
+        if self._syntax == uid.RLELossless and len(frame) > max_rle_bytes(n_bytes):
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than pixels")
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's message on one line, or its class."""
+    return " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
 
 
 def _class_of(data: Dataset) -> str:
-    """Return what the file is: "Encapsulated PDF Storage". A damaged header's text is not repeated: it may be a name."""
+    """Return a file's kind: "Encapsulated PDF Storage". A damaged header's text is not repeated: it could be a name."""
     meta = getattr(data, "file_meta", Dataset())
     found = str(data.get("SOPClassUID", None) or meta.get("MediaStorageSOPClassUID", None) or "")
     if not found:
-        return "of no class"
+        return "its SOP class is missing"
     name = uid.UID(found).name
-    return "of an unknown class" if name == found else name
+    return "its SOP class is unknown" if name == found else name
