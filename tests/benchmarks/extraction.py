@@ -12,7 +12,7 @@ import torch
 
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
-from hoarfrost.features.devices import choose_device, default_batch_size, usable_cpus
+from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
 from hoarfrost.features.encoder.backbone import Backbone, load_weights, settle_compute
 from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why, seconds_an_image
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
@@ -103,7 +103,9 @@ def _demanded(name: str) -> str:
 
 
 def make_backbone(precision: str) -> Backbone:
-    return Backbone(load_weights(WEIGHTS), device=DEVICE, precision=precision, batch_size=default_batch_size(DEVICE))
+    return Backbone(
+        load_weights(WEIGHTS), device=DEVICE, precision=precision, batch_size=choose_batch_size(None, DEVICE)
+    )
 
 
 def sustained(backbone: Backbone) -> float:

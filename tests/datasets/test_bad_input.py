@@ -258,7 +258,7 @@ def test_animations_are_counted_in_the_summary(hoarfrost: Hoarfrost, folder: Pat
         (folder / "a" / f"{i}.gif").write_bytes(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     output = hoarfrost("extract", folder, "--cache", folder.parent / "c.h5", "--weights", "random:0")
     assert output.status == 0, output.stderr
-    assert "  3 animated: the first frame is taken" in output.stdout
+    assert "  3 animated: only the first frame is used" in output.stdout
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "DICOM"])
@@ -267,7 +267,7 @@ def test_several_images_behind_another_formats_name_are_counted_in_the_summary(f
     tiff = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     content = tiff if kind == "TIFF" else encoded(dicom(np.stack([grey_values(seed=i) for i in range(2)])))
     (folder / "a" / "odd.png").write_bytes(content)
-    assert run(folder).notes == {"several images in a file with another format's name: the first is taken": 1}
+    assert run(folder).notes == {"with several images, but the suffix of another format: only the first is used": 1}
 
 
 def test_name_that_holds_control_characters_does_nothing_to_the_terminal(hoarfrost: Hoarfrost, folder: Path) -> None:

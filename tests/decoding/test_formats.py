@@ -180,7 +180,7 @@ def test_tiff_of_16_bits_with_each_channel_apart_is_refused_and_of_8_bits_read()
     values = np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8)
     assert np.array_equal(decode_pixels(tiff(values)), values.transpose(1, 2, 0))
     with pytest.raises(
-        ImageDecodeError, match="a TIFF of a kind that is not read: 16 bits a channel, each channel apart"
+        ImageDecodeError, match="a TIFF of a kind that is not read: 16 bits per channel, channels stored separately"
     ):
         decode_pixels(tiff(values.astype(np.uint16) * 200))
 
@@ -275,7 +275,7 @@ def test_pages_of_a_tiff_are_counted_and_each_has_its_own_mode_and_size(tmp_path
 def test_frames_of_other_formats_are_refused() -> None:
     frames = [picture(40, 30, seed=i).quantize(16) for i in (0, 1)]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageDecodeError, match="no frame 2: of a GIF only the first is taken"):
+    with pytest.raises(ImageDecodeError, match="no frame 2: only the first frame of a GIF is read"):
         decode_pixels(EncodedFrame(content, b"", 2, 2))
 
 

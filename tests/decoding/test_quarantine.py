@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-import hoarfrost.features.decoding.apart
+import hoarfrost.features.decoding.isolated
 import hoarfrost.features.decoding.quarantine
 from hoarfrost.features.cache import verify
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.apart import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image
+from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -143,7 +143,7 @@ def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, mon
     assert quarantine.path.read_text().splitlines() == [
         f"{KEY.hex()} its decoder crashed: SIGABRT (in quarantine: c.h5.quarantine)"
     ]
-    quarantine.path.unlink()  # a user who mended the decoder
+    quarantine.path.unlink()  # a user who fixed the decoder
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
 
@@ -157,7 +157,7 @@ def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes
 
 
 @pytest.mark.parametrize("frame", [0, 2])
-def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
+def test_process_of_its_own_decodes_frames_and_windows_alike(frame: int) -> None:
     pixels = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
     content = encoded(dicom(pixels if frame else pixels[0], bits=12))
     image = EncodedFrame(content, b"", frame, 2) if frame else content
@@ -166,7 +166,7 @@ def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
         assert np.array_equal(decode_isolated(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
 
 
-def test_process_apart_says_why_an_image_is_unreadable() -> None:
+def test_process_of_its_own_reports_why_an_image_is_unreadable() -> None:
     with pytest.raises(ImageDecodeError, match="no image format recognised"):
         decode_isolated(b"no image", 0, MAX_PIXELS, None)
     with pytest.raises(ImageDecodeError, match="too many pixels: 600 are more than 10"):
@@ -178,13 +178,15 @@ def test_process_apart_says_why_an_image_is_unreadable() -> None:
     [
         ("import os; os.abort()", "SIGABRT"),
         ("raise SystemExit(9)", "exit status 9"),
-        ("while True: pass", "no end within 2 s"),
+        ("while True: pass", "not finished after 2 s"),
     ],
 )
-def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
-    hoarfrost.features.decoding.apart._close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-c", code))
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "MOST_SECONDS", 2.0)
+def test_process_of_its_own_that_crashes_or_hangs_is_named(
+    monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    hoarfrost.features.decoding.isolated._close_idle()
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
         decode_isolated(PNG, 0, MAX_PIXELS, None)
 
@@ -206,19 +208,19 @@ def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_image_that_crashes_its_decoder_is_left_out_of_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_that_crashes_its_decoder_is_skipped_in_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path)
-    hoarfrost.features.decoding.apart._close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-m", "tests.support.crashing"))
+    hoarfrost.features.decoding.isolated._close_idle()
+    monkeypatch.setattr(
+        hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-m", "tests.support.crashing")
+    )
     try:
         assert sample_images(read_dataset(tmp_path)).shape == (11, 3, 224, 224)
     finally:
-        hoarfrost.features.decoding.apart._close_idle()
+        hoarfrost.features.decoding.isolated._close_idle()
 
 
-def test_process_apart_tells_what_an_image_is_and_waits_for_room() -> None:
+def test_process_of_its_own_finds_what_an_image_is_and_waits_for_room() -> None:
     waited_for = []
 
     def room(n_pixels: int) -> AbstractContextManager[None]:
@@ -265,7 +267,7 @@ def test_place_where_files_cannot_be_mapped_is_no_obstacle(
     monkeypatch.setattr(hoarfrost.features.decoding.quarantine.mmap, "mmap", refusing)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
-    assert "files cannot be mapped here (No such device)" in caplog.text
+    assert "files cannot be mapped in this folder (No such device)" in caplog.text
 
 
 # -- workers of a cluster -----------------------------------------------------------------------------------------------

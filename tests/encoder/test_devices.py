@@ -14,7 +14,7 @@ from hoarfrost.features.devices import (
     choose_device,
     compute_on_one_thread,
     host_tensor,
-    threads_of_its_own,
+    threads_on_usable_cpus,
     usable_cpus,
 )
 from hoarfrost.features.encoder.precision import TURNS, choose_precision
@@ -151,11 +151,11 @@ def test_memory_that_cannot_be_pinned_is_taken_unpinned_and_said_once(
         return empty(*sizes, **options)
 
     monkeypatch.setattr(torch, "empty", limited)
-    hoarfrost.features.devices._say_unpinned.cache_clear()
+    hoarfrost.features.devices._warn_unpinned.cache_clear()
     for _ in range(2):
         assert host_tensor((2, 3), torch.uint8, pinned=True).shape == (2, 3)
     assert len(caplog.messages) == 1
-    assert "no more memory can be pinned" in caplog.messages[0]
+    assert "No more memory can be pinned" in caplog.messages[0]
 
 
 def test_another_error_of_pinning_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
     monkeypatch.setattr(hoarfrost.features.devices, "usable_cpus", lambda: 2)
     for before, inside in ((3, 2), (1, 1)):
         n_threads(before)
-        with threads_of_its_own() as count:
+        with threads_on_usable_cpus() as count:
             assert count == torch.get_num_threads() == inside
         assert torch.get_num_threads() == before
 

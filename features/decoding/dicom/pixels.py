@@ -14,7 +14,6 @@ from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.dicom.codestreams import codestream_size, most_rle_bytes
 from hoarfrost.features.decoding.dicom.elements import (
     inflated,
@@ -26,6 +25,7 @@ from hoarfrost.features.decoding.dicom.elements import (
 )
 from hoarfrost.features.decoding.dicom.grey import grey_pixels, shares
 from hoarfrost.features.decoding.formats import MAX_PIXELS
+from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
