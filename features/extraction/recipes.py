@@ -48,10 +48,10 @@ class Recipe:
         HoarfrostError
             If the compute path is not possible here.
         """
-        from hoarfrost.features.encoder.backbone import Backbone, settle_compute
+        from hoarfrost.features.encoder.backbone import Backbone, choose_compute
 
         backbone = Backbone(self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=resumed)
+        choose_compute(backbone, n_images, resumed=resumed)
         return backbone
 
     def for_another_process(self) -> "Recipe":

@@ -202,7 +202,7 @@ def with_memory_for(n_images: int, backbone: Backbone, error: RuntimeError = MEM
             raise type(error)(*error.args)  # a new one: a raised error keeps all that its frames hold
         return forward(images)
 
-    backbone._forward, backbone._group = limited, 16
+    backbone._forward, backbone.group = limited, 16
     return backbone
 
 
@@ -211,12 +211,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture, error: RuntimeError
 ) -> None:
     reference = Backbone(weights)
-    reference._group = 4
+    reference.group = 4
     backbone = with_memory_for(4, Backbone(weights), error)
     assert torch.equal(backbone.embed(pixels), reference.embed(pixels))
     assert caplog.messages == [
-        "cpu: out of memory with batches of 16; going on with 8",
-        "cpu: out of memory with batches of 8; going on with 4",
+        "cpu: out of memory with batches of 16; continuing with 8",
+        "cpu: out of memory with batches of 8; continuing with 4",
     ]
 
 
@@ -235,7 +235,7 @@ def test_no_memory_for_a_single_image_is_an_error(
 ) -> None:
     backbone = with_memory_for(0, Backbone(weights))
     with pytest.raises(
-        HoarfrostError, match="cpu: not enough memory for a single image. Free it, or pass --device cpu"
+        HoarfrostError, match="cpu: not enough memory for a single image. Free memory, or pass --device cpu"
     ):
         backbone.embed(pixels[:1])
     assert len(caplog.messages) == 4  # 8, 4, 2, 1
@@ -298,10 +298,10 @@ def test_a_batch_that_cannot_even_be_copied_goes_in_pieces(
 
     backbone = Backbone(weights)
     reference = Backbone(weights)
-    reference._group = 4
+    reference.group = 4
     found = backbone._in_pieces(Copied(pixels))  # type: ignore[arg-type]
     assert torch.equal(found, reference.embed(pixels))
-    assert caplog.messages == ["cpu: out of memory with batches of 8; going on with 4"]
+    assert caplog.messages == ["cpu: out of memory with batches of 8; continuing with 4"]
 
 
 # -- random weights -----------------------------------------------------------------------------------------------------

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import hoarfrost.features.encoder.backbone.compiling
-from hoarfrost.features.encoder.backbone import settle_compute
+from hoarfrost.features.encoder.backbone import choose_compute
 from hoarfrost.features.encoder.backbone.compiling import (
     EXPECTED_COMPILE_S,
     FEWEST_IMAGES,
     KEPT_SECONDS,
     Speeds,
-    compile_or_say_why,
-    keep_speeds,
     read_speeds,
+    save_speeds,
     speeds_path,
+    try_to_compile,
 )
 from hoarfrost.features.encoder.registry import RESNET18, EncoderSpec
 from hoarfrost.features.errors import HoarfrostError
@@ -96,12 +96,12 @@ def make_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeBackbo
 
 def known(backbone: FakeBackbone, speeds: Speeds) -> None:
     """Let the speeds of such a backbone have been measured before."""
-    keep_speeds(hoarfrost.features.encoder.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
+    save_speeds(hoarfrost.features.encoder.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
 
 
 def settle(backbone: FakeBackbone, n_images: int, *, resumed: str | None = None) -> list[str]:
     """Settle the compute path; give what the backbone had to do for it."""
-    settle_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
+    choose_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
     return backbone.done
 
 
@@ -126,8 +126,8 @@ def test_what_is_expected_to_pay_is_measured_compiled_and_kept(
     assert (done[0], backbone.compute) == ("eager", "compiled")
     assert list(read_speeds().values()) == [Speeds(eager_s=0.125, compiled_s=0.0625, compile_s=20.0)]
     assert caplog.messages == [
-        "compiling the network: about 15 s",
-        "compiled in 20 s: 16.0 images/s, 8.0 before",
+        "Compiling the network takes about 15 s.",
+        "Compiled in 20 s: 16.0 images/s, 8.0 images/s before.",
     ]
 
 
@@ -234,11 +234,11 @@ def test_a_failing_compile_is_one_warning_and_it_goes_on_without(
     backbone = make_backbone(error=error)
     settle(backbone, FEWEST_IMAGES)
     assert (backbone.compute, backbone.done[-1]) == ("eager", "compile")  # nothing is measured after it
-    assert [speeds.repay(1_000_000) for speeds in read_speeds().values()] == [False]
+    assert [speeds.pay(1_000_000) for speeds in read_speeds().values()] == [False]
     [_, record] = caplog.records  # the first says that it is compiling
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        f"the network could not be compiled ({reason.replace(chr(92), '')}); going on without, which is only slower"
+        f"The network could not be compiled ({reason.replace(chr(92), '')}). Continuing without compiling, only slower."
     )
 
 
@@ -255,7 +255,7 @@ def test_torchs_own_log_is_as_before_afterwards(
 ) -> None:
     torch_log = logging.getLogger("torch")
     monkeypatch.setattr(torch_log, "level", logging.INFO)
-    assert compile_or_say_why(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
+    assert try_to_compile(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
     assert torch_log.level == logging.INFO
 
 
@@ -290,8 +290,8 @@ def test_an_extraction_on_a_path_that_is_not_possible_here_is_refused(
     backbone = make_backbone(compute=compute)
     with pytest.raises(
         HoarfrostError,
-        match=f"computed '{resumed}', which is not possible here, and '{compute}' would differ in the last bits. "
-        "Finish it where it began, or name another --cache",
+        match=f"used the compute path '{resumed}', which is not possible on this machine. With '{compute}', embeddings would "
+        "differ in the last bits. Finish it on the machine where it started, or choose another --cache",
     ):
         settle(backbone, 1_000_000, resumed=resumed)
     assert backbone.done == []
@@ -300,7 +300,7 @@ def test_an_extraction_on_a_path_that_is_not_possible_here_is_refused(
 def test_an_extraction_begun_compiled_is_refused_where_compiling_fails(
     make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(HoarfrostError, match="computed 'compiled', which is not possible here, and 'eager' would"):
+    with pytest.raises(HoarfrostError, match="With 'eager', embeddings would differ"):
         settle(make_backbone(error=RuntimeError("no C++ compiler")), 5, resumed="compiled")
     assert ["could not be compiled (no C++ compiler)" in message for message in caplog.messages] == [False, True]
 
@@ -322,9 +322,9 @@ def test_nothing_is_known_at_first(cache_home: Path) -> None:
 
 
 def test_speeds_are_kept_in_the_users_cache_folder(cache_home: Path) -> None:
-    keep_speeds("a", SPEEDS)
-    keep_speeds("b", Speeds(1.0, 2.0, 3.0))
-    keep_speeds("b", Speeds(4.0, 5.0, 6.0))
+    save_speeds("a", SPEEDS)
+    save_speeds("b", Speeds(1.0, 2.0, 3.0))
+    save_speeds("b", Speeds(4.0, 5.0, 6.0))
     assert read_speeds() == {"a": SPEEDS, "b": Speeds(4.0, 5.0, 6.0)}
     assert [path.relative_to(cache_home) for path in cache_home.rglob("*.*")] == [Path("hoarfrost/compiling.json")]
 
@@ -369,14 +369,14 @@ def test_a_damaged_or_foreign_file_is_ignored_and_written_anew(content: bytes) -
     speeds_path().parent.mkdir(parents=True)
     speeds_path().write_bytes(content)
     assert read_speeds() == {}
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {"a": SPEEDS}
 
 
 @pytest.mark.usefixtures("cache_home")
 def test_speeds_that_are_no_numbers_repay_nothing() -> None:
-    keep_speeds("a", Speeds(eager_s=math.nan, compiled_s=1, compile_s=1))
-    assert not read_speeds()["a"].repay(1_000_000)
+    save_speeds("a", Speeds(eager_s=math.nan, compiled_s=1, compile_s=1))
+    assert not read_speeds()["a"].pay(1_000_000)
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(make_backbone: MakeBackbone
 @pytest.mark.usefixtures("cache_home")
 def test_a_file_that_cannot_be_replaced_is_no_error_and_leaves_nothing_behind() -> None:
     speeds_path().mkdir(parents=True)
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {}
     assert os.listdir(speeds_path().parent) == [speeds_path().name]
 
@@ -403,21 +403,21 @@ def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling.Path, "home", nowhere)
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {}
 
 
 @pytest.mark.usefixtures("cache_home")
 def test_writers_at_the_same_time_leave_a_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     replace = os.replace
 
     def late(source: str, target: Path) -> None:
         monkeypatch.setattr(os, "replace", replace)
-        keep_speeds("b", SPEEDS)  # another process, between this one's reading and writing
+        save_speeds("b", SPEEDS)  # another process, between this one's reading and writing
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    keep_speeds("c", SPEEDS)
+    save_speeds("c", SPEEDS)
     assert {"a", "c"} <= read_speeds().keys()
     assert json.loads(speeds_path().read_text(encoding="utf-8")).keys() == read_speeds().keys()

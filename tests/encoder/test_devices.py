@@ -17,7 +17,7 @@ from hoarfrost.features.devices import (
     threads_on_usable_cpus,
     usable_cpus,
 )
-from hoarfrost.features.encoder.precision import TURNS, choose_precision
+from hoarfrost.features.encoder.precision import REPEATS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
 from tests.support.commands import NumberOfThreads
 
@@ -121,7 +121,7 @@ def test_both_precisions_are_timed_by_turns_on_the_layers_that_run_and_the_least
     monkeypatch.setattr(hoarfrost.features.encoder.precision, "_seconds_of", pretend)
     assert hoarfrost.features.encoder.precision._layer_seconds() == (2.0, 3.0)
     float32, bfloat16 = [torch.float32, "Conv2d", "WinogradConv2d"], [torch.bfloat16, "Conv2d", "Conv2d"]
-    assert timed == [float32, bfloat16] * TURNS
+    assert timed == [float32, bfloat16] * REPEATS
 
 
 def test_layers_can_be_timed_in_both_precisions() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment.experiment import run_experiment
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header
 from hoarfrost.features.cache.layout import CHUNK_BYTES, CHUNK_ROWS, row_bytes, rows_per_chunk
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         options = ExtractOptions(encoder="tiny", weights="random:0", precision="float32")
         extract(folder / "images", folder / "c.h5", options=options)
         heads = parse_heads(["linear", "mlp:8"])
-        run_experiment(folder / "c.h5", folder / "run", heads, config=TrainingConfig(epochs=4))
+        run_experiment(folder / "c.h5", folder / "run", heads, ExperimentConfig(training=TrainingConfig(epochs=4)))
         yield Made(folder / "images", folder / "c.h5", folder / "run")
 
 
@@ -176,10 +176,10 @@ def test_it_is_served_without_maps(made: Made) -> None:
 
 def test_without_a_feature_map_nothing_is_explained(made: Made) -> None:
     with pytest.raises(
-        EncoderError, match="The encoder Tiny has no feature map, so its predictions cannot be explained"
+        EncoderError, match="The encoder Tiny does not have a feature map, so its predictions cannot be explained"
     ):
         open_explainer(run_head(read_heads(made.run), None))
-    with pytest.raises(EncoderError, match="no feature map"):
+    with pytest.raises(EncoderError, match="does not have a feature map"):
         Backbone(load_weights("random:0", TINY)).feature_maps(torch.zeros((1, 3, SIZE, SIZE), dtype=torch.uint8))
 
 
@@ -215,12 +215,12 @@ def test_an_unknown_encoder_is_an_error_that_names_those_there_are(made: Made, m
     monkeypatch.delitem(ENCODERS, "tiny")
     for work in (
         lambda: extract(made.images, made.cache, options=ExtractOptions(encoder="tiny")),
-        lambda: run_experiment(made.cache, made.run.with_name("other"), parse_heads(["linear"])),
+        lambda: run_experiment(made.cache, made.run.with_name("other"), parse_heads(["linear"]), ExperimentConfig()),
         lambda: predict_dataset(made.images, made.run.with_name("x.csv"), run=made.run),
         lambda: write_report(made.run),
     ):
         with pytest.raises(
-            EncoderError, match=r"There is no encoder 'tiny' in this version of hoarfrost\. It has: resnet18\."
+            EncoderError, match=r"This version of hoarfrost does not have the encoder 'tiny'\. It has: resnet18\."
         ):
             work()
 

@@ -26,7 +26,7 @@ class Plan:
     """What all workers of an extraction are told once.
 
     `lock_owner` is what the cache's lock file says while this extraction runs; `n_images` and `resumed` settle the compute
-    path (see `hoarfrost.features.encoder.backbone.settle_compute`); `location` is where the images are.
+    path (see `hoarfrost.features.encoder.backbone.choose_compute`); `location` is where the images are.
     """
 
     cache: Path
