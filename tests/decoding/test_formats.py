@@ -342,7 +342,7 @@ def test_window_is_read_as_center_and_width(text: str, center: float, width: flo
 
 @pytest.mark.parametrize("text", ["", "40", "40/", "/400", "40/0", "40/0.5", "nan/400", "40/inf", "a/b", "40/400/1"])
 def test_what_is_no_window_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no window; write CENTER/WIDTH|could not convert"):
+    with pytest.raises(ValueError, match="not a window; write CENTER/WIDTH|could not convert"):
         Window.parse(text)
 
 

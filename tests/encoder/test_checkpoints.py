@@ -234,7 +234,7 @@ def test_imagenet_weights_with_another_hash_are_refused(torch_home: Path, publis
     wrong = {"truncated": whole[:-1], "another file": whole + b"x", "empty": b""}[damage]
     (torch_home / published.name).write_bytes(wrong)
     prefix = published.stem.removeprefix("resnet18-")
-    with pytest.raises(WeightsError, match=rf"{published.name}: damaged, or not .*, not {prefix}\. Remove it"):
+    with pytest.raises(WeightsError, match=rf"{published.name}: damaged, or not .*, not {prefix}\. Remove the file"):
         load_weights("imagenet")
 
 
@@ -257,6 +257,7 @@ def test_offline_without_weights_says_what_to_bring_and_where(torch_home: Path, 
         "Network is unreachable",
         "https://",
         "--weights",
+        "random:0 for a trial",
     ):
         assert words in str(refused.value)
 
@@ -268,7 +269,7 @@ def test_auto_goes_on_with_random_weights_and_says_so(caplog: pytest.LogCaptureF
     assert (found.name, found.sha256) == ("random:0", load_weights("random:0").sha256)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert re.search(r"could not be downloaded .*Going on with random:0, an untrained backbone", record.getMessage())
+    assert re.search(r"could not be downloaded .*Continuing with random:0, an untrained encoder", record.getMessage())
 
 
 @pytest.mark.usefixtures("torch_home")

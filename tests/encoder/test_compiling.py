@@ -291,7 +291,7 @@ def test_an_extraction_on_a_path_that_is_not_possible_here_is_refused(
     with pytest.raises(
         HoarfrostError,
         match=f"used the compute path '{resumed}', which is not possible on this machine. With '{compute}', embeddings would "
-        "differ in the last bits. Finish it on the machine where it started, or choose another --cache",
+        "differ in the last bits. Finish it on the machine where it started, or name another --cache",
     ):
         settle(backbone, 1_000_000, resumed=resumed)
     assert backbone.done == []

@@ -254,7 +254,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_openvino")
 def test_without_openvino_it_says_how_to_get_it(weights: Weights, precision: str) -> None:
-    with pytest.raises(HoarfrostError, match=r"needs OpenVINO. Install it: pip install openvino"):
+    with pytest.raises(HoarfrostError, match=r"needs OpenVINO. Run pip install openvino"):
         Backbone(weights, precision=precision)
 
 

@@ -201,7 +201,7 @@ def test_without_published_weights_imagenet_is_refused_and_auto_is_random(caplog
 def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     torch.save(dict(load_weights("random:0", TINY).tensors), tmp_path / "tiny.pth")
     assert load_weights(str(tmp_path / "tiny.pth"), TINY).sha256 == load_weights("random:0", TINY).sha256
-    with pytest.raises(WeightsError, match=r"tiny\.pth is no ResNet18: the tensor conv1\.weight is missing"):
+    with pytest.raises(WeightsError, match=r"tiny\.pth is not a ResNet18: the tensor conv1\.weight is missing"):
         load_weights(str(tmp_path / "tiny.pth"))
 
 

@@ -62,7 +62,7 @@ def choose_compute(backbone: Backbone, n_images: int, *, resumed: str | None = N
         raise HoarfrostError(
             f"The interrupted extraction used the compute path {resumed!r}, which is not possible on this machine. "
             f"With {backbone.compute!r}, embeddings would differ in the last bits. Finish it on the machine where it "
-            "started, or choose another --cache."
+            "started, or name another --cache."
         )
 
 
