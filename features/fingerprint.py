@@ -85,20 +85,10 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
 
 
 def weights_origin(spec: str, encoder: EncoderSpec) -> str:
-    """Return where weights come from: the same origin means the same tensors.
+    """Return where the weights "imagenet", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
 
-    This loads no torch, so an extraction with nothing to embed need not load the weights to identify them.
-
-    Parameters
-    ----------
-    spec : str
-        "imagenet", "random:SEED" or the path of a checkpoint.
-    encoder : EncoderSpec
-
-    Returns
-    -------
-    str
-        Empty if the origin is unknown: the file is missing, or the encoder has no published weights.
+    The same origin means the same tensors. This loads no torch, so that an extraction with nothing to embed need not load
+    the weights to identify them.
     """
     if spec == "imagenet":
         return "" if encoder.published is None else encoder.published.origin

@@ -47,7 +47,7 @@ _TURNS = {  # from EXIF's orientation to what turns the image upright
 
 # TIFF's tags, and some of their values.
 _BITS_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 284, 339
-_WHITE_IS_ZERO, _PLANES_APART, _UNSIGNED, _SIGNED = 0, 2, 1, 2
+_WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 
 # Pillow warns of odd metadata without naming the file, and of sizes that are limited here. Ignored for the whole process:
 # threads decode, and catch_warnings is not safe in threads.
@@ -170,16 +170,13 @@ def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = N
 
     Other pixels become 8-bit grey or RGB: more bits by the window from 0.5% to 99.5% of the pixels, transparency over
     black, DICOM as in `decoding.dicom`. EXIF's orientation is applied. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its
-    size, at a fraction of the cost; its shorter side stays at least twice as long as the encoder's input.
+    size, at a fraction of the cost; its shorter side stays at least twice as long as the encoder's input. torchvision's
+    decoders take 10 to 30% less time than Pillow, but are deprecated, and damaged PNGs crash them.
 
     Raises
     ------
     ImageDecodeError
         If the bytes are not an image, are damaged or truncated, or have more pixels than `decoding.max_pixels`.
-
-    Notes
-    -----
-    torchvision's decoders take 10 to 30% less time than Pillow, but are deprecated, and damaged PNGs crash them.
     """
     with opened(content, decoding or Decoding()) as image:
         return image.pixels()
@@ -252,10 +249,14 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             _seek(image, frame)
         elif image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
             decoding.on_note(FIRST_FRAME)
-        if image.format == "PNG":
-            _check_png(content)
+        if image.format == "PNG":  # decoding ends with the last pixel, before the pixels' checksums
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as unread:
+                unread.verify()
         if image.format == "TIFF":
-            _check_planes(image)
+            # Of 16-bit channels that are stored separately, Pillow takes the bytes for pixels.
+            if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _SEPARATE_PLANES:
+                reason = f"{_bits(image)} bits per channel, channels stored separately"
+                raise ImageDecodeError(Unreadable.TIFF_KIND, reason)
             if not frame and getattr(image, "n_frames", 1) > 1:
                 decoding.on_note(FIRST_IMAGE)
         size = image.size
@@ -301,12 +302,6 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
     """Return the value of a TIFF's tag; of several, one for each channel, the first."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value[0] if isinstance(value, tuple) else value  # type: ignore[no-any-return]
-
-
-def _check_planes(image: Image.Image) -> None:
-    """Refuse channels of 16 bits that are stored separately: Pillow takes their bytes for pixels."""
-    if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _PLANES_APART:
-        raise ImageDecodeError(Unreadable.TIFF_KIND, f"{_bits(image)} bits per channel, channels stored separately")
 
 
 def n_pages(file: str | BinaryIO) -> int:
@@ -355,19 +350,17 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_png(content: bytes) -> None:
-    """Check the chunks' checksums: decoding ends with the last pixel and does not read those of the pixels."""
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        image.verify()
-
-
 def _pixels(image: Image.Image) -> "Pixels":
     """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and copying take as much memory again each."""
     image.load()
     image = _upright(image)
     stored = _stored_type(image)
     if image.mode in DEEP_MODES or stored is not None:
-        return _deep_pixels(image, stored)
+        values = np.asarray(image) if stored is None else np.asarray(image).view(stored)
+        pixels = scaled(values, *percentile_window(values))
+        # Pillow itself inverts white-is-zero TIFFs of 8 bits, but not those of more.
+        is_inverted = image.mode != "L" and _tiff_tag(image, _PHOTOMETRIC_TAG, 1) == _WHITE_IS_ZERO
+        return 255 - pixels if is_inverted else pixels
     mode = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     n_rows = max(1, STRIP_PIXELS // image.width)
     if n_rows >= image.height:
@@ -406,16 +399,6 @@ def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
     if image.mode == "L" and sample_format == _SIGNED:
         return np.int8
     return np.uint32 if image.mode == "I" and image.format == "TIFF" and sample_format == _UNSIGNED else None
-
-
-def _deep_pixels(image: Image.Image, stored: "npt.DTypeLike | None") -> "Pixels":
-    """Convert more bits to 8, by the window from 0.5% to 99.5% of the image's pixels."""
-    values = np.asarray(image)
-    values = values if stored is None else values.view(stored)
-    pixels = scaled(values, *percentile_window(values))
-    # Pillow itself inverts white-is-zero TIFFs of 8 bits, but not those of more.
-    is_inverted = image.mode != "L" and _tiff_tag(image, _PHOTOMETRIC_TAG, 1) == _WHITE_IS_ZERO
-    return 255 - pixels if is_inverted else pixels
 
 
 def _planes(pixels: "Pixels") -> "torch.Tensor":

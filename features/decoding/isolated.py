@@ -74,6 +74,10 @@ class _Process:
             raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def _time_out(self) -> None:
         self._is_late = True
         self._process.kill()
@@ -95,14 +99,15 @@ class _Process:
         self._process.wait()
 
 
-_idle: list[_Process] = []
+_idle: list[_Process] = []  # append and pop are safe in threads
 
 
 @contextmanager
 def _a_process() -> Iterator[_Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
     try:
-        process = _idle.pop()  # lists are safe in threads
+        while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
+            process.close()
     except IndexError:
         process = _Process()
     try:
@@ -125,14 +130,8 @@ def decode_isolated(
 ) -> "npt.NDArray[np.uint8]":
     """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
 
-    Parameters
-    ----------
-    content, frame
-        As `formats.parts` returns them.
-    max_pixels, window, size
-        As in `images.Decoding`.
-    seconds : float, optional
-        When to end a decoder that hangs.
+    `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`; a decoder that has not
+    finished after `seconds` is ended.
 
     Raises
     ------
@@ -171,8 +170,8 @@ def inspect_isolated(
 
 
 def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
-    ends = None if window is None else [window.center, window.width]
-    return {"frame": frame, "max_pixels": max_pixels, "window": ends, "size": size}
+    shown = window and [window.center, window.width]
+    return {"frame": frame, "max_pixels": max_pixels, "window": shown, "size": size}
 
 
 @atexit.register

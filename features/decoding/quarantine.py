@@ -7,7 +7,6 @@ import queue
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -80,9 +79,7 @@ class Quarantine:
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         noted = [slot for slot in self._suspects.values() if slot is not None]
         if all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted):
             self._notes_path.unlink(missing_ok=True)
@@ -104,13 +101,7 @@ class Quarantine:
                 return mmap.mmap(-1, n_bytes)
 
     def load(self, content: "Content", key: bytes, decoding: Decoding) -> "torch.Tensor":
-        """Decode as `load_image` does: a suspect in another process, and an image in quarantine not at all.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the image is unreadable, or in quarantine.
-        """
+        """Decode as `load_image` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
         if isinstance(content, np.ndarray):  # no decoder
             return load_image(content, decoding)
         if key in self._reasons:

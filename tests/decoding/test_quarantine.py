@@ -191,6 +191,14 @@ def test_process_of_its_own_that_crashes_or_hangs_is_named(
         decode_isolated(PNG, 0, MAX_PIXELS, None)
 
 
+def test_process_that_was_killed_while_idle_costs_no_image() -> None:
+    wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
+    for process in hoarfrost.features.decoding.isolated._idle:
+        process._process.kill()
+        process._process.wait()
+    assert np.array_equal(decode_isolated(PNG, 0, MAX_PIXELS, None), wanted)
+
+
 @pytest.mark.slow
 def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> None:
     write_set(tmp_path / "images")

@@ -15,7 +15,7 @@ _PROBE = '#include <cmath>\nextern "C" float probe(float x) { return std::sqrt(x
 
 
 class CompilerError(Exception):
-    """The compiler is missing, fails, or hangs."""
+    """The compiler is missing, fails, or hangs, as when a licence server or a network drive does not answer."""
 
 
 def compiler_command() -> list[str]:
@@ -29,13 +29,7 @@ def compiler_path() -> str:
 
 
 def check_compiler(seconds: float = PROBE_SECONDS) -> None:
-    """Compile two lines.
-
-    Raises
-    ------
-    CompilerError
-        If this fails, or takes longer than `seconds`: a licence server or a network drive may not answer.
-    """
+    """Compile two lines; raise CompilerError if this fails, or takes longer than `seconds`."""
     command = compiler_command()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"

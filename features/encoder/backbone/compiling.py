@@ -89,11 +89,10 @@ def _compile_if_it_pays(backbone: Backbone, n_images: int) -> None:
 
 def _expected_gain(backbone: Backbone) -> float:
     """Return how many times faster compiled code may be; 1 if it is not worth a try."""
-    if "compiled" not in backbone.encoder.fast_paths:
+    place = backbone.device.type, backbone.precision
+    if "compiled" not in backbone.encoder.fast_paths or (place == ("cpu", "bfloat16") and not has_amx()):
         return 1.0
-    if backbone.device.type == "cpu" and backbone.precision == "bfloat16" and not has_amx():
-        return 1.0
-    return EXPECTED_GAIN.get((backbone.device.type, backbone.precision), 1.0)
+    return EXPECTED_GAIN.get(place, 1.0)
 
 
 def _compiled_speeds(backbone: Backbone, eager_s: float) -> Speeds:
@@ -113,9 +112,8 @@ def try_to_compile(backbone: Backbone) -> bool:
     torch_log = logging.getLogger("torch")
     level = torch_log.level
     torch_log.setLevel(logging.ERROR)  # its warnings are for developers of compilers
-    logger.warning(
-        "Compiling the network takes about %.0f s.", EXPECTED_COMPILE_S
-    )  # else the silence looks like a hang
+    # Without this line the silence looks like a hang.
+    logger.warning("Compiling the network takes about %.0f s.", EXPECTED_COMPILE_S)
     try:
         if backbone.device.type == "cpu":
             check_compiler()
@@ -161,10 +159,8 @@ def read_speeds() -> Mapping[str, Speeds]:
     """Read the measured speeds; ignore old ones and a damaged file, to measure again."""
     try:
         content = json.loads(speeds_path().read_text(encoding="utf-8"))
-        found = {
-            key: Speeds(**{name: float(value) for name, value in {"found_s": 0.0, **entry}.items()})  # 0: very old
-            for key, entry in content.items()
-        }
+        entries = {key: {"found_s": 0.0, **entry} for key, entry in content.items()}  # 0: too old
+        found = {key: Speeds(**{name: float(value) for name, value in entry.items()}) for key, entry in entries.items()}
         return {key: speeds for key, speeds in found.items() if abs(time.time() - speeds.found_s) < KEPT_SECONDS}
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: a user without a home
         return {}

@@ -74,30 +74,14 @@ class Backbone:
         return 1 if self.device.type == "cuda" else 0
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute embeddings.
-
-        Parameters
-        ----------
-        images : Tensor (B, 3, S, S) uint8, on any device
-
-        Returns
-        -------
-        Tensor (B, D) float32, on the CPU
-        """
+        """Return the embeddings (B, D) float32, on the CPU, of images (B, 3, S, S) uint8 on any device."""
         return self.start(images)()
 
     @torch.no_grad()
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the feature maps, not compiled: their means over the cells are the embeddings.
+        """Return the feature maps (B, D, cells, cells) float32, on the CPU, of images (B, 3, S, S) uint8.
 
-        Parameters
-        ----------
-        images : Tensor (B, 3, S, S) uint8
-
-        Returns
-        -------
-        Tensor (B, D, cells, cells) float32, on the CPU
-            See `hoarfrost.features.encoder.registry.FeatureMap`.
+        Compiled code is not used. The maps' means over the cells are the embeddings.
 
         Raises
         ------

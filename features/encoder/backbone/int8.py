@@ -39,18 +39,9 @@ _WEIGHT_LEVELS = 255  # symmetric about zero
 
 
 def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
-    """Return the precision's name, with the activations' ranges on a dataset's own images.
+    """Return the precision's name: "int8:" and the largest input of each block's two convolutions, to four digits.
 
-    Parameters
-    ----------
-    weights : Weights
-    images : Tensor (N, 3, S, S) uint8
-        A few hundred are enough.
-
-    Returns
-    -------
-    str
-        "int8:" and the largest input of each block's two convolutions, to four digits.
+    `images` are a few hundred of the dataset's own, (N, 3, S, S) uint8.
     """
     network = Network(weights).to_precision(torch.float32)
     convolutions = [layer for block in _blocks(network.layers) for layer in (block.conv1, block.conv2)]

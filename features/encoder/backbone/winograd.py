@@ -7,17 +7,10 @@ from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 TILE = 4  # outputs per tile along each axis; it reads two more inputs
 
 # F(4 x 4, 3 x 3): transforms of the input tile, of the filter, and back to outputs.
-_INPUT = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float64,
-)
+_INPUT = torch.tensor([
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+], dtype=torch.float64)  # fmt: skip
 _FILTER = torch.tensor(
     [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
 ) / torch.tensor([[24.0]], dtype=torch.float64)
