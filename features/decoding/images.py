@@ -336,10 +336,10 @@ def thumbnail(content: "Content", side: int, window: Window | None = None) -> by
         If the image cannot be read.
     """
     pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side))
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    small.save(buffer, "JPEG", quality=80, optimize=True)
     return buffer.getvalue()
 
 

@@ -71,7 +71,7 @@ def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_a
         assert not (tmp_path / "c.h5.trying").exists()
     assert summary["forward_images"] == 0
     assert verify(cache).sound
-    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # mended: other bytes are another image
+    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # fixed: other bytes are another image
     assert json.loads(extract(folder, cache).stdout)["failed"] == 0
 
 
@@ -96,7 +96,7 @@ def crash(*_: object, **__: object) -> None:
     raise DecoderCrashError(Unreadable.CRASHED, "SIGABRT")
 
 
-def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
+def test_image_being_decoded_is_in_the_notes_and_is_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -149,7 +149,7 @@ def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", bytes(33), b"\xff" * 100])
-def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes) -> None:
+def test_damaged_notes_of_a_crash_are_ignored(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "c.h5.trying").write_bytes(garbage)
     (tmp_path / "c.h5.quarantine").write_bytes(garbage)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
@@ -262,7 +262,7 @@ def test_codec_that_is_known_to_crash_costs_one_image_and_not_the_process() -> N
         assert np.array_equal(decode_pixels(sound), wanted)
 
 
-def test_place_where_files_cannot_be_mapped_is_no_obstacle(
+def test_folder_where_files_cannot_be_mapped_is_used_without_notes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = hoarfrost.features.decoding.quarantine.mmap.mmap
@@ -290,7 +290,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
         assert (tmp_path / "c.h5.trying-alive").exists()
         quarantine.suspect({KEY})
         assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
-        assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is settled
+        assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is decoded
     clear_notes(cache, set())
     assert not list(tmp_path.glob("*trying*"))
 
@@ -310,7 +310,7 @@ def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     assert suspect_keys(tmp_path / "c.h5") == set()
 
 
-def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
+def test_notes_of_workers_that_were_not_cleared_are_used_by_the_next_extraction(tmp_path: Path) -> None:
     cache, others = tmp_path / "c.h5", [bytes([i]) * 32 for i in (1, 2)]
     leave_behind(cache, KEY)
     for i, key in enumerate(others):
@@ -323,7 +323,7 @@ def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extract
     assert suspect_keys(cache) == {KEY}
 
 
-def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
+def test_notes_that_a_full_disk_cannot_clear_stay_for_the_next_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "c.h5"

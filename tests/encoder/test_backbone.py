@@ -45,7 +45,7 @@ def backbone(weights: Weights) -> Backbone:
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """Give the images as the extraction gives them to the backbone."""
+    """Return the images as the extraction passes them to the backbone."""
     return torch.stack([load_image(content).expand(3, -1, -1) for content in IMAGES.values()])  # (9, 3, 224, 224)
 
 
@@ -94,7 +94,7 @@ def test_different_images_have_different_embeddings(embeddings: torch.Tensor) ->
     assert torch.linalg.vector_norm(embeddings[i] - embeddings[j]) > 0.02 * torch.linalg.vector_norm(embeddings[i])
 
 
-def test_an_embedding_is_bit_identical_whatever_its_batch(
+def test_an_embedding_is_bit_identical_in_any_batch(
     backbone: Backbone, pixels: torch.Tensor, embeddings: torch.Tensor
 ) -> None:
     """`embeddings` were computed in batches of 7 and 2."""
@@ -207,7 +207,7 @@ def with_memory_for(n_images: int, backbone: Backbone, error: RuntimeError = MEM
 
 
 @pytest.mark.parametrize("error", MEMORY_ERRORS, ids=str)
-def test_out_of_memory_halves_the_batch_and_goes_on(
+def test_out_of_memory_halves_the_batch_and_continues(
     weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture, error: RuntimeError
 ) -> None:
     reference = Backbone(weights)
@@ -334,6 +334,6 @@ def test_the_callers_random_state_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     "seed", ["", "x", "-1", "1.5", " 1", "1 ", "²", "٣", str(2**63), "9" * 5000], ids=lambda seed: seed[:22]
 )
-def test_seed_that_is_no_whole_number_is_refused(seed: str) -> None:
+def test_seed_that_is_not_a_whole_number_is_refused(seed: str) -> None:
     with pytest.raises(WeightsError, match="the seed must be a whole number from 0"):
         load_weights(f"random:{seed}")

@@ -93,7 +93,7 @@ def without(name: str) -> State:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks")
-def test_what_is_no_resnet18_is_refused_by_its_first_wrong_tensor(
+def test_weights_that_are_not_a_resnet18_are_refused_by_its_first_wrong_tensor(
     tmp_path: Path, content: Callable[[], object], message: str
 ) -> None:
     with pytest.raises(WeightsError, match=rf"checkpoint\.pth.*{message}"):
@@ -128,7 +128,7 @@ def test_pickled_hyperparameters_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["nowhere.pth", "imagenet1k", "Random:0", ""])
-def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+def test_path_that_is_not_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         WeightsError, match=r"(no such|not a) file\. Pass a \.pth or \.safetensors checkpoint, imagenet, random:SEED"
@@ -149,7 +149,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
     ids=["empty", "git-lfs", "HTML", "npy", "zeros", "zip's start", "pickle's start"],
 )
-def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=rf"x\.pth: {message}") as refused:
         load_weights(str(tmp_path / "x.pth"))

@@ -126,7 +126,7 @@ print(try_to_compile(backbone), backbone.compute, torch.equal(backbone.embed(ima
 
 
 @pytest.mark.slow
-def test_without_a_cplusplus_compiler_it_says_so_once_and_goes_on(run_python: RunPython, tmp_path: Path) -> None:
+def test_without_a_cplusplus_compiler_it_warns_once_and_continues(run_python: RunPython, tmp_path: Path) -> None:
     done = run_python(
         "-c",
         WITHOUT_A_COMPILER,

@@ -16,7 +16,7 @@ def pretend_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -
     monkeypatch.setenv("CXX", str(path))
 
 
-def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_said_once(
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_named_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_compiler(monkeypatch, tmp_path / "c++", f"sleep 600 & echo $! > {tmp_path}/child; wait")
@@ -35,14 +35,14 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_said_once(
 
 
 def is_ended(process: int) -> bool:
-    """Tell whether a process is gone, or waits only to be asked how it ended."""
+    """Return whether a process has ended, or is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-def test_a_compiler_that_fails_is_named_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_named_with_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_compiler(monkeypatch, tmp_path / "c++", "echo no licence >&2; exit 3")
     with pytest.raises(CompilerError, match="c\\+\\+ fails: no licence"):
         check_compiler()

@@ -95,7 +95,7 @@ def test_a_machine_that_does_not_list_its_cpus_features_computes_in_float32(
 
 @pytest.mark.usefixtures("nothing_timed")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_precision_that_was_asked_for_is_taken_on_any_cpu(
+def test_a_precision_that_was_asked_for_is_used_on_any_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
 ) -> None:
     pretend_processor(monkeypatch, tmp_path, "amx_bf16")
@@ -139,15 +139,17 @@ def test_a_cpu_takes_no_more_at_once_than_it_embeds_in_seconds(asked: int | None
     assert choose_batch_size(asked, device) == n_images
 
 
-@pytest.mark.parametrize("said", ["CUDA error: out of memory", "cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
-def test_memory_that_cannot_be_pinned_is_taken_unpinned_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory", "cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_memory_that_cannot_be_pinned_is_used_unpinned_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str
 ) -> None:
     empty = torch.empty
 
     def limited(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         if pin_memory:
-            raise RuntimeError(said)
+            raise RuntimeError(message)
         return empty(*sizes, **options)
 
     monkeypatch.setattr(torch, "empty", limited)
@@ -202,7 +204,7 @@ def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
 
 @pytest.fixture
 def cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Give a folder in the place of /sys/fs/cgroup, to a process that may use three CPUs."""
+    """Return a folder in place of /sys/fs/cgroup, for a process that may use three CPUs."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     monkeypatch.setattr(hoarfrost.features.devices, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(hoarfrost.features.devices, "OWN_CGROUP", tmp_path / "own")
@@ -215,7 +217,7 @@ def join(cgroups: Path, lines: str) -> None:
 
 
 def limit(folder: Path, **files: str) -> None:
-    """Write a cgroup's files; "cpu_max" stands for `cpu.max`."""
+    """Write a cgroup's files; "cpu_max" means `cpu.max`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name.replace("cpu_", "cpu.", 1)).write_text(content, encoding="utf-8")

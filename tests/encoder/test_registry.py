@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
 # -- another encoder is one entry ---------------------------------------------------------------------------------------
 
 
-def test_its_cache_holds_embeddings_of_its_dimension_and_says_so(made: Made) -> None:
+def test_its_cache_holds_embeddings_of_its_dimension_and_records_it(made: Made) -> None:
     with h5py.File(made.cache) as file:
         assert (int(file.attrs["dim"]), file.attrs["backbone"]) == (DIM, b"tiny")
         assert file["images/embedding"].shape[1] == DIM
@@ -239,7 +239,7 @@ def test_a_wrong_dimension_in_an_entry_is_seen_before_anything_is_committed(tmp_
 
 
 def test_resnet18s_fingerprint_is_that_of_the_caches_there_are() -> None:
-    # Computed before there was a registry: whoever changes it orphans every cache.
+    # Computed before there was a registry: a change of it orphans every cache.
     own, windowed = preprocessing(RESNET18), preprocessing(RESNET18, "40/400")
     plain = Fingerprint("resnet18", "ab" * 32, own, "float32")
     assert plain.digest == "cb6c58ce938227ab1f93241e500f9b2ecd23b23f4dcd9b63fb58478fdc0cbf47"

@@ -11,7 +11,7 @@ from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.errors import HoarfrostError
 
-COMPILED_GROUP = 32  # on a CPU more gain compiled code nothing, and take longer to compile and measure
+COMPILED_GROUP = 32  # on a CPU, larger groups are not faster, and take longer to compile and measure
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
