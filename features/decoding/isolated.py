@@ -170,8 +170,7 @@ def inspect_isolated(
 
 
 def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
-    shown = window and [window.center, window.width]
-    return {"frame": frame, "max_pixels": max_pixels, "window": shown, "size": size}
+    return {"frame": frame, "max_pixels": max_pixels, "window": window and [window.center, window.width], "size": size}
 
 
 @atexit.register
