@@ -26,7 +26,7 @@ _setting_threads = threading.Lock()
 
 
 def choose_device(asked: str, precision: str = "auto") -> str:
-    """Turn "auto" into a device that is there and computes in the precision; refuse one that is not or does not."""
+    """Return the device asked for, or the best one for "auto"; refuse one that is missing or unable to use the precision."""
     if precision.startswith("int8"):
         if asked not in {"auto", "cpu"}:
             raise HoarfrostError(f"--precision int8 runs on the CPU, not on {asked}. Pass --device cpu with it.")
@@ -34,52 +34,46 @@ def choose_device(asked: str, precision: str = "auto") -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
-        raise HoarfrostError("--device cuda: torch finds no CUDA device here. Pass --device cpu or auto.")
+        raise HoarfrostError("--device cuda: torch finds no CUDA device on this machine. Pass --device cpu or auto.")
     if asked == "mps" and not torch.backends.mps.is_available():
-        raise HoarfrostError("--device mps: torch finds no Apple GPU here. Pass --device cpu or auto.")
+        raise HoarfrostError("--device mps: torch finds no Apple GPU on this machine. Pass --device cpu or auto.")
     return asked
 
 
 def n_gpus() -> int:
-    """Count the CUDA devices of this machine."""
+    """Return the number of CUDA devices of this machine."""
     return torch.cuda.device_count()
 
 
-def default_batch_size(device: str) -> int:
-    """Give the images in a batch: many where a GPU computes on all at once."""
-    return 32 if device == "cpu" else 256
-
-
 def choose_batch_size(asked: int | None, device: str) -> int:
-    """Give the images that are taken at once: as asked, but on a CPU, whose results do not depend on it, not too many."""
-    batch_size = asked or default_batch_size(device)
-    return min(batch_size, MOST_ON_CPU) if device == "cpu" else batch_size
+    """Return the number of images in a batch: as asked, but limited on a CPU, whose results do not depend on it."""
+    return min(asked or 32, MOST_ON_CPU) if device == "cpu" else asked or 256  # a GPU computes on all of them at once
 
 
 def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:
-    """Make an empty tensor in the host's memory: pinned, which a GPU copies from by itself, as long as there is any."""
+    """Return an empty tensor in the host's memory: pinned, so that a GPU copies from it by itself, if possible."""
     if pinned:
         try:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        _say_unpinned()
+        _warn_unpinned()
     return torch.empty(shape, dtype=dtype)
 
 
 @cache  # once is enough
-def _say_unpinned() -> None:
-    logger.warning("no more memory can be pinned (see ulimit -l); going on without, which is only slower")
+def _warn_unpinned() -> None:
+    logger.warning("No more memory can be pinned (see ulimit -l). Continuing without pinned memory, only slower.")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether a GPU ran out of memory: torch has an error of its own for that, the libraries below it have not."""
+    """Return whether a GPU ran out of memory: torch has a class for this error, the libraries below it only a text."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def has_amx() -> bool:
-    """Tell whether the CPU has matrix units for bfloat16."""
+    """Return whether the CPU has matrix units for bfloat16."""
     return _has("amx_bf16")
 
 
@@ -89,22 +83,22 @@ def has_avx512_bf16() -> bool:
 
 
 def has_vnni() -> bool:
-    """Tell whether the CPU multiplies 8-bit integers natively."""
-    return _has("avx512_vnni") or _has("avx_vnni")
+    """Return whether the CPU multiplies 8-bit integers natively."""
+    return _has("avx512_vnni", "avx_vnni")
 
 
-def _has(flag: str) -> bool:
-    """Tell whether Linux lists a feature of the processor."""
+def _has(*features: str) -> bool:
+    """Return whether Linux lists one of these features of the processor."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    return any(flag in line.split() for line in lines if line.startswith("flags"))
+    return any(not set(features).isdisjoint(line.split()) for line in lines if line.startswith("flags"))
 
 
 @contextmanager
-def threads_of_its_own() -> Iterator[int]:
-    """Let torch compute on the CPUs that this process may use, as a number of threads; afterwards as before."""
+def threads_on_usable_cpus() -> Iterator[int]:
+    """Let torch compute on the CPUs that this process may use, and yield their number; restore the setting afterwards."""
     with _setting_threads:
         before = torch.get_num_threads()
         n_threads = min(before, usable_cpus())  # torch counts the host's; a container may have fewer
@@ -116,47 +110,39 @@ def threads_of_its_own() -> Iterator[int]:
 
 
 def compute_on_one_thread(n_elsewhere: int) -> None:
-    """Let this thread compute on one core, and threads to come on `n_elsewhere`.
-
-    What a thread sets is the default of later threads too, so another thread that ends at once sets it back.
-    """
+    """Let this thread compute on one core, and later threads on `n_elsewhere`."""
     with _setting_threads:
         torch.get_num_threads()  # else the first layer would take the default
         torch.set_num_threads(1)
-        keeper = threading.Thread(target=torch.set_num_threads, args=(n_elsewhere,))
-        keeper.start()
-        keeper.join()
+        # A thread's setting is the default of later threads too: a short-lived thread restores that.
+        restorer = threading.Thread(target=torch.set_num_threads, args=(n_elsewhere,))
+        restorer.start()
+        restorer.join()
 
 
 def usable_cpus() -> int:
-    """Count the CPUs that this process may use (its affinity, its cgroup's quota), not those of the host."""
+    """Return how many CPUs this process may use, by its affinity and its cgroups' quotas; the host may have more."""
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(n_cpus, _cgroup_quota())))
-
-
-def _cgroup_quota() -> float:
-    """Give how many CPUs' time the cgroup, or one above it, may use; infinity where nothing limits it."""
-    return min([math.inf, *(_quota(folder) for folder in _own_cgroups("cpu"))])
+    return max(1, math.ceil(min([n_cpus, *map(_quota, _own_cgroups("cpu"))])))
 
 
 def _own_cgroups(controller: str) -> Iterator[Path]:
-    """Give the folders of the cgroups that this process is in, and of those above them, for one controller."""
+    """Yield the folders of this process's cgroups, and of those above them, for one controller."""
     try:
         lines = OWN_CGROUP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, separator, path = rest.partition(":")
-        if not separator or (controllers and controller not in controllers.split(",")):
+        fields = line.split(":", 2)  # a number, controllers, a path
+        if len(fields) < 3 or (fields[1] and controller not in fields[1].split(",")):
             continue
-        mount = CGROUPS / controller if controllers else CGROUPS  # version 1 mounts each controller, version 2 one tree
-        group = mount / path.lstrip("/")
+        mount = CGROUPS / controller if fields[1] else CGROUPS  # version 1 mounts each controller, version 2 one tree
+        group = mount / fields[2].lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
 
 
 def _quota(folder: Path) -> float:
-    """Read one cgroup's limit, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), as a number of CPUs."""
+    """Read a cgroup's limit, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), as a number of CPUs; infinity if none."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
@@ -169,17 +155,17 @@ def _quota(folder: Path) -> float:
 
 
 def usable_memory() -> float:
-    """Give how many bytes this process may use: what the system has, within its cgroup's limit; infinity if unknown."""
+    """Return how many bytes this process may use: the system's memory, within its cgroups' limits; infinity if unknown."""
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
         total = next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemTotal:"))
     except (OSError, ValueError, StopIteration):
         total = math.inf
-    return min([total, *(_memory_limit(folder) for folder in _own_cgroups("memory"))])
+    return min([total, *map(_memory_limit, _own_cgroups("memory"))])
 
 
 def _memory_limit(folder: Path) -> float:
-    """Read one cgroup's limit, of version 2 or 1, in bytes."""
+    """Read a cgroup's limit, of version 2 or 1, in bytes; infinity if none."""
     name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
     try:
         limit = (folder / name).read_text(encoding="ascii").strip()

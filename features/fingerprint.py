@@ -29,21 +29,20 @@ STEPS: Mapping[str, Any] = {
     "dicom window": OWN_WINDOW,
     "interpolation": "bilinear, antialiased, 8-bit",
 }
-"""From an image's bytes to any encoder's input. Whoever changes what a step does changes its text here."""
+"""From an image's bytes to any encoder's input. A change of what a step does must change its text here."""
 
 
 def jpeg_short_side(size: int) -> int:
-    """Return how many pixels a DCT-scaled JPEG's shorter side has at least, for an encoder's input of this size."""
+    """Return the least length, in pixels, of a DCT-scaled JPEG's shorter side, for an encoder's input of this size."""
     return 2 * size
 
 
 def preprocessing(encoder: EncoderSpec, window: str | None = None) -> Mapping[str, Any]:
-    """Return the project's own steps and the encoder's, with a window of the user's in place of each DICOM file's own."""
-    shorter = jpeg_short_side(encoder.size)
+    """Return the project's own steps and the encoder's; a `window` replaces each DICOM file's own."""
     return {
         **STEPS,
         **({} if window is None else {"dicom window": window}),
-        "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {shorter}",
+        "jpeg": f"DCT-scaled (MPO too) by 1/2, 1/4 or 1/8, its shorter side at least {jpeg_short_side(encoder.size)}",
         "resize": [encoder.size, encoder.size],
         "mean": list(encoder.mean),
         "std": list(encoder.std),
@@ -51,43 +50,33 @@ def preprocessing(encoder: EncoderSpec, window: str | None = None) -> Mapping[st
 
 
 def window_asked_for(steps: Mapping[str, Any]) -> str | None:
-    """Tell which window of the user's a preprocessing has; None where each DICOM file's own is taken."""
+    """Return the window that the user chose, as a preprocessing records it; None if each DICOM file's own is used."""
     window = steps.get("dicom window", OWN_WINDOW)
     return None if window == OWN_WINDOW else str(window)
 
 
 def bytes_key(content: bytes) -> bytes:
-    """Give an image file's key: the SHA-256 of its encoded bytes, 32 bytes."""
+    """Return an image file's key: the SHA-256 of its encoded bytes, 32 bytes."""
     return hashlib.sha256(content).digest()
 
 
-def frame_key(digest: bytes, number: int) -> bytes:
-    """Give the key of one of several images in a file: the SHA-256 of that of the file's bytes, and the frame's number."""
-    return hashlib.sha256(digest + f"frame {number}\n".encode()).digest()
-
-
 def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
-    """Give the key of an image that is an array: the SHA-256 of its shape and pixels, 32 bytes.
-
-    The shape belongs to it: the same bytes as 28 x 28 and as 14 x 56 are two images.
-    """
+    """Return the key of an image that is an array: the SHA-256 of its shape and pixels, 32 bytes."""
+    # The same bytes as 28 x 28 and as 14 x 56 are two images.
     digest = hashlib.sha256(f"uint8 {pixels.shape}\n".encode())
     digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
     return digest.digest()
 
 
 def image_key(content: "bytes | EncodedFrame | npt.NDArray[np.uint8]") -> bytes:
-    """Give the key that an image's embedding is found by: that of its file, its frame or its pixels."""
+    """Return the key of an image's embedding: the SHA-256 of its file, of its file's digest and frame, or of its pixels."""
     if isinstance(content, EncodedFrame):
-        return frame_key(content.digest, content.number)
+        return bytes_key(content.digest + f"frame {content.number}\n".encode())
     return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
 
 
 def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
-    """Give the SHA-256 of named weights, as hex: of names, shapes and values, not of the file they came in.
-
-    So the same weights as `.pth` and `.safetensors`, with or without a classifier, are the same.
-    """
+    """Return the SHA-256 (hex) of the names, shapes and values of weights, whatever file they came in."""
     digest = hashlib.sha256()
     for name, values in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
@@ -96,20 +85,10 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
 
 
 def weights_origin(spec: str, encoder: EncoderSpec) -> str:
-    """Tell where weights come from, exactly enough that the same origin means the same tensors.
+    """Return where the weights "imagenet", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
 
-    It costs no torch: an extraction with nothing to embed need not load the weights to know them.
-
-    Parameters
-    ----------
-    spec : str
-        "imagenet", "random:SEED" or the path of a checkpoint.
-    encoder : EncoderSpec
-
-    Returns
-    -------
-    str
-        Empty where it cannot be told (no such file, no published weights).
+    The same origin means the same tensors. This loads no torch, so that an extraction with nothing to embed need not load
+    the weights to identify them.
     """
     if spec == "imagenet":
         return "" if encoder.published is None else encoder.published.origin
@@ -144,7 +123,7 @@ class Fingerprint:
 
     @property
     def encoder(self) -> EncoderSpec:
-        """The encoder of this name; raises EncoderError if this version has none."""
+        """The encoder of this name; raises EncoderError if this version does not have it."""
         return encoder_named(self.backbone)
 
     @property
@@ -153,7 +132,7 @@ class Fingerprint:
         return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Say which parts differ: "precision: float32 here, bfloat16 there"."""
+        """Return which parts differ: "precision: float32 here, bfloat16 there"."""
         mine, theirs = _parts(self), _parts(other)
         return [
             f"{part}: {mine.get(part, 'absent')} here, {theirs.get(part, 'absent')} there"
@@ -163,12 +142,11 @@ class Fingerprint:
 
 
 def _parts(fingerprint: Fingerprint) -> dict[str, str]:
-    preprocessing = {f"preprocessing.{key}": _canonical(value) for key, value in fingerprint.preprocessing.items()}
     return {
         "backbone": fingerprint.backbone,
         "weights (SHA-256)": fingerprint.weights_sha256,
         "precision": fingerprint.precision,
-        **preprocessing,
+        **{f"preprocessing.{key}": _canonical(value) for key, value in fingerprint.preprocessing.items()},
     }
 
 

@@ -1,10 +1,9 @@
-"""What `hoarfrost.features.decoding.apart` starts: decodes images from stdin, one after another, in a process that may crash.
+"""The process that `hoarfrost.features.decoding.isolated` starts. It decodes images from stdin, and may crash.
 
-A request is a line of JSON (frame, max_pixels, window, size, want, n_bytes: null for the file sent before) and the file's
-bytes.
-The answer is a line of JSON (n_bytes and what is wanted: "header" gives kind, size and width and height to be decoded,
-"check" decodes as well, and gives the notes, "pixels" gives their shape too, and sends them; or an error with its kind)
-and the pixels.
+A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, and n_bytes: null for
+the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes and either an error with its kind,
+or what was wanted: for "header" the kind, the size, and the width and height to be decoded; "check" decodes as well, and
+adds notes; "pixels" adds the shape of the pixels, and only it sends them.
 """
 
 import json
@@ -21,14 +20,14 @@ from hoarfrost.features.errors import ImageDecodeError
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     content = b""
     while line := requests.readline():
         asked = json.loads(line)
         if asked["n_bytes"] is not None:
             content = requests.read(asked["n_bytes"])
         try:
-            answer, payload = _answered(content, asked)
+            answer, payload = _answer(content, asked)
         except ImageDecodeError as error:
             answer, payload = {"error": str(error), "kind": error.kind}, memoryview(b"")
         answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
@@ -36,22 +35,20 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _answered(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+def _answer(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     notes: list[str] = []
     window = None if asked["window"] is None else Window(*asked["window"])
     decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True, size=asked["size"])
     with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
-        if asked["want"] == "header":
-            return answer, memoryview(b"")
-        pixels = np.ascontiguousarray(image.pixels())
-    if asked["want"] == "check":
+        pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
+    if pixels is None or asked["want"] == "check":
         return answer, memoryview(b"")
     return {**answer, "shape": pixels.shape}, pixels.data.cast("B")
 
 
 if __name__ == "__main__":
-    # What a library prints must not get between the answers.
+    # What a library prints must not be mixed into the answers.
     own = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, own)

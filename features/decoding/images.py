@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels that an encoder can take. The sole user of Pillow."""
+"""From encoded bytes to an encoder's input. With `pictures`, the sole user of Pillow."""
 
 import io
 import re
@@ -29,37 +29,37 @@ if TYPE_CHECKING:
 
 PIXELS_AT_ONCE = 64 << 20  # of all threads together
 STRIP_PIXELS = 1 << 20
-MAX_REASON = 300  # characters of what a library says
+MAX_REASON = 300  # characters of a library's message
 
 # Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
+# Keys of `notes` in --json: scripts rely on these words.
 FIRST_FRAME = "animated: the first frame is taken"
 FIRST_IMAGE = "several images in a file with another format's name: the first is taken"
 
-# Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a word.
+# Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a warning.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
-_TURNS = {
+_TURNS = {  # from EXIF's orientation to what turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What turns a picture upright, by EXIF's orientation."""
 
-# TIFF's tags, and values of theirs.
+# TIFF's tags, and some of their values.
 _BITS_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 284, 339
-_WHITE_IS_ZERO, _PLANES_APART, _UNSIGNED, _SIGNED = 0, 2, 1, 2
+_WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 
-# Pillow warns of odd metadata, naming no file, and of sizes that are limited here. For good, as threads decode
-# and catch_warnings is not safe in threads.
+# Pillow warns of odd metadata without naming the file, and of sizes that are limited here. Ignored for the whole process:
+# threads decode, and catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Of Pillow's own 16 MB blocks, malloc keeps what is freed for each thread; those of more than 32 MB go back at once.
+# Pillow's blocks have 16 MB, which malloc keeps for each thread once they are freed; it returns those above 32 MB at once.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 
 
 class PixelBudget:
-    """How many pixels may be decoded at once, by all threads together: each takes up to ten bytes for a moment."""
+    """The number of pixels that all threads together may decode at once: each takes up to ten bytes for a moment."""
 
     def __init__(self, n_pixels: int = PIXELS_AT_ONCE) -> None:
         self._n_pixels = n_pixels
@@ -68,7 +68,7 @@ class PixelBudget:
 
     @contextmanager
     def of(self, n_pixels: int) -> Iterator[None]:
-        """Wait until there is room; an image that is larger than all of it goes through alone."""
+        """Wait until so many pixels may be decoded; an image that is larger than the whole budget is decoded alone."""
         with self._changed:
             self._changed.wait_for(lambda: not self._n_taken or self._n_taken + n_pixels <= self._n_pixels)
             self._n_taken += n_pixels
@@ -89,13 +89,13 @@ class Decoding:
     max_pixels : int
         Larger images are refused before they are decoded.
     window : Window or None
-        What of a grey DICOM image is shown, in place of the file's own window.
+        Replaces the window of a grey DICOM file.
     budget : PixelBudget or None
-        Shared by threads, it bounds what they take together.
+        Limits what the threads that share it decode at once.
     on_note : callable
-        Told, in the thread that decodes, what was left out of an image that was read all the same.
+        Gets what was skipped in an image that was read nevertheless; runs in the thread that decodes.
     is_isolated : bool
-        Whether this process may crash; else codecs that do are used in another one.
+        Whether this process may crash; otherwise codecs that crash run in another one.
     size : int
         Height and width of the encoder's input.
     """
@@ -113,7 +113,7 @@ class Decoding:
 
 
 class OpenedImage(Protocol):
-    """A file whose header is read, and none of its pixels yet.
+    """A file whose header is read, but not its pixels.
 
     `width` and `height` are those to be decoded, `size` those of the file; `kind` is its format, mode and bits a
     channel: ("PNG", "I;16", 16).
@@ -129,7 +129,7 @@ class OpenedImage(Protocol):
 
 
 def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.Tensor":
-    """Return an encoded file, one of its frames, or an array's pixels, as the encoder takes them.
+    """Return an image as the encoder's input, from an encoded file, one of its frames, or an array.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.T
     Raises
     ------
     ImageDecodeError
-        If the bytes are no image that can be read whole.
+        If the bytes are not an image, or cannot be read completely.
     """
     decoding = decoding or Decoding()
     target = (decoding.size, decoding.size)
@@ -155,7 +155,7 @@ def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.T
 
 
 def _resized(image: "torch.Tensor", target: tuple[int, int]) -> "torch.Tensor":
-    import torch  # here: reading a header, or decoding in a process apart, needs none of it
+    import torch  # here: reading a header, or decoding in another process, does not need it
 
     if image.shape[1:] == target:
         return image
@@ -169,20 +169,15 @@ def _resized(image: "torch.Tensor", target: tuple[int, int]) -> "torch.Tensor":
 def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = None) -> "Pixels":
     """Decode a file's bytes, or one of its frames, to (H, W) grey or (H, W, 3) RGB.
 
-    What is not 8-bit grey or RGB becomes so: more bits by the window that 0.5% and 99.5% of the pixels end at, what
-    is transparent over black, DICOM as `decoding.dicom` says. EXIF's orientation is applied. A large JPEG is decoded
-    at 1/2, 1/4 or 1/8 of its size, which its cosine transform gives at a fraction of the cost, never below twice what
-    the encoder takes on the shorter side.
+    Other pixels become 8-bit grey or RGB: more bits by the window from 0.5% to 99.5% of the pixels, transparency over
+    black, DICOM as in `decoding.dicom`. EXIF's orientation is applied. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its
+    size, at a fraction of the cost; its shorter side stays at least twice as long as the encoder's input. torchvision's
+    decoders take 10 to 30% less time than Pillow, but are deprecated, and damaged PNGs crash them.
 
     Raises
     ------
     ImageDecodeError
-        If the bytes are no image, a damaged or truncated one, or one of more than `decoding.max_pixels`.
-
-    Notes
-    -----
-    Pillow alone decodes. torchvision's decoders take 10 to 30% less time, but are deprecated, and damaged
-    PNGs end the process there with a segmentation fault.
+        If the bytes are not an image, are damaged or truncated, or have more pixels than `decoding.max_pixels`.
     """
     with opened(content, decoding or Decoding()) as image:
         return image.pixels()
@@ -190,16 +185,13 @@ def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = N
 
 @contextmanager
 def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[OpenedImage]:
-    """Open a file's bytes and check them, before any pixel is decoded; name whatever goes wrong from there on."""
+    """Open and check a file's bytes before any pixel is decoded; raise ImageDecodeError for any error until the end."""
     encoded, frame = unpack(content)
     if not encoded:
         raise ImageDecodeError(Unreadable.EMPTY)
     try:
-        with (
-            _opened_dicom(encoded, frame, decoding)
-            if is_dicom(encoded)
-            else _opened_by_pillow(encoded, frame, decoding) as image
-        ):
+        open_file = _opened_dicom if is_dicom(encoded) else _opened_by_pillow
+        with open_file(encoded, frame, decoding) as image:
             _check_size(image.width, image.height, decoding.max_pixels)
             yield image
     except ImageDecodeError:
@@ -208,14 +200,12 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
         text = f"{Unreadable.NOT_RECOGNISED} ({describe(encoded)})"
         raise ImageDecodeError(Unreadable.NOT_RECOGNISED, text=text) from error
     except Image.DecompressionBombError as error:
-        found = re.search(r"\d+", str(error))  # only Pillow knows how many: the file was not opened
+        found = re.search(r"\d+", str(error))  # Pillow alone knows the number: it did not open the file
         n_pixels = f"{int(found[0]):,}" if found else "all"
-        raise ImageDecodeError(
-            Unreadable.TOO_MANY_PIXELS, f"{n_pixels} are more than {decoding.max_pixels:,} allowed (--max-pixels)"
-        ) from error
+        raise _too_many(n_pixels, decoding.max_pixels) from error
     except MemoryError as error:
         raise ImageDecodeError(Unreadable.NO_MEMORY_TO_DECODE) from error
-    # Libraries raise nearly anything on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
+    # Libraries raise nearly any error on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
         reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
         raise ImageDecodeError(Unreadable.DAMAGED, reason) from error
@@ -223,17 +213,17 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ImageDecodeError(
-            Unreadable.TOO_MANY_PIXELS, f"{width} x {height} are more than {max_pixels:,} allowed (--max-pixels)"
-        )
+        raise _too_many(f"{width} x {height}", max_pixels)
+
+
+def _too_many(found: str, allowed: int) -> ImageDecodeError:
+    return ImageDecodeError(Unreadable.TOO_MANY_PIXELS, f"{found} are more than {allowed:,} allowed (--max-pixels)")
 
 
 @contextmanager
 def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
-    try:
-        from hoarfrost.features.decoding.dicom import (
-            DicomImage,  # here: pydicom is an extra, and most images are no DICOM
-        )
+    try:  # here: pydicom is an extra, and most images are not DICOM
+        from hoarfrost.features.decoding.dicom import DicomImage
     except ImportError as error:
         raise ImageDecodeError(Unreadable.DICOM_MISSING, "pip install 'hoarfrost[dicom]'") from error
     image = DicomImage(content, frame, decoding.window, is_isolated=decoding.is_isolated)
@@ -244,7 +234,7 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
 
 @contextmanager
 def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
-    # What some formats allocate before they tell their size: a GIF's background, a TIFF's tile. All threads set the same.
+    # Limits what some formats allocate before their size is known: a GIF's background, a TIFF's tile. For all threads.
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     try:
         image = Image.open(io.BytesIO(content), formats=_formats())
@@ -255,26 +245,30 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             yield bare
         return
     with image:
-        _check_size(*image.size, decoding.max_pixels)  # before any other frame, for which some are decoded
+        _check_size(*image.size, decoding.max_pixels)  # before another frame is sought, which decodes some
         if frame:
             _seek(image, frame)
         elif image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
             decoding.on_note(FIRST_FRAME)
-        if image.format == "PNG":
-            _check_png(content)
+        if image.format == "PNG":  # decoding ends with the last pixel, before the pixels' checksums
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as unread:
+                unread.verify()
         if image.format == "TIFF":
-            _check_planes(image)
+            # Of 16-bit channels that are stored separately, Pillow takes the bytes for pixels.
+            if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _SEPARATE_PLANES:
+                reason = f"{_bits(image)} bits per channel, channels stored separately"
+                raise ImageDecodeError(Unreadable.TIFF_KIND, reason)
             if not frame and getattr(image, "n_frames", 1) > 1:
                 decoding.on_note(FIRST_IMAGE)
         size = image.size
-        if image.format in {"JPEG", "MPO"}:  # phones' JPEGs, with a small picture after the large one
+        if image.format in {"JPEG", "MPO"}:  # MPO: a phone's JPEG, with a smaller one after it
             image.draft(image.mode, (jpeg_short_side(decoding.size),) * 2)
         yield _PillowImage(image, size)
 
 
 def _seek(image: Image.Image, frame: int) -> None:
     if image.format != "TIFF":
-        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), f"of a {image.format} only the first is taken")
+        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), f"only the first frame of a {image.format} is read")
     try:
         image.seek(frame - 1)
     except EOFError as error:
@@ -282,8 +276,6 @@ def _seek(image: Image.Image, frame: int) -> None:
 
 
 class _PillowImage:
-    """An image that Pillow has opened."""
-
     def __init__(self, image: Image.Image, size: tuple[int, int]) -> None:
         self.width, self.height = image.size
         self.size = size
@@ -292,12 +284,11 @@ class _PillowImage:
         self._image = image
 
     def pixels(self) -> "Pixels":
-        """Decode (H, W) grey or (H, W, 3) RGB."""
         return _pixels(self._image)
 
 
 def _bits(image: Image.Image) -> int:
-    """Return how many bits a channel has in the file; Pillow's mode is that after decoding."""
+    """Return the bits of a channel in the file; Pillow's mode is that after decoding."""
     if image.format == "PNG" and image.mode not in DEEP_MODES:
         depth = re.search(r";(\d+)", str(getattr(image, "tile", "")))  # of its raw mode: "RGB;16B", "P;4"
         return int(depth[1]) if depth else 1 if image.mode == "1" else 8
@@ -309,19 +300,13 @@ def _bits(image: Image.Image) -> int:
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
-    """Return a TIFF's number, that of the first channel where there is one for each."""
+    """Return the value of a TIFF's tag; of several, one for each channel, the first."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value[0] if isinstance(value, tuple) else value  # type: ignore[no-any-return]
 
 
-def _check_planes(image: Image.Image) -> None:
-    """Refuse channels of 16 bits that are stored one after another: Pillow takes their bytes for pixels."""
-    if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _PLANES_APART:
-        raise ImageDecodeError(Unreadable.TIFF_KIND, f"{_bits(image)} bits a channel, each channel apart")
-
-
 def n_pages(file: str | BinaryIO) -> int:
-    """Count a TIFF's pages; 1 where they cannot be counted, for decoding will say why."""
+    """Return the number of a TIFF's pages; 1 if they cannot be counted: decoding will report why."""
     try:
         with Image.open(file, formats=("TIFF",)) as image:
             return max(1, int(getattr(image, "n_frames", 1)))
@@ -337,54 +322,46 @@ def encode_png(pixels: "Pixels") -> bytes:
 
 
 def thumbnail(content: "Content", side: int, window: Window | None = None) -> bytes:
-    """Return a small picture of an image, for people.
+    """Return a JPEG of an image whose longer side is at most `side` pixels, without the file's metadata.
 
     Parameters
     ----------
     content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
     side : int
-        What it measures at most, in pixels; a smaller image stays as it is.
     window : Window, optional
-        What of a grey DICOM image is shown; by default the file's own.
-
-    Returns
-    -------
-    bytes
-        A JPEG of the pixels alone, without the file's metadata.
+        Replaces the window of a grey DICOM file.
 
     Raises
     ------
     ImageDecodeError
-        As `load_image`.
+        If the image cannot be read.
     """
     pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side))
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    small.save(buffer, "JPEG", quality=80, optimize=True)
     return buffer.getvalue()
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this build of Pillow has."""
+    """Return the `FORMATS` that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_png(content: bytes) -> None:
-    """Compare the chunks' checksums: decoding ends with the last pixel, and leaves those of the pixels unread."""
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        image.verify()
-
-
 def _pixels(image: Image.Image) -> "Pixels":
-    """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and handing over take as much again each."""
+    """Copy the pixels, (H, W) or (H, W, 3), in strips: converting and copying take as much memory again each."""
     image.load()
     image = _upright(image)
     stored = _stored_type(image)
     if image.mode in DEEP_MODES or stored is not None:
-        return _deep_pixels(image, stored)
+        values = np.asarray(image) if stored is None else np.asarray(image).view(stored)
+        pixels = scaled(values, *percentile_window(values))
+        # Pillow itself inverts white-is-zero TIFFs of 8 bits, but not those of more.
+        is_inverted = image.mode != "L" and _tiff_tag(image, _PHOTOMETRIC_TAG, 1) == _WHITE_IS_ZERO
+        return 255 - pixels if is_inverted else pixels
     mode = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     n_rows = max(1, STRIP_PIXELS // image.width)
     if n_rows >= image.height:
@@ -397,12 +374,12 @@ def _pixels(image: Image.Image) -> "Pixels":
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Rotate a photograph as its EXIF says; Pillow rotates TIFFs by itself."""
+    """Apply EXIF's orientation; Pillow applies a TIFF's itself."""
     if "exif" not in image.info or image.format == "TIFF":
         return image
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as in `opened`; damaged EXIF says nothing, and leaves the pixels as they are
+    except Exception:  # as in `opened`; damaged EXIF is ignored
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -418,25 +395,15 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
-    """Return the stored type where Pillow takes a TIFF's signed bytes as unsigned, or unsigned words as signed."""
+    """Return the stored type if Pillow takes a TIFF's signed bytes as unsigned, or unsigned words as signed."""
     sample_format = _tiff_tag(image, _SAMPLE_FORMAT_TAG, _UNSIGNED)
     if image.mode == "L" and sample_format == _SIGNED:
         return np.int8
     return np.uint32 if image.mode == "I" and image.format == "TIFF" and sample_format == _UNSIGNED else None
 
 
-def _deep_pixels(image: Image.Image, stored: "npt.DTypeLike | None") -> "Pixels":
-    """Convert more bits to 8, by the window from 0.5% to 99.5% of the image's own pixels."""
-    values = np.asarray(image)
-    values = values if stored is None else values.view(stored)
-    pixels = scaled(values, *percentile_window(values))
-    # Pillow inverts white-is-zero TIFFs of 8 bits itself, and not those of more.
-    is_inverted = image.mode != "L" and _tiff_tag(image, _PHOTOMETRIC_TAG, 1) == _WHITE_IS_ZERO
-    return 255 - pixels if is_inverted else pixels
-
-
 def _planes(pixels: "Pixels") -> "torch.Tensor":
-    """Return the pixels as (C, H, W), channels last in memory; without a copy where torch can."""
+    """Return the pixels as (C, H, W), channels last in memory; without a copy if possible."""
     import torch
 
     if not pixels.flags.writeable or any(stride < 0 for stride in pixels.strides):

@@ -1,20 +1,19 @@
-"""Images whose decoder crashes the process: noted before decoding, retried in another process, then skipped."""
+"""Images whose decoder crashes the process: noted before decoding, tried again in another process, then skipped."""
 
 import logging
 import mmap
 import os
 import queue
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding, load_image
+from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -24,118 +23,97 @@ if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
 
 NOTES_SUFFIX = ".trying"
-_NOTHING = bytes(KEY_BYTES)
+_NO_KEY = bytes(KEY_BYTES)
 
 logger = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Keeps an image whose decoder crashes from ending every extraction; a context manager.
+    """A context manager that keeps an image whose decoder crashes from ending every extraction.
 
-    While a file is decoded, its key stands in `CACHE.trying`: memory that is mapped to the file, which outlives the
-    process at the cost of copying 32 bytes. What stands there when the next extraction begins was being decoded when the
-    process died, of whatever cause; such an image is decoded in a process of its own. If that one crashes, the image is
-    unreadable from then on, as `CACHE.quarantine` says with a reason.
+    While a file is decoded, its key is in `CACHE.trying`: memory that is mapped to the file, which outlives the process at
+    the cost of copying 32 bytes. A key that is there when the next extraction starts was being decoded when the process
+    died, whatever the cause. Such an image is decoded in a process of its own. If that process crashes too, the image is
+    unreadable from then on: `CACHE.quarantine` records it with a reason.
 
-    Workers of a cluster have notes of their own, `CACHE.trying-WORKER`. Of what others left behind they are told by
-    `suspect`; those notes stay where they are until the extraction ends.
+    Each worker of a cluster has its own notes, `CACHE.trying-WORKER`, which stay until the extraction ends. `suspect`
+    passes it the images that other workers died at.
 
     Parameters
     ----------
     cache : Path
-        The cache's file.
+        The cache file.
     n_threads : int
-        How many decode at the same time.
+        How many threads decode at the same time.
     worker : str
-        The worker's name, if it is one.
+        The worker's name, on a cluster.
     """
 
     def __init__(self, cache: Path, n_threads: int, *, worker: str = "") -> None:
-        self._cache = cache
-        self._worker = worker
-        self._trying_path = _notes_path(cache, worker)
         self.path = _quarantine_path(cache)
-        self._n_threads = n_threads
+        self._cache, self._n_threads, self._worker = cache, n_threads, worker
+        self._notes_path = _notes_path(cache, worker)
         self._reasons: dict[bytes, str] = {}
-        self._suspects: dict[bytes, int | None] = {}  # and, if it is noted here, its slot: cleared once it is decoded
+        self._suspects: dict[bytes, int | None] = {}  # with the slot of its note, to be cleared, unless noted elsewhere
 
     def __enter__(self) -> Self:
         try:
             self._reasons = dict(_quarantined(self.path))
             earlier = [] if self._worker else _all_notes(self._cache)
-            suspects = suspect_keys(self._cache) if not self._worker else set()
-            slots = [*[_NOTHING] * self._n_threads, *suspects]
-            new = self._trying_path.with_name(self._trying_path.name + ".tmp")
-            new.write_bytes(b"".join(slots))
-            new.replace(self._trying_path)
-            self._slots = self._mapped(len(slots) * KEY_BYTES)
-            for notes in earlier:  # what they say stands here now
-                if notes != self._trying_path:
-                    notes.unlink(missing_ok=True)
+            suspects = set() if self._worker else suspect_keys(self._cache)
+            _write_notes(self._notes_path, [*[_NO_KEY] * self._n_threads, *suspects])
+            self._slots = self._mapped((self._n_threads + len(suspects)) * KEY_BYTES)
+            for path in earlier:  # their keys are in this process's notes now
+                if path != self._notes_path:
+                    path.unlink(missing_ok=True)
         except OSError as error:
-            raise CacheError(f"{self._trying_path}: cannot be written: {error.strerror}.") from error
+            raise CacheError(f"{self._notes_path}: cannot be written: {error.strerror}.") from error
         self._suspects = {key: (self._n_threads + i) * KEY_BYTES for i, key in enumerate(suspects)}
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(self._n_threads):
             self._free.put(i * KEY_BYTES)
         if suspects:
             logger.warning(
-                "the last extraction ended while it decoded %s images; they are decoded in a process apart",
+                "Images that were being decoded when the last extraction ended: %s. They now get a process of their own.",
                 len(suspects),
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         noted = [slot for slot in self._suspects.values() if slot is not None]
-        if not any(self._slots[slot : slot + KEY_BYTES] != _NOTHING for slot in noted):
-            self._trying_path.unlink(missing_ok=True)
+        if all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted):
+            self._notes_path.unlink(missing_ok=True)
 
     def suspect(self, keys: Collection[bytes]) -> None:
-        """Decode these in another process from now on: another worker died at them."""
+        """Decode these images in another process from now on: another worker died at them."""
         if not self._suspects.keys() >= set(keys):
-            self._reasons.update(_quarantined(self.path))  # who found one to crash has written it down
+            self._reasons.update(_quarantined(self.path))  # the worker that found one to crash has recorded it
         for key in keys:
             self._suspects.setdefault(key, None)
 
     def _mapped(self, n_bytes: int) -> mmap.mmap:
-        with self._trying_path.open("r+b") as file:
+        with self._notes_path.open("r+b") as file:
             try:
                 return mmap.mmap(file.fileno(), n_bytes)
             except OSError as error:
-                logger.warning(
-                    "%s: files cannot be mapped here (%s); a crash tells no image",
-                    self._trying_path,
-                    error.strerror,
-                )
+                text = "%s: files cannot be mapped in this folder (%s). After a crash, its image will be unknown."
+                logger.warning(text, self._notes_path, error.strerror)
                 return mmap.mmap(-1, n_bytes)
 
     def load(self, content: "Content", key: bytes, decoding: Decoding) -> "torch.Tensor":
-        """Decode as `load_image` does; in another process what may crash this one, and not at all what did.
-
-        Raises
-        ------
-        ImageDecodeError
-            If the image is unreadable, or in quarantine.
-        """
-        if isinstance(content, np.ndarray):  # nothing decodes it
+        """Decode as `load_image` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
+        if isinstance(content, np.ndarray):  # no decoder
             return load_image(content, decoding)
         if key in self._reasons:
             raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
             return self._load_suspect(content, key, decoding)
-        with self._noted(key):
-            return load_image(content, decoding)
-
-    @contextmanager
-    def _noted(self, key: bytes) -> Iterator[None]:
         slot = self._free.get()
         self._slots[slot : slot + KEY_BYTES] = key
         try:
-            yield
+            return load_image(content, decoding)
         finally:
-            self._slots[slot : slot + KEY_BYTES] = _NOTHING
+            self._slots[slot : slot + KEY_BYTES] = _NO_KEY
             self._free.put(slot)
 
     def _load_suspect(self, content: "bytes | EncodedFrame", key: bytes, decoding: Decoding) -> "torch.Tensor":
@@ -150,33 +128,26 @@ class Quarantine:
                 os.fsync(file.fileno())
             raise ImageDecodeError(Unreadable.CRASHED, text=reason) from error
         finally:
-            slot = self._suspects[key]
-            if slot is not None:
-                self._slots[slot : slot + KEY_BYTES] = _NOTHING
+            if (slot := self._suspects[key]) is not None:
+                self._slots[slot : slot + KEY_BYTES] = _NO_KEY
 
 
 def load_isolated(content: "Content", decoding: Decoding) -> "torch.Tensor":
-    """Decode as `load_image` does, in another process: a decoder that crashes costs this image only.
-
-    Raises
-    ------
-    DecoderCrashError, ImageDecodeError
-        As `decode_isolated`.
-    """
-    if isinstance(content, np.ndarray):  # nothing decodes it
+    """Decode as `load_image` does, but in another process; raises as `decode_isolated` does."""
+    if isinstance(content, np.ndarray):  # no decoder
         return load_image(content, decoding)
     pixels = decode_isolated(*unpack(content), decoding.max_pixels, decoding.window, size=decoding.size)
     return load_image(pixels, decoding)
 
 
 def suspect_keys(cache: Path) -> set[bytes]:
-    """Return the keys that were being decoded when a process of an earlier extraction died, but for those in quarantine."""
+    """Return the keys that were being decoded when a process of an earlier extraction died, without those in quarantine."""
     found = {key for notes in _all_notes(cache) for key in _noted_in(notes)}
     return found - dict(_quarantined(_quarantine_path(cache))).keys()
 
 
 def suspect_keys_of_worker(cache: Path, worker: str) -> set[bytes]:
-    """Return the keys that a worker was decoding when it died; none if its host took the notes with it."""
+    """Return the keys that a worker was decoding when it died; none if the notes were lost with its host."""
     try:
         return _noted_in(_notes_path(cache, worker))
     except OSError:
@@ -184,19 +155,23 @@ def suspect_keys_of_worker(cache: Path, worker: str) -> set[bytes]:
 
 
 def clear_notes(cache: Path, still_suspect: Collection[bytes]) -> None:
-    """Remove the notes of all workers that are gone, but for those of images that nobody has decoded since.
+    """Remove the notes of all workers that have ended; keep those of images that have not been decoded since.
 
-    On a full disk they stay as they are, to be read by the next extraction.
+    On a full disk all notes stay, for the next extraction.
     """
     before, own = _all_notes(cache), _notes_path(cache, "")
     with suppress(OSError):
         if still_suspect:
-            new = own.with_name(own.name + ".tmp")
-            new.write_bytes(b"".join(sorted(still_suspect)))
-            new.replace(own)
-        for notes in before:
-            if notes != own or not still_suspect:
-                notes.unlink(missing_ok=True)
+            _write_notes(own, sorted(still_suspect))
+        for path in before:
+            if path != own or not still_suspect:
+                path.unlink(missing_ok=True)
+
+
+def _write_notes(path: Path, keys: Collection[bytes]) -> None:
+    new = path.with_name(path.name + ".tmp")
+    new.write_bytes(b"".join(keys))
+    new.replace(path)
 
 
 def _notes_path(cache: Path, worker: str) -> Path:
@@ -210,22 +185,21 @@ def _quarantine_path(cache: Path) -> Path:
 def _all_notes(cache: Path) -> list[Path]:
     prefix = cache.name + NOTES_SUFFIX
     try:
-        with os.scandir(cache.parent) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+        names = sorted(path.name for path in cache.parent.iterdir())
     except OSError:
         return []
-    return [cache.with_name(name) for name in sorted(names) if name == prefix or name.startswith(f"{prefix}-")]
+    return [cache.with_name(name) for name in names if name == prefix or name.startswith(f"{prefix}-")]
 
 
 def _noted_in(path: Path) -> set[bytes]:
     """Return the keys that were being decoded when a process died."""
     content = path.read_bytes() if path.is_file() else b""
-    whole = len(content) - len(content) % KEY_BYTES
-    return {content[start : start + KEY_BYTES] for start in range(0, whole, KEY_BYTES)} - {_NOTHING}
+    whole = range(0, len(content) - KEY_BYTES + 1, KEY_BYTES)
+    return {content[start : start + KEY_BYTES] for start in whole} - {_NO_KEY}
 
 
 def _quarantined(path: Path) -> Iterator[tuple[bytes, str]]:
-    """Read keys and reasons; a line that a full disk cut off is passed over."""
+    """Read keys and reasons; skip a line that a full disk cut off."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         key, _, reason = line.partition(" ")

@@ -1,4 +1,4 @@
-"""More than 8 bits a pixel become 8: by a window of values that black and white lie at the ends of."""
+"""From more than 8 bits per pixel to 8: by a window of values, from black to white."""
 
 import math
 from dataclasses import dataclass
@@ -17,24 +17,18 @@ _STRIP_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Window:
-    """What DICOM calls a window: `width` values around `center` are spread from black to white."""
+    """A window as in DICOM: `width` values around `center` are spread from black to white."""
 
     center: float
     width: float
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read CENTER/WIDTH, as in 40/400.
-
-        Raises
-        ------
-        ValueError
-            If that is no window, or a width under 1.
-        """
+        """Read CENTER/WIDTH, as in 40/400; raise ValueError if it is not a window, or its width is below 1."""
         center, mark, width = text.partition("/")
         window = cls(float(center), float(width)) if mark else None
         if window is None or not (math.isfinite(window.center) and 1 <= window.width < math.inf):
-            raise ValueError(f"{text!r} is no window; write CENTER/WIDTH, as in 40/400, with a width of at least 1")
+            raise ValueError(f"{text!r} is not a window; write CENTER/WIDTH, as in 40/400, with a width of at least 1")
         return window
 
     def __str__(self) -> str:
@@ -42,12 +36,12 @@ class Window:
 
 
 def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
-    """Return the values that 0.5% and 99.5% of the pixels do not exceed; least and greatest where those are equal.
+    """Return the values that 0.5% and 99.5% of the pixels do not exceed; the least and the greatest if those are equal.
 
     Parameters
     ----------
     values : ndarray of any shape
-        Whole numbers or floats; what is not finite does not count.
+        Integers or floats; those that are not finite do not count.
 
     Returns
     -------
@@ -57,7 +51,7 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     Raises
     ------
     ImageDecodeError
-        If none is finite: such an image says nothing.
+        If no value is finite.
     """
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         return _counted_window(values)
@@ -65,43 +59,42 @@ def percentile_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
     flat = flat[np.isfinite(flat)] if values.dtype.kind == "f" else flat
     if not flat.size:
         raise ImageDecodeError(Unreadable.NO_NUMBERS)
-    places = [_place(share, flat.size) for share in PERCENTILES]
-    ends = np.partition(flat, sorted({*places, 0, flat.size - 1}))
-    low, high = (float(ends[place]) for place in places)
-    return (low, high) if low < high else (float(ends[0]), float(ends[-1]))
+    ranks = [_rank(percentile, flat.size) for percentile in PERCENTILES]
+    ordered = np.partition(flat, sorted({*ranks, 0, flat.size - 1}))
+    low, high = (float(ordered[rank]) for rank in ranks)
+    return (low, high) if low < high else (float(ordered[0]), float(ordered[-1]))
 
 
 def _counted_window(values: "npt.NDArray[Any]") -> tuple[float, float]:
-    """Return the same for up to 16 bits, by counting each value: no sorting, and no second copy."""
+    """Return the same for up to 16 bits, by counting each value, without sorting or a second copy."""
     least = int(values.min())
     counts = np.zeros(int(values.max()) - least + 1, np.int64)
     flat = values.reshape(-1)
     for start in range(0, flat.size, _STRIP_VALUES):
         part = flat[start : start + _STRIP_VALUES].astype(np.int64) - least
         counts += np.bincount(part, minlength=len(counts))
-    until = np.cumsum(counts)
-    low, high = (least + int(np.searchsorted(until, _place(share, flat.size) + 1)) for share in PERCENTILES)
+    cumulative = np.cumsum(counts)
+    low, high = (
+        least + int(np.searchsorted(cumulative, _rank(percentile, flat.size) + 1)) for percentile in PERCENTILES
+    )
     return (float(low), float(high)) if low < high else (float(least), float(least + len(counts) - 1))
 
 
-def _place(percentile: float, n: int) -> int:
+def _rank(percentile: float, n: int) -> int:
     """Return the rank, from 0, of the least value that this percentage of `n` values does not exceed."""
     return max(0, math.ceil(n * percentile / 100) - 1)
 
 
 def scaled(values: "npt.NDArray[Any]", low: float, high: float) -> "npt.NDArray[np.uint8]":
-    """Scale values linearly from `low` (0) to `high` (255), rounded; what is not a number is 0.
-
-    Where `low` is `high` the image says nothing, and is black.
-    """
+    """Scale values linearly from `low` (0) to `high` (255), rounded; NaN is 0, and so is all of it if `low` is `high`."""
     pixels = np.zeros(values.shape, np.uint8)
     if not high > low:
         return pixels
     n_rows = max(1, _STRIP_VALUES // max(1, math.prod(values.shape[1:])))
     for top in range(0, len(values), n_rows):
-        with np.errstate(invalid="ignore"):  # of NaNs that signal
+        with np.errstate(invalid="ignore"):  # signalling NaNs
             strip = values[top : top + n_rows].astype(np.float64)
         np.clip(np.nan_to_num(strip, copy=False, nan=low, posinf=high, neginf=low), low, high, out=strip)
-        # Halved: the greatest floats' distance is more than a float holds.
+        # Halved: the distance of the greatest floats would overflow.
         pixels[top : top + n_rows] = np.rint((strip / 2 - low / 2) / (high / 2 - low / 2) * 255)
     return pixels

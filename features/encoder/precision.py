@@ -1,4 +1,4 @@
-"""What an encoder computes in on a device: asked for, or found to be faster by timing layers."""
+"""The precision of an encoder on a device: as asked for, or the faster one by timing layers."""
 
 import copy
 import time
@@ -7,15 +7,15 @@ import torch
 
 from hoarfrost.features.devices import has_amx, has_avx512_bf16
 
-BFLOAT16_MARGIN = 1.1  # so many times faster it must be; less is noise, and costs digits
-TURNS = 5
+BFLOAT16_MARGIN = 1.1  # the least gain in speed: a smaller one is noise, and costs digits
+REPEATS = 5
 
 
 def choose_precision(asked: str, device: str) -> str:
-    """Turn "auto" into the precision that is fast on the device: bfloat16 where it is multiplied natively, else float32."""
+    """Return the precision asked for; for "auto", bfloat16 if the device multiplies it natively, else float32."""
     if asked != "auto":
         return asked
-    if device == "cuda":  # older ones emulate it
+    if device == "cuda":  # older GPUs emulate it
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device == "cpu" and (has_amx() or (has_avx512_bf16() and _bfloat16_is_faster())):
         return "bfloat16"
@@ -29,9 +29,9 @@ def _bfloat16_is_faster() -> bool:
 
 
 def _layer_seconds() -> tuple[float, float]:
-    """Time layers as they run in float32, the wide one by Winograd's method, and in bfloat16.
+    """Time layers in float32, the wide one by Winograd's method, and in bfloat16.
 
-    By turns, and the least of each, for other work on the machine hits both.
+    Both are timed alternately, and the least time counts, because other work on the machine affects both.
     """
     from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d  # here: most processors need no timing
 
@@ -41,7 +41,7 @@ def _layer_seconds() -> tuple[float, float]:
         copies = [copy.deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]  # type: ignore[call-overload]
         inputs = [torch.zeros((8, n, size, size), dtype=dtype) for n, size in ((128, 28), (256, 14))]
         candidates.append((copies, [x.contiguous(memory_format=torch.channels_last) for x in inputs]))
-    seconds = [[_seconds_of(*candidate) for candidate in candidates] for _ in range(TURNS)]
+    seconds = [[_seconds_of(*candidate) for candidate in candidates] for _ in range(REPEATS)]
     float32_s, bfloat16_s = map(min, zip(*seconds, strict=True))
     return float32_s, bfloat16_s
 

@@ -1,4 +1,4 @@
-"""The encoders that there are, one entry each: all that the rest of the program knows of a frozen network."""
+"""The known encoders, one entry each: all that the rest of the program knows about a frozen network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class PublishedWeights:
     title : str
         For prose: "ImageNet (torchvision, IMAGENET1K_V1)".
     origin : str
-        See `hoarfrost.features.fingerprint.weights_origin`; the same text means the same tensors.
+        See `hoarfrost.features.fingerprint.weights_origin`.
     url : str
-        Of a checkpoint; its name ends with a dash and the first digits of its SHA-256, as torch's own do.
+        Of a checkpoint; the file name ends with a dash and the first digits of its SHA-256, as in torch's own URLs.
     megabytes : int
     """
 
@@ -39,7 +39,7 @@ class PublishedWeights:
 
     @property
     def sha256_prefix(self) -> str:
-        """What the file's SHA-256 begins with."""
+        """The first digits of the file's SHA-256."""
         return self.file_name.partition(".")[0].rpartition("-")[2]
 
 
@@ -50,11 +50,11 @@ class FeatureMap:
     Attributes
     ----------
     layer : str
-        The module of the network that gives it, (B, D, cells, cells).
+        The module of the network whose output it is, (B, D, cells, cells).
     cells : int
         Along each side.
     cell_pixels : int
-        From one cell to the next; cell (i, j) looks at the image around pixel (i, j) times this.
+        From one cell to the next; cell (i, j) sees the image around pixel (i, j) times this.
     """
 
     layer: str
@@ -64,7 +64,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A frozen network that gives embeddings.
+    """A frozen network that computes embeddings.
 
     Attributes
     ----------
@@ -73,25 +73,25 @@ class EncoderSpec:
     title : str
         In prose.
     dim : int
-        Numbers in an embedding.
+        Length of an embedding.
     size : int
         Height and width of its input, in pixels.
     mean, std : tuple of three floats
-        Of red, green and blue, each from 0 to 1: what the input is normalised by.
+        Of red, green and blue, each from 0 to 1: the input's normalisation.
     build : callable
-        Make the network without its classifier, from normalised images (B, 3, size, size) to embeddings (B, dim), with
-        weights from torch's random state. It imports what it needs: naming an encoder loads no torch.
+        Returns the network without its classifier, from normalised images (B, 3, size, size) to embeddings (B, dim), with
+        weights from torch's random state. It imports what it needs, so that an entry loads no torch.
     libraries : tuple of str
-        The packages whose versions decide what random weights are.
+        The packages whose versions decide the values of random weights.
     published : PublishedWeights or None
     output : str
-        What of the network the embedding is, for prose.
+        The part of the network whose output is the embedding, for prose.
     feature_map : FeatureMap or None
-        None where an embedding is no mean over cells; it cannot be explained then.
+        None if an embedding is not a mean over cells; its predictions cannot be explained then.
     fast_paths : frozenset of FastPath
         "folded": each BatchNorm2d follows the Conv2d that is registered before it, and becomes part of it.
         "winograd": wide 3 x 3 convolutions by Winograd's method in float32 on a CPU; needs "folded".
-        "compiled": by torch.compile where that pays. "int8": by OpenVINO, for ResNets of basic blocks.
+        "compiled": by torch.compile if that pays. "int8": by OpenVINO, for ResNets of basic blocks.
     """
 
     name: str
@@ -108,16 +108,16 @@ class EncoderSpec:
     fast_paths: frozenset[FastPath] = frozenset()
 
     def require_feature_map(self) -> FeatureMap:
-        """Return the feature map; raise EncoderError where there is none."""
+        """Return the feature map; raise EncoderError if there is none."""
         if self.feature_map is None:
             raise EncoderError(
-                f"The encoder {self.title} has no feature map, so its predictions cannot be explained by maps. Predict "
-                "without explanations, or extract and train with an encoder that has one."
+                f"The encoder {self.title} does not have a feature map, so its predictions cannot be explained by maps. "
+                "Predict without explanations, or extract and train with an encoder that has one."
             )
         return self.feature_map
 
     def require_int8(self) -> None:
-        """Raise EncoderError where the encoder does not run in 8-bit integers."""
+        """Raise EncoderError if the encoder does not run in 8-bit integers."""
         if "int8" not in self.fast_paths:
             raise EncoderError(f"The encoder {self.title} does not run in int8. Pass --precision auto.")
 
@@ -145,7 +145,7 @@ RESNET18 = EncoderSpec(
         url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
         megabytes=45,
     ),
-    # Padding puts the first cell's receptive field around the first pixel, and each of five strides of 2 keeps it there.
+    # Padding centres the first cell's receptive field on the first pixel, and each of five strides of 2 keeps it there.
     feature_map=FeatureMap(layer="layer4", cells=7, cell_pixels=2**5),
     fast_paths=frozenset({"folded", "winograd", "compiled", "int8"}),
 )
@@ -155,16 +155,10 @@ DEFAULT = RESNET18
 
 
 def encoder_named(name: str) -> EncoderSpec:
-    """Return an encoder by its name.
-
-    Raises
-    ------
-    EncoderError
-        If there is none of that name; it names those that there are.
-    """
+    """Return an encoder by its name; raise EncoderError, with the known names, if this version does not have it."""
     if name not in ENCODERS:
         raise EncoderError(
-            f"There is no encoder {name!r} in this version of hoarfrost. It has: {', '.join(ENCODERS)}. Upgrade hoarfrost, "
-            "or extract and train with one of these."
+            f"This version of hoarfrost does not have the encoder {name!r}. It has: {', '.join(ENCODERS)}. Upgrade "
+            "hoarfrost, or extract and train with one of these."
         )
     return ENCODERS[name]

@@ -20,7 +20,7 @@ from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, PixelBudget
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
-from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_of_its_own, usable_cpus
+from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_on_usable_cpus, usable_cpus
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
@@ -153,7 +153,7 @@ class EmbeddingLoop:
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
             stack.callback(self.writer.commit)
-            n_threads = stack.enter_context(threads_of_its_own())
+            n_threads = stack.enter_context(threads_on_usable_cpus())
             for batch in self._batches(n_threads):
                 self._start(batch)
                 done += batch.n_images

@@ -43,10 +43,10 @@ class Recipe:
 
         Raise HoarfrostError if that is not possible here, or the header's weights are not available.
         """
-        from hoarfrost.features.encoder.backbone import Backbone, settle_compute
+        from hoarfrost.features.encoder.backbone import Backbone, choose_compute
 
         backbone = Backbone(self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size)
-        settle_compute(backbone, n_images, resumed=resumed)
+        choose_compute(backbone, n_images, resumed=resumed)
         return backbone
 
     def for_another_process(self) -> "Recipe":

@@ -13,9 +13,9 @@ import numpy as np
 
 from hoarfrost.features.datasets import Dataset, check_classes, read_table
 from hoarfrost.features.datasets.table import Content
-from hoarfrost.features.decoding.apart import inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
+from hoarfrost.features.decoding.isolated import inspect_isolated
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.quarantine import load_isolated
 from hoarfrost.features.decoding.windows import Window

@@ -12,9 +12,9 @@ import torch
 
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.images import load_image
-from hoarfrost.features.devices import choose_device, default_batch_size, usable_cpus
-from hoarfrost.features.encoder.backbone import Backbone, load_weights, settle_compute
-from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why, seconds_an_image
+from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
+from hoarfrost.features.encoder.backbone import Backbone, choose_compute, load_weights
+from hoarfrost.features.encoder.backbone.compiling import seconds_per_image, try_to_compile
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
 from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.features.extraction.extract import extract
@@ -59,7 +59,7 @@ def roof(folder: Path) -> list[Measurement]:
 
 def _measure(name: str, data: Path, folder: Path) -> Measurement:
     backbone = make_backbone(PRECISION)
-    settle_compute(backbone, len(read_dataset(data)))  # as `extract` will compute; it finds the speeds measured here
+    choose_compute(backbone, len(read_dataset(data)))  # as `extract` will compute; it finds the speeds measured here
     # Before and after, as the machine's speed drifts; means, as the extraction too meets its slow moments.
     forward_before = sustained(backbone)
     decoding = decoded_per_second(data)
@@ -103,7 +103,9 @@ def _demanded(name: str) -> str:
 
 
 def make_backbone(precision: str) -> Backbone:
-    return Backbone(load_weights(WEIGHTS), device=DEVICE, precision=precision, batch_size=default_batch_size(DEVICE))
+    return Backbone(
+        load_weights(WEIGHTS), device=DEVICE, precision=precision, batch_size=choose_batch_size(None, DEVICE)
+    )
 
 
 def sustained(backbone: Backbone) -> float:
@@ -133,14 +135,14 @@ def decoded_per_second(data: Path) -> float:
 def compiling(_: Path) -> list[Measurement]:
     """Time the forward pass as it is, and compiled."""
     backbone = make_backbone(PRECISION)
-    eager = 1 / seconds_an_image(backbone)
+    eager = 1 / seconds_per_image(backbone)
     started = time.perf_counter()
-    if not compile_or_say_why(backbone):
+    if not try_to_compile(backbone):
         return []
     compile_s = time.perf_counter() - started
-    compiled = 1 / seconds_an_image(backbone)
+    compiled = 1 / seconds_per_image(backbone)
     backbone.uncompile()
-    eager = (eager + 1 / seconds_an_image(backbone)) / 2
+    eager = (eager + 1 / seconds_per_image(backbone)) / 2
     repaid = (
         f"repaid after {compile_s / (1 / eager - 1 / compiled):,.0f} images" if compiled > eager else "never repaid"
     )
@@ -160,7 +162,7 @@ def int8(_: Path) -> list[Measurement]:
     images = sample_images(read_dataset(BUSI))
     other = make_backbone(PRECISION)
     quantised = make_backbone(calibrated_precision(load_weights(WEIGHTS), images[::2]))
-    speeds = np.array([[1 / seconds_an_image(backbone) for backbone in (quantised, other)] for _ in range(3)])
+    speeds = np.array([[1 / seconds_per_image(backbone) for backbone in (quantised, other)] for _ in range(3)])
     fast, slow = np.median(speeds, axis=0).tolist()
     cosine = torch.nn.functional.cosine_similarity(quantised.embed(images), other.embed(images)).min().item()
     return [

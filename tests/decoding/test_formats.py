@@ -104,7 +104,7 @@ def by_rule(content: bytes, becomes: str) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_each_format_and_mode_becomes_what_the_table_says(name: str) -> None:
+def test_each_format_and_mode_becomes_what_the_table_lists(name: str) -> None:
     content, mode, becomes = CORPUS[name]
     found = decode_pixels(content)
     wanted = by_rule(content, becomes)
@@ -145,7 +145,7 @@ def test_16_bit_colour_keeps_its_upper_8_bits() -> None:
 
 
 def tiff(values: npt.NDArray[Any], **tags: int) -> bytes:
-    """Write a TIFF of one strip, as scientific software does: (H, W), or (3, H, W) with each channel apart."""
+    """Write a TIFF of one strip, as scientific software does: (H, W), or (3, H, W) with channels stored separately."""
     *channels, height, width = values.shape
     bits, sample_format = values.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     n, size = math.prod(channels), values[0].nbytes if channels else values.nbytes
@@ -168,7 +168,7 @@ def tiff(values: npt.NDArray[Any], **tags: int) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int16", "int32", "uint32", "float32"])
-def test_tiffs_numbers_are_what_their_sample_format_says(dtype: str) -> None:
+def test_tiffs_values_are_read_by_their_sample_format(dtype: str) -> None:
     ends = (-1, 1) if dtype[0] == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     values = np.linspace(*ends, 1200).astype(dtype).reshape(30, 40)
     found = decode_pixels(tiff(values))
@@ -176,11 +176,11 @@ def test_tiffs_numbers_are_what_their_sample_format_says(dtype: str) -> None:
     assert kind_of(tiff(values))[2] == values.dtype.itemsize * 8
 
 
-def test_tiff_of_16_bits_with_each_channel_apart_is_refused_and_of_8_bits_read() -> None:
+def test_tiff_of_16_bits_with_separate_channels_is_refused_and_of_8_bits_read() -> None:
     values = np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8)
     assert np.array_equal(decode_pixels(tiff(values)), values.transpose(1, 2, 0))
     with pytest.raises(
-        ImageDecodeError, match="a TIFF of a kind that is not read: 16 bits a channel, each channel apart"
+        ImageDecodeError, match="a TIFF of a kind that is not read: 16 bits per channel, channels stored separately"
     ):
         decode_pixels(tiff(values.astype(np.uint16) * 200))
 
@@ -237,7 +237,7 @@ def test_orientation_is_applied_to_deep_images_and_scaled_jpegs() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"\0", bytes(range(200))])
-def test_damaged_exif_leaves_the_picture_as_it_is(image_format: str, exif: bytes) -> None:
+def test_damaged_exif_leaves_the_image_unchanged(image_format: str, exif: bytes) -> None:
     options = {"lossless": True} if image_format == "WEBP" else {}
     found = decode_pixels(encode(RGB, image_format, exif=b"Exif\0\0" + exif, **options))
     assert np.array_equal(found, decode_pixels(encode(RGB, image_format, **options)))
@@ -247,7 +247,7 @@ def test_damaged_exif_leaves_the_picture_as_it_is(image_format: str, exif: bytes
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(image_format: str) -> None:
+def test_of_an_animation_the_first_frame_is_used_and_that_is_noted(image_format: str) -> None:
     notes: list[str] = []
     options = {"lossless": True} if image_format == "WEBP" else {}
     frames = [
@@ -275,7 +275,7 @@ def test_pages_of_a_tiff_are_counted_and_each_has_its_own_mode_and_size(tmp_path
 def test_frames_of_other_formats_are_refused() -> None:
     frames = [picture(40, 30, seed=i).quantize(16) for i in (0, 1)]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageDecodeError, match="no frame 2: of a GIF only the first is taken"):
+    with pytest.raises(ImageDecodeError, match="no frame 2: only the first frame of a GIF is read"):
         decode_pixels(EncodedFrame(content, b"", 2, 2))
 
 
@@ -341,8 +341,8 @@ def test_window_is_read_as_center_and_width(text: str, center: float, width: flo
 
 
 @pytest.mark.parametrize("text", ["", "40", "40/", "/400", "40/0", "40/0.5", "nan/400", "40/inf", "a/b", "40/400/1"])
-def test_what_is_no_window_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no window; write CENTER/WIDTH|could not convert"):
+def test_text_that_is_not_a_window_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a window; write CENTER/WIDTH|could not convert"):
         Window.parse(text)
 
 
@@ -357,7 +357,7 @@ def test_what_is_no_window_is_refused(text: str) -> None:
         (b"II*\0\0\0", "TIFF, damaged"), (b"\x93NUMPY", ": a NumPy array"), (b"\0\1\2\3", r"begins with b'\x00\x01\x02\x03'"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_described(content: bytes, name: str) -> None:
+def test_file_that_is_not_an_image_is_describe(content: bytes, name: str) -> None:
     assert describe(content).endswith(name) or name in describe(content)
 
 

@@ -136,7 +136,7 @@ def decode_image(content: bytes) -> torch.Tensor:
 
 
 def in_rgb(image: torch.Tensor) -> npt.NDArray[np.int64]:
-    """Give (C, H, W) as (H, W, 3), to compare with Pillow's."""
+    """Return (C, H, W) as (H, W, 3), to compare with Pillow's."""
     assert image.dtype == torch.uint8
     assert image.shape[0] in {1, 3}
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy().astype(np.int64)

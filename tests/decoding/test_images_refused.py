@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Imag
     ],
     ids=["empty", "text", "zeros", "PNG's start", "JPEG's start", "zip", "SVG", "EPS", "DICOM"],
 )
-def test_what_is_no_image_is_refused(content: bytes, message: str) -> None:
+def test_file_that_is_not_an_image_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(ImageDecodeError, match=message):
         load_image(content)
 

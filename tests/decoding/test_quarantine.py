@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-import hoarfrost.features.decoding.apart
+import hoarfrost.features.decoding.isolated
 import hoarfrost.features.decoding.quarantine
 from hoarfrost.features.cache import verify
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.apart import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image
+from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -71,7 +71,7 @@ def test_after_a_crash_the_next_run_gets_past_the_file_and_later_ones_leave_it_a
         assert not (tmp_path / "c.h5.trying").exists()
     assert summary["forward_images"] == 0
     assert verify(cache).sound
-    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # mended: other bytes are another image
+    (folder / "b" / "07.png").write_bytes(encode(picture(16, 12, seed=7)))  # fixed: other bytes are another image
     assert json.loads(extract(folder, cache).stdout)["failed"] == 0
 
 
@@ -96,7 +96,7 @@ def crash(*_: object, **__: object) -> None:
     raise DecoderCrashError(Unreadable.CRASHED, "SIGABRT")
 
 
-def test_image_being_decoded_stands_in_the_file_and_is_gone_afterwards(
+def test_image_being_decoded_is_in_the_notes_and_is_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -143,13 +143,13 @@ def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, mon
     assert quarantine.path.read_text().splitlines() == [
         f"{KEY.hex()} its decoder crashed: SIGABRT (in quarantine: c.h5.quarantine)"
     ]
-    quarantine.path.unlink()  # a user who mended the decoder
+    quarantine.path.unlink()  # a user who fixed the decoder
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", bytes(33), b"\xff" * 100])
-def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes) -> None:
+def test_damaged_notes_of_a_crash_are_ignored(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "c.h5.trying").write_bytes(garbage)
     (tmp_path / "c.h5.quarantine").write_bytes(garbage)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
@@ -157,7 +157,7 @@ def test_damaged_notes_of_a_crash_are_no_obstacle(tmp_path: Path, garbage: bytes
 
 
 @pytest.mark.parametrize("frame", [0, 2])
-def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
+def test_process_of_its_own_decodes_frames_and_windows_alike(frame: int) -> None:
     pixels = np.stack([grey_values(bits=12, seed=i) for i in range(2)])
     content = encoded(dicom(pixels if frame else pixels[0], bits=12))
     image = EncodedFrame(content, b"", frame, 2) if frame else content
@@ -166,7 +166,7 @@ def test_process_apart_decodes_frames_and_windows_alike(frame: int) -> None:
         assert np.array_equal(decode_isolated(content, frame, MAX_PIXELS, Window(900, 700)), wanted)
 
 
-def test_process_apart_says_why_an_image_is_unreadable() -> None:
+def test_process_of_its_own_reports_why_an_image_is_unreadable() -> None:
     with pytest.raises(ImageDecodeError, match="no image format recognised"):
         decode_isolated(b"no image", 0, MAX_PIXELS, None)
     with pytest.raises(ImageDecodeError, match="too many pixels: 600 are more than 10"):
@@ -178,15 +178,25 @@ def test_process_apart_says_why_an_image_is_unreadable() -> None:
     [
         ("import os; os.abort()", "SIGABRT"),
         ("raise SystemExit(9)", "exit status 9"),
-        ("while True: pass", "no end within 2 s"),
+        ("while True: pass", "not finished after 2 s"),
     ],
 )
-def test_process_apart_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
-    hoarfrost.features.decoding.apart._close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-c", code))
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "MOST_SECONDS", 2.0)
+def test_process_of_its_own_that_crashes_or_hangs_is_named(
+    monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    hoarfrost.features.decoding.isolated._close_idle()
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
         decode_isolated(PNG, 0, MAX_PIXELS, None)
+
+
+def test_process_that_was_killed_while_idle_costs_no_image() -> None:
+    wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
+    for process in hoarfrost.features.decoding.isolated._idle:
+        process._process.kill()
+        process._process.wait()
+    assert np.array_equal(decode_isolated(PNG, 0, MAX_PIXELS, None), wanted)
 
 
 @pytest.mark.slow
@@ -206,19 +216,19 @@ def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_image_that_crashes_its_decoder_is_left_out_of_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_that_crashes_its_decoder_is_skipped_in_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path)
-    hoarfrost.features.decoding.apart._close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.apart, "COMMAND", (sys.executable, "-m", "tests.support.crashing"))
+    hoarfrost.features.decoding.isolated._close_idle()
+    monkeypatch.setattr(
+        hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-m", "tests.support.crashing")
+    )
     try:
         assert sample_images(read_dataset(tmp_path)).shape == (11, 3, 224, 224)
     finally:
-        hoarfrost.features.decoding.apart._close_idle()
+        hoarfrost.features.decoding.isolated._close_idle()
 
 
-def test_process_apart_tells_what_an_image_is_and_waits_for_room() -> None:
+def test_process_of_its_own_finds_what_an_image_is_and_waits_for_room() -> None:
     waited_for = []
 
     def room(n_pixels: int) -> AbstractContextManager[None]:
@@ -252,7 +262,7 @@ def test_codec_that_is_known_to_crash_costs_one_image_and_not_the_process() -> N
         assert np.array_equal(decode_pixels(sound), wanted)
 
 
-def test_place_where_files_cannot_be_mapped_is_no_obstacle(
+def test_folder_where_files_cannot_be_mapped_is_used_without_notes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = hoarfrost.features.decoding.quarantine.mmap.mmap
@@ -265,7 +275,7 @@ def test_place_where_files_cannot_be_mapped_is_no_obstacle(
     monkeypatch.setattr(hoarfrost.features.decoding.quarantine.mmap, "mmap", refusing)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
         assert quarantine.load(PNG, KEY, PLAIN).shape == (3, 224, 224)
-    assert "files cannot be mapped here (No such device)" in caplog.text
+    assert "files cannot be mapped in this folder (No such device)" in caplog.text
 
 
 # -- workers of a cluster -----------------------------------------------------------------------------------------------
@@ -280,7 +290,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
         assert (tmp_path / "c.h5.trying-alive").exists()
         quarantine.suspect({KEY})
         assert torch.equal(quarantine.load(PNG, KEY, PLAIN), load_image(PNG))
-        assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is settled
+        assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is decoded
     clear_notes(cache, set())
     assert not list(tmp_path.glob("*trying*"))
 
@@ -300,7 +310,7 @@ def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     assert suspect_keys(tmp_path / "c.h5") == set()
 
 
-def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extraction(tmp_path: Path) -> None:
+def test_notes_of_workers_that_were_not_cleared_are_used_by_the_next_extraction(tmp_path: Path) -> None:
     cache, others = tmp_path / "c.h5", [bytes([i]) * 32 for i in (1, 2)]
     leave_behind(cache, KEY)
     for i, key in enumerate(others):
@@ -313,7 +323,7 @@ def test_notes_of_workers_that_nobody_settled_are_taken_over_by_the_next_extract
     assert suspect_keys(cache) == {KEY}
 
 
-def test_notes_that_a_full_disk_cannot_settle_stay_to_be_read_again(
+def test_notes_that_a_full_disk_cannot_clear_stay_for_the_next_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "c.h5"

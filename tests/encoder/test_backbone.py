@@ -45,7 +45,7 @@ def backbone(weights: Weights) -> Backbone:
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """Give the images as the extraction gives them to the backbone."""
+    """Return the images as the extraction passes them to the backbone."""
     return torch.stack([load_image(content).expand(3, -1, -1) for content in IMAGES.values()])  # (9, 3, 224, 224)
 
 
@@ -94,7 +94,7 @@ def test_different_images_have_different_embeddings(embeddings: torch.Tensor) ->
     assert torch.linalg.vector_norm(embeddings[i] - embeddings[j]) > 0.02 * torch.linalg.vector_norm(embeddings[i])
 
 
-def test_an_embedding_is_bit_identical_whatever_its_batch(
+def test_an_embedding_is_bit_identical_in_any_batch(
     backbone: Backbone, pixels: torch.Tensor, embeddings: torch.Tensor
 ) -> None:
     """`embeddings` were computed in batches of 7 and 2."""
@@ -202,21 +202,21 @@ def with_memory_for(n_images: int, backbone: Backbone, error: RuntimeError = MEM
             raise type(error)(*error.args)  # a new one: a raised error keeps all that its frames hold
         return forward(images)
 
-    backbone._forward, backbone._group = limited, 16
+    backbone._forward, backbone.group = limited, 16
     return backbone
 
 
 @pytest.mark.parametrize("error", MEMORY_ERRORS, ids=str)
-def test_out_of_memory_halves_the_batch_and_goes_on(
+def test_out_of_memory_halves_the_batch_and_continues(
     weights: Weights, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture, error: RuntimeError
 ) -> None:
     reference = Backbone(weights)
-    reference._group = 4
+    reference.group = 4
     backbone = with_memory_for(4, Backbone(weights), error)
     assert torch.equal(backbone.embed(pixels), reference.embed(pixels))
     assert caplog.messages == [
-        "cpu: out of memory with batches of 16; going on with 8",
-        "cpu: out of memory with batches of 8; going on with 4",
+        "cpu: out of memory with batches of 16; continuing with 8",
+        "cpu: out of memory with batches of 8; continuing with 4",
     ]
 
 
@@ -235,7 +235,7 @@ def test_no_memory_for_a_single_image_is_an_error(
 ) -> None:
     backbone = with_memory_for(0, Backbone(weights))
     with pytest.raises(
-        HoarfrostError, match="cpu: not enough memory for a single image. Free it, or pass --device cpu"
+        HoarfrostError, match="cpu: not enough memory for a single image. Free memory, or pass --device cpu"
     ):
         backbone.embed(pixels[:1])
     assert len(caplog.messages) == 4  # 8, 4, 2, 1
@@ -298,10 +298,10 @@ def test_a_batch_that_cannot_even_be_copied_goes_in_pieces(
 
     backbone = Backbone(weights)
     reference = Backbone(weights)
-    reference._group = 4
+    reference.group = 4
     found = backbone._in_pieces(Copied(pixels))  # type: ignore[arg-type]
     assert torch.equal(found, reference.embed(pixels))
-    assert caplog.messages == ["cpu: out of memory with batches of 8; going on with 4"]
+    assert caplog.messages == ["cpu: out of memory with batches of 8; continuing with 4"]
 
 
 # -- random weights -----------------------------------------------------------------------------------------------------
@@ -334,6 +334,6 @@ def test_the_callers_random_state_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     "seed", ["", "x", "-1", "1.5", " 1", "1 ", "²", "٣", str(2**63), "9" * 5000], ids=lambda seed: seed[:22]
 )
-def test_seed_that_is_no_whole_number_is_refused(seed: str) -> None:
+def test_seed_that_is_not_a_whole_number_is_refused(seed: str) -> None:
     with pytest.raises(WeightsError, match="the seed must be a whole number from 0"):
         load_weights(f"random:{seed}")

@@ -42,7 +42,7 @@ class Planted:
 
 
 def constants(network: Callable[..., ResNet] = resnet18, **changed: torch.Tensor) -> State:
-    """Give a network's tensors, each of one value: as files they have some kB, since torch saves what they share."""
+    """Return a network's tensors, each of one value: as files they have some kB, since torch saves what they share."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in network(weights=None).state_dict().items()}
     values = {name: torch.tensor(0.001 * (i % 50 + 1)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
@@ -61,7 +61,7 @@ def saved(path: Path, content: object) -> str:
 
 @pytest.fixture(scope="module")
 def digest() -> str:
-    """Give the digest that the constants must have in whatever form they come."""
+    """Return the digest that the constants must have in any form."""
     tensors = hoarfrost.features.encoder.backbone.weights._encoder_tensors(constants(), "", RESNET18)
     return Weights("", tensors, RESNET18).sha256
 
@@ -171,7 +171,7 @@ def test_loaded_weights_reach_the_network(tmp_path: Path) -> None:
 
 @pytest.fixture
 def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder in which torch keeps checkpoints, empty."""
+    """Return the folder in which torch keeps checkpoints, empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
@@ -181,7 +181,7 @@ Publish = Callable[..., Path]
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Make a file the one that torchvision's IMAGENET1K_V1 stands for; give the file to download."""
+    """Make a file what torchvision's IMAGENET1K_V1 means; return the file to download."""
 
     def publish(content: object = None, *, hash_prefix: str | None = None) -> Path:
         path = tmp_path / "published.pth"
@@ -234,7 +234,7 @@ def test_imagenet_weights_with_another_hash_are_refused(torch_home: Path, publis
     wrong = {"truncated": whole[:-1], "another file": whole + b"x", "empty": b""}[damage]
     (torch_home / published.name).write_bytes(wrong)
     prefix = published.stem.removeprefix("resnet18-")
-    with pytest.raises(WeightsError, match=rf"{published.name}: damaged, or not .*, not {prefix}\. Remove it"):
+    with pytest.raises(WeightsError, match=rf"{published.name}: damaged, or not .*, not {prefix}\. Remove the file"):
         load_weights("imagenet")
 
 
@@ -247,7 +247,7 @@ def test_download_with_another_hash_is_refused_and_not_kept(torch_home: Path, pu
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("spec", ["imagenet"])
-def test_offline_without_weights_says_what_to_bring_and_where(torch_home: Path, spec: str) -> None:
+def test_offline_without_weights_names_the_file_to_copy_and_where(torch_home: Path, spec: str) -> None:
     with pytest.raises(WeightsError, match="not on this machine and could not be downloaded") as refused:
         load_weights(spec)
     for words in (
@@ -257,18 +257,19 @@ def test_offline_without_weights_says_what_to_bring_and_where(torch_home: Path, 
         "Network is unreachable",
         "https://",
         "--weights",
+        "random:0 for a trial",
     ):
         assert words in str(refused.value)
 
 
 @pytest.mark.usefixtures("offline", "torch_home")
-def test_auto_goes_on_with_random_weights_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_continues_with_random_weights_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = load_weights("auto")
     assert (found.name, found.sha256) == ("random:0", load_weights("random:0").sha256)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert re.search(r"could not be downloaded .*Going on with random:0, an untrained backbone", record.getMessage())
+    assert re.search(r"could not be downloaded .*Continuing with random:0, an untrained encoder", record.getMessage())
 
 
 @pytest.mark.usefixtures("torch_home")

@@ -115,18 +115,18 @@ def test_uncompiling_gives_the_bits_from_before(compiled: Compiled) -> None:
 WITHOUT_A_COMPILER = """
 import logging, torch
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
-from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why
+from hoarfrost.features.encoder.backbone.compiling import try_to_compile
 
 logging.basicConfig(format="%(levelname)s %(message)s")
 backbone = Backbone(load_weights("random:0"), batch_size=2)
 images = torch.zeros((3, 3, 224, 224), dtype=torch.uint8)
 before = backbone.embed(images)
-print(compile_or_say_why(backbone), backbone.compute, torch.equal(backbone.embed(images), before))
+print(try_to_compile(backbone), backbone.compute, torch.equal(backbone.embed(images), before))
 """
 
 
 @pytest.mark.slow
-def test_without_a_cplusplus_compiler_it_says_so_once_and_goes_on(run_python: RunPython, tmp_path: Path) -> None:
+def test_without_a_cplusplus_compiler_it_warns_once_and_continues(run_python: RunPython, tmp_path: Path) -> None:
     done = run_python(
         "-c",
         WITHOUT_A_COMPILER,
@@ -136,5 +136,5 @@ def test_without_a_cplusplus_compiler_it_says_so_once_and_goes_on(run_python: Ru
     )
     assert (done.status, done.stdout) == (0, "False eager True\n")
     [_, line] = done.stderr.splitlines()  # the first says that it is compiling
-    assert line.startswith("WARNING the network could not be compiled (")
-    assert line.endswith("); going on without, which is only slower")
+    assert line.startswith("WARNING The network could not be compiled (")
+    assert line.endswith("). Continuing without compiling, only slower.")

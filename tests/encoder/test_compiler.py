@@ -7,7 +7,7 @@ import pytest
 
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.backbone.compiler import CompilerError, check_compiler, compiler_path
-from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why
+from hoarfrost.features.encoder.backbone.compiling import try_to_compile
 
 
 def pretend_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> None:
@@ -16,33 +16,33 @@ def pretend_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -
     monkeypatch.setenv("CXX", str(path))
 
 
-def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_said_once(
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_named_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_compiler(monkeypatch, tmp_path / "c++", f"sleep 600 & echo $! > {tmp_path}/child; wait")
     monkeypatch.setattr(check_compiler, "__defaults__", (0.5,))
     backbone = Backbone(load_weights("random:0"), batch_size=2)
     started = time.monotonic()
-    assert not compile_or_say_why(backbone)
+    assert not try_to_compile(backbone)
     assert time.monotonic() - started < 10
     assert backbone.compute == "eager"
-    reason = f"{tmp_path}/c++ compiles two lines in no less than 0.5 s"
+    reason = f"{tmp_path}/c++ did not compile two lines within 0.5 s"
     assert caplog.messages == [
-        "compiling the network: about 15 s",
-        f"the network could not be compiled ({reason}); going on without, which is only slower",
+        "Compiling the network takes about 15 s.",
+        f"The network could not be compiled ({reason}). Continuing without compiling, only slower.",
     ]
     assert is_ended(int((tmp_path / "child").read_text()))
 
 
 def is_ended(process: int) -> bool:
-    """Tell whether a process is gone, or waits only to be asked how it ended."""
+    """Return whether a process has ended, or is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-def test_a_compiler_that_fails_is_named_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_named_with_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_compiler(monkeypatch, tmp_path / "c++", "echo no licence >&2; exit 3")
     with pytest.raises(CompilerError, match="c\\+\\+ fails: no licence"):
         check_compiler()

@@ -1,4 +1,4 @@
-"""The network is compiled where that pays, by what was measured on this machine; where it fails, all goes on without."""
+"""The network is compiled where that pays, by what was measured on this machine; where it fails, work continues without."""
 
 import json
 import logging
@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import hoarfrost.features.encoder.backbone.compiling
-from hoarfrost.features.encoder.backbone import settle_compute
+from hoarfrost.features.encoder.backbone import choose_compute
 from hoarfrost.features.encoder.backbone.compiling import (
     EXPECTED_COMPILE_S,
     FEWEST_IMAGES,
     KEPT_SECONDS,
     Speeds,
-    compile_or_say_why,
-    keep_speeds,
     read_speeds,
+    save_speeds,
     speeds_path,
+    try_to_compile,
 )
 from hoarfrost.features.encoder.registry import RESNET18, EncoderSpec
 from hoarfrost.features.errors import HoarfrostError
@@ -96,25 +96,25 @@ def make_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeBackbo
 
 def known(backbone: FakeBackbone, speeds: Speeds) -> None:
     """Let the speeds of such a backbone have been measured before."""
-    keep_speeds(hoarfrost.features.encoder.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
+    save_speeds(hoarfrost.features.encoder.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
 
 
-def settle(backbone: FakeBackbone, n_images: int, *, resumed: str | None = None) -> list[str]:
-    """Settle the compute path; give what the backbone had to do for it."""
-    settle_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
+def choose(backbone: FakeBackbone, n_images: int, *, resumed: str | None = None) -> list[str]:
+    """Choose the compute path; return what the backbone had to do for it."""
+    choose_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
     return backbone.done
 
 
 def test_few_images_are_neither_measured_nor_compiled_for(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(eager_s=1000.0)
-    assert settle(backbone, FEWEST_IMAGES - 1) == []
+    assert choose(backbone, FEWEST_IMAGES - 1) == []
     assert not speeds_path().exists()
 
 
 def test_few_images_are_not_compiled_for_even_where_it_is_known_to_pay(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
     known(backbone, Speeds(eager_s=1.0, compiled_s=0.1, compile_s=1.0))
-    assert settle(backbone, FEWEST_IMAGES - 1) == []
+    assert choose(backbone, FEWEST_IMAGES - 1) == []
 
 
 def test_what_is_expected_to_pay_is_measured_compiled_and_kept(
@@ -122,45 +122,45 @@ def test_what_is_expected_to_pay_is_measured_compiled_and_kept(
 ) -> None:
     caplog.set_level(logging.INFO, "hoarfrost")
     backbone = make_backbone(eager_s=0.125, compiled_s=0.0625, compile_s=20.0)
-    done = settle(backbone, FEWEST_IMAGES)
+    done = choose(backbone, FEWEST_IMAGES)
     assert (done[0], backbone.compute) == ("eager", "compiled")
     assert list(read_speeds().values()) == [Speeds(eager_s=0.125, compiled_s=0.0625, compile_s=20.0)]
     assert caplog.messages == [
-        "compiling the network: about 15 s",
-        "compiled in 20 s: 16.0 images/s, 8.0 before",
+        "Compiling the network takes about 15 s.",
+        "Compiled in 20 s: 16.0 images/s, 8.0 images/s before.",
     ]
 
 
 def test_deciding_takes_three_passes_of_what_goes_through_the_layers_at_once(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(eager_s=0.001, batch_size=1024, group=8)
-    assert settle(backbone, FEWEST_IMAGES) == ["eager"] * 3
+    assert choose(backbone, FEWEST_IMAGES) == ["eager"] * 3
     assert backbone.clock.now == pytest.approx(3 * 8 * 0.001)
 
 
 def test_a_decision_against_compiling_is_kept_and_costs_nothing_the_next_time(make_backbone: MakeBackbone) -> None:
-    settle(make_backbone(eager_s=0.001), FEWEST_IMAGES)
-    assert settle(make_backbone(eager_s=0.001), 2 * FEWEST_IMAGES) == []
-    assert "compile" in settle(make_backbone(eager_s=0.001), 1_000_000)  # what is expected is kept, not "never"
+    choose(make_backbone(eager_s=0.001), FEWEST_IMAGES)
+    assert choose(make_backbone(eager_s=0.001), 2 * FEWEST_IMAGES) == []
+    assert "compile" in choose(make_backbone(eager_s=0.001), 1_000_000)  # what is expected is kept, not "never"
 
 
 def test_a_failed_compile_is_kept_and_not_tried_again(make_backbone: MakeBackbone) -> None:
-    assert "compile" in settle(make_backbone(error=RuntimeError("no")), FEWEST_IMAGES)
-    assert settle(make_backbone(), 1_000_000) == []
+    assert "compile" in choose(make_backbone(error=RuntimeError("no")), FEWEST_IMAGES)
+    assert choose(make_backbone(), 1_000_000) == []
 
 
 def test_another_compiler_is_tried(make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(make_backbone(error=RuntimeError("no")), FEWEST_IMAGES)
+    choose(make_backbone(error=RuntimeError("no")), FEWEST_IMAGES)
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling, "compiler_path", lambda: "/opt/new/g++")
-    assert "compile" in settle(make_backbone(), FEWEST_IMAGES)
+    assert "compile" in choose(make_backbone(), FEWEST_IMAGES)
 
 
 def test_what_was_found_a_month_ago_is_found_again(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
     month_s = KEPT_SECONDS
     known(backbone, Speeds(0.1, 0.2, 1.0, found_s=time.time() - month_s + 60))
-    assert settle(make_backbone(), 1_000_000) == []
+    assert choose(make_backbone(), 1_000_000) == []
     known(backbone, Speeds(0.1, 0.2, 1.0, found_s=time.time() - month_s - 60))
-    assert "compile" in settle(make_backbone(), 1_000_000)
+    assert "compile" in choose(make_backbone(), 1_000_000)
 
 
 @pytest.mark.parametrize(("precision", "amx"), [("float32", True), ("float32", False), ("bfloat16", False)])
@@ -168,7 +168,7 @@ def test_where_compiling_brings_nothing_it_is_not_even_measured(
     make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch, precision: str, amx: bool
 ) -> None:
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling, "has_amx", lambda: amx)
-    assert settle(make_backbone(eager_s=10.0, precision=precision), 1_000_000) == []
+    assert choose(make_backbone(eager_s=10.0, precision=precision), 1_000_000) == []
 
 
 def test_compiled_code_that_runs_out_of_memory_is_kept_as_one_that_brings_nothing(make_backbone: MakeBackbone) -> None:
@@ -178,19 +178,19 @@ def test_compiled_code_that_runs_out_of_memory_is_kept_as_one_that_brings_nothin
             return super().embed(images)
 
     backbone = make_backbone()
-    settle(Small(backbone.clock), FEWEST_IMAGES)
-    assert settle(backbone, 1_000_000) == []
+    choose(Small(backbone.clock), FEWEST_IMAGES)
+    assert choose(backbone, 1_000_000) == []
 
 
 def test_what_is_not_expected_to_pay_is_not_compiled(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(eager_s=EXPECTED_COMPILE_S / FEWEST_IMAGES)  # 15 s, of which it cannot save 15
-    assert "compile" not in settle(backbone, FEWEST_IMAGES)
+    assert "compile" not in choose(backbone, FEWEST_IMAGES)
     assert backbone.compute == "eager"
 
 
 def test_more_images_make_it_pay(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(eager_s=EXPECTED_COMPILE_S / FEWEST_IMAGES, compiled_s=0.001)
-    settle(backbone, 10 * FEWEST_IMAGES)
+    choose(backbone, 10 * FEWEST_IMAGES)
     assert backbone.compute == "compiled"
 
 
@@ -198,25 +198,25 @@ def test_more_images_make_it_pay(make_backbone: MakeBackbone) -> None:
 def test_known_speeds_decide_without_measuring(make_backbone: MakeBackbone, n_images: int) -> None:
     backbone = make_backbone()
     known(backbone, Speeds(eager_s=0.25, compiled_s=0.125, compile_s=250.0))  # repaid after 2,000 images
-    done = settle(backbone, n_images)
+    done = choose(backbone, n_images)
     assert done[:1] == (["compile"] if n_images > 2_000 else [])
     assert backbone.compute == ("compiled" if n_images > 2_000 else "eager")
 
 
 def test_speeds_are_known_for_the_same_precision_and_batch_alone(make_backbone: MakeBackbone) -> None:
     known(make_backbone(), Speeds(eager_s=0.1, compiled_s=0.2, compile_s=1.0))
-    assert settle(make_backbone(), FEWEST_IMAGES) == []
-    assert settle(make_backbone(precision="float32", device=torch.device("mps")), FEWEST_IMAGES) == []
-    assert settle(make_backbone(batch_size=8), FEWEST_IMAGES)[0] == "eager"
+    assert choose(make_backbone(), FEWEST_IMAGES) == []
+    assert choose(make_backbone(precision="float32", device=torch.device("mps")), FEWEST_IMAGES) == []
+    assert choose(make_backbone(batch_size=8), FEWEST_IMAGES)[0] == "eager"
     assert len(read_speeds()) == 2
 
 
 def test_compiled_code_that_is_slower_is_given_up_and_remembered(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(eager_s=0.125, compiled_s=0.25)
-    assert "compile" in settle(backbone, FEWEST_IMAGES)
+    assert "compile" in choose(backbone, FEWEST_IMAGES)
     assert backbone.compute == "eager"
     assert list(read_speeds().values()) == [Speeds(eager_s=0.125, compiled_s=0.25, compile_s=20.0)]
-    assert settle(make_backbone(eager_s=0.125, compiled_s=0.25), 1_000_000) == []
+    assert choose(make_backbone(eager_s=0.125, compiled_s=0.25), 1_000_000) == []
 
 
 @pytest.mark.parametrize(
@@ -228,17 +228,17 @@ def test_compiled_code_that_is_slower_is_given_up_and_remembered(make_backbone: 
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_failing_compile_is_one_warning_and_it_goes_on_without(
+def test_a_failing_compile_is_one_warning_and_work_continues(
     make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
 ) -> None:
     backbone = make_backbone(error=error)
-    settle(backbone, FEWEST_IMAGES)
+    choose(backbone, FEWEST_IMAGES)
     assert (backbone.compute, backbone.done[-1]) == ("eager", "compile")  # nothing is measured after it
-    assert [speeds.repay(1_000_000) for speeds in read_speeds().values()] == [False]
+    assert [speeds.pay(1_000_000) for speeds in read_speeds().values()] == [False]
     [_, record] = caplog.records  # the first says that it is compiling
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        f"the network could not be compiled ({reason.replace(chr(92), '')}); going on without, which is only slower"
+        f"The network could not be compiled ({reason.replace(chr(92), '')}). Continuing without compiling, only slower."
     )
 
 
@@ -246,7 +246,7 @@ def test_interrupting_a_compile_interrupts(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
     backbone.error = KeyboardInterrupt("^C")  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt, match="C"):
-        settle(backbone, FEWEST_IMAGES)
+        choose(backbone, FEWEST_IMAGES)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no")], ids=["compiles", "fails"])
@@ -255,30 +255,30 @@ def test_torchs_own_log_is_as_before_afterwards(
 ) -> None:
     torch_log = logging.getLogger("torch")
     monkeypatch.setattr(torch_log, "level", logging.INFO)
-    assert compile_or_say_why(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
+    assert try_to_compile(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
     assert torch_log.level == logging.INFO
 
 
 @pytest.mark.parametrize("n_images", [1, 1_000_000])
 def test_openvinos_network_is_never_compiled(make_backbone: MakeBackbone, n_images: int) -> None:
-    assert settle(make_backbone(compute="openvino"), n_images) == []
+    assert choose(make_backbone(compute="openvino"), n_images) == []
 
 
-# -- an interrupted extraction that is gone on with ---------------------------------------------------------------------
+# -- an interrupted extraction that is resumed --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_images", [1, FEWEST_IMAGES - 1, 1_000_000])
-def test_an_extraction_begun_compiled_goes_on_compiled_whatever_the_number(
+def test_an_extraction_started_compiled_continues_compiled_for_any_number(
     make_backbone: MakeBackbone, n_images: int
 ) -> None:
     backbone = make_backbone(eager_s=0.1, compiled_s=0.2)  # even where that is slower: the bits decide
-    assert settle(backbone, n_images, resumed="compiled") == ["compile"]
+    assert choose(backbone, n_images, resumed="compiled") == ["compile"]
     assert backbone.compute == "compiled"
 
 
 @pytest.mark.parametrize("compute", ["eager", "openvino"])
-def test_an_extraction_goes_on_as_it_is_where_it_was_begun_so(make_backbone: MakeBackbone, compute: str) -> None:
-    assert settle(make_backbone(compute=compute), 1_000_000, resumed=compute) == []
+def test_an_extraction_continues_on_the_path_that_it_started_on(make_backbone: MakeBackbone, compute: str) -> None:
+    assert choose(make_backbone(compute=compute), 1_000_000, resumed=compute) == []
 
 
 @pytest.mark.parametrize(
@@ -290,18 +290,18 @@ def test_an_extraction_on_a_path_that_is_not_possible_here_is_refused(
     backbone = make_backbone(compute=compute)
     with pytest.raises(
         HoarfrostError,
-        match=f"computed '{resumed}', which is not possible here, and '{compute}' would differ in the last bits. "
-        "Finish it where it began, or name another --cache",
+        match=f"used the compute path '{resumed}', which is not possible on this machine. With '{compute}', embeddings would "
+        "differ in the last bits. Finish it on the machine where it started, or name another --cache",
     ):
-        settle(backbone, 1_000_000, resumed=resumed)
+        choose(backbone, 1_000_000, resumed=resumed)
     assert backbone.done == []
 
 
-def test_an_extraction_begun_compiled_is_refused_where_compiling_fails(
+def test_an_extraction_started_compiled_is_refused_where_compiling_fails(
     make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(HoarfrostError, match="computed 'compiled', which is not possible here, and 'eager' would"):
-        settle(make_backbone(error=RuntimeError("no C++ compiler")), 5, resumed="compiled")
+    with pytest.raises(HoarfrostError, match="With 'eager', embeddings would differ"):
+        choose(make_backbone(error=RuntimeError("no C++ compiler")), 5, resumed="compiled")
     assert ["could not be compiled (no C++ compiler)" in message for message in caplog.messages] == [False, True]
 
 
@@ -322,9 +322,9 @@ def test_nothing_is_known_at_first(cache_home: Path) -> None:
 
 
 def test_speeds_are_kept_in_the_users_cache_folder(cache_home: Path) -> None:
-    keep_speeds("a", SPEEDS)
-    keep_speeds("b", Speeds(1.0, 2.0, 3.0))
-    keep_speeds("b", Speeds(4.0, 5.0, 6.0))
+    save_speeds("a", SPEEDS)
+    save_speeds("b", Speeds(1.0, 2.0, 3.0))
+    save_speeds("b", Speeds(4.0, 5.0, 6.0))
     assert read_speeds() == {"a": SPEEDS, "b": Speeds(4.0, 5.0, 6.0)}
     assert [path.relative_to(cache_home) for path in cache_home.rglob("*.*")] == [Path("hoarfrost/compiling.json")]
 
@@ -365,37 +365,37 @@ def test_without_a_cache_folder_of_its_own_it_is_the_homes(
     ],
     ids=repr,
 )
-def test_a_damaged_or_foreign_file_is_ignored_and_written_anew(content: bytes) -> None:
+def test_a_damaged_or_foreign_file_is_ignored_and_written_again(content: bytes) -> None:
     speeds_path().parent.mkdir(parents=True)
     speeds_path().write_bytes(content)
     assert read_speeds() == {}
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {"a": SPEEDS}
 
 
 @pytest.mark.usefixtures("cache_home")
-def test_speeds_that_are_no_numbers_repay_nothing() -> None:
-    keep_speeds("a", Speeds(eager_s=math.nan, compiled_s=1, compile_s=1))
-    assert not read_speeds()["a"].repay(1_000_000)
+def test_speeds_that_are_not_numbers_never_pay() -> None:
+    save_speeds("a", Speeds(eager_s=math.nan, compiled_s=1, compile_s=1))
+    assert not read_speeds()["a"].pay(1_000_000)
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_an_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     backbone = make_backbone()
-    settle(backbone, FEWEST_IMAGES)
+    choose(backbone, FEWEST_IMAGES)
     assert backbone.compute == "compiled"
     assert read_speeds() == {}
 
 
 @pytest.mark.usefixtures("cache_home")
-def test_a_file_that_cannot_be_replaced_is_no_error_and_leaves_nothing_behind() -> None:
+def test_a_file_that_cannot_be_replaced_is_not_an_error_and_leaves_nothing_behind() -> None:
     speeds_path().mkdir(parents=True)
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {}
     assert os.listdir(speeds_path().parent) == [speeds_path().name]
 
 
-def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under a number that no user has."""
 
     def nowhere() -> Path:
@@ -403,21 +403,21 @@ def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling.Path, "home", nowhere)
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     assert read_speeds() == {}
 
 
 @pytest.mark.usefixtures("cache_home")
 def test_writers_at_the_same_time_leave_a_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_speeds("a", SPEEDS)
+    save_speeds("a", SPEEDS)
     replace = os.replace
 
     def late(source: str, target: Path) -> None:
         monkeypatch.setattr(os, "replace", replace)
-        keep_speeds("b", SPEEDS)  # another process, between this one's reading and writing
+        save_speeds("b", SPEEDS)  # another process, between this one's reading and writing
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    keep_speeds("c", SPEEDS)
+    save_speeds("c", SPEEDS)
     assert {"a", "c"} <= read_speeds().keys()
     assert json.loads(speeds_path().read_text(encoding="utf-8")).keys() == read_speeds().keys()

@@ -14,10 +14,10 @@ from hoarfrost.features.devices import (
     choose_device,
     compute_on_one_thread,
     host_tensor,
-    threads_of_its_own,
+    threads_on_usable_cpus,
     usable_cpus,
 )
-from hoarfrost.features.encoder.precision import TURNS, choose_precision
+from hoarfrost.features.encoder.precision import REPEATS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
 from tests.support.commands import NumberOfThreads
 
@@ -95,7 +95,7 @@ def test_a_machine_that_does_not_list_its_cpus_features_computes_in_float32(
 
 @pytest.mark.usefixtures("nothing_timed")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_precision_that_was_asked_for_is_taken_on_any_cpu(
+def test_a_precision_that_was_asked_for_is_used_on_any_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
 ) -> None:
     pretend_processor(monkeypatch, tmp_path, "amx_bf16")
@@ -121,7 +121,7 @@ def test_both_precisions_are_timed_by_turns_on_the_layers_that_run_and_the_least
     monkeypatch.setattr(hoarfrost.features.encoder.precision, "_seconds_of", pretend)
     assert hoarfrost.features.encoder.precision._layer_seconds() == (2.0, 3.0)
     float32, bfloat16 = [torch.float32, "Conv2d", "WinogradConv2d"], [torch.bfloat16, "Conv2d", "Conv2d"]
-    assert timed == [float32, bfloat16] * TURNS
+    assert timed == [float32, bfloat16] * REPEATS
 
 
 def test_layers_can_be_timed_in_both_precisions() -> None:
@@ -139,23 +139,25 @@ def test_a_cpu_takes_no_more_at_once_than_it_embeds_in_seconds(asked: int | None
     assert choose_batch_size(asked, device) == n_images
 
 
-@pytest.mark.parametrize("said", ["CUDA error: out of memory", "cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
-def test_memory_that_cannot_be_pinned_is_taken_unpinned_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory", "cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_memory_that_cannot_be_pinned_is_used_unpinned_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str
 ) -> None:
     empty = torch.empty
 
     def limited(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         if pin_memory:
-            raise RuntimeError(said)
+            raise RuntimeError(message)
         return empty(*sizes, **options)
 
     monkeypatch.setattr(torch, "empty", limited)
-    hoarfrost.features.devices._say_unpinned.cache_clear()
+    hoarfrost.features.devices._warn_unpinned.cache_clear()
     for _ in range(2):
         assert host_tensor((2, 3), torch.uint8, pinned=True).shape == (2, 3)
     assert len(caplog.messages) == 1
-    assert "no more memory can be pinned" in caplog.messages[0]
+    assert "No more memory can be pinned" in caplog.messages[0]
 
 
 def test_another_error_of_pinning_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +194,7 @@ def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
     monkeypatch.setattr(hoarfrost.features.devices, "usable_cpus", lambda: 2)
     for before, inside in ((3, 2), (1, 1)):
         n_threads(before)
-        with threads_of_its_own() as count:
+        with threads_on_usable_cpus() as count:
             assert count == torch.get_num_threads() == inside
         assert torch.get_num_threads() == before
 
@@ -202,7 +204,7 @@ def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
 
 @pytest.fixture
 def cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Give a folder in the place of /sys/fs/cgroup, to a process that may use three CPUs."""
+    """Return a folder in place of /sys/fs/cgroup, for a process that may use three CPUs."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     monkeypatch.setattr(hoarfrost.features.devices, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(hoarfrost.features.devices, "OWN_CGROUP", tmp_path / "own")
@@ -215,7 +217,7 @@ def join(cgroups: Path, lines: str) -> None:
 
 
 def limit(folder: Path, **files: str) -> None:
-    """Write a cgroup's files; "cpu_max" stands for `cpu.max`."""
+    """Write a cgroup's files; "cpu_max" means `cpu.max`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name.replace("cpu_", "cpu.", 1)).write_text(content, encoding="utf-8")

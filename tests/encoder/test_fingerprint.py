@@ -54,7 +54,7 @@ def test_pixels_key_copies_no_pixels() -> None:
     assert peak < pixels.nbytes / 10
 
 
-def test_pixels_key_tells_shapes_apart() -> None:
+def test_pixels_key_distinguishes_shapes() -> None:
     pixels = np.zeros(28 * 28 * 3, np.uint8)
     shapes = [(28, 84), (84, 28), (28, 28, 3), (56, 42)]
     assert len({pixels_key(pixels.reshape(shape)) for shape in shapes}) == len(shapes)
@@ -106,7 +106,7 @@ def changed_tensors() -> Iterator[dict[str, npt.NDArray[Any]]]:
     yield {**whole, "bn1.weight": whole["bn1.bias"], "bn1.bias": whole["bn1.weight"]}
 
 
-def test_weights_digest_tells_names_shapes_types_and_values_apart() -> None:
+def test_weights_digest_distinguishes_names_shapes_types_and_values() -> None:
     digests = [weights_digest(changed.items()) for changed in (tensors(), *changed_tensors())]
     assert len(set(digests)) == 7
 
@@ -115,12 +115,12 @@ def test_weights_digest_tells_names_shapes_types_and_values_apart() -> None:
 
 
 def test_digest_of_fixed_parts_is_pinned() -> None:
-    # Whoever changes how the digest is made orphans every cache there is.
+    # A change of how the digest is made orphans every existing cache.
     assert FIXED.digest == "37390b7f813013fbc1ddc3232b1a30187927be55983ec804d3aa0f3c5ec97d2a"
 
 
 def test_the_projects_own_preprocessing_is_pinned() -> None:
-    # Whoever changes a step changes its text, and then this digest: embeddings of both must not be mixed.
+    # A change of a step changes its text and this digest: embeddings of both must not be mixed.
     assert (
         replace(FIXED, preprocessing=preprocessing(RESNET18)).digest
         == "cb6c58ce938227ab1f93241e500f9b2ecd23b23f4dcd9b63fb58478fdc0cbf47"
@@ -199,5 +199,5 @@ def test_origin_of_random_weights_names_the_seed_and_who_drew_them() -> None:
     assert weights_origin("random:7", RESNET18) != weights_origin("random:8", RESNET18)
 
 
-def test_origin_of_a_missing_checkpoint_cannot_be_told(tmp_path: Path) -> None:
+def test_origin_of_a_missing_checkpoint_is_unknown(tmp_path: Path) -> None:
     assert weights_origin(str(tmp_path / "nowhere.pth"), RESNET18) == ""

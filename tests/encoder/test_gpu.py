@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
-from hoarfrost.features.encoder.backbone.compiling import compile_or_say_why
+from hoarfrost.features.encoder.backbone.compiling import try_to_compile
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from tests.extraction.test_extract import write_images
@@ -31,7 +31,7 @@ def test_embeddings_are_the_cpus(
     weights: Weights, images: torch.Tensor, precision: str, least: float, compiled: bool
 ) -> None:
     backbone = Backbone(weights, device="cuda", precision=precision, batch_size=8)
-    assert not compiled or compile_or_say_why(backbone)
+    assert not compiled or try_to_compile(backbone)
     found, expected = backbone.embed(images), Backbone(weights).embed(images)
     assert torch.nn.functional.cosine_similarity(found, expected).min() >= least
 

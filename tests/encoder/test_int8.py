@@ -83,7 +83,7 @@ def test_every_embedding_is_near_float32s(embeddings: torch.Tensor, in_float32: 
 
 
 def test_images_differ_as_they_do_in_float32(embeddings: torch.Tensor, in_float32: torch.Tensor) -> None:
-    """Untrained networks give all images much the same direction: what is apart from it must agree too."""
+    """Untrained networks give all images much the same direction: the differences from it must agree too."""
     mean = in_float32.mean(0)
     assert (F.cosine_similarity(embeddings - mean, in_float32 - mean) >= 0.95).all()
 
@@ -147,9 +147,9 @@ def run(folder: Path, **options: object) -> ExtractSummary:
 
 
 def header(folder: Path) -> Header:
-    begun = existing_header(folder.parent / "c.h5")
-    assert begun is not None
-    return begun
+    started = existing_header(folder.parent / "c.h5")
+    assert started is not None
+    return started
 
 
 def write_six_images(folder: Path) -> Path:
@@ -180,7 +180,7 @@ def add_images(folder: Path) -> None:
     (folder / "malignant" / "new.png").write_bytes(encode(picture(60, 70, seed=71)))
 
 
-def test_a_cache_says_what_it_was_calibrated_to(extracted_once: tuple[Path, ExtractSummary]) -> None:
+def test_a_cache_records_its_calibration(extracted_once: tuple[Path, ExtractSummary]) -> None:
     folder, summary = extracted_once
     assert (summary.embedded, summary.device, summary.precision[:5]) == (6, "cpu", "int8:")
     assert (header(folder).fingerprint.precision, header(folder).compute) == (summary.precision, "openvino")
@@ -200,21 +200,21 @@ def test_more_images_keep_the_calibration_and_the_embeddings(
 ) -> None:
     before = header(extracted).fingerprint
     add_images(extracted)
-    monkeypatch.delattr(hoarfrost.features.encoder.backbone.int8, "calibrated_precision")  # nobody needs it
+    monkeypatch.delattr(hoarfrost.features.encoder.backbone.int8, "calibrated_precision")  # not needed
     summary = run(extracted, precision=precision)
     assert (summary.embedded, summary.reused) == (2, 6)
     assert (summary.fingerprint, summary.precision) == (before.digest, before.precision)
     assert header(extracted).fingerprint == before
 
 
-def test_an_interrupted_extraction_goes_on_with_its_calibration(folder: Path) -> None:
+def test_an_interrupted_extraction_continues_with_its_calibration(folder: Path) -> None:
     (folder / "malignant" / "zzz.png").write_text("no image")
     with pytest.raises(ImageDecodeError, match="malignant/zzz.png: no image format recognised"):
         run(folder, on_error="fail", batch_size=2)
-    begun = header(folder).fingerprint
+    started = header(folder).fingerprint
     add_images(folder)
     summary = run(folder)
-    assert (summary.fingerprint, summary.reused, summary.failed) == (begun.digest, 6, 1)
+    assert (summary.fingerprint, summary.reused, summary.failed) == (started.digest, 6, 1)
 
 
 def test_another_precision_is_refused_on_a_cache_of_8_bit_integers(extracted: Path) -> None:
@@ -253,8 +253,8 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_openvino")
-def test_without_openvino_it_says_how_to_get_it(weights: Weights, precision: str) -> None:
-    with pytest.raises(HoarfrostError, match=r"needs OpenVINO. Install it: pip install openvino"):
+def test_without_openvino_the_error_names_the_way_to_install_it(weights: Weights, precision: str) -> None:
+    with pytest.raises(HoarfrostError, match=r"needs OpenVINO. Run pip install openvino"):
         Backbone(weights, precision=precision)
 
 

@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
 # -- another encoder is one entry ---------------------------------------------------------------------------------------
 
 
-def test_its_cache_holds_embeddings_of_its_dimension_and_says_so(made: Made) -> None:
+def test_its_cache_holds_embeddings_of_its_dimension_and_records_it(made: Made) -> None:
     with h5py.File(made.cache) as file:
         assert (int(file.attrs["dim"]), file.attrs["backbone"]) == (DIM, b"tiny")
         assert file["images/embedding"].shape[1] == DIM
@@ -176,10 +176,10 @@ def test_it_is_served_without_maps(made: Made) -> None:
 
 def test_without_a_feature_map_nothing_is_explained(made: Made) -> None:
     with pytest.raises(
-        EncoderError, match="The encoder Tiny has no feature map, so its predictions cannot be explained"
+        EncoderError, match="The encoder Tiny does not have a feature map, so its predictions cannot be explained"
     ):
         open_explainer(run_head(read_heads(made.run), None))
-    with pytest.raises(EncoderError, match="no feature map"):
+    with pytest.raises(EncoderError, match="does not have a feature map"):
         Backbone(load_weights("random:0", TINY)).feature_maps(torch.zeros((1, 3, SIZE, SIZE), dtype=torch.uint8))
 
 
@@ -201,7 +201,7 @@ def test_without_published_weights_imagenet_is_refused_and_auto_is_random(caplog
 def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     torch.save(dict(load_weights("random:0", TINY).tensors), tmp_path / "tiny.pth")
     assert load_weights(str(tmp_path / "tiny.pth"), TINY).sha256 == load_weights("random:0", TINY).sha256
-    with pytest.raises(WeightsError, match=r"tiny\.pth is no ResNet18: the tensor conv1\.weight is missing"):
+    with pytest.raises(WeightsError, match=r"tiny\.pth is not a ResNet18: the tensor conv1\.weight is missing"):
         load_weights(str(tmp_path / "tiny.pth"))
 
 
@@ -220,7 +220,7 @@ def test_an_unknown_encoder_is_an_error_that_names_those_there_are(made: Made, m
         lambda: write_report(made.run),
     ):
         with pytest.raises(
-            EncoderError, match=r"There is no encoder 'tiny' in this version of hoarfrost\. It has: resnet18\."
+            EncoderError, match=r"This version of hoarfrost does not have the encoder 'tiny'\. It has: resnet18\."
         ):
             work()
 
@@ -239,7 +239,7 @@ def test_a_wrong_dimension_in_an_entry_is_seen_before_anything_is_committed(tmp_
 
 
 def test_resnet18s_fingerprint_is_that_of_the_caches_there_are() -> None:
-    # Computed before there was a registry: whoever changes it orphans every cache.
+    # Computed before there was a registry: a change of it orphans every cache.
     own, windowed = preprocessing(RESNET18), preprocessing(RESNET18, "40/400")
     plain = Fingerprint("resnet18", "ab" * 32, own, "float32")
     assert plain.digest == "cb6c58ce938227ab1f93241e500f9b2ecd23b23f4dcd9b63fb58478fdc0cbf47"

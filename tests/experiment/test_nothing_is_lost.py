@@ -50,7 +50,11 @@ def test_contact_sheet_takes_no_other_files_place(
     before = place.read_bytes() if place.is_file() else None
     output = hoarfrost("inspect", images, "--contact-sheet", place)
     assert output.status in {1, 2}
-    reasons = ("would overwrite what is no contact sheet", "Give it a name that ends in .png", "is a directory")
+    reasons = (
+        "would overwrite a file that is not a hoarfrost contact sheet",
+        "Choose a name that ends in .png",
+        "is a directory",
+    )
     assert any(reason in output.stderr for reason in reasons)
     assert (place.read_bytes() if place.is_file() else None) == before
 
@@ -68,7 +72,7 @@ def test_contact_sheet_of_maps_is_refused_before_anything_is_embedded(
     places = ["--output", tmp_path / "out", "--contact-sheet", tmp_path / "labels.csv"]
     output = hoarfrost("explain", trained.images, "--run", trained.run, *places)
     assert output.status == 1
-    assert "Give it a name that ends in .png" in output.stderr
+    assert "Choose a name that ends in .png" in output.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -247,7 +247,7 @@ def test_a_resumed_extraction_keeps_the_compute_path_that_it_began_with(images: 
         writer.commit()
     write_images(images, 8)
     with pytest.raises(
-        HoarfrostError, match="computed 'compiled', which is not possible here, and 'eager' would differ"
+        HoarfrostError, match="'compiled', which is not possible on this machine. With 'eager', embeddings would differ"
     ):
         run(images)
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_done_is_a_message(
 ) -> None:
     output = hoarfrost("inspect", mixed, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert output.status in {1, 2}
-    assert "sheet.png: cannot be written" in output.stderr or "no window; write CENTER/WIDTH" in output.stderr
+    assert "sheet.png: cannot be written" in output.stderr or "not a window; write CENTER/WIDTH" in output.stderr
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def serve_nodes(n_cpus: int, n_hosts: int) -> None:
 def stand_in(seconds_a_batch: float, is_often: bool) -> None:
     """Let this process embed by next to nothing."""
     import hoarfrost.features.cache.parts
-    import hoarfrost.features.decoding.apart
     import hoarfrost.features.decoding.images
+    import hoarfrost.features.decoding.isolated
     from tests.support import crashing
     from tests.support.standin import StandIn, stand_in_module
 
@@ -46,7 +46,7 @@ def stand_in(seconds_a_batch: float, is_often: bool) -> None:
     if is_often:
         hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.0
     hoarfrost.features.decoding.images._pixels = crashing.crash_at_13  # type: ignore[assignment]
-    hoarfrost.features.decoding.apart.COMMAND = (sys.executable, "-m", "tests.support.crashing")
+    hoarfrost.features.decoding.isolated.COMMAND = (sys.executable, "-m", "tests.support.crashing")
 
 
 class Watch:

@@ -9,9 +9,9 @@ import sys
 from PIL import Image
 
 import hoarfrost.features.cache.parts
-import hoarfrost.features.decoding.apart
 import hoarfrost.features.decoding.decoder
 import hoarfrost.features.decoding.images
+import hoarfrost.features.decoding.isolated
 from tests.support.standin import stand_in_module
 
 _decode = hoarfrost.features.decoding.images._pixels
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         sys.exit()
     from hoarfrost.cli import main
 
-    hoarfrost.features.decoding.apart.COMMAND = (sys.executable, "-m", "tests.support.crashing")
+    hoarfrost.features.decoding.isolated.COMMAND = (sys.executable, "-m", "tests.support.crashing")
     hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.0
     sys.modules["hoarfrost.features.encoder.backbone"] = stand_in_module()
     main(prog_name="hoarfrost")

@@ -59,7 +59,7 @@ def stand_in_module() -> ModuleType:
     module.__path__ = [str(rooms / "encoder" / "backbone")]  # its modules are there
     module.Backbone = StandIn  # type: ignore[attr-defined]
     module.load_weights = lambda spec, _: SimpleNamespace(name=spec, sha256="ab" * 32)  # type: ignore[attr-defined]
-    module.settle_compute = lambda *_, **__: None  # type: ignore[attr-defined]
+    module.choose_compute = lambda *_, **__: None  # type: ignore[attr-defined]
     return module
 
 

@@ -14,12 +14,12 @@ from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from hoarfrost.features.decoding.apart import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.dicom import elements
 from hoarfrost.features.decoding.dicom.codestreams import codestream_size, max_rle_bytes
 from hoarfrost.features.decoding.dicom.elements import number
 from hoarfrost.features.decoding.dicom.grey import grey_pixels, to_8_bits
 from hoarfrost.features.decoding.formats import MAX_PIXELS
+from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 

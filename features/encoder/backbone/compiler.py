@@ -1,4 +1,4 @@
-"""The C++ compiler that torch uses on a CPU: whether it answers, before torch waits for it without an end."""
+"""The C++ compiler that torch uses on a CPU: whether it works, before torch waits for it endlessly."""
 
 import os
 import shlex
@@ -15,47 +15,41 @@ _PROBE = '#include <cmath>\nextern "C" float probe(float x) { return std::sqrt(x
 
 
 class CompilerError(Exception):
-    """The compiler is missing, fails, or does not end."""
+    """The compiler is missing, fails, or hangs, as when a licence server or a network drive does not answer."""
 
 
 def compiler_command() -> list[str]:
-    """Give the command that torch takes: $CXX, else g++ (clang++ on macOS)."""
+    """Return the command that torch uses: $CXX, else g++ (clang++ on macOS)."""
     return shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
 
 
 def compiler_path() -> str:
-    """Give where the compiler is; empty where there is none. What was found out with one tells nothing of another."""
+    """Return the compiler's path, which measured speeds depend on; empty if it is missing."""
     return shutil.which(compiler_command()[0]) or ""
 
 
 def check_compiler(seconds: float = PROBE_SECONDS) -> None:
-    """Compile two lines.
-
-    Raises
-    ------
-    CompilerError
-        If that fails, or takes longer than `seconds`: a licence server or a network drive that does not answer.
-    """
+    """Compile two lines; raise CompilerError if this fails, or takes longer than `seconds`."""
     command = compiler_command()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text(_PROBE, encoding="ascii")
-        with (Path(folder) / "said").open("w+b") as said:
+        with (Path(folder) / "output").open("w+b") as output:
             try:
-                status = _run([*command, "-shared", "-fPIC", str(source), "-o", f"{folder}/probe.so"], said, seconds)
+                status = _run([*command, "-shared", "-fPIC", str(source), "-o", f"{folder}/probe.so"], output, seconds)
             except OSError as error:
                 raise CompilerError(f"no C++ compiler: {command[0]}: {error.strerror or error}") from error
             except subprocess.TimeoutExpired as error:
-                raise CompilerError(f"{command[0]} compiles two lines in no less than {seconds:g} s") from error
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+                raise CompilerError(f"{command[0]} did not compile two lines within {seconds:g} s") from error
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines()
     if status:
         raise CompilerError(f"{command[0]} fails: {lines[0] if lines else f'exit status {status}'}")
 
 
-def _run(command: list[str], said: IO[bytes], seconds: float) -> int:
-    """Run in a process group of its own, so that what a hanging compiler has started ends with it."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+def _run(command: list[str], output: IO[bytes], seconds: float) -> int:
+    """Run in a new process group, so that the processes that a hanging compiler started end with it."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     try:
         return process.wait(seconds)
     except BaseException:

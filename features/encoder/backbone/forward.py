@@ -1,4 +1,4 @@
-"""The forward pass on a device: batches of uint8 images in, embeddings out, as fast as the machine can."""
+"""The forward pass on a device: batches of uint8 images in, embeddings out, as fast as the machine allows."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.errors import HoarfrostError
 
-COMPILED_GROUP = 32  # on a CPU compiled code gains nothing from more, and takes longer to be compiled and measured
+COMPILED_GROUP = 32  # on a CPU, larger groups are not faster, and take longer to compile and measure
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -28,13 +28,15 @@ class Backbone:
     precision : str
         "float32", "bfloat16", or "int8:" and activation ranges (see `hoarfrost.features.encoder.backbone.int8`).
     batch_size : int
-        How many images a GPU takes at once; on a CPU compiled code does so, but for `COMPILED_GROUP` at most.
+        How many images a GPU computes at once; on a CPU compiled code does, up to `COMPILED_GROUP`.
 
     Attributes
     ----------
     compute : str
-        The compute path: "eager", "compiled" or "openvino". Another one differs in the last bits. A GPU that runs
-        out of memory goes over from "compiled" to "eager".
+        The compute path: "eager", "compiled" or "openvino". Their results differ in the last bits. A GPU that runs
+        out of memory changes from "compiled" to "eager".
+    group : int
+        How many images go through the layers at once.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Backbone:
         self.precision = precision
         self.batch_size = batch_size
         self.compute = "eager"
-        self._group = CPU_GROUP if device == "cpu" else batch_size
+        self.group = CPU_GROUP if device == "cpu" else batch_size
         self._forward: Callable[[torch.Tensor], torch.Tensor]
         if precision.startswith("int8"):
             from hoarfrost.features.encoder.backbone.int8 import Int8Network
@@ -54,20 +56,12 @@ class Backbone:
             choose_device(device, precision)  # refuses a GPU
             self._forward, self.compute = Int8Network(weights, precision), "openvino"
         else:
-            self._forward = self.network = self._make_network(weights)
+            self.network = Network(weights)
+            if self.device.type == "cpu" and precision == "float32" and "winograd" in self.encoder.fast_paths:
+                self.network.use_winograd()
+            self._forward = self.network.to_precision(DTYPES[precision]).to(self.device)
         on_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
-
-    def _make_network(self, weights: Weights) -> Network:
-        network = Network(weights)
-        if self.device.type == "cpu" and self.precision == "float32" and "winograd" in self.encoder.fast_paths:
-            network.use_winograd()
-        return network.to_precision(DTYPES[self.precision]).to(self.device)
-
-    @property
-    def group(self) -> int:
-        """How many images go through the layers at once."""
-        return self._group
 
     @property
     def compiled_group(self) -> int:
@@ -76,62 +70,46 @@ class Backbone:
 
     @property
     def n_in_flight(self) -> int:
-        """How many batches may be started before the result of the first is asked for."""
+        """How many batches may be started before the first result is fetched."""
         return 1 if self.device.type == "cuda" else 0
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute embeddings.
-
-        Parameters
-        ----------
-        images : Tensor (B, 3, S, S) uint8, on any device
-
-        Returns
-        -------
-        Tensor (B, D) float32, on the CPU
-        """
+        """Return the embeddings (B, D) float32, on the CPU, of images (B, 3, S, S) uint8 on any device."""
         return self.start(images)()
 
     @torch.no_grad()
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the last feature maps, by the network as it is: their means over the cells are the embeddings.
+        """Return the feature maps (B, D, cells, cells) float32, on the CPU, of images (B, 3, S, S) uint8.
 
-        Parameters
-        ----------
-        images : Tensor (B, 3, S, S) uint8
-
-        Returns
-        -------
-        Tensor (B, D, cells, cells) float32, on the CPU
-            See `hoarfrost.features.encoder.registry.FeatureMap`.
+        Compiled code is not used. The maps' means over the cells are the embeddings.
 
         Raises
         ------
         EncoderError
-            If the encoder has none.
+            If the encoder does not have a feature map.
         ValueError
-            In 8-bit integers: OpenVINO gives embeddings alone.
+            In 8-bit integers: OpenVINO returns embeddings alone.
         """
         if not isinstance(self._forward, torch.nn.Module):
-            raise ValueError("a network in 8-bit integers has no feature maps; make one in float32")
-        groups = torch.split(images, self._group)
+            raise ValueError("a network in 8-bit integers has no feature maps; use float32")
+        groups = torch.split(images, self.group)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
             return torch.cat([self.network.feature_maps(group.to(self.device)).cpu() for group in groups])
 
-    @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its kind of tensor
+    @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its type of tensor
     def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to compute embeddings; on a GPU they are ready when the result is asked for.
+        """Start to compute embeddings; return a function that waits for them.
 
-        `images`, if in pinned memory, must stay as they are until then.
+        `images` in pinned memory must not change until then.
         """
         if self._copies is None:
             embeddings = self._run(images.to(self.device)).cpu()
             return lambda: embeddings
         try:
-            with torch.cuda.stream(self._copies):  # beside the computation on the batch before
+            with torch.cuda.stream(self._copies):  # while the batch before is computed
                 on_device = images.to(self.device, non_blocking=True)
         except RuntimeError as error:
-            self._halve(error)
+            self._halve_group(error)
             on_device = None
         if on_device is None:
             embeddings = self._in_pieces(images)
@@ -151,70 +129,63 @@ class Backbone:
         return finish
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
-        """Run whole groups of images; where a GPU's memory does not hold one, halve it and go on."""
+        """Run whole groups of images; halve the group as often as a GPU's memory cannot hold it."""
         while True:
             try:
-                return torch.cat([self._run_group(group) for group in torch.split(images, self._group)])
+                return torch.cat([self._run_group(group) for group in torch.split(images, self.group)])
             except RuntimeError as error:
-                self._halve(error)
+                self._halve_group(error)
             self._free_memory()
 
     def _in_pieces(self, images: torch.Tensor) -> torch.Tensor:
-        """Copy and run one group after the other, where a GPU's memory does not even hold the batch."""
+        """Copy and run one group after the other, if a GPU's memory cannot even hold the batch."""
         while True:
             self._free_memory()
             try:
-                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in torch.split(images, self._group)])
+                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in torch.split(images, self.group)])
             except RuntimeError as error:
-                self._halve(error)
+                self._halve_group(error)
 
-    def _halve(self, error: RuntimeError) -> None:
-        """Halve the group where a GPU ran out of memory; raise any other error again.
-
-        Compiled code is given up then: another size would be compiled anew, with nothing left to do it in.
-        """
+    def _halve_group(self, error: RuntimeError) -> None:
+        """Halve the group if a GPU ran out of memory; raise any other error again."""
         if not is_out_of_memory(error):
             raise error
-        if self._group == 1:
+        if self.group == 1:
             raise HoarfrostError(
-                f"{self.device}: not enough memory for a single image. Free it, or pass --device cpu."
+                f"{self.device}: not enough memory for a single image. Free memory, or pass --device cpu."
             ) from error
-        group = self._group
-        logger.warning("%s: out of memory with batches of %d; going on with %d", self.device, group, group // 2)
-        if self.compute == "compiled":
+        half = self.group // 2
+        logger.warning("%s: out of memory with batches of %d; continuing with %d", self.device, self.group, half)
+        if self.compute == "compiled":  # another size would have to be compiled, and there is no memory for it
             self.uncompile()
-        self._group = group // 2
+        self.group = half
 
     def _free_memory(self) -> None:
-        """Give what is cached back; outside of handlers, whose errors hold on to tensors."""
+        """Release cached memory; outside of exception handlers, whose errors keep tensors alive."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _run_group(self, images: torch.Tensor) -> torch.Tensor:
-        padding = self._group - len(images)
+        padding = self.group - len(images)
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else images
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
             return self._forward(whole)[: len(images)]
 
     def compile(self) -> None:
-        """Go over to code made by torch.compile; raises whatever goes wrong there, and stays as it is then."""
-        before = self._group
+        """Change to code made by torch.compile; raise any error that it raises, and change nothing then."""
+        before, size = self.group, self.encoder.size
         compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
-        self._group, self._forward = self.compiled_group, compiled
+        self.group, self._forward = self.compiled_group, compiled
         try:
-            self._warm_up()
+            # Not enough memory for one group means that compiling fails: the group is not halved here.
+            with torch.no_grad():
+                self._run_group(torch.zeros((self.group, 3, size, size), dtype=torch.uint8, device=self.device))
         except Exception:
-            self._group, self._forward = before, self.network
+            self.group, self._forward = before, self.network
             raise
         self.compute = "compiled"
 
     def uncompile(self) -> None:
-        """Go back to the network as it is."""
-        self._group = CPU_GROUP if self.device.type == "cpu" else self.batch_size
+        """Change back to the network that is not compiled."""
+        self.group = CPU_GROUP if self.device.type == "cpu" else self.batch_size
         self._forward, self.compute = self.network, "eager"
-
-    @torch.no_grad()
-    def _warm_up(self) -> None:
-        """Run one group; where there is not enough memory, compiling has failed, and nothing is halved."""
-        size = self.encoder.size
-        self._run_group(torch.zeros((self._group, 3, size, size), dtype=torch.uint8, device=self.device))

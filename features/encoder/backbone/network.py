@@ -1,4 +1,4 @@
-"""The network: an encoder without its classifier, frozen, normalisation inside, and faster where its entry allows it."""
+"""The network: an encoder without its classifier, frozen, with normalisation inside and the fast paths of its entry."""
 
 from itertools import pairwise
 
@@ -9,9 +9,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.encoder.backbone.winograd import WinogradConv2d
 
-WINOGRAD_CHANNELS = 256  # from so many on it is faster than the direct convolution
+WINOGRAD_CHANNELS = 256  # with fewer the direct convolution is faster
 
-# Images in one pass through the layers on a CPU: their activations stay in its caches. Always whole groups, the last
+# Images in one pass through the layers on a CPU: their activations stay in its caches. Groups are always whole, the last
 # one padded, so that no product's shape, and no embedding's bits, depend on the batch.
 CPU_GROUP = 8
 
@@ -26,7 +26,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = weights.encoder
         self.layers = frozen_layers(weights)
-        self.dtype = torch.float32  # what the layers compute in
+        self.dtype = torch.float32  # of the layers
         self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.encoder.std).view(1, 3, 1, 1) * 255)
         self.eval().requires_grad_(False)
@@ -46,36 +46,30 @@ class Network(nn.Module):
         return self
 
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what global average pooling makes the embeddings of, (B, D, cells, cells) float32.
-
-        Raises
-        ------
-        EncoderError
-            If the encoder has no feature map.
-        """
+        """Return the maps whose means are the embeddings, (B, D, cells, cells) float32; EncoderError if there are none."""
         found: list[torch.Tensor] = []
         layer = self.layers.get_submodule(self.encoder.require_feature_map().layer)
         watch = layer.register_forward_hook(lambda _, __, output: found.append(output))
         try:
-            self(images)  # the very same computation
+            self(images)  # exactly the same computation
         finally:
             watch.remove()
         return found[0].float()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embed."""
+        """Return embeddings."""
         x = ((images.float() - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
         embeddings: torch.Tensor = self.layers(x)
         return embeddings.float()
 
 
 def frozen_layers(weights: Weights) -> nn.Module:
-    """Build the encoder's network with these weights; each BatchNorm within its convolution where the entry allows it."""
+    """Return the encoder's network with these weights; each BatchNorm is part of its convolution if the entry allows it."""
     is_folded = "folded" in weights.encoder.fast_paths
-    # No time spent on initial values. Where BatchNorm stays, its counters, which no weights have, must have a place.
+    # "meta" spends no time on initial values. BatchNorm's counters, which weights omit, need memory if BatchNorm stays.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if is_folded else "cpu"):
         network = weights.encoder.build()
-    # Not strict: BatchNorm's counters are absent. The rest was checked on loading.
+    # Not strict: BatchNorm's counters are missing. Everything else was checked on loading.
     network.load_state_dict(dict(weights.tensors), strict=False, assign=True)
     network.eval().requires_grad_(False)
     if is_folded:
@@ -84,7 +78,7 @@ def frozen_layers(weights: Weights) -> nn.Module:
 
 
 def _fold(network: nn.Module) -> None:
-    """Put each frozen BatchNorm into the convolution before it: the same function in fewer passes over memory."""
+    """Merge each frozen BatchNorm into the convolution before it: the same function in fewer passes over memory."""
     for parent in list(network.modules()):
         for (name, layer), (next_name, norm) in pairwise(list(parent.named_children())):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

@@ -1,23 +1,16 @@
-"""3 x 3 convolutions by Winograd's minimal filtering, for processors that multiply float32 and nothing faster."""
+"""3 x 3 convolutions by Winograd's minimal filtering, for processors that multiply nothing faster than float32."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
-TILE = 4  # outputs a tile and axis; it reads two more inputs
+TILE = 4  # outputs per tile along each axis; it reads two more inputs
 
 # F(4 x 4, 3 x 3): transforms of the input tile, of the filter, and back to outputs.
-_INPUT = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float64,
-)
+_INPUT = torch.tensor([
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+], dtype=torch.float64)  # fmt: skip
 _FILTER = torch.tensor(
     [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
 ) / torch.tensor([[24.0]], dtype=torch.float64)
@@ -29,14 +22,14 @@ _OUTPUT = torch.tensor(
 class WinogradConv2d(nn.Module):
     """A frozen 3 x 3 convolution of stride 1 and padding 1, in a quarter of the multiplications.
 
-    Each tile of 4 x 4 outputs costs 36 products a pair of channels instead of 144; what is left are 36 matrix
-    products. It pays from 256 channels on: below, moving the tiles takes what the products save. Float32
+    Each tile of 4 x 4 outputs costs 36 products per pair of channels instead of 144; the rest is 36 matrix products.
+    It pays for 256 channels or more: with fewer, moving the tiles takes the time that the products save. Float32
     rounding is about ten times that of the direct sum, 1e-5 of the largest output.
 
     Parameters
     ----------
     convolution : nn.Conv2d
-        Its weights are taken as they are now.
+        Its weights are copied.
 
     References
     ----------
@@ -59,7 +52,7 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("to_outputs", torch.kron(_OUTPUT, _OUTPUT).float())  # (16, 36)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, H, W) float32, channels last; give (B, K, H, W), channels last."""
+        """Convolve (B, C, H, W) float32 to (B, K, H, W), both channels last."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         n, height, width, channels = x.shape
         rows, columns = -(-height // TILE), -(-width // TILE)

@@ -26,7 +26,7 @@ class Plan:
     """What all workers of an extraction have in common.
 
     `lock_owner` is the content of the cache's lock file during this extraction; `n_images` and `resumed` decide the compute
-    path (see `hoarfrost.features.encoder.backbone.settle_compute`); `location` is where the images are.
+    path (see `hoarfrost.features.encoder.backbone.choose_compute`); `location` is where the images are.
     """
 
     cache: Path

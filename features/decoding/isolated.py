@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 COMMAND = (sys.executable, "-P", "-m", "hoarfrost.features.decoding.decoder")
-MOST_SECONDS = 120.0  # nothing takes so long; then the decoder hangs
+MOST_SECONDS = 120.0  # no image takes as long as this: the decoder hangs
 
 
 class DecoderCrashError(ImageDecodeError):
-    """A decoder ended its process, or did not end."""
+    """A decoder crashed or hung."""
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a file is, found by decoding it: see `images.OpenedImage`; `notes` say what was left out."""
+    """What decoding a file showed: see `images.OpenedImage`; `notes` name what was skipped."""
 
     kind: tuple[str, str, int]
     size: tuple[int, int]
@@ -39,29 +39,27 @@ class ImageInfo:
 
 
 class _Process:
-    """A process that decodes one image after another; see `decoder` for what is said."""
+    """A process that decodes one image after another; `decoder` describes requests and answers."""
 
     def __init__(self) -> None:
-        # Where this package was found, and nowhere else: the working folder may hold another of the same name.
-        places = os.pathsep.join(place for place in sys.path if place)
-        self._process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": places},
-        )  # fmt: skip
+        # Only where this package was found: the working folder may contain another package of the same name.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
         self._latest = b""
         self._is_late = False
 
     def ask(self, content: bytes, request: dict[str, Any], seconds: float) -> "tuple[dict[str, Any], bytes]":
-        """Send a request, see `decoder`, and wait for the answer and its pixels, or a reason for none."""
-        is_there = content is self._latest  # frames of one file follow one another
-        timer = threading.Timer(seconds, self._give_up)
+        """Send a request; return the answer and its pixels, or raise the reason why there are none."""
+        is_sent = content is self._latest  # frames of one file follow one another
+        timer = threading.Timer(seconds, self._time_out)
         timer.start()
         try:
             sender, answers = self._process.stdin, self._process.stdout
             assert sender is not None
             assert answers is not None
-            sender.write(json.dumps({**request, "n_bytes": None if is_there else len(content)}).encode() + b"\n")
-            sender.write(b"" if is_there else content)
+            sender.write(json.dumps({**request, "n_bytes": None if is_sent else len(content)}).encode() + b"\n")
+            sender.write(b"" if is_sent else content)
             sender.flush()
             answer = json.loads(answers.readline() or "{}")
             payload = answers.read(answer.get("n_bytes", 0))
@@ -76,45 +74,47 @@ class _Process:
             raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
 
-    def _give_up(self) -> None:
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def _time_out(self) -> None:
         self._is_late = True
         self._process.kill()
 
     def _end(self, seconds: float) -> str:
-        """Return how the process ended."""
+        """Wait for the process to end; return how it ended."""
         self.close()
         if self._is_late:
-            return f"no end within {seconds:.0f} s"
+            return f"not finished after {seconds:.0f} s"
         status = self._process.returncode
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def close(self) -> None:
-        """End the process, unless it has ended by itself."""
+        """End the process, if it still runs."""
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
+            with suppress(BrokenPipeError):  # what was not sent is of no use to a process that has ended
                 if pipe is not None:
                     pipe.close()
-            except BrokenPipeError:  # what was not sent is of no use to a process that is gone
-                continue
         self._process.wait()
 
 
-_idle: list[_Process] = []
+_idle: list[_Process] = []  # append and pop are safe in threads
 
 
 @contextmanager
 def _a_process() -> Iterator[_Process]:
-    """Yield a process, an idle one if there is; it is reused unless it crashed."""
+    """Yield an idle process, or a new one; it is reused unless it crashed."""
     try:
-        process = _idle.pop()  # lists are safe in threads
+        while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
+            process.close()
     except IndexError:
         process = _Process()
     try:
         yield process
-    except DecoderCrashError:
-        raise
-    except ImageDecodeError:
-        _idle.append(process)
+    except ImageDecodeError as error:
+        if not isinstance(error, DecoderCrashError):
+            _idle.append(process)
         raise
     _idle.append(process)
 
@@ -128,26 +128,21 @@ def decode_isolated(
     size: int = DEFAULT.size,
     seconds: float | None = None,
 ) -> "npt.NDArray[np.uint8]":
-    """Decode an image, or a frame of it (from 1), as `images.decode_pixels` does, in another process.
+    """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
 
-    Parameters
-    ----------
-    content : bytes
-    frame : int
-    max_pixels, window, size
-        As `images.Decoding` has them.
-    seconds : float, optional
+    `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`; a decoder that has not
+    finished after `seconds` is ended.
 
     Raises
     ------
     DecoderCrashError
-        If the process crashed, or did not end within `seconds`; it says how.
+        If the process crashed or hung.
     ImageDecodeError
         If the image is unreadable.
     """
+    request = _request(frame, max_pixels, window, size)
     with _a_process() as process:
-        request = _request(frame, max_pixels, window, size, "pixels")
-        answer, payload = process.ask(content, request, seconds or MOST_SECONDS)
+        answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds or MOST_SECONDS)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
 
@@ -160,32 +155,22 @@ def inspect_isolated(
     *,
     size: int = DEFAULT.size,
 ) -> ImageInfo:
-    """Decode an image in another process, for what it is and whether it can be read; no pixels come back.
+    """Decode an image in another process to check that it is readable; return what it is.
 
-    Parameters
-    ----------
-    content, frame, max_pixels, window, size
-        As for `decode_isolated`.
-    room : callable
-        Gives for a number of pixels what to wait for before they are decoded.
-
-    Raises
-    ------
-    DecoderCrashError, ImageDecodeError
-        As `decode_isolated`.
+    The parameters and errors are those of `decode_isolated`; within `room(n_pixels)`, so many pixels may be decoded.
     """
+    request = _request(frame, max_pixels, window, size)
     with _a_process() as process:
-        header, _ = process.ask(content, _request(frame, max_pixels, window, size, "header"), MOST_SECONDS)
+        header, _ = process.ask(content, {**request, "want": "header"}, MOST_SECONDS)
         with room(header["width"] * header["height"]):
-            found, _ = process.ask(content, _request(frame, max_pixels, window, size, "check"), MOST_SECONDS)
+            found, _ = process.ask(content, {**request, "want": "check"}, MOST_SECONDS)
     image_format, mode, bits = found["kind"]
     width, height = found["size"]
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]))
 
 
-def _request(frame: int, max_pixels: int, window: Window | None, size: int, want: str) -> dict[str, Any]:
-    place = None if window is None else [window.center, window.width]
-    return {"frame": frame, "max_pixels": max_pixels, "window": place, "size": size, "want": want}
+def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
+    return {"frame": frame, "max_pixels": max_pixels, "window": window and [window.center, window.width], "size": size}
 
 
 @atexit.register
