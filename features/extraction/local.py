@@ -76,7 +76,7 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
 
     def backbone() -> "Backbone":
         made = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
-        writer.begin(made.compute)
+        writer.set_compute(made.compute)
         return made
 
     with Quarantine(writer.path, n_decoders(job.options)) as quarantine:

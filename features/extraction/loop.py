@@ -275,7 +275,7 @@ class EmbeddingLoop:
         """Begin a new part where the compute path changed: a GPU that is out of memory stops using compiled code."""
         if self.writer.header.compute != compute:
             self.writer.commit()
-            self.writer.begin(compute)
+            self.writer.set_compute(compute)
 
     def _fail(self, failed: _Failed) -> None:
         self.work.table.errors[failed.index] = failed.reason

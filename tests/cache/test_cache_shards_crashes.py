@@ -75,7 +75,7 @@ def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_pa
                 assert not is_new or (cache.arrays(cache.dataset("new"))[0] == after).all()
             if before is not None:
                 np.testing.assert_array_equal(content(path, "old"), before)
-        add(path, 11, 1, name="new")  # the next writer goes on, and clears up
+        add(path, 11, 1, name="new")  # the next writer continues, and clears up
         np.testing.assert_array_equal(content(path, "new"), after)
         if before is not None:
             np.testing.assert_array_equal(content(path, "old"), before)
@@ -101,7 +101,7 @@ def test_a_reader_keeps_its_state_while_a_writer_folds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_whoever_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path: Path) -> None:
+def test_a_reader_that_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     embeddings = add(path, 7, 0, name="a")
     done, failures, n_looks = threading.Event(), [], 0

@@ -215,7 +215,7 @@ def test_cache_of_which_nothing_is_left_sends_nobody_in_a_circle(tmp_path: Path,
     for command in ("info", "compact"):
         output = hoarfrost("cache", command, tmp_path / "c.h5")
         assert output.status == 1
-        assert "Nothing of it can be read. Remove the file and extract again" in output.stderr
+        assert "Nothing in it can be read. Remove the file and extract again" in output.stderr
         assert "cache verify" not in output.stderr
     assert "Remove the file and extract again" in hoarfrost("cache", "verify", tmp_path / "c.h5").stdout
 

@@ -275,7 +275,7 @@ class Driver:
         self._warn_of(member, prepared.warnings)
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
-            self._job.writer.begin(prepared.compute)
+            self._job.writer.set_compute(prepared.compute)
         n_ready = sum(each.prepared is not None for each in self._members)
         self._counts.workers = max(self._counts.workers, n_ready)
 
