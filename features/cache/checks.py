@@ -217,7 +217,7 @@ def _problems(file: CacheFile) -> Iterator[str]:
             except CacheError as error:
                 yield str(error)
     keys = []
-    for start, images, shard in zip(file.starts(), file.stored, file.shards or (None,), strict=False):
+    for start, images, shard in file.pieces:
         if isinstance(images, LostImages):
             yield str(images.error)
             continue

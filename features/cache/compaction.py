@@ -11,7 +11,7 @@ from hoarfrost.features.cache.checks import bytes_of, used_rows
 from hoarfrost.features.cache.folding import write_cache
 from hoarfrost.features.cache.images import LostImages, StoredImages
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Mask, Rows, SourceFile
+from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Keys, Mask, Rows, SourceFile
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
@@ -20,9 +20,8 @@ from hoarfrost.features.cache.store import (
     damaged_part_paths,
     only_damaged_parts,
     part_paths,
-    parts_directory,
     real_path,
-    remove_if_empty,
+    remove_parts,
     require_cache,
 )
 from hoarfrost.features.columns.texts import Texts
@@ -67,9 +66,7 @@ def compact(path: Path) -> CompactSummary:
                 path, compaction.header, compaction.sources, compaction.kept, compaction.tables("datasets"),
                 compaction.tables("pending"), compaction.shard_bytes,
             )  # fmt: skip
-            for part in [*part_paths(path), *damaged_part_paths(path)]:
-                part.unlink()
-            remove_if_empty(parts_directory(path))
+            remove_parts(path, [*part_paths(path), *damaged_part_paths(path)])
         return CompactSummary(
             cache=str(path),
             images=compaction.n_kept,
@@ -92,7 +89,7 @@ class _Compaction:
         self._rewrite = False
         self._read: dict[str, list[tuple[int, DatasetTable]]] = {"datasets": [], "pending": []}
         self.sources: list[SourceFile] = []
-        self.shard_bytes = SHARD_BYTES
+        self.shard_bytes: int | None = None
         self._keys: list[Keys] = []
         self._keep: list[Mask] = []
         for file_path in [path, *part_paths(path)] if path.exists() else part_paths(path):
@@ -130,8 +127,7 @@ class _Compaction:
         self.n_folded += not is_main
         self._rewrite = self._rewrite or not is_main
         self.shard_bytes = file.shard_bytes or self.shard_bytes
-        numbered = enumerate(zip(file.starts(), file.stored, file.shards or (None,), strict=False))
-        for number, (start, images, shard) in numbered:
+        for number, (start, images, shard) in enumerate(file.pieces):
             keys, sound = images.salvage()
             mine = in_use[start : start + images.n_images]
             self.n_damaged += int((~sound).sum())
@@ -173,7 +169,7 @@ class _Compaction:
 def _raw_blocks(path: Path, number: int, keys: Keys) -> Iterator[Block]:
     """Read one of a cache's files unchecked, with the keys that are trusted; nothing if it is lost."""
     with CacheFile(path, lenient=True) as file:
-        images = file.stored[number]
+        images = file.pieces[number].images
         if isinstance(images, StoredImages):
             yield from images.raw_blocks(keys)
 

@@ -11,7 +11,16 @@ from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
-from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Mask, Shard, SourceFile, rows_per_shard
+from hoarfrost.features.cache.layout import (
+    SHARD_BYTES,
+    Block,
+    DatasetTable,
+    Header,
+    Mask,
+    Shard,
+    SourceFile,
+    rows_per_shard,
+)
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import remove_if_empty
 from hoarfrost.features.cache.writing import write_cache_file, write_index
@@ -25,7 +34,7 @@ def write_cache(
     keep: Mask,
     tables: Sequence[DatasetTable],
     pending: Sequence[DatasetTable],
-    shard_bytes: int,
+    shard_bytes: int | None,
 ) -> None:
     """Write a cache from images that are on the disk: one file with its tables if it is small enough, or else shards.
 
@@ -41,14 +50,15 @@ def write_cache(
     keep : ndarray (N,) bool
         Which images of the sources, one after another, are kept.
     tables, pending : sequences of DatasetTable
-    shard_bytes : int
-        The most bytes that a file may have.
+    shard_bytes : int or None
+        The most bytes that a file may have; `SHARD_BYTES` by default.
 
     Raises
     ------
     CacheError
         If a file cannot be written; the cache has not changed then.
     """
+    shard_bytes = shard_bytes or SHARD_BYTES
     n_rows = rows_per_shard(shard_bytes, header.dim)
     pieces = list(_pieces(sources, keep, n_rows))
     n_images = sum(piece.n_images for piece in pieces)

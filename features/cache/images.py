@@ -37,13 +37,7 @@ class Chunk(NamedTuple):
 
 
 class StoredImages:
-    """The content of `/images` of an opened file; rows count from 0 in each file.
-
-    Raises
-    ------
-    DamagedCacheError
-        When it is made and when it is read.
-    """
+    """The content of `/images` of an opened file; rows count from 0 in each file. Damage raises DamagedCacheError."""
 
     def __init__(self, file: OpenedFile) -> None:
         self._opened = file

@@ -8,12 +8,7 @@ from hoarfrost.features.columns.lookup import Lookup
 
 
 class KeyIndex:
-    """An index of rows by key. If a key occurs twice, its first row counts.
-
-    Parameters
-    ----------
-    keys : ndarray (N, 32) uint8
-    """
+    """An index of rows by key, (N, 32) uint8. If a key occurs twice, its first row counts."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = np.ascontiguousarray(keys)

@@ -37,12 +37,7 @@ class OpenedFile:
     """A file of the format, or the index of a cache in shards.
 
     It may come from elsewhere: links to other files, unknown filters, and sizes larger than the file are refused.
-
-    Parameters
-    ----------
-    path : Path
-    cache : Path, optional
-        The cache that the file belongs to, for messages; by default itself.
+    Messages name `cache`, to which the file belongs; by default itself.
 
     Raises
     ------

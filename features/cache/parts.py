@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,11 @@ class Part(NamedTuple):
     known: list[FileTable]
     compute: str
 
+    def blocks(self) -> Iterator[Block]:
+        """Read the images; the file is opened only now: there may be more parts than a process may open files."""
+        with CacheFile(self.path) as file:
+            yield from file.blocks()
+
 
 class PartWriter:
     """Writes parts of a cache, without its lock: the process that holds the lock must add the parts to the cache.
@@ -65,7 +71,7 @@ class PartWriter:
         self.header = header
         self.dataset = dataset
         self.root = root
-        self._parts: list[Part] = []
+        self.parts: list[Part] = []  # in the order in which they were written or found
         self._known = known or KeyIndex(joined_keys([]))
         self._added: list[Keys] = []  # since then
         self._added_index = KeyIndex(joined_keys([]))
@@ -130,18 +136,13 @@ class PartWriter:
             keys = np.frombuffer(b"".join(file.key for file in self._pending), np.uint8).reshape(-1, KEY_BYTES)
             block = Block(keys, np.concatenate(self._embeddings))
             write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self._parts.append(Part(path, keys, [], self.header.compute))
+            self.parts.append(Part(path, keys, [], self.header.compute))
             self._pending, self._embeddings = [], []
             self._added.append(keys)
             # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
             if len(self._new_keys) > max(65_536, len(self._added_index) // 4):
                 self._index_added()
         self._last_commit = time.monotonic()
-
-    @property
-    def parts(self) -> list[Part]:
-        """The parts that this writer knows of, in the order in which they came."""
-        return self._parts
 
     def read_other_parts(self) -> list[str]:
         """Add the keys of all parts by other writers to the known keys; return the names of these parts.
@@ -151,7 +152,7 @@ class PartWriter:
         CacheError
             If one cannot be read.
         """
-        own = {part.path for part in self._parts}
+        own = {part.path for part in self.parts}
         others = [path for path in part_paths(self.path) if path not in own]
         for path in others:
             if path.name not in self._read_parts:

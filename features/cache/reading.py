@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,15 @@ READ_THREADS = 2
 OPEN_ATTEMPTS = 100  # while a writer folds again and again
 
 Item = TypeVar("Item")
+Images = TypeVar("Images")
+
+
+class Piece(NamedTuple, Generic[Images]):
+    """The images of one file of a cache: the row at which they start, and their shard, if the cache has shards."""
+
+    start: int
+    images: Images
+    shard: Shard | None
 
 
 class CacheFile:
@@ -31,7 +40,7 @@ class CacheFile:
     ----------
     path : Path
     lenient : bool
-        Open a cache in shards even if some of them are missing or damaged: these are `LostImages` in `stored`.
+        Open a cache in shards even if some of them are missing or damaged: these are `LostImages` in `pieces`.
 
     Raises
     ------
@@ -52,16 +61,16 @@ class CacheFile:
                     self._closing = closing.pop_all()
                     break
         self.header = self._file.header
-        self.n_images = sum(part.n_images for part in self.stored)
+        self.n_images = sum(images.n_images for images in self._stored)
         self.tables = StoredTables(self._file, self.n_images)
 
     def _open(self, closing: ExitStack, lenient: bool) -> None:
         self._file = OpenedFile(self.path)
         closing.callback(self._file.close)
         self.shards: tuple[Shard, ...] = ()
-        self.stored: list[StoredImages | LostImages] = []  # one for each shard, or the file's own
+        self._stored: list[StoredImages | LostImages] = []  # one for each shard, or the file's own
         if self._file.format != INDEX_FORMAT:
-            self.stored.append(StoredImages(self._file))
+            self._stored.append(StoredImages(self._file))
             return
         self.shards = listed_shards(self._file)
         for shard in self.shards:
@@ -70,10 +79,10 @@ class CacheFile:
             except DamagedCacheError as error:
                 if not lenient or (isinstance(error, MissingShardError) and self._is_replaced()):
                     raise
-                self.stored.append(LostImages(shards_directory(self.path) / shard.name, shard.n_images, error))
+                self._stored.append(LostImages(shards_directory(self.path) / shard.name, shard.n_images, error))
                 continue
             closing.callback(file.close)
-            self.stored.append(images)
+            self._stored.append(images)
 
     def _is_replaced(self) -> bool:
         """Return whether a writer has replaced this file since it was opened."""
@@ -95,34 +104,35 @@ class CacheFile:
         """The most bytes that a shard may have, as last asked for; None for a cache that is one file."""
         return self._file.whole_number(self._file.root, "shard_bytes") if self._file.format == INDEX_FORMAT else None
 
-    @property
-    def _sound(self) -> list[StoredImages]:
-        return [part for part in self.stored if isinstance(part, StoredImages)]
+    @cached_property
+    def pieces(self) -> "list[Piece[StoredImages | LostImages]]":
+        """The images of each shard, or the file's own, in order."""
+        starts = accumulate((images.n_images for images in self._stored), initial=0)
+        return [Piece(*piece) for piece in zip(starts, self._stored, self.shards or (None,), strict=False)]
 
-    def starts(self) -> list[int]:
-        """Return the first row of each of `stored`, and the end of the last."""
-        return [0, *accumulate(part.n_images for part in self.stored)]
+    @cached_property
+    def _sound(self) -> "list[Piece[StoredImages]]":
+        return [Piece(start, images, shard) for start, images, shard in self.pieces if isinstance(images, StoredImages)]
 
     @cached_property
     def keys(self) -> Keys:
         """All keys, (N, 32) uint8."""
         if len(self._sound) == 1:
-            return self._sound[0].keys()
+            return self._sound[0].images.keys()
         keys = np.empty((self.n_images, KEY_BYTES), np.uint8)  # filled in place: joined, they would be there twice
-        for start, images in zip(self.starts(), self._sound, strict=False):
+        for start, images, _ in self._sound:
             keys[start : start + images.n_images] = images.keys()
         return keys
 
     @cached_property
     def row_sums(self) -> Checksums:
         """CRC-32 of each row's key and embedding, (N,) uint32."""
-        return np.concatenate([np.empty(0, np.uint32), *(images.row_sums for images in self._sound)])
+        return np.concatenate([np.empty(0, np.uint32), *(piece.images.row_sums for piece in self._sound)])
 
     @cached_property
     def _chunks(self) -> list[tuple[StoredImages, Chunk, int]]:
         """All chunks in order, each with the cache's row at which it starts."""
-        parts = zip(self.starts(), self._sound, strict=False)
-        return [(images, chunk, start + chunk.start) for start, images in parts for chunk in images.chunks]
+        return [(images, chunk, start + chunk.start) for start, images, _ in self._sound for chunk in images.chunks]
 
     def embeddings(self, rows: Rows | None = None) -> Embeddings:
         """Read embeddings, and check every chunk against its CRC-32.
@@ -166,13 +176,12 @@ class CacheFile:
 
     def blocks(self) -> Iterator[Block]:
         """Read all images a chunk at a time, in order; memory holds one."""
-        for images in self._sound:
-            yield from images.blocks()
+        for piece in self._sound:
+            yield from piece.images.blocks()
 
     def sources(self) -> list[SourceFile]:
         """Return the images as files to be folded with others."""
-        shards = self.shards or (None,)
-        return [SourceFile(part.n_images, part.blocks, shard) for part, shard in zip(self._sound, shards, strict=True)]
+        return [SourceFile(images.n_images, images.blocks, shard) for _, images, shard in self._sound]
 
 
 def _each(items: Iterable[Item], read: Callable[[Item], None]) -> None:

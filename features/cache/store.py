@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,13 @@ def remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
+def remove_parts(cache: Path, parts: Iterable[Path]) -> None:
+    """Remove parts that were folded, and their folder once it is empty."""
+    for part in parts:
+        part.unlink()
+    remove_if_empty(parts_directory(cache))
+
+
 def require_cache(path: Path) -> None:
     """Raise CacheError if neither a cache nor parts of one are at a path."""
     if not path.is_file() and not part_paths(path):
@@ -80,11 +88,6 @@ def existing_header(path: Path) -> Header | None:
 
 class EmbeddingCache:
     """A cache opened for reading; a context manager. Readers never block, and see the last finished extraction.
-
-    Parameters
-    ----------
-    path : Path
-        The cache's HDF5 file.
 
     Raises
     ------

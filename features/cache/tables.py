@@ -12,13 +12,7 @@ from hoarfrost.features.columns.texts import Texts, TextsBuilder
 
 
 class StoredTables:
-    """The tables in a file with `n_images` images; a table is in the group "datasets", or in "pending".
-
-    Raises
-    ------
-    CacheError
-        On reading, if a table is damaged or points to embeddings that are not there.
-    """
+    """The tables in a file with `n_images` images, in its group "datasets" or "pending". Damage raises DamagedCacheError."""
 
     def __init__(self, file: OpenedFile, n_images: int) -> None:
         self._file = file

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -15,29 +14,12 @@ import numpy as np
 from hoarfrost.features.cache.folding import remove_unlisted_shards, write_cache
 from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.known import KnownFiles
-from hoarfrost.features.cache.layout import (
-    SHARD_BYTES,
-    Block,
-    DatasetTable,
-    FileTable,
-    Header,
-    Keys,
-    Mask,
-    Rows,
-    SourceFile,
-    joined_keys,
-)
+from hoarfrost.features.cache.layout import DatasetTable, FileTable, Header, Keys, Mask, Rows, SourceFile, joined_keys
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
-from hoarfrost.features.cache.store import (
-    DAMAGED_SUFFIX,
-    check_fingerprint,
-    part_paths,
-    parts_directory,
-    remove_if_empty,
-)
+from hoarfrost.features.cache.store import DAMAGED_SUFFIX, check_fingerprint, part_paths, parts_directory, remove_parts
 from hoarfrost.features.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +45,7 @@ class CacheWriter(PartWriter):
         As for `PartWriter`.
     shard_bytes : int, optional
         The most bytes that a file of the cache may have; a larger cache is split into shards. By default the limit of
-        the existing shards, or else `SHARD_BYTES`.
+        the existing shards, or else 64 GB.
 
     Raises
     ------
@@ -95,7 +77,7 @@ class CacheWriter(PartWriter):
             if self._main is not None:
                 check_fingerprint(self.path, self._main.header, self.header)
                 self.set_compute(self.header.compute or self._main.header.compute)
-            self._parts = list(self._sound_parts())
+            self.parts = list(self._sound_parts())
             self._stack = stack.pop_all()
         return self
 
@@ -131,23 +113,23 @@ class CacheWriter(PartWriter):
 
     def _stored_keys(self) -> Keys:
         """Return all keys on the disk, (N, 32): those of the file, then those of the parts in order."""
-        if self._main is not None and not self._parts:
+        if self._main is not None and not self.parts:
             return self._main.keys  # not copied
         main = [self._main.keys] if self._main is not None else []
-        return joined_keys([*main, *(part.keys for part in self._parts)])
+        return joined_keys([*main, *(part.keys for part in self.parts)])
 
     @property
     def compute(self) -> str | None:
         """The compute path of the interrupted extraction that this one resumes; None if this is a new extraction."""
-        if self._parts:
-            return next((part.compute for part in self._parts if part.compute), None)  # empty if all were copied
+        if self.parts:
+            return next((part.compute for part in self.parts if part.compute), None)  # empty if all were copied
         return self._main.header.compute if self._main is not None and self._main.tables.names("pending") else None
 
     def known_files(self) -> KnownFiles:
         """Return the known files of the dataset, by path; unreadable files are not included, and are tried again."""
         tables = self._known_in(self._main) if self._main is not None else []
         n_rows = self._main.n_images if self._main is not None else 0
-        for part in self._parts:
+        for part in self.parts:
             tables += [table._replace(rows=table.rows + n_rows) for table in part.known]
             n_rows += len(part.keys)
         return KnownFiles(tables, self._stored_keys())
@@ -170,7 +152,7 @@ class CacheWriter(PartWriter):
         """Return an index of all keys on the disk. Sorting costs time and memory, so it is done only when needed."""
         with self._indexing:  # reading threads ask too
             n_main = self._main.n_images if self._main is not None else 0
-            if self._index is None or len(self._index) < n_main + sum(len(part.keys) for part in self._parts):
+            if self._index is None or len(self._index) < n_main + sum(len(part.keys) for part in self.parts):
                 self._index = KeyIndex(self._stored_keys())
             return self._index
 
@@ -198,13 +180,13 @@ class CacheWriter(PartWriter):
             If a part is damaged, or was made with other settings.
         """
         known, directory = self.known, parts_directory(self.path)
-        found = {*part_paths(self.path), *(directory / name for name in names)} - {part.path for part in self._parts}
+        found = {*part_paths(self.path), *(directory / name for name in names)} - {part.path for part in self.parts}
         added = []
         for path in sorted(found):
             with CacheFile(path) as file:
                 check_fingerprint(self.path, file.header, self.header)
                 added.append(Part(path, file.keys, [], file.header.compute))
-        self._parts += added
+        self.parts += added
         keys = joined_keys(part.keys for part in added)
         return AddedParts(len(keys), int((KeyIndex(keys).is_first() & (known.find(keys) < 0)).sum()))
 
@@ -233,7 +215,7 @@ class CacheWriter(PartWriter):
         table = replace(table, rows=rows, root=self.root)
         earlier = self._earlier_table()
         is_pending = self._main is not None and table.name in self._main.tables.names("pending")
-        if not self._parts and table.same_as(earlier) and not is_pending:
+        if not self.parts and table.same_as(earlier) and not is_pending:
             return False
         if earlier is not None and earlier.root != table.root:
             logger.warning(
@@ -251,20 +233,17 @@ class CacheWriter(PartWriter):
             False if there was nothing to write.
         """
         self.commit()
-        if not self._parts:
+        if not self.parts:
             return False
         self._write(self._current_index().is_first(), self._tables("datasets"), self._tables("pending"))
         return True
 
     def _write(self, first: Mask, tables: list[DatasetTable], pending: list[DatasetTable]) -> None:
         main, shard_bytes = ([], None) if self._main is None else (self._main.sources(), self._main.shard_bytes)
-        parts = [SourceFile(len(part.keys), partial(_blocks_of_part, part.path)) for part in self._parts]
-        most_bytes = self._shard_bytes or shard_bytes or SHARD_BYTES
-        write_cache(self.path, self.header, [*main, *parts], first, tables, pending, most_bytes)
-        for part in self._parts:
-            part.path.unlink()
-        remove_if_empty(parts_directory(self.path))
-        self._parts = []
+        sources = [*main, *(SourceFile(len(part.keys), part.blocks) for part in self.parts)]
+        write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes)
+        remove_parts(self.path, [part.path for part in self.parts])
+        self.parts = []
 
     def _tables(self, group: str, *, but: str | None = None) -> list[DatasetTable]:
         """Read the cache's tables in a group, except one."""
@@ -280,9 +259,3 @@ class CacheWriter(PartWriter):
             return self._main.tables.read(self.dataset)
         except DamagedCacheError:
             return None
-
-
-def _blocks_of_part(path: Path) -> Iterator[Block]:
-    """Read a part; opened only then: there may be more parts than a process may open files."""
-    with CacheFile(path) as file:
-        yield from file.blocks()

@@ -53,12 +53,10 @@ def write_cache_file(
     ----------
     path : Path
         An existing file is replaced by the rename; until then it stays unchanged.
-    header : Header
     n_images : int
         Number of images in all blocks together.
     blocks : iterable of Block
         Read one at a time, so memory holds one.
-    tables : iterable of DatasetTable
     pending : iterable of DatasetTable
         What is known of the files of extractions that are not finished.
     is_shard : bool
@@ -91,13 +89,7 @@ def write_index(
     tables: Iterable[DatasetTable],
     pending: Iterable[DatasetTable],
 ) -> None:
-    """Write the index of a cache in shards like any file of it; the rename makes these the cache's shards.
-
-    Raises
-    ------
-    CacheError
-        As for `write_cache_file`.
-    """
+    """Write the index of a cache in shards, as `write_cache_file` writes; the rename makes these the cache's shards."""
     with _new_file(path) as (file, _):
         _write_header(file, header, INDEX_FORMAT)
         _write_attributes(file, shard_bytes=shard_bytes)
