@@ -43,13 +43,10 @@ def write_cache(
 
     Parameters
     ----------
-    path : Path
-    header : Header
     sources : sequence of SourceFile
         The cache's own, in order, then its parts.
     keep : ndarray (N,) bool
         Which images of the sources, one after another, are kept.
-    tables, pending : sequences of DatasetTable
     shard_bytes : int or None
         The most bytes that a file may have; `SHARD_BYTES` by default.
 

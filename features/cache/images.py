@@ -184,7 +184,7 @@ class StoredImages:
     def _fill(self, chunk: Chunk, out: Embeddings) -> None:
         """Read straight into place: HDF5's own path copies each chunk twice, under one lock."""
         view = out.data.cast("B")
-        if os.preadv(self._opened.number, [view], chunk.offset) != len(view):
+        if os.preadv(self._opened.descriptor, [view], chunk.offset) != len(view):
             raise self._opened.damaged(f"{chunk} are truncated")
 
 

@@ -12,11 +12,7 @@ from hoarfrost.features.columns.texts import TextIndex, Texts
 class KnownFiles:
     """The files of earlier extractions, by path; if several tables have one, the last counts.
 
-    Parameters
-    ----------
-    tables : sequence of FileTable
-    keys : ndarray (N, 32) uint8
-        What the tables' `rows` point to.
+    The tables' `rows` point to `keys`, (N, 32) uint8.
     """
 
     def __init__(self, tables: Sequence[FileTable], keys: Keys) -> None:

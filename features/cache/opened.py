@@ -55,25 +55,16 @@ class OpenedFile:
         except HDF5_ERRORS as error:
             raise self._not_opened(error) from error
         try:
+            self.descriptor: int = self.root.id.get_vfd_handle()
             self.header = self._read_header()
         except BaseException:
-            self.close()
+            self.root.close()
             raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self.root.close()
-
-    @property
-    def number(self) -> int:
-        """The file descriptor."""
-        number: int = self.root.id.get_vfd_handle()
-        return number
 
     @property
     def size(self) -> int:
         """The number of bytes of the open file: another may have been renamed into its place."""
-        return os.fstat(self.number).st_size
+        return os.fstat(self.descriptor).st_size
 
     def _not_opened(self, error: Exception) -> CacheError:
         try:

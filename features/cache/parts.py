@@ -55,7 +55,6 @@ class PartWriter:
     path : Path
         The cache's HDF5 file.
     header : Header
-        What the embeddings are made by.
     dataset : str
         The dataset that the images belong to.
     root : str

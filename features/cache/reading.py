@@ -36,11 +36,7 @@ class Piece(NamedTuple, Generic[Images]):
 class CacheFile:
     """A cache, or one of its parts, open for reading; a context manager.
 
-    Parameters
-    ----------
-    path : Path
-    lenient : bool
-        Open a cache in shards even if some of them are missing or damaged: these are `LostImages` in `pieces`.
+    With `lenient`, a cache in shards opens even if some of them are missing or damaged: as `LostImages` in `pieces`.
 
     Raises
     ------
@@ -66,7 +62,7 @@ class CacheFile:
 
     def _open(self, closing: ExitStack, lenient: bool) -> None:
         self._file = OpenedFile(self.path)
-        closing.callback(self._file.close)
+        closing.callback(self._file.root.close)
         self.shards: tuple[Shard, ...] = ()
         self._stored: list[StoredImages | LostImages] = []  # one for each shard, or the file's own
         if self._file.format != INDEX_FORMAT:
@@ -81,12 +77,12 @@ class CacheFile:
                     raise
                 self._stored.append(LostImages(shards_directory(self.path) / shard.name, shard.n_images, error))
                 continue
-            closing.callback(file.close)
+            closing.callback(file.root.close)
             self._stored.append(images)
 
     def _is_replaced(self) -> bool:
         """Return whether a writer has replaced this file since it was opened."""
-        mine = os.fstat(self._file.number)
+        mine = os.fstat(self._file.descriptor)
         try:
             there = os.stat(self.path)
         except FileNotFoundError:

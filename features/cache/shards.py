@@ -82,7 +82,7 @@ def open_shard(cache: Path, header: Header, shard: Shard, listed: Sequence[Shard
         if problem:
             raise file.damaged(f"it is not the shard that {cache.name} lists: {problem}")
     except BaseException:
-        file.close()
+        file.root.close()
         raise
     return file, images
 

@@ -101,22 +101,14 @@ class EmbeddingCache:
             raise _unfinished(path)
         self.path = path
         self._file = CacheFile(path)
+        self.header = self._file.header
+        self.n_images = self._file.n_images
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.__exit__(*exception)
-
-    @property
-    def header(self) -> Header:
-        """What all embeddings of the cache share."""
-        return self._file.header
-
-    @property
-    def n_images(self) -> int:
-        """Number of embeddings."""
-        return self._file.n_images
 
     def dataset_names(self) -> list[str]:
         """Return the names of the datasets in the cache, sorted."""

@@ -123,7 +123,7 @@ def _new_file(path: Path) -> "Iterator[tuple[h5py.File, _Output]]":
             temporary.unlink()
 
 
-class _Output(io.RawIOBase):
+class _Output(io.FileIO):
     """The file that HDF5 writes to. It holds the error of a failed write back until `checked` or `sync`.
 
     HDF5 ends the whole process (a segmentation fault, with HDF5 2.0) when a write fails while a
@@ -131,7 +131,7 @@ class _Output(io.RawIOBase):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
+        super().__init__(path, "w+b")
         self._error: OSError | None = None
 
     def write(self, content: "Buffer") -> int:
@@ -140,7 +140,7 @@ class _Output(io.RawIOBase):
         try:
             written = 0
             while written < len(view) and self._error is None:
-                written += self._file.write(view[written:])
+                written += super().write(view[written:])
         except OSError as error:
             self._error = error
         return len(view)
@@ -148,22 +148,14 @@ class _Output(io.RawIOBase):
     def readinto(self, buffer: "Buffer") -> int:
         """Read what is there, and zeros beyond the end."""
         view = memoryview(buffer).cast("B")
-        found = self._file.readinto(view) or 0
+        found = super().readinto(view) or 0
         view[found:] = bytes(len(view) - found)
         return len(view)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Set the position."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._file.tell()
 
     def truncate(self, size: int | None = None) -> int:
         """Set the file's size, or keep the error."""
         try:
-            return self._file.truncate(size)
+            return super().truncate(size)
         except OSError as error:
             self._error = self._error or error
             return size or 0
@@ -179,12 +171,7 @@ class _Output(io.RawIOBase):
         """Force everything to the disk; raise the error of a write that has failed."""
         if self._error is not None:
             raise self._error
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
+        os.fsync(self.fileno())
 
 
 def _sync_folder(path: Path) -> None:

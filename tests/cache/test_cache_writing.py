@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hoarfrost.features.cache.writing
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, PartWriter, compact, describe, lock_owner, verify
 from hoarfrost.features.cache.store import part_paths, parts_directory
 from hoarfrost.features.errors import CacheError, CacheLockedError, FingerprintMismatchError
@@ -283,8 +284,8 @@ def test_a_disk_that_became_read_only_is_a_clear_error(tmp_path: Path, monkeypat
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    for name in ("open", "unlink"):
-        monkeypatch.setattr(Path, name, read_only)
+    monkeypatch.setattr(hoarfrost.features.cache.writing, "_Output", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
     with pytest.raises(CacheError, match=r"cannot be written: Read-only file system\. .* again to continue"):
         writer.commit()
 
