@@ -16,7 +16,7 @@ from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import (
-    damaged_part_paths,
+    DAMAGED_SUFFIX,
     existing_header,
     only_damaged_parts,
     part_paths,
@@ -107,7 +107,7 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         unused=int((~used_rows(tables, n_images)).sum()),
         shards=n_shards,
         parts=len(parts),
-        damaged_parts=in_parts.count(None) + len(damaged_part_paths(path)),
+        damaged_parts=in_parts.count(None) + len(part_paths(path, DAMAGED_SUFFIX)),
         images_in_parts=sum(n for n in in_parts if n is not None),
         fingerprint=made_by.digest,
         backbone=made_by.backbone,
@@ -169,7 +169,7 @@ def _n_images(part: Path) -> int | None:
 def bytes_of(path: Path) -> int:
     """Return the size of all of a cache's files."""
     total = 0
-    for file in [path, *shards_directory(path).glob("*.h5"), *part_paths(path), *damaged_part_paths(path)]:
+    for file in [path, *shards_directory(path).glob("*.h5"), *part_paths(path), *part_paths(path, DAMAGED_SUFFIX)]:
         with suppress(FileNotFoundError):
             total += file.stat().st_size
     return total

@@ -16,8 +16,8 @@ from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import (
+    DAMAGED_SUFFIX,
     check_fingerprint,
-    damaged_part_paths,
     only_damaged_parts,
     part_paths,
     real_path,
@@ -66,7 +66,7 @@ def compact(path: Path) -> CompactSummary:
                 path, compaction.header, compaction.sources, compaction.kept, compaction.tables("datasets"),
                 compaction.tables("pending"), compaction.shard_bytes,
             )  # fmt: skip
-            remove_parts(path, [*part_paths(path), *damaged_part_paths(path)])
+            remove_parts(path, [*part_paths(path), *part_paths(path, DAMAGED_SUFFIX)])
         return CompactSummary(
             cache=str(path),
             images=compaction.n_kept,
@@ -109,12 +109,8 @@ class _Compaction:
         self.n_kept = int(self.kept.sum())
         place = KeyIndex(keys[self.kept]).find(keys)  # of each row's key among those that are written
         self._new_row = np.where(keep, place, -1)
-
-    @property
-    def changes(self) -> bool:
-        """Whether there is anything to do."""
-        dropped = self.n_unused or self.n_damaged or self.lost_tables or damaged_part_paths(self.path)
-        return self._rewrite or bool(dropped)
+        dropped = self.n_unused or self.n_damaged or self.lost_tables or part_paths(path, DAMAGED_SUFFIX)
+        self.changes = self._rewrite or bool(dropped)
 
     def _add(self, file: CacheFile) -> None:
         is_main = file.path == self.path

@@ -28,17 +28,8 @@ def parts_directory(path: Path) -> Path:
     return path.with_name(path.name + ".parts")
 
 
-def part_paths(path: Path) -> list[Path]:
-    """List a cache's parts in the order in which they were committed."""
-    return _parts_ending(path, PART_SUFFIX)
-
-
-def damaged_part_paths(path: Path) -> list[Path]:
-    """List the parts that were renamed because they are damaged."""
-    return _parts_ending(path, DAMAGED_SUFFIX)
-
-
-def _parts_ending(path: Path, suffix: str) -> list[Path]:
+def part_paths(path: Path, suffix: str = PART_SUFFIX) -> list[Path]:
+    """List a cache's parts in the order in which they were committed; the damaged ones have DAMAGED_SUFFIX."""
     try:
         with os.scandir(parts_directory(path)) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.name.endswith(suffix))

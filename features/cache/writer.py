@@ -166,13 +166,9 @@ class CacheWriter(PartWriter):
         return self._index if self._index is not None else self._current_index()
 
     def add_parts(self, names: Iterable[str] = ()) -> AddedParts:
-        """Add the parts that others have written for this extraction.
+        """Add the parts that others have written for this extraction, including those of `names`.
 
-        Parameters
-        ----------
-        names : iterable of str
-            Names of parts that are known to exist. On a network file system, a part of another host may be listed late,
-            but can be opened by its name at once.
+        On a network file system, a part of another host may be listed late, but can be opened by its name at once.
 
         Raises
         ------

@@ -25,7 +25,7 @@ from hoarfrost.features.cache.checks import DatasetInfo, bytes_of
 from hoarfrost.features.cache.known import KnownFiles
 from hoarfrost.features.cache.layout import FileTable
 from hoarfrost.features.cache.lock import WriterLock, lock_path
-from hoarfrost.features.cache.store import damaged_part_paths, parts_directory
+from hoarfrost.features.cache.store import DAMAGED_SUFFIX, part_paths, parts_directory
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError, CacheLockedError
 from tests.cache.test_cache_damage import overwrite_row
@@ -94,7 +94,7 @@ def test_damaged_parts_are_counted_before_and_after_they_are_renamed(tmp_path: P
     found = describe(path)
     assert (found.parts, found.damaged_parts, found.images_in_parts) == (2, 1, 3)
     part.with_name("part-99999999.h5").rename(part.with_name("part-99999999.h5.damaged"))
-    assert len(damaged_part_paths(path)) == 1
+    assert len(part_paths(path, DAMAGED_SUFFIX)) == 1
     found = describe(path)
     assert (found.parts, found.damaged_parts, found.images_in_parts) == (1, 1, 3)
 
