@@ -52,11 +52,11 @@ print(n_left)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("begun", [0, 4, 12])
-def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_path: Path, begun: int) -> None:
+@pytest.mark.parametrize("n_before", [0, 4, 12])
+def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_path: Path, n_before: int) -> None:
     start = tmp_path / "start"
     start.mkdir()
-    before = add(start / "c.h5", begun, 0, name="old") if begun else None
+    before = add(start / "c.h5", n_before, 0, name="old") if n_before else None
     after = some_images(11, 1)[1]
     n_killed, outcomes = 0, set()
     for step in range(200):
@@ -80,12 +80,12 @@ def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_pa
         if before is not None:
             np.testing.assert_array_equal(content(path, "old"), before)
         with EmbeddingCache(path) as cache:
-            assert cache.n_images == begun + 11
-        assert sum(sizes(path)) == begun + 11, "shards that no index lists are gone"
+            assert cache.n_images == n_before + 11
+        assert sum(sizes(path)) == n_before + 11, "shards that no index lists are gone"
         assert not [*folder.rglob("*.tmp"), *part_paths(path)]
         shutil.rmtree(folder)
     assert n_killed > 12
-    assert outcomes == ({True, False} if begun else {True})
+    assert outcomes == ({True, False} if n_before else {True})
 
 
 @pytest.mark.usefixtures("tiny")
