@@ -3,34 +3,29 @@
 from hoarfrost.features.cache.checks import CacheInfo, VerifyReport, describe, verify
 from hoarfrost.features.cache.compaction import CompactSummary, compact
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.known import KnownFile, KnownFiles
-from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Embeddings, Header, Keys, Rows
+from hoarfrost.features.cache.known import KnownFiles
+from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Keys
 from hoarfrost.features.cache.lock import lock_owner
 from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
-from hoarfrost.features.cache.reading import CacheFile, DamagedCacheError
+from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import EmbeddingCache, existing_header
 from hoarfrost.features.cache.writer import CacheWriter
 from hoarfrost.features.cache.writing import hdf5_version, library_versions, write_cache_file
 
 __all__ = [
-    "SHARD_BYTES",
     "Block",
     "CacheFile",
     "CacheInfo",
     "CacheWriter",
     "CompactSummary",
-    "DamagedCacheError",
     "DatasetTable",
     "EmbeddedFile",
     "EmbeddingCache",
-    "Embeddings",
     "Header",
     "KeyIndex",
     "Keys",
-    "KnownFile",
     "KnownFiles",
     "PartWriter",
-    "Rows",
     "VerifyReport",
     "compact",
     "describe",

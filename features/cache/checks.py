@@ -1,4 +1,4 @@
-"""Looking at a cache, and checking every byte of it."""
+"""`cache info` and `cache verify`: what is in a cache, and whether every byte of it is sound."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -8,33 +8,31 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.features.cache.images import LostImages, StoredImages
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import DatasetTable, Keys, Shard
+from hoarfrost.features.cache.layout import DatasetTable, Keys, Mask, Shard, joined_keys
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import (
-    damaged_part_paths,
+    DAMAGED_SUFFIX,
     existing_header,
+    only_damaged_parts,
     part_paths,
-    parts_directory,
     real_path,
     require_cache,
 )
 from hoarfrost.features.errors import CacheError
-from hoarfrost.features.fingerprint import KEY_BYTES
 
-Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
-SHOWN_ROWS = 1000  # of damaged rows named one by one; a cache that is all damaged needs no million lines
+SHOWN_ROWS = 1000  # damaged rows listed one by one; for a cache that is all damaged, a million lines help nobody
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One dataset of a cache; `duplicates` are images whose bytes stand under an earlier path too."""
+    """One dataset of a cache; `duplicates` counts images with the same bytes as an earlier path."""
 
     name: str
     source: str
@@ -47,7 +45,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in a cache. `unused` counts embeddings that no dataset refers to (any more); one file is no shard."""
+    """What is in a cache. `unused` counts embeddings that no dataset refers to; a cache that is one file has 0 shards."""
 
     cache: str
     bytes: int
@@ -69,7 +67,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `cache verify` found; each problem names the file and the rows or dataset it concerns."""
+    """What `cache verify` found; each problem names the file, and the rows or the dataset."""
 
     cache: str
     sound: bool
@@ -85,64 +83,57 @@ def describe(path: Path) -> CacheInfo:
     Raises
     ------
     CacheError
-        If it is missing, no cache, or damaged.
+        If it is missing, not a cache, or damaged.
     """
-    return _undisturbed(real_path(path), _describe)
+    return _unchanged_meanwhile(real_path(path), _describe)
 
 
 def _describe(path: Path, parts: list[Path]) -> CacheInfo:
     header = existing_header(path)
     if header is None:
-        raise CacheError(
-            f"{path}: there are only damaged parts of it. Remove {parts_directory(path)}, and extract again."
-        )
-    tables, n_images, n_shards = _tables_and_size(path)
-    used = used_rows(tables, n_images)
+        raise only_damaged_parts(path)
+    tables: list[DatasetTable] = []
+    n_images = n_shards = 0
+    if path.exists():
+        with CacheFile(path) as file:
+            tables = [file.tables.read(name) for name in file.tables.names()]
+            n_images, n_shards = file.n_images, len(file.shards)
+    made_by = header.fingerprint
     in_parts = [_n_images(part) for part in parts]
     return CacheInfo(
         cache=str(path),
         bytes=bytes_of(path),
         images=n_images,
-        unused=int((~used).sum()),
+        unused=int((~used_rows(tables, n_images)).sum()),
         shards=n_shards,
         parts=len(parts),
-        damaged_parts=in_parts.count(None) + len(damaged_part_paths(path)),
+        damaged_parts=in_parts.count(None) + len(part_paths(path, DAMAGED_SUFFIX)),
         images_in_parts=sum(n for n in in_parts if n is not None),
-        fingerprint=header.fingerprint.digest,
-        backbone=header.fingerprint.backbone,
+        fingerprint=made_by.digest,
+        backbone=made_by.backbone,
         weights=header.weights,
-        weights_sha256=header.fingerprint.weights_sha256,
-        preprocessing=dict(header.fingerprint.preprocessing),
-        precision=header.fingerprint.precision,
+        weights_sha256=made_by.weights_sha256,
+        preprocessing=dict(made_by.preprocessing),
+        precision=made_by.precision,
         compute=header.compute,
         datasets=tuple(map(_dataset_info, tables)),
     )
 
 
-T = TypeVar("T")
-
-
-def _undisturbed(path: Path, look: Callable[[Path, list[Path]], T]) -> T:
-    """Look at a cache's files again where a writer folded its parts meanwhile."""
+def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T:
+    """Return what `read` returns of a cache and its parts; read again if a writer has folded the parts meanwhile."""
     for _ in range(100):
         require_cache(path)
         parts = part_paths(path)
         try:
-            result = look(path, parts)
+            result = read(path, parts)
         except CacheError:
             if all(part.exists() for part in parts):
                 raise
         else:
             if all(part.exists() for part in parts):
                 return result
-    raise CacheError(f"{path} is being written, and changes faster than it can be looked at. Try again later.")
-
-
-def _tables_and_size(path: Path) -> tuple[list[DatasetTable], int, int]:
-    if not path.exists():
-        return [], 0, 0
-    with CacheFile(path) as file:
-        return [file.table(name) for name in file.table_names()], file.n_images, len(file.shards)
+    raise CacheError(f"{path} is being written, and changes faster than it can be read. Try again later.")
 
 
 def _dataset_info(table: DatasetTable) -> DatasetInfo:
@@ -167,7 +158,7 @@ def used_rows(tables: list[DatasetTable], n_images: int) -> Mask:
 
 
 def _n_images(part: Path) -> int | None:
-    """Count a part's images; None where it is damaged."""
+    """Return the number of a part's images; None if it is damaged."""
     try:
         with CacheFile(part) as file:
             return file.n_images
@@ -178,7 +169,7 @@ def _n_images(part: Path) -> int | None:
 def bytes_of(path: Path) -> int:
     """Return the size of all of a cache's files."""
     total = 0
-    for file in [path, *shards_directory(path).glob("*.h5"), *part_paths(path), *damaged_part_paths(path)]:
+    for file in [path, *shards_directory(path).glob("*.h5"), *part_paths(path), *part_paths(path, DAMAGED_SUFFIX)]:
         with suppress(FileNotFoundError):
             total += file.stat().st_size
     return total
@@ -193,9 +184,9 @@ def verify(path: Path) -> VerifyReport:
     Raises
     ------
     CacheError
-        Only if there is nothing of that name; what is damaged is reported, not raised.
+        Only if the cache is missing; damage is reported, not raised.
     """
-    return _undisturbed(real_path(path), _verify)
+    return _unchanged_meanwhile(real_path(path), _verify)
 
 
 def _verify(path: Path, parts: list[Path]) -> VerifyReport:
@@ -207,7 +198,7 @@ def _verify(path: Path, parts: list[Path]) -> VerifyReport:
             with CacheFile(file_path, lenient=True) as file:
                 fingerprints.setdefault(file.header.fingerprint.digest, file_path)
                 n_images += file.n_images
-                n_datasets += len(file.table_names()) if file_path == path else 0
+                n_datasets += len(file.tables.names()) if file_path == path else 0
                 problems += _problems(file)
         except CacheError as error:
             problems.append(str(error))
@@ -219,14 +210,14 @@ def _verify(path: Path, parts: list[Path]) -> VerifyReport:
 
 def _problems(file: CacheFile) -> Iterator[str]:
     tables: list[DatasetTable] = []
-    for members in ("datasets", "pending"):
-        for name in file.table_names(members):
+    for group in ("datasets", "pending"):
+        for name in file.tables.names(group):
             try:
-                tables.append(file.table(name, members))
+                tables.append(file.tables.read(name, group))
             except CacheError as error:
                 yield str(error)
     keys = []
-    for start, images, shard in zip(file.starts(), file.stored, file.shards or (None,), strict=False):
+    for start, images, shard in file.pieces:
         if isinstance(images, LostImages):
             yield str(images.error)
             continue
@@ -237,38 +228,34 @@ def _problems(file: CacheFile) -> Iterator[str]:
             yield from images.damaged_sums()
             yield from images.unreadable_by_others()
             yield from _other_content(images, found, shard)
-    index = KeyIndex(np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8))
-    twice = int((index.firsts() != np.arange(len(index))).sum())
-    if twice:
-        yield f"{file.path}: {twice} keys stand there twice"
+    n_repeated = int((~KeyIndex(joined_keys(keys)).is_first()).sum())
+    if n_repeated:
+        yield f"{file.path}: {n_repeated} keys appear more than once"
     for table in tables:
         bad = [table.paths[i] for i in np.flatnonzero(table.rows < 0) if not table.errors[i]]
         if bad:
-            yield f"{file.path}: dataset {table.name!r}: {len(bad)} images have neither embedding nor error: {bad[0]}"
+            yield f"{file.path}: dataset {table.name!r}: {len(bad)} images have neither an embedding nor an error: {bad[0]}"
 
 
 def _damaged_rows(
     images: StoredImages, keys: Keys, sound: Mask, start: int, tables: list[DatasetTable]
 ) -> Iterator[str]:
-    """Yield the damaged rows of a file whose first row is `start`, with the images that have them."""
+    """Yield the damaged rows of a file whose first row is `start`, with their images."""
     damaged = np.flatnonzero(~sound).tolist()
     for row in damaged[:SHOWN_ROWS]:
-        key = keys[row].tobytes().hex()[:12]
+        at = [(table, i) for table in tables for i in np.flatnonzero(table.rows == start + row)[:3]]
+        paths = ", ".join(f"{table.name}: {table.paths[i]}" for table, i in at)
+        key = f"key {keys[row].tobytes().hex()[:12]}…{'; ' if paths else ''}{paths}"
         yield (
-            f"{images.path}: row {start + row} (key {key}…{_users(tables, start + row)}) does not match its checksum; "
-            "`cache compact` drops it, and the next extract embeds it again"
+            f"{images.path}: row {start + row} ({key}) does not match its checksum; "
+            "`hoarfrost cache compact` drops it, and the next extract embeds it again"
         )
     if len(damaged) > SHOWN_ROWS:
-        yield f"{images.path}: {len(damaged) - SHOWN_ROWS} more rows do not match their checksum"
+        yield f"{images.path}: {len(damaged) - SHOWN_ROWS} more rows do not match their checksums"
 
 
 def _other_content(images: StoredImages, keys: Keys, shard: Shard | None) -> Iterator[str]:
-    """Yield the problem of a shard whose sound rows are not those of its index."""
-    with suppress(DamagedCacheError):  # named already
+    """Yield the problem of a shard whose rows are sound, but not those that the index lists."""
+    with suppress(DamagedCacheError):  # reported already
         if shard is not None and hashlib.sha256(keys.tobytes() + images.row_sums.tobytes()).digest() != shard.content:
-            yield f"{images.path}: it holds other images than the index says, though each is sound"
-
-
-def _users(tables: list[DatasetTable], row: int) -> str:
-    users = [f"{table.name}: {table.paths[i]}" for table in tables for i in np.flatnonzero(table.rows == row)[:3]]
-    return f"; {', '.join(users)}" if users else ""
+            yield f"{images.path}: it holds other images than the index lists, although each of them is sound"

@@ -1,4 +1,4 @@
-"""Making a cache smaller: what is damaged or not used is dropped, parts are folded."""
+"""Making a cache smaller: damaged and unused embeddings are dropped, parts are folded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,29 +6,25 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.features.cache.checks import bytes_of, used_rows
 from hoarfrost.features.cache.folding import write_cache
-from hoarfrost.features.cache.images import StoredImages
+from hoarfrost.features.cache.images import LostImages, StoredImages
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import SHARD_BYTES, Block, DatasetTable, Header, Keys, Rows, SourceFile
+from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Keys, Mask, Rows, SourceFile
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import (
+    DAMAGED_SUFFIX,
     check_fingerprint,
-    damaged_part_paths,
+    only_damaged_parts,
     part_paths,
-    parts_directory,
     real_path,
-    remove_if_empty,
+    remove_parts,
     require_cache,
 )
 from hoarfrost.features.columns.texts import Texts
-from hoarfrost.features.errors import CacheError
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,19 +44,19 @@ class CompactSummary:
 def compact(path: Path) -> CompactSummary:
     """Fold parts, and drop the embeddings that are damaged or that no dataset uses.
 
-    What parts hold stays: it belongs to an extraction that is not finished. Images whose
+    The embeddings of parts stay: they belong to an extraction that is not finished. Images whose
     embeddings were damaged stay in their datasets as unreadable, and the next extract embeds
     them again.
 
     Raises
     ------
     CacheError
-        If there is no cache, another process writes to it, or it is damaged beyond its rows.
+        If the cache is missing, another process writes to it, or more than its rows is damaged.
     """
     path = real_path(path)
     require_cache(path)
     if path.exists():
-        with CacheFile(path, lenient=True):  # what is no cache gets no lock beside it either
+        with CacheFile(path, lenient=True):  # a file that is not a cache gets no lock file beside it
             pass
     with WriterLock(path):
         before = bytes_of(path)
@@ -70,9 +66,7 @@ def compact(path: Path) -> CompactSummary:
                 path, compaction.header, compaction.sources, compaction.kept, compaction.tables("datasets"),
                 compaction.tables("pending"), compaction.shard_bytes,
             )  # fmt: skip
-            for part in [*part_paths(path), *damaged_part_paths(path)]:
-                part.unlink()
-            remove_if_empty(parts_directory(path))
+            remove_parts(path, [*part_paths(path), *part_paths(path, DAMAGED_SUFFIX)])
         return CompactSummary(
             cache=str(path),
             images=compaction.n_kept,
@@ -86,7 +80,7 @@ def compact(path: Path) -> CompactSummary:
 
 
 class _Compaction:
-    """What to keep of a cache's files; looks at all of them before anything is written."""
+    """What to keep of a cache's files; all of them are read before anything is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,7 +89,7 @@ class _Compaction:
         self._rewrite = False
         self._read: dict[str, list[tuple[int, DatasetTable]]] = {"datasets": [], "pending": []}
         self.sources: list[SourceFile] = []
-        self.shard_bytes = SHARD_BYTES
+        self.shard_bytes: int | None = None
         self._keys: list[Keys] = []
         self._keep: list[Mask] = []
         for file_path in [path, *part_paths(path)] if path.exists() else part_paths(path):
@@ -107,66 +101,58 @@ class _Compaction:
                     raise
                 self._rewrite = True
         if not self.sources:
-            raise CacheError(
-                f"{path}: there are only damaged parts of it. Remove {parts_directory(path)}, and extract again."
-            )
+            raise only_damaged_parts(path)
         keys, keep = np.concatenate(self._keys), np.concatenate(self._keep)
         chosen = np.flatnonzero(keep)
         self.kept = np.zeros(len(keys), bool)  # a part that a crash left behind repeats rows of the file
-        self.kept[chosen] = KeyIndex(keys[chosen]).firsts() == np.arange(len(chosen))
+        self.kept[chosen] = KeyIndex(keys[chosen]).is_first()
         self.n_kept = int(self.kept.sum())
         place = KeyIndex(keys[self.kept]).find(keys)  # of each row's key among those that are written
         self._new_row = np.where(keep, place, -1)
-
-    @property
-    def changes(self) -> bool:
-        """Whether the file would differ from what it is."""
-        return self._rewrite or bool(
-            self.n_unused or self.n_damaged or self.lost_tables or damaged_part_paths(self.path)
-        )
+        dropped = self.n_unused or self.n_damaged or self.lost_tables or part_paths(path, DAMAGED_SUFFIX)
+        self.changes = self._rewrite or bool(dropped)
 
     def _add(self, file: CacheFile) -> None:
         is_main = file.path == self.path
         if not self.sources:
             self.header: Header = file.header
-        check_fingerprint(file.path, file.header, self.header.fingerprint, self.header.weights)
+        check_fingerprint(file.path, file.header, self.header)
         tables = self._tables_of(file, sum(source.n_images for source in self.sources))
-        # What parts hold belongs to an extraction that is not finished, and rows whose table is lost may be anyone's.
+        # Parts belong to an extraction that is not finished, and rows whose table is lost may belong to any image.
         in_use = used_rows(tables, file.n_images) if is_main and not self.lost_tables else np.ones(file.n_images, bool)
         self.n_folded += not is_main
-        self._rewrite = self._rewrite or not is_main or bool(file.lost)
+        self._rewrite = self._rewrite or not is_main
         self.shard_bytes = file.shard_bytes or self.shard_bytes
-        numbered = enumerate(zip(file.starts(), file.stored, file.shards or (None,), strict=False))
-        for number, (start, images, shard) in numbered:
+        for number, (start, images, shard) in enumerate(file.pieces):
             keys, sound = images.salvage()
             mine = in_use[start : start + images.n_images]
             self.n_damaged += int((~sound).sum())
             self.n_unused += int((sound & ~mine).sum())
-            is_damaged = isinstance(images, StoredImages) and any(True for _ in images.damaged_sums())
-            self._rewrite = self._rewrite or is_damaged
+            is_damaged = isinstance(images, StoredImages) and any(images.damaged_sums())
+            self._rewrite = self._rewrite or is_damaged or isinstance(images, LostImages)
             blocks = partial(_raw_blocks, file.path, number, keys)
             self.sources.append(SourceFile(images.n_images, blocks, None if is_damaged else shard))
             self._keys.append(keys)
             self._keep.append(sound & mine)
 
     def _tables_of(self, file: CacheFile, start: int) -> list[DatasetTable]:
-        """Read a file's tables; what a part says of its files is pending until their extraction ends."""
+        """Read a file's tables; what a part records of its files is pending until their extraction ends."""
         found = []
-        for members in ("datasets", "pending"):
-            for name in file.table_names(members):
+        for group in ("datasets", "pending"):
+            for name in file.tables.names(group):
                 try:
-                    table = file.table(name, members)
+                    table = file.tables.read(name, group)
                 except DamagedCacheError:
                     self.lost_tables.append(name)
                     continue
                 found.append(table)
-                self._read[members if file.path == self.path else "pending"].append((start, table))
+                self._read[group if file.path == self.path else "pending"].append((start, table))
         return found
 
-    def tables(self, members: str) -> list[DatasetTable]:
-        """Return the datasets, or what is pending of them, pointing to the rows' new places."""
+    def tables(self, group: str) -> list[DatasetTable]:
+        """Return the tables of a group, pointing to the rows' new places."""
         merged: dict[str, DatasetTable] = {}
-        for start, table in self._read[members]:
+        for start, table in self._read[group]:
             rows: Rows = np.where(table.rows >= 0, self._new_row[start + table.rows], -1)
             lost = np.flatnonzero((rows < 0) & (table.rows >= 0))
             reasons = Texts.repeated("its embedding was damaged and dropped; extract again", len(lost))
@@ -177,9 +163,9 @@ class _Compaction:
 
 
 def _raw_blocks(path: Path, number: int, keys: Keys) -> Iterator[Block]:
-    """Read one of a cache's files as it is, with the keys that are trusted; nothing where it is lost."""
+    """Read one of a cache's files unchecked, with the keys that are trusted; nothing if it is lost."""
     with CacheFile(path, lenient=True) as file:
-        images = file.stored[number]
+        images = file.pieces[number].images
         if isinstance(images, StoredImages):
             yield from images.raw_blocks(keys)
 

@@ -1,72 +1,67 @@
-"""Putting a cache's files together: into one file, or into shards behind an index.
+"""Folding a cache's files together: into one file, or into shards behind an index.
 
-A full shard is never written again: a fold costs what is new, and the last shard where that had room.
+A full shard is never written again: a fold costs what is new, and the last shard if that had room.
 """
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Shard, SourceFile, rows_per_shard
+from hoarfrost.features.cache.layout import (
+    SHARD_BYTES,
+    Block,
+    DatasetTable,
+    Header,
+    Mask,
+    Shard,
+    SourceFile,
+    rows_per_shard,
+)
 from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import remove_if_empty
 from hoarfrost.features.cache.writing import write_cache_file, write_index
 from hoarfrost.features.errors import CacheError
-
-Kept = npt.NDArray[np.bool_]
-
-
-class _Stretch(NamedTuple):
-    """Images that follow one another in the cache: a shard that stays as it is, or blocks to write."""
-
-    n_images: int
-    blocks: Callable[[], Iterator[Block]]
-    shard: Shard | None = None
 
 
 def write_cache(
     path: Path,
     header: Header,
     sources: Sequence[SourceFile],
-    keep: Kept,
+    keep: Mask,
     tables: Sequence[DatasetTable],
     pending: Sequence[DatasetTable],
-    shard_bytes: int,
+    shard_bytes: int | None,
 ) -> None:
-    """Write a cache anew, of images that are on the disk; one small enough is one file, with its tables.
+    """Write a cache from images that are on the disk: one file with its tables if it is small enough, or else shards.
 
-    Until the index, or the one file, is renamed into place, the cache is what it was; what is then in no use any more
-    is removed.
+    Until the file, or the index, is renamed into place, the cache does not change. Shards that are then unused are
+    removed.
 
     Parameters
     ----------
-    path : Path
-    header : Header
     sources : sequence of SourceFile
         The cache's own, in order, then its parts.
     keep : ndarray (N,) bool
         Which images of the sources, one after another, are kept.
-    tables, pending : sequences of DatasetTable
-    shard_bytes : int
-        The most that a file may have.
+    shard_bytes : int or None
+        The most bytes that a file may have; `SHARD_BYTES` by default.
 
     Raises
     ------
     CacheError
-        If a file cannot be written; the cache is what it was then.
+        If a file cannot be written; the cache has not changed then.
     """
+    shard_bytes = shard_bytes or SHARD_BYTES
     n_rows = rows_per_shard(shard_bytes, header.dim)
-    stretches = list(_stretches(sources, keep, n_rows))
-    n_images = sum(stretch.n_images for stretch in stretches)
+    pieces = list(_pieces(sources, keep, n_rows))
+    n_images = sum(piece.n_images for piece in pieces)
     is_small = n_images <= n_rows and n_images * shard_bytes // n_rows + _table_bytes(tables, pending) <= shard_bytes
-    if is_small and not any(stretch.shard for stretch in stretches):
-        blocks = chain.from_iterable(stretch.blocks() for stretch in stretches)
+    if is_small and not any(piece.shard for piece in pieces):
+        blocks = chain.from_iterable(piece.blocks() for piece in pieces)
         write_cache_file(path, header, n_images, blocks, tables, pending)
         remove_unlisted_shards(path, [])
         return
@@ -74,101 +69,85 @@ def write_cache(
     try:
         directory.mkdir(exist_ok=True)
     except OSError as error:
-        raise CacheError(f"{directory}: the folder of shards cannot be made: {error.strerror}.") from error
-    shards = list(_settled(directory, header, stretches, n_rows))
+        raise CacheError(f"{directory}: the folder of shards cannot be created: {error.strerror}.") from error
+    shards = _all_shards(directory, header, pieces, n_rows)
     write_index(path, header, shards, shard_bytes, tables, pending)
     remove_unlisted_shards(path, shards)
 
 
-def _settled(directory: Path, header: Header, stretches: Sequence[_Stretch], n_rows: int) -> Iterator[Shard]:
-    """Yield the cache's shards in order, those written that are not there yet; on a full disk they make room again."""
-    written: list[Path] = []
+def _all_shards(directory: Path, header: Header, pieces: Sequence[SourceFile], n_rows: int) -> list[Shard]:
+    """Return the cache's shards in order, and write the new ones; on a full disk these are removed again."""
+    shards: list[Shard] = []
     try:
-        for stretch in stretches:
-            if stretch.shard is not None:
-                yield stretch.shard
-                continue
-            for shard in _written_shards(directory, header, stretch, n_rows):
-                written.append(directory / shard.name)
-                yield shard
+        for piece in pieces:
+            for shard in [piece.shard] if piece.shard else _written_shards(directory, header, piece, n_rows):
+                shards.append(shard)  # noqa: PERF402 - one at a time: on an error, all that were written are in the list
     except CacheError:
-        for shard_path in written:  # no index lists them yet
-            shard_path.unlink(missing_ok=True)
+        for shard in {*shards} - {piece.shard for piece in pieces}:  # no index lists them yet
+            (directory / shard.name).unlink(missing_ok=True)
         remove_if_empty(directory)
         raise
+    return shards
 
 
 def _table_bytes(*groups: Sequence[DatasetTable]) -> int:
     """Return the most bytes that tables take, without what gzip adds to texts that it cannot compress."""
-    texts = (int(column.lengths.sum()) for tables in groups for table in tables for column in table.columns())
-    return sum(texts) + sum(24 * len(table) for tables in groups for table in tables)
+    tables = [*chain.from_iterable(groups)]
+    columns = (column for table in tables for column in (*table.texts().values(), *table.attributes.values()))
+    return sum(int(column.lengths.sum()) for column in columns) + sum(24 * len(table) for table in tables)
 
 
-def _stretches(sources: Sequence[SourceFile], keep: Kept, n_rows: int) -> Iterator[_Stretch]:
-    """Split the rows into shards that stay and stretches to write; neighbouring stretches are joined."""
-    ends = np.cumsum([source.n_images for source in sources])
-    kept = [keep[end - source.n_images : end] for source, end in zip(sources, ends.tolist(), strict=True)]
-    to_write: list[tuple[SourceFile, Kept]] = []
-    for number, (source, mine) in enumerate(zip(sources, kept, strict=True)):
-        has_room = source.n_images < n_rows and _is_last_shard(sources, number)
-        grows = has_room and any(later.any() for later in kept[number + 1 :])
-        if source.shard is None or grows or not mine.all():
-            to_write.append((source, mine))
-            continue
-        yield from _to_write(to_write)
-        to_write = []
-        yield _Stretch(source.n_images, lambda: iter(()), source.shard)
-    yield from _to_write(to_write)
+def _pieces(sources: Sequence[SourceFile], keep: Mask, n_rows: int) -> Iterator[SourceFile]:
+    """Yield the shards that stay, and the images to write between them, in order."""
+    last_shard = max((number for number, source in enumerate(sources) if source.shard is not None), default=-1)
+    parts: list[tuple[bool, SourceFile, Mask]] = []
+    start = 0
+    for number, source in enumerate(sources):
+        end = start + source.n_images
+        grows = number == last_shard and source.n_images < n_rows and bool(keep[end:].any())
+        kept = keep[start:end]
+        parts.append((source.shard is not None and not grows and bool(kept.all()), source, kept))
+        start = end
+    for stays, group in groupby(parts, key=itemgetter(0)):
+        some = [(source, kept) for _, source, kept in group]
+        n_images = sum(int(kept.sum()) for _, kept in some)
+        if stays:
+            yield from (source for source, _ in some)
+        elif n_images:
+            yield SourceFile(n_images, partial(_kept_blocks, some))
 
 
-def _is_last_shard(sources: Sequence[SourceFile], number: int) -> bool:
-    return not any(source.shard is not None for source in sources[number + 1 :])
-
-
-def _to_write(some: list[tuple[SourceFile, Kept]]) -> Iterator[_Stretch]:
-    n_images = sum(int(kept.sum()) for _, kept in some)
-    if n_images:
-        yield _Stretch(n_images, lambda: _kept_blocks(some))
-
-
-def _kept_blocks(some: list[tuple[SourceFile, Kept]]) -> Iterator[Block]:
+def _kept_blocks(some: list[tuple[SourceFile, Mask]]) -> Iterator[Block]:
     for source, kept in some:
         start = 0
         for block in source.blocks():
             mine = kept[start : start + len(block.keys)]
             start += len(block.keys)
-            yield block if mine.all() else Block(block.keys[mine], block.embeddings[mine])
+            yield block if mine.all() else block.take(mine)
 
 
-def _written_shards(directory: Path, header: Header, stretch: _Stretch, n_rows: int) -> Iterator[Shard]:
-    """Write images into shards of at most so many."""
-    blocks = _Cut(stretch.blocks())
-    for start in range(0, stretch.n_images, n_rows):
-        n_images = min(n_rows, stretch.n_images - start)
+def _written_shards(directory: Path, header: Header, piece: SourceFile, n_rows: int) -> Iterator[Shard]:
+    """Write images into shards of at most `n_rows`."""
+    for number, blocks in groupby(_cut(piece.blocks(), n_rows), key=itemgetter(0)):
+        n_images = min(n_rows, piece.n_images - number * n_rows)
         name = f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
-        content = write_cache_file(directory / name, header, n_images, blocks.next_rows(n_images), [], [], True)
+        content = write_cache_file(directory / name, header, n_images, (block for _, block in blocks), [], [], True)
         yield Shard(name, n_images, content)
 
 
-class _Cut:
-    """Cuts a stream of blocks at given numbers of rows."""
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks = blocks
-        self._rest: Block | None = None
-
-    def next_rows(self, n: int) -> Iterator[Block]:
-        """Yield the next `n` rows."""
-        while n:
-            block = self._rest if self._rest is not None else next(self._blocks)
-            taken = Block(block.keys[:n], block.embeddings[:n])
-            self._rest = Block(block.keys[n:], block.embeddings[n:]) if len(block.keys) > n else None
-            n -= len(taken.keys)
-            yield taken
+def _cut(blocks: Iterable[Block], n_rows: int) -> Iterator[tuple[int, Block]]:
+    """Yield blocks, cut where a shard of `n_rows` is full, each with the number of its shard."""
+    n_before = 0
+    for block in blocks:
+        while len(block.keys):
+            room = n_rows - n_before % n_rows
+            yield n_before // n_rows, block.take(slice(room))
+            n_before += min(room, len(block.keys))
+            block = block.take(slice(room, None))
 
 
 def remove_unlisted_shards(cache: Path, listed: Iterable[Shard]) -> None:
-    """Remove what no index lists: shards that were replaced, or that a killed writer left; only who holds the lock may."""
+    """Remove the shards that no index lists: replaced ones, or those of a killed writer. The caller holds the lock."""
     names, directory = {shard.name for shard in listed}, shards_directory(cache)
     for file in directory.glob("shard-*") if directory.is_dir() else ():
         if file.name not in names:

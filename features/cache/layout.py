@@ -3,7 +3,8 @@
 The cache and its parts have the same layout; docs/cache-format.md describes it for other programs.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ from hoarfrost.features.columns.texts import Texts, lists_to_texts
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
-INDEX_FORMAT = "hoarfrost-cache-index"  # of a cache in shards
+INDEX_FORMAT = "hoarfrost-cache-index"  # the index of a cache in shards
 FORMAT_VERSION = 1
 CHUNK_ROWS = 1024  # at most
 CHUNK_BYTES = 1 << 21  # of embeddings: large enough to stream, small enough that damage costs little
 SHARD_NAME_BYTES = 40
-SHARD_BYTES = 64_000_000_000  # where nothing else is asked for
+SHARD_BYTES = 64_000_000_000  # by default
 MAX_DIM = 1 << 16
 MAX_TEXT_BYTES = 1 << 24
 MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
@@ -27,6 +28,13 @@ MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
 Keys = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Checksums = npt.NDArray[np.uint32]
+
+
+def joined_keys(arrays: Iterable[Keys]) -> Keys:
+    """Return all keys as one array, (N, 32) uint8; an empty one if there are no arrays."""
+    return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *arrays])
 
 
 class Block(NamedTuple):
@@ -35,12 +43,21 @@ class Block(NamedTuple):
     keys: Keys
     embeddings: Embeddings
 
+    def take(self, rows: slice | Mask) -> "Block":
+        """Return some of the images."""
+        return Block(self.keys[rows], self.embeddings[rows])
+
+    def checksums(self) -> Checksums:
+        """Return the CRC-32 of each key with its embedding, (N,) uint32: this detects rows in another's place, too."""
+        pairs = zip(np.ascontiguousarray(self.keys), np.ascontiguousarray(self.embeddings), strict=True)
+        return np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(self.keys))
+
 
 class Shard(NamedTuple):
-    """One of the files that a large cache's images are in.
+    """One of the files that hold a large cache's images.
 
-    `name` is that of the file in the folder of shards, `content` (32 bytes) the SHA-256 of its keys and of its rows'
-    checksums: what tells it from any other, and from itself at another time.
+    `name` is the file's name in the folder of shards. `content` (32 bytes) is the SHA-256 of its keys and its rows'
+    checksums: it distinguishes a shard from all others, and from its own earlier versions.
     """
 
     name: str
@@ -49,7 +66,7 @@ class Shard(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """Images that are on the disk already: how many, how to read them in order, and the shard that they are."""
+    """Images on the disk: how many, how to read them in order, and the shard that consists of them, if one does."""
 
     n_images: int
     blocks: Callable[[], Iterable[Block]]
@@ -57,17 +74,17 @@ class SourceFile(NamedTuple):
 
 
 def row_bytes(dim: int) -> int:
-    """Return how many bytes an embedding of so many numbers takes."""
+    """Return the number of bytes of an embedding of `dim` numbers."""
     return 4 * dim
 
 
 def rows_per_chunk(dim: int) -> int:
-    """Return how many embeddings a chunk holds: a power of two, so that chunks of any dimension end where 1,024 rows do."""
+    """Return how many embeddings a chunk holds: a power of two, so that one ends at every 1,024th row."""
     return min(CHUNK_ROWS, 1 << (max(1, CHUNK_BYTES // row_bytes(dim)).bit_length() - 1))
 
 
 def rows_per_shard(shard_bytes: int, dim: int) -> int:
-    """Return how many images a file of at most so many bytes holds: whole chunks, so that shards are read as one file is."""
+    """Return how many images a file of at most `shard_bytes` holds: whole chunks, so that shards read like one file."""
     n_rows = rows_per_chunk(dim)
     per_chunk = n_rows * (row_bytes(dim) + KEY_BYTES + 4) + 64  # the row's checksum; the chunk's, and its place
     beside = 1 << 19  # HDF5's own, and the last chunk of the rows' checksums
@@ -76,12 +93,12 @@ def rows_per_shard(shard_bytes: int, dim: int) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of all its embeddings.
+    """What all embeddings of a file share.
 
-    `dim` is how many numbers an embedding has, `weights` the name that the weights were asked for by, `weights_origin`
-    where they came from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest
-    ("eager", "compiled", "openvino") that a resumed extraction goes on with. `weights_path` is where a checkpoint lay,
-    absolute; empty where the weights were no file.
+    `dim` is how many numbers an embedding has, `weights` the value of --weights, `weights_origin` where the weights came
+    from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest embeddings
+    ("eager", "compiled", "openvino"), which a resumed extraction keeps. `weights_path` is the absolute path of the
+    checkpoint, empty if the weights were not a file.
     """
 
     fingerprint: Fingerprint
@@ -94,12 +111,12 @@ class Header:
 
 @dataclass(frozen=True)
 class DatasetTable:
-    """A dataset as the cache keeps it: columns of one entry an image.
+    """A dataset as the cache keeps it: columns with one entry per image.
 
-    `rows` (n,) int64 points into the embeddings, -1 where the image could not be read, and then
-    `errors` says why. `root` is where the files were, resolved: only there do size and time of a path
-    tell anything. `sizes` and `mtimes_ns` (n,) int64 tell an unchanged file from a changed one. Columns of
-    texts may be given as lists; they are kept as `Texts`.
+    `rows` (n,) int64 points into the embeddings; it is -1 if the image could not be read, and `errors` has the reason.
+    `root` is the resolved location of the files: size and time of a path mean something only there. `sizes` and
+    `mtimes_ns` (n,) int64 distinguish unchanged files from changed ones. Columns of texts may be passed as lists; they
+    are kept as `Texts`.
     """
 
     name: str
@@ -122,27 +139,27 @@ class DatasetTable:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def columns(self) -> Iterator[Texts]:
-        """Yield the columns of texts, the optional ones too."""
-        yield from (self.paths, self.labels, self.errors)
-        yield from (column for column in (self.splits, self.patients) if column is not None)
-        yield from self.attributes.values()
+    def numbers(self) -> dict[str, Rows]:
+        """Return the columns of numbers by their names in the file."""
+        return {"row": self.rows, "size": self.sizes, "mtime_ns": self.mtimes_ns}
+
+    def texts(self) -> dict[str, Texts]:
+        """Return the columns of texts that the dataset has, but for attributes, by their names in the file."""
+        optional = {"split": self.splits, "patient": self.patients}
+        given = {name: column for name, column in optional.items() if column is not None}
+        return {"path": self.paths, "label": self.labels, "error": self.errors} | given
 
     def same_as(self, other: "DatasetTable | None") -> bool:
-        """Return whether two tables say the same, whenever they were written."""
-        if other is None or len(self) != len(other):
+        """Return whether two tables have the same content, whenever they were written."""
+        if other is None or (self.name, self.source, self.root) != (other.name, other.source, other.root):
             return False
-        numbers = ((self.rows, other.rows), (self.sizes, other.sizes), (self.mtimes_ns, other.mtimes_ns))
-        return all(np.array_equal(mine, theirs) for mine, theirs in numbers) and _texts(self) == _texts(other)
-
-
-def _texts(table: DatasetTable) -> tuple[object, ...]:
-    names = (table.name, table.source, table.root)
-    return (*names, table.paths, table.labels, table.errors, table.splits, table.patients, dict(table.attributes))
+        theirs = other.numbers()
+        same = all(np.array_equal(column, theirs[name]) for name, column in self.numbers().items())
+        return same and self.texts() == other.texts() and dict(self.attributes) == dict(other.attributes)
 
 
 class FileTable(NamedTuple):
-    """What a file of the cache knows of the dataset's files: where each was, its size and time, and its embedding's row."""
+    """A dataset's files as recorded in the cache: path, size, modification time, and the row of the embedding."""
 
     paths: Texts
     sizes: Rows

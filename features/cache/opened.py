@@ -1,4 +1,4 @@
-"""One HDF5 file, opened: its header and members, of which nothing is believed that was not checked."""
+"""One HDF5 file, opened: its header and members, each checked before it is trusted."""
 
 import json
 import os
@@ -9,104 +9,90 @@ from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_DIM, MAX_TEXT_BYTES, Header
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
 
 ALLOWED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
-MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; what declares more declares what is not there
+MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; data that declares more is not there
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises on damaged files
 
 Member = TypeVar("Member", bound=h5py.Group)
 
 
-def no_such_cache(path: Path) -> str:
-    """Return the message for a cache that is missing, or for a file that is something else."""
+def missing_cache(path: Path) -> CacheError:
+    """Return the error for a cache that is missing, or for a path that is not a file."""
     if path.exists():
-        return f"{path} is no file, and so no cache. Check the path given with --cache."
-    return f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`."
+        return CacheError(f"{path} is not a file, so it cannot be a cache. Check the path passed with --cache.")
+    return CacheError(f"No cache at {path}. Create it with: hoarfrost extract DATA --cache {path}")
 
 
 class DamagedCacheError(CacheError):
-    """Bytes of the file are not what was written."""
+    """The bytes of a file are not those that were written."""
 
 
 class OpenedFile:
-    """A file of the format, or the index of one in shards.
+    """A file of the format, or the index of a cache in shards.
 
-    It may come from elsewhere: links out of it, foreign filters and declared sizes that the file
-    does not have are refused.
-
-    Parameters
-    ----------
-    path : Path
-    cache : Path, optional
-        The cache that the file belongs to, for messages; by default itself.
+    It may come from elsewhere: links to other files, unknown filters, and sizes larger than the file are refused.
+    Messages name `cache`, to which the file belongs; by default itself.
 
     Raises
     ------
     CacheError
-        The file is missing, no cache, of a newer version, or damaged.
+        If the file is missing, not a cache, of a newer version, or damaged.
     """
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = path
         self.cache = cache or path
         if not path.is_file():
-            raise CacheError(no_such_cache(path))
+            raise missing_cache(path)
         try:
             self.root = h5py.File(path, "r", locking=False)  # readers never block, nor are blocked
         except HDF5_ERRORS as error:
             raise self._not_opened(error) from error
         try:
+            self.descriptor: int = self.root.id.get_vfd_handle()
             self.header = self._read_header()
         except BaseException:
-            self.close()
+            self.root.close()
             raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self.root.close()
-
-    @property
-    def number(self) -> int:
-        """The operating system's number of the open file."""
-        number: int = self.root.id.get_vfd_handle()
-        return number
 
     @property
     def size(self) -> int:
-        """Its bytes. Of the open file: another may have been renamed into its place."""
-        return os.fstat(self.number).st_size
+        """The number of bytes of the open file: another may have been renamed into its place."""
+        return os.fstat(self.descriptor).st_size
 
     def _not_opened(self, error: Exception) -> CacheError:
         try:
             with self.path.open("rb") as file:
-                begins = file.read(8)
+                start = file.read(8)
         except OSError as unreadable:
             return CacheError(f"{self.path}: the cache cannot be read: {unreadable.strerror}.")
-        if begins != b"\x89HDF\r\n\x1a\n":
+        if start != b"\x89HDF\r\n\x1a\n":
             return DamagedCacheError(
-                f"{self.path} is no hoarfrost cache (not an HDF5 file). Check the path given with --cache."
+                f"{self.path} is not a hoarfrost cache (not an HDF5 file). Check the path passed with --cache."
             )
         if self.path == self.cache:
             return DamagedCacheError(
                 f"{self.path}: the cache is damaged: it is truncated, or its HDF5 structure is broken ({error}). "
-                "Nothing of it can be read. Remove the file and extract again, or take it from a backup."
+                "Nothing in it can be read. Remove the file and extract again, or restore it from a backup."
             )
         return self.damaged(f"it is truncated, or its HDF5 structure is broken ({error})")
 
     def damaged(self, what: str) -> DamagedCacheError:
-        """Return the error for damage at a place, with the way out."""
+        """Return the error for damage, with what to do about it."""
         return DamagedCacheError(
-            f"{self.path}: the cache is damaged: {what}. `hoarfrost cache verify {self.cache}` names what is lost, "
-            "`hoarfrost cache compact` keeps what is sound; or remove the file and extract again."
+            f"{self.path}: the cache is damaged: {what}. `hoarfrost cache verify {self.cache}` lists what is lost. "
+            f"`hoarfrost cache compact {self.cache}` keeps what is sound. Or remove the file and extract again."
         )
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Raise what h5py raises on damaged files as an error that says where."""
+        """Turn what h5py raises on damaged files into an error that names `what`."""
         try:
             yield
         except CacheError:
@@ -121,14 +107,14 @@ class OpenedFile:
             self.format = self.text(self.root, "format") if "format" in self.root.attrs else ""
             if self.format not in {FORMAT, INDEX_FORMAT}:
                 raise DamagedCacheError(
-                    f"{self.path} is an HDF5 file but no hoarfrost cache (no attribute format = {FORMAT!r}). "
-                    "Check the path given with --cache."
+                    f"{self.path} is an HDF5 file but not a hoarfrost cache (no attribute format = {FORMAT!r}). "
+                    "Check the path passed with --cache."
                 )
             found = self.whole_number(self.root, "format_version")
             if found > FORMAT_VERSION:
                 raise CacheError(
-                    f"{self.path} was written by a newer hoarfrost (cache format {found}; this one reads up to "
-                    f"{FORMAT_VERSION}). Upgrade hoarfrost, or name another --cache."
+                    f"{self.path} was written by a newer hoarfrost (cache format {found}; this version reads up to "
+                    f"{FORMAT_VERSION}). Upgrade hoarfrost, or choose another --cache."
                 )
             preprocessing = json.loads(self.text(self.root, "preprocessing"))
             if not isinstance(preprocessing, dict):
@@ -140,45 +126,41 @@ class OpenedFile:
                 precision=self.text(self.root, "precision"),
             )
             if fingerprint.digest != self.text(self.root, "fingerprint"):
-                raise self.damaged("its fingerprint is not that of the parts it names")
+                raise self.damaged("its fingerprint does not match its encoder, weights, preprocessing and precision")
+            dim = self.whole_number(self.root, "dim")
+            if not 0 < dim <= MAX_DIM:
+                raise self.damaged(f"its embeddings have {dim} numbers, not 1 to {MAX_DIM}")
             return Header(
                 fingerprint,
-                dim=self._dim(),
+                dim=dim,
                 weights=self.text(self.root, "weights"),
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
                 weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
             )
 
-    def _dim(self) -> int:
-        dim = self.whole_number(self.root, "dim")
-        if not 0 < dim <= MAX_DIM:
-            raise self.damaged(f"its embeddings are of {dim} numbers")
-        return dim
-
-    def text(self, owner: "h5py.Group", name: str) -> str:
+    def text(self, owner: h5py.Group, name: str) -> str:
         """Read an attribute that is a short text."""
-        attribute = h5py.h5a.open(owner.id, name.encode())
-        # Fixed-length text only: variable-length text could point anywhere and declare any size.
-        if attribute.dtype.kind != "S" or attribute.shape != () or attribute.get_storage_size() > MAX_TEXT_BYTES:
-            raise self.damaged(f"the attribute {name!r} is not a short text")
-        value = np.empty((), attribute.dtype)
-        attribute.read(value)
-        return bytes(value[()]).decode("utf-8", "surrogateescape")
+        return bytes(self._attribute(owner, name, "S", "a short text")[()]).decode("utf-8", "surrogateescape")
 
-    def whole_number(self, owner: "h5py.Group", name: str) -> int:
+    def whole_number(self, owner: h5py.Group, name: str) -> int:
         """Read an attribute that is a whole number."""
+        return int(self._attribute(owner, name, "iu", "a whole number"))
+
+    def _attribute(self, owner: h5py.Group, name: str, kinds: str, expected: str) -> npt.NDArray[Any]:
         attribute = h5py.h5a.open(owner.id, name.encode())
-        if attribute.dtype.kind not in "iu" or attribute.shape != ():
-            raise self.damaged(f"the attribute {name!r} is not a whole number")
+        # Fixed length only: variable-length text could point anywhere and declare any size.
+        is_short = attribute.shape == () and attribute.get_storage_size() <= MAX_TEXT_BYTES
+        if attribute.dtype.kind not in kinds or not is_short:
+            raise self.damaged(f"the attribute {name!r} is not {expected}")
         value = np.empty((), attribute.dtype)
         attribute.read(value)
-        return int(value)
+        return value
 
     # -- structure ------------------------------------------------------------------------------------------------
 
-    def child(self, group: h5py.Group, name: str, kind: "type[Member]") -> "Member":
-        """Get a member that lies in this very file: a hard link, never a soft or external one."""
+    def child(self, group: h5py.Group, name: str, kind: type[Member]) -> Member:
+        """Return a member that is in this very file: a hard link, never a soft or external one."""
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise self.damaged(f"{group.name}/{name} is a link, not data")
         child = group[name]
@@ -187,12 +169,12 @@ class OpenedFile:
         return child
 
     def dataset(self, group: h5py.Group, name: str) -> Any:
-        """Get a dataset whose declared size is covered by bytes that are there."""
+        """Return a dataset whose declared size is covered by the bytes in the file."""
         data = self.child(group, name, h5py.Dataset)
         plan = data.id.get_create_plist()
         filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         if data.is_virtual or data.external or data.chunks is None or not ALLOWED_FILTERS.issuperset(filters):
-            raise self.damaged(f"{data.name} is not stored as this format stores it")
+            raise self.damaged(f"{data.name} is not stored as this format requires")
         if h5py.h5z.FILTER_FLETCHER32 not in filters:
             raise self.damaged(f"{data.name} has no checksums")
         ratio = MAX_DEFLATE_RATIO if h5py.h5z.FILTER_DEFLATE in filters else 1
@@ -200,5 +182,5 @@ class OpenedFile:
         n_chunks = -(-data.shape[0] // data.chunks[0]) if data.shape else 0
         chunk_bytes = int(np.prod(data.chunks)) * data.dtype.itemsize
         if data.id.get_num_chunks() != n_chunks or data.nbytes > stored * ratio or chunk_bytes > (1 << 24):
-            raise self.damaged(f"{data.name} declares {data.nbytes} bytes, {stored} are there")
+            raise self.damaged(f"{data.name} declares {data.nbytes} bytes, but {stored} are there")
         return data

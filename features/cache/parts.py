@@ -1,7 +1,8 @@
-"""PartWriter: embeddings into parts that a crash cannot harm. Several may write beside one another, on several hosts."""
+"""PartWriter: writes embeddings into parts that a crash cannot harm. Several may write at once, on several hosts."""
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys
+from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys, joined_keys
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
 from hoarfrost.features.cache.writing import write_cache_file
@@ -22,7 +23,7 @@ COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU 
 
 
 class EmbeddedFile(NamedTuple):
-    """An image whose embedding is appended: where it was read, and the key of its bytes."""
+    """An image whose embedding is appended: its file, and the key of its bytes."""
 
     path: str
     size: int
@@ -31,29 +32,33 @@ class EmbeddedFile(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A committed part; `known` is what it says of the dataset's files (nothing for those of this very extraction)."""
+    """A committed part; `known` is what it records of the dataset's files (empty for parts of this very extraction)."""
 
     path: Path
     keys: Keys
     known: list[FileTable]
     compute: str
 
+    def blocks(self) -> Iterator[Block]:
+        """Read the images; the file is opened only now: there may be more parts than a process may open files."""
+        with CacheFile(self.path) as file:
+            yield from file.blocks()
+
 
 class PartWriter:
-    """Writes parts of a cache; it takes no lock, and whoever holds it must take the parts in.
+    """Writes parts of a cache, without its lock: the process that holds the lock must add the parts to the cache.
 
-    Embeddings go to memory by `append`, and to parts on disk by `commit` (by itself every few seconds).
+    `append` keeps embeddings in memory, and `commit` (called automatically every few seconds) writes them as a part.
 
     Parameters
     ----------
     path : Path
         The cache's HDF5 file.
     header : Header
-        What the embeddings are made by.
     dataset : str
         The dataset that the images belong to.
     root : str
-        Where its files are, resolved: what is known of files elsewhere tells nothing of these.
+        The resolved location of its files: what is known of files elsewhere says nothing about these.
     known : KeyIndex, optional
         The keys that are in the cache already.
     """
@@ -65,18 +70,18 @@ class PartWriter:
         self.header = header
         self.dataset = dataset
         self.root = root
-        self._parts: list[Part] = []
-        self._known = known or KeyIndex(np.empty((0, KEY_BYTES), np.uint8))
+        self.parts: list[Part] = []  # in the order in which they were written or found
+        self._known = known or KeyIndex(joined_keys([]))
         self._added: list[Keys] = []  # since then
-        self._added_index = KeyIndex(np.empty((0, KEY_BYTES), np.uint8))
+        self._added_index = KeyIndex(joined_keys([]))
         self._new_keys: set[bytes] = set()  # not in that index yet
-        self._recognised: set[str] = set()  # names of others' parts
+        self._read_parts: set[str] = set()  # names of others' parts
         self._pending: list[EmbeddedFile] = []
         self._embeddings: list[Embeddings] = []
         self._last_commit = time.monotonic()
         self._last_append = self._last_commit
 
-    def begin(self, compute: str) -> None:
+    def set_compute(self, compute: str) -> None:
         """Set the compute path of the embeddings that follow."""
         self.header = replace(self.header, compute=compute)
 
@@ -99,12 +104,10 @@ class PartWriter:
         Raises
         ------
         ValueError
-            If they have another dimension than the header says.
+            If their dimension is not that of the header.
         """
         if embeddings.shape != (len(files), self.header.dim):
-            raise ValueError(
-                f"embeddings are {embeddings.shape}, not {(len(files), self.header.dim)} as the header says"
-            )
+            raise ValueError(f"embeddings are {embeddings.shape}, not {(len(files), self.header.dim)}")
         self._pending += files
         self._new_keys.update(file.key for file in files)
         self._embeddings.append(embeddings)
@@ -114,7 +117,7 @@ class PartWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Write what was appended to the disk, as one part.
+        """Write what was appended to the disk as one part.
 
         Raises
         ------
@@ -126,45 +129,41 @@ class PartWriter:
             try:
                 directory.mkdir(exist_ok=True)
             except OSError as error:
-                raise CacheError(f"{directory}: the folder of parts cannot be made: {error.strerror}.") from error
+                raise CacheError(f"{directory}: the folder of parts cannot be created: {error.strerror}.") from error
             # Zero-padded time first, so that names sort in the order of commits.
             path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
-            block = Block(_key_array(self._pending), np.concatenate(self._embeddings))
+            keys = np.frombuffer(b"".join(file.key for file in self._pending), np.uint8).reshape(-1, KEY_BYTES)
+            block = Block(keys, np.concatenate(self._embeddings))
             write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self._parts.append(Part(path, block.keys, [], self.header.compute))
+            self.parts.append(Part(path, keys, [], self.header.compute))
             self._pending, self._embeddings = [], []
-            self._added.append(block.keys)
+            self._added.append(keys)
             # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
             if len(self._new_keys) > max(65_536, len(self._added_index) // 4):
                 self._index_added()
         self._last_commit = time.monotonic()
 
-    @property
-    def parts(self) -> list[Part]:
-        """The parts that this writer knows of, in the order in which they came."""
-        return self._parts
-
     def read_other_parts(self) -> list[str]:
-        """Add the keys of all parts that others have written to the known ones; return those parts' names.
+        """Add the keys of all parts by other writers to the known keys; return the names of these parts.
 
         Raises
         ------
         CacheError
             If one cannot be read.
         """
-        own = {part.path for part in self._parts}
+        own = {part.path for part in self.parts}
         others = [path for path in part_paths(self.path) if path not in own]
         for path in others:
-            if path.name not in self._recognised:
+            if path.name not in self._read_parts:
                 with CacheFile(path) as file:
                     self._added.append(file.keys)
-                self._recognised.add(path.name)
+                self._read_parts.add(path.name)
         self._index_added()
         return [path.name for path in others]
 
     def _index_added(self) -> None:
-        """Sort what was committed or recognised; nothing may be pending then."""
-        self._added = [np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *self._added])]
+        """Sort the keys of what was committed, or read from others' parts; nothing may be pending then."""
+        self._added = [joined_keys(self._added)]
         self._added_index, self._new_keys = KeyIndex(self._added[0]), set()
 
     def _part_table(self) -> DatasetTable:
@@ -181,7 +180,3 @@ class PartWriter:
             sizes=np.array([file.size for file in self._pending], np.int64),
             mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
         )
-
-
-def _key_array(files: list[EmbeddedFile]) -> Keys:
-    return np.frombuffer(b"".join(file.key for file in files), np.uint8).reshape(-1, KEY_BYTES)

@@ -1,6 +1,6 @@
 """Reading datasets' tables, column by column."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import h5py
 import numpy as np
@@ -12,76 +12,65 @@ from hoarfrost.features.columns.texts import Texts, TextsBuilder
 
 
 class StoredTables:
-    """The tables in a file whose images are `n_images`; `members` are its "datasets", or what is "pending".
-
-    Raises
-    ------
-    CacheError
-        On reading: a table is damaged, or points to embeddings that are not there.
-    """
+    """The tables in a file with `n_images` images, in its group "datasets" or "pending". Damage raises DamagedCacheError."""
 
     def __init__(self, file: OpenedFile, n_images: int) -> None:
         self._file = file
         self._n_images = n_images
 
-    def names(self, members: str) -> list[str]:
+    def names(self, group: str = "datasets") -> list[str]:
         """Return the tables' names, sorted."""
-        with self._file.reading(f"/{members}"):
-            return sorted(self._file.child(self._file.root, members, h5py.Group))
+        with self._file.reading(f"/{group}"):
+            return sorted(self._file.child(self._file.root, group, h5py.Group))
 
-    def table(self, name: str, members: str) -> DatasetTable:
-        """Read one whole."""
+    def read(self, name: str, group: str = "datasets") -> DatasetTable:
+        """Read a whole table."""
         with self._file.reading(f"the dataset {name!r}"):
-            group = self._group(name, members)
-            attributes = self._file.child(group, "attributes", h5py.Group)
+            stored = self._stored(name, group)
+            attributes = self._file.child(stored, "attributes", h5py.Group)
             table = DatasetTable(
                 name=name,
-                source=self._file.text(group, "source"),
-                root=self._file.text(group, "root"),
-                created=self._file.text(group, "created"),
-                paths=self._column(group, "path"),
-                rows=self._rows(group, name),
-                labels=self._column(group, "label"),
-                errors=self._column(group, "error"),
-                sizes=self._numbers(group, "size"),
-                mtimes_ns=self._numbers(group, "mtime_ns"),
-                splits=self._column(group, "split") if "split" in group else None,
-                patients=self._column(group, "patient") if "patient" in group else None,
+                source=self._file.text(stored, "source"),
+                root=self._file.text(stored, "root"),
+                created=self._file.text(stored, "created"),
+                paths=self._column(stored, "path"),
+                rows=self._rows(stored, name),
+                labels=self._column(stored, "label"),
+                errors=self._column(stored, "error"),
+                sizes=self._numbers(stored, "size"),
+                mtimes_ns=self._numbers(stored, "mtime_ns"),
+                splits=self._column(stored, "split") if "split" in stored else None,
+                patients=self._column(stored, "patient") if "patient" in stored else None,
                 attributes={column: self._column(attributes, column) for column in attributes},
             )
-            self._check_lengths(
-                name, len(table.rows), len(table.sizes), len(table.mtimes_ns), *map(len, table.columns())
-            )
+            texts = [*table.texts().values(), *table.attributes.values()]
+            self._check_lengths(name, [*map(len, table.numbers().values()), *map(len, texts)])
             return table
 
-    def files(self, name: str, members: str) -> tuple[str, FileTable]:
-        """Read what tells unchanged files, and where they were; unreadable ones are left out.
+    def files(self, name: str, group: str) -> tuple[str, FileTable]:
+        """Read a table's `root`, and what is recorded of its readable files.
 
-        The other columns are only looked through: a table that is damaged anywhere is not believed.
+        The other columns are only checked: a table that is damaged anywhere is not trusted.
         """
         with self._file.reading(f"the dataset {name!r}"):
-            group = self._group(name, members)
-            rows, sizes, mtimes = (
-                self._rows(group, name),
-                self._numbers(group, "size"),
-                self._numbers(group, "mtime_ns"),
-            )
-            paths = self._column(group, "path")
-            others = [(group, column) for column in ("label", "error", "split", "patient") if column in group]
-            attributes = self._file.child(group, "attributes", h5py.Group)
+            stored = self._stored(name, group)
+            rows, paths = self._rows(stored, name), self._column(stored, "path")
+            sizes, mtimes_ns = self._numbers(stored, "size"), self._numbers(stored, "mtime_ns")
+            others = [(stored, column) for column in ("label", "error", "split", "patient") if column in stored]
+            attributes = self._file.child(stored, "attributes", h5py.Group)
             others += [(attributes, column) for column in attributes]
             lengths = [sum(map(len, self._cells(*other))) for other in others]
-            self._check_lengths(name, len(rows), len(sizes), len(mtimes), len(paths), *lengths)
-            table = FileTable(paths, sizes, mtimes, rows)
+            self._check_lengths(name, [len(rows), len(sizes), len(mtimes_ns), len(paths), *lengths])
+            table = FileTable(paths, sizes, mtimes_ns, rows)
             embedded = rows >= 0
             if not embedded.all():
-                table = FileTable(paths.take(embedded), sizes[embedded], mtimes[embedded], rows[embedded])
-            return self._file.text(group, "root"), table
+                table = FileTable(paths.take(embedded), sizes[embedded], mtimes_ns[embedded], rows[embedded])
+            return self._file.text(stored, "root"), table
 
-    def _group(self, name: str, members: str) -> h5py.Group:
-        return self._file.child(self._file.child(self._file.root, members, h5py.Group), name, h5py.Group)
+    def _stored(self, name: str, group: str) -> h5py.Group:
+        return self._file.child(self._file.child(self._file.root, group, h5py.Group), name, h5py.Group)
 
-    def _check_lengths(self, name: str, *lengths: int) -> None:
+    def _check_lengths(self, name: str, lengths: Iterable[int]) -> None:
         if len(set(lengths)) > 1:
             raise self._file.damaged(f"the columns of the dataset {name!r} differ in length")
 
@@ -104,7 +93,7 @@ class StoredTables:
         return texts.built()
 
     def _cells(self, group: h5py.Group, name: str) -> Iterator[npt.NDArray[np.bytes_]]:
-        """Yield a column of texts some rows at a time."""
+        """Yield a column of texts, some rows at a time."""
         data = self._file.dataset(group, name)
         if data.dtype.kind != "S" or data.ndim != 1 or data.dtype.itemsize > MAX_CELL_BYTES:
             raise self._file.damaged(f"{data.name} is not a column of texts")

@@ -73,7 +73,7 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
 
     def make_backbone() -> "Backbone":
         backbone = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
-        writer.begin(backbone.compute)
+        writer.set_compute(backbone.compute)
         return backbone
 
     with Quarantine(writer.path, n_decoders(options)) as quarantine:

@@ -235,7 +235,7 @@ class EmbeddingLoop:
             embeddings = started.embeddings().numpy()  # (B, D) float32
             if self.writer.header.compute != started.compute:  # a GPU that is out of memory stops using compiled code
                 self.writer.commit()
-                self.writer.begin(started.compute)
+                self.writer.set_compute(started.compute)
             files = [self._file(image) for image in started.images]
             self.writer.append(files, embeddings)
             for image in started.images:

@@ -1,4 +1,4 @@
-"""What a cache says of itself is counted right, and what is known of files; a second writer is told who the first is."""
+"""`info`, `verify` and `compact` count right; unchanged files are found; a second writer learns which process is writing."""
 
 import json
 import os
@@ -11,16 +11,25 @@ import h5py
 import numpy as np
 import pytest
 
-from hoarfrost.features.cache import Block, CacheWriter, EmbeddingCache, compact, describe, verify, write_cache_file
+from hoarfrost.features.cache import (
+    Block,
+    CacheWriter,
+    EmbeddedFile,
+    EmbeddingCache,
+    compact,
+    describe,
+    verify,
+    write_cache_file,
+)
 from hoarfrost.features.cache.checks import DatasetInfo, bytes_of
-from hoarfrost.features.cache.known import KnownFile, KnownFiles
+from hoarfrost.features.cache.known import KnownFiles
 from hoarfrost.features.cache.layout import FileTable
 from hoarfrost.features.cache.lock import WriterLock, lock_path
-from hoarfrost.features.cache.store import damaged_part_paths, parts_directory
+from hoarfrost.features.cache.store import DAMAGED_SUFFIX, part_paths, parts_directory
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError, CacheLockedError
 from tests.cache.test_cache_damage import overwrite_row
-from tests.support.caches import FINGERPRINT, HEADER, some_files, some_images, some_table, write_cache
+from tests.support.caches import FINGERPRINT, HEADER, some_files, some_images, some_table, unchanged_keys, write_cache
 
 
 def write_two_datasets(path: Path) -> np.ndarray:
@@ -69,14 +78,14 @@ def test_description_counts_datasets_embeddings_and_parts(tmp_path: Path) -> Non
     )
 
 
-def test_description_of_what_was_begun_has_parts_alone(tmp_path: Path) -> None:
+def test_description_of_an_unfinished_extraction_has_parts_alone(tmp_path: Path) -> None:
     begin(tmp_path / "c.h5", 3, 7)
     found = describe(tmp_path / "c.h5")
     assert (found.images, found.unused, found.shards, found.datasets) == (0, 0, 0, ())
     assert (found.parts, found.images_in_parts) == (1, 3)
 
 
-def test_damaged_parts_are_counted_where_they_lie_and_where_they_were_put_aside(tmp_path: Path) -> None:
+def test_damaged_parts_are_counted_before_and_after_they_are_renamed(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     write_two_datasets(path)
     begin(path, 3, 7)
@@ -85,7 +94,7 @@ def test_damaged_parts_are_counted_where_they_lie_and_where_they_were_put_aside(
     found = describe(path)
     assert (found.parts, found.damaged_parts, found.images_in_parts) == (2, 1, 3)
     part.with_name("part-99999999.h5").rename(part.with_name("part-99999999.h5.damaged"))
-    assert len(damaged_part_paths(path)) == 1
+    assert len(part_paths(path, DAMAGED_SUFFIX)) == 1
     found = describe(path)
     assert (found.parts, found.damaged_parts, found.images_in_parts) == (1, 1, 3)
 
@@ -128,11 +137,11 @@ def test_damaged_row_of_many_images_is_named_with_three_of_them(tmp_path: Path) 
     assert "; demo: image0.png, demo: image2.png, demo: image3.png) does not" in problem
 
 
-def test_key_that_stands_twice_is_counted(tmp_path: Path) -> None:
+def test_key_that_appears_twice_is_counted(tmp_path: Path) -> None:
     keys, embeddings = some_images(5)
     keys[3] = keys[4] = keys[0]
     write_cache_file(tmp_path / "c.h5", HEADER, 5, [Block(keys, embeddings)], [])
-    assert verify(tmp_path / "c.h5").problems == (f"{tmp_path / 'c.h5'}: 2 keys stand there twice",)
+    assert verify(tmp_path / "c.h5").problems == (f"{tmp_path / 'c.h5'}: 2 keys appear more than once",)
 
 
 def test_fingerprints_that_are_mixed_are_named_with_their_files(tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_fingerprints_that_are_mixed_are_named_with_their_files(tmp_path: Path) 
         ("label", lambda values: values[:-1], "the columns of the dataset 'demo' differ in length"),
     ],
 )
-def test_table_that_cannot_be_is_damage_to_whoever_reads_it(
+def test_impossible_table_is_damage_to_each_reader(
     tmp_path: Path, column: str, change: Callable[[np.ndarray], np.ndarray], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "c.h5"
@@ -176,9 +185,9 @@ def test_table_that_cannot_be_is_damage_to_whoever_reads_it(
         cache.dataset()
     assert str(error.value).startswith(said)
     with CacheWriter(path, HEADER, "demo") as writer:
-        assert len(writer.known_files()) == 0
+        assert not writer.known_files()
     assert caplog.records[0].getMessage().startswith(said)
-    assert caplog.records[0].getMessage().endswith("It is written anew; its files are read again.")
+    assert caplog.records[0].getMessage().endswith("The table is written again, and its files are read again.")
 
 
 # -- compact ------------------------------------------------------------------------------------------------------------
@@ -209,7 +218,7 @@ def test_compaction_counts_what_it_folds_and_drops(tmp_path: Path) -> None:
 
 
 def known() -> KnownFiles:
-    """Know three files, of which the later table knows one better."""
+    """Return three known files; both tables have the second one."""
     keys = np.arange(96, dtype=np.uint8).reshape(3, 32)
     earlier = FileTable(Texts.of(["a", "b"]), np.array([10, 20]), np.array([1, 2]), np.array([0, 1]))
     later = FileTable(Texts.of(["b", "c"]), np.array([21, 30]), np.array([2, 3]), np.array([2, 1]))
@@ -217,29 +226,24 @@ def known() -> KnownFiles:
 
 
 def test_known_file_is_what_the_last_table_says_of_it() -> None:
-    files, keys = known(), np.arange(96, dtype=np.uint8).reshape(3, 32)
-    assert dict(files) == {
-        "a": KnownFile(10, 1, keys[0].tobytes()),
-        "b": KnownFile(21, 2, keys[2].tobytes()),
-        "c": KnownFile(30, 3, keys[1].tobytes()),
-    }
-    assert (len(files), bool(files)) == (3, True)
-    with pytest.raises(KeyError, match="d"):
-        files["d"]
+    keys = np.arange(96, dtype=np.uint8).reshape(3, 32)
+    files = [EmbeddedFile(name, 10 * i + (i == 2), i, b"") for i, name in enumerate("abcd", 1)]
+    assert unchanged_keys(known(), files) == dict(zip("abc", (keys[i].tobytes() for i in (0, 2, 1)), strict=True))
+    assert known()
 
 
 def test_files_of_a_cache_and_of_its_parts_are_known_by_their_own_keys(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
-    expected = {}
+    everything: list[EmbeddedFile] = []
     for seed, n in ((1, 4), (2, 3), (3, 2)):
         keys, embeddings = some_images(n, seed)
         with CacheWriter(path, HEADER, "demo", root="/data") as writer:
             files = some_files(keys, f"{seed}-")
             writer.append(files, embeddings)
             writer.commit()
-        expected |= {file.path: file.key for file in files}
+        everything += files
     with CacheWriter(path, HEADER, "demo", root="/data") as writer:
-        assert {path: known.key for path, known in writer.known_files().items()} == expected
+        assert unchanged_keys(writer.known_files(), everything) == {file.path: file.key for file in everything}
 
 
 def test_file_is_unchanged_where_both_size_and_time_are_as_they_were() -> None:
@@ -253,12 +257,12 @@ def test_file_is_unchanged_where_both_size_and_time_are_as_they_were() -> None:
 def test_single_file_that_is_known_is_found() -> None:
     keys = np.ones((1, 32), np.uint8)
     files = KnownFiles([FileTable(Texts.of(["a"]), np.array([10]), np.array([1]), np.array([0]))], keys)
-    assert (len(files), bool(files), files["a"]) == (1, True, KnownFile(10, 1, keys[0].tobytes()))
+    assert unchanged_keys(files, [EmbeddedFile("a", 10, 1, b"")]) == {"a": keys[0].tobytes()}
 
 
-def test_nothing_known_is_nothing_unchanged() -> None:
+def test_without_known_files_nothing_is_unchanged() -> None:
     nothing = KnownFiles.nothing()
-    assert (len(nothing), bool(nothing), list(nothing)) == (0, False, [])
+    assert not nothing
     rows, keys = nothing.unchanged(Texts.of(["a", "b"]), np.zeros(2, np.int64), np.zeros(2, np.int64))
     assert (rows.tolist(), keys.shape, keys.dtype) == ([], (0, 32), np.uint8)
 
@@ -266,7 +270,7 @@ def test_nothing_known_is_nothing_unchanged() -> None:
 # -- who has the lock ---------------------------------------------------------------------------------------------------
 
 
-def test_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
+def test_second_writer_learns_which_process_is_writing(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     with WriterLock(path) as lock:
         owner = json.loads(lock.owner)
@@ -281,7 +285,7 @@ def test_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"pid": 1}'])
-def test_lock_that_nobody_signed_is_another_processs(tmp_path: Path, content: str) -> None:
+def test_lock_without_an_owner_is_held_by_another_process(tmp_path: Path, content: str) -> None:
     path = tmp_path / "c.h5"
     with WriterLock(path):
         with lock_path(path).open("r+") as file:
@@ -305,19 +309,19 @@ def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytes
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", none)
-    with pytest.raises(CacheError, match=r"this file system offers no locks \(No locks available\)"):
+    with pytest.raises(CacheError, match=r"this file system does not support locks \(No locks available\)"):
         WriterLock(tmp_path / "c.h5").__enter__()
 
 
 # -- what is not there --------------------------------------------------------------------------------------------------
 
 
-def test_cache_that_is_not_there_is_named_with_what_makes_it(tmp_path: Path) -> None:
+def test_missing_cache_is_named_with_the_command_that_creates_it(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     for look in (describe, verify, compact):
         with pytest.raises(CacheError) as error:
             look(path)
-        assert str(error.value) == f"{path}: no such cache. Make one with `hoarfrost extract DATA --cache {path}`."
+        assert str(error.value) == f"No cache at {path}. Create it with: hoarfrost extract DATA --cache {path}"
 
 
 def test_nothing_to_do_leaves_the_file_as_it_is(tmp_path: Path) -> None:

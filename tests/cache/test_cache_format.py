@@ -78,7 +78,7 @@ def test_any_text_in_a_table_comes_back(tmp_path_factory: pytest.TempPathFactory
     )
     write_cache_file(path, HEADER, n, [Block(keys, embeddings)], [table])
     with CacheFile(path) as file:
-        assert file.table("demo").same_as(table)
+        assert file.tables.read("demo").same_as(table)
 
 
 def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
     keys, embeddings = some_images(1)
     write_cache_file(tmp_path / "c.h5", HEADER, 1, [Block(keys, embeddings)], [some_table(1, paths=[name])])
     with CacheFile(tmp_path / "c.h5") as file:
-        assert file.table("demo").paths == [name]
+        assert file.tables.read("demo").paths == [name]
 
 
 def test_another_fingerprint_is_refused_naming_what_differs(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_a_newer_format_is_named_as_such(tmp_path: Path) -> None:
 
 def test_what_is_no_cache_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("not HDF5 at all")
-    with pytest.raises(CacheError, match="no hoarfrost cache.*not an HDF5 file"):
+    with pytest.raises(CacheError, match="not a hoarfrost cache.*not an HDF5 file"):
         EmbeddingCache(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
-    with pytest.raises(CacheError, match="an HDF5 file but no hoarfrost cache"):
+    with pytest.raises(CacheError, match="an HDF5 file but not a hoarfrost cache"):
         EmbeddingCache(tmp_path / "other.h5")
-    with pytest.raises(CacheError, match=r"no such cache.*hoarfrost extract"):
+    with pytest.raises(CacheError, match=r"No cache at .*missing.h5\. Create it with: hoarfrost extract"):
         EmbeddingCache(tmp_path / "missing.h5")
 
 
@@ -126,9 +126,9 @@ def test_a_dataset_is_chosen_by_name_where_there_are_several(tmp_path: Path) -> 
         assert cache.dataset_names() == ["first", "second"]
         assert cache.n_images == 40
         assert cache.dataset("second").name == "second"
-        with pytest.raises(CacheError, match="2 datasets; choose with --dataset: first, second"):
+        with pytest.raises(CacheError, match="has 2 datasets. Choose one with --dataset: first, second"):
             cache.dataset()
-        with pytest.raises(CacheError, match="no dataset 'third'"):
+        with pytest.raises(CacheError, match="does not have a dataset 'third'"):
             cache.dataset("third")
 
 

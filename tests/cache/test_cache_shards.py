@@ -28,7 +28,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def add(path: Path, n: int, seed: int = 0, *, name: str = "demo", shard_bytes: int | None = FIVE) -> np.ndarray:
-    """Extract a dataset of `n` images into a cache; give the embeddings."""
+    """Extract a dataset of `n` images into a cache; return the embeddings."""
     keys, embeddings = some_images(n, seed)
     with CacheWriter(path, HEADER, name, shard_bytes=shard_bytes) as writer:
         writer.append(some_files(keys, f"{seed}-"), embeddings)
@@ -281,7 +281,7 @@ def test_compact_folds_parts_and_keeps_unfinished_work(tmp_path: Path) -> None:
     assert not part_paths(path)
     np.testing.assert_array_equal(content(path), embeddings)
     with CacheWriter(path, HEADER, "late") as writer:
-        assert set(writer.known_files()) == {f"late{i}.png" for i in range(4)}
+        assert set(writer.known_files().paths) == {f"late{i}.png" for i in range(4)}
 
 
 @pytest.mark.usefixtures("tiny")

@@ -52,11 +52,11 @@ print(n_left)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("begun", [0, 4, 12])
-def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_path: Path, begun: int) -> None:
+@pytest.mark.parametrize("n_before", [0, 4, 12])
+def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_path: Path, n_before: int) -> None:
     start = tmp_path / "start"
     start.mkdir()
-    before = add(start / "c.h5", begun, 0, name="old") if begun else None
+    before = add(start / "c.h5", n_before, 0, name="old") if n_before else None
     after = some_images(11, 1)[1]
     n_killed, outcomes = 0, set()
     for step in range(200):
@@ -75,17 +75,17 @@ def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_pa
                 assert not is_new or (cache.arrays(cache.dataset("new"))[0] == after).all()
             if before is not None:
                 np.testing.assert_array_equal(content(path, "old"), before)
-        add(path, 11, 1, name="new")  # the next writer goes on, and clears up
+        add(path, 11, 1, name="new")  # the next writer continues, and clears up
         np.testing.assert_array_equal(content(path, "new"), after)
         if before is not None:
             np.testing.assert_array_equal(content(path, "old"), before)
         with EmbeddingCache(path) as cache:
-            assert cache.n_images == begun + 11
-        assert sum(sizes(path)) == begun + 11, "shards that no index lists are gone"
+            assert cache.n_images == n_before + 11
+        assert sum(sizes(path)) == n_before + 11, "shards that no index lists are gone"
         assert not [*folder.rglob("*.tmp"), *part_paths(path)]
         shutil.rmtree(folder)
     assert n_killed > 12
-    assert outcomes == ({True, False} if begun else {True})
+    assert outcomes == ({True, False} if n_before else {True})
 
 
 @pytest.mark.usefixtures("tiny")
@@ -101,7 +101,7 @@ def test_a_reader_keeps_its_state_while_a_writer_folds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_whoever_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path: Path) -> None:
+def test_a_reader_that_opens_a_cache_while_it_is_folded_sees_one_state_of_it(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     embeddings = add(path, 7, 0, name="a")
     done, failures, n_looks = threading.Event(), [], 0

@@ -87,10 +87,10 @@ def put_index(path: Path) -> int:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (put_index, "it is no shard but an index"),
-        (remove, "is missing. Put it back"),
-        (swap, "holds what shard-.* is to hold, so the two are swapped"),
-        (put_foreign, "made in another way.*weights"),
+        (put_index, "it is an index, not a shard"),
+        (remove, "is missing. Copy it back"),
+        (swap, "holds the images of shard-.*, so the two are swapped"),
+        (put_foreign, "made with other settings.*weights"),
         (put_stale, "it holds other images"),
         (truncate, "truncated"),
         (empty, "not an HDF5 file"),
@@ -181,7 +181,7 @@ def test_an_index_from_elsewhere_names_no_file_outside_its_folder(tmp_path: Path
         names[1] = name.encode()
         del file["shards/name"]
         file["shards"].create_dataset("name", data=names, chunks=(3,), fletcher32=True)
-    with pytest.raises(CacheError, match="its list of shards names"):
+    with pytest.raises(CacheError, match="its list of shards has"):
         EmbeddingCache(path)
     assert not verify(path).sound
 
@@ -200,15 +200,15 @@ def test_shards_without_their_index_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
-        ("name", lambda names: names[[0, 0, 2]], "its list of shards names one twice"),
-        ("n_images", lambda numbers: [numbers[0], 0, numbers[2]], "its list of shards names 'shard-.*', of 0 images"),
-        ("n_images", lambda numbers: numbers.astype(np.int32), "its list of shards is not of this format"),
-        ("content", lambda contents: contents[:, :31], "its list of shards is not of this format"),
-        ("name", lambda names: names[:2], "its list of shards is not of this format"),
+        ("name", lambda names: names[[0, 0, 2]], "its list of shards has a shard twice"),
+        ("n_images", lambda numbers: [numbers[0], 0, numbers[2]], "its list of shards has 'shard-.*' with 0 images"),
+        ("n_images", lambda numbers: numbers.astype(np.int32), "its list of shards does not have this format"),
+        ("content", lambda contents: contents[:, :31], "its list of shards does not have this format"),
+        ("name", lambda names: names[:2], "its list of shards does not have this format"),
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_a_list_of_shards_that_cannot_be_is_damage(
+def test_an_impossible_list_of_shards_is_damage(
     tmp_path: Path, column: str, values: Callable[[np.ndarray], object], said: str
 ) -> None:
     path = tmp_path / "c.h5"

@@ -1,5 +1,6 @@
 """Parts, resuming, the lock, full disks: what was committed stays, whatever happens."""
 
+import errno
 import json
 import os
 import re
@@ -14,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hoarfrost.features.cache.writing
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, PartWriter, compact, describe, lock_owner, verify
 from hoarfrost.features.cache.store import part_paths, parts_directory
 from hoarfrost.features.errors import CacheError, CacheLockedError, FingerprintMismatchError
-from tests.support.caches import HEADER, some_files, some_images, some_table, write_cache
+from tests.support.caches import HEADER, some_files, some_images, some_table, unchanged_keys, write_cache
 from tests.support.commands import RunPython
 
 ROOT = Path(__file__).parents[2]
@@ -31,8 +33,9 @@ def test_committed_parts_survive_a_writer_that_never_finished(tmp_path: Path) ->
         writer.append(some_files(keys[6:]), embeddings[6:])  # never committed
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
         assert [key.tobytes() in writer for key in keys] == [True] * 6 + [False] * 4
-        assert set(writer.known_files()) == {f"image{i}.png" for i in range(6)}
-        assert writer.known_files()["image3.png"].key == keys[3].tobytes()
+        assert unchanged_keys(writer.known_files(), some_files(keys)) == {
+            f"image{i}.png": keys[i].tobytes() for i in range(6)
+        }
 
 
 @pytest.mark.parametrize("batch_s", [0.1, 0.9, 2.0, 3.5])
@@ -172,7 +175,7 @@ def test_an_unfinished_first_extraction_says_so_to_a_reader(tmp_path: Path) -> N
     with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
         writer.append(some_files(keys), embeddings)
         writer.commit()
-    with pytest.raises(CacheError, match=r"first extraction is not finished.*goes on from there"):
+    with pytest.raises(CacheError, match=r"first extraction is not finished.*again to continue"):
         EmbeddingCache(tmp_path / "c.h5")
 
 
@@ -196,7 +199,7 @@ def holder(path: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_second_writer_is_told_at_once_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_writer_learns_at_once_which_process_is_writing(tmp_path: Path) -> None:
     write_cache(tmp_path / "c.h5")
     process = holder(tmp_path / "c.h5")
     try:
@@ -273,6 +276,20 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing_committed(tmp_path: Path
         np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
 
 
+def test_a_disk_that_became_read_only_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, embeddings = some_images(3)
+    writer = PartWriter(tmp_path / "c.h5", HEADER, "demo")
+    writer.append(some_files(keys), embeddings)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(hoarfrost.features.cache.writing, "_Output", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(CacheError, match=r"cannot be written: Read-only file system\. .* again to continue"):
+        writer.commit()
+
+
 @pytest.mark.slow
 def test_memory_of_the_writer_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     script = """
@@ -302,18 +319,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     assert peaks[1] - peaks[0] < 40, peaks  # MB; the embeddings themselves grew by 112
 
 
-def test_a_folder_of_parts_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_of_parts_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "c.h5.parts").write_bytes(b"")
     keys, embeddings = some_images(3)
     writer = PartWriter(tmp_path / "c.h5", HEADER, "demo")
     writer.append(some_files(keys), embeddings)
-    with pytest.raises(CacheError, match=r"c.h5.parts: the folder of parts cannot be made: File exists"):
+    with pytest.raises(CacheError, match=r"c.h5.parts: the folder of parts cannot be created: File exists"):
         writer.commit()
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="folder cannot be made"):
+    with pytest.raises(CacheError, match="folder cannot be created"):
         CacheWriter(tmp_path / "file" / "c.h5", HEADER, "demo").__enter__()
 
 

@@ -157,7 +157,7 @@ def test_wrong_usage_is_status_2_with_the_way_to_the_help(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--cache", "{tmp}/no.h5", "--run", "{tmp}/run"], "no.h5: no such cache. Make one with"),
+        (["train", "--cache", "{tmp}/no.h5", "--run", "{tmp}/run"], "no.h5. Create it with: hoarfrost extract"),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--head", "cnn"],
             "--head cnn: not a head. Expected linear",
@@ -166,12 +166,15 @@ def test_wrong_usage_is_status_2_with_the_way_to_the_help(
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--positive", "x"],
             "--positive x: the dataset 'phantoms'",
         ),
-        (["train", "--cache", "{cache}", "--run", "{tmp}/run", "--dataset", "x"], "choose with --dataset: phantoms"),
+        (
+            ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--dataset", "x"],
+            "Choose one with --dataset: phantoms",
+        ),
         (["train", "--cache", "{cache}", "--run", "{tmp}"], "is not empty and holds no earlier run"),
         (["train", "--cache", "{cache}", "--run", "{cache}"], "cache.h5 is a file, not a folder"),
         (["report", "--run", "{tmp}/run"], "run is not a run folder (no config.json). Make one with"),
         (["extract", "{tmp}/no", "--cache", "{tmp}/new.h5"], "no: no such file or folder"),
-        (["cache", "info", "{tmp}/no.h5"], "no.h5: no such cache"),
+        (["cache", "info", "{tmp}/no.h5"], "no.h5. Create it with: hoarfrost extract"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -199,7 +202,7 @@ def test_any_hoarfrost_error_is_a_message_not_a_traceback(
 def test_message_with_a_name_that_is_not_utf8_is_shown(run_python: RunPython) -> None:
     output = run_python("-m", "hoarfrost", "cache", "info", Path(NOT_UTF8) / "no.h5")
     assert output.status == 1
-    assert "no such cache" in output.stderr
+    assert "No cache at" in output.stderr
     assert "Traceback" not in output.stderr
 
 

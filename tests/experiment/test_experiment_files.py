@@ -56,20 +56,20 @@ def test_head_whose_predictions_overflow_is_left_out_and_named(
 
 
 def test_missing_cache_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"no such cache\. Make one with `hoarfrost extract DATA --cache"):
+    with pytest.raises(CacheError, match=r"No cache at .*\. Create it with: hoarfrost extract DATA --cache"):
         train(tmp_path / "cache.h5")
 
 
 def test_unknown_dataset_is_refused_with_those_there_are(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
-    with pytest.raises(CacheError, match="holds no dataset 'busi'; choose with --dataset: phantoms"):
+    with pytest.raises(CacheError, match="does not have a dataset 'busi'. Choose one with --dataset: phantoms"):
         train(cache, dataset="busi")
 
 
 def test_several_datasets_need_a_choice(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
     write_labelled_cache(cache, mixed(THREE), name="others")
-    with pytest.raises(CacheError, match="holds 2 datasets; choose with --dataset: others, phantoms"):
+    with pytest.raises(CacheError, match="has 2 datasets. Choose one with --dataset: others, phantoms"):
         train(cache)
     assert train(cache, dataset="others").config.dataset.name == "others"
 

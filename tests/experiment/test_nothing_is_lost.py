@@ -220,7 +220,7 @@ def test_cache_of_which_nothing_is_left_sends_nobody_in_a_circle(tmp_path: Path,
     for command in ("info", "compact"):
         output = hoarfrost("cache", command, tmp_path / "c.h5")
         assert output.status == 1
-        assert "Nothing of it can be read. Remove the file and extract again" in output.stderr
+        assert "Nothing in it can be read. Remove the file and extract again" in output.stderr
         assert "cache verify" not in output.stderr
     assert "Remove the file and extract again" in hoarfrost("cache", "verify", tmp_path / "c.h5").stdout
 
@@ -228,7 +228,7 @@ def test_cache_of_which_nothing_is_left_sends_nobody_in_a_circle(tmp_path: Path,
 def test_what_is_no_file_is_not_said_to_be_missing(hoarfrost: Hoarfrost) -> None:
     output = hoarfrost("cache", "info", "/dev/null")
     assert output.status == 1
-    assert "/dev/null is no file, and so no cache" in output.stderr
+    assert "/dev/null is not a file, so it cannot be a cache" in output.stderr
 
 
 @pytest.mark.parametrize("command", ["extract", "compact", "train"])

@@ -152,7 +152,7 @@ def test_files_of_the_same_name_size_and_time_elsewhere_are_read(
     run(images)
     summary = extract(other, images.parent / "c.h5", options=RANDOM)
     assert (summary.dataset, summary.embedded) == ("images", 6)
-    assert "was recorded from" in caplog.text
+    assert "was extracted from" in caplog.text
 
 
 def test_unreadable_images_are_recorded_with_their_reason(images: Path) -> None:

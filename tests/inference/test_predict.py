@@ -150,7 +150,7 @@ def test_run_whose_cache_is_gone_predicts_new_images(trained: Trained, tmp_path:
 
 def test_cache_of_another_fingerprint_is_refused_by_the_part_that_differs(trained: Trained, tmp_path: Path) -> None:
     extract(trained.images, tmp_path / "b.h5", options=ExtractOptions(weights="random:0", precision="bfloat16"))
-    with pytest.raises(FingerprintMismatchError, match=r"What differs: precision: float32 here, bfloat16 there"):
+    with pytest.raises(FingerprintMismatchError, match=r"Differences: precision: float32 here, bfloat16 there"):
         predict_dataset(trained.images, tmp_path / "x.csv", run=trained.run, cache=tmp_path / "b.h5")
     assert not (tmp_path / "x.csv").exists()
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile, Header
+from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile, Header, KnownFiles
+from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing
 
@@ -13,13 +14,20 @@ HEADER = Header(FINGERPRINT, RESNET18.dim, weights="random:0", weights_origin="t
 
 
 def some_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Give keys (n, 32) uint8 and embeddings (n, 512) float32."""
+    """Return keys (n, 32) uint8 and embeddings (n, 512) float32."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n, 32), np.uint8), rng.standard_normal((n, 512), np.float32)
 
 
 def some_files(keys: np.ndarray, prefix: str = "image") -> list[EmbeddedFile]:
     return [EmbeddedFile(f"{prefix}{i}.png", 100 + i, 1_000_000 + i, key.tobytes()) for i, key in enumerate(keys)]
+
+
+def unchanged_keys(known: KnownFiles, files: list[EmbeddedFile]) -> dict[str, bytes]:
+    """Return the keys of the files that are known with their size and time, by path."""
+    sizes, times = (np.array([file[i] for file in files], np.int64) for i in (1, 2))
+    rows, keys = known.unchanged(Texts.of(file.path for file in files), sizes, times)
+    return {files[row].path: key.tobytes() for row, key in zip(rows.tolist(), keys, strict=True)}
 
 
 def some_table(n: int, name: str = "demo", prefix: str = "image", **columns: object) -> DatasetTable:
@@ -42,7 +50,7 @@ def rows_per_tiny_shard(shard_bytes: int, _: int) -> int:
 
 
 def write_cache(path: Path, n: int = 20, seed: int = 0, name: str = "demo") -> tuple[np.ndarray, np.ndarray]:
-    """Write a finished cache of one dataset; give its keys and embeddings."""
+    """Write a finished cache of one dataset; return its keys and embeddings."""
     keys, embeddings = some_images(n, seed)
     with CacheWriter(path, HEADER, name) as writer:
         writer.append(some_files(keys), embeddings)

@@ -258,7 +258,7 @@ class Driver:
         self._warn_of(member, prepared.warnings)
         if self._ready_at is None:
             self._ready_at, self._compute = time.monotonic(), prepared.compute
-            self.job.writer.begin(prepared.compute)
+            self.job.writer.set_compute(prepared.compute)
         self._counts.workers = max(self._counts.workers, self._n_ready)
 
     @property
