@@ -42,7 +42,7 @@ def stacks(kind: str) -> Iterator[tuple[Stack, list[nn.Sequential]]]:
     """Stack heads of two groups that differ in their weights, in float64."""
     by_key: dict[object, list[HeadSpec]] = {}
     for spec in variants(kind):
-        by_key.setdefault(spec.stacked_by, []).append(spec)
+        by_key.setdefault(spec.stack_key, []).append(spec)
     for specs in by_key.values():
         members = [Member(spec, seed, 0) for seed in (0, 1) for spec in specs]
         modules = [member.spec.build(N_FEATURES, 3).double() for member in members]
