@@ -17,7 +17,6 @@ class TrainingConfig:
         Largest number of passes over the training split.
     patience : int
         A head stops after this many epochs without a lower validation loss.
-    batch_size : int
     schedule : str
         "constant", or "cosine": each step's learning rate rises over the first twentieth of all steps, and
         then falls to zero along a cosine.

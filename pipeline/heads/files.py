@@ -70,21 +70,18 @@ class SavedHead:
 
     Attributes
     ----------
-    spec : HeadSpec
     seeds : tuple of int
         One for each of `modules`. The head's probabilities are the mean of theirs.
     modules : tuple of nn.Module
         From embeddings (B, D) to logits (B, C), standardisation included.
     names : tuple of str
         Of the C classes, or labels.
-    is_multilabel : bool
     header : Header
         Describes the encoder that the embeddings must come from.
     per_patient : "mean", "max" or None
         How a patient's images were combined, if the run scored patients.
     validated : tuple of Validated
         For images, and for patients if they were known.
-    novelty : NoveltyReference
     distances : ConformalScores
         Those of validation images.
     """

@@ -28,17 +28,9 @@ def apply_directly(layer: "nn.Module", _: "Sequence[Tensor]", y: "Tensor") -> "T
     return found
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The allowed values of an option. `words` follow "must be" in a message."""
-
-    words: str
-    holds: Callable[[float], bool]
-
-
-def option(default: float, words: str, holds: Callable[[float], bool]) -> float:
-    """Declare an option of a head, a dataclass field with a default and bounds."""
-    found: float = field(default=default, metadata={"bounds": Bounds(words, holds)})
+def option(default: float, words: str, is_allowed: Callable[[float], bool]) -> float:
+    """Declare an option of a head, a dataclass field with a default; `words` for its range follow "must be"."""
+    found: float = field(default=default, metadata={"words": words, "is_allowed": is_allowed})
     return found
 
 
@@ -110,7 +102,7 @@ class HeadSpec:
     @classmethod
     def options(cls) -> dict[str, "Field[float]"]:
         """Return the declared options by name, in the order in which they are written."""
-        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "bounds" in one.metadata}
+        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "is_allowed" in one.metadata}
 
     def values(self) -> dict[str, float]:
         """Return the value of each option."""
@@ -119,8 +111,8 @@ class HeadSpec:
     @property
     def name(self) -> str:
         """The shortest specification of this head."""
-        options, values = self.options(), self.values()
-        changed = [f"{name}={_shortest(values[name])}" for name, one in options.items() if values[name] != one.default]
+        defaults = {name: one.default for name, one in self.options().items()}
+        changed = [f"{name}={_shortest(value)}" for name, value in self.values().items() if value != defaults[name]]
         return ",".join([self.shape, *changed])
 
     @property

@@ -64,9 +64,8 @@ def _parse_value(option: "Field[float]", value: str, where: str) -> float:
         number = float(value)
     except ValueError as error:
         raise TrainingError(f"{where}: {option.name}={value} is not a number.") from error
-    bounds = option.metadata["bounds"]
-    if not (bounds.holds(number) and math.isfinite(number)):
-        raise TrainingError(f"{where}: {option.name} must be {bounds.words}, not {value}.")
+    if not (option.metadata["is_allowed"](number) and math.isfinite(number)):
+        raise TrainingError(f"{where}: {option.name} must be {option.metadata['words']}, not {value}.")
     return abs(number)  # -0 is 0
 
 
@@ -87,17 +86,14 @@ def cross_heads(specs: Sequence[HeadSpec], grids: Sequence[str]) -> list[HeadSpe
         if key in values:
             raise TrainingError(f"--grid {grid}: {key} has another grid already. List all its values in one grid.")
         values[key] = [_parse_value(known[key], value.strip(), f"--grid {key}") for value in listed.split(",")]
-    crossed = (
-        # An option that a kind does not have changes nothing: equal heads are kept once, below.
-        replace(spec, **{key: value for key, value in chosen.items() if key in spec.options()})
-        for spec in specs
-        for chosen in (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-    )
-    found: dict[HeadSpec, None] = {}
-    for variant in crossed:  # counted while they are made: the product of long lists would fill the memory
-        found[variant] = None
-        if len(found) > MAX_VARIANTS:
-            raise TrainingError(f"--grid: more than {MAX_VARIANTS:,} variants. Use fewer values.")
+    found: dict[HeadSpec, None] = {}  # counted while they are made: the product of long lists would fill the memory
+    for spec in specs:
+        for combination in product(*values.values()):
+            # An option that a kind does not have changes nothing: equal heads are kept once.
+            chosen = {key: value for key, value in zip(values, combination, strict=True) if key in spec.options()}
+            found[replace(spec, **chosen)] = None
+            if len(found) > MAX_VARIANTS:
+                raise TrainingError(f"--grid: more than {MAX_VARIANTS:,} variants. Use fewer values.")
     return list(found)
 
 

@@ -61,6 +61,7 @@ class Batches:
         balanced = config.class_weight == "balanced"
         labels = [y[torch.from_numpy(fold.train).to(y.device)].cpu() for fold in folds]
         self._targets = [objective.loss_weights(y, balanced=balanced, smoothing=config.label_smoothing) for y in labels]
+        self.n_weighed = self._targets[0][0].shape[1]  # K
         self._rows = [torch.from_numpy(fold.train) for fold in folds]
         self._x = x
         self._n_epochs = 0

@@ -17,10 +17,6 @@ class Objective(Protocol):
     def n_outputs(self) -> int:
         """C."""
 
-    @property
-    def n_weighed(self) -> int:
-        """K."""
-
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return log-probabilities (..., K) from logits (..., C)."""
 
@@ -53,11 +49,6 @@ class SingleLabel:
     """One of `n_outputs` classes per image, y (n,): softmax, and cross-entropy as torch's, weighted and smoothed."""
 
     n_outputs: int
-
-    @property
-    def n_weighed(self) -> int:
-        """C."""
-        return self.n_outputs
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return (..., C) from (..., C)."""
@@ -93,11 +84,6 @@ class MultiLabel:
     """
 
     n_outputs: int
-
-    @property
-    def n_weighed(self) -> int:
-        """2 C."""
-        return 2 * self.n_outputs
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return (..., 2 C) from (..., C)."""

@@ -94,7 +94,6 @@ class StreamedRows:
         From rows of the file (m,) int64, ascending, to their embeddings (m, D) float32.
     file_rows : ndarray (n,) int64
         The place of each row in the file.
-    n_features : int
     limit_bytes : int
         For embeddings: an eighth for the windows, at most half for rows to `hold`, and the rest for single passes.
     device : torch.device

@@ -50,7 +50,6 @@ class Stack:
     members : sequence of Member, length G * V
     modules : sequence of nn.Sequential
         Each head with its initial weights, as its kind built it.
-    n_groups : int
 
     Raises
     ------
@@ -78,7 +77,8 @@ class Stack:
         like = self.parameters[0]
         self._lr = like.new_tensor([member.spec.lr for member in members])
         self._decay = like.new_tensor([member.spec.weight_decay for member in members])
-        self._generators = [_dropout_generator(member, like.device) for member in members]
+        dropout_seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
+        self._generators = [torch.Generator(like.device).manual_seed(seed) for seed in dropout_seeds]
         self._optimise()
 
     def _stack_layers(self, spec: HeadSpec, of_heads: Sequence[Sequence[nn.Module]]) -> None:
@@ -237,10 +237,6 @@ class Stack:
         self._optimise()
         for direction, state, mean, square in zip(self._directions, states, means, squares, strict=True):
             self._optimizer.state[direction] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
-
-
-def _dropout_generator(member: Member, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed_of(f"dropout {member.seed} {member.spec.name}"))
 
 
 def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Module], list[float]]:

@@ -49,11 +49,6 @@ def train_heads(
 
     Parameters
     ----------
-    specs : sequence of HeadSpec
-    data : Labelled
-    folds : sequence of Fold
-    n_classes : int
-    config : TrainingConfig
     roc_aucs : callable
         From class numbers (n,) and probabilities (V, n, C) to V validation ROC AUCs of an epoch.
     on_epoch : callable
@@ -235,7 +230,7 @@ class _StackRun:
         n_activations = 3 * self.stack.n_groups * self.x.n_features + self.stack.n_activations
         at_once = max(1, VALIDATED_AT_ONCE // n_activations)
         # Results first: small tensors between large ones would keep the allocator from freeing these.
-        found = self.mean.new_empty((self.stack.n_heads, longest, self.objective.n_weighed))
+        found = self.mean.new_empty((self.stack.n_heads, longest, self.batches.n_weighed))
         for first in range(0, longest, at_once):
             x = (self.x.take(rows[:, first : first + at_once]) - self.mean) / self.std  # (G, B, D)
             found[:, first : first + at_once] = self.objective.log_probabilities(self.stack.logits(x))

@@ -1,4 +1,4 @@
-"""`heads` lists what a run has; a head's file works alone, says what is wrong with it, and holds nothing of a patient."""
+"""`heads` lists the heads of a run; a head file works alone, a damaged one is refused, and none has patient data."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def head(run: Path, tmp_path: Path) -> Path:
-    """Copy a head's file, to be damaged."""
+    """Copy a head file, which the test then damages."""
     return Path(shutil.copy(run / "heads" / "linear.safetensors", tmp_path / "mine.safetensors"))
 
 
@@ -114,7 +114,7 @@ def test_nothing_of_a_patient_and_no_path_is_in_a_heads_file(run: Path) -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> Path:
-    """Write a head's file again, after a change to its description or its tensors."""
+    """Write a head file again, after a change to its description or its tensors."""
     with safe_open(path, "pt") as file:
         description = json.loads(file.metadata()[KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -1,4 +1,4 @@
-"""Every kind of head: stacked it computes what its module does, and learns what it learns alone and in a plain loop."""
+"""Every kind of head: in a stack it computes the same as its module, and learns the same as alone in a plain loop."""
 
 import re
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def test_a_head_learns_in_a_stack_what_a_plain_loop_teaches_it(kind: str) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Undeclared(Mlp):
-    """An mlp whose module has GELU, and whose kind says nothing of it: once it was silently trained with ReLU."""
+    """An mlp whose module has GELU, which its kind does not declare: once it was silently trained with ReLU."""
 
     KIND: ClassVar[str] = "undeclared"
 

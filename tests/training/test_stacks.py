@@ -1,4 +1,4 @@
-"""Stacked training: each head is what it would be alone, and what a plain loop over torch's AdamW gives."""
+"""Stacked training: each head equals the one trained alone, and the one from a plain loop over torch's AdamW."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_a_stacked_head_equals_a_plain_loop(
 
 
 def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfig, n_epochs: int) -> torch.Tensor:
-    """Train one head as everyone does, on the same initial weights and batches; give its weights."""
+    """Train one head in a plain loop, on the same initial weights and batches; return its weights."""
     torch.manual_seed(seed_of(f"{config.seed} {spec.name}"))
     module = spec.build(N_FEATURES, 2).double()
     matrices = [parameter for parameter in module.parameters() if parameter.ndim == 2]

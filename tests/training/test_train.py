@@ -1,4 +1,4 @@
-"""Training: reproducible, each head for itself, nothing leaks, and the best epoch is what comes out."""
+"""Training: reproducible, each head independent, no leaks, and the result is the best epoch."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -126,7 +126,7 @@ def test_constant_feature_gives_no_nan_and_no_giant_where_it_is_not_constant(con
 
 
 def overfitting() -> tuple[Labelled, Labelled]:
-    """Training rows that can be learnt by heart, and validation rows of which they tell little."""
+    """Return training rows that can be learnt by heart, and validation rows that these hardly predict."""
     generator = torch.Generator().manual_seed(3)
     train = drawn(24, distance=0.3)
     return replace(train, y=torch.randint(0, 2, (24,), generator=generator)), drawn(40, distance=0.3, seed=1)
