@@ -67,7 +67,7 @@ def test_thresholds_are_those_of_validation_and_results_those_of_test(two: Run) 
     for fixed in points_of(two):
         if fixed.point.threshold is None:  # of 12 validation images no threshold has that specificity
             assert fixed.result is None
-            assert "no threshold that finds any sample" in fixed.point.reason
+            assert "no threshold with any positive sample" in fixed.point.reason
             continue
         called = p_test[:, 1] >= fixed.point.threshold
         assert fixed.result is not None
