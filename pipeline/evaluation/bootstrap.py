@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from hoarfrost.evaluation.checks import (
+    Bools,
     Floats,
     Ints,
     binary_problems,
@@ -17,31 +18,31 @@ from hoarfrost.evaluation.checks import (
 )
 
 N_DRAWS = 2_000
-LARGEST_SHARE_LEFT_OUT = 0.5
+LARGEST_UNDEFINED_SHARE = 0.5  # of the draws
 _MOST_JACKKNIFED = 500
-_BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the caches
+_BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the processor's caches
 
 Statistic = Callable[[Floats], Floats]
-"""Takes weights (b, n) of the samples and gives a value a row (b,), NaN where it is undefined."""
+"""Takes weights (b, n) of the samples and returns a value per row (b,), NaN where it is undefined."""
 
 
 @dataclass(frozen=True)
 class BootstrapInterval:
     """An interval by bootstrap over patients.
 
-    `n_left_out` of the `n_draws` lacked what the statistic needs (a class) and count for nothing.
+    In `n_undefined` of the `n_draws` the statistic was undefined (a class was missing); the interval is of the others.
     """
 
     low: float
     high: float
     n_patients: int
     n_draws: int
-    n_left_out: int
+    n_undefined: int
 
 
 @dataclass(frozen=True)
 class PerPatient:
-    """Samples joined to one row a patient: `groups` (g,) int64, `y_true` (g,) int64, `probabilities` (g, C) float64."""
+    """Samples combined to one row per patient: `groups` (g,), `y_true` (g,) int64, `probabilities` (g, C) float64."""
 
     groups: Ints
     y_true: Ints
@@ -49,48 +50,34 @@ class PerPatient:
 
 
 def bootstrap_auc_ci(
-    y_true: Ints,
-    probabilities: Floats,
-    groups: Ints,
-    *,
-    level: float = 0.95,
-    n_draws: int = N_DRAWS,
-    seed: int = 0,
+    y_true: Ints, probabilities: Floats, groups: Ints, *, level: float = 0.95, n_draws: int = N_DRAWS, seed: int = 0
 ) -> BootstrapInterval:
-    """Give the interval of the (macro one-vs-rest) ROC AUC by bootstrap over patients.
+    """Return the interval of the (macro one-vs-rest) ROC AUC by bootstrap over patients.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1, each of at least two patients; or (n, C) int64 of 0, 1 and -1 where a
-        label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1, each of two patients or more; or (n, C) of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
     groups : ndarray (n,) int64
         Each sample's patient.
-    level : float
-    n_draws : int
-    seed : int
-
-    Returns
-    -------
-    BootstrapInterval
+    level, n_draws, seed
+        See `bootstrap_ci`.
 
     Raises
     ------
     ValueError
-        If a class is of fewer than two patients, half of the draws lack a class, or the arrays do
-        not fit one another.
+        If a class has fewer than two patients, half of the draws lack a class, or the shapes differ.
 
     Notes
     -----
-    Patients are drawn with replacement, with all their images. Draws that lack a class are left out
-    and counted: the interval is conditional on both being there, as the estimate itself is. One
-    sort serves all draws: a draw's AUC is a weighted Mann-Whitney statistic, by cumulative sums over
-    the sorted scores. For the method of the interval see `bootstrap_ci`.
+    Patients are drawn with replacement, with all their images. Draws without one of the classes are omitted and
+    counted: the interval is conditional on both being present, as the estimate itself is. One sort serves all draws:
+    a draw's AUC is a weighted Mann-Whitney statistic, by cumulative sums over the sorted scores.
 
     References
     ----------
-    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 14. Field and Welsh
-    (2007), Journal of the Royal Statistical Society B 69(3), 369-390 (clusters).
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 14. Field and Welsh (2007), Journal of the
+    Royal Statistical Society B 69(3), 369-390 (clusters).
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     numbers, _ = checked_groups(groups, len(y_true))
@@ -116,39 +103,33 @@ def bootstrap_auc_ci(
 def bootstrap_share_ci(
     hits: Ints, counted: Ints, groups: Ints, *, level: float = 0.95, n_draws: int = N_DRAWS, seed: int = 0
 ) -> BootstrapInterval:
-    """Give the interval of a share (accuracy, sensitivity, a predictive value) by bootstrap over patients.
+    """Return the interval of a proportion (accuracy, sensitivity, a predictive value) by bootstrap over patients.
 
     Parameters
     ----------
     hits : ndarray (n,), values {0, 1}
-        1 where a counted sample is right.
+        1 where a counted sample is correct.
     counted : ndarray (n,), values {0, 1}
-        1 where the sample is in the share's denominator: all for accuracy, the positives for sensitivity.
+        1 where the sample is in the denominator: all for accuracy, the positives for sensitivity.
     groups : ndarray (n,) int64
-    level : float
-    n_draws : int
-    seed : int
-
-    Returns
-    -------
-    BootstrapInterval
+        Each sample's patient.
+    level, n_draws, seed
+        See `bootstrap_ci`.
 
     Raises
     ------
     ValueError
-        If there is nothing counted, half of the draws have nothing counted, or the lengths differ.
+        If no sample is counted, or in half of the draws none is, or the lengths differ.
     """
-    n = len(hits)
-    hit, of = np.asarray(hits, np.float64), np.asarray(counted, np.float64)
-    if of.shape != hit.shape:
-        raise ValueError(f"hits has the shape {hit.shape}, counted {of.shape}")
-    numbers, _ = checked_groups(groups, n)
-    if not of.any():
+    hit, in_denominator = np.asarray(hits, np.float64), np.asarray(counted, np.float64)
+    if in_denominator.shape != hit.shape:
+        raise ValueError(f"hits has the shape {hit.shape}, counted {in_denominator.shape}")
+    numbers, _ = checked_groups(groups, len(hits))
+    if not in_denominator.any():
         raise ValueError("no sample is counted")
 
     def share(weights: Floats) -> Floats:
-        total = weights @ of
-        return _quotient(weights @ (hit * of), total)
+        return _quotient(weights @ (hit * in_denominator), weights @ in_denominator)
 
     return bootstrap_ci(share, numbers, level=level, n_draws=n_draws, seed=seed)
 
@@ -156,32 +137,28 @@ def bootstrap_share_ci(
 def bootstrap_ci(
     statistic: Statistic, groups: Ints, *, level: float = 0.95, n_draws: int = N_DRAWS, seed: int = 0
 ) -> BootstrapInterval:
-    """Give the bias-corrected and accelerated interval of any weighted statistic by bootstrap over patients.
+    """Return the bias-corrected and accelerated interval of any weighted statistic by bootstrap over patients.
 
     Parameters
     ----------
     statistic : callable
-        Takes weights (b, n) and gives values (b,), NaN where it is undefined.
+        Takes weights (b, n) and returns values (b,), NaN where it is undefined.
     groups : ndarray (n,) int64
+        Each sample's patient.
     level : float
-    n_draws : int
-    seed : int
-
-    Returns
-    -------
-    BootstrapInterval
+        Coverage, between 0 and 1.
 
     Raises
     ------
     ValueError
-        If there are fewer than two patients, the statistic is undefined for all samples together or
-        for more than half of the draws, or `level` is none.
+        If there are fewer than two patients, the statistic is undefined for all samples together or for more than half
+        of the draws, or `level` is not between 0 and 1.
 
     Notes
     -----
-    BCa, not the percentiles: an AUC near one has a skewed distribution, and the percentiles miss the
-    truth more often on one side. The acceleration is from the jackknife over patients, where the
-    statistic without a patient is defined. Memory does not grow with the draws.
+    BCa, not percentiles: an AUC near one has a skewed distribution, and percentiles miss the truth more often on one
+    side. The acceleration comes from the jackknife over patients, where the statistic without a patient is defined.
+    Memory does not grow with the draws.
 
     References
     ----------
@@ -193,22 +170,24 @@ def bootstrap_ci(
         raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
     estimate = float(statistic(np.ones((1, len(numbers))))[0])
     if not np.isfinite(estimate):
-        raise ValueError("the statistic is undefined for the samples given")
+        raise ValueError("the statistic is undefined for these samples")
     values = _drawn_values(statistic, numbers, n_patients, n_draws, seed)
     defined = values[~np.isnan(values)]
-    n_left_out = n_draws - len(defined)
-    if n_left_out > LARGEST_SHARE_LEFT_OUT * n_draws:
-        raise ValueError(f"{n_left_out} of {n_draws} draws of patients lack what the statistic needs: too few patients")
+    n_undefined = n_draws - len(defined)
+    if n_undefined > LARGEST_UNDEFINED_SHARE * n_draws:
+        raise ValueError(
+            f"the statistic is undefined in {n_undefined} of {n_draws} draws of patients: too few patients"
+        )
     bias = _bias(defined, estimate)
     acceleration = _acceleration(statistic, numbers, n_patients)
     ends = bias + np.array([-quantile, quantile])
     shares = ndtr(bias + ends / np.maximum(1 - acceleration * ends, 0.1))
     low, high = np.quantile(defined, shares).tolist()
-    return BootstrapInterval(min(low, estimate), max(high, estimate), n_patients, n_draws, n_left_out)
+    return BootstrapInterval(min(low, estimate), max(high, estimate), n_patients, n_draws, n_undefined)
 
 
-def weighted_auc(positive: "np.ndarray[tuple[int], np.dtype[np.bool_]]", y_score: Floats) -> Statistic:
-    """Prepare the ROC AUC of weighted samples; the sorting is done once, here.
+def weighted_auc(positive: Bools, y_score: Floats) -> Statistic:
+    """Return the ROC AUC (b,) as a function of the samples' weights (b, n); the sorting is done once, here.
 
     Parameters
     ----------
@@ -218,7 +197,7 @@ def weighted_auc(positive: "np.ndarray[tuple[int], np.dtype[np.bool_]]", y_score
     Returns
     -------
     callable
-        Weights (b, n) -> areas (b,), ties counted one half, NaN where a class has no weight.
+        Ties count one half; NaN where a class has no weight.
     """
     order = np.argsort(y_score, kind="stable")
     is_positive = positive[order].astype(np.float64)
@@ -242,7 +221,7 @@ def weighted_auc(positive: "np.ndarray[tuple[int], np.dtype[np.bool_]]", y_score
 
 
 def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "mean") -> PerPatient:
-    """Join each patient's samples to one: the unit that a clinician decides on.
+    """Combine each patient's samples to one: the unit that a clinician decides on.
 
     Parameters
     ----------
@@ -250,9 +229,10 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
     probabilities : ndarray (n, C) float64
         Rows sum to one.
     groups : ndarray (n,) int64
+        Each sample's patient.
     how : "mean" or "max"
-        The mean of the probabilities; or the largest: with two classes that of class 1 (one
-        suspicious image is enough), with more the largest of each class, scaled to sum to one.
+        The mean of the probabilities; or the largest: with two classes that of class 1 (one suspicious image is
+        enough), with more the largest of each class, scaled to sum to one.
 
     Returns
     -------
@@ -262,8 +242,8 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
     Raises
     ------
     ValueError
-        If `how` is neither, a patient's images are of different classes where there are more than two
-        (with two the patient is of class 1 if any image is), or the arrays do not fit one another.
+        If `how` is neither, a patient's images are of different classes where there are more than two (with two the
+        patient is of class 1 if any image is), or the shapes differ.
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     numbers, n_patients = checked_groups(groups, len(y_true))
@@ -275,8 +255,8 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
     mixed = np.flatnonzero(highest != lowest)
     if probabilities.shape[1] > 2 and len(mixed):
         raise ValueError(
-            f"{len(mixed)} patients have images of different classes (first: group {names[mixed[0]]}, classes "
-            f"{lowest[mixed[0]]} and {highest[mixed[0]]}): they have no one class. Score images, or make it binary"
+            f"some patients have images of different classes ({len(mixed)}; first: group {names[mixed[0]]}, classes "
+            f"{lowest[mixed[0]]} and {highest[mixed[0]]}). Score images, or make the task binary"
         )
     if how == "mean":
         joined = np.add.reduceat(probabilities[order], starts) / np.bincount(numbers)[:, None]
@@ -292,7 +272,7 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
 
 
 def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
-    """Give the statistic's values over draws of patients with replacement, in blocks."""
+    """Return the statistic's values for draws of patients with replacement, in blocks."""
     rng = np.random.default_rng(seed)
     block = _block_rows(len(numbers))
     values = []
@@ -306,7 +286,7 @@ def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws:
 
 
 def _quotient(numerators: Floats, denominators: Floats) -> Floats:
-    """Divide, with NaN where there is nothing to divide by."""
+    """Return the quotients, NaN where the denominator is zero."""
     found: Floats = np.full(len(denominators), np.nan)
     np.divide(numerators, denominators, out=found, where=denominators > 0)
     return found
@@ -317,17 +297,17 @@ def _block_rows(n: int) -> int:
 
 
 def _bias(values: Floats, estimate: float) -> float:
-    """Give BCa's bias correction: how far the draws' median is from the estimate, in normal units; ties one half."""
+    """Return BCa's bias correction: the distance of the draws' median from the estimate in normal units; ties one half."""
     below = ((values < estimate).sum() + (values == estimate).sum() / 2) / len(values)
     margin = 0.5 / len(values)
     return float(ndtri(np.clip(below, margin, 1 - margin)))
 
 
 def _acceleration(statistic: Statistic, numbers: Ints, n_patients: int) -> float:
-    """Give BCa's acceleration: the skewness of the statistic's jackknife over patients.
+    """Return BCa's acceleration: the skewness of the statistic's jackknife over patients.
 
-    With very many patients, over blocks of them: third and second moments of independent patients
-    add up, so that blocks estimate the same.
+    With very many patients, over blocks of them: third and second moments of independent patients add up, so blocks
+    estimate the same.
     """
     blocks = numbers % min(n_patients, _MOST_JACKKNIFED)
     n_blocks = int(blocks.max()) + 1

@@ -1,7 +1,7 @@
-"""Are probabilities what they say: temperature scaling, calibration error, slope and intercept."""
+"""Calibration of probabilities: temperature scaling, calibration error, slope and intercept."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -22,8 +22,8 @@ _N_SIMULATED = 500
 class TemperatureFit:
     """A temperature fitted on validation, and the mean cross-entropy (nats) before and after.
 
-    `at_limit` says that the likelihood would have it beyond the limits: classes are parted perfectly, or nothing
-    was learnt. Such a temperature says nothing of calibration.
+    `at_limit` is True if the likelihood is highest beyond the limits: the classes are perfectly separated, or nothing
+    was learnt. Such a temperature is no information about calibration.
     """
 
     temperature: float
@@ -46,9 +46,9 @@ class Bin:
 class CalibrationLine:
     """Logistic recalibration of one class's probability.
 
-    `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0 where it is calibrated; a slope
-    below 1 is overconfidence, an intercept above 0 too low probabilities. Intervals are Wald's. What is
-    undefined is None, and `reason` says why.
+    With perfect calibration `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0. A slope
+    below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's.
+    Undefined figures are None, and `reason` states why.
     """
 
     slope: float | None
@@ -67,12 +67,11 @@ class Calibration:
     error : float
         Expected calibration error: the mean gap between confidence and observed rate over bins of equal mass.
     error_by_chance : float
-        What that error is on average, for these bins, of perfectly calibrated probabilities: with few samples it is
-        far from zero.
+        The mean of this error for perfectly calibrated probabilities in these bins: far from zero with few samples.
     bins : tuple of Bin
-        Two classes: of the probability of class 1. More: of the highest probability, and whether it is right.
+        Two classes: of the probability of class 1. More: of the highest probability, and whether it is correct.
     lines : tuple of CalibrationLine
-        Two classes: that of class 1. More: one a class, against the rest.
+        Two classes: that of class 1. More: one per class, against the rest.
     """
 
     error: float
@@ -82,7 +81,7 @@ class Calibration:
 
 
 def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
-    """Fit the temperature that makes probabilities most likely; on validation, never on test.
+    """Fit the temperature, between 0.05 and 20, that makes probabilities most likely; on validation, never on test.
 
     Parameters
     ----------
@@ -90,20 +89,15 @@ def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
     probabilities : ndarray (n, C) float64
         Rows sum to one.
 
-    Returns
-    -------
-    TemperatureFit
-        Between 0.05 and 20.
-
     Raises
     ------
     ValueError
-        If the arrays do not fit one another.
+        If the shapes differ, or a value is out of range.
 
     Notes
     -----
-    The loss is convex in 1/T, so it has one minimum. Ranks, and so ROC AUC and accuracy, stay with two
-    classes; with more, accuracy stays.
+    The loss is convex in 1/T, so it has one minimum. With two classes a temperature keeps ranks, and so ROC AUC and
+    accuracy; with more classes it keeps accuracy.
 
     References
     ----------
@@ -124,17 +118,13 @@ def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Give softmax(log p / T).
+    """Return softmax(log p / T), (n, C) float64.
 
     Parameters
     ----------
     probabilities : ndarray (n, C) float64
     temperature : float
         Above zero; above one it makes probabilities less extreme.
-
-    Returns
-    -------
-    ndarray (n, C) float64
 
     Raises
     ------
@@ -163,18 +153,14 @@ def assess_calibration(
     groups : ndarray (n,) int64, optional
         Patients, where they are known.
     n_bins : int
-        Of equal mass; fewer where there are fewer samples, or where ties stay together.
+        Of equal mass; fewer where there are fewer samples, or ties.
     level : float
         Of all intervals.
-
-    Returns
-    -------
-    Calibration
 
     Raises
     ------
     ValueError
-        If the arrays do not fit one another, or there is no bin.
+        If the shapes differ, or `n_bins` is below one.
 
     Notes
     -----
@@ -182,8 +168,8 @@ def assess_calibration(
 
     References
     ----------
-    Nixon et al. (2019), Measuring Calibration in Deep Learning, CVPR workshops (equal mass). Van Calster
-    et al. (2019), BMC Medicine 17, 230 (slope and intercept).
+    Nixon et al. (2019), Measuring Calibration in Deep Learning, CVPR workshops (equal mass). Van Calster et al. (2019),
+    BMC Medicine 17, 230 (slope and intercept).
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     if n_bins < 1:
@@ -194,42 +180,37 @@ def assess_calibration(
     order = np.argsort(confidence, kind="stable")
     confidence, hits = confidence[order], hits[order]
     starts = _bin_starts(confidence, n_bins)
-    members = [None if groups is None else np.asarray(groups)[rows] for rows in np.split(order, starts[1:])]
     classes = [1] if binary else range(probabilities.shape[1])
+
+    def observed(c: Floats, h: Ints, rows: Ints) -> Bin:
+        patients = None if groups is None else groups[rows]
+        rate = share(h == 1, np.ones(len(h), bool), patients, SharePlace.CALIBRATION_BIN, level=level)
+        return Bin(float(c[0]), float(c[-1]), float(c.mean()), rate)
+
+    parts = (np.split(one, starts[1:]) for one in (confidence, hits, order))
     return Calibration(
         error=float(_errors(confidence, hits[None], starts)[0]),
         error_by_chance=_error_by_chance(confidence, starts),
-        bins=tuple(
-            Bin(float(c[0]), float(c[-1]), float(c.mean()), _observed(h, of_bin, level))
-            for c, h, of_bin in zip(np.split(confidence, starts[1:]), np.split(hits, starts[1:]), members, strict=True)
-        ),
+        bins=tuple(map(observed, *parts)),
         lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], level) for c in classes),
     )
 
 
-def _observed(hits: Ints, groups: Ints | None, level: float) -> Share:
-    return share(hits == 1, np.ones(len(hits), bool), groups, SharePlace.CALIBRATION_BIN, level=level)
-
-
 def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> CalibrationLine:
-    """Give calibration slope and intercept of one class's probability.
+    """Return calibration slope and intercept of one class's probability.
+
+    The slope is None where the classes are perfectly separated, or all probabilities are equal.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values {0, 1}
     p : ndarray (n,) float64
         Probability of class 1, in [0, 1].
-    level : float
-
-    Returns
-    -------
-    CalibrationLine
-        The slope is None where the classes are parted perfectly, or all probabilities are equal.
 
     Raises
     ------
     ValueError
-        As `roc_auc`; or if a probability is none.
+        As `roc_auc`; or if a probability is out of range.
 
     Notes
     -----
@@ -246,17 +227,19 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
     pair = _logits(np.column_stack([1 - p, p]))
     x = pair[:, 1] - pair[:, 0]
     intercept, deviation = _calibration_in_the_large(y_true, x)
-    around = (intercept - reach * deviation, intercept + reach * deviation)
+    without_slope = CalibrationLine(
+        None, None, intercept, (intercept - reach * deviation, intercept + reach * deviation)
+    )
     if x.min() == x.max():
-        return CalibrationLine(None, None, intercept, around, "no slope: all probabilities are equal")
+        return replace(without_slope, reason="no slope: all probabilities are equal")
     ones, zeros = x[y_true == 1], x[y_true == 0]
     if zeros.max() <= ones.min() or ones.max() <= zeros.min():
-        return CalibrationLine(None, None, intercept, around, "no slope: the probabilities part the classes perfectly")
+        return replace(without_slope, reason="no slope: the probabilities separate the classes perfectly")
     found = _slope(y_true, x)
     if found is None:
-        return CalibrationLine(None, None, intercept, around, "no slope: Newton's method did not settle")
+        return replace(without_slope, reason="no slope: Newton's method did not converge")
     slope, deviation = found
-    return CalibrationLine(slope, (slope - reach * deviation, slope + reach * deviation), intercept, around)
+    return replace(without_slope, slope=slope, slope_interval=(slope - reach * deviation, slope + reach * deviation))
 
 
 def _line_or_none(y_true: Ints, p: Floats, level: float) -> CalibrationLine:
@@ -271,7 +254,7 @@ def _logits(probabilities: Floats) -> Floats:
 
 
 def _bin_starts(ascending: Floats, n_bins: int) -> Ints:
-    """Give where bins of equal mass begin; equal confidences stay together, so that the order of samples is no matter."""
+    """Return where bins of equal mass begin. Ties are in one bin, so the order of samples has no influence."""
     n = len(ascending)
     group, starts = tied_groups(ascending)
     ends = np.append(starts[1:], n)
@@ -281,14 +264,14 @@ def _bin_starts(ascending: Floats, n_bins: int) -> Ints:
 
 
 def _errors(confidence: Floats, hits: Ints | Floats, starts: Ints) -> Floats:
-    """Give the calibration error for each row of hits (m, n)."""
+    """Return the calibration error for each row of hits (m, n)."""
     gaps = np.abs(np.add.reduceat(hits - confidence, starts, axis=1)).sum(axis=1)
     errors: Floats = gaps / len(confidence)
     return errors
 
 
 def _error_by_chance(confidence: Floats, starts: Ints) -> float:
-    """Average the error over labels drawn from the probabilities themselves (seeded), in blocks."""
+    """Return the mean error over labels drawn from the probabilities themselves (seeded), in blocks."""
     rng = np.random.default_rng(0)
     rows = max(1, min(_N_SIMULATED, (1 << 20) // len(confidence)))
     n_blocks = max(1, min(_N_SIMULATED // rows, 20))
@@ -300,7 +283,7 @@ def _error_by_chance(confidence: Floats, starts: Ints) -> float:
 
 
 def _calibration_in_the_large(y_true: Ints, x: Floats) -> tuple[float, float]:
-    """Give the intercept that makes the mean probability the observed share, and its standard error."""
+    """Return the intercept that makes the mean probability the observed share, and its standard error."""
     share = float(y_true.mean())
     at = math.log(share / (1 - share))
     low, high = at - float(x.max()), at - float(x.min())
@@ -311,7 +294,7 @@ def _calibration_in_the_large(y_true: Ints, x: Floats) -> tuple[float, float]:
 
 
 def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
-    """Give the slope of the logistic regression on x and its standard error; None if it does not settle."""
+    """Return the slope of the logistic regression on x and its standard error; None if it does not converge."""
     centre, scale = float(x.mean()), float(x.std())
     design = np.column_stack([np.ones(len(x)), (x - centre) / scale])
     beta = np.zeros(2)
@@ -329,7 +312,7 @@ def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
         step = np.linalg.solve(hessian, gradient)
         before = loss(beta)
         while loss(beta - step) > before + 1e-12 * abs(before) and float(np.abs(step).max()) > 1e-12:
-            step /= 2  # the loss is convex: some part of the step lowers it
+            step /= 2  # the loss is convex: a shorter step lowers it
         beta = beta - step
         if float(np.abs(step).max()) < 1e-10 * (1 + float(np.abs(beta).max())):
             q = expit(design @ beta)

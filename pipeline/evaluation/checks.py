@@ -1,7 +1,7 @@
-"""What every metric demands of its arrays, and the small steps that several share."""
+"""Checks of the arrays that metrics take, and small steps that several metrics share."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,13 @@ from scipy.special import ndtri
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
-UNKNOWN = -1  # a label that an image may or may not have
+UNKNOWN = -1  # a label of which it is not known whether the image has it
 
 
 def checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, Floats]:
-    """Give labels (n,) or (n, C) int64 and probabilities (n, C) float64; ValueError if they do not fit one another."""
+    """Return labels (n,) or (n, C) int64 and probabilities (n, C) float64; raise ValueError if they do not fit."""
     y_true, probabilities = np.asarray(y_true), np.asarray(probabilities, np.float64)
     if probabilities.shape != (len(y_true), n_classes):
         raise ValueError(
@@ -32,7 +33,7 @@ def checked(y_true: Ints, probabilities: Floats, n_classes: int) -> tuple[Ints, 
 
 
 def checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:
-    """Give labels (n,) int64 of 0 and 1, both there, and finite scores (n,) float64; else ValueError."""
+    """Return labels (n,) int64 of 0 and 1, and finite scores (n,) float64; raise ValueError if a class is missing."""
     y_true, y_score = np.asarray(y_true), np.asarray(y_score, np.float64)
     if y_true.shape != y_score.shape or y_true.ndim != 1:
         raise ValueError(f"y_true has the shape {y_true.shape}, y_score {y_score.shape}; both must be (n,)")
@@ -47,19 +48,18 @@ def checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:
 
 
 def binary_problems(y_true: Ints, n_classes: int) -> Iterator[tuple[int, Ints, Ints]]:
-    """Divide a task into binary ones: class 1 of two, each of more classes against the rest, each label for itself.
+    """Yield the binary problems of a task: class 1 of two, each of more classes against the rest, or each label.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, class numbers; or (n, C) int64 of 0, 1 and -1 where a label is unknown
-    n_classes : int
+    y_true : ndarray (n,) int64, class numbers; or (n, C) int64 of 0, 1 and -1 (unknown)
 
     Yields
     ------
     number : int
         Of the class or label.
     rows : ndarray (m,) int64
-        The samples that it is known of.
+        The samples for which it is known.
     y : ndarray (m,) int64, values {0, 1}
     """
     for number in [1] if y_true.ndim == 1 and n_classes == 2 else range(n_classes):
@@ -71,7 +71,7 @@ def binary_problems(y_true: Ints, n_classes: int) -> Iterator[tuple[int, Ints, I
 
 
 def checked_groups(groups: Ints, n: int) -> tuple[Ints, int]:
-    """Give group numbers (n,) int64, 0 to n_groups - 1 without gaps, and n_groups; ValueError if they are not n."""
+    """Return group numbers (n,) int64, 0 to n_groups - 1 without gaps, and n_groups; raise ValueError if not n."""
     groups = np.asarray(groups)
     if groups.shape != (n,):
         raise ValueError(f"groups has the shape {groups.shape}; there are {n} samples")
@@ -80,20 +80,20 @@ def checked_groups(groups: Ints, n: int) -> tuple[Ints, int]:
 
 
 def normal_quantile(level: float) -> float:
-    """Give how many standard deviations a two-sided interval of this coverage reaches; ValueError if it is no level."""
+    """Return half the width of a two-sided normal interval in standard deviations; raise ValueError for a bad level."""
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     return float(ndtri((1 + level) / 2))
 
 
 def normal_interval(estimate: float, variance: float, level: float) -> tuple[float, float]:
-    """Give the normal interval (low, high) of an estimate that lies in [0, 1], clipped to it."""
+    """Return the normal interval (low, high) of an estimate in [0, 1], clipped to it."""
     half = normal_quantile(level) * math.sqrt(variance)
     return max(0.0, estimate - half), min(1.0, estimate + half)
 
 
 def tied_groups(ascending: Floats) -> tuple[Ints, Ints]:
-    """Tell apart the groups of equal values in a sorted array.
+    """Return the groups of equal values in a sorted array.
 
     Parameters
     ----------
@@ -108,3 +108,14 @@ def tied_groups(ascending: Floats) -> tuple[Ints, Ints]:
     """
     starts_here = np.concatenate([[True], ascending[1:] != ascending[:-1]])
     return np.cumsum(starts_here) - 1, np.flatnonzero(starts_here)
+
+
+def class_counts(y: Ints, n_classes: int) -> tuple[int, ...]:
+    """Return the number of samples of each class, or with each label."""
+    return tuple((np.bincount(y, minlength=n_classes) if y.ndim == 1 else (y == 1).sum(axis=0)).tolist())
+
+
+def numbered(values: Sequence[object]) -> Ints:
+    """Return a number for each value, (n,) int64, 0 upwards in order of first occurrence."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)

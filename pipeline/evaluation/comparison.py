@@ -8,19 +8,20 @@ import numpy as np
 from scipy.special import ndtr
 
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.discrimination import auc_influence, placements
+from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.intervals import difference
 
+UNDEFINED = "the AUCs differ, but the estimated variance of their difference is zero: DeLong's test is undefined"
 _ROUNDING = 1e-12  # areas and their influence differ by less where two scores rank all samples alike
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A head's ROC AUC against the selected head's, on the same samples.
+    """The difference between a head's ROC AUC and the selected head's, on the same samples.
 
     `difference` is the head's minus the selected one's, with its interval. `z`, `p` and `p_holm` (corrected for all
-    comparisons of the family) are None where the test is undefined, and `reason` says why.
+    comparisons of the family) are None where the test is undefined; `reason` states why.
     """
 
     name: str
@@ -31,53 +32,10 @@ class Comparison:
     reason: str = ""
 
 
-def delong_test(y_true: Ints, score_a: Floats, score_b: Floats) -> tuple[float, float]:
-    """Test whether two scores of the same samples have the same ROC AUC (DeLong's paired test).
-
-    Parameters
-    ----------
-    y_true : ndarray (n,) int64, values {0, 1}
-    score_a, score_b : ndarray (n,) float64
-        Higher means class 1.
-
-    Returns
-    -------
-    z : float
-        Of the AUC of `score_a` minus that of `score_b`.
-    p : float
-        Two-sided. Scores that rank the samples alike have z = 0 and p = 1.
-
-    Raises
-    ------
-    ValueError
-        As `delong_ci`; or if the estimated variance of the difference is zero though the AUCs
-        differ (one score parts the classes perfectly, the other is constant): then it is undefined.
-
-    Notes
-    -----
-    Assumes independent samples: one image a patient, or one row after `per_patient`. O(n log n).
-
-    References
-    ----------
-    DeLong et al. (1988), Biometrics 44(3), 837-845.
-    """
-    a10, a01 = placements(y_true, score_a)
-    b10, b01 = placements(y_true, score_b)
-    # The variance of the differences, not var + var - 2 cov: that of equal scores is then zero, not rounding.
-    d10, d01 = a10 - b10, a01 - b01
-    variance = float(d10.var(ddof=1) / len(d10) + d01.var(ddof=1) / len(d01))
-    return _z_test(float(a10.mean() - b10.mean()), variance)
-
-
 def compare_heads(
-    y_true: Ints,
-    probabilities: Mapping[str, Floats],
-    selected: str,
-    *,
-    groups: Ints | None = None,
-    level: float = 0.95,
+    y_true: Ints, probabilities: Mapping[str, Floats], selected: str, *, groups: Ints | None = None, level: float = 0.95
 ) -> tuple[Comparison, ...]:
-    """Compare every head with the selected one, Holm-corrected.
+    """Compare every head with the selected one by paired tests, with Holm's correction.
 
     Parameters
     ----------
@@ -93,45 +51,44 @@ def compare_heads(
     Returns
     -------
     tuple of Comparison
-        All but the selected head, in the given order.
+        All but the selected head, in the given order. Heads that rank the samples alike have z = 0 and p = 1. A test is
+        undefined if the AUCs differ but the estimated variance of the difference is zero: one head separates the
+        classes perfectly, and the other is constant.
 
     Raises
     ------
     ValueError
-        As `macro_auc_ci`; or if all samples are of one group.
+        As `macro_auc_ci`; or if all samples belong to one group.
 
     Notes
     -----
-    With two classes and no `groups` this is DeLong's test; with more, its counterpart for the macro
-    mean of one-vs-rest, by the samples' influences. With `groups` it is that of clustered data.
+    With two classes and no `groups` this is DeLong's test; with more classes, its counterpart for the macro mean of
+    one-vs-rest, by the samples' influences. With `groups` it is the test for clustered data. Without them it assumes
+    independent samples. O(n log n).
 
     References
     ----------
     DeLong et al. (1988), Biometrics 44(3), 837-845. Obuchowski (1997), Biometrics 53(2), 567-578.
-    Holm (1979), Scandinavian Journal of Statistics 6(2), 65-70.
     """
     auc, influence = auc_influence(y_true, probabilities[selected])
-    rows: list[tuple[str, Estimate, tuple[float, float] | None, str]] = []
+    rows: list[tuple[str, Estimate, tuple[float, float] | None]] = []
     for name, found in probabilities.items():
         if name == selected:
             continue
         other_auc, other_influence = auc_influence(y_true, found)
         estimate, variance = difference(other_auc - auc, other_influence - influence, groups, level=level)
-        try:
-            rows.append((name, estimate, _z_test(other_auc - auc, variance), ""))
-        except ValueError as error:
-            rows.append((name, estimate, None, str(error)))
-    corrected = iter(holm([tested[1] for *_, tested, _ in rows if tested is not None]))
+        rows.append((name, estimate, _z_test(other_auc - auc, variance)))
+    corrected = iter(holm([tested[1] for *_, tested in rows if tested is not None]).tolist())
     return tuple(
-        Comparison(name, estimate, None, None, None, reason)
+        Comparison(name, estimate, None, None, None, UNDEFINED)
         if tested is None
-        else Comparison(name, estimate, *tested, float(next(corrected)))
-        for name, estimate, tested, reason in rows
+        else Comparison(name, estimate, *tested, next(corrected))
+        for name, estimate, tested in rows
     )
 
 
 def holm(p_values: Sequence[float] | Floats) -> Floats:
-    """Correct p values of one family for their number, by Holm's step-down.
+    """Return the p values of one family corrected for their number, by Holm's step-down method.
 
     Parameters
     ----------
@@ -140,12 +97,12 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     Returns
     -------
     ndarray (m,) float64
-        In the given order; comparing them with alpha keeps the chance of any false rejection below alpha.
+        In the given order. Comparing them with alpha keeps the chance of any false rejection below alpha.
 
     Raises
     ------
     ValueError
-        If a value is no probability.
+        If a value is not a probability.
 
     References
     ----------
@@ -161,12 +118,9 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     return adjusted
 
 
-def _z_test(difference: float, variance: float) -> tuple[float, float]:
+def _z_test(difference: float, variance: float) -> tuple[float, float] | None:
+    """Return z and the two-sided p, or None where they are undefined."""
     if variance < _ROUNDING**2:
-        if abs(difference) < _ROUNDING:
-            return 0.0, 1.0
-        raise ValueError(
-            "the AUCs differ, but the estimated variance of their difference is zero: DeLong's test is undefined"
-        )
+        return (0.0, 1.0) if abs(difference) < _ROUNDING else None
     z = difference / math.sqrt(variance)
     return z, float(2 * ndtr(-abs(z)))

@@ -1,27 +1,22 @@
-"""Conformal prediction: sets of classes that hold the true one as often as stated. NumPy in and out, knows no files."""
+"""Conformal prediction: sets of classes that contain the true one as often as stated. NumPy in and out, knows no files."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hoarfrost.evaluation import UNKNOWN
+from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, checked_groups
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
-_ROUNDING = 1e-9  # a share such as 0.7 of 10 patients is 7, though in binary it is a little more
+_ROUNDING = 1e-9  # a share such as 0.7 of 10 patients is 7, although in binary it is slightly more
 
 
 @dataclass(frozen=True)
 class ConformalScores:
-    """Scores of held-out samples, against which those of new ones are held.
+    """Scores of held-out samples, with which those of new samples are compared.
 
     Attributes
     ----------
     scores : ndarray (n,) float64, ascending
-        The larger, the less does a sample conform.
+        The larger, the more unusual is a sample.
     weights : ndarray (n,) float64
         Each sample's share of its patient; those of a patient sum to one.
     """
@@ -31,11 +26,11 @@ class ConformalScores:
 
     @property
     def n_groups(self) -> int:
-        """Count the patients; samples of unknown ones are each for itself."""
+        """The number of patients; a sample of an unknown patient counts as a patient."""
         return round(float(self.weights.sum()))
 
     def quantile(self, coverage: float) -> float:
-        """Give the score that a new sample stays at or below with at least this probability.
+        """Return the score that a new sample does not exceed with at least this probability.
 
         Parameters
         ----------
@@ -45,7 +40,7 @@ class ConformalScores:
         Returns
         -------
         float
-            Infinite where there are too few patients: K of them bear a coverage of at most K / (K + 1).
+            Infinite where there are too few patients: K of them allow a coverage of at most K / (K + 1).
 
         Raises
         ------
@@ -54,10 +49,10 @@ class ConformalScores:
 
         Notes
         -----
-        The guarantee is exact for any number of patients, if these and the new one are exchangeable; images of
-        one patient need not be. With an image a patient it is the usual split conformal quantile, the
-        ceil(coverage (n + 1))-th smallest score. With several, each patient weighs 1 / (K + 1), spread evenly over his
-        images, and the rest stands at infinity for the new one. It holds on average over patients and
+        The guarantee is exact for any number of patients, if these and the new one are exchangeable; images of one
+        patient need not be. With one image per patient it is the usual split conformal quantile, the
+        ceil(coverage (n + 1))-th smallest score. With several, each patient has weight 1 / (K + 1), spread evenly over
+        the patient's images, and the rest is at infinity for the new one. It holds on average over patients and
         classes, not for each class, and not where the new images are of another kind.
 
         References
@@ -72,28 +67,26 @@ class ConformalScores:
 
 
 def calibrate(scores: Floats, groups: Ints | None = None) -> ConformalScores:
-    """Sort the scores of held-out samples, and weigh them by patient.
+    """Return the scores of held-out samples, sorted, with weights by patient.
 
     Parameters
     ----------
     scores : ndarray (n,) float64
     groups : ndarray (n,) int64, optional
-        Each sample's patient; None where each is for itself.
+        Each sample's patient; by default each sample has its own.
 
     Raises
     ------
     ValueError
-        If a score is NaN, or the arrays do not fit one another.
+        If a score is NaN, or the shapes differ.
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or np.isnan(scores).any():
-        raise ValueError("scores must be (n,) numbers")
+        raise ValueError("scores must be (n,) numbers, none of them NaN")
     weights = np.ones(len(scores))
     if groups is not None:
-        if np.shape(groups) != scores.shape:
-            raise ValueError(f"groups has the shape {np.shape(groups)}; there are {len(scores)} scores")
-        _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        weights = 1 / counts[number]
+        numbers, _ = checked_groups(groups, len(scores))
+        weights = 1 / np.bincount(numbers)[numbers]
     order = np.argsort(scores, kind="stable")
     return ConformalScores(scores[order], weights[order])
 
@@ -103,7 +96,7 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
     probabilities : ndarray (n, C) float64
     groups : ndarray (n,) int64, optional
         Patients.
@@ -111,12 +104,12 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
     Returns
     -------
     tuple of ConformalScores
-        One; with several labels an image one a label, of the samples that it is known of.
+        One; in a multi-label task one per label, of the samples for which it is known.
 
     Notes
     -----
     The score is one minus the probability of the true class (least ambiguous sets): of all sets with this coverage
-    these are the smallest on average, if probabilities are right.
+    these are the smallest on average, if probabilities are correct.
 
     References
     ----------
@@ -133,22 +126,22 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
 
 
 def prediction_sets(probabilities: Floats, calibrations: tuple[ConformalScores, ...], coverage: float) -> Bools:
-    """Give the classes that cannot be excluded.
+    """Return the classes that cannot be excluded.
 
     Parameters
     ----------
     probabilities : ndarray (n, C) float64
     calibrations : tuple of ConformalScores
-        As `calibrate_classes` gives them.
+        From `calibrate_classes`.
     coverage : float
         Between 0 and 1.
 
     Returns
     -------
-    ndarray (n, C) bool; or with several labels an image (n, C, 2) bool
-        Whether each class is in the set; or whether it may be that a label is absent, and present. A set may be
-        empty: no class is as probable as the true one is in such a share of the held-out samples. Where these are too
-        few, all classes are in all sets.
+    ndarray (n, C) bool; in a multi-label task (n, C, 2) bool
+        Whether each class is in the set; or whether each label may be absent, and may be present. A set may be empty: no
+        class is as probable as the true one is in this share of the held-out samples. With too few of these, all sets
+        have all classes.
     """
     if len(calibrations) == 1 and probabilities.shape[1] > 1:
         return 1 - probabilities <= calibrations[0].quantile(coverage)

@@ -1,4 +1,4 @@
-"""Decision curves: acting on a head against treating all patients, or none."""
+"""Decision curves: the net benefit of a head against treating all patients, or none."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from hoarfrost.evaluation.checks import Floats, Ints, checked_binary
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit a patient at each threshold probability, all of one length; that of treating none is zero."""
+    """Net benefit per patient at each threshold probability, all of one length; that of treating nobody is zero."""
 
     thresholds: tuple[float, ...]
     net_benefit: tuple[float, ...]
@@ -24,27 +24,23 @@ def decision_curve(
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values {0, 1}, both there
+    y_true : ndarray (n,) int64, values {0, 1}, both present
     p : ndarray (n,) float64
         Probability of class 1, in [0, 1].
     thresholds : ndarray (k,) float64, optional
         Between 0 and 1, both excluded; 0.01 to 0.99 by default.
     prevalence : float, optional
-        Of class 1 where the head is to be used; the samples' own by default.
-
-    Returns
-    -------
-    DecisionCurve
+        Of class 1 where the head will be used; the samples' own by default.
 
     Raises
     ------
     ValueError
-        If a class is missing, a probability, threshold or the prevalence is none, or the lengths differ.
+        If a class is missing, a probability, threshold or the prevalence is out of range, or the lengths differ.
 
     Notes
     -----
-    True positives a patient, less false positives weighted by the odds of the threshold. It takes
-    probabilities at their word: calibrate first.
+    True positives per patient, minus false positives weighted by the odds of the threshold. Probabilities must be
+    calibrated.
 
     References
     ----------

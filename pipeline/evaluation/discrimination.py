@@ -1,4 +1,4 @@
-"""How well scores tell classes apart: ROC curves, their areas, DeLong's intervals."""
+"""How well scores separate classes: ROC curves, their areas, DeLong's intervals."""
 
 import math
 
@@ -20,7 +20,7 @@ from hoarfrost.evaluation.checks import (
 
 
 def roc_auc(y_true: Ints, y_score: Floats) -> float:
-    """Give the area under the ROC curve (scikit-learn's), ties counted one half.
+    """Return the area under the ROC curve (scikit-learn's); ties count one half.
 
     Parameters
     ----------
@@ -38,26 +38,15 @@ def roc_auc(y_true: Ints, y_score: Floats) -> float:
 
 
 def roc_aucs(y_true: Ints, y_scores: Floats) -> Floats:
-    """Give the areas under many ROC curves over the same samples at once.
+    """Return the areas (m,) float64 under many ROC curves of the same samples, by the Mann-Whitney statistic of mid-ranks.
+
+    Errors are those of `roc_auc`.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values {0, 1}
     y_scores : ndarray (m, n) float64
-        Each row as the `y_score` of `roc_auc`, which this equals to rounding.
-
-    Returns
-    -------
-    ndarray (m,) float64
-
-    Raises
-    ------
-    ValueError
-        As `roc_auc`.
-
-    Notes
-    -----
-    The Mann-Whitney statistic, by mid-ranks.
+        Each row as the `y_score` of `roc_auc`, which this equals except for rounding.
     """
     for y_score in y_scores:
         y_true, _ = checked_binary(y_true, y_score)
@@ -68,23 +57,20 @@ def roc_aucs(y_true: Ints, y_scores: Floats) -> Floats:
 
 
 def macro_roc_auc(y_true: Ints, probabilities: Floats) -> float:
-    """Give the ROC AUC of class 1; with more classes the macro mean of one-vs-rest, with several labels that of labels.
+    """Return the ROC AUC of class 1; with more classes the macro mean of one-vs-rest, with several labels that of labels.
+
+    Errors are those of `roc_auc`.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
-
-    Raises
-    ------
-    ValueError
-        As `roc_auc`.
     """
     return float(macro_roc_aucs(y_true, np.asarray(probabilities)[None])[0])
 
 
 def macro_roc_aucs(y_true: Ints, probabilities: Floats) -> Floats:
-    """Give `macro_roc_auc` for many heads at once: (m,) float64 of probabilities (m, n, C). Errors as `macro_roc_auc`."""
+    """Return `macro_roc_auc` of many heads at once: (m,) float64 from probabilities (m, n, C). Errors as there."""
     y_true = np.asarray(y_true)
     if probabilities.ndim != 3 or probabilities.shape[1] != len(y_true):
         raise ValueError(f"{len(y_true)} labels, but probabilities of shape {probabilities.shape[1:]}")
@@ -94,24 +80,24 @@ def macro_roc_aucs(y_true: Ints, probabilities: Floats) -> Floats:
 
 
 def roc_curve(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
-    """Give the ROC curve: false positive rates, true positive rates, thresholds, each (k,) float64."""
+    """Return the ROC curve: false positive rates, true positive rates and thresholds, each (k,) float64."""
     y_true, y_score = checked_binary(y_true, y_score)
-    fpr, tpr, thresholds = sk.roc_curve(y_true, y_score)
-    return fpr, tpr, thresholds
+    curve: tuple[Floats, Floats, Floats] = sk.roc_curve(y_true, y_score)
+    return curve
 
 
 def precision_recall_curve(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
-    """Give precision, recall (ascending) and thresholds (descending), each (k,) float64: one entry a distinct score.
+    """Return precision, recall (ascending) and thresholds (descending), each (k,) float64, one entry per distinct score.
 
-    The area under the steps that hold each precision from the recall before it to its own is the average precision.
+    The average precision is the area under the steps: each precision applies from the recall before it to its own.
     """
     y_true, y_score = checked_binary(y_true, y_score)
     precision, recall, thresholds = sk.precision_recall_curve(y_true, y_score)
-    return precision[-2::-1], recall[-2::-1], thresholds[::-1]  # without the point of no positive sample
+    return precision[-2::-1], recall[-2::-1], thresholds[::-1]  # without the point where no sample is positive
 
 
 def delong_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[float, float]:
-    """Give DeLong's confidence interval of the ROC AUC, clipped to [0, 1].
+    """Return DeLong's confidence interval (low, high) of the ROC AUC, clipped to [0, 1].
 
     Parameters
     ----------
@@ -121,45 +107,36 @@ def delong_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[fl
     level : float
         Coverage, between 0 and 1.
 
-    Returns
-    -------
-    (low, high) : floats
-
     Raises
     ------
     ValueError
-        If a class has fewer than two samples, a score is not finite, the lengths differ, or
-        `level` is not between 0 and 1.
+        If a class has fewer than two samples, a score is not finite, the lengths differ, or `level` is out of range.
 
     Notes
     -----
-    Assumes independent samples. O(n log n): one sort, then counts. The normal interval, as pROC gives it:
-    with few samples of a class and an AUC near one it is too narrow, mostly too high (100 samples, 10 of them
-    positive, AUC 0.9: it covers in 85% of draws), and no interval at all where the AUC is one. `newcombe_ci`
-    covers there too.
+    Assumes independent samples. O(n log n): one sort, then counts. The normal interval, as in pROC. With few samples
+    of a class and an AUC near one it is too narrow, mostly too high (100 samples, 10 of them positive, AUC 0.9: it
+    covers the truth in 85% of draws), and it is a single point where the AUC is one. `newcombe_ci` covers there too.
 
     References
     ----------
-    DeLong et al. (1988), Biometrics 44(3), 837-845. Sun and Xu (2014), IEEE Signal Processing
-    Letters 21(11), 1389-1393.
+    DeLong et al. (1988), Biometrics 44(3), 837-845. Sun and Xu (2014), IEEE Signal Processing Letters 21(11),
+    1389-1393.
     """
-    auc, variance = delong_variance(y_true, y_score)
-    return normal_interval(auc, variance, level)
+    v10, v01 = placements(y_true, y_score)
+    variance = float(v10.var(ddof=1) / len(v10) + v01.var(ddof=1) / len(v01))
+    return normal_interval(float(v10.mean()), variance, level)
 
 
 def newcombe_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[float, float]:
-    """Give Newcombe's score interval of the ROC AUC: for few samples of a class, or an AUC near one.
+    """Return Newcombe's score interval (low, high) of the ROC AUC: for few samples of a class, or an AUC near one.
+
+    It lies in [0, 1], and is not a single point even where the AUC is zero or one.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values {0, 1}
     y_score : ndarray (n,) float64
-    level : float
-
-    Returns
-    -------
-    (low, high) : floats
-        Within [0, 1]; not a point even where the AUC is zero or one.
 
     Raises
     ------
@@ -168,10 +145,10 @@ def newcombe_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[
 
     Notes
     -----
-    The AUCs from which the estimate is not further than a quantile of their own standard deviations,
-    as Wilson's interval is for a share; the variance is Hanley and McNeil's, with the classes' numbers
-    averaged (method 5). It needs one sample of a class. It covers a little more often than it says.
-    Assumes independent samples.
+    It contains the AUCs whose distance from the estimate is at most a quantile of their own standard deviations, as
+    Wilson's interval does for a proportion. The variance is Hanley and McNeil's, with the class sizes averaged
+    (method 5). It needs one sample of each class, and covers slightly more often than stated. Assumes independent
+    samples.
 
     References
     ----------
@@ -187,30 +164,19 @@ def newcombe_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[
             spread = 1 + averaged * ((1 - candidate) / (2 - candidate) + candidate / (1 + candidate))
             return (auc - candidate) ** 2 - z2 * candidate * (1 - candidate) * spread / (n_pos * n_neg)
 
-        # One is a root of its own where the AUC is one; the limit is the other.
+        # Where the AUC is one, one is a root too; the limit is the other root.
         return 0.0 if auc <= 0 else float(brentq(beyond, 0, min(auc, 1 - 1e-12)))
 
     return lower(auc), 1 - lower(1 - auc)
 
 
-def delong_variance(y_true: Ints, y_score: Floats) -> tuple[float, float]:
-    """Give the ROC AUC and DeLong's estimate of its variance. Errors as `delong_ci`."""
-    v10, v01 = placements(y_true, y_score)
-    return float(v10.mean()), float(v10.var(ddof=1) / len(v10) + v01.var(ddof=1) / len(v01))
-
-
 def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) -> tuple[float, float]:
-    """Give a confidence interval of `macro_roc_auc`, clipped to [0, 1].
+    """Return a confidence interval (low, high) of `macro_roc_auc`, clipped to [0, 1].
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1, each present; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1, each present; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
-    level : float
-
-    Returns
-    -------
-    (low, high) : floats
 
     Raises
     ------
@@ -219,78 +185,46 @@ def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) ->
 
     Notes
     -----
-    The infinitesimal jackknife: the AUC of each class or label is a mean over samples to first order, with
-    DeLong's placements as terms, so the macro mean's variance is that of the terms' mean over the
-    classes, their correlation included. Bessel's correction in each group makes it DeLong's own
-    interval where there are two classes. Assumes independent samples.
+    The infinitesimal jackknife: to first order the AUC of each class or label is a mean over samples, with DeLong's
+    placements as terms. So the macro mean's variance is that of the terms' mean over the classes, including their
+    correlation. With Bessel's correction in each group it equals DeLong's interval where there are two classes. Assumes
+    independent samples.
     """
     auc, influence = auc_influence(y_true, probabilities)
     return normal_interval(auc, float((influence**2).sum()), level)
 
 
-def delong_covariance(y_true: Ints, y_scores: Floats) -> tuple[Floats, Floats]:
-    """Give the ROC AUCs of several scores of the same samples, and DeLong's estimate of their covariance.
-
-    Parameters
-    ----------
-    y_true : ndarray (n,) int64, values {0, 1}
-    y_scores : ndarray (m, n) float64
-        Each row as the `y_score` of `delong_ci`.
-
-    Returns
-    -------
-    aucs : ndarray (m,) float64
-    covariance : ndarray (m, m) float64
-
-    Raises
-    ------
-    ValueError
-        As `delong_ci`.
-
-    References
-    ----------
-    As `delong_ci`.
-    """
-    found = [placements(y_true, y_score) for y_score in y_scores]
-    v10, v01 = (np.stack(terms) for terms in zip(*found, strict=True))  # (m, n_pos), (m, n_neg)
-    covariance = np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
-    return v10.mean(axis=1), np.atleast_2d(covariance)
-
-
 def auc_influence(y_true: Ints, probabilities: Floats) -> tuple[float, Floats]:
-    """Give `macro_roc_auc`, and each sample's influence on it.
+    """Return `macro_roc_auc`, and each sample's influence on it. Errors as `macro_auc_ci`.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1, each at least twice
+    y_true : ndarray (n,) int64, values 0 to C-1, each at least twice; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
 
     Returns
     -------
     auc : float
     influence : ndarray (n,) float64
-        Sums to zero; the sum of its squares is the variance of the AUC where samples are
-        independent, and with two classes DeLong's (Bessel's correction is in it).
-
-    Raises
-    ------
-    ValueError
-        As `macro_auc_ci`.
+        Its sum is zero. The sum of its squares is the variance of the AUC where samples are independent; with two
+        classes this is DeLong's variance (Bessel's correction is included).
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     problems = list(binary_problems(y_true, probabilities.shape[1]))
     influence = np.zeros(len(y_true))
     aucs = []
-    for number, rows, one in problems:
-        v10, v01 = placements(one, probabilities[rows, number])
+    for number, rows, y in problems:
+        v10, v01 = placements(y, probabilities[rows, number])
         aucs.append(v10.mean())
-        for group, terms in ((one == 1, v10), (one == 0, v01)):
+        for group, terms in ((y == 1, v10), (y == 0, v01)):
             influence[rows[group]] += (terms - terms.mean()) / math.sqrt(len(terms) * (len(terms) - 1)) / len(problems)
     return float(np.mean(aucs)), influence
 
 
 def placements(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats]:
-    """For each positive the share of negatives below it, for each negative that of positives above; ties one half.
+    """Return for each positive the share of negatives below it, for each negative that of positives above; ties one half.
+
+    Errors are those of `delong_ci`.
 
     Parameters
     ----------
@@ -301,21 +235,15 @@ def placements(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats]:
     -------
     v10 : ndarray (n_pos,) float64
     v01 : ndarray (n_neg,) float64
-
-    Raises
-    ------
-    ValueError
-        As `delong_ci`.
     """
     y_true, y_score = checked_binary(y_true, y_score)
     positive = y_true == 1
     n_pos = int(positive.sum())
     n_neg = len(y_true) - n_pos
     if min(n_pos, n_neg) < 2:
-        raise ValueError(
-            f"DeLong's variance needs two samples of each class; there are {n_pos} positive and {n_neg} negative"
-        )
-    # One sort serves both classes: within it, counts up to each group of ties are the ranks that are needed.
+        counts = f"{n_pos} positive and {n_neg} negative"
+        raise ValueError(f"DeLong's variance needs two samples of each class; there are {counts}")
+    # One sort serves both classes: the cumulative counts up to each group of ties are the ranks.
     order = np.argsort(y_score)
     ties, starts = tied_groups(y_score[order])
     n_tied_pos = np.add.reduceat(y_true[order], starts)

@@ -1,6 +1,9 @@
-"""A figure with its interval: what every metric, share and ratio is given as."""
+"""A figure with its interval, and Wilson's interval of a proportion."""
 
+import math
 from dataclasses import dataclass
+
+from hoarfrost.evaluation.checks import normal_quantile
 
 WILSON = "Wilson"
 
@@ -16,11 +19,11 @@ class Estimate:
     low, high : float or None
         None where there is no interval, or no limit on this side.
     method : str
-        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Empty where there is none.
+        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Empty without an interval.
     n : int
-        Units that it is taken of: images, or patients.
+        Number of units: images, or patients.
     n_patients : int or None
-        Patients that these units are of; None where they are unknown, or are the units.
+        Patients of these units; None where they are unknown, or are the units.
     """
 
     value: float | None
@@ -32,7 +35,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval, None where there is none."""
+        """The interval, or None."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
@@ -42,3 +45,34 @@ class Share(Estimate):
 
     method: str = WILSON
     n_hits: int = 0
+
+
+def wilson(n_hits: int, n: int, *, level: float = 0.95) -> Share:
+    """Return a proportion, `n_hits` of `n` independent trials, with Wilson's score interval.
+
+    Raises
+    ------
+    ValueError
+        If the hits are not 0 to n, or `level` is not between 0 and 1.
+
+    Notes
+    -----
+    As `scipy.stats.binomtest(n_hits, n).proportion_ci(method="wilson")`, without its exact test, which takes a
+    hundred times as long.
+
+    References
+    ----------
+    Wilson (1927), Journal of the American Statistical Association 22(158), 209-212. Brown, Cai and
+    DasGupta (2001), Statistical Science 16(2), 101-133.
+    """
+    z2 = normal_quantile(level) ** 2
+    if not 0 <= n_hits <= n:
+        raise ValueError(f"{n_hits} hits of {n}")
+    if n == 0:
+        return Share(None, None, None)
+    share = n_hits / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low = 0.0 if n_hits == 0 else max(0.0, centre - half)
+    high = 1.0 if n_hits == n else min(1.0, centre + half)
+    return Share(share, low, high, n=int(n), n_hits=int(n_hits))

@@ -1,4 +1,4 @@
-"""Which interval each figure gets: the only place that chooses among the methods, for every output that prints one."""
+"""The choice of the interval that each figure gets. Every output that prints one uses this module."""
 
 import math
 from collections.abc import Callable
@@ -6,21 +6,18 @@ from dataclasses import replace
 from enum import Enum
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
-from hoarfrost.evaluation.checks import Floats, Ints, checked_groups, normal_quantile
+from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_groups, normal_quantile
 from hoarfrost.evaluation.discrimination import macro_auc_ci, newcombe_ci
-from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.shares import wilson
-
-Bools = npt.NDArray[np.bool_]
+from hoarfrost.evaluation.estimates import Estimate, Share, wilson
 
 FEW = 30
-"""Samples of the rarer class below which DeLong's interval was seen to cover too seldom."""
+"""With fewer samples of the rarer class, DeLong's interval covers too rarely (measured)."""
 NEAR_ONE = 0.9
-"""The ROC AUC from which on it was."""
+"""With a ROC AUC at or above this, too."""
 DELONG, NEWCOMBE, BOOTSTRAP = "DeLong", "Newcombe", "bootstrap over patients"
+_AS_INDEPENDENT = f"{DELONG}, as if images were independent: "
 RESAMPLED_UNITS = "bootstrap"
 N_RESAMPLED = 500
 
@@ -44,7 +41,7 @@ class SharePlace(Enum):
 
 
 OVER_PATIENTS = frozenset({SharePlace.OPERATING_POINT})
-"""Where proportions get intervals over patients that have several images. Elsewhere images are taken as independent."""
+"""Where proportions get intervals over patients with several images. Elsewhere images are assumed independent."""
 
 
 # -- metrics ------------------------------------------------------------------------------------------------------------
@@ -58,25 +55,19 @@ def metric_estimate(
     groups: Ints | None,
     score_rows: Callable[[Ints], float],
 ) -> Estimate:
-    """Return a metric with the interval of its kind.
+    """Return a metric with the interval of its kind. Errors as `area`.
 
     Parameters
     ----------
-    kind : IntervalKind
     plain : Estimate
         The metric on all samples, without an interval.
-    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
     groups : ndarray (n,) int64 or None
         Patients, where they are known.
     score_rows : callable
         Takes rows (m,) int64, some more than once, and returns the metric on these samples. Raises ValueError where it
         is undefined there.
-
-    Raises
-    ------
-    ValueError
-        As `area`.
     """
     if kind is IntervalKind.AREA:
         return area(plain, y_true, probabilities, groups)
@@ -84,17 +75,17 @@ def metric_estimate(
 
 
 def area(
-    plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None = None, *, seed: int = 0
+    plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None, *, level: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Return a (macro) ROC AUC with its interval.
+    """Return a (macro) ROC AUC with its interval. Errors as `macro_auc_ci`.
 
     Parameters
     ----------
     plain : Estimate
         The area, without an interval.
-    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
-    groups : ndarray (n,) int64, optional
+    groups : ndarray (n,) int64 or None
         Patients. Where some have several samples, the interval is by bootstrap over patients.
     seed : int
         Of the bootstrap.
@@ -102,27 +93,21 @@ def area(
     Returns
     -------
     Estimate
-        By "DeLong", "bootstrap over patients", or DeLong's with the reason why patients could not be drawn.
-
-    Raises
-    ------
-    ValueError
-        As `macro_auc_ci`.
+        By "DeLong", "bootstrap over patients", or DeLong's method with the reason why patients could not be drawn.
     """
     method = DELONG
     if groups is not None and _is_repeated(groups):
         try:
-            drawn = bootstrap_auc_ci(y_true, probabilities, groups, seed=seed)
-        except ValueError as error:
-            method = f"{DELONG}, as if images were independent: {error}"
-        else:
+            drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
             return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP)
-    low, high = macro_auc_ci(y_true, probabilities)
+        except ValueError as error:
+            method = f"{_AS_INDEPENDENT}{error}"
+    low, high = macro_auc_ci(y_true, probabilities, level=level)
     return replace(plain, low=low, high=high, method=method)
 
 
 def area_beside(found: Estimate, y_true: Ints, probabilities: Floats) -> Estimate | None:
-    """Return an area with Newcombe's interval where DeLong's covers too seldom, else None.
+    """Return an area with Newcombe's interval where DeLong's covers too rarely, else None.
 
     That is with two classes, and fewer than thirty samples of one or an area of 0.9 or more.
     """
@@ -138,21 +123,14 @@ def area_beside(found: Estimate, y_true: Ints, probabilities: Floats) -> Estimat
 def area_of_subgroup(
     plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None, *, level: float, seed: int
 ) -> tuple[Estimate, str]:
-    """Return a subgroup's ROC AUC with its interval, and the reason where patients cannot be drawn; as `area`.
+    """Return a subgroup's ROC AUC with its interval, see `area`, and the reason where patients cannot be drawn.
 
-    Raises
-    ------
-    ValueError
-        As `macro_auc_ci`.
+    Errors are those of `macro_auc_ci`.
     """
-    if groups is None or not _is_repeated(groups):
-        low, high = macro_auc_ci(y_true, probabilities, level=level)
-        return replace(plain, low=low, high=high, method=DELONG), ""
-    try:
-        drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
-    except ValueError as error:
-        return replace(plain, method=BOOTSTRAP), f"no interval: {error}"
-    return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP), ""
+    found = area(plain, y_true, probabilities, groups, level=level, seed=seed)
+    if found.method in {DELONG, BOOTSTRAP}:
+        return found, ""
+    return replace(plain, method=BOOTSTRAP), f"no interval: {found.method.removeprefix(_AS_INDEPENDENT)}"
 
 
 def _resampled(plain: Estimate, score_rows: Callable[[Ints], float], groups: Ints | None) -> Estimate:
@@ -187,18 +165,16 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, place: SharePlace, *
     Parameters
     ----------
     hits : ndarray (n,) bool
-        Whether a sample is right.
+        Whether a sample is correct.
     counted : ndarray (n,) bool
         Whether it is in the denominator: all for accuracy, the positives for sensitivity.
     groups : ndarray (n,) int64 or None
         Patients, where they are known.
-    place : SharePlace
-    level : float
 
     Returns
     -------
     Share
-        With Wilson's interval; or, where patients have several samples and `place` is in `OVER_PATIENTS`, as
+        With Wilson's interval; or, where patients have several samples and `place` is in `OVER_PATIENTS`, see
         `over_patients`.
     """
     found = wilson(int((hits & counted).sum()), int(counted.sum()), level=level)
@@ -209,20 +185,20 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, place: SharePlace, *
         return found
     try:
         drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups, level=level)
-    except ValueError:  # nothing is counted, or of too few patients: no interval is the answer
+    except ValueError:  # nothing is counted, or too few patients: it has no interval
         return over_patients(found, None)
     return over_patients(found, (drawn.low, drawn.high))
 
 
 def share_at(found: Share, place: SharePlace) -> Share:
-    """Return a proportion that was counted already with the interval that it gets where it is printed, see `share`."""
+    """Return an existing proportion with the interval that it gets where it is printed, see `share`."""
     return found if place in OVER_PATIENTS else replace(wilson(found.n_hits, found.n), n_patients=found.n_patients)
 
 
 def over_patients(found: Share, ends: tuple[float, float] | None) -> Share:
     """Return a proportion with the interval by bootstrap over patients, or none where that is undefined.
 
-    Where all draws find all, or none, they have no spread: that is no certainty, and Wilson's interval stays.
+    Where the proportion is 0 or 1 in all draws, they have no spread; this is no certainty, so Wilson's stays.
     """
     if ends is not None and ends[0] == ends[1]:
         return found
@@ -238,12 +214,10 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
 
     Parameters
     ----------
-    value : float
     influence : ndarray (n,) float64
-        Each sample's on the difference.
+        Each sample's influence on the difference.
     groups : ndarray (n,) int64 or None
         Patients. Where some have several samples, the variance is that of sums over patients.
-    level : float
 
     Raises
     ------
@@ -254,7 +228,7 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
     if groups is not None:
         numbers, n_groups = checked_groups(groups, len(influence))
         if n_groups < 2 and n_groups != len(influence):
-            raise ValueError("all samples are of one patient; nothing can be said of others")
+            raise ValueError("all samples are of one patient, so nothing is known of other patients")
         if n_groups != len(influence):
             sums = np.bincount(numbers, weights=influence)
             variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), "clustered by patient"
@@ -264,7 +238,7 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
 
 
 def count_patients(groups: Ints | None) -> int | None:
-    """Count the patients; None where they are unknown."""
+    """Return the number of patients; None where they are unknown."""
     return None if groups is None else len(np.unique(groups))
 
 

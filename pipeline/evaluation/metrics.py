@@ -1,4 +1,4 @@
-"""The metrics, each declared once. All that scores, writes or prints metrics loops over them."""
+"""The metrics, each declared once. Everything that scores, writes or prints metrics loops over them."""
 
 import math
 from collections.abc import Callable
@@ -9,21 +9,21 @@ from functools import cached_property
 import numpy as np
 from sklearn import metrics as sk
 
-from hoarfrost.evaluation.checks import UNKNOWN, Floats, Ints, binary_problems
+from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, binary_problems
 from hoarfrost.evaluation.discrimination import roc_auc
 from hoarfrost.evaluation.intervals import IntervalKind
 
 THRESHOLD = 0.5
-"""The probability from which on an image is predicted to have a label, where it may have several."""
+"""Where images may have several labels, a label is predicted if its probability is at or above this."""
 
 
 class ShownIn(IntEnum):
-    """Where a metric is shown; each includes those before it."""
+    """Where a metric is shown; each place includes those before it."""
 
     FILE = 0
-    """`metrics.json` alone."""
+    """Only `metrics.json`."""
     WIDE = 1
-    """Tables that have room for it: the report's comparison of heads, tables for a paper."""
+    """Tables with enough room: the report's comparison of heads, tables for a paper."""
     EVERYWHERE = 2
     """The terminal, the report's first screen and the model card too."""
 
@@ -32,7 +32,7 @@ class ShownIn(IntEnum):
 class OneAgainstRest:
     """One class against all others, or one label: `y` and `predicted` (m,) int64 of 0 and 1, `p` (m,) its probability.
 
-    `rows` (m,) are the samples that it is known of.
+    `rows` (m,) are the samples for which it is known.
     """
 
     y: Ints
@@ -53,26 +53,26 @@ class OneAgainstRest:
 
     @property
     def sensitivity(self) -> float:
-        """The share of its samples that are found."""
+        """The share of its samples that are predicted as it."""
         _, _, n_fn, n_tp = self.cells
         return n_tp / (n_tp + n_fn)
 
     @property
     def specificity(self) -> float:
-        """The share of all others that are told from it."""
+        """The share of all other samples that are not predicted as it."""
         n_tn, n_fp, _, _ = self.cells
         return n_tn / (n_tn + n_fp)
 
     def drawn(self, rows: Ints) -> "OneAgainstRest":
-        """Return some of its samples, by their places; a sample may come several times."""
+        """Return some of its samples, by their places; a sample may occur several times."""
         return OneAgainstRest(self.y[rows], self.predicted[rows], self.p[rows], self.rows[rows])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and what is decided by them.
+    """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and the predictions that follow.
 
-    `predicted` is the most probable class (n,), or the labels that are more probable than not (n, C).
+    `predicted` is the most probable class (n,), or the labels with a probability of `THRESHOLD` or more (n, C).
     """
 
     y_true: Ints
@@ -85,18 +85,18 @@ class Sample:
 
     @cached_property
     def predicted(self) -> Ints:
-        """What is decided of each sample."""
+        """The predicted class, or labels, of each sample."""
         if self.is_multilabel:
             return np.asarray(self.probabilities >= THRESHOLD, np.int64)
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
     @cached_property
     def counts(self) -> Ints:
-        """Counts (C, C) of the classes, which exclude one another."""
+        """Counts (C, C) of the classes, which exclude each other."""
         return confusion_matrix(self.y_true, self.predicted, self.probabilities.shape[1])
 
     @cached_property
-    def known(self) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+    def known(self) -> Bools:
         """Which of several labels are known, (n, C)."""
         return np.asarray(self.y_true != UNKNOWN)
 
@@ -111,7 +111,7 @@ class Sample:
         return tuple(found)
 
     def drawn(self, rows: Ints) -> "Sample":
-        """Return some of the samples; one may come several times."""
+        """Return some of the samples; a sample may occur several times."""
         return Sample(self.y_true[rows], self.probabilities[rows])
 
 
@@ -122,24 +122,21 @@ class Metric:
     Attributes
     ----------
     key : str
-        In `metrics.json`, and in tables' columns.
+        In `metrics.json`, and in the columns of tables.
     title : str
-        In the report, for people.
+        In the report.
     unit : str
-        What it is counted in.
-    higher_is_better : bool
+        Unit or range, in words.
     of_class : callable, optional
         Scores one class against the rest, or one label. May raise ValueError where it is undefined.
     overall : callable, optional
-        Scores all classes together; by default the mean over classes, or labels, of `of_class`.
+        Scores all classes together; by default the mean of `of_class` over classes, or labels.
     is_overall : bool
-        False for what is scored by class alone.
-    interval : IntervalKind
-    shown : ShownIn
+        False for a metric that is only scored by class.
     short : str
         The title in the terminal's narrow columns, where it differs.
     baseline : str
-        The key of the metric that says what a guess reaches. Empty where none does.
+        The key of the metric that states what a guess reaches. Empty if there is none.
     """
 
     key: str
@@ -156,12 +153,12 @@ class Metric:
 
     @property
     def hint(self) -> str:
-        """Its unit and direction in words."""
+        """Unit and direction in words."""
         return f"{self.unit}; {'higher' if self.higher_is_better else 'lower'} is better"
 
     @property
     def is_wide(self) -> bool:
-        """Whether only tables that have room show it."""
+        """Whether only tables with enough room show it."""
         return self.shown == ShownIn.WIDE
 
     @property
@@ -178,21 +175,18 @@ class Metric:
 
 
 def confusion_matrix(y_true: Ints, y_pred: Ints, n_classes: int) -> Ints:
-    """Count (C, C) int64: row = true class, column = predicted class."""
+    """Return counts (C, C) int64: row = true class, column = predicted class."""
     matrix: Ints = np.bincount(y_true * n_classes + y_pred, minlength=n_classes**2).reshape(n_classes, n_classes)
     return matrix
 
 
 def _accuracy(sample: Sample) -> float:
-    if sample.is_multilabel:
-        return float((sample.predicted == sample.y_true)[sample.known].mean())
-    return float((sample.predicted == sample.y_true).mean())
+    return float((sample.predicted == sample.y_true)[sample.known].mean())  # all class numbers are known
 
 
 def _majority_accuracy(sample: Sample) -> float:
     if sample.is_multilabel:
-        n_with = [(int(one.y.sum()), len(one.y)) for one in sample.problems]
-        return sum(max(k, n - k) for k, n in n_with) / int(sample.known.sum())
+        return sum(int(np.bincount(one.y).max()) for one in sample.problems) / int(sample.known.sum())
     return float(np.bincount(sample.y_true).max() / len(sample.y_true))
 
 
@@ -221,8 +215,8 @@ def _precision(one: OneAgainstRest) -> float:
     return n_tp / max(1, n_tp + n_fp)
 
 
-# Counted here: scikit-learn's functions look at all samples anew for each, which takes most of the time of scoring
-# hundreds of heads. They give the same.
+# From the counts: scikit-learn's functions, with the same results, read all samples again for each metric. With hundreds
+# of heads this takes most of the time of scoring.
 
 
 def _balanced_accuracy(counts: Ints) -> float:
@@ -238,7 +232,7 @@ def _matthews(counts: Ints) -> float:
 
 
 def _of_decisions(measure: Callable[[Ints], float]) -> Callable[[Sample], float]:
-    """Measure the decisions on all classes at once, or the mean of labels."""
+    """Return a scorer of the predictions for all classes together, or of the mean over labels."""
 
     def overall(sample: Sample) -> float:
         if sample.is_multilabel:
@@ -258,10 +252,10 @@ METRICS = (
         of_class=lambda one: roc_auc(one.y, one.p), interval=IntervalKind.AREA, short="AUC",
     ),
     Metric(
-        "accuracy", "accuracy", "share of the decisions", True, overall=_accuracy, baseline="majority_accuracy",
+        "accuracy", "accuracy", "share of correct decisions", True, overall=_accuracy, baseline="majority_accuracy",
     ),
     Metric(
-        "majority_accuracy", "accuracy of the most frequent class", "share of the decisions", True,
+        "majority_accuracy", "accuracy of the most frequent class", "share of correct decisions", True,
         overall=_majority_accuracy, shown=ShownIn.FILE,
     ),
     Metric(
@@ -286,20 +280,20 @@ METRICS = (
         of_class=lambda one: _matthews(one.counts), overall=_of_decisions(_matthews),
     ),
     Metric(
-        "sensitivity", "sensitivity", "share of its samples that are found", True,
+        "sensitivity", "sensitivity", "share of the class's samples that are predicted as it", True,
         of_class=lambda one: one.sensitivity, is_overall=False, shown=ShownIn.FILE,
     ),
     Metric(
-        "specificity", "specificity", "share of all others that are told from it", True,
+        "specificity", "specificity", "share of the other samples that are not predicted as it", True,
         of_class=lambda one: one.specificity, is_overall=False, shown=ShownIn.FILE,
     ),
     Metric(
-        "precision", "precision", "share of right ones among those found; 0 where nothing is found", True,
+        "precision", "precision", "share of the samples predicted as the class that belong to it; 0 if there are none", True,
         of_class=_precision, is_overall=False, shown=ShownIn.FILE,
     ),
 )  # fmt: skip
 
 
 def registered(least: ShownIn = ShownIn.FILE) -> tuple[Metric, ...]:
-    """Return the metrics that are shown at least there, in their order."""
+    """Return the metrics that are shown in this place, in their order."""
     return tuple(metric for metric in METRICS if metric.shown >= least)

@@ -1,24 +1,22 @@
-"""Which labels may be wrong: images whose out-of-fold probability contradicts their label most."""
+"""Labels that may be wrong: images whose out-of-fold probability contradicts their label most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from hoarfrost.evaluation.checks import Floats, Ints
 
 MOST_LISTED = 20
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class SuspectLabel:
-    """An image whose label its out-of-fold prediction contradicts.
+    """An image whose out-of-fold prediction contradicts its label.
 
-    `p_label` and `p_predicted` are the probabilities of both from a head that never saw the image. `margin` is their
-    difference, in (0, 1]. `confident` says that the head is surer of the other class than it is on average of images
-    that do bear that label.
+    `p_label` and `p_predicted` are the probabilities of both from a head that was not trained on the image. `margin` is
+    their difference, in (0, 1]. `confident` is True if the head is surer of the other class than on average for images
+    with that label.
     """
 
     path: str
@@ -32,42 +30,37 @@ class SuspectLabel:
 
 
 def suspect_labels(
-    y: Ints,
-    probabilities: Floats,
-    classes: Sequence[str],
-    paths: Sequence[str],
-    splits: Sequence[str],
-    *,
-    most: int = MOST_LISTED,
-) -> tuple[SuspectLabel, ...]:
+    y: Ints, probabilities: Floats, classes: Sequence[str], paths: Sequence[str], splits: Sequence[str],
+    *, most: int = MOST_LISTED,
+) -> tuple[SuspectLabel, ...]:  # fmt: skip
     """Rank images by how much their out-of-fold probability contradicts their label.
 
     Parameters
     ----------
     y : ndarray (n,) int64, values 0 to C-1
     probabilities : ndarray (n, C) float64
-        Out of fold: from heads that never saw the image. Rows of NaN (images of no fold) are left out.
+        Out of fold: from heads that were not trained on the image. Rows of NaN (images of no fold) are skipped.
     classes : sequence of str, length C
     paths, splits : sequences of str, length n
         Of each image.
     most : int
-        Images to list.
+        Number of images to list.
 
     Returns
     -------
     tuple of SuspectLabel
-        Only images that are predicted to be of another class: the largest margin first, and among equal
-        margins in the given order.
+        Only images that are predicted to be of another class: the largest margin first, and equal margins in the
+        given order.
 
     Raises
     ------
     ValueError
-        If the arrays do not fit one another.
+        If the shapes differ, or a label is out of range.
 
     Notes
     -----
     The normalised margin of confident learning. A contradiction is no proof: hard images contradict too. With
-    probabilities of the training split's own head, which has seen the labels, the list means nothing.
+    probabilities of a head that was trained on these images the list means nothing.
 
     References
     ----------
@@ -83,10 +76,8 @@ def suspect_labels(
     if not len(rows):
         return ()
     p, labels = probabilities[rows], y[rows]
-    own = p[np.arange(len(rows)), labels]
-    predicted = p.argmax(axis=1)
-    other = p.max(axis=1)
-    # How sure a head is of a class, on average of the images that bear it; of a class that none bears nothing is sure.
+    own, predicted, other = p[np.arange(len(rows)), labels], p.argmax(axis=1), p.max(axis=1)
+    # The head's mean probability of a class over the images with this label; infinite if there are none.
     usual = np.array([own[labels == c].mean() if (labels == c).any() else np.inf for c in range(n_classes)])
     order = np.argsort(own - other, kind="stable")
     order = order[(own < other)[order]][:most]

@@ -1,4 +1,4 @@
-"""How far an embedding is from those that a head learnt from. NumPy in and out, knows no files."""
+"""The distance of an embedding from those that a head was trained on. NumPy in and out, knows no files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from hoarfrost.evaluation.checks import Floats
+
 Embeddings = npt.NDArray[np.float32]
 
 N_DIRECTIONS = 32
-_SMALLEST = 1e-12  # variance of directions of length one: float32 tells nothing of less
+_SMALLEST = 1e-12  # variance of directions of length one: float32 cannot resolve less
 
 
 @dataclass(frozen=True)
 class NoveltyReference:
-    """The training embeddings' mean and covariance, once each has length one; no embedding itself is kept.
+    """Mean and covariance of the training embeddings, each scaled to length one; no embedding itself is kept.
 
     Attributes
     ----------
@@ -25,7 +26,7 @@ class NoveltyReference:
     variances : ndarray (k,) float32
         Along these.
     rest : float
-        The mean variance along all others.
+        The mean variance along all other directions.
     """
 
     mean: Embeddings
@@ -34,22 +35,17 @@ class NoveltyReference:
     rest: float
 
     def distances(self, x: Embeddings) -> Floats:
-        """Give each embedding's distance to the training set.
+        """Return each embedding's Mahalanobis distance to the training set, (n,) float64 in standard deviations.
 
         Parameters
         ----------
         x : ndarray (n, D) float32
 
-        Returns
-        -------
-        ndarray (n,) float64
-            Mahalanobis's, in standard deviations, 0 or more.
-
         Notes
         -----
-        Embeddings are brought to length one first: their length tells contrast and brightness rather than what is
-        shown. Measured on BUSI against chest X-rays, this detects better than the distance without, than the
-        relative one, and than that to the 5th nearest training image, which would have to be kept (`make bench`).
+        Embeddings are scaled to length one first: their length reflects contrast and brightness more than content.
+        Measured on BUSI against chest X-rays, this detects better than the distance without scaling, the relative
+        distance, and the distance to the 5th nearest training image, which would have to be kept (`make bench`).
 
         References
         ----------
@@ -67,7 +63,7 @@ class NoveltyReference:
 
 
 def fit_novelty(blocks: Iterable[Embeddings]) -> NoveltyReference:
-    """Describe the training embeddings, in one pass.
+    """Fit mean and covariance of the training embeddings, in one pass.
 
     Parameters
     ----------
@@ -98,14 +94,14 @@ def fit_novelty(blocks: Iterable[Embeddings]) -> NoveltyReference:
 
 
 def _unit(x: Embeddings) -> Floats:
-    """Bring embeddings to length one; one of zeros stays."""
+    """Return embeddings scaled to length one; those of zeros stay."""
     x64 = x.astype(np.float64)
     lengths = np.linalg.norm(x64, axis=1, keepdims=True)
     return np.asarray(x64 / np.where(lengths > 0, lengths, 1))
 
 
 def _shrunken(variances: Floats, n: int) -> Floats:
-    """Shrink a covariance's eigenvalues towards their mean, the more the fewer samples there were (oracle approximating)."""
+    """Return a covariance's eigenvalues shrunk towards their mean, more with fewer samples (oracle approximating)."""
     p, trace, squares = len(variances), variances.sum(), (variances**2).sum()
     spread = (n + 1 - 2 / p) * (squares - trace**2 / p)
     share = min(1.0, ((1 - 2 / p) * squares + trace**2) / spread) if spread > 0 else 1.0

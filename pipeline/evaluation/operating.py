@@ -1,28 +1,25 @@
-"""Operating points: thresholds fixed on validation, and what they do on the test split."""
+"""Operating points: thresholds fixed on validation, and their results on the test split."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hoarfrost.evaluation.checks import Floats, Ints, checked_binary, normal_quantile
+from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_binary, normal_quantile
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.intervals import SharePlace, share
 
-DEMANDED = 0.95
+REQUIRED = 0.95
 YOUDEN = "Youden's index"
 LOG, BAYES = "log method", "Bayes' rule on a likelihood ratio"
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A rule and the threshold that it chose: a sample counts as positive if its score is at or above it.
+    """A rule and the threshold that it chose: a sample is predicted positive if its score is at or above the threshold.
 
-    `sensitivity` and `specificity` are those on the samples it was chosen on. `threshold` and both are None where
-    no threshold meets the rule, and `reason` says why.
+    `sensitivity` and `specificity` are those on the samples it was chosen on. `threshold` and both are None where no
+    threshold meets the rule; `reason` states why.
     """
 
     name: str
@@ -43,10 +40,10 @@ class AtPrevalence:
 
 @dataclass(frozen=True)
 class PointResult:
-    """What a threshold does on a split: counts, proportions, likelihood ratios.
+    """Results of a threshold on a split: counts, proportions, likelihood ratios.
 
-    `ppv` and `npv` are those at the split's own prevalence. Of a likelihood ratio `value` and `high` are None where it is
-    infinite; all are where it is undefined.
+    `ppv` and `npv` are those at the split's own prevalence. `value` and `high` of a likelihood ratio are None where it is
+    infinite; all its figures are None where it is undefined.
     """
 
     threshold: float
@@ -63,17 +60,17 @@ class PointResult:
     at_prevalence: AtPrevalence | None
 
 
-def choose_thresholds(y_true: Ints, y_score: Floats, *, demanded: float = DEMANDED) -> tuple[OperatingPoint, ...]:
-    """Choose thresholds on validation: Youden's, a demanded sensitivity, a demanded specificity.
+def choose_thresholds(y_true: Ints, y_score: Floats, *, required: float = REQUIRED) -> tuple[OperatingPoint, ...]:
+    """Choose thresholds on validation: by Youden's index, a required sensitivity, and a required specificity.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values {0, 1}
     y_score : ndarray (n,) float64
         Higher means class 1.
-    demanded : float
-        What the second keeps sensitivity, and the third specificity, at or above; the other measure is
-        then the best there is.
+    required : float
+        Lower limit of the second threshold's sensitivity, and of the third one's specificity; the other measure is then
+        the best possible.
 
     Returns
     -------
@@ -82,67 +79,58 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, demanded: float = DEMAND
     Raises
     ------
     ValueError
-        As `roc_auc`; or if `demanded` is not between 0 and 1.
+        As `roc_auc`; or if `required` is not between 0 and 1.
 
     Notes
     -----
-    A sample is positive if its score is at or above the threshold. Between two scores any threshold does
-    the same on validation; the middle is taken, which favours neither class on new samples. Of equally
-    good ones, the more sensitive: a missed disease costs more. That no sample is positive is no
-    operating point, so a demanded specificity can be out of reach.
+    A sample is positive if its score is at or above the threshold. All thresholds between two neighbouring scores give the
+    same result on validation; the middle is used, which favours neither class on new samples. Among equally good ones
+    the most sensitive is chosen: a missed disease costs more. A threshold without any positive sample is not an operating
+    point, so a required specificity can be out of reach.
 
     References
     ----------
     Youden (1950), Cancer 3(1), 32-35.
     """
     y_true, y_score = checked_binary(y_true, y_score)
-    if not 0 < demanded < 1:
-        raise ValueError(f"demanded must be between 0 and 1, not {demanded}")
+    if not 0 < required < 1:
+        raise ValueError(f"required must be between 0 and 1, not {required}")
     thresholds, sensitivity, specificity = _achievable(y_true, y_score)
 
     def point(name: str, good: Floats, allowed: Bools) -> OperatingPoint:
         if not allowed.any():
-            return OperatingPoint(name, None, None, None, _out_of_reach(name, float(specificity.max())))
-        best = np.flatnonzero(allowed & (good >= good[allowed].max() - 1e-12))
+            highest = f"the highest specificity is {specificity.max():.3f}"
+            reason = f"no threshold with any positive sample reaches {name}; {highest}"
+            return OperatingPoint(name, None, None, None, reason)
         # Thresholds descend and sensitivity grows along them: the last is the most sensitive.
-        i = int(best[-1])
+        i = np.flatnonzero(allowed & (good >= good[allowed].max() - 1e-12))[-1]
         return OperatingPoint(name, float(thresholds[i]), float(sensitivity[i]), float(specificity[i]))
 
     everywhere = np.ones(len(thresholds), bool)
-    sensitive, specific = (f"{measure} >= {demanded:g}" for measure in ("sensitivity", "specificity"))
+    sensitive, specific = (f"{measure} >= {required:g}" for measure in ("sensitivity", "specificity"))
     return (
         point(YOUDEN, sensitivity + specificity, everywhere),
-        point(sensitive, specificity, sensitivity >= demanded),
-        point(specific, sensitivity, specificity >= demanded),
+        point(sensitive, specificity, sensitivity >= required),
+        point(specific, sensitivity, specificity >= required),
     )
 
 
 def evaluate_threshold(
-    y_true: Ints,
-    y_score: Floats,
-    threshold: float,
-    *,
-    groups: Ints | None = None,
-    prevalence: float | None = None,
-    level: float = 0.95,
-) -> PointResult:
-    """Return what a threshold that was fixed beforehand does.
+    y_true: Ints, y_score: Floats, threshold: float,
+    *, groups: Ints | None = None, prevalence: float | None = None, level: float = 0.95,
+) -> PointResult:  # fmt: skip
+    """Return the results of a threshold that was fixed beforehand.
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values {0, 1}, both there
+    y_true : ndarray (n,) int64, values {0, 1}, both present
     y_score : ndarray (n,) float64
     threshold : float
         A sample is positive if its score is at or above it.
     groups : ndarray (n,) int64, optional
         Patients, for the intervals of proportions where some have several samples.
     prevalence : float, optional
-        Of the disease where the head is to be used, between 0 and 1: predictive values for there.
-    level : float
-
-    Returns
-    -------
-    PointResult
+        Of the disease where the head will be used, between 0 and 1, for predictive values there.
 
     Raises
     ------
@@ -151,16 +139,15 @@ def evaluate_threshold(
 
     Notes
     -----
-    Proportions have the interval that `hoarfrost.evaluation.intervals` decides. Likelihood ratios have the log method's;
-    where one of their two proportions is zero, or both are one, one half is added to all four counts for the interval; a
-    ratio of zero has the lower limit zero, and an infinite one is None with no upper limit. Predictive values at a
-    prevalence follow from the likelihood ratios by Bayes' rule, and so do their intervals. These assume independent
-    samples.
+    `hoarfrost.evaluation.intervals` decides the intervals of proportions. Likelihood ratios have the log method's. Where
+    one of their two proportions is zero, or both are one, one half is added to all four counts for the interval. A ratio
+    of zero has the lower limit zero; an infinite ratio is None and has no upper limit. Predictive values at a prevalence
+    and their intervals follow from the likelihood ratios by Bayes' rule. These assume independent samples.
 
     References
     ----------
-    Simel, Samsa and Matchar (1991), Journal of Clinical Epidemiology 44(8), 763-770. Mercaldo, Lau and
-    Zhou (2007), Statistics in Medicine 26(10), 2170-2183.
+    Simel, Samsa and Matchar (1991), Journal of Clinical Epidemiology 44(8), 763-770. Mercaldo, Lau and Zhou (2007),
+    Statistics in Medicine 26(10), 2170-2183.
     """
     y_true, y_score = checked_binary(y_true, y_score)
     if not math.isfinite(threshold):
@@ -180,31 +167,26 @@ def evaluate_threshold(
         float(threshold), tp, fp, tn, fn,
         sensitivity=of(found, diseased), specificity=of(~found, ~diseased), ppv=of(diseased, found),
         npv=of(~diseased, ~found),
-        lr_positive=positive,
-        lr_negative=negative,
+        lr_positive=positive, lr_negative=negative,
         at_prevalence=None if prevalence is None else AtPrevalence(
             prevalence,
-            ppv=_posterior(positive, prevalence, is_defined=tp + fp > 0),
-            npv=_complement(_posterior(negative, prevalence, is_defined=fn + tn > 0)),
+            ppv=_predictive_value(positive, prevalence, of_disease=True),
+            npv=_predictive_value(negative, prevalence, of_disease=False),
         ),
     )  # fmt: skip
 
 
 def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
-    """Give all thresholds that differ on the samples, descending, with sensitivity and specificity, each (k,)."""
+    """Return all thresholds that differ on the samples, descending, with sensitivity and specificity, each (k,)."""
     distinct = np.unique(y_score)[::-1]
     lower = np.append(distinct[1:], distinct[-1])
     middle = distinct / 2 + lower / 2  # halved first: the sum of two large scores overflows
-    # Of two neighbouring floats the middle rounds to one of them; the lower would count as positive.
+    # The middle of two neighbouring floats rounds to one of them; at the lower one both would be positive.
     thresholds = np.where(middle > lower, middle, distinct)
     positives, negatives = np.sort(y_score[y_true == 1]), np.sort(y_score[y_true == 0])
     sensitivity = 1 - np.searchsorted(positives, thresholds, "left") / len(positives)
     specificity = np.searchsorted(negatives, thresholds, "left") / len(negatives)
     return thresholds, sensitivity, specificity
-
-
-def _out_of_reach(name: str, best: float) -> str:
-    return f"no threshold that finds any sample has {name}; the highest specificity is {best:.3f}"
 
 
 def _ratio(k1: int, n1: int, k0: int, n0: int, level: float) -> Estimate:
@@ -222,21 +204,13 @@ def _ratio(k1: int, n1: int, k0: int, n0: int, level: float) -> Estimate:
     return Estimate((k1 / n1) / (k0 / n0), 0.0 if k1 == 0 else low, high, LOG, n1 + n0)
 
 
-def _posterior(ratio: Estimate, prevalence: float, *, is_defined: bool) -> Estimate | None:
-    """Turn a likelihood ratio into the probability of disease; an infinite one into certainty."""
-    if not is_defined:
+def _predictive_value(ratio: Estimate, prevalence: float, *, of_disease: bool) -> Estimate | None:
+    """Return the probability of disease, or of no disease, that follows from a likelihood ratio by Bayes' rule."""
+    if ratio.low is None:
         return None
     odds = prevalence / (1 - prevalence)
-
-    def probability(likelihood: float | None) -> float:
-        return 1.0 if likelihood is None else odds * likelihood / (1 + odds * likelihood)
-
-    assert ratio.low is not None
-    return Estimate(probability(ratio.value), probability(ratio.low), probability(ratio.high), BAYES)
-
-
-def _complement(found: Estimate | None) -> Estimate | None:
-    if found is None or found.value is None or found.interval is None:
-        return None
-    low, high = found.interval
-    return replace(found, value=1 - found.value, low=1 - high, high=1 - low)
+    # An infinite ratio makes disease certain.
+    value, low, high = (
+        1.0 if one is None else odds * one / (1 + odds * one) for one in (ratio.value, ratio.low, ratio.high)
+    )
+    return Estimate(value, low, high, BAYES) if of_disease else Estimate(1 - value, 1 - high, 1 - low, BAYES)

@@ -1,4 +1,4 @@
-"""The shortcut audit: can embeddings tell a scanner, a site, a sex, and does that give the class away? Knows no files."""
+"""The shortcut audit: whether embeddings predict a scanner, a site, a sex, and whether that goes with the class."""
 
 import math
 import warnings
@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.evaluation import MISSING, banded, macro_roc_auc
+from hoarfrost.evaluation.checks import Ints, class_counts
+from hoarfrost.evaluation.discrimination import macro_roc_auc
+from hoarfrost.evaluation.subgroups import MISSING, banded
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Embeddings = npt.NDArray[np.float32]
 
 N_FOLDS = 5
 FEWEST_PATIENTS = 10
-"""Patients that a value needs to be told: two in each fold."""
+"""A value is predicted if it has this many patients: two in each fold."""
 MOST_VALUES = 20
-TELLS_AUC = 0.9
+PREDICTED_AUC = 0.9
 UNEVEN_V = 0.2
 UNEVEN_P = 0.01
 MAX_ITERATIONS = 2_000
@@ -27,10 +27,10 @@ MAX_ITERATIONS = 2_000
 
 @dataclass(frozen=True)
 class Association:
-    """How unevenly an attribute is spread over the classes, over patients.
+    """How unevenly an attribute is distributed over the classes, counted in patients.
 
-    `cramers_v` (bias-corrected) is 0 where it is spread evenly and 1 where one gives the other away;
-    `p` is that of the chi-square test.
+    `cramers_v` (bias-corrected) is 0 where it is distributed evenly and 1 where one determines the other; `p` is that of
+    the chi-square test.
     """
 
     cramers_v: float
@@ -39,23 +39,21 @@ class Association:
 
 @dataclass(frozen=True)
 class AttributeAudit:
-    """What the audit says of one attribute.
+    """The audit's results for one attribute.
 
     Attributes
     ----------
-    name : str
     values : tuple of str
-        Those that were told apart.
+        Those that the probe predicts.
     counts : dict
         Value -> images of each class, or with each label, all values.
     roc_auc : float or None
-        Of a linear probe for the attribute, cross-validated by patient; the macro mean of one-vs-rest
-        where there are more than two values. None where `reason` says why.
+        Of a linear probe for the attribute, cross-validated by patient; the macro mean of one-vs-rest with more than
+        two values. None where `reason` states why.
     association : Association or None
-        With the class; of several labels, with the one that it goes with most.
+        With the class; of several labels, with the one of the strongest association.
     is_shortcut : bool
-        The embeddings tell the attribute, and it is unevenly spread over the classes.
-    reason : str
+        Embeddings predict the attribute, and it is unevenly distributed over the classes.
     """
 
     name: str
@@ -68,30 +66,31 @@ class AttributeAudit:
 
     @property
     def warning(self) -> str:
-        """What to tell the user, with the figures; empty where nothing is wrong."""
+        """The message for the user, with the figures; empty if there is no shortcut."""
         if not self.is_shortcut or self.roc_auc is None or self.association is None:
             return ""
         return (
-            f"possible shortcut: the embeddings tell {self.name!r} at a ROC AUC of {self.roc_auc:.2f}, and it is unevenly "
-            f"spread over the classes (Cramer's V {self.association.cramers_v:.2f}, p {self.association.p:.1g}): a head "
-            "may have learnt it in place of the disease. Look at the subgroups, or balance the dataset."
+            f"possible shortcut: the embeddings predict {self.name!r} with a ROC AUC of {self.roc_auc:.2f}, and it is "
+            f"unevenly distributed over the classes (Cramer's V {self.association.cramers_v:.2f}, p "
+            f"{self.association.p:.1g}). A head may have learnt it instead of the disease. Look at the subgroups, or balance "
+            "the dataset."
         )
 
 
 def audit_shortcuts(
     x: Embeddings, y: Ints, groups: Ints, attributes: Mapping[str, Sequence[str]], *, seed: int = 0
 ) -> tuple[AttributeAudit, ...]:
-    """Ask of each attribute whether embeddings tell it, and whether it goes with the class.
+    """Check for each attribute whether embeddings predict it, and whether it is associated with the class.
 
     Parameters
     ----------
     x : ndarray (n, d) float32
-    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     groups : ndarray (n,) int64
-        Patients: in one fold each, and the unit that associations are counted in.
+        Patients: each is in one fold, and associations count patients.
     attributes : mapping of sequences of length n
-        Column's name -> values, as `hoarfrost.evaluation.banded` turns them into subgroups: numbers into bands, and
-        what is missing ("", "NaN") is not told.
+        Column's name -> values, made into subgroups by `hoarfrost.evaluation.banded`: numbers become bands, and missing
+        values ("", "NaN") are not predicted.
     seed : int
         Of the folds.
 
@@ -107,16 +106,14 @@ def audit_shortcuts(
 
     Notes
     -----
-    A shortcut needs both: a scanner that embeddings tell is no harm while it says nothing of the
-    class, and one that goes with the class is none while the embeddings do not show it. So the warning
-    asks for a probe's ROC AUC of 0.9 or more, and a Cramer's V of 0.2 or more (from which effects are
-    commonly called moderate: with two classes and two even scanners, 60 to 40 against 40 to 60) that chance
-    does not explain (p below 0.01).
+    A shortcut needs both: a scanner that embeddings predict does no harm without an association with the class, and one
+    that is associated with the class does no harm while embeddings do not show it. So the warning requires a probe's ROC
+    AUC of 0.9 or more, and a Cramer's V of 0.2 or more (commonly a moderate effect: with two classes and two even
+    scanners, 60 to 40 against 40 to 60) that chance does not explain (p below 0.01).
 
     References
     ----------
-    Zech et al. (2018), PLoS Medicine 15(11), e1002683. Bergsma (2013), Journal of the Korean
-    Statistical Society 42(3), 323-328 (the bias correction).
+    Zech et al. (2018), PLoS Medicine 15(11), e1002683.
     """
     n = len(x)
     for name, values in {"y": y, "groups": groups, **attributes}.items():
@@ -126,7 +123,7 @@ def audit_shortcuts(
 
 
 def cramers_v(first: Sequence[object] | Ints, second: Sequence[object] | Ints) -> Association:
-    """Give the bias-corrected Cramer's V of two categorical variables, and the p of the chi-square test.
+    """Return the bias-corrected Cramer's V of two categorical variables, and the p of the chi-square test.
 
     Parameters
     ----------
@@ -150,7 +147,7 @@ def cramers_v(first: Sequence[object] | Ints, second: Sequence[object] | Ints) -
         raise ValueError("an association needs two values of each variable")
     table = np.bincount(rows[1] * c + columns[1], minlength=r * c).reshape(r, c)
     found = chi2_contingency(table, correction=False)
-    # Of independent variables the plain V is not zero on average: what chance gives is taken off.
+    # The plain V of independent variables is not zero on average: subtract what chance contributes.
     phi2 = max(0.0, float(found.statistic) / n - (r - 1) * (c - 1) / (n - 1))
     largest = min(r - (r - 1) ** 2 / (n - 1), c - (c - 1) ** 2 / (n - 1)) - 1
     return Association(min(1.0, math.sqrt(phi2 / largest)) if largest > 0 else 0.0, float(found.pvalue))
@@ -158,26 +155,23 @@ def cramers_v(first: Sequence[object] | Ints, second: Sequence[object] | Ints) -
 
 def _audit(x: Embeddings, y: Ints, groups: Ints, name: str, column: Sequence[str], seed: int) -> AttributeAudit:
     values = np.array(banded([str(value) for value in column]))
-    counts = {str(v): _counts(y, values == v) for v in sorted(set(values.tolist()))}
-    tellable = [v for v in counts if v != MISSING and len(np.unique(groups[values == v])) >= FEWEST_PATIENTS]
-    if not 2 <= len(tellable) <= MOST_VALUES:
-        few = f"{len(tellable)} of its values are of {FEWEST_PATIENTS} patients or more"
-        return AttributeAudit(name, tuple(tellable), counts, None, None, False, f"{few}; 2 to {MOST_VALUES} are needed")
-    rows = np.flatnonzero(np.isin(values, tellable))
-    numbers = np.searchsorted(tellable, values[rows]).astype(np.int64)
+    n_classes = y.shape[1] if y.ndim == 2 else int(y.max(initial=0)) + 1
+    counts = {str(v): class_counts(y[values == v], n_classes) for v in sorted(set(values.tolist()))}
+    predicted = [v for v in counts if v != MISSING and len(np.unique(groups[values == v])) >= FEWEST_PATIENTS]
+    if not 2 <= len(predicted) <= MOST_VALUES:
+        reason = (
+            f"{len(predicted)} of its values have {FEWEST_PATIENTS} patients or more; 2 to {MOST_VALUES} are needed"
+        )
+        return AttributeAudit(name, tuple(predicted), counts, None, None, False, reason)
+    rows = np.flatnonzero(np.isin(values, predicted))
+    numbers = np.searchsorted(predicted, values[rows]).astype(np.int64)
     association = _association_of_patients(numbers, y[rows], groups[rows])
     try:
         auc = _probe_auc(x[rows], numbers, groups[rows], seed)
     except ValueError as error:
-        return AttributeAudit(name, tuple(tellable), counts, None, association, False, str(error))
+        return AttributeAudit(name, tuple(predicted), counts, None, association, False, str(error))
     uneven = association is not None and association.cramers_v >= UNEVEN_V and association.p < UNEVEN_P
-    return AttributeAudit(name, tuple(tellable), counts, auc, association, auc >= TELLS_AUC and uneven)
-
-
-def _counts(y: Ints, rows: "npt.NDArray[np.bool_]") -> tuple[int, ...]:
-    if y.ndim == 2:
-        return tuple((y[rows] == 1).sum(axis=0).tolist())
-    return tuple(np.bincount(y[rows], minlength=int(y.max(initial=0)) + 1).tolist())
+    return AttributeAudit(name, tuple(predicted), counts, auc, association, auc >= PREDICTED_AUC and uneven)
 
 
 def _association_of_patients(numbers: Ints, y: Ints, groups: Ints) -> Association | None:
@@ -193,10 +187,7 @@ def _association_of_patients(numbers: Ints, y: Ints, groups: Ints) -> Associatio
 
 
 def _probe_auc(x: Embeddings, numbers: Ints, groups: Ints, seed: int) -> float:
-    """Tell the attribute by logistic regression, cross-validated by patient; the ROC AUC, a mean over folds.
-
-    Over folds, not pooled: scores of different folds' probes need not be comparable.
-    """
+    """Return a linear probe's ROC AUC, cross-validated by patient: the mean over folds, whose scores are not comparable."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
@@ -211,9 +202,9 @@ def _probe_auc(x: Embeddings, numbers: Ints, groups: Ints, seed: int) -> float:
             continue
         model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=MAX_ITERATIONS))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of iterations that are used up
+            warnings.simplefilter("ignore")  # about too few iterations
             model.fit(wide[learnt], numbers[learnt])
         aucs.append(macro_roc_auc(numbers[held_out], model.predict_proba(wide[held_out])))
     if not aucs:
-        raise ValueError("no fold has all of its values: they belong to too few patients")
+        raise ValueError("no fold has all of its values: too few patients have them")
     return float(np.mean(aucs))

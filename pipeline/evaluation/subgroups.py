@@ -1,4 +1,4 @@
-"""How a head does in each subgroup: scanner, site, sex, age band."""
+"""A head's results in each subgroup: scanner, site, sex, age band."""
 
 import math
 from collections import Counter
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked
+from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked, class_counts
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.intervals import SharePlace, area_of_subgroup, count_patients, share
 
 FEWEST = 20
-"""Samples below which a subgroup's figures say nothing."""
+"""With fewer samples a subgroup's figures would be meaningless."""
 MOST_VALUES = 20
 N_BANDS = 4
 _NUMBERS_ARE_BANDED = 10  # a column of more distinct numbers is a quantity
@@ -23,10 +23,10 @@ MISSING = "(missing)"
 
 @dataclass(frozen=True)
 class Subgroup:
-    """One value of one attribute, and how a head does there.
+    """One value of one attribute, and the head's results there.
 
     `counts` are samples of each class, or with each label. The value of `roc_auc` or its interval, `sensitivity` and
-    `specificity` (two classes, at the chosen threshold) are None where `reason` says why.
+    `specificity` (two classes, at the chosen threshold) are None where `reason` states why.
     """
 
     attribute: str
@@ -53,30 +53,29 @@ def score_subgroups(
 
     Parameters
     ----------
-    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 where a label is unknown
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
     attributes : mapping of sequences of length n
-        Column's name -> values. Numbers of more than ten different values are banded by quartiles.
+        Column's name -> values. Numbers with more than ten different values are banded by quartiles.
     threshold : float, optional
         Fixed on validation; with two classes, a sample is positive if its probability of class 1 is at or above it.
     groups : ndarray (n,) int64, optional
         Patients. Where one has several samples in a subgroup, its interval is by bootstrap over patients.
-    level : float
     seed : int
         Of the bootstrap.
 
     Returns
     -------
     tuple of Subgroup
-        In the order of the columns, and of their values. A subgroup of fewer than twenty samples, or of fewer
-        than two of a class, is named with its counts and the reason. Of a column with more than twenty values
-        the most frequent twenty are scored, and one entry names the number of the others; if none of them has
-        twenty samples (an identifier, a free text), one entry stands for all.
+        In the order of the columns, and of their values. A subgroup of fewer than twenty samples, or of fewer than two of
+        a class, has its counts and the reason only. Of a column with more than twenty values the most frequent twenty
+        are scored, and one entry states the number of the others. If none of them has twenty samples (an identifier, a
+        free text), one entry represents all.
 
     Raises
     ------
     ValueError
-        If the arrays do not fit one another.
+        If the shapes differ.
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     found: list[Subgroup] = []
@@ -86,7 +85,7 @@ def score_subgroups(
         names = banded(values)
         column, order, sizes = np.array(names), _in_order(names), Counter(names)
         if len(order) > MOST_VALUES and max(sizes.values()) < FEWEST:
-            counts, reason = _counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
+            counts, reason = class_counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
             found.append(_without_figures(name, f"({len(order)} values)", counts, reason))
             continue
         scored = set(sorted(order, key=lambda value: -sizes[value])[:MOST_VALUES])
@@ -96,25 +95,20 @@ def score_subgroups(
             found.append(_subgroup(name, value, y_true[rows], probabilities[rows], threshold, members, level, seed))
         if len(order) > len(scored):
             rows = ~np.isin(column, sorted(scored))
-            counts = _counts(y_true[rows], probabilities.shape[1])
+            counts = class_counts(y_true[rows], probabilities.shape[1])
             reason = f"only the {MOST_VALUES} most frequent values are scored"
-            left_out = f"({len(order) - len(scored)} further values)"
-            found.append(_without_figures(name, left_out, counts, reason))
+            found.append(_without_figures(name, f"({len(order) - len(scored)} further values)", counts, reason))
     return tuple(found)
 
 
 def banded(values: Sequence[str]) -> list[str]:
-    """Turn a column into the names of its subgroups.
-
-    Parameters
-    ----------
-    values : sequence of str
+    """Return the names of the subgroups of a column.
 
     Returns
     -------
     list of str
-        Numbers of more than ten different values become bands, "40 to 52": the quartiles, each with the
-        smallest and largest value that is in it. Empty texts and NaN become "(missing)"; all else stays.
+        Numbers with more than ten different values become bands, "40 to 52": the quartiles, each with its smallest and
+        largest value. Empty texts and NaN become "(missing)"; other texts stay.
     """
     texts = [MISSING if value.strip().lower() in _MISSING else value for value in values]
     numbers = [math.nan if text == MISSING else _number(text) for text in texts]
@@ -133,7 +127,7 @@ def _subgroup(
     name: str, value: str, y_true: Ints, probabilities: Floats, threshold: float | None, groups: Ints | None,
     level: float, seed: int,
 ) -> Subgroup:  # fmt: skip
-    counts = _counts(y_true, probabilities.shape[1])
+    counts = class_counts(y_true, probabilities.shape[1])
     if len(y_true) < FEWEST:
         return _without_figures(name, value, counts, f"fewer than {FEWEST} samples")
     if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
@@ -154,20 +148,14 @@ def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str
     return Subgroup(name, value, n, counts, Estimate(None, None, None, n=n), None, None, reason)
 
 
-def _counts(y_true: Ints, n_classes: int) -> tuple[int, ...]:
-    if y_true.ndim == 2:
-        return tuple((y_true == 1).sum(axis=0).tolist())
-    return tuple(np.bincount(y_true, minlength=n_classes).tolist())
-
-
 def _in_order(names: Sequence[str]) -> list[str]:
-    """Sort values: numbers and bands by their beginning, then texts, the missing last."""
-    return sorted(Counter(names), key=lambda name: (name == MISSING, _begins_with(name), name))
+    """Return the distinct values: numbers and bands by their start, then texts, the missing last."""
 
+    def key(name: str) -> tuple[bool, float, str]:
+        start = _number(name.split(" to ")[0])
+        return name == MISSING, start if math.isfinite(start) else math.inf, name
 
-def _begins_with(name: str) -> float:
-    found = _number(name.split(" to ")[0])
-    return found if math.isfinite(found) else math.inf
+    return sorted(set(names), key=key)
 
 
 def _number(text: str) -> float:

@@ -1,34 +1,31 @@
-"""What metrics count: images, or patients. Knows no files."""
+"""The units of metrics: images, or patients. Knows no files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hoarfrost.evaluation import per_patient
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from hoarfrost.evaluation.bootstrap import per_patient
+from hoarfrost.evaluation.checks import Floats, Ints, numbered
 
 SEVERAL = "(several)"
-"""Stands for an attribute of a patient whose images differ in it."""
+"""The value of an attribute for a patient whose images differ in it."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """The samples that metrics are taken of, u of them: n images, or their patients.
+    """The u samples that metrics count: n images, or their patients.
 
     Attributes
     ----------
     y : ndarray (u,) int64, or (u, C)
         As the images'; a patient of two classes is of class 1 if any image is.
     groups : ndarray (u,) int64 or None
-        Patients, where images count and patients are known.
+        Patients, where images are counted and patients are known.
     members : ndarray (n,) int64 or None
-        Each image's place among the units, where patients count.
+        Each image's place among the units, where patients are counted.
     how : str or None
-        "mean" or "max", where patients count.
+        "mean" or "max", where patients are counted.
     """
 
     y: Ints
@@ -37,14 +34,14 @@ class Units:
     how: str | None
 
     def joined(self, probabilities: Floats) -> Floats:
-        """Give the units' probabilities (u, C) from the images' (n, C)."""
+        """Return the units' probabilities (u, C) from the images' (n, C)."""
         if self.members is None or self.how is None:
             return probabilities
         placeholder = np.zeros(len(probabilities), np.int64)
         return per_patient(placeholder, probabilities, self.members, self.how).probabilities
 
     def values(self, column: Sequence[str]) -> list[str]:
-        """Give an attribute of the units from the images' (n)."""
+        """Return an attribute of the units from the images' (n)."""
         if self.members is None:
             return list(column)
         found: dict[int, str] = {}
@@ -54,21 +51,16 @@ class Units:
 
 
 def units_of(y: Ints, n_classes: int, patients: Ints | None, how: str | None = None) -> Units:
-    """Settle what metrics count.
+    """Return the units that metrics count.
 
     Parameters
     ----------
     y : ndarray (n,) int64, or (n, C)
         The images' class numbers, or labels.
-    n_classes : int
     patients : ndarray (n,) int64 or None
-        As `patient_numbers` gives them; None where patients are unknown.
+        From `patient_numbers`; None where patients are unknown.
     how : "mean", "max" or None
-        How a patient's probabilities are joined; None to count images.
-
-    Returns
-    -------
-    Units
+        How a patient's probabilities are combined; None to count images.
 
     Raises
     ------
@@ -83,6 +75,5 @@ def units_of(y: Ints, n_classes: int, patients: Ints | None, how: str | None = N
 
 
 def patient_numbers(patients: Sequence[str]) -> Ints:
-    """Give each image its patient's number, (n,) int64, 0 upwards; an image of an unknown one ("") stands alone."""
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(name or (i,), len(numbers)) for i, name in enumerate(patients)], np.int64)
+    """Return each image's patient number, (n,) int64, 0 upwards; images of unknown patients ("") have their own."""
+    return numbered([name or (i,) for i, name in enumerate(patients)])

@@ -1,1 +1,1 @@
-"""Heads: how they are specified, built and saved."""
+"""Heads: specified, built and saved."""

@@ -1,4 +1,4 @@
-"""What a run is asked for, as far as its record repeats it: how heads are trained, and what is scored. Loads no torch."""
+"""The parts of a run's configuration that its record repeats: how heads are trained and scored. Loads no torch."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,13 @@ class TrainingConfig:
     Attributes
     ----------
     seed : int
-        The first of `seeds` seeds; it decides the splits too.
+        The first of `seeds` seeds; the splits depend on it too.
     seeds : int
-        Train each variant so many times, with other initial weights and orders.
+        Number of trainings of each variant, with different initial weights and orders.
     epochs : int
-        At most so many passes over the training split.
+        Largest number of passes over the training split.
     patience : int
-        Stop a head after so many epochs in which its validation loss did not fall.
-    batch_size : int
+        A head stops after this many epochs without a lower validation loss.
     schedule : str
         "constant", or "cosine": each step's learning rate rises over the first twentieth of all steps, and
         then falls to zero along a cosine.
@@ -26,7 +25,7 @@ class TrainingConfig:
     label_smoothing : float
         Share of each label that is spread evenly over all classes, 0 <= label_smoothing < 1.
     device : str
-        "auto", "cpu" or "cuda"; in a run's record the one that it was.
+        "auto", "cpu" or "cuda"; in a run's record the device that was used.
     """
 
     seed: int = 0
@@ -42,14 +41,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """What scores count, and where they are to hold.
+    """What is scored, and the prevalence that scores refer to.
 
     Attributes
     ----------
     per_patient : "mean", "max" or None
-        Score patients, whose images' probabilities are so joined, in place of images.
+        How a patient's probabilities are combined; None to score images.
     prevalence : float or None
-        Of the positive class where the head is to be used, in (0, 1): predictive values and net benefit for there.
+        Share of the positive class where the head will be used, in (0, 1), for predictive values and net benefit.
     """
 
     per_patient: str | None = None

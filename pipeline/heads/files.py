@@ -1,4 +1,4 @@
-"""A head's file: all that is needed to use it, and nothing of a patient. Written and read here alone."""
+"""Head files: all that is needed to use a head, and no patient data. Only this module writes and reads them."""
 
 import json
 import math
@@ -21,41 +21,46 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import parse_head
+from hoarfrost.heads.standardise import Standardise
 from hoarfrost.runs import from_json, to_json
-from hoarfrost.training import Standardise
 
 FORMAT = "hoarfrost-head"
 FORMAT_VERSION = 2
 IMAGE = "image"  # a unit, see `Validated`
-KEY = "hoarfrost"  # of the metadata
+KEY = "hoarfrost"  # in the metadata
 DIGEST = "sha256"
-STANDARDISATION = "0."  # begins the names of its tensors; by the same training images for all seeds
+STANDARDISATION = "0."  # prefix of its tensors, which all seeds share: the training images are the same
 NOVELTY = ("mean", "directions", "variances")
-AGAIN = "Train again, or copy it again."
 
 
 @dataclass(frozen=True)
-class Validated:
-    """What validation fixed of a head for images, or for patients whose images' probabilities are joined.
-
-    Attributes
-    ----------
-    unit : str
-        "image"; or of patients how they are joined, "mean" or "max".
-    n : int
-        Images, or patients, of the validation split.
-    temperatures : tuple of float
-        One; with several labels an image one a label.
-    points : tuple of tuples of OperatingPoint
-        Of the positive class, or of each label; none with more than two classes.
-    calibrations : tuple of ConformalScores
-        For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
-    """
+class _Fixed:
+    """The part of `Validated` that is not an array."""
 
     unit: str
     n: int
     temperatures: tuple[float, ...]
     points: tuple[tuple[OperatingPoint, ...], ...]
+
+
+@dataclass(frozen=True)
+class Validated(_Fixed):
+    """What validation fixed for one head: for images, or for patients whose images' probabilities are combined.
+
+    Attributes
+    ----------
+    unit : str
+        "image"; for patients how their images are combined, "mean" or "max".
+    n : int
+        Images, or patients, of the validation split.
+    temperatures : tuple of float
+        One; in a multi-label task one per label.
+    points : tuple of tuples of OperatingPoint
+        Of the positive class, or of each label; empty with more than two classes.
+    calibrations : tuple of ConformalScores
+        For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
+    """
+
     calibrations: tuple[ConformalScores, ...]
 
 
@@ -65,21 +70,18 @@ class SavedHead:
 
     Attributes
     ----------
-    spec : HeadSpec
     seeds : tuple of int
-        One for each of `modules`, whose probabilities' mean is the head's.
+        One for each of `modules`. The head's probabilities are the mean of theirs.
     modules : tuple of nn.Module
         From embeddings (B, D) to logits (B, C), standardisation included.
     names : tuple of str
         Of the C classes, or labels.
-    is_multilabel : bool
     header : Header
-        What the embeddings must be made by.
+        Describes the encoder that the embeddings must come from.
     per_patient : "mean", "max" or None
-        How patients were joined where the run scored these.
+        How a patient's images were combined, if the run scored patients.
     validated : tuple of Validated
-        For images, and where they were known for patients.
-    novelty : NoveltyReference
+        For images, and for patients if they were known.
     distances : ConformalScores
         Those of validation images.
     """
@@ -97,25 +99,15 @@ class SavedHead:
 
     @property
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """The head's columns in predictions.csv, and the class of each: of two classes the positive one alone."""
+        """The head's columns in predictions.csv with their class numbers; of two classes only the positive one."""
         if len(self.names) == 2 and not self.is_multilabel:
             return ((self.spec.name, 1),)
         return tuple((f"{self.spec.name}:{name}", number) for number, name in enumerate(self.names))
 
 
 @dataclass(frozen=True)
-class _Fixed:
-    """What of `Validated` is no array."""
-
-    unit: str
-    n: int
-    temperatures: tuple[float, ...]
-    points: tuple[tuple[OperatingPoint, ...], ...]
-
-
-@dataclass(frozen=True)
 class _Description:
-    """What a head's file says of itself, as JSON."""
+    """A head file's description of itself, as JSON."""
 
     format: str
     format_version: int
@@ -134,7 +126,7 @@ class _Description:
 
 
 def head_bytes(head: SavedHead) -> bytes:
-    """Give the content of a head's file; the same head is the same bytes."""
+    """Return the content of a head file; the same head gives the same bytes."""
     description = _Description(
         FORMAT, FORMAT_VERSION, head.spec.name, head.seeds, head.names,
         activation="sigmoid" if head.is_multilabel else "softmax",
@@ -150,16 +142,16 @@ def head_bytes(head: SavedHead) -> bytes:
     # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
     # writes several entries in random order, so that the same head would not be the same bytes.
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(head)}
-    told = to_json(description)
-    metadata = {KEY: json.dumps({**told, DIGEST: content_digest(told, tensors)}, sort_keys=True)}
+    content_json = to_json(description)
+    metadata = {KEY: json.dumps({**content_json, DIGEST: content_digest(content_json, tensors)}, sort_keys=True)}
     content: bytes = save(tensors, metadata=metadata)
     return content
 
 
 def content_digest(description: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """Give the SHA-256 (hex) of all that a head's file says, by which a flipped bit is found."""
-    told = json.dumps({key: value for key, value in description.items() if key != DIGEST}, sort_keys=True)
-    digest = sha256(told.encode())
+    """Return the SHA-256 (hex) of the whole content of a head file; it reveals a flipped bit."""
+    text = json.dumps({key: value for key, value in description.items() if key != DIGEST}, sort_keys=True)
+    digest = sha256(text.encode())
     digest.update(weights_digest((name, tensor.numpy()) for name, tensor in tensors.items()).encode())
     return digest.hexdigest()
 
@@ -176,7 +168,7 @@ def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
 
 
 def _prefixes(seeds: Iterable[int]) -> list[str]:
-    """Give what stands before each seed's tensors: nothing for the first, so that it reads as a module's own."""
+    """Return the prefix of each seed's tensors, empty for the first: its names are those of the module."""
     return [f"seed{seed}." if i else "" for i, seed in enumerate(seeds)]
 
 
@@ -190,37 +182,39 @@ def _calibrations(validated: Iterable[Validated], distances: ConformalScores) ->
 
 
 def read_head(path: Path) -> SavedHead:
-    """Read a head's file; nothing of it is run.
+    """Read a head file; no code in it is run.
 
     Raises
     ------
     RunError
-        If it is missing, no head's file, of a newer or older format, or damaged.
+        If it is missing, is not a head file, has a newer or older format, or is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable .safetensors ({error})"
-        raise RunError(
-            f"{path}: {reason}. Name a head's file, as `hoarfrost train` writes them to RUN/heads/."
-        ) from error
+        raise RunError(f"{path}: {reason}. Name a head file, which `hoarfrost train` writes to RUN/heads/.") from error
     try:
         return _head(_description(path, text, tensors), tensors)
     except KeyError as error:
-        raise RunError(f"{path}: the head's file is damaged: there is no {error}. {AGAIN}") from error
-    # What conversions raise on content that is not what this program wrote.
+        raise _damaged(path, f"{error} is missing") from error
+    # Conversions raise these for content that this program did not write.
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
-        raise RunError(f"{path}: the head's file is damaged: {error}. {AGAIN}") from error
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError(f"{path}: the head file is damaged: {reason}. Train again, or copy the file again.")
 
 
 def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) -> _Description:
     if text is None:
-        raise RunError(f"{path}: no head of hoarfrost (its metadata say nothing of one). Name a file of RUN/heads/.")
+        raise RunError(f"{path}: not a hoarfrost head (its metadata do not describe one). Name a file in RUN/heads/.")
     content = json.loads(text)
     if content["format"] != FORMAT:
-        raise RunError(f"{path}: no head of hoarfrost, but {content['format']!r}. Name a file of RUN/heads/.")
+        raise RunError(f"{path}: not a hoarfrost head, but {content['format']!r}. Name a file in RUN/heads/.")
     version = int(content["format_version"])
     if version > FORMAT_VERSION:
         raise RunError(
@@ -229,28 +223,27 @@ def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) ->
         )
     if version < FORMAT_VERSION:
         raise RunError(
-            f"{path} was written by an older hoarfrost (head format {version}), and lacks what validation fixed. Train "
-            "again: the cache is all that it needs."
+            f"{path} was written by an older hoarfrost (head format {version}) without thresholds and calibration. "
+            "Train again; this needs only the cache."
         )
     if content[DIGEST] != content_digest(content, tensors):
-        raise ValueError("its content is not that of its checksum")
+        raise ValueError("its content does not match its checksum")
     return from_json(content, _Description)
 
 
 def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead:
     if description.n_inputs < 1 or len(description.classes) < 1 or not description.seeds:
-        raise ValueError("it is of no head on embeddings")
+        raise ValueError("it does not describe a head on embeddings")
     if description.embeddings.digest != description.fingerprint:
-        raise ValueError("its fingerprint is not that of the embeddings that it describes")
+        raise ValueError("its fingerprint does not match the embeddings that it describes")
     multilabel = {"sigmoid": True, "softmax": False}[description.activation]
-    spec = parse_head(description.head)
-    n_inputs, n_classes = description.n_inputs, len(description.classes)
+    spec, n_inputs, n_classes = parse_head(description.head), description.n_inputs, len(description.classes)
     modules = [_module(spec, n_inputs, n_classes, prefix, tensors) for prefix in _prefixes(description.seeds)]
-    n_calibrations = len(description.classes) if multilabel else 1
-    n_points = n_calibrations if multilabel or len(description.classes) == 2 else 0
+    n_calibrations = n_classes if multilabel else 1
+    n_points = n_calibrations if multilabel or n_classes == 2 else 0
     validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
     if not validated or validated[0].unit != IMAGE:
-        raise ValueError("it lacks what validation fixed for images")
+        raise ValueError("thresholds and calibration for images are missing")
     return SavedHead(
         spec, description.seeds, tuple(modules), description.classes, multilabel,
         Header(description.embeddings, n_inputs, description.weights, description.weights_origin),
@@ -262,7 +255,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
 
 
 def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-    with torch.device("meta"):  # shapes alone: the file may promise any
+    with torch.device("meta"):  # shapes alone: a damaged file may state any size
         standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs))
         like = nn.Sequential(standardise, spec.build(n_inputs, n_classes))
     state = {}
@@ -270,7 +263,7 @@ def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors:
         full_name = name if name.startswith(STANDARDISATION) else prefix + name
         state[name] = _checked(full_name, tuple(meta.shape), tensors)
     if (state["0.std"] <= 0).any():
-        raise ValueError("0.std is not above zero")
+        raise ValueError("0.std must be above zero")
     like.load_state_dict(state, assign=True)
     return like.eval()
 
@@ -278,7 +271,7 @@ def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors:
 def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
     tensor = tensors[name]
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or not tensor.isfinite().all():
-        raise ValueError(f"{name} is no finite float32 of the shape {shape}")
+        raise ValueError(f"{name} is not a finite float32 tensor of shape {shape}")
     return tensor
 
 
@@ -287,19 +280,16 @@ def _novelty(rest: float, n_inputs: int, tensors: Mapping[str, Tensor]) -> Novel
     shapes: dict[str, tuple[int, ...]] = {"mean": (n_inputs,), "directions": (k, n_inputs), "variances": (k,)}
     found = {name: _checked(f"novelty.{name}", shape, tensors).numpy() for name, shape in shapes.items()}
     if not rest > 0 or not (found["variances"] > 0).all():
-        raise ValueError("novelty's variances are not above zero")
+        raise ValueError("the variances for novelty must be above zero")
     return NoveltyReference(rest=rest, **found)
-
-
-def _is_threshold(point: OperatingPoint) -> bool:
-    return point.threshold is not None and math.isfinite(point.threshold)
 
 
 def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mapping[str, Tensor]) -> Validated:
     if not all(0 < value < math.inf for value in fixed.temperatures) or len(fixed.temperatures) != n_calibrations:
-        raise ValueError(f"its temperatures for {fixed.unit} are not as many as it needs, each above zero")
-    if len(fixed.points) != n_points or not all(of_class and _is_threshold(of_class[0]) for of_class in fixed.points):
-        raise ValueError(f"its operating points for {fixed.unit} are not as many as it needs, each with a threshold")
+        raise ValueError(f"temperatures for {fixed.unit}: {n_calibrations} needed, each above zero")
+    primary = [points[0].threshold if points else None for points in fixed.points]
+    if len(primary) != n_points or not all(one is not None and math.isfinite(one) for one in primary):
+        raise ValueError(f"operating points for {fixed.unit}: {n_points} needed, each with a threshold")
     calibrations = tuple(_calibration(f"conformal.{fixed.unit}.{i}", tensors) for i in range(n_calibrations))
     return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
 
@@ -307,7 +297,7 @@ def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mappi
 def _calibration(name: str, tensors: Mapping[str, Tensor]) -> ConformalScores:
     scores, weights = (tensors[f"{name}.{part}"].double().numpy() for part in ("scores", "weights"))
     if scores.ndim != 1 or scores.shape != weights.shape or not np.isfinite(scores).all():
-        raise ValueError(f"{name} holds no scores")
+        raise ValueError(f"{name} does not contain scores and weights of one length")
     if (np.diff(scores) < 0).any() or not ((weights > 0) & (weights <= 1)).all():
-        raise ValueError(f"{name} holds scores that are not sorted, or weights that are no shares")
+        raise ValueError(f"{name} contains unsorted scores, or weights outside 0 to 1")
     return ConformalScores(scores, weights)

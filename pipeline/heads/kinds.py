@@ -1,6 +1,6 @@
-"""The kinds of head. One class holds all of a kind: its grammar, options, module, and how many are trained at once.
+"""The kinds of head. One class declares all of a kind: its grammar, options, module, and how many are trained at once.
 
-To add a kind, write a subclass of `HeadSpec` and name it in `KINDS`. Nothing else has to change.
+To add a kind, write a subclass of `HeadSpec` and list it in `KINDS`. Nothing else has to change.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,23 +22,15 @@ StackedLayer = Callable[["nn.Module", "Sequence[Tensor]", "Tensor"], "Tensor"]
 """One layer of M heads at once: from the first head's layer, its parameters (M, ...) and inputs (M, B, in) to (M, B, out)."""
 
 
-def as_it_is(layer: "nn.Module", _: "Sequence[Tensor]", y: "Tensor") -> "Tensor":
-    """Apply a layer without parameters to the inputs of all heads: for activations, and all that treats rows alike."""
+def apply_directly(layer: "nn.Module", _: "Sequence[Tensor]", y: "Tensor") -> "Tensor":
+    """Apply a layer without parameters to the inputs of all heads: an activation, or another function of each row."""
     found: Tensor = layer(y)
     return found
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Which numbers an option may be. `words` follow "must be" in a message."""
-
-    words: str
-    holds: Callable[[float], bool]
-
-
-def option(default: float, words: str, holds: Callable[[float], bool]) -> float:
-    """Declare an option of a head, with its default and bounds; a field of a dataclass."""
-    found: float = field(default=default, metadata={"bounds": Bounds(words, holds)})
+def option(default: float, words: str, is_allowed: Callable[[float], bool]) -> float:
+    """Declare an option of a head, a dataclass field with a default; `words` for its range follow "must be"."""
+    found: float = field(default=default, metadata={"words": words, "is_allowed": is_allowed})
     return found
 
 
@@ -46,8 +38,8 @@ def option(default: float, words: str, holds: Callable[[float], bool]) -> float:
 class HeadSpec:
     """One variant: an architecture and its hyperparameters. Each kind of head is a subclass.
 
-    Fields made by `option` are what stands after the commas of a specification, `dropout=0.2`. Other fields are the size,
-    which a kind reads and writes itself.
+    Fields made by `option` follow the commas of a specification, as in `dropout=0.2`. Other fields are the size, which a
+    kind reads and writes itself.
 
     Attributes
     ----------
@@ -61,20 +53,20 @@ class HeadSpec:
     """The word that a specification of this kind begins with."""
     GRAMMAR: ClassVar[str]
     """How the part before the first comma is written, for messages."""
-    HAS_NOT: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    UNAVAILABLE: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Options of other kinds, and why this kind does not have them, for messages."""
 
     lr: float = option(1e-3, "above 0", lambda value: value > 0)
     weight_decay: float = option(1.0, "0 or above", lambda value: value >= 0)
 
     @classmethod
-    def of_size(cls, size: str, text: str) -> Self | None:  # noqa: ARG003 - for kinds that have a size
-        """Return a head of this kind with default options, or None if the size is not of the grammar.
+    def from_size(cls, size: str, text: str) -> Self | None:  # noqa: ARG003 - for kinds that have a size
+        """Return a head of this kind with default options, or None if the size does not follow the grammar.
 
         Parameters
         ----------
         size : str
-            What stands between the kind's word and the first comma: "", or ":256x6".
+            The part between the kind's word and the first comma: "", or ":256x6".
         text : str
             The whole specification, for messages.
 
@@ -91,26 +83,26 @@ class HeadSpec:
         return self.KIND
 
     @property
-    def stacked_by(self) -> Hashable:
-        """What must be equal in heads that are trained in one stack: all that decides the module but dropout and weights."""
+    def stack_key(self) -> Hashable:
+        """Equal for heads that can be trained in one stack: their modules differ only in dropout and weights."""
         return self.shape
 
     def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
-        """Make the module: (B, n_inputs) standardised embeddings to (B, n_classes) logits.
+        """Return the module, from (B, n_inputs) standardised embeddings to (B, n_classes) logits.
 
-        Its layers must be `nn.Linear`, `nn.Dropout`, or of `stacked_layers`; training refuses others.
+        Its layers must be `nn.Linear`, `nn.Dropout`, or in `stacked_layers`; training refuses others.
         """
         raise NotImplementedError
 
     @classmethod
     def stacked_layers(cls) -> "Mapping[type[nn.Module], StackedLayer]":
-        """Return how each type of layer runs for many heads at once. `nn.Linear` and `nn.Dropout` are known without it."""
+        """Return how each type of layer runs for many heads at once; `nn.Linear` and `nn.Dropout` need no entry."""
         return {}
 
     @classmethod
     def options(cls) -> dict[str, "Field[float]"]:
-        """Return the declared options by their names, in the order in which they are written."""
-        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "bounds" in one.metadata}
+        """Return the declared options by name, in the order in which they are written."""
+        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "is_allowed" in one.metadata}
 
     def values(self) -> dict[str, float]:
         """Return the value of each option."""
@@ -118,9 +110,9 @@ class HeadSpec:
 
     @property
     def name(self) -> str:
-        """The shortest specification that gives this head."""
-        default = {name: one.default for name, one in self.options().items()}
-        changed = [f"{name}={_shortest(value)}" for name, value in self.values().items() if value != default[name]]
+        """The shortest specification of this head."""
+        defaults = {name: one.default for name, one in self.options().items()}
+        changed = [f"{name}={_shortest(value)}" for name, value in self.values().items() if value != defaults[name]]
         return ",".join([self.shape, *changed])
 
     @property
@@ -131,7 +123,7 @@ class HeadSpec:
 
 
 def _shortest(value: float) -> str:
-    """Write a number briefly ("1", "0.001"), but never so that it reads back as another one."""
+    """Return the shortest text ("1", "0.001") that reads back as the same number."""
     brief = f"{value:g}"
     return brief if float(brief) == value else repr(value)
 
@@ -142,12 +134,12 @@ class Linear(HeadSpec):
 
     KIND: ClassVar[str] = "linear"
     GRAMMAR: ClassVar[str] = "linear"
-    HAS_NOT: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"dropout": "a linear head has no hidden layer to drop out from. Leave dropout away, or take mlp:256."}
+    UNAVAILABLE: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"dropout": "a linear head has no hidden layer, so dropout does not apply. Omit dropout, or use mlp:256."}
     )
 
     def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
-        """Make the module, see `HeadSpec.build`."""
+        """Return the module, see `HeadSpec.build`."""
         from torch import nn
 
         return nn.Sequential(nn.Linear(n_inputs, n_classes))
@@ -162,7 +154,7 @@ class Mlp(HeadSpec):
     width, depth : int
         Of the hidden layers.
     dropout : float
-        After each hidden layer, 0 <= dropout < 1.
+        Rate after each hidden layer, 0 <= dropout < 1.
     """
 
     KIND: ClassVar[str] = "mlp"
@@ -173,8 +165,8 @@ class Mlp(HeadSpec):
     dropout: float = option(0.0, "from 0 to below 1", lambda value: 0 <= value < 1)
 
     @classmethod
-    def of_size(cls, size: str, text: str) -> Self | None:
-        """Read ":WIDTH" or ":WIDTHxDEPTH", see `HeadSpec.of_size`."""
+    def from_size(cls, size: str, text: str) -> Self | None:
+        """Read ":WIDTH" or ":WIDTHxDEPTH", see `HeadSpec.from_size`."""
         width, x, depth = size.removeprefix(":").partition("x")
         numbers = [width, depth] if x else [width]
         if not all(number.isascii() and number.isdigit() for number in numbers):
@@ -186,7 +178,7 @@ class Mlp(HeadSpec):
         if found.width**2 * (found.depth - 1) > MAX_PARAMETERS:
             raise TrainingError(
                 f"--head {text}: {found.depth} layers of {found.width} are more than {MAX_PARAMETERS:,} weights. "
-                "Take a smaller width or depth."
+                "Use a smaller width or depth."
             )
         return found
 
@@ -196,21 +188,19 @@ class Mlp(HeadSpec):
         return f"{self.KIND}:{self.width}" + (f"x{self.depth}" if self.depth > 1 else "")
 
     def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
-        """Make the module, see `HeadSpec.build`."""
+        """Return the module, see `HeadSpec.build`."""
         from torch import nn
 
         layers: list[nn.Module] = []
-        width = n_inputs
-        for _ in range(self.depth):
-            layers += [nn.Linear(width, self.width), self.activation()]
+        for i in range(self.depth):
+            layers += [nn.Linear(self.width if i else n_inputs, self.width), self.activation()]
             if self.dropout:
                 layers.append(nn.Dropout(self.dropout))
-            width = self.width
-        return nn.Sequential(*layers, nn.Linear(width, n_classes))
+        return nn.Sequential(*layers, nn.Linear(self.width, n_classes))
 
     @staticmethod
     def activation() -> "nn.Module":
-        """Make what follows each hidden layer."""
+        """Return the layer that follows each hidden layer."""
         from torch import nn
 
         return nn.ReLU()
@@ -218,8 +208,8 @@ class Mlp(HeadSpec):
     @classmethod
     def stacked_layers(cls) -> "Mapping[type[nn.Module], StackedLayer]":
         """Return how its layers run for many heads at once, see `HeadSpec.stacked_layers`."""
-        return {type(cls.activation()): as_it_is}
+        return {type(cls.activation()): apply_directly}
 
 
 KINDS: dict[str, type[HeadSpec]] = {kind.KIND: kind for kind in (Linear, Mlp)}
-"""All kinds, by the word that their specifications begin with."""
+"""All kinds, by the first word of their specifications."""

@@ -1,4 +1,4 @@
-"""Head specifications: read, and crossed with grids. What each kind of head is stands in kinds.py."""
+"""Head specifications: read, and crossed with grids. The kinds of head are in kinds.py."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def parse_head(text: str) -> HeadSpec:
     Raises
     ------
     TrainingError
-        If it is not of the grammar, or a value is out of range.
+        If it does not follow the grammar, or a value is out of range.
     """
     shape, *options = text.strip().split(",")
     spec = _parse_shape(shape.strip(), text)
@@ -31,13 +31,13 @@ def parse_head(text: str) -> HeadSpec:
     for option in options:
         key, equals, value = (part.strip() for part in option.partition("="))
         if key not in known or not equals:
-            raise TrainingError(f"--head {text}: {option.strip()!r} is no option. Expected {_grammar()}.")
+            raise TrainingError(f"--head {text}: {option.strip()!r} is not an option. Expected {_grammar()}.")
         if key in values:
-            raise TrainingError(f"--head {text}: {key} is given twice. Give each option once.")
+            raise TrainingError(f"--head {text}: {key} appears twice. Use each option once.")
         values[key] = _parse_value(known[key], value, f"--head {text}")
     for key in values.keys() - spec.options():
         if values.pop(key) != known[key].default:
-            raise TrainingError(f"--head {text}: {spec.HAS_NOT.get(key, f'{spec.KIND} has no {key}. Leave it out.')}")
+            raise TrainingError(f"--head {text}: {spec.UNAVAILABLE.get(key, f'{spec.KIND} has no {key}. Omit it.')}")
     return replace(spec, **values)
 
 
@@ -47,15 +47,15 @@ def _grammar() -> str:
 
 
 def _all_options() -> dict[str, "Field[float]"]:
-    """Return the options of all kinds, by their names."""
+    """Return the options of all kinds by name."""
     return {name: option for kind in KINDS.values() for name, option in kind.options().items()}
 
 
 def _parse_shape(shape: str, text: str) -> HeadSpec:
     word, colon, size = shape.partition(":")
-    found = KINDS[word].of_size(colon + size, text) if word in KINDS else None
+    found = KINDS[word].from_size(colon + size, text) if word in KINDS else None
     if found is None:
-        raise TrainingError(f"--head {text}: not a head. Expected {_grammar()}.")
+        raise TrainingError(f"--head {text}: not a head specification. Expected {_grammar()}.")
     return found
 
 
@@ -64,19 +64,18 @@ def _parse_value(option: "Field[float]", value: str, where: str) -> float:
         number = float(value)
     except ValueError as error:
         raise TrainingError(f"{where}: {option.name}={value} is not a number.") from error
-    bounds = option.metadata["bounds"]
-    if not (bounds.holds(number) and math.isfinite(number)):
-        raise TrainingError(f"{where}: {option.name} must be {bounds.words}, not {value}.")
+    if not (option.metadata["is_allowed"](number) and math.isfinite(number)):
+        raise TrainingError(f"{where}: {option.name} must be {option.metadata['words']}, not {value}.")
     return abs(number)  # -0 is 0
 
 
-def cross_heads(specs: "Sequence[HeadSpec]", grids: "Sequence[str]") -> list[HeadSpec]:
+def cross_heads(specs: Sequence[HeadSpec], grids: Sequence[str]) -> list[HeadSpec]:
     """Cross heads with grids such as "lr=1e-4,1e-3": each head with each combination of their values.
 
     Raises
     ------
     TrainingError
-        If a grid is not of this form, names no hyperparameter, or names the same as another.
+        If a grid does not have this form, names no hyperparameter, or names the same one as another grid.
     """
     values: dict[str, list[float]] = {}
     known = dict(sorted(_all_options().items()))
@@ -85,31 +84,28 @@ def cross_heads(specs: "Sequence[HeadSpec]", grids: "Sequence[str]") -> list[Hea
         if key not in known or not equals:
             raise TrainingError(f"--grid {grid}: expected one of {', '.join(known)}, as in lr=1e-4,1e-3.")
         if key in values:
-            raise TrainingError(f"--grid {grid}: {key} has a grid already. Put all its values into one.")
+            raise TrainingError(f"--grid {grid}: {key} has another grid already. List all its values in one grid.")
         values[key] = [_parse_value(known[key], value.strip(), f"--grid {key}") for value in listed.split(",")]
-    crossed = (
-        # A linear head has no hidden layer to drop out from: one of it is enough.
-        replace(spec, **{key: value for key, value in chosen.items() if key in spec.options()})
-        for spec in specs
-        for chosen in (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-    )
-    found: dict[HeadSpec, None] = {}
-    for variant in crossed:  # counted while they are made: three long lists would fill the memory
-        found[variant] = None
-        if len(found) > MAX_VARIANTS:
-            raise TrainingError(f"--grid: more than {MAX_VARIANTS:,} variants. Give fewer values.")
+    found: dict[HeadSpec, None] = {}  # counted while they are made: the product of long lists would fill the memory
+    for spec in specs:
+        for combination in product(*values.values()):
+            # An option that a kind does not have changes nothing: equal heads are kept once.
+            chosen = {key: value for key, value in zip(values, combination, strict=True) if key in spec.options()}
+            found[replace(spec, **chosen)] = None
+            if len(found) > MAX_VARIANTS:
+                raise TrainingError(f"--grid: more than {MAX_VARIANTS:,} variants. Use fewer values.")
     return list(found)
 
 
-def parse_heads(texts: "tuple[str, ...] | list[str]") -> list[HeadSpec]:
-    """Read several specifications; the defaults where there are none; the same head twice is an error."""
+def parse_heads(texts: Sequence[str]) -> list[HeadSpec]:
+    """Read several specifications, or the defaults if there are none. The same head twice is an error."""
     specs = [parse_head(text) for text in texts or DEFAULT_HEADS]
     for i, spec in enumerate(specs):
         if spec in specs[:i]:
-            raise TrainingError(f"--head {spec.name} is given twice. Give each head once.")
+            raise TrainingError(f"--head {spec.name} appears twice. Use each head once.")
     return specs
 
 
 def count_parameters(module: "nn.Module") -> int:
-    """Count trainable values."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -14,7 +14,7 @@ from hoarfrost.training.objective import Objective
 from hoarfrost.training.records import Fold
 from hoarfrost.training.rows import Rows
 
-LEAST_WEIGHT = 1e-12  # of a batch of which no label is known: its loss is zero then, not undefined
+LEAST_WEIGHT = 1e-12  # the loss of a batch without any known label is zero, not undefined
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Group:
 class Batch:
     """One step of G groups.
 
-    `rows` (G, B) are rows of the data; `targets` (G, B, K) what each negative log-probability weighs in the
-    loss, all together one for each group. Shorter groups are filled up with rows that weigh nothing;
-    `sizes`, length G, counts the others.
+    `rows` (G, B) are row numbers in the data; `targets` (G, B, K) are the weights of the negative log-probabilities in
+    the loss, with sum one for each group. Shorter groups are padded with rows of weight zero; `sizes`, length G, counts
+    the others.
     """
 
     rows: Tensor
@@ -40,9 +40,9 @@ class Batch:
 
 
 class Batches:
-    """Orders of the training rows, a new one each epoch, by the group's seed alone.
+    """The order of the training rows, drawn for each epoch by the group's seed alone.
 
-    All groups take the same number of steps: a fold's rows are shared out evenly over them.
+    All groups take the same number of steps: a fold's rows are distributed evenly over them.
     """
 
     def __init__(
@@ -57,28 +57,27 @@ class Batches:
         self.groups = list(groups)
         self.folds = folds
         self.n_steps = max(-(-len(fold.train) // config.batch_size) for fold in folds)
-        self._orders = {
-            group: torch.Generator().manual_seed(seed_of(f"order of batches {group.seed}")) for group in groups
-        }
+        self._orders = {one: torch.Generator().manual_seed(seed_of(f"order of batches {one.seed}")) for one in groups}
         balanced = config.class_weight == "balanced"
         labels = [y[torch.from_numpy(fold.train).to(y.device)].cpu() for fold in folds]
         self._targets = [objective.loss_weights(y, balanced=balanced, smoothing=config.label_smoothing) for y in labels]
+        self.n_weighed = self._targets[0][0].shape[1]  # K
         self._rows = [torch.from_numpy(fold.train) for fold in folds]
         self._x = x
         self._n_epochs = 0
 
     def keep(self, groups: Sequence[Group]) -> None:
-        """Go on with these groups; one may stand several times."""
+        """Continue with these groups; one may occur several times."""
         self.groups = list(groups)
 
     def epoch(self) -> "Iterator[Batch]":
-        """Give an epoch's steps."""
+        """Yield the steps of the next epoch."""
         self._n_epochs += 1
-        orders = {group: self._shared_out(group) for group in dict.fromkeys(self.groups)}
+        orders = {group: self._steps(group) for group in dict.fromkeys(self.groups)}
         for step in range(self.n_steps):
             yield self._batch([orders[group][step] for group in self.groups])
 
-    def _shared_out(self, group: Group) -> "list[tuple[int, npt.NDArray[np.int64]]]":
+    def _steps(self, group: Group) -> "list[tuple[int, npt.NDArray[np.int64]]]":
         order = self._x.shuffled(self.folds[group.fold].train, self._orders[group], self._n_epochs)
         return [(group.fold, part) for part in np.array_split(order, self.n_steps)]
 
@@ -97,5 +96,5 @@ class Batches:
 
 
 def seed_of(text: str) -> int:
-    """Turn a text into a seed."""
+    """Return a seed derived from a text."""
     return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1

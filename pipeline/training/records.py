@@ -1,4 +1,4 @@
-"""What training is given, and what it returns."""
+"""The data that training takes, and the heads that it returns."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the images: the rows that are learnt from, and those that heads are validated on; int64."""
+    """One division of the images: the rows to learn from, and the rows to validate on; int64."""
 
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """What one epoch came to: mean loss on train and val, ROC AUC on val, and the learning rate at its end."""
+    """Results of one epoch: mean loss on train and val, ROC AUC on val, and the learning rate at its end."""
 
     train_loss: float
     val_loss: float
@@ -43,10 +43,7 @@ class TrainedEpoch:
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head at its best epoch, which is the one with the lowest validation loss.
-
-    `seconds` is its share of the time that its stack took.
-    """
+    """A head at its best epoch, the one with the lowest validation loss; `seconds` is its share of its stack's time."""
 
     spec: HeadSpec
     seed: int

@@ -1,4 +1,4 @@
-"""What a head must beat: scikit-learn's classifiers on the same embeddings, and the most frequent class."""
+"""References that a head must beat: scikit-learn's classifiers on the same embeddings, and the most frequent class."""
 
 import warnings
 from collections.abc import Callable
@@ -20,27 +20,27 @@ LOGISTIC_REGRESSION = "logistic regression"
 N_NEIGHBOURS = 20
 MAX_ITERATIONS = 2_000
 MOST_TRAINED = 5_000
-FEWEST_FITTED = 10  # of each class; by chance there might be none of a rare one
+FEWEST_FITTED = 10  # of each class; a random draw might miss a rare one
 
 
 def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: str | None = None) -> dict[str, Floats]:
-    """Fit each reference on training rows, at most `MOST_TRAINED` of them, and give its probabilities of others.
+    """Fit each reference on training rows, at most `MOST_TRAINED` of them, and return its probabilities for others.
 
     Parameters
     ----------
     x : Rows
         Embeddings (n, D).
     y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
-        Each class is in the training rows; of several labels each both ways.
+        Each class must occur in the training rows; each label present and absent.
     train : ndarray (t,) int64
     rows : ndarray (m,) int64
     only : str, optional
-        The name of the one that is wanted.
+        The name of the only reference to fit.
 
     Returns
     -------
     dict of ndarray (m, C) float64, by the reference's name
-        Of several labels, each is learnt for itself.
+        Each of several labels is learnt separately.
     """
     train = fitted_rows(y, train)
     x_train = np.empty((len(train), x.n_features))  # in float64: with float32 the discriminant's do not sum to one
@@ -56,15 +56,15 @@ def reference_probabilities(x: Rows, y: Ints, train: Ints, rows: Ints, *, only: 
     for places, part in x.blocks(rows):
         x_part = part.cpu().numpy().astype(np.float64)
         for name, probabilities in found.items():
-            of_models = [of_label[name](x_part) for of_label in models]
-            probabilities[places] = of_models[0] if y.ndim == 1 else np.stack([p[:, 1] for p in of_models], axis=1)
+            predicted = [of_label[name](x_part) for of_label in models]
+            probabilities[places] = predicted[0] if y.ndim == 1 else np.stack([p[:, 1] for p in predicted], axis=1)
     return found
 
 
 def fitted_rows(y: Ints, train: Ints) -> Ints:
-    """Give the training rows that references are fitted on: all, or a drawn part of so many that it would take hours.
+    """Return the training rows to fit references on: all, or a random part where all would take hours.
 
-    A few of each class, and of several labels of those with and without each, are always among them.
+    The part always has a few images of each class; with several labels, a few with and without each.
     """
     if len(train) <= MOST_TRAINED:
         return train
@@ -82,34 +82,31 @@ def fitted_rows(y: Ints, train: Ints) -> Ints:
 
 
 def _fitted(x_train: Floats, y_train: Ints, only: str | None) -> dict[str, Callable[[Floats], Floats]]:
-    """Fit each reference, or one; give functions from embeddings (m, D) to probabilities (m, C)."""
+    """Fit each reference, or one; return functions from embeddings (m, D) to probabilities (m, C)."""
     shares = np.bincount(y_train) / len(y_train)
     fitted: dict[str, Callable[[Floats], Floats]] = {MAJORITY: lambda x: np.tile(shares, (len(x), 1))}
-    for name, make in _classifiers(len(y_train)).items():
+    for name, classifier in _classifiers(len(y_train)).items():
         if only not in {None, name}:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of columns that are collinear, or of iterations that are used up
-            model: Any = make().fit(x_train, y_train)
+            warnings.simplefilter("ignore")  # about collinear columns, or too few iterations
+            model: Any = classifier.fit(x_train, y_train)
         fitted[name] = model.predict_proba
     return fitted if only is None else {only: fitted[only]}
 
 
-def _classifiers(n_train: int) -> "dict[str, Callable[[], ClassifierMixin]]":
+def _classifiers(n_train: int) -> "dict[str, ClassifierMixin]":
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    n_neighbours = min(N_NEIGHBOURS, n_train)  # the name stays: folds differ by an image, and are pooled by name
-    return {
-        LOGISTIC_REGRESSION: lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS)),
-        f"{N_NEIGHBOURS} nearest neighbours": lambda: make_pipeline(
-            StandardScaler(), KNeighborsClassifier(n_neighbours)
-        ),
+    n_neighbours = min(N_NEIGHBOURS, n_train)  # its name has the constant: folds differ in size, and are pooled by name
+    classifiers = {
+        LOGISTIC_REGRESSION: LogisticRegression(max_iter=MAX_ITERATIONS),
+        f"{N_NEIGHBOURS} nearest neighbours": KNeighborsClassifier(n_neighbours),
         # Shrunken: with fewer images than features the covariance is singular.
-        "linear discriminant": lambda: make_pipeline(
-            StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        ),
+        "linear discriminant": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
     }
+    return {name: make_pipeline(StandardScaler(), classifier) for name, classifier in classifiers.items()}

@@ -1,4 +1,4 @@
-"""Embeddings by row, wherever they are: in memory, on a GPU, or streamed from a file that is larger than the memory."""
+"""Embeddings by row: in memory, on a GPU, or streamed from a file that is larger than the memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -10,35 +10,35 @@ from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 16_384  # of a pass over many rows
-CHUNK_ROWS = 1_024  # streamed rows are read, kept and let go in such pieces, as the cache keeps them
-READ_CHUNKS = 16  # at once: enough for two threads, 32 MB besides the limit
+BLOCK_ROWS = 16_384  # read at once in a pass over many rows
+CHUNK_ROWS = 1_024  # streamed rows are read, kept and dropped in chunks of this size, as the cache stores them
+READ_CHUNKS = 16  # at once: enough for two threads; 32 MB above the limit
 
 
 class Rows(Protocol):
-    """Embeddings (n, D) by row number; `device` is where `take` puts them."""
+    """Embeddings (n, D) by row number; `take` returns them on `device`."""
 
     device: torch.device
     dtype: torch.dtype
     n_features: int
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Return the number of rows."""
 
     def take(self, rows: Tensor) -> Tensor:
-        """Give the embeddings (..., D) of rows (...) int64, in any order, repeated or not."""
+        """Return the embeddings (..., D) of rows (...) int64, in any order, repeated or not."""
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
-        """Give the embeddings of rows (m,) in the order that costs least: places in `rows` (k,), embeddings (k, D)."""
+        """Yield the embeddings of rows (m,) in the cheapest order: places in `rows` (k,), embeddings (k, D)."""
 
     def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
-        """Put rows (m,) into the order of an epoch; give their places in `rows`."""
+        """Return the order of rows (m,) in an epoch, as places in `rows`."""
 
     def hold(self, rows: Ints) -> None:
-        """Be told that these rows will be taken again and again."""
+        """Keep these rows in memory if possible: they will be taken many times."""
 
     def release(self) -> None:
-        """Be told that training is over: let go what was kept for it."""
+        """Free the memory that was kept for training."""
 
 
 class HeldRows:
@@ -48,7 +48,7 @@ class HeldRows:
     ----------
     x : Tensor (n, D)
     device : torch.device, optional
-        Where `take` puts rows; by default where `x` is.
+        Where `take` returns rows; by default the device of `x`.
     """
 
     def __init__(self, x: Tensor, device: torch.device | None = None) -> None:
@@ -61,45 +61,43 @@ class HeldRows:
         return len(self.x)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Give rows."""
+        """Return rows."""
         return self.x[rows.to(self.x.device)].to(self.device)
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
-        """Give blocks in the order of `rows`."""
+        """Yield blocks in the order of `rows`."""
         for first in range(0, len(rows), BLOCK_ROWS):
             places = np.arange(first, min(first + BLOCK_ROWS, len(rows)))
             yield places, self.take(torch.from_numpy(rows[places]))
 
     def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:  # noqa: ARG002 - the protocol's
-        """Draw any order of all rows."""
+        """Return a random order of all rows."""
         order: Ints = torch.randperm(len(rows), generator=generator).numpy()
         return order
 
     def hold(self, rows: Ints) -> None:
-        """All rows are held."""
+        """Do nothing: all rows are in memory."""
 
     def release(self) -> None:
-        """All rows stay."""
+        """Do nothing: all rows stay in memory."""
 
 
 class StreamedRows:
-    """Rows of a file, of which no more than a number of bytes is in memory.
+    """Rows of a file, with a limit on the bytes in memory.
 
-    An epoch's order is drawn in two steps: the file's chunks in random windows, the same for all heads, so that they
-    read the file once; and the rows of each window, by each head's own generator.
+    An epoch's order is drawn in two steps: first random windows of the file's chunks, the same for all heads, which
+    therefore read the file once; then the rows of each window, by each head's own generator.
 
     Parameters
     ----------
     read : callable
         From rows of the file (m,) int64, ascending, to their embeddings (m, D) float32.
     file_rows : ndarray (n,) int64
-        Where in the file each row is.
-    n_features : int
+        The place of each row in the file.
     limit_bytes : int
-        For embeddings: an eighth for the windows, at most half for rows that are asked to be held, and the
-        rest for what passes through.
+        For embeddings: an eighth for the windows, at most half for rows to `hold`, and the rest for single passes.
     device : torch.device
-        Where `take` puts rows.
+        Where `take` returns rows.
     """
 
     def __init__(
@@ -112,18 +110,17 @@ class StreamedRows:
     ) -> None:
         self.device, self.dtype, self.n_features, self.limit_bytes = device, torch.float32, n_features, limit_bytes
         self._read, self._file_rows = read, file_rows
-        self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # used ones; each row's
+        self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # those in use; each row's
         self._n_file_rows = int(file_rows.max()) + 1
         n_slots = max(2, limit_bytes // 8 // (CHUNK_ROWS * n_features * 4))
-        self._window_chunks = n_slots // 2  # two windows: heads of unlike folds are not quite at the same place
-        n_slots = min(n_slots, len(self._chunks))
+        self._window_chunks = n_slots // 2  # two windows: heads of different folds are not at exactly the same place
+        self._n_slots = min(n_slots, len(self._chunks))
         self._most_held = limit_bytes // 2 // (n_features * 4)
-        self._n_slots = n_slots
         self.release()
 
     def release(self) -> None:
-        """Let windows and held rows go."""
-        self._buffer = torch.empty((self._n_slots * CHUNK_ROWS, self.n_features))  # no memory before it is written
+        """Free the windows and the held rows."""
+        self._buffer = torch.empty((self._n_slots * CHUNK_ROWS, self.n_features))  # takes no memory until it is written
         self._slot = np.full(len(self._chunks), -1, np.int64)  # of each chunk in the buffer
         self._in_slot = np.full(self._n_slots, -1, np.int64)
         self._last_used = np.zeros(self._n_slots, np.int64)
@@ -135,7 +132,7 @@ class StreamedRows:
         return len(self._file_rows)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Give rows, from memory where they are there."""
+        """Return rows, from memory if they are there."""
         wanted = rows.cpu().numpy().ravel()
         held = self._held_at[wanted]
         are_held = len(held) and held.min() >= 0
@@ -155,7 +152,7 @@ class StreamedRows:
         return self._buffer[torch.from_numpy(slots * CHUNK_ROWS + self._file_rows[wanted] % CHUNK_ROWS)]
 
     def _load(self, needed: Ints) -> None:
-        """Bring chunks into the buffer, in the place of those that were not used for longest."""
+        """Load chunks into the buffer, replacing the least recently used ones."""
         missing = needed[self._slot[needed] < 0]
         stays = np.isin(self._in_slot, needed)
         order = np.argsort(np.where(stays, np.iinfo(np.int64).max, self._last_used), kind="stable")
@@ -178,14 +175,14 @@ class StreamedRows:
         return found
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
-        """Give blocks in the order of the file."""
+        """Yield blocks in the order of the file."""
         order = np.argsort(self._file_rows[rows], kind="stable")
         for first in range(0, len(rows), BLOCK_ROWS):
             places = order[first : first + BLOCK_ROWS]
             yield places, torch.from_numpy(self._read(self._file_rows[rows[places]])).to(self.device)
 
     def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
-        """Draw windows of chunks by the epoch's number, and the order within each by the generator."""
+        """Return an order with windows of chunks drawn by the epoch's number, and rows within each by the generator."""
         n_chunks = len(self._slot)
         window = np.empty(n_chunks, np.int32)
         window[np.random.default_rng(epoch).permutation(n_chunks)] = np.arange(n_chunks) // self._window_chunks
@@ -193,7 +190,7 @@ class StreamedRows:
         return order[np.argsort(window[self._chunk[rows[order]]], kind="stable")]
 
     def hold(self, rows: Ints) -> None:
-        """Keep rows in memory, if half of the limit is enough for them; else they are read whenever they are asked for."""
+        """Keep rows in memory if they fit into half of the limit; otherwise each `take` reads them."""
         if len(rows) > self._most_held or (self._held_at[rows] >= 0).all():
             return
         self._held_at[:] = -1
@@ -204,7 +201,7 @@ class StreamedRows:
 
 
 def moments(x: Rows, rows: Ints) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation of some rows, (D,) float64 each, in one pass.
+    """Return the mean and standard deviation of some rows, (D,) float64 each, in one pass.
 
     References
     ----------

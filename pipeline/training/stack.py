@@ -13,7 +13,7 @@ from hoarfrost.training.batches import seed_of
 
 @dataclass(frozen=True)
 class Member:
-    """One head of a stack; `seed` and `fold` name the group that it shares batches with."""
+    """One head of a stack; `seed` and `fold` identify the group that it shares batches with."""
 
     spec: HeadSpec
     seed: int
@@ -27,11 +27,11 @@ class _Layer:
     Attributes
     ----------
     first_head : nn.Module
-        This layer of the first head. Those of the others differ in their parameters alone.
+        This layer of the first head. The other heads' layers differ only in their parameters.
     run : StackedLayer or None
-        How it runs for all heads; None for `nn.Linear`, whose parameters the stack lays out itself.
+        How it runs for all heads; None for `nn.Linear`, whose parameters have the stack's own layout.
     places : range
-        Of its parameters among the stack's.
+        Where its parameters are in the stack's list.
     """
 
     first_head: nn.Module
@@ -42,26 +42,25 @@ class _Layer:
 class Stack:
     """G groups of V heads each, all of one architecture, and their AdamW.
 
-    The first linear layer of a group's heads is one product, for they see the same embeddings; deeper
+    The first linear layer of a group's heads is one product, because they see the same embeddings; deeper
     ones are batched products. `members` is in the order of the heads, group by group.
 
     Parameters
     ----------
     members : sequence of Member, length G * V
     modules : sequence of nn.Sequential
-        Each head as its kind built it: its initial weights.
-    n_groups : int
+        Each head with its initial weights, as its kind built it.
 
     Raises
     ------
     TrainingError
-        If a module has a layer that cannot be run for many heads at once as its kind says, or at all.
+        If a module has a layer that cannot be run for many heads at once.
 
     Notes
     -----
-    torch's AdamW gives one learning rate and weight decay to a tensor, but stacked heads have their own. So it
-    runs, at rate one and without decay, on tensors that start each step at zero: what they hold then is the step's
-    direction, which each head scales by its own rate, after shrinking its weights by its own decay.
+    torch's AdamW uses one learning rate and weight decay for a tensor, but stacked heads have their own. So it runs,
+    at rate one and without decay, on tensors that are zero before each step. Afterwards they contain the step's
+    direction. Each head shrinks its weights by its own decay, then moves in this direction by its own rate.
     """
 
     def __init__(self, members: Sequence[Member], modules: Sequence[nn.Sequential], n_groups: int) -> None:
@@ -78,20 +77,21 @@ class Stack:
         like = self.parameters[0]
         self._lr = like.new_tensor([member.spec.lr for member in members])
         self._decay = like.new_tensor([member.spec.weight_decay for member in members])
-        self._generators = [_dropout_generator(member, like.device) for member in members]
+        dropout_seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
+        self._generators = [torch.Generator(like.device).manual_seed(seed) for seed in dropout_seeds]
         self._optimise()
 
     def _stack_layers(self, spec: HeadSpec, of_heads: Sequence[Sequence[nn.Module]]) -> None:
-        """Put the parameters of each layer of all heads into one tensor."""
+        """Stack the parameters of each layer of all heads."""
         rules = spec.stacked_layers()
         for alike in zip(*of_heads, strict=True):
             first = alike[0]
             _check_alike(spec, alike)
             of_layer = [list(layer.parameters()) for layer in alike]
             stacked = [torch.stack([value.detach() for value in values]) for values in zip(*of_layer, strict=True)]
-            # Matrices alone: pulling a bias towards zero is no simpler a function.
+            # Only matrices: a bias near zero does not make a simpler function.
             self._decays += [value.ndim == 3 for value in stacked]
-            if type(first) is nn.Linear:  # (M, in, out) and (M, 1, out); AdamW's fused steps need one piece of memory
+            if type(first) is nn.Linear:  # (M, in, out) and (M, 1, out); AdamW's fused steps need contiguous memory
                 stacked = [stacked[0].transpose(1, 2).contiguous(), stacked[1][:, None]]
             places = range(len(self.parameters), len(self.parameters) + len(stacked))
             self._layers.append(_Layer(first, rules.get(type(first)), places))
@@ -103,23 +103,28 @@ class Stack:
         return len(self.members)
 
     @property
+    def n_variants(self) -> int:
+        """V."""
+        return len(self.members) // self.n_groups
+
+    @property
     def n_activations(self) -> int:
-        """The numbers that the widest linear layers of all heads give an image."""
+        """Outputs per image of the widest linear layers of all heads."""
         weights = [self.parameters[layer.places[0]] for layer in self._layers if layer.run is None]
         return max(value.numel() // value.shape[1] for value in weights)
 
     def _optimise(self) -> None:
-        """Make the optimiser of the parameters as they are now."""
+        """Create the optimiser for the current parameters."""
         for value in self.parameters:
             value.requires_grad_()
         self._directions = [torch.zeros_like(value) for value in self.parameters]
         fused = self.parameters[0].device.type in {"cpu", "cuda"}
         self._optimizer = torch.optim.AdamW(self._directions, lr=1.0, weight_decay=0.0, fused=fused)
 
-    # -- layout: the first linear layer is (G, in, V * out), so that a group is one product; what follows (G * V, ...) --
+    # -- layout: the first linear layer is (G, in, V * out), so that a group is one product; later ones (G * V, ...) ----
 
     def _stacked(self, i: int, value: Tensor) -> Tensor:
-        """Lay out the i-th parameter, (M, ...), for the products."""
+        """Return the i-th parameter, (M, ...), in the layout of the products."""
         if i >= 2:
             return value.contiguous()
         n_in, n_out = value.shape[1:]
@@ -129,26 +134,22 @@ class Stack:
         """Undo `_stacked`: return (M, ...)."""
         if i >= 2:
             return value
-        n_variants = self.n_heads // self.n_groups
-        split = value.view(self.n_groups, value.shape[1], n_variants, -1)
+        split = value.view(self.n_groups, value.shape[1], self.n_variants, -1)
         return split.permute(0, 2, 1, 3).reshape(self.n_heads, value.shape[1], -1)
 
     def _scaled(self, i: int, of_heads: Tensor, shape: torch.Size) -> tuple[Tensor, torch.Size]:
-        """Shape one number a head so that it multiplies the i-th parameter, viewed as the shape given back."""
+        """Shape one number per head so that it multiplies the i-th parameter; also return the shape to view that in."""
         if i >= 2:
             return of_heads.view(-1, *[1] * (len(shape) - 1)), shape
-        n_variants = self.n_heads // self.n_groups
-        return (
-            of_heads.view(self.n_groups, 1, n_variants, 1),
-            torch.Size((shape[0], shape[1], n_variants, shape[2] // n_variants)),
-        )
+        split = torch.Size((shape[0], shape[1], self.n_variants, shape[2] // self.n_variants))
+        return of_heads.view(self.n_groups, 1, self.n_variants, 1), split
 
-    # -- what a head does ---------------------------------------------------------------------------------------------
+    # -- forward and step ---------------------------------------------------------------------------------------------
 
     def logits(self, x: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
         """Compute every head's logits (M, B, C) on its group's standardised embeddings (G, B, D).
 
-        In training, `sizes` tells how many rows of each group count: dropout is drawn for these.
+        In training, `sizes` is the number of rows of each group that count: dropout is drawn for these.
         """
         y = x
         for layer, rates in zip(self._layers, self._dropout, strict=True):
@@ -164,19 +165,19 @@ class Stack:
         return y
 
     def _product_of_groups(self, x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-        """Compute the first linear layer of all heads, (M, B, out), a group's in one product."""
+        """Compute the first linear layer of all heads, (M, B, out), with one product for each group."""
         y = torch.baddbmm(biases, x, weights)  # (G, B, V * out)
-        y = y.view(self.n_groups, x.shape[1], self.n_heads // self.n_groups, -1).permute(0, 2, 1, 3)
+        y = y.view(self.n_groups, x.shape[1], self.n_variants, -1).permute(0, 2, 1, 3)
         return y.reshape(self.n_heads, x.shape[1], -1)
 
     def _drop_out(self, y: Tensor, rates: Sequence[float], sizes: Sequence[int]) -> Tensor:
-        """Drop activations of the heads that ask for it, each by its own generator: whoever else is there changes nothing."""
+        """Drop activations of the heads with dropout, each by its own generator: other heads have no influence."""
         if not any(rates):
             return y
         kept = torch.ones_like(y)
         for head, rate in enumerate(rates):
             if rate:
-                size = sizes[head * self.n_groups // self.n_heads]
+                size = sizes[head // self.n_variants]
                 drawn = torch.rand((size, y.shape[2]), generator=self._generators[head], device=y.device)
                 kept[head, :size] = (drawn >= rate).to(y.dtype) / (1 - rate)
         return y * kept
@@ -199,16 +200,16 @@ class Stack:
     # -- early stopping -----------------------------------------------------------------------------------------------
 
     def remember(self, improved: Tensor) -> None:
-        """Keep the present weights of some heads, (M,) bool, as their best."""
+        """Keep the current weights of some heads, (M,) bool, as their best."""
         with torch.no_grad():
             for i, (best, value) in enumerate(zip(self.best, self.parameters, strict=True)):
                 which, shape = self._scaled(i, improved, value.shape)
                 best.view(shape).copy_(torch.where(which, value.view(shape), best.view(shape)))
 
     def best_module(self, head: int, n_inputs: int, n_classes: int) -> nn.Sequential:
-        """Return one head at its best as a module of its own."""
+        """Return one head with its best weights as a separate module."""
         spec = self.members[head].spec
-        with torch.device("meta"):  # no initial values, and none of torch's random numbers
+        with torch.device("meta"):  # no initial values, and no use of torch's random numbers
             module = spec.build(n_inputs, n_classes)
         module = module.to_empty(device=self.best[0].device).to(self.best[0].dtype)
         with torch.no_grad():
@@ -221,7 +222,7 @@ class Stack:
         return module
 
     def keep(self, heads: Sequence[int], n_groups: int) -> None:
-        """Keep some of the heads, laid out in `n_groups`, moments and all."""
+        """Keep some of the heads, in `n_groups` groups, with their optimiser's moments."""
         states = [self._optimizer.state[direction] for direction in self._directions]
         old = [self.parameters, self.best, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
@@ -238,15 +239,8 @@ class Stack:
             self._optimizer.state[direction] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
 
 
-def _dropout_generator(member: Member, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed_of(f"dropout {member.seed} {member.spec.name}"))
-
-
 def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Module], list[float]]:
-    """Return a head's layers but those of dropout, and the rate of dropout that follows each.
-
-    Heads with and without dropout are in one stack.
-    """
+    """Return a head's layers without dropout, and the dropout rate after each: one stack has heads with and without."""
     layers: list[nn.Module] = []
     rates: list[float] = []
     rules = spec.stacked_layers()
@@ -256,7 +250,7 @@ def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Mod
             rates[-1] = layer.p
             continue
         is_known = (type(layer) is nn.Linear and layer.bias is not None) or type(layer) in rules
-        # Before the first linear layer a group's heads share their inputs, and so what is done to these.
+        # Before the first linear layer a group's heads share their inputs, so such a layer must be the same for all.
         if not is_known or not (after_linear or type(layer) is nn.Linear or not list(layer.parameters())):
             raise _refused(spec, layer)
         layers.append(layer)
@@ -267,7 +261,7 @@ def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Mod
 
 
 def _check_alike(spec: HeadSpec, layers: Sequence[nn.Module]) -> None:
-    """Refuse a layer that the heads of a stack do not share but for its parameters, or whose parameters are frozen."""
+    """Raise TrainingError if layers of a stack differ in more than their parameters, or have frozen parameters."""
     written, of_first = repr(layers[0]), list(layers[0].buffers())
     for layer in layers:
         buffers = list(layer.buffers())
@@ -279,6 +273,6 @@ def _check_alike(spec: HeadSpec, layers: Sequence[nn.Module]) -> None:
 
 def _refused(spec: HeadSpec, layer: nn.Module) -> TrainingError:
     return TrainingError(
-        f"{spec.name}: heads with the layer {layer} cannot be trained together. The head's kind must say how "
+        f"{spec.name}: heads with the layer {layer} cannot be trained together. The head's kind must declare how "
         "(`stacked_layers`), and all heads of one shape must have the same constants."
     )

@@ -160,7 +160,7 @@ def test_wrong_usage_is_status_2_with_the_way_to_the_help(
         (["train", "--cache", "{tmp}/no.h5", "--run", "{tmp}/run"], "no.h5. Create it with: hoarfrost extract"),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--head", "cnn"],
-            "--head cnn: not a head. Expected linear",
+            "--head cnn: not a head specification. Expected linear",
         ),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--positive", "x"],

@@ -73,7 +73,7 @@ def test_maximum_over_images_of_three_classes_sums_to_one() -> None:
 
 
 def slow_bca(y_true: Ints, p: Floats, patients: Ints, n_draws: int) -> list[float]:
-    """Efron's interval as in his book: patients drawn one by one, and left out one by one."""
+    """Return Efron's interval as in his book: patients are drawn one by one, and omitted one by one."""
     rng = np.random.default_rng(1)
     names = np.unique(patients)
 
@@ -98,7 +98,7 @@ def test_interval_agrees_with_efrons_over_patients_drawn_one_by_one() -> None:
 
 
 class Recorded:
-    """A statistic that remembers the weights it was asked for."""
+    """A statistic that records the weights it gets."""
 
     def __init__(self, statistic: Callable[[Floats], Floats]) -> None:
         self.statistic = statistic
@@ -110,7 +110,7 @@ class Recorded:
 
 
 def bca_of(recorded: Recorded, patients: Ints, n_draws: int, level: float) -> tuple[float, float]:
-    """Work out Efron's interval from what a statistic was asked for: all, the draws, and each patient left out."""
+    """Compute Efron's interval from the recorded weights: all patients, the draws, and all but one patient."""
     names = sorted(set(patients.tolist()))
     everything, draws, left_out = np.split(np.array(recorded.weights), [1, 1 + n_draws])
     assert (everything == 1).all()
@@ -135,13 +135,13 @@ def bca_of(recorded: Recorded, patients: Ints, n_draws: int, level: float) -> tu
 
 
 def skewed_counts(weights: Floats) -> Floats:
-    """Give the weighted mean of a few counts, one of which is far from the others: draws often equal the estimate."""
+    """Return the weighted mean of a few counts, one of which is far from the others: draws often equal the estimate."""
     found: Floats = weights @ np.repeat([0, 0, 1, 1, 2, 2, 3, 3, 12], 2) / weights.sum(axis=1)
     return found
 
 
 def never_again(offset: float) -> Callable[[Floats], Floats]:
-    """Give a statistic whose draws all lie on one side of the estimate."""
+    """Return a statistic whose draws are all on one side of the estimate."""
     return lambda weights: np.where((weights == 1).all(axis=1), 0.0, offset + skewed_counts(weights) / 100)
 
 
@@ -171,7 +171,7 @@ def test_of_many_patients_blocks_are_left_out(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_statistic_without_a_jackknife_has_no_acceleration() -> None:
-    """Left out one by one, patients leave nothing that is defined: the interval is corrected for bias alone."""
+    """Without any one patient the statistic is undefined: the interval is only corrected for bias."""
     share = np.array([1.0, 2, 3, 4, 5, 6])
 
     def statistic(weights: Floats) -> Floats:
@@ -229,7 +229,7 @@ def test_half_of_the_draws_may_be_undefined_and_no_more() -> None:
         kept = iter(range(len(weights)))
         return np.array([np.nan if len(weights) > 2 and next(kept) % 2 else 0.5 for _ in weights])
 
-    assert bootstrap_ci(both_or_nothing, np.arange(3), n_draws=100).n_left_out == 50
+    assert bootstrap_ci(both_or_nothing, np.arange(3), n_draws=100).n_undefined == 50
 
 
 def test_patients_with_one_image_each_have_nearly_delongs_interval() -> None:
@@ -279,7 +279,7 @@ def test_draws_that_lack_a_class_are_counted_and_left_out() -> None:
     y_true = np.array([1] * 2 + [0] * 20)
     found = bootstrap_auc_ci(y_true, two_columns(np.linspace(0.9, 0.1, 22)), np.arange(22), n_draws=500)
     expected = 500 * (20 / 22) ** 22  # no draw is of a positive patient
-    assert found.n_left_out == pytest.approx(expected, abs=4 * expected**0.5)
+    assert found.n_undefined == pytest.approx(expected, abs=4 * expected**0.5)
     assert (found.n_patients, found.n_draws) == (22, 500)
 
 
@@ -329,12 +329,12 @@ def test_hits_of_other_samples_than_are_counted_are_refused() -> None:
 
 
 def test_statistic_that_is_undefined_for_all_together_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^the statistic is undefined for the samples given$"):
+    with pytest.raises(ValueError, match=r"^the statistic is undefined for these samples$"):
         bootstrap_ci(lambda weights: np.full(len(weights), np.nan), np.arange(5))
 
 
 def test_statistic_that_most_draws_lack_is_refused() -> None:
-    with pytest.raises(ValueError, match="draws of patients lack what the statistic needs: too few patients"):
+    with pytest.raises(ValueError, match="the statistic is undefined in .* draws of patients: too few patients"):
         bootstrap_ci(lambda weights: np.where((weights == 1).all(axis=1), 0.5, np.nan), np.arange(5))
 
 
@@ -345,9 +345,7 @@ def test_single_patient_is_refused() -> None:
 
 def test_patient_of_two_classes_has_none_where_there_are_three() -> None:
     _, probabilities = drawn_probabilities(4, 3, seed=0)
-    with pytest.raises(
-        ValueError, match=r"1 patients have images of different classes \(first: group 7, classes 0 and 2"
-    ):
+    with pytest.raises(ValueError, match=r"images of different classes \(1; first: group 7, classes 0 and 2"):
         per_patient(np.array([0, 2, 1, 1]), probabilities, np.array([7, 7, 3, 3]))
 
 

@@ -1,4 +1,4 @@
-"""Calibration: what is drawn with a known temperature, slope and intercept is found to have them."""
+"""Calibration: temperature, slope and intercept of simulated data are found."""
 
 import json
 from collections.abc import Callable
@@ -184,9 +184,9 @@ def test_intercept_makes_the_mean_probability_the_observed_share() -> None:
 @pytest.mark.parametrize(
     ("y_true", "p", "reason"),
     [
-        ([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9], "the probabilities part the classes perfectly"),
-        ([1, 1, 0, 0], [0.1, 0.2, 0.7, 0.9], "the probabilities part the classes perfectly"),
-        ([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9], "the probabilities part the classes perfectly"),
+        ([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9], "the probabilities separate the classes perfectly"),
+        ([1, 1, 0, 0], [0.1, 0.2, 0.7, 0.9], "the probabilities separate the classes perfectly"),
+        ([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9], "the probabilities separate the classes perfectly"),
         ([0, 1, 0, 1], [0.4, 0.4, 0.4, 0.4], "all probabilities are equal"),
     ],
 )
@@ -198,7 +198,7 @@ def test_slope_that_does_not_exist_is_none_with_its_reason(y_true: list[int], p:
 
 
 def wald(y_true: Ints, p: Floats, slope: float, a: float) -> tuple[float, float]:
-    """Give the standard errors of the intercept (slope fixed) and the slope, from the likelihood's second derivatives."""
+    """Return the standard errors of the intercept (slope fixed) and the slope, from the likelihood's second derivatives."""
     x = np.log(p / (1 - p))
     step = 1e-3
 
@@ -253,7 +253,7 @@ def test_equal_probabilities_have_an_intercept_with_its_interval_and_no_slope() 
 @pytest.mark.parametrize("p", [[0.1, 0.4, 0.4, 0.9], [0.9, 0.4, 0.4, 0.1]], ids=["rightly", "wrongly"])
 def test_classes_that_probabilities_part_have_an_intercept_with_its_interval_and_no_slope(p: list[float]) -> None:
     line = calibration_line(np.array([0, 0, 1, 1]), np.array(p))
-    assert (line.slope, line.reason) == (None, "no slope: the probabilities part the classes perfectly")
+    assert (line.slope, line.reason) == (None, "no slope: the probabilities separate the classes perfectly")
     assert line.intercept_interval is not None
     assert line.intercept_interval[0] < line.intercept < line.intercept_interval[1]
 
@@ -296,7 +296,7 @@ def test_slope_that_is_not_found_leaves_the_intercept_with_its_interval(monkeypa
     whole = calibration_line(y_true, p)
     monkeypatch.setattr("hoarfrost.evaluation.calibration._slope", lambda *_: None)
     line = calibration_line(y_true, p)
-    assert line == replace(whole, slope=None, slope_interval=None, reason="no slope: Newton's method did not settle")
+    assert line == replace(whole, slope=None, slope_interval=None, reason="no slope: Newton's method did not converge")
 
 
 def test_level_reaches_the_bins_and_one_bin_is_enough() -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoarfrost.evaluation import compare_heads, delong_covariance, delong_test, delong_variance, holm, macro_roc_auc
+from hoarfrost.evaluation import compare_heads, holm, macro_roc_auc
+from tests.support.delong import delong_covariance, delong_test, delong_variance
 from tests.support.procs import EXPECTED, reference_case
 from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples, two_columns
 
@@ -94,8 +95,8 @@ def test_difference_without_variance_is_refused() -> None:
     [
         ([1, 1, 1], [1, 2, 3], [1, 2, 3], "needs both classes; there are 3 positive and 0 negative"),
         ([0, 1, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4], "two samples of each class; there are 1 positive and 3 negative"),
-        ([0, 1, 0, 1], [1, 2, 3, 4], [1, np.nan, 3, 4], "y_score holds NaN or infinite values"),
-        ([0, 1, 0, 1], [1, 2, 3, 4], [1, 2, 3], r"y_true has the shape \(4,\), y_score \(3,\)"),
+        ([0, 1, 0, 1], [1, 2, 3, 4], [1, np.nan, 3, 4], "some probabilities are NaN or infinite"),
+        ([0, 1, 0, 1], [1, 2, 3, 4], [1, 2, 3], r"4 labels of 2 classes, but probabilities of shape \(3, 2\)"),
     ],
 )
 def test_paired_test_refuses_what_is_undefined(y_true: list[int], a: list[float], b: list[float], message: str) -> None:

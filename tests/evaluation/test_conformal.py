@@ -1,4 +1,4 @@
-"""Conformal sets hold the true class as often as stated, whatever the head; few samples promise nothing."""
+"""Conformal sets contain the true class as often as stated, for any head; with few samples they are complete."""
 
 from collections.abc import Sequence
 from fractions import Fraction

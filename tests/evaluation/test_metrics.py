@@ -15,7 +15,6 @@ from hoarfrost.evaluation import (
     bootstrap_auc_ci,
     confusion_matrix,
     delong_ci,
-    delong_variance,
     macro_auc_ci,
     macro_roc_auc,
     newcombe_ci,
@@ -23,6 +22,7 @@ from hoarfrost.evaluation import (
     roc_auc,
     roc_curve,
 )
+from tests.support.delong import delong_variance
 from tests.support.procs import CASES_AND_SCORES, EXPECTED, reference_case
 from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples, scored
 
@@ -250,7 +250,7 @@ def test_scores_are_numbers_that_json_knows() -> None:
 
 # -- what is undefined is refused ---------------------------------------------------------------------------------------
 
-BINARY: list[Callable[[Ints, Floats], object]] = [roc_auc, roc_curve, delong_variance, delong_ci, newcombe_ci]
+BINARY: list[Callable[[Ints, Floats], object]] = [roc_auc, roc_curve, delong_ci, newcombe_ci]
 
 
 @pytest.mark.parametrize("metric", BINARY)

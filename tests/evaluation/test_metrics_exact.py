@@ -58,7 +58,7 @@ def test_macro_areas_of_many_heads_are_those_of_each(n_classes: int) -> None:
 
 
 def graded(n_positive: int, n_negative: int, auc: float) -> tuple[Ints, Floats]:
-    """Give samples whose ROC AUC is exactly as asked: so many negatives lie above all positives."""
+    """Return samples whose ROC AUC is exactly the one asked for: some negatives are above all positives."""
     above = round((1 - auc) * n_negative)
     y_true = np.array([1] * n_positive + [0] * n_negative)
     p = np.array([0.5] * n_positive + [0.9] * above + [0.1] * (n_negative - above))
@@ -92,7 +92,7 @@ def test_interval_over_patients_is_the_bootstraps_of_its_seed() -> None:
         assert (found.interval, found.method) == ((drawn.low, drawn.high), "bootstrap over patients")
         assert area_beside(found, y_true, probabilities) is None
     assert area(plain, y_true, probabilities, patients) == area(plain, y_true, probabilities, patients, seed=0)
-    assert area(plain, y_true, probabilities, np.arange(60)) == area(plain, y_true, probabilities)
+    assert area(plain, y_true, probabilities, np.arange(60)) == area(plain, y_true, probabilities, None)
 
 
 def test_patients_that_cannot_be_drawn_leave_delongs_interval_and_say_so() -> None:
@@ -176,16 +176,16 @@ def test_decision_curve_refuses_limits(
 # -- operating points ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("demanded", [0.0, 1.0, 1.5])
-def test_share_that_cannot_be_demanded_is_refused(demanded: float) -> None:
-    with pytest.raises(ValueError, match=rf"^demanded must be between 0 and 1, not {demanded}$"):
-        choose_thresholds(np.array([0, 1]), np.array([0.1, 0.9]), demanded=demanded)
+@pytest.mark.parametrize("required", [0.0, 1.0, 1.5])
+def test_share_that_cannot_be_required_is_refused(required: float) -> None:
+    with pytest.raises(ValueError, match=rf"^required must be between 0 and 1, not {required}$"):
+        choose_thresholds(np.array([0, 1]), np.array([0.1, 0.9]), required=required)
 
 
 def test_share_that_is_reached_exactly_is_reached() -> None:
     y_true = np.array([1] * 20 + [0] * 20)
     y_score = np.concatenate([np.arange(20) / 20 + 0.5, np.arange(20) / 20])
-    youden, sensitive, specific = choose_thresholds(y_true, y_score, demanded=0.95)
+    youden, sensitive, specific = choose_thresholds(y_true, y_score, required=0.95)
     assert [point.name for point in (sensitive, specific)] == ["sensitivity >= 0.95", "specificity >= 0.95"]
     assert (sensitive.sensitivity, specific.specificity) == (0.95, 0.95)
     assert youden.sensitivity is not None
@@ -348,5 +348,5 @@ def test_comparison_without_variance_has_its_difference_and_the_reason() -> None
     assert (found.name, found.difference.value, found.difference.interval) == ("useless", -0.5, (-0.5, -0.5))
     assert (found.z, found.p, found.p_holm) == (None, None, None)
     assert found.reason.startswith("the AUCs differ, but the estimated variance of their difference is zero")
-    with pytest.raises(ValueError, match=r"^all samples are of one patient; nothing can be said of others$"):
+    with pytest.raises(ValueError, match=r"^all samples are of one patient, so nothing is known of other patients$"):
         compare_heads(y_true, {"a": perfect, "b": useless}, "a", groups=np.zeros(6, int))

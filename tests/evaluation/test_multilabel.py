@@ -1,4 +1,4 @@
-"""Several labels an image: what is unknown weighs nothing, each label is scored for itself, and the run says so."""
+"""Several labels per image: unknown ones have no weight, each label is scored separately, and the run states so."""
 
 import csv
 from pathlib import Path

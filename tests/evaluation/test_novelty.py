@@ -1,4 +1,4 @@
-"""Distances tell what is unlike the training set; the threshold's false alarms are as stated."""
+"""Distances detect images unlike the training set; the threshold's false alarms are as stated."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_shift_in_a_quiet_direction_is_found_though_it_is_small() -> None:
     own, others = reference.distances(drawn(500, 1)), reference.distances(drawn(500, 2, shift=0.5))
     assert area(own, others) > 0.95
     lengths = [np.linalg.norm(drawn(500, seed, shift=shift), axis=1) for seed, shift in ((1, 0.0), (2, 0.5))]
-    assert area(*lengths) < 0.6  # nothing that their lengths would tell
+    assert area(*lengths) < 0.6  # their lengths do not reveal it
 
 
 def test_distance_is_mahalanobis_by_the_shrunken_covariance_where_few_directions_are_all() -> None:

@@ -21,7 +21,7 @@ def slow_measures(y_true: Ints, y_score: Floats, threshold: float) -> tuple[floa
 
 
 def slow_best(y_true: Ints, y_score: Floats, rule: int) -> float | None:
-    """Give the best value of the rule's measure over all thresholds that are scores."""
+    """Return the best value of the rule's measure over all thresholds that are scores."""
     found = [slow_measures(y_true, y_score, float(threshold)) for threshold in np.unique(y_score)]
     if rule == 0:
         return max(sensitivity + specificity for sensitivity, specificity in found)
@@ -75,7 +75,7 @@ def test_specificity_that_no_threshold_reaches_is_said_to_be_out_of_reach() -> N
     point = choose_thresholds(y_true, y_score)[2]
     assert point == OperatingPoint(
         "specificity >= 0.95", None, None, None,
-        "no threshold that finds any sample has specificity >= 0.95; the highest specificity is 0.600",
+        "no threshold with any positive sample reaches specificity >= 0.95; the highest specificity is 0.600",
     )  # fmt: skip
 
 

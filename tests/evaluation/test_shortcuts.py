@@ -1,4 +1,4 @@
-"""The shortcut audit: a planted shortcut is warned of; an even scanner, or one that cannot be told, is not."""
+"""The shortcut audit: a planted shortcut gets a warning; an even scanner, or one that embeddings do not show, does not."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ Embeddings = npt.NDArray[np.float32]
 
 
 def drawn(n: int, tied: float, visible: float, seed: int = 0) -> tuple[Embeddings, Ints, Ints, list[str]]:
-    """Draw patients of one image: a scanner goes with the class in a share of them, and shows in the embedding."""
+    """Draw patients of one image: in a share of them the scanner goes with the class, and the embedding shows it."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
     scanner = np.where(rng.random(n) < tied, y, rng.integers(0, 2, n))
@@ -34,7 +34,7 @@ def test_scanner_that_is_told_and_goes_with_the_class_is_a_warning_with_the_figu
     assert found.is_shortcut
     assert found.roc_auc is not None
     assert found.association is not None
-    assert f"'scanner' at a ROC AUC of {found.roc_auc:.2f}" in found.warning
+    assert f"'scanner' with a ROC AUC of {found.roc_auc:.2f}" in found.warning
     assert f"Cramer's V {found.association.cramers_v:.2f}" in found.warning
 
 
@@ -110,7 +110,7 @@ def test_attribute_that_cannot_be_audited_says_why(column: list[str]) -> None:
     x, y, groups, _ = drawn(100, 0, 0)
     found = audit_shortcuts(x, y, groups, {"attribute": column})[0]
     assert (found.roc_auc, found.association, found.is_shortcut) == (None, None, False)
-    assert "of its values are of 10 patients or more; 2 to 20 are needed" in found.reason
+    assert "of its values have 10 patients or more; 2 to 20 are needed" in found.reason
 
 
 def test_column_of_another_length_is_refused() -> None:
@@ -157,9 +157,9 @@ def test_shortcut_planted_in_the_demo_set_is_warned_of_and_the_set_as_shipped_is
     groups, scanner = merged_groups(table.patients), np.array(table.attributes["scanner"])
     shipped = audit_shortcuts(x, y, groups, {"scanner": scanner.tolist()})[0]
     assert shipped.roc_auc is not None
-    assert shipped.roc_auc > 0.9  # it can be told, but it is even
+    assert shipped.roc_auc > 0.9  # embeddings predict it, but it is even
     assert not shipped.is_shortcut
-    # Malignant patients of A and others of B are left out, but for one in five.
+    # Malignant patients of A and others of B are omitted, except one in five.
     tied = (y == 1) == (scanner == "B")
     kept = tied | (groups % 5 == 0)
     planted = audit_shortcuts(x[kept], y[kept], groups[kept], {"scanner": scanner[kept].tolist()})[0]

@@ -1,4 +1,4 @@
-"""Subgroups: every value of every attribute is named, with its figures or the reason why there are none."""
+"""Subgroups: every value of every attribute is named, with its figures or the reason for missing ones."""
 
 from typing import Any
 

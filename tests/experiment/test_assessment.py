@@ -20,6 +20,7 @@ from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import FixedPoint, Run, read_run, to_json
 from hoarfrost.training import TrainingConfig
 from tests.support.commands import Hoarfrost
+from tests.support.delong import delong_test
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 
 QUICK = TrainingConfig(epochs=4, patience=2)
@@ -66,7 +67,7 @@ def test_thresholds_are_those_of_validation_and_results_those_of_test(two: Run) 
     for fixed in points_of(two):
         if fixed.point.threshold is None:  # of 12 validation images no threshold has that specificity
             assert fixed.result is None
-            assert "no threshold that finds any sample" in fixed.point.reason
+            assert "no threshold with any positive sample" in fixed.point.reason
             continue
         called = p_test[:, 1] >= fixed.point.threshold
         assert fixed.result is not None
@@ -297,7 +298,7 @@ def test_every_other_head_and_reference_is_compared_with_the_selected_one(two: R
     y_test, p_test = images_of(two, "test")
     other = next(head.name for head in two.heads if head.name != two.selected)
     rows = np.array(two.predictions.splits) == "test"
-    z, p = metrics.delong_test(y_test, two.predictions.probabilities[other][rows, 1], p_test[:, 1])
+    z, p = delong_test(y_test, two.predictions.probabilities[other][rows, 1], p_test[:, 1])
     found = next(one for one in two.comparisons if one.name == other)
     assert (found.z, found.p) == pytest.approx((z, p))
     tested = [one for one in two.comparisons if one.p is not None]
@@ -373,8 +374,10 @@ def test_shortcut_planted_in_the_demo_set_is_warned_of_by_the_command_and_the_se
     assert "possible shortcut" not in shipped.stderr
     assert not any(one["is_shortcut"] for one in json.loads(shipped.stdout)["shortcuts"])
     tied = hoarfrost("train", "--cache", tmp_path / "tied.h5", *arguments)
-    assert "warning: possible shortcut: the embeddings tell 'scanner' at a ROC AUC of" in tied.stderr
-    assert read_run(tmp_path / "run").config.warnings[0].startswith("Possible shortcut: the embeddings tell 'scanner'")
+    assert "warning: possible shortcut: the embeddings predict 'scanner' with a ROC AUC of" in tied.stderr
+    assert (
+        read_run(tmp_path / "run").config.warnings[0].startswith("Possible shortcut: the embeddings predict 'scanner'")
+    )
 
 
 def test_run_with_all_of_it_is_read_back_as_it_was(two: Run) -> None:

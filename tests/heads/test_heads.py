@@ -61,7 +61,9 @@ def test_specification_of_the_grammar_is_understood(text: str, spec: HeadSpec) -
     ["", "mlp", "mlp:", "mlp:x6", "mlp:256x", "mlp:8x6x2", "mlp:-1", "mlp:2.5", "mlp:²", "mlp:٣", "Linear", "linear:2"],
 )
 def test_what_is_no_head_is_refused_with_the_grammar(text: str) -> None:
-    with pytest.raises(TrainingError, match=r"--head .*: not a head\. Expected linear, mlp:WIDTH or mlp:WIDTHxDEPTH"):
+    with pytest.raises(
+        TrainingError, match=r"not a head specification\. Expected linear, mlp:WIDTH or mlp:WIDTHxDEPTH"
+    ):
         parse_head(text)
 
 
@@ -80,7 +82,7 @@ def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
         ("mlp:8x65", "width must be 1 to 65536, depth 1 to 64"),
         ("mlp:" + "9" * 5000, "width must be 1 to 65536"),  # more digits than Python turns into an int
         ("mlp:8x" + "9" * 5000, "depth 1 to 64"),
-        ("mlp:65536x64", r"64 layers of 65536 are more than 100,000,000 weights\. Take a smaller width or depth"),
+        ("mlp:65536x64", r"64 layers of 65536 are more than 100,000,000 weights\. Use a smaller width or depth"),
         ("mlp:8,dropout=1", "dropout must be from 0 to below 1, not 1"),
         ("mlp:8,dropout=-0.1", "dropout must be from 0 to below 1, not -0.1"),
         ("mlp:8,dropout=nan", "dropout must be from 0 to below 1, not nan"),
@@ -91,8 +93,8 @@ def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
         ("linear,weight_decay=inf", "weight_decay must be 0 or above, not inf"),
         ("linear,lr=fast", "lr=fast is not a number"),
         ("linear,lr=", "lr= is not a number"),
-        ("linear,lr=1,lr=2", r"lr is given twice\. Give each option once"),
-        ("linear,dropout=0.5", "a linear head has no hidden layer to drop out from.* take mlp:256"),
+        ("linear,lr=1,lr=2", r"lr appears twice\. Use each option once"),
+        ("linear,dropout=0.5", "a linear head has no hidden layer, so dropout does not apply.* use mlp:256"),
     ],
     ids=lambda value: value[:24],
 )
@@ -149,7 +151,7 @@ def test_no_heads_asked_for_are_the_three_defaults() -> None:
 
 @pytest.mark.parametrize("twice", [("linear", "linear"), ("mlp:256", "mlp:256x1,lr=1e-3")], ids=str)
 def test_same_head_twice_is_refused_however_it_is_spelled(twice: tuple[str, str]) -> None:
-    with pytest.raises(TrainingError, match=r"--head (linear|mlp:256) is given twice\. Give each head once"):
+    with pytest.raises(TrainingError, match=r"--head (linear|mlp:256) appears twice\. Use each head once"):
         parse_heads(twice)
 
 

@@ -1,4 +1,4 @@
-"""`heads` lists what a run has; a head's file works alone, says what is wrong with it, and holds nothing of a patient."""
+"""`heads` lists the heads of a run; a head file works alone, a damaged one is refused, and none has patient data."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def head(run: Path, tmp_path: Path) -> Path:
-    """Copy a head's file, to be damaged."""
+    """Copy a head file, which the test then damages."""
     return Path(shutil.copy(run / "heads" / "linear.safetensors", tmp_path / "mine.safetensors"))
 
 
@@ -103,7 +103,7 @@ def test_nothing_of_a_patient_and_no_path_is_in_a_heads_file(run: Path) -> None:
         assert not any(name.encode() in content for name in paths)
         assert str(run.parent).encode() not in content
         with safe_open(path, "pt") as file:
-            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - it is no mapping
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - not a mapping
         rows = [row for tensor in tensors if tensor.ndim == 2 and tensor.shape[1] == 512 for row in tensor.numpy()]
         unit = embeddings_of(LABELS) / np.linalg.norm(embeddings_of(LABELS), axis=1, keepdims=True)
         scaled = [row / np.linalg.norm(row) for row in rows]
@@ -114,10 +114,10 @@ def test_nothing_of_a_patient_and_no_path_is_in_a_heads_file(run: Path) -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> Path:
-    """Write a head's file again, after a change to its description or its tensors."""
+    """Write a head file again, after a change to its description or its tensors."""
     with safe_open(path, "pt") as file:
         description = json.loads(file.metadata()[KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     change(description, tensors)
     description[DIGEST] = content_digest(description, tensors)
     save_file(tensors, path, metadata={KEY: json.dumps(description)})
@@ -126,29 +126,29 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], object], str]] = {
     "newer": (lambda d, _: d.update(format_version=FORMAT_VERSION + 1), r"newer hoarfrost \(head format 3.*Upgrade"),
-    "older": (lambda d, _: d.update(format_version=1), r"older hoarfrost \(head format 1\).*Train again: the cache is all"),
-    "foreign": (lambda d, _: d.update(format="other"), "no head of hoarfrost, but 'other'"),
-    "no classes": (lambda d, _: d.pop("classes"), "damaged: there is no 'classes'"),
-    "other inputs": (lambda d, _: d.update(n_inputs=7), "0.mean is no finite float32 of the shape"),
-    "other fingerprint": (lambda d, _: d.update(fingerprint="0" * 64), "its fingerprint is not that"),
-    "other activation": (lambda d, _: d.update(activation="relu"), "damaged: there is no 'relu'"),
+    "older": (lambda d, _: d.update(format_version=1), r"older hoarfrost \(head format 1\).*this needs only the cache"),
+    "foreign": (lambda d, _: d.update(format="other"), "not a hoarfrost head, but 'other'"),
+    "no classes": (lambda d, _: d.pop("classes"), "damaged: 'classes' is missing"),
+    "other inputs": (lambda d, _: d.update(n_inputs=7), "0.mean is not a finite float32 tensor of shape"),
+    "other fingerprint": (lambda d, _: d.update(fingerprint="0" * 64), "its fingerprint does not match"),
+    "other activation": (lambda d, _: d.update(activation="relu"), "damaged: 'relu' is missing"),
     "odd head": (lambda d, _: d.update(head="tree"), "tree"),
-    "another head": (lambda d, _: d.update(head="mlp:8"), r"no '?1\.2\.weight|no finite float32"),
-    "huge head": (lambda d, _: d.update(head="mlp:60000x2"), "more than 100,000,000|60000|no finite|there is no"),
-    "no temperature": (lambda d, _: d["validated"][0].update(temperatures=[]), "its temperatures for image"),
-    "odd temperature": (lambda d, _: d["validated"][0].update(temperatures=[-1.0]), "its temperatures for image"),
+    "another head": (lambda d, _: d.update(head="mlp:8"), r"'1\.2\.weight' is missing|not a finite float32"),
+    "huge head": (lambda d, _: d.update(head="mlp:60000x2"), "more than 100,000,000|60000|not a finite|is missing"),
+    "no temperature": (lambda d, _: d["validated"][0].update(temperatures=[]), "temperatures for image"),
+    "odd temperature": (lambda d, _: d["validated"][0].update(temperatures=[-1.0]), "temperatures for image"),
     "no points": (lambda d, _: d["validated"][0].update(points=[]), "operating points for image"),
     "no threshold": (
         lambda d, _: d["validated"][0]["points"][0][0].update(threshold=None), "operating points for image",
     ),
-    "nothing validated": (lambda d, _: d.update(validated=[]), "lacks what validation fixed"),
-    "odd novelty": (lambda d, _: d.update(novelty_rest=0.0), "novelty's variances are not above zero"),
-    "no scores": (lambda _, t: t.pop("conformal.image.0.scores"), "there is no 'conformal.image.0.scores'"),
-    "unsorted": (lambda _, t: t.update({"distances.scores": t["distances.scores"].flip(0)}), "distances holds scores that"),
-    "NaN": (lambda _, t: t["1.0.weight"].fill_(torch.nan), r"1\.0\.weight is no finite float32"),
-    "another shape": (lambda _, t: t.update({"1.0.bias": torch.zeros(3)}), r"1\.0\.bias is no finite float32 of the shape"),
-    "no deviation": (lambda _, t: t["0.std"].zero_(), r"0\.std is not above zero"),
-    "no second seed": (lambda _, t: t.pop("seed1.1.0.bias"), r"there is no 'seed1\.1\.0\.bias'"),
+    "nothing validated": (lambda d, _: d.update(validated=[]), "calibration for images are missing"),
+    "odd novelty": (lambda d, _: d.update(novelty_rest=0.0), "variances for novelty must be above zero"),
+    "no scores": (lambda _, t: t.pop("conformal.image.0.scores"), "'conformal.image.0.scores' is missing"),
+    "unsorted": (lambda _, t: t.update({"distances.scores": t["distances.scores"].flip(0)}), "contains unsorted scores"),
+    "NaN": (lambda _, t: t["1.0.weight"].fill_(torch.nan), r"1\.0\.weight is not a finite float32"),
+    "another shape": (lambda _, t: t.update({"1.0.bias": torch.zeros(3)}), r"1\.0\.bias is not a finite float32 tensor"),
+    "no deviation": (lambda _, t: t["0.std"].zero_(), r"0\.std must be above zero"),
+    "no second seed": (lambda _, t: t.pop("seed1.1.0.bias"), r"'seed1\.1\.0\.bias' is missing"),
 }  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_file_that_is_not_as_it_was_written_is_refused_by_what_is_wrong(head: Pa
 
 def test_file_of_a_backbone_is_no_head(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet18.safetensors")
-    with pytest.raises(RunError, match=r"resnet18\.safetensors: no head of hoarfrost"):
+    with pytest.raises(RunError, match=r"resnet18\.safetensors: not a hoarfrost head"):
         read_head(tmp_path / "resnet18.safetensors")
 
 

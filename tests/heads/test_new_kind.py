@@ -45,7 +45,7 @@ def test_its_own_bounds_hold_and_its_own_options_are_no_others() -> None:
     with pytest.raises(TrainingError, match=r"--head narrow,dropout=0\.9: dropout must be from 0 to 0\.5, not 0\.9"):
         parse_head("narrow,dropout=0.9")
     assert parse_head("mlp:8,dropout=0.9").name == "mlp:8,dropout=0.9"
-    with pytest.raises(TrainingError, match=r"--head mlp:8,gamma=2: mlp has no gamma\. Leave it out"):
+    with pytest.raises(TrainingError, match=r"--head mlp:8,gamma=2: mlp has no gamma\. Omit it"):
         parse_head("mlp:8,gamma=2")
 
 

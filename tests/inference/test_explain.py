@@ -10,6 +10,7 @@ from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.heads.specs import parse_head
+from hoarfrost.heads.standardise import Standardise
 from hoarfrost.inference.explain import (
     Shown,
     TrainingExamples,
@@ -20,7 +21,6 @@ from hoarfrost.inference.explain import (
     upsampled,
 )
 from hoarfrost.inference.explain.pictures import legend
-from hoarfrost.training import Standardise
 from tests.support.builders import picture
 
 HEADS = ("linear", "mlp:16", "mlp:8x3")

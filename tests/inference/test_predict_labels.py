@@ -178,7 +178,7 @@ def test_wrong_heads_runs_and_units_are_named(trained: Trained, tmp_path: Path) 
         predict_dataset(data, output, run=trained.run, head="mlp:9")
     with pytest.raises(RunError, match=r"--head tree: .* has no such head\. It has: linear, mlp:8"):
         predict_dataset(data, output, run=trained.run, head="tree")
-    with pytest.raises(RunError, match="linear: no such file. Name a head's file"):
+    with pytest.raises(RunError, match="linear: no such file. Name a head file"):
         predict_dataset(data, output, head="linear")
     with pytest.raises(HoarfrostError, match="is a folder. If it is a run, name it with --run"):
         predict_dataset(data, output, head=str(trained.run))

@@ -1,4 +1,4 @@
-"""Synthetic caches whose embeddings tell their labels apart, so that heads have something to learn."""
+"""Synthetic caches whose embeddings depend on the labels, so that heads have something to learn."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
-from hoarfrost.heads.kinds import HeadSpec, Mlp, StackedLayer, as_it_is, option
+from hoarfrost.heads.kinds import HeadSpec, Mlp, StackedLayer, apply_directly, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Narrow(HeadSpec):
 
     @classmethod
     def stacked_layers(cls) -> Mapping[type[nn.Module], StackedLayer]:
-        return {nn.LayerNorm: normalised, nn.Tanh: as_it_is}
+        return {nn.LayerNorm: normalised, nn.Tanh: apply_directly}
 
 
 class Waves(nn.Module):
@@ -73,7 +73,7 @@ class Kernel(HeadSpec):
     gamma: float = option(0.01, "above 0", lambda value: value > 0)
 
     @property
-    def stacked_by(self) -> Hashable:
+    def stack_key(self) -> Hashable:
         return self.KIND, self.gamma
 
     def build(self, n_inputs: int, n_classes: int) -> nn.Sequential:
@@ -81,7 +81,7 @@ class Kernel(HeadSpec):
 
     @classmethod
     def stacked_layers(cls) -> Mapping[type[nn.Module], StackedLayer]:
-        return {Waves: as_it_is}
+        return {Waves: apply_directly}
 
 
 NEW_KINDS = {kind.KIND: kind for kind in (Gelu, Narrow, Kernel)}

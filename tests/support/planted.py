@@ -17,7 +17,7 @@ from hoarfrost.inference.explain import Explainer, upsampled
 
 
 def demo_phantoms(n_images: int, seed: int, label: str | None = None) -> Iterator[Phantom]:
-    """Draw the demo set of this seed anew, all of it or one class."""
+    """Draw the demo set of this seed again, all of it or one class."""
     for patient in plan_patients(n_images, seed):
         if label in {None, patient.label}:
             yield from draw_patient(patient)

@@ -37,7 +37,7 @@ def drawn_probabilities(n: int, n_classes: int, seed: int) -> tuple[Ints, Floats
 
 
 def two_columns(p: Floats) -> Floats:
-    """Give the probabilities (n, 2) of two classes from those of class 1."""
+    """Return the probabilities (n, 2) of two classes from those of class 1."""
     return np.column_stack([1 - p, p])
 
 

@@ -1,4 +1,4 @@
-"""Every kind of head: stacked it computes what its module does, and learns what it learns alone and in a plain loop."""
+"""Every kind of head: in a stack it computes the same as its module, and learns the same as alone in a plain loop."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def stacks(kind: str) -> Iterator[tuple[Stack, list[nn.Sequential]]]:
     """Stack heads of two groups that differ in their weights, in float64."""
     by_key: dict[object, list[HeadSpec]] = {}
     for spec in variants(kind):
-        by_key.setdefault(spec.stacked_by, []).append(spec)
+        by_key.setdefault(spec.stack_key, []).append(spec)
     for specs in by_key.values():
         members = [Member(spec, seed, 0) for seed in (0, 1) for spec in specs]
         modules = [member.spec.build(N_FEATURES, 3).double() for member in members]
@@ -111,7 +111,7 @@ def test_a_head_learns_in_a_stack_what_a_plain_loop_teaches_it(kind: str) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Undeclared(Mlp):
-    """An mlp whose module has GELU, and whose kind says nothing of it: once it was silently trained with ReLU."""
+    """An mlp whose module has GELU, which its kind does not declare: once it was silently trained with ReLU."""
 
     KIND: ClassVar[str] = "undeclared"
 

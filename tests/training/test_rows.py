@@ -1,4 +1,4 @@
-"""Embeddings by row: what is streamed is what is there, within its memory, in an order that each head has for itself."""
+"""Embeddings by row: streamed rows equal those in memory, within the limit, in an order that each head has by itself."""
 
 import numpy as np
 import numpy.typing as npt

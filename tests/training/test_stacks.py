@@ -1,4 +1,4 @@
-"""Stacked training: each head is what it would be alone, and what a plain loop over torch's AdamW gives."""
+"""Stacked training: each head equals the one trained alone, and the one from a plain loop over torch's AdamW."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_a_stacked_head_equals_a_plain_loop(
 
 
 def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfig, n_epochs: int) -> torch.Tensor:
-    """Train one head as everyone does, on the same initial weights and batches; give its weights."""
+    """Train one head in a plain loop, on the same initial weights and batches; return its weights."""
     torch.manual_seed(seed_of(f"{config.seed} {spec.name}"))
     module = spec.build(N_FEATURES, 2).double()
     matrices = [parameter for parameter in module.parameters() if parameter.ndim == 2]
@@ -163,7 +163,7 @@ def test_heads_whose_loss_explodes_are_left_out_and_the_others_are_as_ever() -> 
     together = train([exploding, sound], data, folds)
     assert [head.spec for head in together] == [sound, sound]
     torch.testing.assert_close(weights(together[0]), weights(alone[0]), rtol=0, atol=1e-9)
-    with pytest.raises(TrainingError, match="linear,lr=1e[+]?300: the loss is no longer a number"):
+    with pytest.raises(TrainingError, match="linear,lr=1e[+]?300: the loss is not a finite number"):
         train([exploding], data, folds)
 
 
@@ -199,8 +199,8 @@ def test_a_grid_of_dropout_leaves_one_linear_head() -> None:
         (["lr"], "--grid lr: expected one of"),
         (["lr=1e-3,"], "--grid lr: lr= is not a number"),
         (["lr=0"], "--grid lr: lr must be above 0, not 0"),
-        (["lr=1", "lr=2"], "--grid lr=2: lr has a grid already"),
-        (["lr=" + ",".join(f"{i + 1}" for i in range(10_001))], "--grid: more than 10,000 variants. Give fewer"),
+        (["lr=1", "lr=2"], "--grid lr=2: lr has another grid already"),
+        (["lr=" + ",".join(f"{i + 1}" for i in range(10_001))], "--grid: more than 10,000 variants. Use fewer"),
         ([f"{key}=" + ",".join(f"0.{i + 1:04d}" for i in range(5_000)) for key in KEYS], "more than 10,000 variants"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training: reproducible, each head for itself, nothing leaks, and the best epoch is what comes out."""
+"""Training: reproducible, each head independent, no leaks, and the result is the best epoch."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -13,14 +13,9 @@ from torch.nn.functional import cross_entropy
 from hoarfrost.evaluation import roc_auc
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.training import (
-    Labelled,
-    TrainedHead,
-    TrainingConfig,
-    predict_probabilities,
-    train_head,
-)
+from hoarfrost.training import Labelled, TrainedHead, TrainingConfig, predict_probabilities
 from tests.support.commands import NumberOfThreads, RunPython
+from tests.support.one_head import train_head
 
 QUICK = TrainingConfig(epochs=6, batch_size=32)
 
@@ -131,7 +126,7 @@ def test_constant_feature_gives_no_nan_and_no_giant_where_it_is_not_constant(con
 
 
 def overfitting() -> tuple[Labelled, Labelled]:
-    """Training rows that can be learnt by heart, and validation rows of which they tell little."""
+    """Return training rows that can be learnt by heart, and validation rows that these hardly predict."""
     generator = torch.Generator().manual_seed(3)
     train = drawn(24, distance=0.3)
     return replace(train, y=torch.randint(0, 2, (24,), generator=generator)), drawn(40, distance=0.3, seed=1)
@@ -173,7 +168,7 @@ def test_training_goes_on_to_the_last_epoch_while_validation_gets_better() -> No
 def test_learning_rate_that_explodes_is_a_clear_error(head: str) -> None:
     with pytest.raises(
         TrainingError,
-        match=r"the loss is no longer a number in epoch \d+\. Lower the learning rate \(lr=\) or the weight decay",
+        match=r"the loss is not a finite number in epoch \d+\. Lower the learning rate \(lr=\) or the weight decay",
     ):
         trained(head)
 
@@ -232,7 +227,8 @@ def test_training_opens_no_file(run_python: RunPython) -> None:
     code = """
 import os, sys, torch
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities, train_head
+from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities
+from tests.support.one_head import train_head
 data = Labelled(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
 def train():
     head = train_head(parse_head("mlp:8"), data, data, 2, TrainingConfig(epochs=2), lambda *_: 0.5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hoarfrost.features.encoder.registry import EncoderSpec
-from hoarfrost.training import Standardise
+from hoarfrost.heads.standardise import Standardise
 
 Floats = npt.NDArray[np.float64]
 
