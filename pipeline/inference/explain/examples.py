@@ -1,4 +1,4 @@
-"""Explanation by example: the training images whose embeddings are nearest."""
+"""Explanation by example: the training images with the nearest embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hoarfrost.runs import Run
 
 @dataclass(frozen=True)
 class Example:
-    """A training image like another one: its path and label, and how far its standardised embedding is."""
+    """A training image that is similar to another image: `distance` is that between their standardised embeddings."""
 
     path: str
     label: str
@@ -21,22 +21,22 @@ class Example:
 
 
 class TrainingExamples:
-    """The training images of a run, to find those that an image is like.
+    """The training images of a run, in which to find the most similar.
 
     Parameters
     ----------
     embeddings : ndarray (n, D) float32
     mean, std : ndarray (D,) float32
-        Of the training images, as the head has them.
+        Of the training images, from the head.
     paths, labels, patients : sequence of str, length n
-        Patients are "" where they are unknown.
+        Unknown patients are "".
     keys : sequence of bytes, length n
         The digests of the images' contents.
 
     Notes
     -----
     Distances are Euclidean between standardised embeddings: what the head sees, each number in units of its own
-    deviation. Cosines of raw embeddings would be of what all images share.
+    deviation. Cosines of raw embeddings would mostly measure what all images share.
     """
 
     def __init__(
@@ -61,16 +61,10 @@ class TrainingExamples:
     def nearest(
         self, embedding: npt.NDArray[np.float32], n: int, *, key: bytes = b"", patient: str = ""
     ) -> tuple[Example, ...]:
-        """Give the n nearest training images, the nearest first.
+        """Return the n nearest training images, the nearest first.
 
-        Parameters
-        ----------
-        embedding : ndarray (D,) float32
-        n : int
-        key : bytes
-            The image's own: it is not an example of itself, under whatever path.
-        patient : str
-            The image's own, if known: images of the same patient are left out, for they are no other case.
+        `embedding` is (D,) float32. An image with the same `key` is skipped, under any path: it is the image itself.
+        Images of the same `patient`, if known, are skipped too: they are not another case.
         """
         z = (embedding - self._mean) / self._std
         distances = np.sqrt(np.maximum(self._squares - 2 * (self._z @ z) + float(z @ z), 0))
