@@ -119,7 +119,7 @@ def test_stopped_prediction_without_a_cache_says_that_nothing_is_kept(
     output = hoarfrost(*arguments)
     assert output.status == 1
     assert "Stopped by SIGINT after" in output.stderr
-    assert "Nothing of it is kept: with --cache FILE it would be." in output.stderr
+    assert "No embeddings were kept. To keep them, use --cache FILE." in output.stderr
     assert "go on from there" not in output.stderr
     output = hoarfrost(*arguments, "--cache", tmp_path / "c.h5")
     assert "what is finished is committed. Run the same command again to go on from there." in output.stderr

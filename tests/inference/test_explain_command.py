@@ -171,7 +171,7 @@ def test_another_class_is_mapped_where_it_is_asked_for(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--head", "mlp:7"], "has no such head. It has: linear, mlp:64"),
+        (["--head", "mlp:7"], "has no such head. Its heads: linear, mlp:64"),
         (["--class", "cyst"], "has no such class. Its classes: "),
         (["--weights", "random:1"], "weights (SHA-256)"),
         (["--weights", "gone.pth"], "no such file"),

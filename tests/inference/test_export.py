@@ -317,7 +317,7 @@ def test_the_cards_code_runs(run: Run, onnx_file: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("output", "options", "said"),
     [
-        ("m.onnx", ["--head", "mlp:7"], "has no such head. It has: linear, mlp:64"),
+        ("m.onnx", ["--head", "mlp:7"], "has no such head. Its heads: linear, mlp:64"),
         ("m.onnx", ["--weights", "random:1"], "weights (SHA-256)"),
         ("m.onnx", ["--weights", "gone.pth"], "no such file"),
         ("m.pt2", [], "--format onnx makes a .onnx file"),

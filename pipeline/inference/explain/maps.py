@@ -62,7 +62,8 @@ def _logit_maps(module: nn.Module, features: Tensor) -> Tensor:
     n_cells = features.shape[2] * features.shape[3]
     maps = torch.einsum("nck,nkij->ncij", gradients, features - mean[:, None, None]) / n_cells
     constants = logits.detach() - maps.sum((2, 3))
-    return maps + constants[:, :, None, None] / n_cells
+    found: Tensor = maps + constants[:, :, None, None] / n_cells
+    return found
 
 
 def evidence(values: Floats, number: int, *, multilabel: bool) -> Floats:

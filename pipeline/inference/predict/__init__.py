@@ -1,4 +1,4 @@
-"""A head in use: from embeddings, or from images, to probabilities, classes, conformal sets and a warning of the unknown."""
+"""A head in use: from embeddings or images to probabilities, classes, conformal sets and a warning of unfamiliar images."""
 
 from hoarfrost.inference.predict.dataset import PredictionSummary, predict_dataset
 from hoarfrost.inference.predict.listing import ListedHead, list_heads

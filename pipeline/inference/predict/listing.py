@@ -1,4 +1,4 @@
-"""The heads of a run, one by one: which there are, how good they are, and whether their files can be used."""
+"""The heads of a run: their scores, and whether their files can be used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from hoarfrost.runs import HeadResult, RunHeads, read_heads
 class ListedHead:
     """A head of a run.
 
-    `parameters` are those of one seed; `test_roc_auc` is None where there was no test split; `problem` says why
-    the file cannot be used, and is empty where it can.
+    `parameters` are those of one seed; `test_roc_auc` is None without a test split; `problem` is the reason why the file
+    cannot be used, empty if it can.
     """
 
     name: str
@@ -29,12 +29,12 @@ class ListedHead:
 
 
 def list_heads(directory: Path) -> tuple[ListedHead, ...]:
-    """List a run's heads; each one's file is read.
+    """Return a run's heads; each head file is read.
 
     Raises
     ------
     RunError
-        If the folder is missing, is no run, was written by another version or is damaged.
+        If the folder is missing, is not a run, was written by another version or is damaged.
     """
     run = read_heads(directory)
     return tuple(_listed(run, head) for head in run.heads)

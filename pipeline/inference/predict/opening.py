@@ -1,4 +1,4 @@
-"""Predictors from what `train` wrote: a run, or the file of a head alone."""
+"""Predictors from what `train` wrote: a run, or a head file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,45 +13,45 @@ from hoarfrost.runs import RunHeads, read_heads
 def open_predictor(
     source: Path, head: str | None = None, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS
 ) -> Predictor:
-    """Open a head of a run, or the file of one.
+    """Open a head of a run, or a head file.
 
     Parameters
     ----------
     source : Path
-        The run folder, or a head's file.
+        The run folder, or a head file.
     head : str, optional
-        Which of the run's heads; by default the selected one.
+        One of the run's heads; by default the selected one.
     coverage, false_alarms : float
         See `Predictor`.
 
     Raises
     ------
     RunError
-        If it is neither, is damaged or of another version, or the run has no such head.
+        If the source is neither, is damaged or of another version, or the run has no such head.
     """
     saved = run_head(read_heads(source), head) if source.is_dir() else read_head(source)
     return Predictor(saved, coverage=coverage, false_alarms=false_alarms)
 
 
 def run_head(run: RunHeads, name: str | None = None) -> SavedHead:
-    """Read one of a run's heads, by default the selected one; it knows where the run's weights lay."""
-    path = run.file_of(run.selected if name is None else _named(run, name))
+    """Read one of a run's heads, by default the selected one, with the place where the run found its weights."""
+    path = run.file_of(run.selected if name is None else _full_name(run, name))
     saved, facts = read_head(path), run.config.embeddings
     if saved.header.fingerprint.digest != facts.fingerprint:
         raise RunError(
-            f"{path}: the head was trained on embeddings of another fingerprint than {run.directory} says. It is a file of "
-            "another run; put the own one back, or train again."
+            f"{path} belongs to another run: the head was trained on embeddings with another fingerprint than those of "
+            f"{run.directory}. Restore the run's own file, or train again."
         )
     return replace(saved, header=replace(saved.header, weights_path=facts.weights_path))
 
 
-def _named(run: RunHeads, name: str) -> str:
-    """Find a head by its specification, however it is spelled."""
+def _full_name(run: RunHeads, name: str) -> str:
+    """Return the name of a head by its specification, in any spelling."""
     names = [head.name for head in run.heads]
     try:
         found = name if name in names else parse_head(name).name
     except TrainingError:
         found = name
     if found not in names:
-        raise RunError(f"--head {name}: {run.directory} has no such head. It has: {', '.join(names)}.")
+        raise RunError(f"--head {name}: {run.directory} has no such head. Its heads: {', '.join(names)}.")
     return found
