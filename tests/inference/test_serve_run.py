@@ -82,7 +82,7 @@ def test_dropped_image_shows_answer_map_and_nearest_training_images(tab: Tab, de
     image = images_of(demo)[0]
     assert drop(tab, image.read_bytes(), image.name) == ""
     answer = post(url, image.read_bytes()).json()
-    assert tab.run("document.getElementById('called').textContent") == ", ".join(answer["called"])
+    assert tab.run("document.getElementById('predicted').textContent") == ", ".join(answer["called"])
     assert "Research use only" in tab.run("document.body.textContent")
     tab.run("Promise.all([...document.images].map(image => image.decode()))")
     assert tab.run("document.getElementById('map').naturalWidth") == 224
@@ -185,7 +185,7 @@ def test_port_in_use_is_said(url: str, demo: Run, hoarfrost: Hoarfrost) -> None:
     port = url.rstrip("/").rpartition(":")[2]
     output = hoarfrost("serve", "--run", demo.directory, "--port", port)
     assert output.status == 1
-    assert "cannot be listened at" in output.stderr
+    assert "Cannot listen on" in output.stderr
 
 
 def test_run_that_is_none_is_said(tmp_path: Path, hoarfrost: Hoarfrost) -> None:

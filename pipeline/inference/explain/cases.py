@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from hoarfrost.features.decoding.pictures import fitted
 from hoarfrost.features.errors import CacheError, DatasetError, ImageDecodeError, RemoteError
+from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.explain.drawing import EXAMPLE_SIDE, Pixels
-from hoarfrost.inference.explain.examples import Example, TrainingExamples, training_examples
 from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer
 from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.runs import Run, read_run
@@ -21,18 +23,84 @@ KEPT_EXAMPLES = 1_000  # small pictures of training images; the same ones are of
 logger = logging.getLogger(__name__)
 
 
-class Cases:
-    """A run's images, as far as they are available.
+@dataclass(frozen=True)
+class Example:
+    """A training image that is similar to another image: `distance` is that between their standardised embeddings."""
+
+    path: str
+    label: str
+    distance: float
+
+
+class TrainingExamples:
+    """The training images of a run, in which to find the most similar.
 
     Parameters
     ----------
-    explainer : Explainer
-    run : Run
-    n : int
-        How many training images are wanted for an image.
-    source : RunSource, optional
-        The run's cache, and the images behind it.
+    embeddings : ndarray (n, D) float32
+    mean, std : ndarray (D,) float32
+        Of the training images, from the head.
+    paths, labels, patients : sequence of str, length n
+        Unknown patients are "".
+    keys : sequence of bytes, length n
+        The digests of the images' contents.
+
+    Notes
+    -----
+    Distances are Euclidean between standardised embeddings: what the head sees, each number in units of its own
+    deviation. Cosines of raw embeddings would mostly measure what all images share.
     """
+
+    def __init__(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        mean: npt.NDArray[np.float32],
+        std: npt.NDArray[np.float32],
+        paths: Sequence[str],
+        labels: Sequence[str],
+        patients: Sequence[str],
+        keys: Sequence[bytes],
+    ) -> None:
+        self._mean, self._std = mean, std
+        self._z = (embeddings - mean) / std
+        self._squares = np.einsum("nk,nk->n", self._z, self._z, dtype=np.float64)
+        self._paths, self._labels = paths, labels
+        self._patients, self._keys = np.array(patients, object), np.array(keys, object)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def nearest(
+        self, embedding: npt.NDArray[np.float32], n: int, *, key: bytes = b"", patient: str = ""
+    ) -> tuple[Example, ...]:
+        """Return the n nearest training images, the nearest first.
+
+        `embedding` is (D,) float32. An image with the same `key` is skipped, under any path: it is the image itself.
+        Images of the same `patient`, if known, are skipped too: they are not another case.
+        """
+        z = (embedding - self._mean) / self._std
+        distances = np.sqrt(np.maximum(self._squares - 2 * (self._z @ z) + float(z @ z), 0))
+        allowed = self._keys != key
+        if patient:
+            allowed &= self._patients != patient
+        places = np.flatnonzero(allowed)
+        order = places[np.argsort(distances[places], kind="stable")[:n]]
+        return tuple(Example(self._paths[i], self._labels[i], float(distances[i])) for i in order)
+
+
+def training_examples(run: Run, source: RunSource, head: SavedHead) -> TrainingExamples:
+    """Read the training images of a run from its cache; raise CacheError if the embeddings cannot be read."""
+    rows = [i for i, split in enumerate(run.predictions.splits) if split == "train"]
+    paths, labels, patients = (
+        [column[i] for i in rows]
+        for column in (run.predictions.paths, run.predictions.labels, run.predictions.patients)
+    )
+    mean, std = (head.modules[0].get_buffer(f"0.{name}").numpy() for name in ("mean", "std"))
+    return TrainingExamples(source.embeddings(paths), mean, std, paths, labels, patients, source.keys(paths))
+
+
+class Cases:
+    """A run's images, as far as they are available; `n` training images are wanted for an image."""
 
     def __init__(self, explainer: Explainer, run: Run, n: int, source: RunSource | None = None) -> None:
         self._explainer, self._run, self._n, self._source = explainer, run, n, source

@@ -22,9 +22,8 @@ from hoarfrost.features.decoding.pictures import check_sheet, fitted, write_shee
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, RunError
 from hoarfrost.features.extraction.plan import Progress
 from hoarfrost.features.fingerprint import image_key
-from hoarfrost.inference.explain.cases import Cases
+from hoarfrost.inference.explain.cases import Cases, Example
 from hoarfrost.inference.explain.drawing import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
-from hoarfrost.inference.explain.examples import Example
 from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer, open_explainer
 from hoarfrost.inference.predict import run_head
 from hoarfrost.runs import read_heads

@@ -56,16 +56,7 @@ class ExplainedImage:
 
 
 class Explainer:
-    """A head and its backbone in float32.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    backbone : Backbone
-        In float32, with the weights that the head's embeddings were made with.
-    decoding : Decoding
-        How the head's images were decoded.
-    """
+    """A head and its backbone in float32; `decoding` is how the head's images were decoded."""
 
     def __init__(self, predictor: Predictor, backbone: Backbone, decoding: Decoding) -> None:
         self.predictor, self.backbone, self.decoding = predictor, backbone, decoding
@@ -156,15 +147,7 @@ def open_explainer(
 ) -> Explainer:
     """Load the backbone that a head's embeddings were made with.
 
-    Parameters
-    ----------
-    head : SavedHead
-    weights : str, optional
-        Where the weights are now, if they were moved.
-    device : str
-        See `hoarfrost.features.devices.choose_device`.
-    max_pixels : int, optional
-        Larger images are unreadable.
+    `weights` is where the weights are now, if they were moved. Images of more than `max_pixels` are unreadable.
 
     Raises
     ------

@@ -188,11 +188,7 @@ def _open_source_cache(path: Path, header: Header, stack: ExitStack) -> Embeddin
 class _Tally:
     """Counts of the images that are written, and what their patients need.
 
-    Attributes
-    ----------
-    probabilities : ndarray (n, C) float64
-        NaN of images that cannot be read; no rows if patients are not wanted.
-    is_novel : ndarray (n,) bool
+    `probabilities` (n, C) are NaN of unreadable images, and have no rows without patients; `is_novel` is (n,) bool.
     """
 
     def __init__(self, predictor: Predictor, n_images: int, *, of_patients: bool) -> None:

@@ -54,19 +54,15 @@ class Prediction:
 class Predictor:
     """A head in use.
 
-    Parameters
+    Attributes
     ----------
-    head : SavedHead
     coverage : float
         Share of images whose conformal set should hold the true class, between 0 and 1.
     false_alarms : float
         Share of images like the training images that may be reported as out of distribution, between 0 and 1.
-
-    Attributes
-    ----------
     names : tuple of str
         Of the C classes, or labels.
-    header : Header
+    header : hoarfrost.features.cache.Header
         How embeddings must be made.
     novelty_threshold : float
         Distance beyond which an image is out of distribution; infinite if there are too few validation images.
@@ -131,8 +127,8 @@ class Predictor:
         """Raise TrainingError if nothing was validated for a unit."""
         if how not in self.units:
             raise TrainingError(
-                f"--per-patient {how}: the head {self.head.spec.name} was trained without patients (or with patients of "
-                "several classes), so nothing is calibrated for patients. Omit the option, or train on a dataset with patients."
+                f"--per-patient {how}: the head {self.head.spec.name} was trained without patients (or with patients "
+                "of several classes), so nothing is calibrated for patients. Omit the option, or train with patients."
             )
 
     def n_validated(self, unit: str = IMAGE) -> int:
