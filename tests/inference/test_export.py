@@ -277,6 +277,9 @@ def test_model_card_tells_the_runs_facts_and_names_no_image_and_no_patient(run: 
     ):
         assert f"\n## {title}\n" in card
     assert "Leakage** between splits: 0 patients" in card
+    for point in operating_points(saved(run)):
+        numbers = f"{point['threshold']:.6g} | {point['threshold_uncalibrated']:.6g}"
+        assert f"| {numbers} | {point['validation_sensitivity']:.3f} | {point['validation_specificity']:.3f} |" in card
     assert "untrained" in card.lower()
     assert not [path for path in run.predictions.paths if path in card]
     assert not [patient for patient in set(run.predictions.patients) if f"{patient} " in card]

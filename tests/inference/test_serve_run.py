@@ -83,6 +83,13 @@ def test_dropped_image_shows_answer_map_and_nearest_training_images(tab: Tab, de
     assert drop(tab, image.read_bytes(), image.name) == ""
     answer = post(url, image.read_bytes()).json()
     assert tab.run("document.getElementById('predicted').textContent") == ", ".join(answer["called"])
+    threshold = httpx.get(f"{url}about").json()["thresholds"]["malignant"]
+    p, of_class = answer["probabilities"]["malignant"], "" if answer["called"] == ["malignant"] else " of malignant"
+    assert (p >= threshold["value"]) == (answer["called"] == ["malignant"])
+    assert tab.run("document.getElementById('decision').textContent") == (
+        f"predicted: {answer['called'][0]}, probability{of_class} {p:.3f}, threshold >= {threshold['value']:.3f} "
+        "(Youden's index)"
+    )
     assert "Research use only" in tab.run("document.body.textContent")
     tab.run("Promise.all([...document.images].map(image => image.decode()))")
     assert tab.run("document.getElementById('map').naturalWidth") == 224

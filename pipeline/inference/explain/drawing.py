@@ -25,7 +25,7 @@ EXAMPLE_HEIGHT = EXAMPLE_SIDE + 3 * LINE + GAP  # with its lines below
 BAR = 12
 PAPER = 255
 NOTE = "{cells} cells, one every {every} of {size} pixels, drawn bilinearly. Their sum is {total:+.2f}: {measure}."
-SHEET_NOTE = "Red: evidence for a class. Blue: evidence against it."
+SHEET_NOTE = "Red: evidence for the class whose probability is given. Blue: evidence against it."
 RESEARCH = "Research use only. Not a medical device."
 
 
@@ -128,7 +128,7 @@ def _note(shown: Shown) -> str:
 
 def _legend_texts(shown: Shown, top: int, width: int) -> list[Line]:
     largest = _largest(shown.cells)
-    left, right = f"{-largest:.3f} a cell: against", f"for {shown.subject}: {largest:+.3f} a cell"
+    left, right = f"{-largest:.3f} per cell: against", f"for {shown.subject}: {largest:+.3f} per cell"
     return [(GAP, top, left), ((width - text_width("0")) // 2, top, "0"), (width - GAP - text_width(right), top, right)]
 
 
