@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -41,8 +40,7 @@ def demo(reported: Callable[[str], Run]) -> Run:
 @pytest.fixture(scope="module")
 def url(demo: Run) -> Iterator[str]:
     command = [sys.executable, "-m", "hoarfrost", "serve", "--run", str(demo.directory), "--port", "0", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield str(json.loads(process.stdout.readline())["url"])
         process.terminate()
