@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSource:
-    """The cached dataset of a run. `place` is where each of the run's images stands in `table`."""
+    """The cached dataset of a run. `place` is the row in `table` of each of the run's images, by path."""
 
     cache: EmbeddingCache
     table: DatasetTable
@@ -31,31 +31,28 @@ class RunSource:
         return self.cache.embeddings(self._rows(paths))
 
     def keys(self, paths: Sequence[str]) -> list[bytes]:
-        """Give the keys of some images: what their content was when it was embedded."""
+        """Read the keys of some images: digests of their content when it was embedded."""
         return [key.tobytes() for key in self.cache.keys(self._rows(paths))]
 
     def digest(self, paths: Sequence[str]) -> str:
-        """Give the digest of some images and their embeddings, as a run records it of those that it used."""
+        """Return the digest of some images and their embeddings, as a run records it of the images that it used."""
         return self.cache.digest(self._rows(paths))
 
     def attributes(self, paths: Sequence[str]) -> dict[str, list[str]]:
-        """Give the further columns of some images."""
+        """Return the further columns of some images."""
         places = [self.place[path] for path in paths]
         return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items()}
 
     def contents(self, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
-        """Read the images that still are what was embedded, in the table's order.
+        """Read the images whose content is still what was embedded, in the table's order.
 
-        Parameters
-        ----------
-        paths : sequence of str
-        reasons : dict
-            Gets, by path, why an image is not given: it is not in the cache, gone, changed or cannot be read.
+        Of each other image, `reasons` gets why it is not read, by path: it is not in the cache, missing, changed or
+        unreadable.
 
         Raises
         ------
         DatasetError
-            If the place where they were is gone.
+            If the folder or file that held them is missing.
         """
         from hoarfrost.features.datasets import open_images
 
@@ -68,8 +65,8 @@ class RunSource:
             try:
                 content = read()
             except ImageDecodeError as error:
-                is_gone = isinstance(error.__cause__, FileNotFoundError)
-                reasons[path] = "it is not there any more" if is_gone else str(error)
+                is_missing = isinstance(error.__cause__, FileNotFoundError)
+                reasons[path] = "the file no longer exists" if is_missing else str(error)
                 continue
             if image_key(content) != key[path]:
                 reasons[path] = "its content is not what was embedded"
@@ -87,34 +84,32 @@ def opened_source(run: Run) -> Iterator[RunSource]:
     Raises
     ------
     CacheError
-        If it is missing, damaged, of another fingerprint, or lacks images of the run or has others in their place; it says
-        how to bring it back.
+        If the cache is missing, damaged, of another fingerprint, or does not hold the run's own images; the message says
+        what to do.
     """
-    facts = run.config.embeddings
-    again = "the same command"
-    path = Path(facts.cache)
+    facts, path = run.config.embeddings, Path(run.config.embeddings.cache)
     if not path.exists():
-        raise CacheError(f"The cache {path} is not there any more. Put it back there and run {again} again.")
+        raise CacheError(f"The cache {path} no longer exists. Restore it and run the same command again.")
     with EmbeddingCache(path) as cache:
         if cache.header.fingerprint.digest != facts.fingerprint:
             raise CacheError(
-                f"The cache {path} holds other embeddings now (fingerprint {cache.header.fingerprint.digest[:12]}…, "
-                f"not {facts.fingerprint[:12]}…). Put the one that the heads were trained from back there, "
-                f"and run {again} again."
+                f"The cache {path} now holds other embeddings (fingerprint {cache.header.fingerprint.digest[:12]}…, not "
+                f"{facts.fingerprint[:12]}…). Restore the cache that the heads were trained from, and run the same command "
+                "again."
             )
         table = cache.dataset(run.config.dataset.name)
         place = {path: i for i, path in enumerate(table.paths) if table.rows[i] >= 0}
         missing = [path for path in run.predictions.paths if path not in place]
         if missing:
             raise CacheError(
-                f"The dataset {table.name} in {path} is another than the heads were trained on: it lacks {len(missing):,} "
-                f"of its images ({missing[0]} first). Extract those again, or train again."
+                f"The dataset {table.name} in {path} is not the one that the heads were trained on: {len(missing):,} of "
+                f"their images are missing ({missing[0]} first). Extract these images again, or train again."
             )
         source = RunSource(cache, table, place)
+        # Names and times may be unchanged while the images are not: only their digests show it.
         if facts.digest and source.digest(run.predictions.paths) != facts.digest:
-            # Names may be the same, and times kept: whether it is the same images only their digests tell.
             raise CacheError(
-                f"The dataset {table.name} in {path} was extracted anew after the heads were trained, and some images are "
-                "others now. Train again."
+                f"The dataset {table.name} in {path} was extracted again after the heads were trained, and some images have "
+                "changed. Train again."
             )
         yield source

@@ -155,7 +155,7 @@ def test_it_is_exported_with_its_own_input(made: Made, tmp_path: Path, file_form
     assert summary.difference_from_run < 1e-4
     card = (tmp_path / "model_card.md").read_text(encoding="utf-8")
     assert f"uint8 (N, 3, {SIZE}, {SIZE})" in card
-    assert f"squeeze to {SIZE} x {SIZE}" in card
+    assert f"resize to {SIZE} x {SIZE}" in card
     if file_format == "onnx":
         model = onnx.load(tmp_path / name)
         shape = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]

@@ -124,7 +124,7 @@ def test_stopped_prediction_without_a_cache_says_that_nothing_is_kept(
     output = hoarfrost(*arguments)
     assert output.status == 1
     assert "Interrupted after" in output.stderr
-    assert "Nothing of it is kept: with --cache FILE it would be." in output.stderr
+    assert "No embeddings were kept. To keep them, use --cache FILE." in output.stderr
     assert "same command again" not in output.stderr
     output = hoarfrost(*arguments, "--cache", tmp_path / "c.h5")
     assert "of 40 images saved. Run the same command again to continue." in output.stderr

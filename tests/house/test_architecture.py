@@ -121,7 +121,7 @@ def test_library_has_its_own_room(library: str, users: set[str]) -> None:
 
 NO_FILES = (
     *("training", "evaluation", "heads.kinds", "heads.specs", "experiment.splits"),
-    *("inference.explain.maps", "inference.explain.pictures", "inference.explain.explainer", "inference.export.model"),
+    *("inference.explain.maps", "inference.explain.drawing", "inference.explain.explainer", "inference.export.model"),
 )
 
 

@@ -11,16 +11,9 @@ from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.heads.standardise import Standardise
-from hoarfrost.inference.explain import (
-    Shown,
-    TrainingExamples,
-    card,
-    contributions,
-    evidence,
-    overlay,
-    upsampled,
-)
-from hoarfrost.inference.explain.pictures import legend
+from hoarfrost.inference.explain.cases import TrainingExamples
+from hoarfrost.inference.explain.drawing import Shown, card, legend, overlay, sheet_of
+from hoarfrost.inference.explain.maps import evidence, logit_maps, upsampled
 from tests.support.builders import picture
 
 HEADS = ("linear", "mlp:16", "mlp:8x3")
@@ -52,17 +45,16 @@ def pooled(x: npt.NDArray[np.float32]) -> torch.Tensor:
 @pytest.mark.parametrize("spec", HEADS)
 def test_the_map_sums_to_the_logit(spec: str, n_classes: int) -> None:
     x, module = features(), head(spec, n_classes)
-    found = contributions([module], x)
-    assert found.maps.shape == (3, n_classes, 7, 7)
+    maps = logit_maps([module], x)
+    assert maps.shape == (3, n_classes, 7, 7)
     logits = module(pooled(x)).detach().numpy()
-    np.testing.assert_allclose(found.maps.sum((2, 3)), logits, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(found.logits, logits, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(maps.sum((2, 3)), logits, rtol=0, atol=2e-5)
 
 
 def test_maps_of_several_seeds_are_averaged() -> None:
     x, modules = features(), [head("linear", seed=0), head("linear", seed=1)]
-    apart = [contributions([module], x).maps for module in modules]
-    np.testing.assert_allclose(contributions(modules, x).maps, (apart[0] + apart[1]) / 2, atol=1e-12)
+    apart = [logit_maps([module], x) for module in modules]
+    np.testing.assert_allclose(logit_maps(modules, x), (apart[0] + apart[1]) / 2, atol=1e-12)
 
 
 def test_a_linear_map_is_weight_times_standardised_activation_and_an_even_share_of_the_bias() -> None:
@@ -76,9 +68,7 @@ def test_a_linear_map_is_weight_times_standardised_activation_and_an_even_share_
             for j in range(7):
                 z = (x[0, :, i, j].astype(np.float64) - mean) / std
                 expected[c, i, j] = (weight[c] @ z + bias[c]) / 49
-    found = contributions([module], x)
-    np.testing.assert_allclose(found.maps[0], expected, atol=1e-10)
-    np.testing.assert_allclose(found.constants[0], bias, atol=1e-10)
+    np.testing.assert_allclose(logit_maps([module], x)[0], expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("spec", HEADS)
@@ -91,28 +81,27 @@ def test_the_map_is_gradient_times_activation_on_the_feature_map(spec: str) -> N
         (gradient,) = torch.autograd.grad(logits[0, c], maps, retain_graph=True)
         expected = (gradient[0] * (maps[0] - mean)).sum(0).detach()
         constant = (logits[0, c] - expected.sum()).item()
-        found = contributions([module], x)
-        assert found.constants[0, c] == pytest.approx(constant, abs=1e-10)
-        np.testing.assert_allclose(found.maps[0, c], expected.numpy() + constant / 49, atol=1e-12)
+        found = logit_maps([module], x)[0, c]
+        np.testing.assert_allclose(found, expected.numpy() + constant / 49, atol=1e-12)
 
 
 def test_explaining_leaves_the_head_as_it_is() -> None:
     module = head("mlp:16")
-    contributions([module], features())
+    logit_maps([module], features())
     assert all(value.dtype == torch.float32 and value.requires_grad for value in module.parameters())
 
 
 def test_evidence_of_two_classes_sums_to_the_logarithm_of_the_odds() -> None:
     x, module = features(), head("mlp:16", 2)
     p = module(pooled(x)).detach().double().softmax(1).numpy()
-    found = evidence(contributions([module], x).maps, 1, multilabel=False)
+    found = evidence(logit_maps([module], x), 1, multilabel=False)
     np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 1] / p[:, 0]), atol=1e-5)
 
 
 def test_evidence_of_a_label_sums_to_the_logarithm_of_its_odds() -> None:
     x, module = features(), head("linear", 3)
     p = module(pooled(x)).detach().double().sigmoid().numpy()
-    found = evidence(contributions([module], x).maps, 2, multilabel=True)
+    found = evidence(logit_maps([module], x), 2, multilabel=True)
     np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 2] / (1 - p[:, 2])), atol=1e-5)
 
 
@@ -205,10 +194,11 @@ def test_legend_goes_from_blue_over_grey_to_red() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (28, 28), (300, 200, 3)])
 def test_cards_take_images_of_any_shape(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    shown = Shown(
-        pixels, np.eye(7), RESNET18, "gr\udcfcn\n: 0.5", "gr\udcfcn", "odds", [(pixels, ("a", "b", "long/" * 30))] * 10
-    )
+    lines = ("long/" * 99, "gr\udcfcn\n: 0.5")
+    examples = [(pixels, ("a", "b", "long/" * 30))] * 10
+    shown = Shown(pixels, np.eye(7), RESNET18, lines, "gr\udcfcn", "odds", examples)
     assert card(shown).shape[2] == 3
+    assert sheet_of([shown] * 5).shape[2] == 3
 
 
 # -- by example ---------------------------------------------------------------------------------------------------------

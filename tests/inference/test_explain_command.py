@@ -15,9 +15,9 @@ from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.inference.explain import (
-    open_explainer,
-)
+from hoarfrost.inference.explain import dataset as dataset_module
+from hoarfrost.inference.explain import explain_dataset, open_explainer
+from hoarfrost.inference.explain.drawing import Shown, card
 from hoarfrost.inference.predict import run_head
 from hoarfrost.report import write_report
 from hoarfrost.runs import Run, read_heads
@@ -72,12 +72,30 @@ def test_explain_writes_a_picture_an_image_and_numbers_that_are_the_runs(
         found = list(one["probabilities"].values())
         assert found == pytest.approx(of_run[place[one["path"]]].tolist(), abs=1e-5)
         assert one["subject"] == "malignant"
+        assert one["label"] == run.predictions.labels[place[one["path"]]]
         assert np.sum(one["map"]) == pytest.approx(one["evidence"])
         with Image.open(out / one["file"]) as image:
             assert image.format == "PNG"
             assert not image.info
     with Image.open(sheet) as image:
         assert image.width > 500
+
+
+def test_captions_have_file_name_true_label_and_predicted_class_with_probability(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Shown] = []
+    monkeypatch.setattr(dataset_module, "card", lambda one: shown.append(one) or card(one))
+    paths = some_paths(run, 6)
+    data = folder_of(run, paths, tmp_path / "data")
+    (data / "x-unknown.png").write_bytes(encode(picture(), "PNG"))
+    summary = explain_dataset(data, tmp_path / "out", run=run.directory)
+    assert {one.called for one in summary.explanations} == {"malignant", "benign + normal"}
+    for one, lines in zip(summary.explanations, (each.lines for each in shown), strict=True):
+        p = one.calibrated["malignant"]
+        of_positive = "" if one.called == "malignant" else " of malignant"
+        label = [] if one.path == "x-unknown.png" else [f"true label: {one.label}"]
+        assert list(lines) == [one.path, *label, f"predicted: {one.called}, probability{of_positive} {p:.3f}"]
 
 
 def test_a_linear_heads_evidence_is_the_logarithm_of_the_odds(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
@@ -114,7 +132,9 @@ def test_rows_of_an_npz_and_bad_files_are_taken_as_predict_takes_them(
 ) -> None:
     write_npz(tmp_path / "m.npz", {"test": 3})
     done = hoarfrost("explain", tmp_path / "m.npz", "--run", run.directory, "--output", tmp_path / "npz", "--json")
-    assert json.loads(done.stdout)["explained"] == 3
+    document = json.loads(done.stdout)
+    assert document["explained"] == 3
+    assert [one["label"] for one in document["explanations"]] == [None] * 3
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / "good.png").write_bytes(encode(picture(), "PNG"))
     (tmp_path / "mixed" / "cut.png").write_bytes(encode(picture(), "PNG")[:200])
@@ -144,15 +164,15 @@ def test_another_class_is_mapped_where_it_is_asked_for(run: Run) -> None:
     of_positive, of_other = (explainer.explain(image, number)[0] for number in (1, 0))
     np.testing.assert_allclose(of_positive.cells, -of_other.cells, atol=1e-12)
     assert of_other.subject == explainer.predictor.names[0]
-    with pytest.raises(HoarfrostError, match="--class cyst: .* knows no such class. It has: .*malignant"):
+    with pytest.raises(HoarfrostError, match="--class cyst: .* has no such class. Its classes: .*malignant"):
         explainer.class_number("cyst")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--head", "mlp:7"], "has no such head. It has: linear, mlp:64"),
-        (["--class", "cyst"], "knows no such class. It has: "),
+        (["--head", "mlp:7"], "has no such head. Its heads: linear, mlp:64"),
+        (["--class", "cyst"], "has no such class. Its classes: "),
         (["--weights", "random:1"], "weights (SHA-256)"),
         (["--weights", "gone.pth"], "no such file"),
     ],
@@ -171,7 +191,7 @@ def test_a_folder_with_something_in_it_is_left_alone(run: Run, tmp_path: Path, h
     (tmp_path / "mine.txt").write_text("mine")
     done = hoarfrost("explain", images_of(run), "--run", run.directory, "--output", tmp_path)
     assert done.status == 1
-    assert "exists and is no empty folder; nothing was written" in done.stderr
+    assert "exists and is not an empty folder. Nothing was written" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -194,7 +214,7 @@ def test_a_disk_that_is_full_leaves_no_folder(
     data = images_of(run) / some_paths(run, 1)[0]
     done = hoarfrost("explain", data, "--run", run.directory, "--output", tmp_path / "out")
     assert done.status == 1
-    assert "No space left on device. Free the disk, or name another folder" in done.stderr
+    assert "No space left on device. Free space on the disk, or name another folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +230,7 @@ def test_without_the_runs_cache_maps_are_made_and_examples_left_out(
     document = json.loads(done.stdout)
     assert done.status == 0
     assert document["explanations"][0]["nearest"] == []
-    assert "the nearest training images are left out: The cache" in document["notes"][0]
+    assert "Skipped the nearest training images and the true labels. The cache" in document["notes"][0]
     assert document["notes"][0] in done.stderr
 
 

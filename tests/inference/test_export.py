@@ -187,9 +187,7 @@ def test_half_precision_is_exported_in_float32_and_says_so(tmp_path: Path, hoarf
     done = hoarfrost("export", "--run", tmp_path / "run", "--format", "torch", "--output", tmp_path / "m.pt2", "--json")
     assert done.status == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert any(
-        "computes in float32, though the head was trained on embeddings in bfloat16" in n for n in summary["notes"]
-    )
+    assert any("computes in float32. The head was trained on embeddings in bfloat16" in n for n in summary["notes"])
     assert 1e-6 < summary["difference_from_run"] < 0.2
     assert "trained on embeddings of another precision" in (tmp_path / "model_card.md").read_text(encoding="utf-8")
     metadata = metadata_of(read_run(tmp_path / "run"), run_head(read_heads(tmp_path / "run")))
@@ -279,6 +277,9 @@ def test_model_card_tells_the_runs_facts_and_names_no_image_and_no_patient(run: 
     ):
         assert f"\n## {title}\n" in card
     assert "Leakage** between splits: 0 patients" in card
+    for point in operating_points(saved(run)):
+        numbers = f"{point['threshold']:.6g} | {point['threshold_uncalibrated']:.6g}"
+        assert f"| {numbers} | {point['validation_sensitivity']:.3f} | {point['validation_specificity']:.3f} |" in card
     assert "untrained" in card.lower()
     assert not [path for path in run.predictions.paths if path in card]
     assert not [patient for patient in set(run.predictions.patients) if f"{patient} " in card]
@@ -287,10 +288,10 @@ def test_model_card_tells_the_runs_facts_and_names_no_image_and_no_patient(run: 
 def test_model_card_of_another_head_has_that_heads_scores_alone(run: Run) -> None:
     other = next(head for head in run.heads if head.name != run.selected)
     card = model_card(run, saved(run, other.name), "m.onnx", ["Made."])
-    assert f"no, that is {run.selected}" in card
+    assert f"no, the run selected {run.selected}" in card
     assert other.test is not None
     assert f"| {other.test.value('roc_auc'):.3f} |" in card
-    assert "What they do on the test split" not in card
+    assert "Results on the test split" not in card
 
 
 def test_model_card_quotes_hostile_labels_as_text(run: Run) -> None:
@@ -317,10 +318,10 @@ def test_the_cards_code_runs(run: Run, onnx_file: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("output", "options", "said"),
     [
-        ("m.onnx", ["--head", "mlp:7"], "has no such head. It has: linear, mlp:64"),
+        ("m.onnx", ["--head", "mlp:7"], "has no such head. Its heads: linear, mlp:64"),
         ("m.onnx", ["--weights", "random:1"], "weights (SHA-256)"),
         ("m.onnx", ["--weights", "gone.pth"], "no such file"),
-        ("m.pt2", [], "--format onnx makes a .onnx file"),
+        ("m.pt2", [], "--format onnx writes a .onnx file"),
     ],
 )
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(
@@ -355,7 +356,7 @@ def test_another_models_card_is_replaced_and_other_files_of_that_name_are_not(
     monkeypatch.setattr(exporting_module, "_difference_from_run", lambda *_: (None, 0, []))
     card = tmp_path / "model_card.md"
     card.write_text("# My own notes\n")
-    with pytest.raises(Exception, match="is no model card of hoarfrost, and would be overwritten"):
+    with pytest.raises(Exception, match="is not a model card of hoarfrost, and would be overwritten"):
         export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
     assert card.read_text() == "# My own notes\n"
     card.write_text("# Model card: of an earlier export\n")
@@ -371,7 +372,9 @@ def test_card_of_a_model_that_stays_is_not_replaced_by_anothers(
     monkeypatch.setattr(exporting_module, "_difference_from_run", lambda *_: (None, 0, []))
     export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
     before = (tmp_path / "model_card.md").read_bytes()
-    with pytest.raises(HoarfrostError, match=r"is of the model beside it \(m\.pt2\), and would be overwritten"):
+    with pytest.raises(
+        HoarfrostError, match=r"is the card of another model there \(m\.pt2\), and would be overwritten"
+    ):
         export_head(run.directory, tmp_path / "other.pt2", file_format="torch")
     assert (tmp_path / "model_card.md").read_bytes() == before
     assert not (tmp_path / "other.pt2").exists()
@@ -393,7 +396,9 @@ def test_a_full_disk_leaves_no_half_a_model(run: Run, tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(Exception, match="No space left on device. Free the disk, or name another file with --output"):
+    with pytest.raises(
+        Exception, match="No space left on device. Free space on the disk, or name another file with --output"
+    ):
         export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
     assert list(tmp_path.iterdir()) == []
 
@@ -418,12 +423,12 @@ def test_without_the_runs_images_it_says_what_was_not_compared(run: Run, tmp_pat
     finally:
         (tmp_path / "moved").rename(images)
     assert (summary.difference_from_run, summary.n_compared) == (None, 0)
-    assert "not compared with the run's own predictions" in summary.notes[0]
+    assert "Not compared with the run's own predictions" in summary.notes[0]
 
 
 def test_a_model_that_differs_from_torch_is_refused(run: Run) -> None:
     one = saved(run, "linear")
     classifier = Classifier(load_weights("random:0"), one)
     wrong = [np.full((7, 2), 0.5, np.float32)] * 2
-    with pytest.raises(Exception, match="nothing was written. Export in the other --format"):
+    with pytest.raises(Exception, match="Nothing was written. Use the other --format"):
         exporting_module._largest_difference(classifier, b"", lambda _, images: [each[: len(images)] for each in wrong])

@@ -265,7 +265,7 @@ def test_csv_with_labels_of_one_class_empty_ones_and_odd_splits_is_predicted(tra
     write_csv(data / "labels.csv", rows)
     summary = predict_dataset(data, tmp_path / "found.csv", run=trained.run)
     assert summary.patients == 2
-    assert any("1 images are of unknown patients" in note for note in summary.notes)
+    assert any("Skipped 1 images of unknown patients" in note for note in summary.notes)
     assert [row["patient"] for row in read_csv(tmp_path / "found.csv")] == ["p", "", "q"]
 
 
@@ -366,7 +366,7 @@ def test_prediction_that_fails_leaves_the_earlier_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hoarfrost.inference.predict.dataset.ImageCsv.add", full)
-    with pytest.raises(RunError, match=r"found\.csv: cannot be written: .*No space left.*--output"):
+    with pytest.raises(RunError, match=r"found\.csv cannot be written: .*No space left.*--output"):
         predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
     assert (tmp_path / "found.csv").read_text() == "path,frame,patient,earlier\n"
     assert [path.name for path in tmp_path.iterdir()] == ["found.csv"]
@@ -394,4 +394,4 @@ def test_outputs_that_would_overwrite_something_are_refused(trained: Trained, tm
 def test_patients_file_of_an_earlier_prediction_is_pointed_out(trained: Trained, tmp_path: Path) -> None:
     predict_dataset(trained.images, tmp_path / "found.csv", run=trained.run)
     summary = predict_dataset(flat(trained, tmp_path / "some", [1]), tmp_path / "found.csv", run=trained.run)
-    assert any("found_patients.csv is of an earlier prediction" in note for note in summary.notes)
+    assert any("found_patients.csv is from an earlier prediction" in note for note in summary.notes)

@@ -174,18 +174,18 @@ def test_embeddings_that_are_none_are_refused(trained: Trained) -> None:
 
 def test_wrong_heads_runs_and_units_are_named(trained: Trained, tmp_path: Path) -> None:
     data, output = trained.images, tmp_path / "x.csv"
-    with pytest.raises(RunError, match=r"--head mlp:9: .* has no such head\. It has: linear, mlp:8"):
+    with pytest.raises(RunError, match=r"--head mlp:9: .* has no such head\. Its heads: linear, mlp:8"):
         predict_dataset(data, output, run=trained.run, head="mlp:9")
-    with pytest.raises(RunError, match=r"--head tree: .* has no such head\. It has: linear, mlp:8"):
+    with pytest.raises(RunError, match=r"--head tree: .* has no such head\. Its heads: linear, mlp:8"):
         predict_dataset(data, output, run=trained.run, head="tree")
     with pytest.raises(RunError, match="linear: no such file. Name a head file"):
         predict_dataset(data, output, head="linear")
-    with pytest.raises(HoarfrostError, match="is a folder. If it is a run, name it with --run"):
+    with pytest.raises(HoarfrostError, match="is a folder. If it is a run, use --run"):
         predict_dataset(data, output, head=str(trained.run))
     with pytest.raises(RunError, match="is not a run folder"):
         predict_dataset(data, output, run=tmp_path)
     run, _ = synthetic(tmp_path, mixed({"benign": 30, "malignant": 30}))
-    with pytest.raises(TrainingError, match="--per-patient mean: the head linear was trained without knowing patients"):
+    with pytest.raises(TrainingError, match="--per-patient mean: the head linear was trained without patients"):
         predict_dataset(data, output, run=run.directory, per_patient="mean")
     assert not output.exists()
 

@@ -27,14 +27,15 @@ pytest.importorskip("fastapi_offline")
 httpx = pytest.importorskip("httpx")
 testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
 
-from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour  # noqa: E402
+from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour, Threshold  # noqa: E402
 from hoarfrost.inference.serve.app import create_app  # noqa: E402
 from hoarfrost.inference.serve.batcher import Batcher  # noqa: E402
 from hoarfrost.inference.serve.limits import Limits, refuse  # noqa: E402
 
 ABOUT = About(
     head="linear", classes=["benign", "malignant"], positive="malignant", threshold=0.4, weights="random:0",
-    fingerprint="0" * 64, trained_on=1234, coverage=0.9, map_cells=7, max_bytes=100_000, max_pixels=1_000_000,
+    thresholds={"malignant": Threshold(rule="Youden's index", value=0.41)}, fingerprint="0" * 64,
+    trained_on=1234, coverage=0.9, map_cells=7, max_bytes=100_000, max_pixels=1_000_000,
 )  # fmt: skip
 LIMITS = Limits(max_bytes=100_000, max_pixels=1_000_000, seconds=2, at_once=8)
 PNG = encode(picture())

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -41,8 +40,7 @@ def demo(reported: Callable[[str], Run]) -> Run:
 @pytest.fixture(scope="module")
 def url(demo: Run) -> Iterator[str]:
     command = [sys.executable, "-m", "hoarfrost", "serve", "--run", str(demo.directory), "--port", "0", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield str(json.loads(process.stdout.readline())["url"])
         process.terminate()
@@ -82,7 +80,14 @@ def test_dropped_image_shows_answer_map_and_nearest_training_images(tab: Tab, de
     image = images_of(demo)[0]
     assert drop(tab, image.read_bytes(), image.name) == ""
     answer = post(url, image.read_bytes()).json()
-    assert tab.run("document.getElementById('called').textContent") == ", ".join(answer["called"])
+    assert tab.run("document.getElementById('predicted').textContent") == ", ".join(answer["called"])
+    threshold = httpx.get(f"{url}about").json()["thresholds"]["malignant"]
+    p, of_class = answer["probabilities"]["malignant"], "" if answer["called"] == ["malignant"] else " of malignant"
+    assert (p >= threshold["value"]) == (answer["called"] == ["malignant"])
+    assert tab.run("document.getElementById('decision').textContent") == (
+        f"predicted: {answer['called'][0]}, probability{of_class} {p:.3f}, threshold >= {threshold['value']:.3f} "
+        "(Youden's index)"
+    )
     assert "Research use only" in tab.run("document.body.textContent")
     tab.run("Promise.all([...document.images].map(image => image.decode()))")
     assert tab.run("document.getElementById('map').naturalWidth") == 224
@@ -185,7 +190,7 @@ def test_port_in_use_is_said(url: str, demo: Run, hoarfrost: Hoarfrost) -> None:
     port = url.rstrip("/").rpartition(":")[2]
     output = hoarfrost("serve", "--run", demo.directory, "--port", port)
     assert output.status == 1
-    assert "cannot be listened at" in output.stderr
+    assert "Cannot listen on" in output.stderr
 
 
 def test_run_that_is_none_is_said(tmp_path: Path, hoarfrost: Hoarfrost) -> None:

@@ -139,7 +139,7 @@ def test_file_that_is_gone_is_named_and_the_others_are_shown(tmp_path: Path) -> 
     path = sorted(shown_paths(looked(run)))[0]
     (tmp_path / "images" / path).unlink()
     look = looked(run)
-    assert look.pictures.reasons == {path: "it is not there any more"}
+    assert look.pictures.reasons == {path: "the file no longer exists"}
     assert look.pictures.uris.keys() == shown_paths(look) - {path}
 
 
@@ -148,7 +148,7 @@ def test_images_that_were_embedded_anew_as_others_after_training_are_not_shown(t
     facts = replace(run.config.embeddings, digest="0" * 64)
     look = looked(replace(run, config=replace(run.config, embeddings=facts)))
     assert not look.pictures.uris
-    assert "was extracted anew after the heads were trained, and some images are others now" in look.pictures.note
+    assert "was extracted again after the heads were trained, and some images have changed" in look.pictures.note
     assert look.map is None
 
 
@@ -184,7 +184,7 @@ def test_missing_cache_leaves_no_picture_and_no_map(tmp_path: Path) -> None:
     (tmp_path / "c.h5").rename(tmp_path / "moved.h5")
     html = html_of(run)
     assert "There are no pictures, as nothing tells whether they are still the same." in html
-    assert f"There is no map. The cache {tmp_path}/c.h5 is not there any more." in html
+    assert f"There is no map. The cache {tmp_path}/c.h5 no longer exists." in html
     assert "data:image" not in html
 
 

@@ -142,7 +142,7 @@ def test_hostile_attributes_stay_inside_the_json(tmp_path: Path) -> None:
 def test_cache_of_another_fingerprint_gives_no_map_and_says_so(tmp_path: Path) -> None:
     run = mapped_run(tmp_path)
     other = replace(run, config=replace(run.config, embeddings=replace(run.config.embeddings, fingerprint="0" * 64)))
-    with pytest.raises(CacheError, match=r"holds other embeddings now .* not 000000000000"), opened_source(other):
+    with pytest.raises(CacheError, match=r"now holds other embeddings .* not 000000000000"), opened_source(other):
         pass
 
 

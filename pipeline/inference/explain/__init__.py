@@ -1,27 +1,9 @@
-"""What speaks for a class, and where in an image; and which training images are like it."""
+"""Evidence for a class, where in the image it lies, and the training images that are most similar."""
 
 from hoarfrost.inference.explain.cases import Cases
 from hoarfrost.inference.explain.dataset import ExplainSummary, explain_dataset
-from hoarfrost.inference.explain.examples import Example, TrainingExamples, training_examples
-from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer, open_explainer
-from hoarfrost.inference.explain.maps import Contributions, contributions, evidence, upsampled
-from hoarfrost.inference.explain.pictures import Shown, card, overlay
+from hoarfrost.inference.explain.drawing import overlay
+from hoarfrost.inference.explain.explainer import Explainer, open_explainer
+from hoarfrost.inference.explain.maps import upsampled
 
-__all__ = [
-    "Cases",
-    "Contributions",
-    "Example",
-    "ExplainSummary",
-    "ExplainedImage",
-    "Explainer",
-    "Shown",
-    "TrainingExamples",
-    "card",
-    "contributions",
-    "evidence",
-    "explain_dataset",
-    "open_explainer",
-    "overlay",
-    "training_examples",
-    "upsampled",
-]
+__all__ = ["Cases", "ExplainSummary", "Explainer", "explain_dataset", "open_explainer", "overlay", "upsampled"]

@@ -1,4 +1,4 @@
-"""Explain images, wherever they are, into a folder of pictures, and a JSON file of what they show."""
+"""Explain images from any place: write a folder of pictures, and a JSON file with the numbers behind them."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,9 @@ from hoarfrost.features.decoding.pictures import check_sheet, fitted, write_shee
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, RunError
 from hoarfrost.features.extraction.plan import Progress
 from hoarfrost.features.fingerprint import image_key
-from hoarfrost.inference.explain.cases import Cases
-from hoarfrost.inference.explain.examples import Example
+from hoarfrost.inference.explain.cases import Cases, Example
+from hoarfrost.inference.explain.drawing import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
 from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer, open_explainer
-from hoarfrost.inference.explain.pictures import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
 from hoarfrost.inference.predict import run_head
 from hoarfrost.runs import read_heads
 
@@ -38,10 +37,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Explained:
-    """What was found of one image. `map` sums to `evidence`, for the class `subject`; `file` is its picture."""
+    """What was found for one image.
+
+    `label` is None where it is not known. `map` sums to `evidence`, for the class `subject`; `file` is the picture.
+    """
 
     path: str
     file: str
+    label: str | None
     called: str
     probabilities: dict[str, float]
     calibrated: dict[str, float]
@@ -53,7 +56,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class ExplainSummary:
-    """What was explained; `explain --json` prints it. `notes` say what is less than was asked for."""
+    """What was explained, as `explain --json` prints it. `notes` state what is missing."""
 
     images: int
     explained: int
@@ -84,22 +87,22 @@ def explain_dataset(
     max_pixels: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExplainSummary:
-    """Write a picture of what speaks for a class, and where, for each image.
+    """Write a picture for each image that shows where the evidence for a class lies.
 
     Parameters
     ----------
     data : Path or str
-        What `hoarfrost.features.datasets.read_unlabelled` takes.
+        See `hoarfrost.features.datasets.read_unlabelled`.
     output : Path
         A folder, new or empty: `NUMBER-NAME.png` for each image, and `explanations.json`.
     run : Path
         The run folder.
     head : str, optional
-        Which of the run's heads; by default the selected one.
+        One of the run's heads; by default the selected one.
     class_name : str, optional
-        The class to map the evidence for; by default see `Explainer.explain`.
+        The class to map the evidence for; for the default see `Explainer.explain`.
     contact_sheet : Path, optional
-        A PNG of up to 48 images from all over the dataset.
+        A PNG of up to 48 images, spread over the dataset.
     n_examples : int
         How many of the nearest training images are shown.
     weights, device, max_pixels
@@ -116,63 +119,30 @@ def explain_dataset(
     _check_output(output)
     if contact_sheet is not None:
         check_sheet(contact_sheet)
-    saved = run_head(read_heads(run), head)
-    explainer = open_explainer(saved, weights=weights, device=device, max_pixels=max_pixels)
+    heads = read_heads(run)
+    explainer = open_explainer(run_head(heads, head), weights=weights, device=device, max_pixels=max_pixels)
     number = None if class_name is None else explainer.class_number(class_name)
     notes = [explainer.note] if explainer.note else []
     with ExitStack() as stack:
         cases = Cases.opened(run, explainer, n_examples, notes, stack)
-        dataset = read_unlabelled(data, _pseudonyms(run))
-        with _written_whole(output) as folder:
-            work = _Work(dataset, explainer, number, cases, folder, with_sheet=contact_sheet is not None)
-            work.run(on_progress)
-            summary = _summary(work, output, contact_sheet, notes, time.monotonic() - started)
-            document = json.dumps(asdict(summary), indent=1, allow_nan=False)
-            (folder / DOCUMENT).write_text(document + "\n", encoding="utf-8")
-            if contact_sheet is not None:
-                write_sheet(contact_sheet, sheet_of(work.sheet))
+        # With the salt of the run's own cache, a patient has the pseudonym that the run knows.
+        salt = salt_path(Path(heads.config.embeddings.cache))
+        dataset = read_unlabelled(data, Pseudonyms(salt) if salt.is_file() else Pseudonyms())
+        folder = stack.enter_context(_staged_folder(output))
+        writer = _ExplanationWriter(dataset, explainer, number, cases, folder, with_sheet=contact_sheet is not None)
+        writer.run(on_progress)
+        summary = writer.summary(output, contact_sheet, tuple(notes), time.monotonic() - started)
+        document = json.dumps(asdict(summary), indent=1, allow_nan=False)
+        (folder / DOCUMENT).write_text(document + "\n", encoding="utf-8")
+        if contact_sheet is not None:
+            write_sheet(contact_sheet, sheet_of(writer.sheet))
     for note in notes:
         logger.warning("%s", note)
     return summary
 
 
-def _summary(
-    work: "_Work", output: Path, contact_sheet: Path | None, notes: Sequence[str], seconds: float
-) -> ExplainSummary:
-    head = work.explainer.predictor.head
-    return ExplainSummary(
-        images=len(work.dataset),
-        explained=len(work.explained),
-        failed=len(work.errors),
-        head=head.spec.name,
-        classes=head.names,
-        output=str(output),
-        contact_sheet=None if contact_sheet is None else str(contact_sheet),
-        fingerprint=head.header.fingerprint.digest,
-        weights=head.header.weights,
-        seconds=seconds,
-        notes=tuple(notes),
-        explanations=tuple(work.explained),
-        errors=tuple(work.errors),
-    )
-
-
-def _pseudonyms(run: Path) -> Pseudonyms:
-    """Take the salt of the run's own cache, so that a patient has the name that the run knows."""
-    salt = salt_path(Path(read_heads(run).config.embeddings.cache))
-    return Pseudonyms(salt) if salt.is_file() else Pseudonyms()
-
-
-class _Work:
-    """The pictures of a dataset, image by image.
-
-    Attributes
-    ----------
-    explained : list of Explained
-    errors : list of (path, reason)
-    sheet : list of (path, Shown)
-        Images from all over the dataset, for the contact sheet.
-    """
+class _ExplanationWriter:
+    """Writes the pictures of a dataset; `sheet` are images from all over it, for the contact sheet."""
 
     def __init__(
         self,
@@ -188,17 +158,16 @@ class _Work:
         self.cases, self.folder = cases, folder
         self.explained: list[Explained] = []
         self.errors: list[tuple[str, str]] = []
-        self.sheet: list[tuple[str, Shown]] = []
+        self.sheet: list[Shown] = []
         n_shown = min(len(dataset), SHEET_COLUMNS * SHEET_ROWS) if with_sheet else 0
         self._in_sheet = set(np.linspace(0, len(dataset) - 1, n_shown).astype(int).tolist())
 
     def run(self, on_progress: Callable[[Progress], None]) -> None:
         """Explain all images that can be read."""
         started = time.monotonic()
-        done = 0
-        for some in self._batches():
-            images = torch.stack([image for _, _, _, image in some])
-            for (index, key, pixels, _), found in zip(some, self.explainer.explain(images, self.number), strict=True):
+        for batch in self._batches():
+            images = torch.stack([image for *_, image in batch])
+            for (index, key, pixels, _), found in zip(batch, self.explainer.explain(images, self.number), strict=True):
                 self._add(index, key, pixels, found)
             done = len(self.explained) + len(self.errors)
             on_progress(Progress(done, len(self.dataset), done / (time.monotonic() - started)))
@@ -209,7 +178,7 @@ class _Work:
             )
 
     def _batches(self) -> Iterator[list[tuple[int, bytes, Pixels, torch.Tensor]]]:
-        """Decode a few images at a time: place, key, pixels for people, and what the backbone takes."""
+        """Decode a few images at a time: place, key, pixels for people, and the backbone's input."""
         batch = []
         for index, read in self.dataset.images.contents(range(len(self.dataset))):
             try:
@@ -226,34 +195,58 @@ class _Work:
             yield batch
 
     def _add(self, index: int, key: bytes, pixels: Pixels, found: ExplainedImage) -> None:
-        path, patients = self.dataset.paths[index], self.dataset.patients
+        path, patients, label = self.dataset.paths[index], self.dataset.patients, self.cases.label(key)
         nearest = self.cases.nearest(found, key, "" if patients is None else patients[index])
-        names = self.explainer.predictor.names
+        probabilities, calibrated = (
+            dict(zip(self.explainer.predictor.names, p.tolist(), strict=True))
+            for p in (found.probabilities, found.calibrated)
+        )
+        lines = [path, *([] if label is None else [f"true label: {label or '(none)'}"]), _verdict(found, calibrated)]
         shown = Shown(
-            pixels, found.cells, self.explainer.backbone.encoder, _title(found, names), found.subject, found.measure,
-            self.cases.pictures(nearest),
+            pixels, found.cells, self.explainer.backbone.encoder, tuple(lines), found.subject, self.explainer.measure,
+            self.cases.captioned(nearest),
         )  # fmt: skip
-        file = f"{index + 1:0{len(str(len(self.dataset)))}d}-{_slug(path)}.png"
+        file = f"{index + 1:0{len(str(len(self.dataset)))}d}-{_file_name(path)}.png"
         (self.folder / file).write_bytes(encode_png(card(shown)))
         if index in self._in_sheet:
-            self.sheet.append((path, shown))
+            self.sheet.append(shown)
         self.explained.append(
             Explained(
-                path, file, found.called,
-                dict(zip(names, found.probabilities.tolist(), strict=True)),
-                dict(zip(names, found.calibrated.tolist(), strict=True)),
-                found.subject, found.evidence, tuple(map(tuple, found.cells.tolist())), nearest,
+                path, file, label, found.called, probabilities, calibrated, found.subject, found.evidence,
+                tuple(map(tuple, found.cells.tolist())), nearest,
             )
         )  # fmt: skip
 
+    def summary(
+        self, output: Path, contact_sheet: Path | None, notes: tuple[str, ...], seconds: float
+    ) -> ExplainSummary:
+        """Return what was explained, and where it was written."""
+        head = self.explainer.predictor.head
+        return ExplainSummary(
+            images=len(self.dataset),
+            explained=len(self.explained),
+            failed=len(self.errors),
+            head=head.spec.name,
+            classes=head.names,
+            output=str(output),
+            contact_sheet=None if contact_sheet is None else str(contact_sheet),
+            fingerprint=head.header.fingerprint.digest,
+            weights=head.header.weights,
+            seconds=seconds,
+            notes=notes,
+            explanations=tuple(self.explained),
+            errors=tuple(self.errors),
+        )
 
-def _title(found: ExplainedImage, names: Sequence[str]) -> str:
-    p = found.calibrated[names.index(found.subject)]
-    return f"{found.subject}: probability {p:.3f}; called {found.called}"
+
+def _verdict(found: ExplainedImage, calibrated: dict[str, float]) -> str:
+    """Return the predicted class, and the probability of the class that the map is of."""
+    of_subject = "" if found.subject == found.called else f" of {found.subject}"
+    return f"predicted: {found.called}, probability{of_subject} {calibrated[found.subject]:.3f}"
 
 
-def _slug(path: str) -> str:
-    """Give a path as a file name that any file system takes, without a picture's own ending."""
+def _file_name(path: str) -> str:
+    """Return a path as a file name that any file system takes, without the image's own ending."""
     plain = path if FRAME_MARK in path else os.path.splitext(path)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[-80:] or "image"
 
@@ -262,32 +255,32 @@ def _slug(path: str) -> str:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a place where something is already, before anything is computed."""
+    """Refuse a place that is taken, before anything is computed."""
     try:
         is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     except OSError as error:
         raise HoarfrostError(f"--output {output}: {error.strerror}. Name another folder.") from error
     if is_taken:
         raise HoarfrostError(
-            f"--output {output} exists and is no empty folder; nothing was written. Name a new folder, or remove it."
+            f"--output {output} exists and is not an empty folder. Nothing was written. Name a new folder, or remove it."
         )
 
 
 @contextmanager
-def _written_whole(output: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the output's place when it is complete."""
+def _staged_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes the output when it is complete."""
     place = output.resolve()
     staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
+        shutil.rmtree(staging, ignore_errors=True)  # of a killed process of the same number
         staging.mkdir(parents=True)
         yield staging
         if place.exists():
-            place.rmdir()  # empty, as was checked
+            place.rmdir()  # it is empty: checked before
         staging.rename(place)
     except OSError as error:
         raise RunError(
-            f"--output {output}: cannot be written: {error}. Free the disk, or name another folder."
+            f"--output {output} cannot be written: {error}. Free space on the disk, or name another folder."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

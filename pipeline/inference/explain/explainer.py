@@ -1,4 +1,4 @@
-"""Explainer: a head and its backbone, for what speaks for a class where in an image. Pixels in, maps out; knows no files."""
+"""Explainer: a head and its backbone, which show where in an image the evidence for a class lies. Pixels in, maps out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,34 +15,31 @@ from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.heads.files import SavedHead
-from hoarfrost.inference.explain.maps import Floats, contributions, evidence
+from hoarfrost.inference.explain.drawing import Pixels
+from hoarfrost.inference.explain.maps import Floats, evidence, logit_maps
 from hoarfrost.inference.predict import Predictor
 
 if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
 
-Pixels = npt.NDArray[np.uint8]
-
-AT_ONCE = 8  # images, whose feature maps are held
+AT_ONCE = 8  # images whose feature maps are in memory
 
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """What a head says of an image, and what speaks for it where.
+    """What a head predicts for an image, and where the evidence lies.
 
     Attributes
     ----------
     embedding : ndarray (D,) float32
     probabilities, calibrated : ndarray (C,) float64
-        As `hoarfrost.inference.predict.Prediction` has them.
+        See `hoarfrost.inference.predict.Prediction`.
     called : str
-        The class at the operating point; of several labels those that it is called.
+        The predicted class, or all predicted labels.
     subject : str
         The class, or label, that the map is of.
     cells : ndarray (cells, cells) float64
         What each cell adds to the evidence for it, see `hoarfrost.inference.explain.maps.evidence`.
-    measure : str
-        What the cells sum to, in words.
     """
 
     embedding: npt.NDArray[np.float32]
@@ -51,7 +48,6 @@ class ExplainedImage:
     called: str
     subject: str
     cells: Floats
-    measure: str
 
     @property
     def evidence(self) -> float:
@@ -60,69 +56,54 @@ class ExplainedImage:
 
 
 class Explainer:
-    """A head and its backbone in float32.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    backbone : Backbone
-        In float32, with the weights that the head's embeddings were made by.
-    decoding : Decoding
-        How the head's images were decoded.
-    """
+    """A head and its backbone in float32; `decoding` is how the head's images were decoded."""
 
     def __init__(self, predictor: Predictor, backbone: Backbone, decoding: Decoding) -> None:
-        self.predictor = predictor
-        self.backbone = backbone
-        self.decoding = decoding
+        self.predictor, self.backbone, self.decoding = predictor, backbone, decoding
 
     @property
     def measure(self) -> str:
-        """What the cells of a map sum to, in words."""
+        """What the sum of a map's cells is, in words."""
         if self.predictor.head.is_multilabel or len(self.predictor.names) == 2:
             return "the logarithm of the odds, uncalibrated"
-        return "the logit less the mean of the others'"
+        return "the logit minus the mean of the other logits"
 
     @property
     def note(self) -> str:
-        """What differs from the head's own embeddings; empty where nothing does."""
+        """How the embeddings differ from the head's own; empty where they do not."""
         kind = self.predictor.header.fingerprint.precision.partition(":")[0]
         if kind == "float32":
             return ""
-        return f"the head's embeddings are in {kind}; maps, and probabilities beside them, are computed in float32"
+        return f"The head's embeddings are in {kind}. The maps, and the probabilities beside them, are computed in float32."
 
     def class_number(self, name: str) -> int:
-        """Find a class, or label, by its name.
+        """Return the number of a class, or label.
 
         Raises
         ------
         HoarfrostError
-            If there is none of that name.
+            If the head has no class of that name.
         """
         names = self.predictor.names
         if name not in names:
             head = self.predictor.head.spec.name
-            raise HoarfrostError(f"--class {name}: the head {head} knows no such class. It has: {', '.join(names)}.")
+            raise HoarfrostError(f"--class {name}: the head {head} has no such class. Its classes: {', '.join(names)}.")
         return names.index(name)
 
     def prepared(self, content: "Content") -> tuple[Pixels, torch.Tensor]:
-        """Decode an image as the head's were.
-
-        Parameters
-        ----------
-        content : bytes, Frame, or ndarray (H, W) or (H, W, 3) uint8
+        """Decode an image as the head's images were decoded.
 
         Returns
         -------
         pixels : ndarray (H, W) or (H, W, 3) uint8
             The whole image, for people.
         image : Tensor (3, S, S) uint8
-            What the backbone takes.
+            The backbone's input.
 
         Raises
         ------
         ImageDecodeError
-            If it cannot be read whole.
+            If it cannot be read completely.
         """
         pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding)
         return pixels, load_image(pixels, self.decoding).expand(3, -1, -1)
@@ -134,28 +115,28 @@ class Explainer:
         ----------
         images : Tensor (n, 3, S, S) uint8
         number : int, optional
-            The class to map the evidence for; by default of two classes the positive one, of more the one that the
-            image is called, of several labels the most probable.
+            The class to map the evidence for. The default is the positive one of two classes, the predicted one of more,
+            and the most probable of several labels.
         """
         found: list[ExplainedImage] = []
         for some in torch.split(images, AT_ONCE):
             features = self.backbone.feature_maps(some).numpy()
             embeddings = features.mean(axis=(2, 3))
             prediction = self.predictor.predict(embeddings)
-            maps = contributions(self.predictor.head.modules, features).maps  # (n, C, cells, cells)
-            numbers = self._numbers(prediction.probabilities) if number is None else [number] * len(some)
+            maps = logit_maps(self.predictor.head.modules, features)  # (n, C, cells, cells)
+            numbers = self._subjects(prediction.probabilities) if number is None else [number] * len(some)
             answers = self.predictor.answers(prediction.called)
             for i, each in enumerate(numbers):
                 cells = evidence(maps[i : i + 1], each, multilabel=self.predictor.head.is_multilabel)[0]
                 found.append(
                     ExplainedImage(
                         embeddings[i], prediction.probabilities[i], prediction.calibrated[i], answers[i],
-                        self.predictor.names[each], cells, self.measure,
+                        self.predictor.names[each], cells,
                     )
                 )  # fmt: skip
         return found
 
-    def _numbers(self, probabilities: Floats) -> Sequence[int]:
+    def _subjects(self, probabilities: Floats) -> Sequence[int]:
         if len(self.predictor.names) == 2 and not self.predictor.head.is_multilabel:
             return [1] * len(probabilities)
         return [int(number) for number in probabilities.argmax(axis=1)]
@@ -164,26 +145,18 @@ class Explainer:
 def open_explainer(
     head: SavedHead, *, weights: str | None = None, device: str = "auto", max_pixels: int | None = None
 ) -> Explainer:
-    """Load the backbone that a head's embeddings were made by.
+    """Load the backbone that a head's embeddings were made with.
 
-    Parameters
-    ----------
-    head : SavedHead
-    weights : str, optional
-        Where the weights are now, if not where they were.
-    device : str
-        See `hoarfrost.features.devices.choose_device`.
-    max_pixels : int, optional
-        Larger images are unreadable.
+    `weights` is where the weights are now, if they were moved. Images of more than `max_pixels` are unreadable.
 
     Raises
     ------
     EncoderError
         If the encoder has no feature map.
     WeightsError
-        If the weights cannot be had.
+        If the weights are not available.
     FingerprintMismatchError
-        If they are others, or images are decoded in another way now.
+        If they are others, or images are now decoded in another way.
     """
     recipe, window = recipe_like(head.header, weights)
     recipe.encoder.require_feature_map()

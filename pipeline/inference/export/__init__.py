@@ -1,4 +1,4 @@
-"""A head with its backbone as one file from pixels to probabilities, and its model card."""
+"""A head with its backbone as one file, from pixels to probabilities, and its model card."""
 
 from hoarfrost.inference.export.exporting import ExportSummary, export_head
 

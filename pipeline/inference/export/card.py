@@ -1,4 +1,4 @@
-"""The model card: what a reader must know of an exported model, from the run's facts. It names no image and no patient."""
+"""The model card: what a reader must know about an exported model, from the run. It names no image and no patient."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,20 +15,13 @@ from hoarfrost.report.words import NONE, count, decimal, estimate_text, interval
 from hoarfrost.runs import Run
 
 TITLE = "# Model card: "
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\[", "*": "\\*"})
 
 
 def model_card(run: Run, head: SavedHead, file: str, made: Sequence[str]) -> str:
-    """Write the card, in Markdown.
+    """Return the card of an exported head, in Markdown.
 
-    Parameters
-    ----------
-    run : Run
-    head : SavedHead
-        The one that was exported.
-    file : str
-        The model's file name.
-    made : sequence of str
-        Sentences on how it was exported.
+    `file` is the model's file name, `made` are sentences on how it was exported.
 
     References
     ----------
@@ -55,74 +48,66 @@ def model_card(run: Run, head: SavedHead, file: str, made: Sequence[str]) -> str
 
 def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
     embeddings, seeds = run.config.embeddings, len(head.seeds)
-    yield from _table(
-        ("what", "which"),
-        [
-            ("file", f"`{_text(file)}`"),
-            ("classes", ", ".join(head.names)),
-            (
-                "backbone",
-                f"{embeddings.backbone}, frozen; weights {embeddings.weights} (SHA-256 {embeddings.weights_sha256})",
-            ),
-            ("head", f"{head.spec.name}, {'the mean of ' if seeds > 1 else ''}{several(seeds, 'seed')}"),
-            ("selected by the run", "yes" if head.spec.name == run.selected else f"no, that is {run.selected}"),
-            ("fingerprint of the embeddings", embeddings.fingerprint),
-            ("embeddings computed in", embeddings.precision.partition(":")[0]),
-            (
-                "calibration",
-                f"temperature {', '.join(f'{t:.3g}' for t in head.validated[0].temperatures)}, from validation",
-            ),
-            ("trained", run.config.created),
-        ],
-    )
+    weights = f"weights {embeddings.weights} (SHA-256 {embeddings.weights_sha256})"
+    temperatures = ", ".join(f"{temperature:.3g}" for temperature in head.validated[0].temperatures)
+    rows = {
+        "file": f"`{file}`",
+        "classes": ", ".join(head.names),
+        "encoder": f"{embeddings.backbone}, frozen; {weights}",
+        "head": f"{head.spec.name}, {'mean of ' if seeds > 1 else ''}{several(seeds, 'seed')}",
+        "selected by the run": "yes" if head.spec.name == run.selected else f"no, the run selected {run.selected}",
+        "fingerprint of the embeddings": embeddings.fingerprint,
+        "precision of the embeddings": embeddings.precision.partition(":")[0],
+        "calibration": f"temperature {temperatures}, fitted on the validation split",
+        "trained": run.config.created,
+    }
+    yield from _table(("property", "value"), list(rows.items()))
 
 
 def _intended(run: Run) -> Iterator[str]:
     yield (
-        "For research on images like those that it was trained on: the same kind of image, device and patients. It is "
-        "no medical device: nobody may be diagnosed, treated or turned away by it, and it was tried on no patients to come."
+        "For research on images like the training images: the same kind of image, device and patients. This is not a "
+        "medical device. Do not use it to diagnose, treat or triage anyone. It has not been tested prospectively."
     )
     if run.config.embeddings.weights.startswith("random:"):
-        yield "\nIts backbone was never trained, so it is a floor to compare with, and of no other use."
+        yield "\nThe encoder is untrained. Use this model only as a baseline for comparison."
 
 
 def _usage(head: SavedHead, file: str) -> Iterator[str]:
     encoder = head.header.fingerprint.encoder
-    yield f"{preparation(encoder)} Normalisation, backbone, standardisation, head and temperature are inside."
+    yield f"{preparation(encoder)} The model itself contains normalisation, encoder, standardisation, head and temperature."
     yield ""
+    shape = f"float32 (N, {len(head.names)})"
     yield from _table(
-        ("name", "what"),
+        ("name", "content"),
         [
-            (f"input `{INPUT}`", f"uint8 (N, 3, {encoder.size}, {encoder.size}), RGB; N may be any number"),
-            (f"output `{OUTPUTS[0]}`", f"float32 (N, {len(head.names)}), calibrated, in the order of the classes"),
-            (
-                f"output `{OUTPUTS[1]}`",
-                f"float32 (N, {len(head.names)}), before calibration, as the run's predictions.csv",
-            ),
+            (f"input `{INPUT}`", f"uint8 (N, 3, {encoder.size}, {encoder.size}), RGB; any number N of images"),
+            (f"output `{OUTPUTS[0]}`", f"{shape}, calibrated, in the order of the classes"),
+            (f"output `{OUTPUTS[1]}`", f"{shape}, before calibration, as in the run's predictions.csv"),
         ],
     )
-    yield ""
-    yield "```python"
+    name = file.replace("\\", "\\\\").replace('"', '\\"')
+    yield "\n```python"
     if file.endswith(".onnx"):
         yield "import onnxruntime"
-        yield f'session = onnxruntime.InferenceSession("{_code(file)}")'
+        yield f'session = onnxruntime.InferenceSession("{name}")'
         yield f'probabilities, uncalibrated = session.run(None, {{"{INPUT}": images}})'
         yield "metadata = session.get_modelmeta().custom_metadata_map"
     else:
         yield "import torch"
         yield 'extra = {"metadata.json": ""}'
-        yield f'program = torch.export.load("{_code(file)}", extra_files=extra)'
+        yield f'program = torch.export.load("{name}", extra_files=extra)'
         yield "probabilities, uncalibrated = program.module()(images)"
     yield "```"
 
 
 def _data(run: Run) -> Iterator[str]:
     dataset = run.config.dataset
-    patients = "unknown" if dataset.n_patients is None else count(dataset.n_patients)
+    patients = "patients unknown" if dataset.n_patients is None else several(dataset.n_patients, "patient")
     split = rule_named(dataset.split_by).brief
-    yield f"{_text(dataset.name)}: {several(dataset.n_images, 'image')}, patients: {patients}; split {split}."
+    yield f"{_text(dataset.name)}: {several(dataset.n_images, 'image')}, {patients}; split {split}."
     if dataset.unreadable:
-        yield f"{several(len(dataset.unreadable), 'image')} could not be read, and were left out."
+        yield f"{several(len(dataset.unreadable), 'image')} could not be read and were skipped."
     yield ""
     rows = []
     for size in run.split_sizes():
@@ -133,99 +118,111 @@ def _data(run: Run) -> Iterator[str]:
 
 
 def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
-    scores, rows = evaluation.scores(run.head(head.spec.name)), []
-    for metric in metrics_of([scores], ShownIn.EVERYWHERE):
-        found, beside = scores[metric.key], []
-        if found.interval is not None:
-            beside.append(f"{interval(found.interval)}{f', {found.method}' if found.method else ''}")
+    scores = evaluation.scores(run.head(head.spec.name))
+    shown = list(metrics_of([scores], ShownIn.EVERYWHERE))
+    rows = [
+        (evaluation.title_of(metric), decimal(found.value), interval(found.interval), found.method or NONE)
+        for metric in shown
+        for found in (scores[metric.key], *((scores.beside[metric.key],) if metric.key in scores.beside else ()))
+    ]
+    yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
+    for metric in shown:
         if metric.baseline:
-            beside.append(f"always the most frequent: {decimal(scores.value_or_none(metric.baseline))}")
-        rows.append((evaluation.title_of(metric), decimal(found.value), "; ".join(beside)))
-    yield from _table((f"on {evaluation.samples()}", "value", "95% interval"), rows)
+            title, guess = evaluation.title_of(metric), decimal(scores.value_or_none(metric.baseline))
+            yield f"\n{title[0].upper()}{title[1:]} of always predicting the most frequent class: {guess}."
     recalibration = None if run.assessment is None else run.assessment.calibration
     if head.spec.name == run.selected and recalibration is not None:
-        yield ""
+        before, after = recalibration.before, recalibration.after
         yield (
-            f"Expected calibration error {decimal(recalibration.before.error)} before and "
-            f"{decimal(recalibration.after.error)} after calibration; by chance "
-            f"{decimal(recalibration.after.error_by_chance)}."
+            f"\nExpected calibration error: {decimal(before.error)} before and {decimal(after.error)} after temperature "
+            f"scaling. Perfectly calibrated probabilities would have {decimal(after.error_by_chance)} by chance."
         )
 
 
 def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
-    points = operating_points(head)
-    if not points:
-        yield "With more than two classes the most probable one is called; there is no threshold."
+    if not any(head.validated[0].points):
+        yield "None: with more than two classes, the most probable class is predicted."
         return
-    yield "Fixed on validation. An image is called the class where its calibrated probability is at or above the threshold."
-    yield ""
-    columns = ("class", "rule", "threshold", "before calibration")
+    yield (
+        "Chosen on the validation split. A class is predicted if its calibrated probability is at or above the threshold. "
+        "The first rule of each class decides what `hoarfrost predict` reports.\n"
+    )
+    columns = ("threshold", "before calibration", "validation sensitivity", "validation specificity")
     rows = [
-        (one["class"], rule(one["rule"]), f"{one['threshold']:.6g}", f"{one['threshold_uncalibrated']:.6g}")
-        for one in points
-    ]
-    yield from _table(columns, rows)
-    if head.spec.name == run.selected and run.assessment is not None:
-        yield ""
-        yield f"What they do on the {evaluation.split_name} split, counting {run.assessment.unit}s (95% intervals):"
-        yield ""
-        yield from _table(
-            ("class", "rule", "sensitivity", "specificity"),
-            [
-                (
-                    one.name,
-                    rule(fixed.point.name),
-                    estimate_text(share_at(fixed.result.sensitivity, SharePlace.MODEL_CARD)),
-                    estimate_text(share_at(fixed.result.specificity, SharePlace.MODEL_CARD)),
-                )
-                for one in run.assessment.classes
-                for fixed in one.points
-                if fixed.result is not None
-            ],
+        (
+            one["class"], rule(one["rule"]), f"{one['threshold']:.6g}", f"{one['threshold_uncalibrated']:.6g}",
+            decimal(one["validation_sensitivity"]), decimal(one["validation_specificity"]),
         )
+        for one in operating_points(head)
+    ]  # fmt: skip
+    yield from _table(("class", "rule", *columns), rows)
+    if head.spec.name == run.selected and run.assessment is not None:
+        yield f"\nResults on the {evaluation.split_name} split, per {run.assessment.unit} (95% CI):\n"
+        results = [
+            (
+                one.name, rule(fixed.point.name),
+                estimate_text(share_at(fixed.result.sensitivity, SharePlace.MODEL_CARD)),
+                estimate_text(share_at(fixed.result.specificity, SharePlace.MODEL_CARD)),
+            )
+            for one in run.assessment.classes
+            for fixed in one.points
+            if fixed.result is not None
+        ]  # fmt: skip
+        yield from _table(("class", "rule", "sensitivity", "specificity"), results)
+        reasons = [
+            (one.name, fixed.point) for one in run.assessment.classes for fixed in one.points if fixed.result is None
+        ]
+        yield from (f"\n{_text(name)}, {rule(point.name)}: {_text(point.reason)}." for name, point in reasons)
 
 
 def _subgroups(run: Run, head: SavedHead) -> Iterator[str]:
     rows = subgroup_rows(run.assessment) if head.spec.name == run.selected else ()
     if not rows:
-        yield "None were looked at: the dataset has no attributes, or another head was exported than the run selected."
+        yield "Not assessed: the dataset has no attributes, or this is not the head that the run selected."
         return
-    named = [(row.attribute, row.value, row.roc_auc, row.reason) for row in rows]
-    yield from _table(("attribute", "value", "ROC AUC (95% interval)", "note"), named)
+    intervals = ("ROC AUC (95% CI)", "sensitivity (95% CI)", "specificity (95% CI)")
+    cells = [
+        (
+            one.attribute, one.value, *map(count, one.counts), one.roc_auc, one.sensitivity or NONE,
+            one.specificity or NONE, one.reason,
+        )
+        for one in rows
+    ]  # fmt: skip
+    yield from _table(("attribute", "value", *head.names, *intervals, "note"), cells)
 
 
 def _cautions(run: Run, evaluation: Evaluation) -> Iterator[str]:
     yield f"- {_leakage(run)}"
     found: list[Caution] = [*grave_warnings(run, evaluation), *warnings_of(run, evaluation)]
-    # Those of leakage quote paths and patients.
+    # Those about leakage quote paths and patients.
     yield from (
         f"- **{_text(one.title)}**: {_text(one.text)}" for one in found if one.section not in {"leakage", "provenance"}
     )
     if run.config.embeddings.weights.startswith("random:"):
-        yield f"- **Untrained backbone** ({run.config.embeddings.weights}): all figures are a floor, not a result."
+        yield f"- **Untrained encoder** ({run.config.embeddings.weights}): all scores are a baseline, not a result."
 
 
 def _leakage(run: Run) -> str:
     if run.leakage is None:
-        return "**Leakage** was not looked for."
+        return "**Leakage** was not checked."
     found = run.leakage
-    what = [
+    kinds = [
         several(found.n_patients, "patient"),
         several(found.n_contents, "identical image"),
-        several(found.n_near_duplicates, "pair") + " of nearly the same images",
+        several(found.n_near_duplicates, "pair") + " of near-identical images",
     ]
-    near = f" (near-duplicates were not looked for: {found.not_compared})" if found.not_compared else ""
-    return f"**Leakage** between splits: {', '.join(what)}{near}."
+    near = f" (near-duplicates were not checked: {found.not_compared})" if found.not_compared else ""
+    return f"**Leakage** between splits: {', '.join(kinds)}{near}."
 
 
 def _limits(run: Run, head: SavedHead) -> Iterator[str]:
-    yield "- It gives a probability for any image, also one unlike its training images; `hoarfrost predict` warns of those."
-    yield "- Probabilities are calibrated to the validation split's mix of classes; where another share is ill, they are not."
+    yield "- The model returns a probability for any image, even if it is unlike the training images."
+    yield "- Probabilities are calibrated to the validation split's mix of classes. At another prevalence they are not."
     if head.header.fingerprint.precision.partition(":")[0] != "float32":
-        yield "- The head was trained on embeddings of another precision than this file computes in."
+        yield "- The head was trained on embeddings of another precision than the float32 of this file."
     if run.config.dataset.no_test_split:
         yield f"- {run.config.dataset.no_test_split}"
-    yield "- Scores are of one dataset; other hospitals, devices and years are another matter."
+    yield "- The scores are from one dataset. They may differ in other hospitals, on other devices and in other years."
 
 
 # -- Markdown -----------------------------------------------------------------------------------------------------------
@@ -239,11 +236,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 def _text(text: str) -> str:
     """Keep a label from being read as Markdown or HTML."""
-    plain = " ".join(text.split())
-    for character, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("[", "\\["), ("*", "\\*")):
-        plain = plain.replace(character, instead)
-    return plain
-
-
-def _code(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    return " ".join(text.split()).translate(MARKDOWN)

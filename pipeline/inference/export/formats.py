@@ -1,4 +1,4 @@
-"""Files of an exported model: ONNX and torch.export. The sole user of onnx and onnxruntime."""
+"""File formats of an exported model: ONNX and torch.export. The sole user of onnx and onnxruntime."""
 
 import importlib.util
 import io
@@ -25,22 +25,17 @@ if TYPE_CHECKING:
 OPSET = 18
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA_FILE = "metadata.json"
-BATCHES = (1, 7)  # that a file is tried with
+BATCHES = (1, 7)  # the batch sizes that a file is tested with
 
 Floats = npt.NDArray[np.float32]
 
 
 def require_onnx() -> None:
-    """Say how to get what writing and trying an ONNX file takes, where it is missing.
-
-    Raises
-    ------
-    HoarfrostError
-    """
+    """Raise HoarfrostError if a package is missing that writing and testing an ONNX file needs."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise HoarfrostError(
-            f"--format onnx needs {', '.join(missing)}. Install it: pip install 'hoarfrost[onnx]'; or pass --format torch."
+            f"--format onnx needs {', '.join(missing)}. Install it: pip install 'hoarfrost[onnx]'; or use --format torch."
         )
 
 
@@ -52,12 +47,12 @@ def exported_program(classifier: Classifier) -> "ExportedProgram":
     with _quiet():
         program = torch.export.export(classifier, (example,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where this program lies on the disk is nobody's business
+        node.meta.pop("stack_trace", None)  # it has paths of this machine
     return program
 
 
 def torch_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes:
-    """Give the content of a .pt2 file; its metadata are the extra file `metadata.json`."""
+    """Return the content of a .pt2 file; its metadata are the extra file `metadata.json`."""
     buffer = io.BytesIO()
     with _quiet():
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata), indent=1)})
@@ -65,7 +60,7 @@ def torch_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> byte
 
 
 def onnx_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes:
-    """Give the content of an ONNX file, weights inside; its metadata are its metadata_props."""
+    """Return the content of an ONNX file with weights; its metadata are its metadata_props."""
     import onnx
 
     with _quiet():
@@ -83,7 +78,7 @@ def onnx_bytes(program: "ExportedProgram", metadata: Mapping[str, str]) -> bytes
 
 
 def _tidy(model: "onnx.ModelProto") -> None:
-    """Name the batch, and remove the exporter's notes to its developers."""
+    """Name the batch dimension, and remove the exporter's notes to its developers."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
@@ -95,7 +90,7 @@ def _tidy(model: "onnx.ModelProto") -> None:
 
 
 def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
-    """Run an ONNX file on images (N, 3, S, S); give its outputs, (N, C) each."""
+    """Run an ONNX file on images (N, 3, S, S); return its outputs, (N, C) each."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -104,7 +99,7 @@ def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
 
 
 def run_torch(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
-    """Run a .pt2 file on images (N, 3, S, S); give its outputs, (N, C) each."""
+    """Run a .pt2 file on images (N, 3, S, S); return its outputs, (N, C) each."""
     with _quiet(), torch.no_grad():
         module = torch.export.load(io.BytesIO(content)).module()
         return [output.numpy() for output in module(torch.from_numpy(images))]
@@ -112,7 +107,7 @@ def run_torch(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters tell their developers off the user's screen; errors come through."""
+    """Hide what exporters print for their developers; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What an exported model says of itself: enough to feed it, and to know what its numbers mean."""
+"""The metadata of an exported model: how to prepare its input, and what its outputs mean."""
 
 import json
 from typing import Any
@@ -15,14 +15,7 @@ INPUT, OUTPUTS = "images", ("probabilities", "uncalibrated")
 
 
 def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
-    """Describe an exported model, each value a text; what has structure is JSON.
-
-    Parameters
-    ----------
-    run : Run
-        That the head was trained in.
-    head : SavedHead
-    """
+    """Return the description of a head exported from `run`, each value a text; structured values are JSON."""
     facts = head.header
     size = facts.fingerprint.encoder.size
     steps = {key: value for key, value in facts.fingerprint.preprocessing.items() if key not in {"mean", "std"}}
@@ -31,8 +24,8 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
         "use": RESEARCH,
         "head": head.spec.name,
         "classes": _json(head.names),
-        "task": "labels, each for itself" if head.is_multilabel else "one of the classes",
-        "input": f"{INPUT}: uint8 RGB (N, 3, {size}, {size}), grey in all three; normalisation is inside",
+        "task": "independent labels" if head.is_multilabel else "one of the classes",
+        "input": f"{INPUT}: uint8 RGB (N, 3, {size}, {size}), grey repeated in all three channels; the model normalises",
         "outputs": f"{OUTPUTS[0]}: calibrated (N, C) float32; {OUTPUTS[1]}: the same before calibration",
         "preprocessing": _json(steps),
         "operating_points": _json(operating_points(head)),
@@ -47,10 +40,10 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
 
 
 def operating_points(head: SavedHead) -> list[dict[str, Any]]:
-    """Give the thresholds that validation fixed, for each class that has some.
+    """Return the thresholds chosen on validation, for each class that has some, the deciding one of each class first.
 
-    `threshold` is of the calibrated probability, `threshold_uncalibrated` of the other: at or above it an image is called
-    the class. What no threshold reaches is left out.
+    `threshold` is for the calibrated probability, `threshold_uncalibrated` for the other: at or above it the class is
+    predicted. Rules that no threshold meets are skipped.
     """
     fixed, found = head.validated[0], []
     for i, points in enumerate(fixed.points):
@@ -72,16 +65,16 @@ def operating_points(head: SavedHead) -> list[dict[str, Any]]:
 
 
 def calibrated_threshold(threshold: float, temperature: float) -> float:
-    """Give what a threshold on a probability becomes by calibration, which keeps the order."""
+    """Return the threshold on calibrated probabilities; calibration keeps their order."""
     p = min(max(threshold, 0.0), 1.0)
     return float(apply_temperature([[1 - p, p]], temperature)[0, 1])  # type: ignore[arg-type]
 
 
 def preparation(encoder: EncoderSpec) -> str:
-    """Say how an image becomes the input, for a person."""
+    """Return how an image becomes the input, in words."""
     size, how = encoder.size, preprocessing(encoder)["interpolation"]
     return (
-        f"Decode to 8-bit grey or RGB, squeeze to {size} x {size} ({how}; no crop, the aspect ratio is not kept), "
+        f"Decode to 8-bit grey or RGB, resize to {size} x {size} ({how}; no crop, the aspect ratio is not kept), "
         f"repeat a grey channel three times, and put the channels first: uint8 (N, 3, {size}, {size})."
     )
 

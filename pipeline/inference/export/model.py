@@ -1,29 +1,22 @@
-"""The whole way from pixels to probabilities as one module: normalisation, backbone, standardisation, head, temperature."""
+"""One module from pixels to probabilities: normalisation, backbone, standardisation, head, temperature."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - everyone's name for it
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from hoarfrost.features.encoder.backbone import Weights
 from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.heads.files import SavedHead
 
-# Probabilities below float32's smallest are taken as that when their logarithm is scaled, as `apply_temperature` does.
+# Probabilities below float32's smallest are clipped to it before their logarithm is scaled, as in `apply_temperature`.
 LEAST_LOGARITHM = math.log(torch.finfo(torch.float32).tiny)
 
 
 class Classifier(nn.Module):
-    """Images (N, 3, S, S) uint8 RGB to calibrated and uncalibrated probabilities (N, C) float32.
-
-    Parameters
-    ----------
-    weights : Weights
-        Of the backbone.
-    head : SavedHead
-    """
+    """From images (N, 3, S, S) uint8 RGB to calibrated and uncalibrated probabilities (N, C) float32."""
 
     temperatures: Tensor
 
@@ -37,7 +30,7 @@ class Classifier(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Give calibrated probabilities, and those before calibration."""
+        """Return calibrated probabilities, and those before calibration."""
         embeddings = self.backbone(images)
         logits = [head(embeddings) for head in self.heads]
         return self._of_labels(logits) if self.is_multilabel else self._of_classes(logits)
@@ -48,13 +41,13 @@ class Classifier(nn.Module):
         return calibrated, logarithms.exp()
 
     def _of_labels(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        having, lacking = (_mean([F.logsigmoid(sign * each) for each in logits]) for sign in (1, -1))
-        odds = having.clamp(min=LEAST_LOGARITHM) - lacking.clamp(min=LEAST_LOGARITHM)
-        return (odds / self.temperatures).sigmoid(), having.exp()
+        present, absent = (_mean([F.logsigmoid(sign * each) for each in logits]) for sign in (1, -1))
+        odds = present.clamp(min=LEAST_LOGARITHM) - absent.clamp(min=LEAST_LOGARITHM)
+        return (odds / self.temperatures).sigmoid(), present.exp()
 
 
 def _mean(logarithms: Sequence[Tensor]) -> Tensor:
-    """Average the seeds' probabilities, given as logarithms."""
+    """Return the logarithm of the mean of the seeds' probabilities, which are given as logarithms."""
     if len(logarithms) == 1:
         return logarithms[0]
     return torch.stack(list(logarithms)).logsumexp(0) - math.log(len(logarithms))

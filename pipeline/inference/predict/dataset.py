@@ -1,4 +1,4 @@
-"""Predict images, wherever they are, into a CSV: embedded as the head's own were, then predicted in blocks."""
+"""Predict images from any place into a CSV: embedded as the head's own images were, then predicted in blocks."""
 
 import logging
 import shutil
@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.cache import EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
@@ -28,19 +27,19 @@ from hoarfrost.runs import RunHeads, read_heads
 Ints = npt.NDArray[np.int64]
 
 BLOCK_ROWS = 4_096
-NOT_FINITE = "its embedding is not finite: the weights are probably damaged"
+NOT_FINITE = "the embedding is not finite; the weights may be damaged"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """What was predicted; `predict --json` prints it.
+    """What was predicted, as `predict --json` prints it.
 
-    `images` = `predicted` + `failed`; `forward_images` went through the backbone. `set_sizes` counts images by how many
-    classes their conformal set holds (with several labels, labels that stay open); `out_of_distribution` is None where
-    too few validation images tell, and so is `novelty_threshold`. `patients` is None where patients are unknown, and no
-    `patients_output` was written. `notes` say what is less than was asked for.
+    `images` = `predicted` + `failed`; `forward_images` went through the backbone. `set_sizes` counts images by the number
+    of classes in their conformal set (with several labels: of labels that stay undecided). `out_of_distribution` and
+    `novelty_threshold` are None if there are too few validation images for a threshold. `patients` and `patients_output`
+    are None if patients are unknown. `notes` state what is missing.
     """
 
     predicted: int
@@ -55,15 +54,15 @@ class PredictionSummary:
     fingerprint: str
     weights: str
     notes: tuple[str, ...]
-    images: int = 0
-    failed: int = 0
-    forward_images: int = 0
-    seconds: float = 0.0
-    output: str = ""
-    patients_output: str | None = None
-    patients: int | None = None
-    per_patient: str | None = None
-    errors: tuple[tuple[str, str], ...] = ()
+    images: int
+    failed: int
+    forward_images: int
+    seconds: float
+    output: str
+    patients_output: str | None
+    patients: int | None
+    per_patient: str | None
+    errors: tuple[tuple[str, str], ...]
 
 
 def predict_dataset(
@@ -79,35 +78,31 @@ def predict_dataset(
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> PredictionSummary:
-    """Predict images into a CSV, a row each, those that cannot be read with their reason.
+    """Predict images into a CSV, one row per image; rows of unreadable images state the reason.
 
     Parameters
     ----------
     data : Path or str
-        What `hoarfrost.features.datasets.read_unlabelled` takes.
+        See `hoarfrost.features.datasets.read_unlabelled`.
     output : Path
-        The CSV; an earlier file there is replaced. Patients, where they are known, go beside it.
+        The CSV; an earlier prediction there is replaced. The patients' CSV, if patients are known, is written beside it.
     run : Path, optional
         The run folder; without it `head` is a file.
     head : str, optional
-        Which of the run's heads, by default the selected one; or the file of a head.
+        One of the run's heads, by default the selected one; or a head file.
     cache : Path, optional
-        Where embeddings are looked for and kept. Without it they are kept nowhere. Those that the run's own cache has
-        are taken from there; nothing is written to it unless it is named here.
+        Where embeddings are looked up and kept. Without it they are not kept. Embeddings in the run's own cache are
+        reused; nothing is written to it unless it is named here.
     weights : str, optional
-        Where the backbone's weights are now, if not where they were.
+        Where the backbone's weights are now, if they were moved.
     per_patient : "mean" or "max", optional
-        How a patient's probabilities are joined; by default as the run did, or their mean.
+        How a patient's probabilities are joined; by default as in the run, or by their mean.
     coverage : float
         Of the conformal sets.
     options : ExtractOptions, optional
         How to read and compute; weights, precision and window are the head's.
     on_progress : callable
         Called after each batch.
-
-    Returns
-    -------
-    PredictionSummary
 
     Raises
     ------
@@ -126,12 +121,13 @@ def predict_dataset(
             data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
             on_progress=on_progress,
         )  # fmt: skip
-        written = _write(embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean")
-    summary = replace(written, seconds=time.monotonic() - started)
+        summary = _write(
+            embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean", started
+        )
     if not summary.predicted:
         path, reason = summary.errors[0]
         raise HoarfrostError(
-            f"{data}: none of the {summary.images} images could be read. The first: {path}: {reason}. {output} lists each."
+            f"{data}: none of the {summary.images} images could be read. The first: {path}: {reason}. {output} lists all."
         )
     return summary
 
@@ -140,9 +136,11 @@ def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Pre
     if heads is not None:
         return Predictor(run_head(heads, head), coverage=coverage)
     if head is None:
-        raise HoarfrostError("Neither a run nor a head is given. Name one with --run DIR, or --head FILE.")
+        raise HoarfrostError(
+            "No run and no head was named. Name a run with --run DIR, or a head file with --head FILE."
+        )
     if Path(head).is_dir():
-        raise HoarfrostError(f"--head {head} is a folder. If it is a run, name it with --run; else name a head's file.")
+        raise HoarfrostError(f"--head {head} is a folder. If it is a run, use --run; otherwise name a head file.")
     return open_predictor(Path(head), coverage=coverage)
 
 
@@ -160,18 +158,18 @@ def _workplace(
             yield cache, source_cache
             return
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hoarfrost-"))) / "embeddings.h5"
-        if own is not None and salt_path(own).is_file():  # so that a patient has the name that the run knows
+        if own is not None and salt_path(own).is_file():  # so that a patient has the pseudonym that the run knows
             shutil.copy(salt_path(own), salt_path(place))
         try:
             yield place, source_cache
         except StoppedError as error:
-            raise HoarfrostError(f"{error.when}. Nothing of it is kept: with --cache FILE it would be.") from error
+            raise HoarfrostError(f"{error.when}. No embeddings were kept. To keep them, use --cache FILE.") from error
         except CacheError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
             raise HoarfrostError(
-                f"{place.parent}: embeddings cannot be kept there for as long as it takes: {error.__cause__.strerror}. "
-                "Make room, or name a file on another disk with --cache FILE."
+                f"{place.parent}: temporary embeddings cannot be kept there: {error.__cause__.strerror}. Free space on the "
+                "disk, or name a file on another disk with --cache FILE."
             ) from error
 
 
@@ -179,7 +177,7 @@ def _open_source_cache(path: Path, header: Header, stack: ExitStack) -> Embeddin
     try:
         found = stack.enter_context(EmbeddingCache(path))
     except CacheError as error:
-        logger.warning("the run's own cache is of no use, and its images are embedded again: %s", error)
+        logger.warning("The run's own cache cannot be used, so its images are embedded again. %s", error)
         return None
     return found if found.header.fingerprint == header.fingerprint else None
 
@@ -188,18 +186,13 @@ def _open_source_cache(path: Path, header: Header, stack: ExitStack) -> Embeddin
 
 
 class _Tally:
-    """What is counted while images are written, and kept of them for their patients.
+    """Counts of the images that are written, and what their patients need.
 
-    Attributes
-    ----------
-    probabilities : ndarray (n, C) float64
-        NaN of images that cannot be read; no rows where patients are not asked for.
-    is_novel : ndarray (n,) bool
+    `probabilities` (n, C) are NaN of unreadable images, and have no rows without patients; `is_novel` is (n,) bool.
     """
 
     def __init__(self, predictor: Predictor, n_images: int, *, of_patients: bool) -> None:
-        self._predictor = predictor
-        self._of_patients = of_patients
+        self._predictor, self._of_patients = predictor, of_patients
         self.n = 0
         self.called: Counter[str] = Counter()
         self.set_sizes: Counter[str] = Counter()
@@ -207,7 +200,7 @@ class _Tally:
         self.is_novel = np.zeros(n_images, bool)
 
     def add(self, places: Ints, found: Prediction) -> None:
-        """Count some images, whose places in the dataset these are."""
+        """Count some images, at these places in the dataset."""
         self.n += len(places)
         self.called.update(self._predictor.answers(found.called))
         is_open = found.sets if found.sets.ndim == 2 else found.sets.all(axis=2)
@@ -218,8 +211,10 @@ class _Tally:
             self.probabilities[places] = found.probabilities
 
 
-def _write(embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output: Path, how: str) -> PredictionSummary:
-    """Write the images' CSV, and the patients' where these are known."""
+def _write(
+    embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output: Path, how: str, started: float
+) -> PredictionSummary:
+    """Write the images' CSV, and the patients' if these are known."""
     dataset, errors = embedded.dataset, dict(embedded.errors)
     patients = dataset.patients if how in predictor.units else None
     tally = _Tally(predictor, len(dataset), of_patients=patients is not None)
@@ -230,29 +225,13 @@ def _write(embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output:
             tally.add(_without(places, errors), found)
     notes, n_patients = _notes(predictor), None
     if patients is not None:
-        of_patients = PatientTable(predictor, how, patients, patient_numbers(patients))
+        of_patients = PatientTable(predictor, how, patients)
         n_patients = of_patients.write(patients_path(output), tally.probabilities, tally.is_novel)
         notes += of_patients.notes()
     elif patients_path(output).exists():
-        notes.append(f"{patients_path(output)} is of an earlier prediction: this one has no patients")
+        notes.append(f"{patients_path(output)} is from an earlier prediction. This prediction has no patients.")
     for note in notes:
         logger.warning("%s", note)
-    summary = _summary(predictor, tally, notes)
-    return replace(
-        summary,
-        images=len(dataset),
-        failed=len(errors),
-        forward_images=embedded.forward_images,
-        output=str(output),
-        patients_output=None if patients is None else str(patients_path(output)),
-        patients=n_patients,
-        per_patient=None if patients is None else how,
-        errors=tuple((dataset.paths[place], reason) for place, reason in sorted(errors.items())),
-    )
-
-
-def _summary(predictor: Predictor, tally: _Tally, notes: list[str]) -> PredictionSummary:
-    """Say what the head found; of which images, and where it was written, is left open."""
     has_threshold = np.isfinite(predictor.novelty_threshold)
     return PredictionSummary(
         predicted=tally.n,
@@ -267,6 +246,15 @@ def _summary(predictor: Predictor, tally: _Tally, notes: list[str]) -> Predictio
         fingerprint=predictor.header.fingerprint.digest,
         weights=predictor.header.weights,
         notes=tuple(notes),
+        images=len(dataset),
+        failed=len(errors),
+        forward_images=embedded.forward_images,
+        seconds=time.monotonic() - started,
+        output=str(output),
+        patients_output=None if patients is None else str(patients_path(output)),
+        patients=n_patients,
+        per_patient=None if patients is None else how,
+        errors=tuple((dataset.paths[place], reason) for place, reason in sorted(errors.items())),
     )
 
 
@@ -277,9 +265,9 @@ def _without(places: Ints, errors: Mapping[int, str]) -> Ints:
 def _predicted(
     embedded: EmbeddedDataset, cache: Path, predictor: Predictor, errors: dict[int, str]
 ) -> Iterator[tuple[Ints, Prediction]]:
-    """Predict block by block: places (B,) in the dataset, and what is predicted of those that have no error."""
+    """Predict block by block: yield places (B,) in the dataset, and the predictions of those without an error."""
     with ExitStack() as stack:
-        opened = stack.enter_context(EmbeddingCache(cache)) if cache.exists() else None  # not where nothing was read
+        opened = stack.enter_context(EmbeddingCache(cache)) if cache.exists() else None  # not if nothing was read
         for first in range(0, len(embedded.dataset), BLOCK_ROWS):
             places = np.arange(first, min(first + BLOCK_ROWS, len(embedded.dataset)))
             good = _without(places, errors)
@@ -292,16 +280,15 @@ def _predicted(
 
 
 def _notes(predictor: Predictor) -> list[str]:
-    """Say what validation was too small for."""
-    found = []
+    """Return what there are too few validation images for."""
+    found, n = [], predictor.n_validated()
     if not predictor.has_sets():
         found.append(
-            f"{predictor.n_validated()} validation images are too few for a coverage of {predictor.coverage:g}: each set is "
-            "all classes"
+            f"Too few validation images ({n}) for a coverage of {predictor.coverage:g}. Each set holds all classes."
         )
     if not np.isfinite(predictor.novelty_threshold):
         found.append(
-            f"{predictor.n_validated()} validation images are too few for a threshold of {predictor.false_alarms:g} false "
-            "alarms: no image is called out of distribution"
+            f"Too few validation images ({n}) for a threshold of {predictor.false_alarms:g} false alarms. No image is "
+            "reported as out of distribution."
         )
     return found

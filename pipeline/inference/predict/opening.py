@@ -1,57 +1,93 @@
-"""Predictors from what `train` wrote: a run, or the file of a head alone."""
+"""The heads that `train` wrote, opened from a run or a head file, or listed."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.inference.predict.predictor import COVERAGE, FALSE_ALARMS, Predictor
-from hoarfrost.runs import RunHeads, read_heads
+from hoarfrost.runs import HeadResult, RunHeads, read_heads
 
 
 def open_predictor(
     source: Path, head: str | None = None, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS
 ) -> Predictor:
-    """Open a head of a run, or the file of one.
-
-    Parameters
-    ----------
-    source : Path
-        The run folder, or a head's file.
-    head : str, optional
-        Which of the run's heads; by default the selected one.
-    coverage, false_alarms : float
-        See `Predictor`.
+    """Open a head of a run, by default the selected one, or a head file; for `coverage` and `false_alarms` see `Predictor`.
 
     Raises
     ------
     RunError
-        If it is neither, is damaged or of another version, or the run has no such head.
+        If the source is neither, is damaged or of another version, or the run has no such head.
     """
     saved = run_head(read_heads(source), head) if source.is_dir() else read_head(source)
     return Predictor(saved, coverage=coverage, false_alarms=false_alarms)
 
 
 def run_head(run: RunHeads, name: str | None = None) -> SavedHead:
-    """Read one of a run's heads, by default the selected one; it knows where the run's weights lay."""
-    path = run.file_of(run.selected if name is None else _named(run, name))
+    """Read one of a run's heads, by default the selected one, with the place where the run found its weights."""
+    path = run.file_of(run.selected if name is None else _full_name(run, name))
     saved, facts = read_head(path), run.config.embeddings
     if saved.header.fingerprint.digest != facts.fingerprint:
         raise RunError(
-            f"{path}: the head was trained on embeddings of another fingerprint than {run.directory} says. It is a file of "
-            "another run; put the own one back, or train again."
+            f"{path} belongs to another run: the head was trained on embeddings with another fingerprint than those of "
+            f"{run.directory}. Restore the run's own file, or train again."
         )
     return replace(saved, header=replace(saved.header, weights_path=facts.weights_path))
 
 
-def _named(run: RunHeads, name: str) -> str:
-    """Find a head by its specification, however it is spelled."""
+def _full_name(run: RunHeads, name: str) -> str:
+    """Return the name of a head by its specification, in any spelling."""
     names = [head.name for head in run.heads]
     try:
         found = name if name in names else parse_head(name).name
     except TrainingError:
         found = name
     if found not in names:
-        raise RunError(f"--head {name}: {run.directory} has no such head. It has: {', '.join(names)}.")
+        raise RunError(f"--head {name}: {run.directory} has no such head. Its heads: {', '.join(names)}.")
     return found
+
+
+@dataclass(frozen=True)
+class ListedHead:
+    """A head of a run.
+
+    `parameters` are those of one seed; `test_roc_auc` is None without a test split; `problem` is the reason why the file
+    cannot be used, empty if it can.
+    """
+
+    name: str
+    selected: bool
+    seeds: int
+    parameters: int
+    val_roc_auc: float
+    test_roc_auc: float | None
+    file: str
+    bytes: int
+    problem: str
+
+
+def list_heads(directory: Path) -> tuple[ListedHead, ...]:
+    """Return a run's heads; each head file is read. Raise RunError if the folder is not a run that can be read."""
+    run = read_heads(directory)
+    return tuple(_listed(run, head) for head in run.heads)
+
+
+def _listed(run: RunHeads, head: HeadResult) -> ListedHead:
+    path, problem = run.file_of(head.name), ""
+    try:
+        read_head(path)
+    except RunError as error:
+        problem = str(error)
+    return ListedHead(
+        name=head.name,
+        selected=head.name == run.selected,
+        seeds=len(head.seeds),
+        parameters=head.n_parameters,
+        val_roc_auc=head.val.value(ROC_AUC),
+        test_roc_auc=None if head.test is None else head.test.value(ROC_AUC),
+        file=str(path),
+        bytes=path.stat().st_size if path.is_file() else 0,
+        problem=problem,
+    )

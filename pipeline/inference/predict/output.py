@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.datasets import MANIFEST_NAME, Dataset
 from hoarfrost.features.decoding.formats import FRAME_MARK
-from hoarfrost.features.errors import HoarfrostError, RunError
+from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.files import is_url
-from hoarfrost.features.files.whole import check_writable, whole_file
+from hoarfrost.inference.outputs import checked_output, written_output
 from hoarfrost.inference.predict.predictor import NONE, Prediction, Predictor
 from hoarfrost.runs import OWN_FILES
 
@@ -30,7 +31,7 @@ _BEGINNINGS = tuple(f"{','.join(columns)},".encode() for columns in (IMAGE_COLUM
 
 
 def patients_path(output: Path) -> Path:
-    """Give the place of the patients' CSV: FILE_patients.csv beside FILE.csv."""
+    """Return the path of the patients' CSV: FILE_patients.csv beside FILE.csv."""
     return output.with_name(f"{output.stem}_patients{output.suffix}")
 
 
@@ -40,38 +41,30 @@ def check_output(output: Path, data: Path | str, inputs: Sequence[Path | None], 
     Raises
     ------
     HoarfrostError
-        If the output is a folder, one of the inputs or of the run's own files, or another file than an earlier prediction,
+        If the output is a folder, one of the inputs or of the run's own files, or a file other than an earlier prediction,
         or its folder cannot be made.
     """
-    taken = [path for path in (*_places(data), *inputs) if path is not None]
+    sources = () if is_url(data) else (Path(data), Path(data) / MANIFEST_NAME)
+    taken = [path for path in (*sources, *inputs) if path is not None]
     taken += [run / name for name in sorted(OWN_FILES)] if run is not None else []
-    try:
+    with checked_output(output):
         for path in (output, patients_path(output)):
             place = path.resolve()
             if place.is_dir():
                 raise HoarfrostError(f"--output {output}: {path} is a folder. Name a file in it.")
             if path.exists() and not _is_prediction(path):
                 raise HoarfrostError(
-                    f"--output {output} would overwrite {path}, which is no prediction of hoarfrost's. Name another file."
+                    f"--output {output} would overwrite {path}, which is not a prediction of hoarfrost. Name another file."
                 )
             for other in taken:
                 if place == other.resolve() or (run is not None and place.is_relative_to((run / "heads").resolve())):
                     raise HoarfrostError(f"--output {output} would overwrite {other}. Name another file.")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(output.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise HoarfrostError(f"--output {output}: cannot be written: {error}. Name another file.") from error
 
 
 def _is_prediction(path: Path) -> bool:
-    """Tell whether a file begins as the CSVs that are written here; an empty one has nothing to lose."""
+    """Return whether a file begins like the CSVs written here; an empty one has nothing to lose."""
     with path.open("rb") as file:
         return file.read(len(max(_BEGINNINGS, key=len))).startswith(_BEGINNINGS) or not path.stat().st_size
-
-
-def _places(data: Path | str) -> list[Path]:
-    """Give what is read on this machine: a URL is elsewhere."""
-    return [] if is_url(data) else [Path(data), Path(data) / MANIFEST_NAME]
 
 
 class ImageCsv:
@@ -86,11 +79,11 @@ class ImageCsv:
         """Write the rows of some images; `found` is of those without an error, in order."""
         predicted = zip(_prediction_cells(self._predictor, found), _novelty_cells(found), strict=True)
         for place in places.tolist():
-            error = errors.get(place)
+            error = errors.get(place, "")
             cells = (
-                [""] * len(self._columns) if error is not None else [cell for part in next(predicted) for cell in part]
+                [""] * len(self._columns) if place in errors else [cell for part in next(predicted) for cell in part]
             )
-            self._writer.writerow([*self._facts(place), *cells, _text(error or "")])
+            self._writer.writerow([*self._facts(place), *cells, _text(error)])
 
     def _facts(self, place: int) -> list[str]:
         path, patients = self._dataset.paths[place], self._dataset.patients
@@ -99,71 +92,50 @@ class ImageCsv:
 
 
 class PatientTable:
-    """The patients' CSV.
+    """The patients' CSV; `patients` are the images', and those of unknown patients ("") are skipped.
 
-    Parameters
-    ----------
-    predictor : Predictor
-    how : "mean" or "max"
-        How a patient's probabilities are joined.
-    patients : sequence of str, length n
-        The images'; those of unknown patients ("") are left out.
-    numbers : ndarray (n,) int64
-        Their numbers, in the order in which patients come first.
+    `how`, "mean" or "max", is how a patient's probabilities are joined.
     """
 
-    def __init__(self, predictor: Predictor, how: str, patients: Sequence[str], numbers: Ints) -> None:
-        self._predictor, self._how, self._patients, self._numbers = predictor, how, patients, numbers
+    def __init__(self, predictor: Predictor, how: str, patients: Sequence[str]) -> None:
+        self._predictor, self._how, self._patients = predictor, how, patients
 
     def write(self, path: Path, probabilities: Floats, is_novel: Bools) -> int:
-        """Write it; `probabilities` (n, C) are NaN of images that cannot be read. Give the number of patients."""
+        """Write the CSV, and return the number of patients; `probabilities` (n, C) are NaN of unreadable images."""
+        numbers = patient_numbers(self._patients)  # in the order in which patients come first
         named = np.array([bool(name) for name in self._patients])
         readable = named & np.isfinite(probabilities).all(axis=1)
         rows = np.flatnonzero(readable)
         cells: dict[int, list[str]] = {}
         if len(rows):
-            found = self._predictor.predict_patients(probabilities[rows], self._numbers[rows], self._how)
-            of_patients = np.unique(self._numbers[rows]).tolist()
+            found = self._predictor.predict_patients(probabilities[rows], numbers[rows], self._how)
+            of_patients = np.unique(numbers[rows]).tolist()
             cells = dict(zip(of_patients, _prediction_cells(self._predictor, found), strict=True))
-        counts = [Counter(self._numbers[mask].tolist()) for mask in (named, readable, named & is_novel)]
+        counts = [Counter(numbers[mask].tolist()) for mask in (named, readable, named & is_novel)]
         columns = _prediction_columns(self._predictor)
         with csv_writer(path) as writer:
             writer.writerow([*PATIENT_COLUMNS, *columns, "out_of_distribution", "error"])
-            for number, place in self._first_places(named):
+            for number, place in zip(*np.unique(numbers, return_index=True), strict=True):
+                if not named[place]:
+                    continue
                 n_images, n_readable, n_novel = (count[number] for count in counts)
-                error = "" if n_readable else "none of the images could be read"
+                last = [n_novel, ""] if n_readable else ["", "none of the images could be read"]
                 row = cells.get(number, [""] * len(columns))
-                writer.writerow(
-                    [
-                        _text(self._patients[place]),
-                        n_images,
-                        n_images - n_readable,
-                        *row,
-                        n_novel if n_readable else "",
-                        error,
-                    ]
-                )
+                writer.writerow([_text(self._patients[place]), n_images, n_images - n_readable, *row, *last])
         return len(counts[0])
 
     def notes(self) -> list[str]:
-        """Say what is less than was asked for."""
+        """Return what is missing in the CSV."""
         found = []
         n_unknown = sum(not name for name in self._patients)
         if n_unknown:
-            found.append(f"{n_unknown:,} images are of unknown patients, and left out of the patients' file")
+            found.append(f"Skipped {n_unknown:,} images of unknown patients in the patients' file.")
         if not self._predictor.has_sets(self._how):
             n = self._predictor.n_validated(self._how)
             found.append(
-                f"{n} validation patients are too few for sets of this coverage: each patient's set is all classes"
+                f"Too few validation patients ({n}) for sets of this coverage. Each patient's set holds all classes."
             )
         return found
-
-    def _first_places(self, named: Bools) -> Iterator[tuple[int, int]]:
-        """Give each known patient's number, and where it first stands."""
-        numbers, places = np.unique(self._numbers, return_index=True)
-        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
-            if named[place]:
-                yield number, place
 
 
 # -- cells --------------------------------------------------------------------------------------------------------------
@@ -177,19 +149,17 @@ def _prediction_columns(predictor: Predictor) -> list[str]:
 
 
 def _prediction_cells(predictor: Predictor, found: Prediction) -> Iterator[list[str]]:
-    """Give the cells of each image, or patient."""
+    """Yield the cells of each image, or patient."""
     own = found.probabilities[:, [number for _, number in predictor.head.columns]]
     answers = predictor.answers(found.called)
     for p, calibrated, answer, in_set in zip(own, found.calibrated, answers, found.sets, strict=True):
-        # As predictions.csv writes them: the shortest digits that give the same number.
-        yield [
-            *(repr(float(value)) for value in (*p, *calibrated)),
-            *map(_text, [answer, *_set_cells(predictor, in_set)]),
-        ]
+        # As in predictions.csv: the shortest digits that stand for the same number.
+        numbers = (repr(float(value)) for value in (*p, *calibrated))
+        yield [*numbers, *map(_text, [answer, *_set_cells(predictor, in_set)])]
 
 
 def _set_cells(predictor: Predictor, in_set: Bools) -> list[str]:
-    """Write one set (C,): "a|b"; of several labels (C, 2) one each: "no|yes"."""
+    """Return one set (C,) as text, "a|b"; of several labels (C, 2) one text each, "no|yes"."""
     if not predictor.head.is_multilabel:
         return [predictor.joined(in_set)]
     return ["|".join(word for word, may_be in zip(YES_NO, both, strict=True) if may_be) or NONE for both in in_set]
@@ -202,12 +172,12 @@ def _novelty_cells(found: Prediction) -> Iterator[list[str]]:
 
 
 def _path(path: str) -> str:
-    """Keep a spreadsheet from running a path: with "./" before it, it still leads to the file."""
+    """Keep a spreadsheet from running a path: with "./" before it, it is the same file."""
     return f"./{path}" if path.startswith(FORMULA_STARTS) else path
 
 
 def _text(text: str) -> str:
-    """Keep a spreadsheet from running a text: by the apostrophe that it takes for a mark, and does not show."""
+    """Keep a spreadsheet from running a text: an apostrophe before it marks a text, and is not shown."""
     if text.startswith(FORMULA_STARTS) and not text[1:].isdigit():
         return f"'{text}"
     return text
@@ -217,7 +187,7 @@ def _text(text: str) -> str:
 
 
 class CsvWriter(Protocol):
-    """What `csv.writer` makes."""
+    """The interface of `csv.writer`'s objects."""
 
     def writerow(self, row: Iterable[object], /) -> object:
         """Write a row."""
@@ -225,20 +195,9 @@ class CsvWriter(Protocol):
 
 @contextmanager
 def csv_writer(path: Path) -> Iterator[CsvWriter]:
-    """Open a CSV that is there whole afterwards, or not at all.
-
-    Raises
-    ------
-    RunError
-        If it cannot be written.
-    """
-    try:
-        with whole_file(path) as binary:
-            # Names that are not UTF-8 keep their bytes.
-            text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
-            yield csv.writer(text)
-            text.detach()
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written: {error}. Free the disk, or name another file with --output."
-        ) from error
+    """Open a CSV that is written whole or not at all."""
+    with written_output(path) as binary:
+        # Names that are not UTF-8 keep their bytes.
+        text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
+        yield csv.writer(text)
+        text.detach()

@@ -1,4 +1,4 @@
-"""Predictor: a head in use. Embeddings in, probabilities out; opens no image, and knows neither files nor click."""
+"""Predictor: a head in use. Embeddings in, probabilities out; opens no image and no file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import torch
 
 from hoarfrost.evaluation import apply_temperature, per_patient
 from hoarfrost.evaluation.conformal import prediction_sets
-from hoarfrost.features.cache import Header
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import IMAGE, SavedHead, Validated
 from hoarfrost.training import mean_probabilities, predict_probabilities
@@ -20,28 +19,28 @@ Bools = npt.NDArray[np.bool_]
 
 COVERAGE = 0.9
 FALSE_ALARMS = 0.05
-NONE = "(none)"  # stands for a set that is empty, and where no label is called
+NONE = "(none)"  # an empty set, and an image without a predicted label
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of n images, or patients; C classes, or labels.
+    """What a head predicts for n images, or patients; C classes, or labels.
 
     Attributes
     ----------
     probabilities : ndarray (n, C) float64
-        The head's own, as predictions.csv has them.
+        The head's own, as in predictions.csv.
     calibrated : ndarray (n, C) float64
-        By the temperature that validation fixed.
+        With the temperature that was fitted on validation images.
     called : ndarray (n, C) bool
-        What each is called at the operating point: one class, or any number of labels.
-    sets : ndarray (n, C) bool; with several labels an image (n, C, 2) bool
+        The predicted class at the operating point; with several labels per image, all predicted labels.
+    sets : ndarray (n, C) bool; with several labels per image (n, C, 2) bool
         Which classes the conformal set holds; whether a label may be absent, and present.
     distances : ndarray (n,) float64 or None
         To the training set, see `hoarfrost.evaluation.novelty`; None of patients.
     is_novel : ndarray (n,) bool or None
-        Whether it is farther than all but a stated share of validation images; None of patients, and
-        where too few of these tell.
+        Whether it is farther than all but a stated share of validation images; None of patients, and if there are too few
+        validation images.
     """
 
     probabilities: Floats
@@ -55,36 +54,28 @@ class Prediction:
 class Predictor:
     """A head in use.
 
-    Parameters
-    ----------
-    head : SavedHead
-        As `hoarfrost.heads.files.read_head` reads it.
-    coverage : float
-        Share of images whose conformal set is to hold the true class, between 0 and 1.
-    false_alarms : float
-        Share of images like the training set's that may be called out of distribution, between 0 and 1.
-
     Attributes
     ----------
+    coverage : float
+        Share of images whose conformal set should hold the true class, between 0 and 1.
+    false_alarms : float
+        Share of images like the training images that may be reported as out of distribution, between 0 and 1.
     names : tuple of str
         Of the C classes, or labels.
-    header : Header
-        What embeddings must be made by.
+    header : hoarfrost.features.cache.Header
+        How embeddings must be made.
     novelty_threshold : float
-        Distance beyond which an image is out of distribution; infinite where too few validation images tell.
+        Distance beyond which an image is out of distribution; infinite if there are too few validation images.
     """
 
     def __init__(self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS) -> None:
-        self.head = head
-        self.coverage = coverage
-        self.false_alarms = false_alarms
-        self.names = head.names
-        self.header: Header = head.header
+        self.head, self.names, self.header = head, head.names, head.header
+        self.coverage, self.false_alarms = coverage, false_alarms
         self.novelty_threshold = head.distances.quantile(1 - false_alarms)
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What validation fixed anything for: "image", and where patients were known "mean" and "max"."""
+        """What there are validated thresholds for: "image", and where patients were known "mean" and "max"."""
         return tuple(one.unit for one in self.head.validated)
 
     def predict(self, x: npt.NDArray[np.float32]) -> Prediction:
@@ -94,10 +85,6 @@ class Predictor:
         ----------
         x : ndarray (n, D) float32
             Embeddings that `header` describes. One image's prediction does not depend on the others.
-
-        Returns
-        -------
-        Prediction
 
         Raises
         ------
@@ -121,62 +108,57 @@ class Predictor:
         Parameters
         ----------
         probabilities : ndarray (n, C) float64
-            The images' own, `Prediction.probabilities`.
+            `Prediction.probabilities` of the images.
         patients : ndarray (n,) int64
+            The result is in their ascending order.
         how : "mean" or "max"
             How a patient's probabilities are joined.
-
-        Returns
-        -------
-        Prediction
-            In ascending order of the patients.
 
         Raises
         ------
         TrainingError
-            If validation fixed nothing for patients.
+            If nothing was validated for patients.
         """
         self.require_unit(how)
         placeholder = np.zeros(len(probabilities), np.int64)
         return self._applied(how, per_patient(placeholder, probabilities, patients, how).probabilities, None)
 
     def require_unit(self, how: str) -> None:
-        """Refuse a unit that validation fixed nothing for."""
+        """Raise TrainingError if nothing was validated for a unit."""
         if how not in self.units:
             raise TrainingError(
-                f"--per-patient {how}: the head {self.head.spec.name} was trained without knowing patients (or these have "
-                "several classes), so nothing is calibrated for them. Leave the option out, or train on a dataset that "
-                "tells patients."
+                f"--per-patient {how}: the head {self.head.spec.name} was trained without patients (or with patients "
+                "of several classes), so nothing is calibrated for patients. Omit the option, or train with patients."
             )
 
     def n_validated(self, unit: str = IMAGE) -> int:
-        """Count the images, or patients, of validation."""
+        """Return the number of validation images, or patients."""
         return self._validated(unit).n
 
     def has_sets(self, unit: str = IMAGE) -> bool:
-        """Tell whether validation is large enough for sets of this coverage; else they are all classes."""
+        """Return whether validation is large enough for sets of this coverage; if not, each set holds all classes."""
         return all(np.isfinite(one.quantile(self.coverage)) for one in self._validated(unit).calibrations)
 
     def answers(self, called: Bools) -> list[str]:
-        """Name what `Prediction.called` (n, C) says of each: a class; or all labels, "a|b"."""
+        """Return the predicted class of each row of `Prediction.called` (n, C); or all its labels, "a|b"."""
         return [self.joined(row) for row in called]
 
     def joined(self, which: Sequence[bool] | Bools) -> str:
-        """Name some classes: "a|b"; "(none)" where there are none."""
+        """Return the names of some classes, "a|b"; "(none)" if there are none."""
         return "|".join(self.names[i] for i in np.flatnonzero(which)) or NONE
 
     def _validated(self, unit: str) -> Validated:
         return next(one for one in self.head.validated if one.unit == unit)
 
     def _applied(self, unit: str, probabilities: Floats, distances: Floats | None) -> Prediction:
-        """Apply what validation fixed."""
+        """Apply the temperatures, thresholds and conformal scores from validation."""
         fixed = self._validated(unit)
         calibrated = self._calibrated(probabilities, fixed.temperatures)
         is_novel = None
         if distances is not None and np.isfinite(self.novelty_threshold):
             is_novel = distances > self.novelty_threshold
         sets = prediction_sets(probabilities, fixed.calibrations, self.coverage)
-        return Prediction(probabilities, calibrated, self._called(probabilities, fixed), sets, distances, is_novel)
+        return Prediction(probabilities, calibrated, self._decided(probabilities, fixed), sets, distances, is_novel)
 
     def _calibrated(self, probabilities: Floats, temperatures: Sequence[float]) -> Floats:
         if not self.head.is_multilabel:
@@ -187,8 +169,8 @@ class Predictor:
         ]
         return np.stack(of_labels, axis=1)
 
-    def _called(self, probabilities: Floats, fixed: Validated) -> Bools:
-        """Call each at the first operating point, Youden's; of more than two classes the most probable."""
+    def _decided(self, probabilities: Floats, fixed: Validated) -> Bools:
+        """Apply the first operating point, Youden's; of more than two classes take the most probable."""
         thresholds = np.array([points[0].threshold for points in fixed.points], np.float64)
         if self.head.is_multilabel:
             return np.asarray(probabilities >= thresholds)

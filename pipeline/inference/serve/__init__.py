@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,27 +23,16 @@ def serve_run(
     run: Path, head: str | None, limits: "Limits", *, host: str, port: int, weights: str | None, device: str,
     on_start: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Serve a run's head until the process is told to stop.
+    """Serve a run's head until the process is stopped.
 
-    Parameters
-    ----------
-    run : Path
-    head : str or None
-        Which of the run's heads; None the selected one.
-    limits : Limits
-    host : str
-        Address to listen at. On loopback, requests must call this host by a name of loopback.
-    port : int
-        0 takes a free one.
-    weights, device : str
-        See `opened_reader`.
-    on_start : callable
-        Told the URL.
+    `head` is one of the run's heads; None is the selected one. `host` is the address to listen on; on loopback, requests
+    must use a loopback name of this host. Port 0 chooses a free one. `weights` is where the backbone's weights are now, if
+    they were moved. `on_start` is called with the URL.
 
     Raises
     ------
     HoarfrostError
-        If the run, its weights or the address are of no use, or the extra is missing.
+        If the run, its weights or the address cannot be used, or the extra is missing.
     """
     require_serve()
     from hoarfrost.inference.serve.reader import opened_reader
@@ -52,7 +42,7 @@ def serve_run(
         for note in notes:
             logger.warning("%s", note)
         if host not in LOOPBACK:
-            logger.warning("%s can be reached from other machines; there is no password and no encryption", host)
+            logger.warning("%s can be reached from other machines, without a password and without encryption.", host)
         _serve(reader, limits, host, port, on_start)
 
 
@@ -75,13 +65,7 @@ def _serve(reader: "Reader", limits: "Limits", host: str, port: int, on_start: C
 
 
 def require_serve() -> None:
-    """Say how to get what the service needs.
-
-    Raises
-    ------
-    HoarfrostError
-        If it is missing.
-    """
+    """Raise HoarfrostError if a package is missing that the service needs."""
     try:
         import fastapi_offline  # noqa: F401
         import python_multipart  # noqa: F401
@@ -93,20 +77,16 @@ def require_serve() -> None:
 def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(
+                BACKLOG
+            )  # before the URL is printed: a client that follows it at once waits, and is not refused
+            stack.pop_all()
     except OSError as error:
-        raise _not_bound(host, port, error) from error
-    try:
-        listening.bind(address)
-        listening.listen(BACKLOG)  # before the URL is told: who follows it at once is not refused, but waits
-    except OSError as error:
-        listening.close()
-        raise _not_bound(host, port, error) from error
+        raise HoarfrostError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port (0: a free one) or --host."
+        ) from error
     return listening
-
-
-def _not_bound(host: str, port: int, error: OSError) -> HoarfrostError:
-    return HoarfrostError(
-        f"{host}:{port} cannot be listened at: {error.strerror or error}. Name another --port (0: a free one) or --host."
-    )

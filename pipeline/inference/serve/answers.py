@@ -1,8 +1,15 @@
-"""What the service says, as JSON: the models that its OpenAPI document describes."""
+"""What the service answers, as JSON: the models that its OpenAPI document describes."""
 
 from pydantic import BaseModel, Field
 
 RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis."
+
+
+class Threshold(BaseModel):
+    """The threshold at or above which a class is predicted."""
+
+    rule: str = Field(description="How it was chosen on the validation images.")
+    value: float = Field(description="Of the calibrated probability.")
 
 
 class About(BaseModel):
@@ -11,34 +18,35 @@ class About(BaseModel):
     research_use: str = RESEARCH_USE
     head: str = Field(description="The head's specification.")
     classes: list[str]
-    positive: str | None = Field(
-        description="The class that the operating point calls; null with more than two classes."
+    positive: str | None = Field(description="The class that the threshold is of; null with more than two classes.")
+    threshold: float | None = Field(description="At or above this probability, before calibration, it is predicted.")
+    thresholds: dict[str, Threshold] = Field(
+        description="Of the positive class, or of each label; empty with more than two classes, where none is needed."
     )
-    threshold: float | None = Field(description="Its probability, before calibration, from which it is called.")
     weights: str = Field(description="The backbone's weights; random:SEED is an untrained backbone.")
     fingerprint: str = Field(description="Digest of all that decides an embedding's value.")
-    trained_on: int | None = Field(description="Images in the training split; null where that is not known.")
-    coverage: float = Field(description="Share of images like validation's whose conformal set holds the true class.")
+    trained_on: int | None = Field(description="Images in the training split; null if not known.")
+    coverage: float = Field(
+        description="Share of images like the validation images whose conformal set holds the true class."
+    )
     map_cells: int | None = Field(
-        description="Cells along each side of an activation map; null where the encoder has none, and nothing is explained."
+        description="Cells along each side of an activation map; null without a feature map, when nothing is explained."
     )
     max_bytes: int
     max_pixels: int
 
 
 class Neighbour(BaseModel):
-    """A training image near to the one that was sent."""
+    """A training image that is similar to the one that was sent."""
 
     label: str
     path: str
     distance: float = Field(description="Between the standardised embeddings.")
-    picture: str | None = Field(
-        description="A small picture as a data URI; null where the image is not there any more."
-    )
+    picture: str | None = Field(description="A small picture as a data URI; null if the image no longer exists.")
 
 
 class Explanation(BaseModel):
-    """Why: where in the image, and by which training images."""
+    """Where in the image the evidence lies, and which training images are similar."""
 
     image: str = Field(description="What the encoder saw, a PNG as a data URI.")
     map: str = Field(description="The same under its class activation map, a PNG as a data URI.")
@@ -47,27 +55,25 @@ class Explanation(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the head says of one image."""
+    """What the head predicts for one image."""
 
     research_use: str = RESEARCH_USE
     head: str
-    probabilities: dict[str, float] = Field(description="Calibrated by the temperature that validation fixed.")
-    called: list[str] = Field(
-        description="The class at the operating point; with several labels an image, all that are called."
-    )
+    probabilities: dict[str, float] = Field(description="Calibrated with the temperature fitted on validation images.")
+    called: list[str] = Field(description="The predicted class; with several labels per image, all predicted labels.")
     conformal_set: list[str] = Field(
-        description="Holds the true class for the stated share of images like validation's."
+        description="Holds the true class for the stated share of images like the validation images."
     )
     coverage: float
-    distance: float = Field(description="Of the embedding to the training set's.")
+    distance: float = Field(description="Between the embedding and those of the training images.")
     distance_limit: float | None = Field(
-        description="Beyond it an image is out of distribution; null: not enough validation images."
+        description="Beyond it an image is out of distribution; null if there are too few validation images."
     )
     is_out_of_distribution: bool | None
     explanation: Explanation | None = None
 
 
 class Problem(BaseModel):
-    """What is wrong with a request."""
+    """Why a request was refused."""
 
     detail: str

@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     import torch
 
 DESCRIPTION = (
-    f"**{RESEARCH_USE}**\n\nA head on a frozen backbone answers for one image at a time. Nothing that is sent is kept. "
-    "Calibration, conformal sets and the distance's limit were fixed on the run's validation images, for images like these."
+    f"**{RESEARCH_USE}**\n\nA head on a frozen encoder answers for one image at a time. No file is kept. Calibration, "
+    "thresholds, conformal sets and the limit of the distance come from the run's validation images. They hold for similar "
+    "images only."
 )
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "No form with a file"},
-    408: {"model": Problem, "description": "Not sent, or not answered, in time"},
+    400: {"model": Problem, "description": "Not a form with a file"},
+    408: {"model": Problem, "description": "Not sent or not answered in time"},
     413: {"model": Problem, "description": "Too many bytes"},
-    415: {"model": Problem, "description": "No image that can be read, damaged, or of too many pixels"},
+    415: {"model": Problem, "description": "Not an image, a damaged one, or one with too many pixels"},
     429: {"model": Problem, "description": "Too many requests at a time"},
 }
 
 
 class Reader(Protocol):
-    """What reads an image and answers for it."""
+    """The interface of a reader, which decodes an image and answers for it."""
 
     about: About
 
@@ -52,18 +53,11 @@ class Reader(Protocol):
 
 
 def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers: int) -> FastAPI:
-    """Make the application.
+    """Return the application, which decodes in `workers` threads.
 
-    Parameters
-    ----------
-    reader : Reader
-    limits : Limits
-    hosts : sequence of str
-        Names that requests may call this host by ("*": any): a page elsewhere that makes its name point here is refused.
-    workers : int
-        Threads that decode.
+    `hosts` are the host names that requests may use ("*": any): a page elsewhere whose name points here is refused.
     """
-    MultiPartParser.spool_max_size = limits.max_bytes + 1  # files stay in memory: nothing is written to a disk
+    MultiPartParser.spool_max_size = limits.max_bytes + 1  # files stay in memory: nothing is written to disk
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +74,7 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
     async def show_page() -> HTMLResponse:
         return _with_nonce(page)
 
-    @app.get("/about", summary="What answers")
+    @app.get("/about", summary="The head that answers")
     async def about() -> About:
         return reader.about
 
@@ -98,7 +92,7 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
 
 async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes, explain: bool) -> Answer:
     if len(content) > limits.max_bytes:
-        raise HTTPException(413, f"too large: at most {limits.max_bytes / 1e6:g} MB")
+        raise HTTPException(413, limits.too_large)
     loop, threads = asyncio.get_running_loop(), app.state.decoders
     try:
         async with asyncio.timeout(limits.seconds):
@@ -107,7 +101,7 @@ async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes,
             if explain:
                 answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
     except ImageDecodeError as error:
-        raise HTTPException(415, f"{error}") from error
+        raise HTTPException(415, str(error)) from error
     except TimeoutError:
         raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
     return answer
@@ -122,16 +116,12 @@ def _page(about: About) -> str:
 
 
 def _with_nonce(page: str) -> HTMLResponse:
-    """Let the page run its own script, and ask this host; nothing else."""
+    """Return the page, which may run its own script and ask this host, and nothing else."""
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
         "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     )
-    headers = {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-    }
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+    headers |= {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
     return HTMLResponse(page.replace('nonce="NONCE"', f'nonce="{nonce}"'), headers=headers)

@@ -1,4 +1,4 @@
-"""One thread computes: on all that arrived while it was computing before, up to a batch."""
+"""One thread that computes batches of the items that arrived during the batch before."""
 
 import queue
 import threading
@@ -12,23 +12,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LARGEST_BATCH = 8
-LINGER = 0.5  # of what the last batch took: as long is waited for more, where more than one client asks
+LINGER = 0.5  # of the last batch's time: how long to wait for more items if several clients ask
 
 
 class Batcher(Generic[Item, Result]):
-    """Turns single requests into batches, for the backbone takes eight images in little more than the time of one.
+    """Turns single requests into batches: the backbone embeds eight images in little more than the time of one.
 
-    Parameters
-    ----------
-    compute : callable
-        Takes a list of items, gives as many results; called in one thread of its own.
-    largest : int
-        Of a batch.
+    `compute` returns a result for each of at most `largest` items; it is called in a thread of its own.
     """
 
     def __init__(self, compute: Callable[[list[Item]], Sequence[Result]], largest: int) -> None:
-        self._compute = compute
-        self._largest = largest
+        self._compute, self._largest = compute, largest
         self._waiting: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
 
@@ -43,7 +37,7 @@ class Batcher(Generic[Item, Result]):
         self._thread.join()
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Have an item computed in one of the next batches."""
+        """Queue an item for one of the next batches, and return the future of its result."""
         future: Future[Result] = Future()
         self._waiting.put((item, future))
         return future
@@ -54,12 +48,12 @@ class Batcher(Generic[Item, Result]):
             batch = self._gathered(first, linger)
             started = time.monotonic()
             self._answer([(item, future) for item, future in batch if future.set_running_or_notify_cancel()])
-            # A batch takes as long for one image as for all; those just answered ask again at once, if they are many.
+            # A batch takes as long for one image as for all; of many clients, those just answered ask again at once.
             is_asked_by_many = len(batch) > 1 or not self._waiting.empty()
             linger = LINGER * (time.monotonic() - started) if is_asked_by_many else 0.0
 
     def _gathered(self, first: "tuple[Item, Future[Result]]", linger: float) -> "list[tuple[Item, Future[Result]]]":
-        """Give the first and those that wait, or come within `linger` seconds, up to a batch."""
+        """Return the first and those that wait, or arrive within `linger` seconds, up to a batch."""
         batch, deadline = [first], time.monotonic() + linger
         while len(batch) < self._largest:
             try:
@@ -77,7 +71,7 @@ class Batcher(Generic[Item, Result]):
             return
         try:
             results = self._compute([item for item, _ in batch])
-        except Exception as error:  # those who wait are told; the thread goes on
+        except Exception as error:  # the waiting requests get it; the thread continues
             for _, future in batch:
                 future.set_exception(error)
             return

@@ -1,4 +1,4 @@
-"""What a request may cost: bytes, seconds, and how many at a time. What is refused is not kept."""
+"""What a request may cost: bytes, seconds, and how many at a time. Refused requests are not kept."""
 
 import asyncio
 import json
@@ -12,30 +12,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-FORM_BYTES = 64 << 10  # that a form's own text takes beside the file
+FORM_BYTES = 64 << 10  # of a form's own text, beside the file
 LINGER_SECONDS = 2.0  # in which what a refused client still sends is thrown away
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost.
+    """What a request may cost."""
 
-    Attributes
-    ----------
-    max_bytes : int
-        Of an uploaded file.
-    max_pixels : int
-        Of the image in it.
-    seconds : float
-        For sending it, and again for answering.
-    at_once : int
-        Requests that are worked on together; others are asked to come again.
-    """
+    max_bytes: int = 20_000_000  # of an uploaded file
+    max_pixels: int = 50_000_000  # of the image in it
+    seconds: float = 30.0  # for sending it, and again for answering
+    at_once: int = 64  # requests that are answered at the same time; others are refused, and may try again
 
-    max_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
-    seconds: float = 30.0
-    at_once: int = 64
+    @property
+    def too_large(self) -> str:
+        """The reason for refusing a file with too many bytes."""
+        return f"too large: at most {self.max_bytes / 1e6:g} MB"
 
 
 class _RefusedError(Exception):
@@ -65,70 +58,54 @@ class LimitRequests:
             self._n_active -= 1
 
     async def _limited(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        is_refused = False
-        n_bytes = 0
+        limit, n_bytes = self.limits.max_bytes + FORM_BYTES, 0
+        is_refused = is_whole = False
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
 
-        async def refused(status: int, why: str, unread: Receive | None = None) -> None:
+        async def refused(status: int, why: str, unread: Receive | None) -> _RefusedError:
             nonlocal is_refused
             is_refused = True
             await refuse(send, status, why, unread)
+            return _RefusedError()
 
         async def counted() -> Message:
-            nonlocal n_bytes
+            nonlocal n_bytes, is_whole
             try:
-                async with asyncio.timeout_at(deadline if not is_whole else None):
+                async with asyncio.timeout_at(None if is_whole else deadline):
                     message = await receive()
             except TimeoutError:
-                await refused(408, f"the request was not sent within {self.limits.seconds:g} s")
-                raise _RefusedError from None
-            await noted(message)
+                why = f"the request was not sent within {self.limits.seconds:g} s"
+                raise (await refused(408, why, None)) from None
+            if message["type"] == "http.request":
+                n_bytes += len(message.get("body", b""))
+                is_whole = not message.get("more_body", False)
+                if n_bytes > limit:
+                    raise await refused(413, self.limits.too_large, None if is_whole else receive)
             return message
-
-        is_whole = False
-
-        async def noted(message: Message) -> None:
-            nonlocal n_bytes, is_whole
-            if message["type"] != "http.request":
-                return
-            n_bytes += len(message.get("body", b""))
-            is_whole = not message.get("more_body", False)
-            if n_bytes > self.limits.max_bytes + FORM_BYTES:
-                await refused(413, self._too_large(), None if is_whole else receive)
-                raise _RefusedError
 
         async def unless_refused(message: Message) -> None:
             if not is_refused:
                 await send(message)
 
-        if _declared(scope) > self.limits.max_bytes + FORM_BYTES:
-            await refuse(send, 413, self._too_large(), receive)
+        if _declared_bytes(scope) > limit:
+            await refuse(send, 413, self.limits.too_large, receive)
             return
-        try:
+        with suppress(_RefusedError):
             await self.app(scope, counted, unless_refused)
-        except _RefusedError:
-            return
-
-    def _too_large(self) -> str:
-        return f"too large: at most {self.limits.max_bytes / 1e6:g} MB"
 
 
-def _declared(scope: MutableMapping[str, Any]) -> int:
-    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+def _declared_bytes(scope: MutableMapping[str, Any]) -> int:
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 async def refuse(send: Send, status: int, why: str, unread: Receive | None) -> None:
-    """Answer with a reason, and end the connection, once what is `unread` of the request was thrown away."""
+    """Answer with a reason, and end the connection once the `unread` rest of the request was thrown away."""
     content = json.dumps({"detail": why}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),
-    ]
+    headers = {b"content-type": b"application/json", b"content-length": b"%d" % len(content), b"connection": b"close"}
     if status == 429:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+        headers[b"retry-after"] = b"1"
+    await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
     await send({"type": "http.response.body", "body": content, "more_body": True})
     if unread is not None:
         await _thrown_away(unread)
@@ -136,7 +113,7 @@ async def refuse(send: Send, status: int, why: str, unread: Receive | None) -> N
 
 
 async def _thrown_away(receive: Receive) -> None:
-    """Read what is still being sent, for a while: a connection that is closed before is reset, and the reason lost."""
+    """Read what is still being sent, for a while: a connection closed earlier is reset, and the reason lost."""
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
             message = await receive()

@@ -1,4 +1,4 @@
-"""A head that answers for single images: decoded apart, embedded in batches, explained when asked."""
+"""A head that answers for single images: decoded in a process of their own, embedded in batches, explained on request."""
 
 import base64
 import threading
@@ -17,9 +17,10 @@ from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.inference.explain import Cases, Explainer, overlay
+from hoarfrost.inference.export.metadata import operating_points
 from hoarfrost.inference.predict import Predictor
 from hoarfrost.inference.predict.opening import run_head
-from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour
+from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour, Threshold
 from hoarfrost.inference.serve.batcher import LARGEST_BATCH
 from hoarfrost.inference.serve.limits import Limits
 from hoarfrost.runs import read_heads
@@ -31,40 +32,25 @@ N_NEIGHBOURS = 6
 
 
 class HeadReader:
-    """Reads images and answers for them by one head.
+    """Reads images and answers for them with one head.
 
-    Parameters
-    ----------
-    explainer : Explainer
-        Of the head, with its backbone in float32.
-    backbone : Backbone
-        That makes embeddings as the head's own were made.
-    cases : Cases
-        The training images, as far as they are there.
-    limits : Limits
-    n_training : int or None
-        Images that the head learnt from, where that is known.
+    `explainer` has its backbone in float32; `backbone` makes embeddings as the head's own were made.
     """
 
-    def __init__(
-        self, explainer: Explainer, backbone: Backbone, cases: Cases, limits: Limits, n_training: int | None
-    ) -> None:
+    def __init__(self, explainer: Explainer, backbone: Backbone, cases: Cases, limits: Limits) -> None:
         self.predictor = explainer.predictor
-        self._explainer = explainer
-        self._backbone = backbone
-        self._cases = cases
-        self._limits = limits
-        self._computing = threading.Lock()  # the backbone's threads have all cores
-        self._looking = threading.Lock()  # HDF5 and its cache of pictures are for one thread at a time
-        self.about = _about(self.predictor, limits, n_training)
+        self._explainer, self._backbone, self._cases, self._limits = explainer, backbone, cases, limits
+        self._computing = threading.Lock()  # the backbone's threads use all cores
+        self._looking = threading.Lock()  # HDF5 and the pictures in memory are for one thread at a time
+        self.about = _about(self.predictor, limits, cases.n_training)
 
     def decode(self, content: bytes) -> torch.Tensor:
-        """Decode to (3, S, S) uint8, in another process: what a stranger sends may crash a decoder.
+        """Decode to (3, S, S) uint8, in another process: a hostile file may crash a decoder.
 
         Raises
         ------
         ImageDecodeError
-            If it is no image, a damaged one, or too large.
+            If it is not an image, is damaged, or is too large.
         """
         if not content:
             raise ImageDecodeError(Unreadable.EMPTY)
@@ -85,7 +71,7 @@ class HeadReader:
         found, names = self.predictor.predict(embeddings), self.predictor.names
         limit = self.predictor.novelty_threshold
         assert found.distances is not None
-        # With several labels an image a set has two columns a label: may it be absent, may it be present.
+        # With several labels per image, a set has two columns per label: may it be absent, may it be present.
         in_set = found.sets if found.sets.ndim == 2 else found.sets[:, :, 1]
         return [
             Answer(
@@ -102,14 +88,14 @@ class HeadReader:
         ]
 
     def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
-        """Add where in the image the evidence is, and the nearest training images; neither without a feature map."""
+        """Add where in the image the evidence lies, and the nearest training images; nothing without a feature map."""
         if self.about.map_cells is None:
             return answer
         with self._computing:
             found = self._explainer.explain(image[None])[0]
         with self._looking:
             nearest = self._cases.nearest(found, b"", "")
-            pictures = self._cases.found(nearest)
+            pictures = self._cases.pictures(nearest)
         pixels = image.permute(1, 2, 0).numpy()  # (S, S, 3)
         encoder = self.predictor.header.fingerprint.encoder
         drawn = overlay(pixels, found.cells, encoder, encoder.size)
@@ -130,18 +116,7 @@ def opened_reader(
 ) -> Iterator[HeadReader]:
     """Open a run's head, its backbone and its training images.
 
-    Parameters
-    ----------
-    run : Path
-    head : str or None
-        Which of the run's heads; None the selected one.
-    limits : Limits
-    weights : str or None
-        Where the backbone's weights are now, if not where they were.
-    device : str
-        See `hoarfrost.features.devices.choose_device`.
-    notes : list of str
-        Gets what is less than it could be.
+    `weights` is where the backbone's weights are now, if they were moved; `notes` gets what is missing.
 
     Raises
     ------
@@ -160,18 +135,20 @@ def opened_reader(
     explainer = Explainer(Predictor(saved), in_float32, Decoding(limits.max_pixels, window, size=recipe.encoder.size))
     with ExitStack() as stack:
         cases = Cases.opened(run, explainer, N_NEIGHBOURS, notes, stack)
-        yield HeadReader(explainer, backbone, cases, limits, cases.n_images)
+        yield HeadReader(explainer, backbone, cases, limits)
 
 
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
     feature_map = predictor.header.fingerprint.encoder.feature_map
     has_point = not predictor.head.is_multilabel and len(points) > 0
+    deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
         head=predictor.head.spec.name,
         classes=list(predictor.names),
         positive=predictor.names[1] if has_point else None,
         threshold=points[0][0].threshold if has_point else None,
+        thresholds={name: Threshold(rule=one["rule"], value=one["threshold"]) for name, one in deciding.items()},
         weights=predictor.header.weights,
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
