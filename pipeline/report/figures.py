@@ -94,22 +94,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One estimate with its interval; `text` stands beside it. `dots` are single values behind the estimate."""
+    """One estimate with its interval. `dots` are single values behind the estimate."""
 
     label: str
     value: float
     low: float | None
     high: float | None
-    text: str
     dots: tuple[float, ...] = ()
     strong: bool = False
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Estimates one below the other on one axis; `line` is a vertical line to compare them with."""
+    """Estimates one below the other on one axis, for a file; `line` is a vertical line to compare them with."""
 
-    message: str
     x: Axis
     rows: tuple[ForestRow, ...]
     line: float | None = None

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.intervals import IntervalKind, SharePlace, share_at
 from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
 from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
 from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
-
-SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def named_figures(run: Run) -> dict[str, Figure | Forest]:

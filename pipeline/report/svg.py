@@ -1,11 +1,13 @@
 """From a figure in data units to shapes in pixels, which the template writes as SVG."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hoarfrost.report.figures import Axis, Curve, Figure, Forest, Marks, Panel
+from hoarfrost.evaluation import Estimate
+from hoarfrost.report.figures import Axis, Curve, Figure, Marks, Panel, area_axis
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,8 +18,6 @@ MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM, X_LABEL_HEIGHT = 36, 10, 2
 # Nobody sees a fifth of a pixel, and the curve of 10,000 images shrinks to some hundred points.
 TOLERANCE_PX = 0.2
 N_COLOURS, N_DASHES = 6, 3
-ROW_HEIGHT, LABEL_ABOVE = 36, 13  # of a forest: a label, and its whisker below
-LONGEST_LABEL = 34  # characters that fit beside the numbers
 
 
 @dataclass(frozen=True)
@@ -79,32 +79,21 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class ForestLine:
-    """One estimate in pixels: the whisker lies at `y`, its label above it, its text at the right."""
+class CellScale:
+    """Where ROC AUCs are in a table's cell that is 120 pixels wide; `line` is the value to compare them with."""
 
-    y: float
-    label: str
-    text: str
-    x: float
-    low: float | None
-    high: float | None
-    dots: tuple[float, ...]
-    strong: bool
+    low: float
+    line: float | None = None
+
+    def place(self, area: float) -> float:
+        """Return the place of an area in pixels."""
+        return round(10 + 100 * (area - self.low) / (1 - self.low), 1)
 
 
-@dataclass(frozen=True)
-class ForestDrawing:
-    """A forest plot in pixels; `line` is a vertical line, `bottom` where the axis is."""
-
-    width: float
-    height: float
-    left: float
-    bottom: float
-    message: str
-    x_label: str
-    ticks: tuple[Tick, ...]
-    line: float | None
-    rows: tuple[ForestLine, ...]
+def cell_scale(areas: Iterable[Estimate], line: float | None = None) -> CellScale:
+    """Return a scale with room for all intervals: from 0.5, or the next tenth below, to 1."""
+    ends = (end for area in areas for end in (area.value, area.low))
+    return CellScale(area_axis("", ends).low, line)
 
 
 def draw(figure: Figure, panel_height: float) -> Drawing:
@@ -163,43 +152,6 @@ def _dots(marks: Marks, panel: Panel, width: float, height: float) -> list[Dot]:
         )
         for i in range(len(marks.x))
     ]
-
-
-def draw_forest(forest: Forest) -> ForestDrawing:
-    """Lay a forest plot out: a row an estimate, its label above, its figures at the right."""
-    width = WIDTH - 2 * MARGIN_RIGHT
-    bottom = ROW_HEIGHT * len(forest.rows) + LABEL_ABOVE
-    rows = tuple(
-        ForestLine(
-            y=LABEL_ABOVE + ROW_HEIGHT * number + 16,
-            label=row.label
-            if len(row.label) <= LONGEST_LABEL
-            else f"{row.label[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}",
-            text=row.text,
-            x=_pixel(row.value, forest.x, width),
-            low=None if row.low is None else _clipped(row.low, forest.x, width),
-            high=None if row.high is None else _clipped(row.high, forest.x, width),
-            dots=tuple(_clipped(dot, forest.x, width) for dot in row.dots),
-            strong=row.strong,
-        )
-        for number, row in enumerate(forest.rows)
-    )
-    ticks = tuple(Tick(_pixel(tick, forest.x, width), f"{tick:g}") for tick in forest.x.ticks)
-    return ForestDrawing(
-        width=WIDTH,
-        height=bottom + MARGIN_BOTTOM + X_LABEL_HEIGHT,
-        left=MARGIN_RIGHT,
-        bottom=bottom,
-        message=forest.message,
-        x_label=forest.x.label,
-        ticks=ticks,
-        line=None if forest.line is None else _pixel(forest.line, forest.x, width),
-        rows=rows,
-    )
-
-
-def _clipped(value: float, axis: Axis, length: float) -> float:
-    return _pixel(min(max(value, axis.low), axis.high), axis, length)
 
 
 def _pixel(value: float, axis: Axis, length: float, *, upwards: bool = False) -> float:
