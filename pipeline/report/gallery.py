@@ -155,7 +155,7 @@ def _suspects(run: Run) -> CaseGroup:
         Case(
             image.path,
             (
-                f"{SPLIT_NAMES.get(image.split, image.split)}, label {image.label}, {decimal(image.p_label)}",
+                f"{SPLIT_NAMES.get(image.split, image.split)}, label {image.label}",
                 f"predicted {image.predicted}, {decimal(image.p_predicted)}",
             ),
         )

@@ -1,5 +1,6 @@
 """From a figure in data units to shapes in pixels, which the template writes as SVG."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation import Estimate
-from hoarfrost.report.figures import Axis, Curve, Figure, Marks, Panel, area_axis
+from hoarfrost.report.figures import Axis, Curve, Figure, Marks, Panel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 # The drawing is as wide as a phone, where its text has the size of the page's; on a wide page it only grows.
 WIDTH = 340
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM, X_LABEL_HEIGHT = 36, 10, 26, 20, 18
-# Nobody sees a fifth of a pixel, and the curve of 10,000 images shrinks to some hundred points.
+# A fifth of a pixel is invisible, and the curve of 10,000 images shrinks to some hundred points.
 TOLERANCE_PX = 0.2
 N_COLOURS, N_DASHES = 6, 3
+CELL_WIDTH = 180
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,24 @@ class Drawing:
 
 @dataclass(frozen=True)
 class CellScale:
-    """Where ROC AUCs are in a table's cell that is 120 pixels wide; `line` is the value to compare them with."""
+    """Where ROC AUCs are in a table's cell that is `CELL_WIDTH` pixels wide; `line` is the value to compare them with."""
 
     low: float
     line: float | None = None
 
     def place(self, area: float) -> float:
         """Return the place of an area in pixels."""
-        return round(10 + 100 * (area - self.low) / (1 - self.low), 1)
+        return round(10 + (CELL_WIDTH - 20) * (area - self.low) / (1 - self.low), 1)
 
 
 def cell_scale(areas: Iterable[Estimate], line: float | None = None) -> CellScale:
-    """Return a scale with room for all intervals: from 0.5, or the next tenth below, to 1."""
-    ends = (end for area in areas for end in (area.value, area.low))
-    return CellScale(area_axis("", ends).low, line)
+    """Return a scale from the tenth below all intervals to 1; those without width, of constant predictions, may leave it."""
+    ends = [area.low for area in areas if area.low is not None and area.low != area.high]
+    return CellScale(math.floor(min(ends, default=0.5) * 10) / 10, line)
 
 
 def draw(figure: Figure, panel_height: float) -> Drawing:
-    """Lay a figure out.
+    """Place a figure in pixels.
 
     Parameters
     ----------
@@ -167,7 +169,7 @@ def _stroke(curve: Curve, panel: Panel, width: float, height: float) -> Stroke:
 
 
 def series_classes(curve: Curve) -> str:
-    """Name the CSS classes of a curve: colours run out first, then dashes tell the curves apart."""
+    """Return the CSS classes of a curve: first colours distinguish the curves, then dashes."""
     dash = curve.series // N_COLOURS % N_DASHES
     return f"curve colour-{curve.series % N_COLOURS} dash-{dash}" + (" strong" if curve.strong else "")
 
@@ -180,14 +182,14 @@ def path(points: "npt.NDArray[np.float64]") -> str:
 
 
 def simplify(points: "npt.NDArray[np.float64]", tolerance: float) -> "npt.NDArray[np.float64]":
-    """Leave out the points that nobody would miss.
+    """Remove the points that do not change a curve visibly.
 
     Parameters
     ----------
     points : ndarray (n, 2)
         A curve, in order.
     tolerance : float
-        How far a point that is left out may lie from the curve that remains, in the points' unit.
+        The largest distance of a removed point from the remaining curve, in the points' unit.
 
     Returns
     -------
@@ -214,7 +216,7 @@ def simplify(points: "npt.NDArray[np.float64]", tolerance: float) -> "npt.NDArra
 
 
 def _distance_to_chord(points: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
-    """Measure how far each point lies from the straight line between the first and the last, (n,)."""
+    """Return the distance of each point from the straight line between the first and the last, (n,)."""
     offset, chord = points - points[0], points[-1] - points[0]
     length_squared = max(float(chord @ chord), np.finfo(float).tiny)
     along = np.clip(offset @ chord / length_squared, 0, 1)  # (n,) share of the chord

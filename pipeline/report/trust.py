@@ -115,7 +115,7 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
     for name, *lines in zip(names, found.before.lines, found.after.lines, strict=True):
         slopes = (one.reason if one.slope is None else estimate(one.slope, one.slope_interval) for one in lines)
         ends = (one.reason if one.intercept is None else estimate(one.intercept, one.intercept_interval) for one in lines)
-        rows += [(f"slope{name} (1 is perfect)", *slopes), (f"intercept{name} (0 is perfect)", *ends)]
+        rows += [(f"slope{name} (ideal 1)", *slopes), (f"intercept{name} (ideal 0)", *ends)]
     return tuple(rows)
 
 
