@@ -201,7 +201,7 @@ def precision_figure(
         areas = {label: one.value_or_none(AVERAGE_PRECISION) for label, one in scores.per_class.items()}
         curves = _curves_of_classes(heads[0], evaluation, areas, "AP", curve)
     found = areas.get(heads[0].name) if evaluation.is_binary else scores.value_or_none(AVERAGE_PRECISION)
-    message = f"Precision over recall on {evaluation.samples()}, the share of predicted positives that are right against the share of positives found"
+    message = f"Precision over recall on {evaluation.samples()}"
     message += "." if found is None else f"; average precision of {heads[0].name}: {found:.3f}."
     axes = share_axis("recall (sensitivity)"), share_axis("precision (positive predictive value)")
     return Figure(message, (Panel(*axes, curves, spot=spot),))

@@ -112,7 +112,7 @@ def _heads(run: Run) -> Iterator[str]:
     yield (
         f"{what} trained on embeddings standardised by the training split, with AdamW ({config.schedule} learning rate, "
         f"batches of {config.batch_size}) and {loss}{smoothing}{balanced}, for at most {several(config.epochs, 'epoch')}. "
-        f"Training stopped after {several(config.patience, 'epoch')} without a lower validation loss; the best epoch was kept."
+        f"Training stopped after {several(config.patience, 'epoch')} without a lower validation loss; the best was kept."
     )
     if config.seeds > 1:
         yield f"Each head was trained with {config.seeds} seeds, whose probabilities were averaged."

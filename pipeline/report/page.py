@@ -229,7 +229,7 @@ def figures_of(run: Run) -> Figures:
         learning=learning_figure(run, evaluation),
         training=training_figures(heads, first_seed),
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
-        decision=decision_figures(run, evaluation),
+        decision=decision_figures(run),
         subgroups=subgroup_forest(run, evaluation),
     )
 

@@ -119,13 +119,13 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
     return tuple(rows)
 
 
-def decision_figures(run: Run, evaluation: Evaluation) -> tuple[Figure, ...]:
+def decision_figures(run: Run) -> tuple[Figure, ...]:
     """Describe the decision curve of each class or label."""
     classes = () if run.assessment is None else run.assessment.classes
-    return tuple(_decision_figure(one, run.selected, evaluation) for one in classes)
+    return tuple(_decision_figure(one, run.selected) for one in classes)
 
 
-def _decision_figure(one: ClassAssessment, head: str, evaluation: Evaluation) -> Figure:
+def _decision_figure(one: ClassAssessment, head: str) -> Figure:
     benefit = one.net_benefit
     at = np.array(benefit.thresholds)
     curves = (
