@@ -224,11 +224,7 @@ def _diagnostic(run: Run, _: Evaluation) -> str:
 
 def _subgroups(run: Run, _: Evaluation) -> str:
     names = dict.fromkeys(one.attribute for one in (run.assessment.subgroups if run.assessment else ()))
-    return (
-        f"ROC AUC by {listed(list(names))}; the author states whether these groups matter"
-        if names
-        else ""
-    )
+    return f"ROC AUC by {listed(list(names))}; the author states whether these groups matter" if names else ""
 
 
 def _recalibration(run: Run, _: Evaluation) -> str:

@@ -199,8 +199,10 @@ def _disagreement(first: Column, other: Column) -> str:
     if first.run.config.per_patient != other.run.config.per_patient:
         return f"{first.name} counts {first.counted}, {other.name} {other.counted}."
     # Two classes may have other names in each run; more than two may not.
-    if one.is_multilabel != two.is_multilabel or len(one.classes) != len(two.classes) or (
-        not one.is_binary and one.classes != two.classes
+    if (
+        one.is_multilabel != two.is_multilabel
+        or len(one.classes) != len(two.classes)
+        or (not one.is_binary and one.classes != two.classes)
     ):
         return f"{first.name} predicts {', '.join(one.classes)}; {other.name} predicts {', '.join(two.classes)}."
     mine, theirs = set(_paths(first)), set(_paths(other))

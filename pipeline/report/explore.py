@@ -159,11 +159,11 @@ def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     return next((one.points for one in classes if one.name == name), ())
 
 
-def _starts(
-    fixed: Sequence[FixedPoint], y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]"
-) -> tuple[Start, ...]:
+def _starts(fixed: Sequence[FixedPoint], y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]") -> tuple[Start, ...]:
     """Return a class's fixed points that exist, and their positives; else the even threshold."""
-    wanted = [(rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None]
+    wanted = [
+        (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
+    ]
     return tuple(
         Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), _intervals(result))
         for name, at, result in wanted or [(WITHOUT_POINT, EVEN, None)]

@@ -68,7 +68,10 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
-    rules = f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({fixed.point.name})", "same threshold"
+    rules = (
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({fixed.point.name})",
+        "same threshold",
+    )
     for name, rule in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}"

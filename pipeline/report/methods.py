@@ -31,9 +31,7 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
     str
         One paragraph that names only what the run used.
     """
-    return " ".join(
-        [*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)]
-    )
+    return " ".join([*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)])
 
 
 def _data(run: Run) -> Iterator[str]:
@@ -164,7 +162,5 @@ def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
 
 def _software(run: Run) -> Iterator[str]:
     config = run.config
-    used = [
-        f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)
-    ]
+    used = [f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)]
     yield f"Software: {', '.join(used)}; device {config.device}; seed {config.seed}."

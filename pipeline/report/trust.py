@@ -87,7 +87,9 @@ def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -
 
 def _verdict(found: Recalibration) -> str:
     """Return the calibration error against that of calibrated probabilities, and the effect of the temperature."""
-    error, chance, after = (decimal(one) for one in (found.before.error, found.before.error_by_chance, found.after.error))
+    error, chance, after = (
+        decimal(one) for one in (found.before.error, found.before.error_by_chance, found.after.error)
+    )
     comparison = "no larger than" if found.before.error <= found.before.error_by_chance else "larger than"
     effect = f"improved it to {after}" if float(after) < float(error) else f"did not improve it ({after})"
     text = (
@@ -114,7 +116,9 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
     rows = []
     for name, *lines in zip(names, found.before.lines, found.after.lines, strict=True):
         slopes = (one.reason if one.slope is None else estimate(one.slope, one.slope_interval) for one in lines)
-        ends = (one.reason if one.intercept is None else estimate(one.intercept, one.intercept_interval) for one in lines)
+        ends = (
+            one.reason if one.intercept is None else estimate(one.intercept, one.intercept_interval) for one in lines
+        )
         rows += [(f"slope{name} (ideal 1)", *slopes), (f"intercept{name} (ideal 0)", *ends)]
     return tuple(rows)
 
@@ -200,6 +204,4 @@ def shared_rows(run: Run) -> tuple[tuple[str, str, str], ...]:
     if run.leakage is None:
         return ()
     shared = (*run.leakage.patients[:N_LISTED], *run.leakage.contents[:N_LISTED])
-    return tuple(
-        (one.what, f"{one.first} ({one.first_split})", f"{one.second} ({one.second_split})") for one in shared
-    )
+    return tuple((one.what, f"{one.first} ({one.first_split})", f"{one.second} ({one.second_split})") for one in shared)

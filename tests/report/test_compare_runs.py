@@ -104,7 +104,9 @@ def test_validation_is_not_compared_with_test(tmp_path: Path, pair: tuple[Run, R
 
 def test_other_tasks_are_not_compared(tmp_path: Path, pair: tuple[Run, Run]) -> None:
     other = make_run(tmp_path / "other", positive=None)
-    assert reason(pair[0], other).startswith("A predicts benign + normal, malignant; B predicts benign, malignant, normal.")
+    assert reason(pair[0], other).startswith(
+        "A predicts benign + normal, malignant; B predicts benign, malignant, normal."
+    )
 
 
 def test_patients_are_not_compared_with_images(pair: tuple[Run, Run]) -> None:

@@ -260,7 +260,9 @@ def test_several_labels_an_image_have_an_answer_each(tmp_path: Path) -> None:
     columns = {name: [str(v) for v in rng.integers(0, 2, 80)] for name in ("effusion", "mass")}
     dataset = image_dataset(tmp_path / "images", attributes=columns)
     run = trained(write_pictured_cache(tmp_path / "c.h5", dataset), tmp_path / "run", label_columns=())
-    lines = [case.lines for group in groups_of(run, evaluation_of(run)).values() for cases in group.cases for case in cases]
+    lines = [
+        case.lines for group in groups_of(run, evaluation_of(run)).values() for cases in group.cases for case in cases
+    ]
     assert any(re.fullmatch("(effusion|mass): (yes|no)", first) for first, *_ in lines)
     assert looked(run).pictures.uris
 
