@@ -1,4 +1,4 @@
-"""What a run's report has for a paper: its figures and tables by name."""
+"""The figures and tables of a run's report by name, for a paper."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +24,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     -------
     dict of name -> Figure or Forest
         Those that the run has: "roc", "precision-recall", "areas", "learning curve", "training HEAD", "calibration",
-        "decision curve" and "subgroups"; with several labels an image, the latter three numbered by label.
+        "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -45,7 +45,7 @@ def _numbered(name: str, figures: tuple[Figure, ...]) -> dict[str, Figure]:
 
 
 def tables_of(run: Run) -> dict[str, Table]:
-    """Give the tables of a run's report, with all digits.
+    """Return the tables of a run's report, with all digits.
 
     Parameters
     ----------

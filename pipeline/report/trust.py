@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation import Calibration, DecisionCurve, Estimate
+from hoarfrost.evaluation import Calibration, CalibrationLine, DecisionCurve, Estimate
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import (
@@ -114,13 +114,18 @@ def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
 def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tuple[tuple[str, str, str], ...]:
     names = [""] if alone or evaluation.is_binary else [f", {name}" for name in evaluation.classes]
     rows = []
-    for name, *lines in zip(names, found.before.lines, found.after.lines, strict=True):
-        slopes = (one.reason if one.slope is None else estimate(one.slope, one.slope_interval) for one in lines)
-        ends = (
-            one.reason if one.intercept is None else estimate(one.intercept, one.intercept_interval) for one in lines
-        )
-        rows += [(f"slope{name} (ideal 1)", *slopes), (f"intercept{name} (ideal 0)", *ends)]
+    for name, one, two in zip(names, found.before.lines, found.after.lines, strict=True):
+        rows.append((f"slope{name} (ideal 1)", _slope(one), _slope(two)))
+        rows.append((f"intercept{name} (ideal 0)", _intercept(one), _intercept(two)))
     return tuple(rows)
+
+
+def _slope(line: CalibrationLine) -> str:
+    return line.reason if line.slope is None else estimate(line.slope, line.slope_interval)
+
+
+def _intercept(line: CalibrationLine) -> str:
+    return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval)
 
 
 def decision_figures(run: Run) -> tuple[Figure, ...]:
