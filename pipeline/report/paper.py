@@ -1,17 +1,16 @@
-"""What a run's report has for a paper: its figures and tables by name."""
+"""The figures and tables of a run's report by name, for a paper."""
 
 from collections.abc import Iterator, Sequence
 
 from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.intervals import IntervalKind, SharePlace, share_at
 from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
 from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
 from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
-
-SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def named_figures(run: Run) -> dict[str, Figure | Forest]:
@@ -25,7 +24,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     -------
     dict of name -> Figure or Forest
         Those that the run has: "roc", "precision-recall", "areas", "learning curve", "training HEAD", "calibration",
-        "decision curve" and "subgroups"; with several labels an image, the latter three numbered by label.
+        "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -46,7 +45,7 @@ def _numbered(name: str, figures: tuple[Figure, ...]) -> dict[str, Figure]:
 
 
 def tables_of(run: Run) -> dict[str, Table]:
-    """Give the tables of a run's report, with all digits.
+    """Return the tables of a run's report, with all digits.
 
     Parameters
     ----------
