@@ -1,4 +1,4 @@
-"""The command that explains what a head says of images."""
+"""The command that explains what a head predicts for images."""
 
 import dataclasses
 from pathlib import Path
@@ -6,42 +6,54 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import device_option, emit, json_option, max_pixels_option, run_option, weights_option
+from hoarfrost.cli.options import (
+    CONTENT,
+    Command,
+    device_option,
+    emit,
+    head_option,
+    json_option,
+    max_pixels_option,
+    option,
+    run_option,
+    weights_option,
+)
 from hoarfrost.cli.types import DataType, PathType
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("data", type=DataType())
 @run_option
-@click.option(
+@option(
     "--output", type=PathType(), required=True, metavar="FOLDER",
-    help="Where the pictures go, a new folder; explanations.json in it has the numbers.",
+    help="A new folder for the maps, and for explanations.json with the numbers.",
 )  # fmt: skip
-@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
-@click.option(
+@head_option
+@option(
     "--class", "class_name", metavar="LABEL",
-    help="What the map is of.  [default: of two classes the positive one, of more what the image is called]",
+    help="The class that the maps explain.  [default: with two classes the positive one, else the predicted one]",
 )  # fmt: skip
-@click.option(
+@option(
     "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
-    help="Write up to 48 images beside their maps into one picture.",
+    help="Save up to 48 images beside their maps in one picture.",
 )  # fmt: skip
-@click.option(
+@option(
     "--examples", "n_examples", type=click.IntRange(0, 10), default=5, show_default=True,
-    help="How many of the nearest training images are shown.",
+    group=CONTENT, help="How many of the nearest training images are shown.",
 )  # fmt: skip
 @weights_option
 @device_option
 @max_pixels_option
 @json_option
 def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:
-    """Show what speaks for a class where in the images of DATA, and which training images are like them.
+    """Show which parts of each image in DATA speak for a class, and the most similar training images.
 
-    DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, as many for any image,
-    sum to the logarithm of the odds (of more than two classes: the logit against the mean of the others').
+    DATA is what `predict` reads. Red areas speak for the class, blue areas against it. The cells of a map add up to the
+    log odds of the class. With more than two classes, they add up to its logit minus the mean of the other logits.
 
-    Example:
-      hoarfrost explain new/ --run runs/first --output explained/ --contact-sheet seen.png
+    EXAMPLE_OUTPUT
+
+    More examples:
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json
     """
     from hoarfrost.cli.console import explain_text, extraction_progress
@@ -49,4 +61,9 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
 
     with extraction_progress() as show:
         summary = explain_dataset(data, output, on_progress=show, **options)
-    emit(as_json, dataclasses.asdict(summary), explain_text(summary))
+    emit(
+        as_json,
+        dataclasses.asdict(summary),
+        explain_text(summary),
+        ("export", "--run", options["run"], "--format", "onnx", "--output", "model.onnx"),
+    )

@@ -1,4 +1,4 @@
-"""The command that exports a head with its backbone."""
+"""The command that exports a head with its encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -6,35 +6,36 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import emit, json_option, run_option, weights_option
+from hoarfrost.cli.options import Command, emit, head_option, json_option, option, run_option, weights_option
 from hoarfrost.cli.types import PathType
 
 
-@click.command()
+@click.command(cls=Command)
 @run_option
-@click.option(
+@option(
     "--output", type=PathType(dir_okay=False), required=True, metavar="FILE",
-    help="Where the model goes: FILE.onnx or FILE.pt2; its model_card.md goes beside it.",
+    help="The model file, FILE.onnx or FILE.pt2. A model_card.md is written beside it.",
 )  # fmt: skip
-@click.option(
+@option(
     "--format", "file_format", type=click.Choice(["onnx", "torch"]), required=True,
-    help="ONNX (needs the extra onnx), or torch.export's program.",
+    help="onnx needs pip install 'hoarfrost[onnx]'. torch is a program of torch.export.",
 )  # fmt: skip
-@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
+@head_option
 @weights_option
 @json_option
 def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Write a head and its backbone as one model: from uint8 RGB images to calibrated probabilities.
+    """Write a head and its encoder as one model, from uint8 RGB images to calibrated probabilities.
 
-    It is tried before it is left behind, against torch and against the run's own predictions; names of classes,
+    Before the model is saved, its outputs are compared with torch's and with the run's own predictions. Class names,
     thresholds, fingerprint and preprocessing are in its metadata.
 
-    Example:
-      hoarfrost export --run runs/first --format onnx --output model/first.onnx
+    EXAMPLE_OUTPUT
+
+    More examples:
       hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json
     """
     from hoarfrost.cli.console import export_text
     from hoarfrost.inference.export import export_head
 
     summary = export_head(run, output, **options)
-    emit(as_json, dataclasses.asdict(summary), export_text(summary))
+    emit(as_json, dataclasses.asdict(summary), export_text(summary), ("serve", "--run", run))

@@ -4,23 +4,28 @@ import dataclasses
 
 import click
 
-from hoarfrost.cli.options import emit, json_option
+from hoarfrost.cli.options import Command, emit, json_option
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this machine has of what hoarfrost can use, what a missing thing costs, and what brings it.
+    """Check this machine: what hoarfrost can use, what is missing, what that costs and how to install it.
 
-    Nothing is downloaded or changed. Exit 1 where something is broken, not where something optional is missing.
+    Nothing is downloaded or changed. The exit status is 1 if something is broken, and 0 if only optional parts are
+    missing.
 
-    Example:
-      hoarfrost doctor
+    EXAMPLE_OUTPUT
     """
     from hoarfrost.cli.console import diagnosis_text
     from hoarfrost.cli.doctor import diagnose
 
     found = diagnose()
-    emit(as_json, {**dataclasses.asdict(found), "sound": found.sound}, diagnosis_text(found))
+    emit(
+        as_json,
+        {**dataclasses.asdict(found), "sound": found.sound},
+        diagnosis_text(found),
+        ("demo", "demo") if found.sound else (),
+    )
     ctx.exit(0 if found.sound else 1)

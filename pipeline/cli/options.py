@@ -1,10 +1,13 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, the headings that help lists them under, and how results are printed."""
 
+import inspect
 import json
+import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import click
@@ -13,102 +16,148 @@ from hoarfrost.cli.types import PathType, ShareType, WindowType
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.extraction.engines import ENGINES, LocalOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The headings of options, in the order in which help shows them.
+MAIN = "Main options"
+DATA, IMAGES = "Data and splits", "Reading images"
+TRAINING, SCORING = "Training", "Scoring"
+CONTENT = "Content"
+SPEED = "Speed and memory"
+ENGINE = "Several GPUs or machines"
+OTHER = "Other options"
+HEADINGS = (MAIN, DATA, IMAGES, TRAINING, SCORING, CONTENT, SPEED, ENGINE, OTHER)
 
 
-def window_option(command: Command) -> Command:
-    """Add `--window CENTER/WIDTH`."""
-    return click.option(
-        "--window", type=WindowType(), metavar="CENTER/WIDTH",
-        help="Of grey DICOM images, as in 40/400; in place of the files' own.",
-    )(command)  # fmt: skip
+class _Option(click.Option):
+    """An option that knows the heading it is listed under."""
+
+    def __init__(self, *arguments: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.group = group
 
 
-def max_pixels_option(command: Command) -> Command:
-    """Add `--max-pixels N`."""
-    return click.option(
-        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True,
-        help="Larger images are unreadable: a small file may promise any size.",
-    )(command)  # fmt: skip
+def option(*names: str, group: str = MAIN, **attributes: Any) -> Callable[[Function], Function]:
+    """Add an option that help lists under a heading."""
+    return click.option(*names, cls=_Option, group=group, **attributes)
 
 
-def device_option(command: Command) -> Command:
-    """Add `--device`."""
-    return click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-        help="Where to compute; auto is cuda where there is one, else cpu.",
-    )(command)  # fmt: skip
+def option_groups(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """Return the names and explanations of a command's options by their heading."""
+    found: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            found[parameter.group if isinstance(parameter, _Option) else OTHER].append(record)
+    return {heading: records for heading, records in found.items() if records}
 
 
-def weights_option(command: Command) -> Command:
-    """Add `--weights` to a command that uses a run's."""
-    text = "Where the backbone's weights are now, if not where they were for the run."
-    return click.option("--weights", metavar="PATH|…", help=text)(command)
+class Command(click.Command):
+    """A command whose help lists the options that matter first, then the others under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, heading by heading."""
+        for heading, records in option_groups(self, ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
-def json_option(command: Command) -> Command:
-    """Add `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+class CommandGroup(click.Group):
+    """A group that lists its commands in the order of use, each with its whole first sentence."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        """Return the commands in the order in which they were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the commands; click itself would cut their sentences off."""
+        first = {name: inspect.cleandoc(command.help or "").split("\n\n")[0] for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, re.split(r"(?<=\.)\s", text)[0]) for name, text in first.items()])
 
 
-def cache_option(command: Command) -> Command:
-    """Add `--cache FILE`."""
-    path = PathType(dir_okay=False)
-    return click.option("--cache", type=path, required=True, metavar="FILE", help="The cache's HDF5 file.")(command)
-
-
-def run_option(command: Command) -> Command:
-    """Add `--run DIR`."""
-    path = PathType()
-    return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
+window_option = option(
+    "--window", type=WindowType(), metavar="CENTER/WIDTH", group=IMAGES,
+    help="Window of grey DICOM images, such as 40/400. It replaces the window in the files.",
+)  # fmt: skip
+max_pixels_option = option(
+    "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, group=IMAGES,
+    help="Largest image that is read. A small file can decode to a huge image, so larger ones count as unreadable.",
+)  # fmt: skip
+keep_ids_option = option(
+    "--keep-ids", is_flag=True, group=IMAGES,
+    help="Keep the patient IDs of DICOM files unchanged. By default they are replaced by a salted hash.",
+)  # fmt: skip
+device_option = option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, group=SPEED,
+    help="Where to compute. auto uses cuda if it is available, else the CPU.",
+)  # fmt: skip
+batch_size_option = option(
+    "--batch-size", type=click.IntRange(1, 4096), group=SPEED,
+    help="Images in one batch.  [default: 32; on a GPU 256]",
+)  # fmt: skip
+workers_option = option(
+    "--workers", type=click.IntRange(1, 256), group=SPEED,
+    help="Threads that read and decode images.  [default: the number of CPUs]",
+)  # fmt: skip
+weights_option = option(
+    "--weights", metavar="PATH|…", group=IMAGES,
+    help="Where the encoder's weights are now, if they have moved since the run was trained.",
+)  # fmt: skip
+json_option = option("--json", "as_json", is_flag=True, group=OTHER, help="Print one JSON object on stdout.")
+cache_option = option(
+    "--cache",
+    type=PathType(dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="The cache of embeddings, one HDF5 file.",
+)
+run_option = option("--run", type=PathType(), required=True, metavar="DIR", help="The run folder.")
+head_option = option("--head", metavar="NAME", help="Another head of the run than the selected one.")
+file_argument = click.argument("file", type=PathType(dir_okay=False))
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--engine` and the options of each engine; the command gets them as one `engine`."""
     names = {field.name for each in ENGINES.values() for field in fields(each)}
+    own = partial(option, group=ENGINE, callback=_only_with_its_engine)
 
+    @option(
+        "--engine",
+        type=click.Choice(list(ENGINES)),
+        default=LocalOptions.name,
+        show_default=True,
+        is_eager=True,
+        group=ENGINE,
+        help="local: this machine with all its GPUs. ray: a Ray cluster. For several GPUs and for ray: "
+        "pip install 'hoarfrost[ray]'.",
+    )
+    @own(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="The Ray cluster to join. auto is the one that this machine belongs to.  [default: start Ray on this machine]",
+    )
+    @own(
+        "--gpus-per-worker",
+        type=ShareType(0, 1, min_open=True),
+        metavar="SHARE",
+        help="GPUs for each Ray worker. 0.5 runs two workers on one GPU.  [default: 1]",
+    )
+    @own(
+        "--cpus-per-worker",
+        type=click.IntRange(1),
+        help="CPUs for each Ray worker.  [default: its host's CPUs, divided by the workers there]",
+    )
+    @own("--max-workers", type=click.IntRange(1), help="Largest number of Ray workers.  [default: as many as fit]")
     @wraps(command)
     def with_engine(*arguments: Any, engine: str, **given: Any) -> Any:
-        own = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}
+        its = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}
         others = {name: value for name, value in given.items() if name not in names}
-        return command(*arguments, engine=ENGINES[engine](**own), **others)
+        return command(*arguments, engine=ENGINES[engine](**its), **others)
 
-    return _add_engine_options(with_engine)
-
-
-def _add_engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option(
-                "--engine", type=click.Choice(list(ENGINES)), default=LocalOptions.name, show_default=True, is_eager=True,
-                help="This machine with all of its GPUs, or a Ray cluster; for several GPUs and for ray: "
-                "pip install 'hoarfrost[ray]'.",
-            ),
-            _engine_option(
-                "--address", metavar="auto|HOST:PORT",
-                help="The Ray cluster to join: the one that this machine is part of, or by its head.  [default: start Ray "
-                "on this machine]",
-            ),
-            _engine_option(
-                "--gpus-per-worker", type=ShareType(0, 1, min_open=True), metavar="SHARE",
-                help="GPUs for each of Ray's workers; 0.5 puts two on a GPU.  [default: 1]",
-            ),
-            _engine_option(
-                "--cpus-per-worker", type=click.IntRange(1),
-                help="CPUs for each of Ray's workers.  [default: its host's, divided by the workers there]",
-            ),
-            _engine_option(
-                "--max-workers", type=click.IntRange(1),
-                help="Ray's workers at most.  [default: as many as there is room for]",
-            ),
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _engine_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
-    return click.option(name, callback=_only_with_its_engine, **attributes)
+    return with_engine
 
 
 def _only_with_its_engine(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -119,16 +168,13 @@ def _only_with_its_engine(context: click.Context, parameter: click.Parameter, va
     return value
 
 
-def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
-    """Print a result: one JSON object, or text for people."""
+def emit(as_json: bool, document: dict[str, Any], text: str, following: Sequence[object] = ()) -> None:
+    """Print a result: one JSON object, or text for people; on a terminal also the command that usually follows."""
     from hoarfrost.cli.console import harmless
 
+    if following and not as_json and sys.stdout is not None and sys.stdout.isatty():
+        text += f"\nNext: hoarfrost {shlex.join(map(str, following))}"
     output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there may be no stdout at all
     click.echo(output.encode(encoding, "replace").decode(encoding))
-
-
-def file_argument(command: Command) -> Command:
-    """Add the argument FILE, a cache."""
-    return click.argument("file", type=PathType(dir_okay=False))(command)

@@ -1,4 +1,4 @@
-"""The leakage gate: before anything is trained, what the splits of a task share."""
+"""The leakage check: what the splits of a task share, found before anything is trained."""
 
 import logging
 from dataclasses import replace
@@ -22,7 +22,7 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     ----------
     task : Task
     allowed : bool
-        Go on where patients or bytes are shared.
+        Continue even if patients or bytes are shared.
 
     Returns
     -------
@@ -42,14 +42,15 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     leakage = replace(found, allowed=allowed and found.refused, not_compared=not_compared)
     if found.refused and not allowed:
         raise TrainingError(
-            f"The dataset {table.name!r} leaks: {shared_text(leakage)}. What a head scores there says nothing of new "
-            "patients. Mend the split column or folders, or go on with --allow-leakage; the report will say so."
+            f"The splits of the dataset {table.name!r} leak: {shared_text(leakage)}. Such test scores do not show how a head "
+            "does on new patients. Fix the split column or the folders, or continue with --allow-leakage. The report will "
+            "then state it."
         )
     return leakage
 
 
 def _why_not_compared(task: Task, n_images: int) -> str:
-    """Say why no near-duplicates are looked for; nothing where they are."""
+    """Return why near-duplicates are not searched; an empty text if they are."""
     if n_images > MOST_COMPARED:
         return f"{n_images:,} images are too many to compare with one another"
     return "the embeddings do not fit into the memory limit" if task.is_streamed else ""

@@ -44,18 +44,9 @@ if TYPE_CHECKING:
 
 FORMAT = "hoarfrost-run"
 FORMAT_VERSION = 4
-OWN_FILES = frozenset(
-    {
-        "config.json",
-        "metrics.json",
-        "predictions.csv",
-        "out_of_fold.csv",
-        "history.csv",
-        "heads",
-        "tensorboard",
-        "report.html",
-    }
-)
+REPORT = "report.html"  # what `hoarfrost report` adds to a run
+_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
+OWN_FILES = frozenset({*_TABLES, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -81,72 +72,89 @@ def metrics_document(run: Run) -> dict[str, Any]:
     return {**first, **found, "splits": to_json(run.split_sizes())}
 
 
-def check_run_directory(directory: Path) -> None:
-    """Refuse to write a run where something else lives.
+def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
+    """Return the configuration of the run that a new one would replace, None if there is none; refuse other content.
+
+    Parameters
+    ----------
+    directory : Path
+    overwrite : bool
+        Accept a run that has a report.
 
     Raises
     ------
     RunError
-        If `directory` is a file, the current folder, or a folder with content that is no run of ours.
+        If `directory` is a file, the current folder, or a folder with content that is not an earlier run.
     """
     try:
         place = directory.resolve()
         if Path.cwd().is_relative_to(place):
             raise RunError(
-                f"{directory} is the current folder or above it, and a run's folder is replaced whole. "
-                "Name a folder in it with --run."
+                f"{directory} is the current folder or contains it. A run replaces its whole folder. "
+                "Name a folder below the current one with --run."
             )
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         if not existing.is_dir():
-            raise RunError(f"{existing} is a file, not a folder to write a run into. Name another folder with --run.")
-        if existing == place and any(place.iterdir()):
-            _check_earlier_run(directory)
+            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with --run.")
+        has_content = existing == place and any(place.iterdir())
+        earlier = _earlier_run(directory, overwrite=overwrite) if has_content else None
         check_writable(place.parent if existing == place else existing)
+        return earlier
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise RunError(f"{directory} cannot be a run's folder: {error}. Name another with --run.") from error
+        raise RunError(f"{directory} cannot be used as a run folder: {error}. Name another one with --run.") from error
 
 
-def _check_earlier_run(directory: Path) -> None:
-    """Refuse to replace a folder with anything in it that no `train` or `report` wrote."""
+def _earlier_run(directory: Path, *, overwrite: bool) -> RunConfig:
+    """Return the configuration of an earlier run; refuse a folder with anything that `train` did not write."""
     if not (directory / "config.json").is_file():
         raise RunError(
-            f"{directory} is not empty and holds no earlier run (no config.json), so nothing was written there. "
-            "Name another folder with --run."
+            f"{directory} is not empty and does not contain an earlier run (config.json is missing). Nothing was written "
+            "there. Name another folder with --run."
         )
     try:
-        _read_config(directory)
+        config = _read_config(directory)
     except RunError as error:
         raise RunError(
-            f"{directory} is not empty, and its config.json is not that of an earlier run of this version, so nothing "
-            f"was written there. Remove the folder, or name another with --run. ({error})"
+            f"{directory} is not empty, and its config.json is not from an earlier run of this version. Nothing was written "
+            f"there. Remove the folder, or name another one with --run. ({error})"
         ) from error
     foreign = [entry.name for entry in directory.iterdir() if entry.name not in OWN_FILES]
     foreign += [f"heads/{entry.name}" for entry in directory.glob("heads/*") if entry.suffix != ".safetensors"]
     if foreign:
         raise RunError(
-            f"{directory} holds an earlier run, but also {min(foreign)}, which would be lost with it. "
-            "Move it away, or name another folder with --run."
+            f"{directory} contains an earlier run and also {min(foreign)}, which would be lost. "
+            f"Move {min(foreign)} to another place, or name another folder with --run."
         )
+    if (directory / REPORT).exists() and not overwrite:
+        raise RunError(
+            f"{directory} contains the run of {config.created} and its report ({REPORT}). Nothing was written there. "
+            "Replace both with --overwrite, or name another folder with --run."
+        )
+    return config
 
 
-def write_run(run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bool = False) -> None:
-    """Write a run folder whole, replacing an earlier run in the same place.
+def write_run(
+    run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bool = False, overwrite: bool = False
+) -> None:
+    """Write a run folder, complete or not at all; an earlier run in the same place is replaced.
 
     Parameters
     ----------
     run : Run
-        Its `directory` is where the folder goes.
+        Its `directory` is the folder to write.
     head_files : mapping of file name -> bytes
         The heads' weights, for `DIR/heads/`.
     with_tensorboard : bool
-        Write the training curves to `DIR/tensorboard/` too.
+        Also write the training curves to `DIR/tensorboard/`.
+    overwrite : bool
+        Also replace a run that has a report.
 
     Raises
     ------
     RunError
-        If the place is taken by something that is not a run, or cannot be written.
+        If the folder holds something that is not a run, or cannot be written.
     """
-    check_run_directory(run.directory)
+    check_run_directory(run.directory, overwrite=overwrite)
     place = run.directory.resolve()  # a link to a folder stays a link
     staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
@@ -274,18 +282,17 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], da
 
 
 def _swap(staging: Path, directory: Path) -> None:
-    """Put the finished folder in its place; the earlier run is gone only when the new one is there."""
-    if not directory.exists():
-        staging.rename(directory)
-        return
+    """Rename the finished folder to its place; an earlier run is removed only after that."""
     retired = staging.with_suffix(".old")
-    directory.rename(retired)
     try:
+        if directory.exists():
+            directory.rename(retired)
         staging.rename(directory)
-    except OSError:
-        retired.rename(directory)
+    except BaseException:  # Ctrl-C too: the earlier run must not be lost between the two renames
+        if retired.exists() and not directory.exists():
+            retired.rename(directory)
         raise
-    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover is no failure of it
+    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover does no harm
 
 
 def _sync_tree(directory: Path) -> None:

@@ -1,8 +1,9 @@
-"""What a person sees while a command works: progress, warnings and tables. Never on stdout where JSON goes."""
+"""What a person sees of a command: progress, warnings and results as text."""
 
 from hoarfrost.cli.console.progress import (
     extraction_progress,
     harmless,
+    interruptible,
     show_warnings,
     training_progress,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "extraction_progress",
     "harmless",
     "heads_text",
+    "interruptible",
     "predict_text",
     "show_warnings",
     "survey_text",
