@@ -12,7 +12,10 @@ from hoarfrost.cli.options import CommandGroup, emit, file_argument, json_option
 def cache() -> None:
     """Describe a cache, check every byte of it, or make it smaller.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost cache info images.h5
+      images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
+      ...
     """
 
 
@@ -22,7 +25,11 @@ def cache() -> None:
 def info(file: Path, as_json: bool) -> None:
     """Show what is in a cache: fingerprint, sizes, datasets, duplicates.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost cache info images.h5
+      images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
+      weights imagenet (SHA-256 10e6ae8b1e2f66ac…), resnet18, bfloat16, eager
+      ...
     """
     from hoarfrost.cli.console import cache_info_text
     from hoarfrost.features.cache import describe
@@ -38,7 +45,9 @@ def info(file: Path, as_json: bool) -> None:
 def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check every byte and every reference of a cache; the exit status is 1 if something is wrong.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost cache verify images.h5
+      images.h5: sound (480 embeddings, 1 dataset, 0 parts)
     """
     from hoarfrost.cli.console import cache_verify_text
     from hoarfrost.features.cache import verify as run_verify
@@ -57,7 +66,9 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
 def compact(file: Path, as_json: bool) -> None:
     """Merge the parts of a cache, and remove embeddings that are damaged or that no dataset uses.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost cache compact images.h5
+      images.h5: 480 embeddings; 0 parts merged, 0 unused and 0 damaged embeddings removed; ...
     """
     from hoarfrost.cli.console import cache_compact_text
     from hoarfrost.features.cache import compact as run_compact

@@ -51,7 +51,11 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
     DATA is what `predict` reads. Red areas speak for the class, blue areas against it. The cells of a map add up to the
     log odds of the class. With more than two classes, they add up to its logit minus the mean of the other logits.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost explain new/ --run runs/first --output explained/
+      3 of 3 images explained by mlp:256x6: explained
+        0.png: malignant 0.005, predicted benign + normal; nearest: 4 benign, 1 malignant
+      ...
 
     More examples:
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json

@@ -60,7 +60,13 @@ def predict(
     the operating point. Each image also gets a conformal set, and a flag if it is unlike the training images. Unreadable
     images get a row with the reason.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost predict new/ --run runs/first --output new.csv
+      3 images predicted by mlp:256x6, 0 unreadable; 1.1 s
+      predicted at the operating point: 2 benign + normal, 1 malignant
+      conformal sets (90% coverage): 3 images with 1 class
+      unlike the training images: 0 (expected for 5% of images like those)
+      images: new.csv
 
     More examples:
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
@@ -89,7 +95,12 @@ def heads(directory: Path, as_json: bool) -> None:
 
     Each file works without the run: `hoarfrost predict --head FILE`.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost heads runs/first
+         head       seeds  parameters  val AUC  test AUC  size     file
+         linear     1      1,026       0.985    0.992     0.08 MB  runs/first/heads/linear.safetensors
+      *  mlp:256x6  1      460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
+      * selected by validation ROC AUC
     """
     from hoarfrost.cli.console import heads_text
     from hoarfrost.inference.predict import list_heads

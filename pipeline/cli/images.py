@@ -70,7 +70,10 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
     Images may also be DICOM files, with any file name. Folders, CSVs and the paths in a CSV may be URLs: s3://, gs://,
     http(s):// and others that fsspec knows.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost extract images/ --cache images.h5
+      images: 480 images, 480 embedded, 0 reused, 0 unreadable; 24.6 s
+      cache images.h5: weights imagenet, bfloat16 on cpu
 
     More examples:
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
@@ -102,7 +105,12 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
 
     Every image is decoded once, as `extract` does it. The list shows what preprocessing does to each kind of image.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost inspect images/
+      images: 480 images, 243 patients; 0 duplicates, 0 unreadable
+        480 PNG, L, 8 bits, 240 x 208: grey, resized to 224 x 224
+      label: 240 benign, 144 malignant, 96 normal
+      scanner: 243 A, 237 B
 
     More examples:
       hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
@@ -124,7 +132,9 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
 def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
     """Write a synthetic dataset of ultrasound images to DIR, an image folder with a labels.csv.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost demo images
+      480 images of 243 patients in images
     """
     from hoarfrost.demo import write_demo
 

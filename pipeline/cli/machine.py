@@ -16,7 +16,13 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     Nothing is downloaded or changed. The exit status is 1 if something is broken, and 0 if only optional parts are
     missing.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost doctor
+      ok       Python             3.11.7 in .venv
+      missing  GPU                not found
+                                  extraction runs on the CPU
+      ...
+      18 checks: 0 broken, 4 missing but optional
     """
     from hoarfrost.cli.console import diagnosis_text
     from hoarfrost.cli.doctor import diagnose

@@ -121,7 +121,13 @@ def train(
     A run that is already in DIR is replaced once the new one is complete. If `report` has written its report.html there,
     --overwrite is required. A folder with any other files is never replaced.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost train --cache images.h5 --run runs/first --positive malignant --head mlp:256x6
+         head                   parameters  best epoch         val AUC  test AUC (95% CI)       test accuracy
+      *  mlp:256x6              460,802     5 (stopped at 15)  0.998    0.991 (0.959 to 0.999)  0.958
+         majority class                                        0.500    0.500 (0.500 to 0.500)  0.747
+         logistic regression                                   0.989    0.992 (0.958 to 1.000)  0.968
+      ...
 
     More examples:
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
@@ -173,7 +179,9 @@ def train(
 def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
     """Write the report of a run, one self-contained HTML file, or compare several runs side by side.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost report --run runs/first
+      report runs/first/report.html
 
     More examples:
       hoarfrost report --run runs/first --figures figures/

@@ -48,7 +48,9 @@ def serve(
     image is unlike the training images. The page also shows the activation map and the nearest training images.
     DICOM files work too. Uploaded files are not kept. Ctrl-C stops the server. Research use only.
 
-    EXAMPLE_OUTPUT
+    Example:
+      $ hoarfrost serve --run runs/first
+      http://127.0.0.1:8000  (research use only; Ctrl-C stops it)
 
     More examples:
       hoarfrost serve --run runs/first --head linear --port 0 --max-bytes 100MB

@@ -1,4 +1,4 @@
-"""What a reviewer asks of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
+"""The assessment of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ MOST_SUSPECTS = 20
 
 
 def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
-    """Assess a head: fix on validation what is to be fixed, and say what it does on the test split.
+    """Assess a head on the test split, with thresholds and temperature from validation.
 
     Parameters
     ----------
@@ -46,14 +46,14 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     head : str
         Its name.
     probabilities : ndarray (n, C) float64
-        Of all images.
+        For all images.
     prevalence : float, optional
-        Of the positive class, or of each label, where the head is to be used.
+        Prevalence of the positive class, or of each label, where the head will be used.
 
     Returns
     -------
     Assessment
-        On the validation split itself where there is no test split.
+        On the validation split if there is no test split.
     """
     split = task.scored_splits[-1]
     places = {name: np.flatnonzero(task.splits == name) for name in ("val", split)}
@@ -119,7 +119,7 @@ def _fixed_points(
 
 
 def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
-    """Ask of each attribute whether the embeddings tell it, and whether it goes with the class."""
+    """Check for each attribute whether the embeddings predict it, and whether it is associated with the class."""
     attributes = task.attributes()
     if not attributes:
         return ()
@@ -129,19 +129,19 @@ def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
 
 
 def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, selected: Floats, seed: int) -> Suspects:
-    """List the images whose labels heads contradict that never saw them.
+    """List the images whose labels are contradicted by heads that never saw these images.
 
     Parameters
     ----------
     task : Task
     nested : str
-        Which of `out_of_fold` are the predictions of the heads that each fold selected.
+        The name in `out_of_fold` of the predictions by the heads that each fold selected.
     out_of_fold : OutOfFold or None
-        Where there was a cross-validation; else logistic regression is cross-validated.
+        The predictions of a cross-validation. If None, logistic regression is cross-validated.
     selected : ndarray (n, C) float64
-        The selected head's probabilities of all images: it never saw a given test split, which no fold holds out.
+        The selected head's probabilities for all images. It never saw a given test split, which is in no fold.
     seed : int
-        Of the folds.
+        Seed of the folds.
     """
     if out_of_fold is not None:
         probabilities, source = out_of_fold.probabilities[nested].copy(), f"cross-validation, {nested}"

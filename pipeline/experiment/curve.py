@@ -1,4 +1,4 @@
-"""The learning curve: what more cases would bring."""
+"""The learning curve: how scores grow with the number of training patients."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 N_DRAWS = 5
-FEWEST_OF_A_CLASS = 1  # images: that can be learnt from, if badly
+FEWEST_OF_A_CLASS = 1  # images
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ def learning_curve(
         Scored on its validation split where it has no test split.
     config : TrainingConfig
     roc_aucs, on_epoch : callable
-        As `hoarfrost.training.train_heads` takes them.
+        See `hoarfrost.training.train_heads`.
 
     Returns
     -------
     tuple of LearningPoint
-        Without the shares of which a draw would leave a class, or a label, without an image.
+        Without the shares for which a draw has no image of a class or label.
     """
     scored = np.flatnonzero(task.splits == task.scored_splits[-1])
     val = np.flatnonzero(task.splits == "val")
@@ -53,7 +53,7 @@ def learning_curve(
         n_rarest = min(_rarest(task, rows) for rows in draws)
         if n_rarest < FEWEST_OF_A_CLASS:
             logger.warning(
-                "learning curve: %.0f%% of the training patients are left out, a draw has %d image(s) of a class",
+                "learning curve: %.0f%% of the training patients is skipped, because a draw has %d image(s) of a class",
                 *(100 * share, n_rarest),
             )
             continue
@@ -66,7 +66,7 @@ def learning_curve(
 
 
 def _draw(task: Task, share: float, seed: int) -> Ints:
-    """Draw a share of each class's training patients, or of each label's; give the rows of their images."""
+    """Draw a share of each class's, or label's, training patients; return the rows of their images."""
     train = np.flatnonzero(task.splits == "train")
     groups, classes, _ = strata_of_groups(task.y[train], task.groups[train], task.names, 1)
     rng = np.random.default_rng(seed)

@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """All variants of a run, scored.
+    """The scores of all variants of a run.
 
-    `probabilities[head]` and `of_references[name]` are (n, C) float64 of all images: the mean over seeds; NaN where a
-    reference was not asked. Variants whose predictions overflow are left out.
+    `probabilities[head]` and `of_references[name]` are (n, C) float64 for all images, the mean over seeds. They are NaN
+    where a reference did not predict. Variants whose predictions overflow are skipped.
     """
 
     heads: tuple[HeadResult, ...]
@@ -37,18 +37,18 @@ class Scored:
 
 
 def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) -> Scored:
-    """Score every variant, and the references; select a head by validation alone.
+    """Score every variant and the references, and select a head by validation alone.
 
     Parameters
     ----------
     variants : mapping of sequences of TrainedHead
-        Each variant's heads, one a seed, by its name.
+        Each variant's heads, one per seed, by its name.
     task : Task
 
     Raises
     ------
     TrainingError
-        If no head is left whose predictions are numbers.
+        If the predictions of every head overflow.
     """
     of_references = _reference_probabilities(task)
     n_fitted = len(fitted_rows(task.y, np.flatnonzero(task.splits == "train")))
@@ -60,12 +60,12 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
     for name, trained in variants.items():
         of_seeds = [task.predicted(head.module) for head in trained]  # S times (n, C)
         if not all(np.isfinite(found).all() for found in of_seeds):
-            logger.warning("%s: left out, its predictions overflow on some images", name)
+            logger.warning("%s: skipped, because its predictions overflow on some images", name)
             continue
         probabilities[name] = mean_probabilities(of_seeds)
         results.append(_result(trained, task, of_seeds, references))
     if not results:
-        raise TrainingError("Each head's predictions overflow on some images. Lower the learning rates (lr=).")
+        raise TrainingError("The predictions of every head overflow on some images. Lower the learning rates (lr=).")
     selected = max(results, key=_selection_order).name
     return Scored(tuple(results), tuple(references), selected, probabilities, of_references)
 
@@ -73,7 +73,7 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     """Compare all other heads, and the references, with the selected head on the split that is reported.
 
-    Where that is of one patient nothing can be tested: intervals take images as independent, and the reason says so.
+    With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
     """
     rows = np.flatnonzero(task.splits == task.scored_splits[-1])
     units = task.units(rows)
@@ -81,7 +81,7 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
     if units.groups is None or len(np.unique(units.groups)) > 1:
         return compare_heads(units.y, joined, scored.selected, groups=units.groups)
-    reason = "all images are of one patient, so nothing can be said of others; the interval takes images as independent"
+    reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
     untested = compare_heads(units.y, joined, scored.selected)
     return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
 
@@ -112,7 +112,7 @@ def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
 def _result(
     trained: Sequence[TrainedHead], task: Task, of_seeds: Sequence[Floats], references: Sequence[ReferenceResult]
 ) -> HeadResult:
-    """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
+    """Score one variant, by the mean of its seeds' probabilities, and each seed by its own."""
     first, spec = trained[0], trained[0].spec
     probabilities = mean_probabilities(of_seeds)
     scores = _scores(task, probabilities)
@@ -141,11 +141,11 @@ def _result(
 def _alarms(
     task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
 ) -> list[str]:
-    """Say what is wrong with a head, by its validation split."""
+    """List the problems of a head that its validation split shows."""
     alarms = []
     answers = np.unique(task.answers(probabilities[task.splits == "val"]))
     if len(answers) == 1:
-        alarms.append(f"collapsed: it calls every validation image {answers[0]}")
+        alarms.append(f"collapsed: it predicts {answers[0]} for every validation image")
     found = float(np.mean([seed.val_roc_auc for seed in seeds]))
     to_beat = next(reference.val.value(ROC_AUC) for reference in references if reference.name == LOGISTIC_REGRESSION)
     if found < to_beat:

@@ -1,4 +1,4 @@
-"""The run folder, written whole and read back with its contradictions found."""
+"""The run folder: written complete or not at all; read back and checked for contradictions."""
 
 import csv
 import io
@@ -59,15 +59,15 @@ METRICS: dict[str, Any] = {
     "shortcuts": tuple[AttributeAudit, ...],
     "suspects": Suspects | None,
 }
-"""What `metrics.json` holds of a run."""
+"""The parts of a run that `metrics.json` contains."""
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
-"""What every reader of a run relies on; the last one with its interval."""
+"""The scores that every reader of a run relies on; the last one with its interval."""
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
-    """Give what `metrics.json` holds and `train --json` prints."""
+    """Return the content of `metrics.json`, which `train --json` prints too."""
     found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
-    # What follows from the configuration and the predictions is not read back.
+    # Derived from the configuration and the predictions, so not read back.
     first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
     return {**first, **found, "splits": to_json(run.split_sizes())}
 
@@ -188,7 +188,7 @@ def read_run(directory: Path) -> Run:
     Raises
     ------
     RunError
-        If the folder is missing, is no run, was written by a newer version or is damaged.
+        If the folder is missing, is not a run, was written by a newer version or is damaged.
     """
     config, found = _read_config(directory), _read_metrics(directory, METRICS)
     heads, cross_validation = found["heads"], found["cross_validation"]
@@ -213,7 +213,7 @@ def read_run(directory: Path) -> Run:
 
 
 def read_heads(directory: Path) -> RunHeads:
-    """Read of a run what its heads are used by; none of its predictions, which are as many as its images.
+    """Read the parts of a run that using its heads needs, without its predictions, one per image.
 
     Raises
     ------
@@ -234,34 +234,34 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Say of whatever goes wrong in reading a file of a run which file it was, and the way out."""
+    """Turn an error in reading a file of a run into one that names the file and the way out."""
     again = "Remove the folder and train again."
     try:
         yield path
     except FileNotFoundError as error:
         raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
     except KeyError as error:
-        raise RunError(f"{path}: the run is damaged: there is no {error}. {again}") from error
-    # What parsers and conversions raise on content that is not what this program wrote.
+        raise RunError(f"{path}: the run is damaged: {error} is missing. {again}") from error
+    # The errors of parsers and conversions on content that this program did not write.
     except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 
 def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
-    """Refuse results that lack what every reader of a run relies on."""
+    """Refuse results without the scores that every reader of a run relies on."""
     if selected not in [head.name for head in heads]:
-        raise ValueError(f"the selected head {selected!r} is none of the run's heads")
+        raise ValueError(f"the selected head {selected!r} is not one of the run's heads")
     for head in heads:
         for scores in (head.val, head.test or head.val):
             missing = [key for key in SCORES if key not in scores or scores[key].value is None]
             if missing:
-                raise ValueError(f"the head {head.name} lacks the score {missing[0]}")
+                raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
             if scores.auc.interval is None:
-                raise ValueError(f"the head {head.name} lacks the interval of its ROC AUC")
+                raise ValueError(f"the interval of the ROC AUC of the head {head.name} is missing")
 
 
 def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:
-    """Refuse rows that are not those that config.json counted and metrics.json scored."""
+    """Refuse rows that contradict the counts in config.json or the scores in metrics.json."""
     if predictions.truth is None:
         class_numbers(predictions.labels, dataset.classes, dataset.positive)
         found = Counter(zip(predictions.splits, predictions.labels, strict=True))
@@ -278,7 +278,7 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], da
         raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
     scored = {"val"} | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
-        raise ValueError("there are no rows of a split that metrics.json scores")
+        raise ValueError("a split that metrics.json scores has no rows")
 
 
 def _swap(staging: Path, directory: Path) -> None:
@@ -296,7 +296,7 @@ def _swap(staging: Path, directory: Path) -> None:
 
 
 def _sync_tree(directory: Path) -> None:
-    """Force every file to the disk before the folder gets its name."""
+    """Flush every file to the disk before the folder gets its name."""
     for path in [*directory.rglob("*"), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -316,16 +316,16 @@ def _read_config(directory: Path) -> RunConfig:
     with _reading(directory / "config.json") as path:
         if not path.is_file():
             if directory.is_file():
-                raise RunError(
-                    f"{directory} is a file, and a run is a folder. Name the folder that `train --run` wrote."
-                )
+                raise RunError(f"{directory} is a file. A run is a folder: name the one that `train --run` wrote.")
             raise RunError(
-                f"{directory} is not a run folder (no config.json). "
-                f"Make one with `hoarfrost train --cache FILE --run {directory}`."
+                f"{directory} is not a run folder (config.json is missing). "
+                f"Create one with: hoarfrost train --cache FILE --run {directory}"
             )
         content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise RunError(f'{path} is not a run\'s configuration (no "format": "{FORMAT}"). Check the path.')
+            raise RunError(
+                f'{path} is not the configuration of a run ("format": "{FORMAT}" is missing). Check the path.'
+            )
         if content["format_version"] > FORMAT_VERSION:
             raise RunError(
                 f"{directory} was written by a newer hoarfrost (run format {content['format_version']}, "
@@ -341,7 +341,7 @@ def _read_config(directory: Path) -> RunConfig:
 
 
 def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
-    """Give a head's columns in predictions.csv: (name, class number)."""
+    """Return a head's columns in predictions.csv: (name, class number)."""
     if dataset.positive is not None:
         return [(head, 1)]
     return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
@@ -383,14 +383,14 @@ _TRUTHS = {1: "1", 0: "0", -1: ""}
 
 
 def _truth_columns(dataset: DatasetFacts) -> list[str]:
-    """Name the columns that say which labels an image has."""
+    """Return the columns that state which labels an image has."""
     return [f"label:{label}" for label in dataset.classes]
 
 
 def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
     rows = _read_table(path)
     if not rows:
-        raise ValueError("there are no rows")
+        raise ValueError("it has no rows")
     probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
     paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
     truth = None
@@ -419,7 +419,7 @@ def _read_probabilities(
 ) -> "npt.NDArray[np.float64]":
     scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"the column of {head} holds values that are no probabilities")
+        raise ValueError(f"the column of {head} contains values that are not probabilities")
     return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
 
 
@@ -427,7 +427,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         content = file.read()
     if not content.endswith("\n"):
-        raise ValueError("its last line is cut off")
+        raise ValueError("its last line is incomplete")
     return list(csv.DictReader(io.StringIO(content, newline="")))
 
 

@@ -241,7 +241,7 @@ def test_per_patient_scores_are_those_of_joined_probabilities(tmp_path: Path, ho
 
 def test_per_patient_without_patients_is_refused(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO))
-    with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' does not say which patient"):
+    with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' has no patient column"):
         train(cache, per_patient="mean")
 
 
@@ -250,7 +250,7 @@ def test_per_patient_of_several_labels_an_image_is_refused(tmp_path: Path) -> No
     cache = write_labelled_cache(
         tmp_path / "c.h5", ["x"] * 100, attributes=columns, patients=[f"p{i // 2}" for i in range(100)]
     )
-    with pytest.raises(TrainingError, match="--per-patient max: images have several labels each"):
+    with pytest.raises(TrainingError, match="--per-patient max: images with several labels are scored as images"):
         train(cache, per_patient="max", label_columns=[])
 
 

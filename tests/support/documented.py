@@ -104,7 +104,9 @@ class Runner:
         arguments = shlex.split(line)[1:]
         if self.weights is not None and arguments[0] == "extract" and "--weights" not in arguments:
             arguments += ["--weights", self.weights]
-        if arguments[0] == "train":  # each page trains as if it were the first, in what README.md left, reports included
+        if (
+            arguments[0] == "train"
+        ):  # each page trains as if it were the first, in what README.md left, reports included
             arguments.append("--overwrite")
         status, printed = _printed(lambda: _hoarfrost(arguments), with_warnings=not pipe)
         if pipe:

@@ -9,6 +9,11 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number with what it counts, in the plural unless it is one."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def untrained_lines(weights: str) -> list[str]:
     """Return a caution if the weights are untrained."""
     is_untrained = weights.startswith("random:")

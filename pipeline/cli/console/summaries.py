@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hoarfrost.cli.console.lines import table, untrained_lines
+from hoarfrost.cli.console.lines import count, table, untrained_lines
 
 if TYPE_CHECKING:
     from hoarfrost.cli.doctor import Diagnosis
@@ -65,11 +65,11 @@ def _counts_text(counts: Mapping[str, int]) -> str:
 def predict_text(summary: "PredictionSummary") -> str:
     """Describe a prediction in a few lines."""
     predicted = ", ".join(f"{n:,} {name}" for name, n in summary.called.items())
-    sizes = ", ".join(f"{n:,} with {size}" for size, n in summary.set_sizes.items())
+    sizes = [f"{count(n, 'image')} with {size} class{'es' * (size != '1')}" for size, n in summary.set_sizes.items()]
     lines = [
         f"{summary.predicted:,} images predicted by {summary.head}, {summary.failed:,} unreadable; {summary.seconds:.1f} s",
         f"predicted at the operating point: {predicted}",
-        f"classes in the conformal sets ({summary.coverage:.0%} coverage): {sizes}",
+        f"conformal sets ({summary.coverage:.0%} coverage): {', '.join(sizes)}",
     ]
     if summary.out_of_distribution is not None:
         alarms = f"expected for {summary.false_alarms:.0%} of images like those"
@@ -121,7 +121,7 @@ def cache_info_text(info: "CacheInfo") -> str:
 
 def cache_verify_text(report: "VerifyReport") -> str:
     """List each problem, or state that the cache is sound."""
-    what = f"{report.images:,} embeddings, {report.datasets} datasets, {report.parts} parts"
+    what = ", ".join(map(count, (report.images, report.datasets, report.parts), ("embedding", "dataset", "part")))
     if report.sound:
         return f"{report.cache}: sound ({what})"
     return "\n".join([*report.problems, f"{report.cache}: NOT sound, {len(report.problems)} problems ({what})"])

@@ -1,5 +1,6 @@
 """The result of `train` as text: heads, intervals, operating points, folds."""
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import table
@@ -74,7 +75,7 @@ def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[
 
 def _title(metric: "Metric", scores: "Scores") -> str:
     has_interval = metric.key in scores and scores[metric.key].interval is not None
-    return (metric.short or metric.title) + (" (95% interval)" if has_interval else "")
+    return (metric.short or metric.title) + (" (95% CI)" if has_interval else "")
 
 
 def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
@@ -120,7 +121,7 @@ def _scores_of(result: "HeadResult | ReferenceResult") -> "Scores":
 def _label_lines(run: "Run", split: str) -> "Iterator[str]":
     """Describe the selected head's AUC by label, if an image may have several."""
     if run.config.dataset.is_multilabel:
-        yield f"{run.selected}, {split} ROC AUC by label (95% interval):"
+        yield f"{run.selected}, {split} ROC AUC by label (95% CI):"
         for label, one in _scores_of(run.head(run.selected)).per_class.items():
             yield f"  {label}: {_estimate_text(one.auc)}, {one.auc.n:,} images with a known label"
 
@@ -129,25 +130,27 @@ def _assessment_lines(found: "Assessment | None") -> "Iterator[str]":
     """Describe operating points and calibration, if there is one positive class."""
     if found is None or len(found.classes) > 1:
         return
-    yield f"{found.head}, {found.split} split, thresholds chosen on validation (95% intervals):"
-    for point in found.classes[0].points:
-        yield from (f"  {text}" for text in _point_lines(point))
+    yield f"{found.head}, {found.split} split, thresholds chosen on validation (95% CI):"
+    # Several rules may choose the same threshold.
+    for _, points in groupby(found.classes[0].points, key=lambda fixed: fixed.point.threshold or fixed.point.name):
+        yield from (f"  {text}" for text in _point_lines(list(points)))
     if found.calibration is not None:
         yield calibration_text(found.calibration)
 
 
-def _point_lines(fixed: "FixedPoint") -> "Iterator[str]":
-    point, result = fixed.point, fixed.result
+def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
+    point, result = alike[0].point, alike[0].result
     if result is None:
         yield f"{point.name}: {point.reason}"
         return
+    names = "; ".join(fixed.point.name for fixed in alike)
     shares = {
         "sensitivity": result.sensitivity,
         "specificity": result.specificity,
         "PPV": result.ppv,
         "NPV": result.npv,
     }
-    yield f"threshold >= {result.threshold:.3f} ({point.name}): {_named_estimates(shares)}"
+    yield f"threshold >= {result.threshold:.3f} ({names}): {_named_estimates(shares)}"
     if result.at_prevalence is not None:
         there = result.at_prevalence
         yield f"  at a prevalence of {there.prevalence:g}: {_named_estimates({'PPV': there.ppv, 'NPV': there.npv})}"
@@ -177,7 +180,7 @@ def calibration_text(found: "Recalibration") -> str:
 def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     """Describe the pooled predictions of all folds: of the head selected in each, and of each head."""
     if folds is not None:
-        yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% interval):"
+        yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
         for result in folds.results:
             by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
             yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}"
