@@ -46,8 +46,7 @@ def option_groups(command: click.Command, context: click.Context) -> dict[str, l
     """Return the names and explanations of a command's options by their heading."""
     found: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
+        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)) is not None:
             found[parameter.group if isinstance(parameter, _Option) else OTHER].append(record)
     return {heading: records for heading, records in found.items() if records}
 

@@ -1,8 +1,8 @@
-"""Breast-ultrasound phantoms: what lies in the body, and the image a scanner makes of it.
+"""Breast-ultrasound phantoms: an anatomy, and the image that a scanner makes of it.
 
 A phantom is a map of echo strength (skin, fat, gland, muscle, perhaps a lesion) that a simulated scanner turns
 into an image: random scatterers, point-spread function, envelope, noise, log compression. Benign and malignant
-lesions differ as the textbooks say, and overlap: a head on an untrained backbone's embeddings gets most right, not all.
+lesions differ as in textbooks, and overlap: a head on an untrained encoder's embeddings predicts most correctly, not all.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy.typing as npt
 # SciPy is imported where it is used: listing commands must stay fast.
 
 Field = npt.NDArray[np.floating[Any]]
-"""(H, W) float32, though NumPy's stubs take any product with a Python float for float64."""
+"""(H, W) float32; to NumPy's stubs a product with a Python float is float64."""
 
 HEIGHT, WIDTH = 208, 240
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """What sets the look of one machine's images.
+    """The properties of a scanner that decide how its images look.
 
     Attributes
     ----------
