@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from hoarfrost.cli.options import CommandGroup, emit, file_argument, json_option
+from hoarfrost.cli import options as opts
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=opts.CommandGroup)
 def cache() -> None:
     """Describe a cache, check every byte of it, or make it smaller.
 
@@ -20,8 +20,8 @@ def cache() -> None:
 
 
 @cache.command()
-@file_argument
-@json_option
+@opts.file
+@opts.json_flag
 def info(file: Path, as_json: bool) -> None:
     """Show what is in a cache: fingerprint, sizes, datasets, duplicates.
 
@@ -35,12 +35,12 @@ def info(file: Path, as_json: bool) -> None:
     from hoarfrost.features.cache import describe
 
     found = describe(file)
-    emit(as_json, dataclasses.asdict(found), cache_info_text(found), ("cache", "verify", file))
+    opts.emit(as_json, dataclasses.asdict(found), cache_info_text(found), ("cache", "verify", file))
 
 
 @cache.command()
-@file_argument
-@json_option
+@opts.file
+@opts.json_flag
 @click.pass_context
 def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check every byte and every reference of a cache; the exit status is 1 if something is wrong.
@@ -56,13 +56,13 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
     following = (
         ("train", "--cache", file, "--run", Path("runs") / file.stem) if found.sound else ("cache", "compact", file)
     )
-    emit(as_json, dataclasses.asdict(found), cache_verify_text(found), following)
+    opts.emit(as_json, dataclasses.asdict(found), cache_verify_text(found), following)
     ctx.exit(0 if found.sound else 1)
 
 
 @cache.command()
-@file_argument
-@json_option
+@opts.file
+@opts.json_flag
 def compact(file: Path, as_json: bool) -> None:
     """Merge the parts of a cache, and remove embeddings that are damaged or that no dataset uses.
 
@@ -74,4 +74,4 @@ def compact(file: Path, as_json: bool) -> None:
     from hoarfrost.features.cache import compact as run_compact
 
     summary = run_compact(file)
-    emit(as_json, dataclasses.asdict(summary), cache_compact_text(summary), ("cache", "info", file))
+    opts.emit(as_json, dataclasses.asdict(summary), cache_compact_text(summary), ("cache", "info", file))

@@ -6,45 +6,35 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import (
-    CONTENT,
-    Command,
-    device_option,
-    emit,
-    head_option,
-    json_option,
-    max_pixels_option,
-    option,
-    run_option,
-    weights_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@run_option
-@option(
-    "--output", type=PathType(), required=True, metavar="FOLDER",
-    help="A new folder for the maps, and for explanations.json with the numbers.",
+@opts.run
+@opts.option(
+    "--output", "A new folder for the maps, and for explanations.json with the numbers.",
+    type=PathType(), required=True, metavar="FOLDER",
 )  # fmt: skip
-@head_option
-@option(
-    "--class", "class_name", metavar="LABEL",
-    help="The class that the maps explain.  [default: with two classes the positive one, else the predicted one]",
+@opts.head
+@opts.option(
+    "--class class_name",
+    "The class that the maps explain.  [default: with two classes the positive one, else the predicted one]",
+    metavar="LABEL",
 )  # fmt: skip
-@option(
-    "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
-    help="Save up to 48 images beside their maps in one picture.",
+@opts.option(
+    "--contact-sheet", "Save up to 48 images beside their maps in one picture.",
+    type=PathType(dir_okay=False), metavar="FILE.png",
 )  # fmt: skip
-@option(
-    "--examples", "n_examples", type=click.IntRange(0, 10), default=5, show_default=True,
-    group=CONTENT, help="How many of the nearest training images are shown.",
+@opts.option(
+    "--examples n_examples", "How many of the nearest training images are shown.",
+    group=opts.CONTENT, type=click.IntRange(0, 10), default=5,
 )  # fmt: skip
-@weights_option
-@device_option
-@max_pixels_option
-@json_option
+@opts.weights
+@opts.device
+@opts.max_pixels
+@opts.json_flag
 def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:
     """Show which parts of each image in DATA speak for a class, and the most similar training images.
 
@@ -65,7 +55,7 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
 
     with extraction_progress() as show:
         summary = explain_dataset(data, output, on_progress=show, **options)
-    emit(
+    opts.emit(
         as_json,
         dataclasses.asdict(summary),
         explain_text(summary),

@@ -6,23 +6,23 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import Command, emit, head_option, json_option, option, run_option, weights_option
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import PathType
 
 
-@click.command(cls=Command)
-@run_option
-@option(
-    "--output", type=PathType(dir_okay=False), required=True, metavar="FILE",
-    help="The model file, FILE.onnx or FILE.pt2. A model_card.md is written beside it.",
+@click.command(cls=opts.Command)
+@opts.run
+@opts.option(
+    "--output", "The model file, FILE.onnx or FILE.pt2. A model_card.md is written beside it.",
+    type=PathType(dir_okay=False), required=True, metavar="FILE",
 )  # fmt: skip
-@option(
-    "--format", "file_format", type=click.Choice(["onnx", "torch"]), required=True,
-    help="onnx needs pip install 'hoarfrost[onnx]'. torch is a program of torch.export.",
+@opts.option(
+    "--format file_format", "onnx needs pip install 'hoarfrost[onnx]'. torch is a program of torch.export.",
+    type=click.Choice(["onnx", "torch"]), required=True,
 )  # fmt: skip
-@head_option
-@weights_option
-@json_option
+@opts.head
+@opts.weights
+@opts.json_flag
 def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Write a head and its encoder as one model, from uint8 RGB images to calibrated probabilities.
 
@@ -42,4 +42,4 @@ def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
     from hoarfrost.inference.export import export_head
 
     summary = export_head(run, output, **options)
-    emit(as_json, dataclasses.asdict(summary), export_text(summary), ("serve", "--run", run))
+    opts.emit(as_json, dataclasses.asdict(summary), export_text(summary), ("serve", "--run", run))

@@ -6,49 +6,38 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import (
-    SCORING,
-    Command,
-    batch_size_option,
-    device_option,
-    emit,
-    json_option,
-    keep_ids_option,
-    max_pixels_option,
-    option,
-    weights_option,
-    workers_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType, ShareType
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@option("--run", type=PathType(), metavar="DIR", help="The run folder. Its selected head is used.")
-@option("--head", metavar="NAME|FILE", help="Another head of the run. Without --run: a head file.")
-@option(
-    "--output", type=PathType(dir_okay=False), required=True, metavar="FILE.csv",
-    help="The CSV for the images, one row per image. Patients go to FILE_patients.csv beside it.",
+@opts.option("--run", "The run folder. Its selected head is used.", type=PathType(), metavar="DIR")
+@opts.option("--head", "Another head of the run. Without --run: a head file.", metavar="NAME|FILE")
+@opts.option(
+    "--output", "The CSV for the images, one row per image. Patients go to FILE_patients.csv beside it.",
+    type=PathType(dir_okay=False), required=True, metavar="FILE.csv",
 )  # fmt: skip
-@option(
-    "--per-patient", type=click.Choice(["mean", "max"]),
-    help="How to join the probabilities of a patient's images.  [default: as in the run, else mean]",
+@opts.option(
+    "--per-patient", "How to join the probabilities of a patient's images.  [default: as in the run, else mean]",
+    type=click.Choice(["mean", "max"]),
 )  # fmt: skip
-@option(
-    "--cache", type=PathType(dir_okay=False), metavar="FILE",
-    help="Keep the embeddings in this cache, so that another head needs no encoder pass.  [default: they are not kept]",
+@opts.option(
+    "--cache",
+    "Keep the embeddings in this cache, so that another head needs no encoder pass.  [default: they are not kept]",
+    type=PathType(dir_okay=False), metavar="FILE",
 )  # fmt: skip
-@option(
-    "--coverage", type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, show_default=True, metavar="SHARE",
-    group=SCORING, help="Coverage of the conformal sets: the share of images whose set contains the true class.",
+@opts.option(
+    "--coverage", "Coverage of the conformal sets: the share of images whose set contains the true class.",
+    group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, metavar="SHARE",
 )  # fmt: skip
-@max_pixels_option
-@keep_ids_option
-@weights_option
-@device_option
-@batch_size_option
-@workers_option
-@json_option
+@opts.max_pixels
+@opts.keep_ids
+@opts.weights
+@opts.device
+@opts.batch_size
+@opts.workers
+@opts.json_flag
 def predict(
     data: Path | str, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
     coverage: float, weights: str | None, as_json: bool, **options: Any,
@@ -84,12 +73,12 @@ def predict(
             coverage=coverage, options=ExtractOptions(**options), on_progress=show,
         )  # fmt: skip
     following = ("explain", data, "--run", run, "--output", "explained") if run is not None else ()
-    emit(as_json, dataclasses.asdict(summary), predict_text(summary), following)
+    opts.emit(as_json, dataclasses.asdict(summary), predict_text(summary), following)
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("directory", metavar="DIR", type=PathType())
-@json_option
+@opts.json_flag
 def heads(directory: Path, as_json: bool) -> None:
     """List the heads of a run, with their scores and their files.
 
@@ -107,4 +96,6 @@ def heads(directory: Path, as_json: bool) -> None:
 
     found = list_heads(directory)
     document = {"run": str(directory), "heads": [dataclasses.asdict(head) for head in found]}
-    emit(as_json, document, heads_text(found), ("predict", "NEW_IMAGES", "--run", directory, "--output", "new.csv"))
+    opts.emit(
+        as_json, document, heads_text(found), ("predict", "NEW_IMAGES", "--run", directory, "--output", "new.csv")
+    )

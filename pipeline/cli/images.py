@@ -6,62 +6,51 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import (
-    IMAGES,
-    SPEED,
-    Command,
-    batch_size_option,
-    cache_option,
-    device_option,
-    emit,
-    engine_options,
-    json_option,
-    keep_ids_option,
-    max_pixels_option,
-    option,
-    window_option,
-    workers_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@cache_option
-@option("--name", help="The dataset's name in the cache.  [default: the name of its folder or file]")
-@option(
-    "--weights", default="imagenet", show_default=True, metavar="imagenet|PATH|random:SEED|auto",
-    help="The encoder's weights. imagenet: torchvision's. PATH: your own checkpoint (.pth, .safetensors). random:SEED: "
+@opts.cache
+@opts.option("--name", "The dataset's name in the cache.  [default: the name of its folder or file]")
+@opts.option(
+    "--weights",
+    "The encoder's weights. imagenet: torchvision's. PATH: your own checkpoint (.pth, .safetensors). random:SEED: "
     "untrained. auto: imagenet if available, else random:0.",
+    default="imagenet", metavar="imagenet|PATH|random:SEED|auto",
 )  # fmt: skip
-@option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True,
-    help="Number format of the encoder. auto is bfloat16 where the device computes it natively, else float32. "
-    "int8 is about twice as fast as float32 on a CPU. It is calibrated on images of DATA and needs OpenVINO.",
+@opts.option(
+    "--precision",
+    "Number format of the encoder. auto is bfloat16 where the device computes it natively, else float32. int8 is "
+    "about twice as fast as float32 on a CPU. It is calibrated on images of DATA and needs OpenVINO.",
+    type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto",
 )  # fmt: skip
-@option(
-    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
-    help="Skip an unreadable image and record the reason, or stop at the first one.",
+@opts.option(
+    "--on-error", "Skip an unreadable image and record the reason, or stop at the first one.",
+    type=click.Choice(["skip", "fail"]), default="skip",
 )  # fmt: skip
-@option(
-    "--max-bad", type=ShareType(0, 1), default=0.05, show_default=True, metavar="SHARE", group=IMAGES,
-    help="Stop if a larger share of the images is unreadable. A single unreadable image stops it only at 0.",
+@opts.option(
+    "--max-bad", "Stop if a larger share of the images is unreadable. A single unreadable image stops it only at 0.",
+    group=opts.IMAGES, type=ShareType(0, 1), default=0.05, metavar="SHARE",
 )  # fmt: skip
-@window_option
-@max_pixels_option
-@keep_ids_option
-@option(
-    "--rehash", is_flag=True, group=IMAGES, help="Read every file again, even if its size and date have not changed."
-)
-@device_option
-@batch_size_option
-@workers_option
-@option(
-    "--shard-size", type=SizeType(), metavar="SIZE", group=SPEED,
-    help="Largest size of one cache file. A larger cache is divided into shards.  [default: 64GB, or the cache's own]",
+@opts.window
+@opts.max_pixels
+@opts.keep_ids
+@opts.option(
+    "--rehash", "Read every file again, even if its size and date have not changed.",
+    group=opts.IMAGES, is_flag=True,
 )  # fmt: skip
-@engine_options
-@json_option
+@opts.device
+@opts.batch_size
+@opts.workers
+@opts.option(
+    "--shard-size",
+    "Largest size of one cache file. A larger cache is divided into shards.  [default: 64GB, or the cache's own]",
+    group=opts.SPEED, type=SizeType(), metavar="SIZE",
+)  # fmt: skip
+@opts.engine
+@opts.json_flag
 def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Compute the embeddings of the images in DATA that are not in the cache yet.
 
@@ -88,18 +77,18 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
     with extraction_progress() as show:
         summary = run_extract(data, cache, name=name, options=ExtractOptions(**options), on_progress=show)
     following = ("train", "--cache", cache, "--run", Path("runs") / cache.stem)
-    emit(as_json, dataclasses.asdict(summary), extract_text(summary), following)
+    opts.emit(as_json, dataclasses.asdict(summary), extract_text(summary), following)
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@option(
-    "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
-    help="Save up to 64 images in one picture, as the encoder will see them.",
+@opts.option(
+    "--contact-sheet", "Save up to 64 images in one picture, as the encoder will see them.",
+    type=PathType(dir_okay=False), metavar="FILE.png",
 )  # fmt: skip
-@window_option
-@max_pixels_option
-@json_option
+@opts.window
+@opts.max_pixels
+@opts.json_flag
 def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
     """List the formats, sizes, patients, duplicates and unreadable images in DATA, without the encoder.
 
@@ -121,14 +110,14 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
     with extraction_progress() as show:
         found = survey(data, **options, on_progress=show)
     following = ("extract", data, "--cache", f"{Path(found.dataset).name}.h5")
-    emit(as_json, dataclasses.asdict(found), survey_text(found), following)
+    opts.emit(as_json, dataclasses.asdict(found), survey_text(found), following)
 
 
-@click.command(cls=Command)
+@click.command(cls=opts.Command)
 @click.argument("directory", metavar="DIR", type=PathType())
-@option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many images to draw.")
-@option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random drawing.")
-@json_option
+@opts.option("--images", "How many images to draw.", type=click.IntRange(30), default=480)
+@opts.option("--seed", "Seed of the random drawing.", type=click.IntRange(0), default=0)
+@opts.json_flag
 def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
     """Write a synthetic dataset of ultrasound images to DIR, an image folder with a labels.csv.
 
@@ -141,4 +130,4 @@ def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
     summary = write_demo(directory, n_images=images, seed=seed)
     document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
     text = f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}"
-    emit(as_json, document, text, ("extract", directory, "--cache", f"{directory.name}.h5", "--weights", "auto"))
+    opts.emit(as_json, document, text, ("extract", directory, "--cache", f"{directory.name}.h5", "--weights", "auto"))

@@ -4,11 +4,11 @@ import dataclasses
 
 import click
 
-from hoarfrost.cli.options import Command, emit, json_option
+from hoarfrost.cli import options as opts
 
 
-@click.command(cls=Command)
-@json_option
+@click.command(cls=opts.Command)
+@opts.json_flag
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check this machine: what hoarfrost can use, what is missing, what that costs and how to install it.
@@ -28,7 +28,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from hoarfrost.cli.doctor import diagnose
 
     found = diagnose()
-    emit(
+    opts.emit(
         as_json,
         {**dataclasses.asdict(found), "sound": found.sound},
         diagnosis_text(found),

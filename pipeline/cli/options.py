@@ -37,9 +37,10 @@ class _Option(click.Option):
         self.group = group
 
 
-def option(*names: str, group: str = MAIN, **attributes: Any) -> Callable[[Function], Function]:
-    """Add an option that help lists under a heading."""
-    return click.option(*names, cls=_Option, group=group, **attributes)
+def option(names: str, text: str, *, group: str = MAIN, **attributes: Any) -> Callable[[Function], Function]:
+    """Add an option, `names` as click takes them but in one text, that help lists under a heading, with its default."""
+    attributes.setdefault("show_default", attributes.get("default") is not None)
+    return click.option(*names.split(), cls=_Option, group=group, help=text, **attributes)
 
 
 def option_groups(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str]]]:
@@ -77,79 +78,59 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, re.split(r"(?<=\.)\s", text)[0]) for name, text in first.items()])
 
 
-window_option = option(
-    "--window", type=WindowType(), metavar="CENTER/WIDTH", group=IMAGES,
-    help="Window of grey DICOM images, such as 40/400. It replaces the window in the files.",
-)  # fmt: skip
-max_pixels_option = option(
-    "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, group=IMAGES,
-    help="Largest image that is read. A small file can decode to a huge image, so larger ones count as unreadable.",
-)  # fmt: skip
-keep_ids_option = option(
-    "--keep-ids", is_flag=True, group=IMAGES,
-    help="Keep the patient IDs of DICOM files unchanged. By default they are replaced by a salted hash.",
-)  # fmt: skip
-device_option = option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, group=SPEED,
-    help="Where to compute. auto uses cuda if it is available, else the CPU.",
-)  # fmt: skip
-batch_size_option = option(
-    "--batch-size", type=click.IntRange(1, 4096), group=SPEED,
-    help="Images in one batch.  [default: 32; on a GPU 256]",
-)  # fmt: skip
-workers_option = option(
-    "--workers", type=click.IntRange(1, 256), group=SPEED,
-    help="Threads that read and decode images.  [default: the number of CPUs]",
-)  # fmt: skip
-weights_option = option(
-    "--weights", metavar="PATH|…", group=IMAGES,
-    help="Where the encoder's weights are now, if they have moved since the run was trained.",
-)  # fmt: skip
-json_option = option("--json", "as_json", is_flag=True, group=OTHER, help="Print one JSON object on stdout.")
-cache_option = option(
-    "--cache",
-    type=PathType(dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="The cache of embeddings, one HDF5 file.",
+_FILE = PathType(dir_okay=False)
+_WINDOW = "Window of grey DICOM images, such as 40/400. It replaces the window in the files."
+_MAX_PIXELS = "Largest image that is read. A small file can decode to a huge image, so larger ones count as unreadable."
+_KEEP_IDS = "Keep the patient IDs of DICOM files unchanged. By default they are replaced by a salted hash."
+_DEVICE = "Where to compute. auto uses cuda if it is available, else the CPU."
+_WORKERS = "Threads that read and decode images.  [default: the number of CPUs]"
+_WEIGHTS = "Where the encoder's weights are now, if they have moved since the run was trained."
+
+window = option("--window", _WINDOW, group=IMAGES, type=WindowType(), metavar="CENTER/WIDTH")
+max_pixels = option("--max-pixels", _MAX_PIXELS, group=IMAGES, type=click.IntRange(1), default=MAX_PIXELS)
+keep_ids = option("--keep-ids", _KEEP_IDS, group=IMAGES, is_flag=True)
+batch_size = option(
+    "--batch-size", "Images in one batch.  [default: 32; on a GPU 256]", group=SPEED, type=click.IntRange(1, 4096)
 )
-run_option = option("--run", type=PathType(), required=True, metavar="DIR", help="The run folder.")
-head_option = option("--head", metavar="NAME", help="Another head of the run than the selected one.")
-file_argument = click.argument("file", type=PathType(dir_okay=False))
+workers = option("--workers", _WORKERS, group=SPEED, type=click.IntRange(1, 256))
+weights = option("--weights", _WEIGHTS, group=IMAGES, metavar="PATH|…")
+json_flag = option("--json as_json", "Print one JSON object on stdout.", group=OTHER, is_flag=True)
+cache = option("--cache", "The cache of embeddings, one HDF5 file.", type=_FILE, required=True, metavar="FILE")
+run = option("--run", "The run folder.", type=PathType(), required=True, metavar="DIR")
+head = option("--head", "Another head of the run than the selected one.", metavar="NAME")
+file = click.argument("file", type=_FILE)
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def device_among(*devices: str) -> Callable[[Function], Function]:
+    """Add `--device`, with a choice of devices; the first is the default."""
+    return option("--device", _DEVICE, group=SPEED, type=click.Choice(devices), default=devices[0])
+
+
+device = device_among("auto", "cpu", "cuda", "mps")
+
+
+def engine(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--engine` and the options of each engine; the command gets them as one `engine`."""
     names = {field.name for each in ENGINES.values() for field in fields(each)}
     own = partial(option, group=ENGINE, callback=_only_with_its_engine)
 
     @option(
-        "--engine",
-        type=click.Choice(list(ENGINES)),
-        default=LocalOptions.name,
-        show_default=True,
-        is_eager=True,
-        group=ENGINE,
-        help="local: this machine with all its GPUs. ray: a Ray cluster. For several GPUs and for ray: "
-        "pip install 'hoarfrost[ray]'.",
-    )
+        "--engine", "local: this machine with all its GPUs. ray: a Ray cluster. For several GPUs and for ray: pip install "
+        "'hoarfrost[ray]'.", group=ENGINE, type=click.Choice(list(ENGINES)), default=LocalOptions.name, is_eager=True,
+    )  # fmt: skip
     @own(
-        "--address",
-        metavar="auto|HOST:PORT",
-        help="The Ray cluster to join. auto is the one that this machine belongs to.  [default: start Ray on this machine]",
-    )
+        "--address", "The Ray cluster to join. auto is the one that this machine belongs to.  [default: start Ray on this "
+        "machine]", metavar="auto|HOST:PORT",
+    )  # fmt: skip
     @own(
-        "--gpus-per-worker",
-        type=ShareType(0, 1, min_open=True),
-        metavar="SHARE",
-        help="GPUs for each Ray worker. 0.5 runs two workers on one GPU.  [default: 1]",
-    )
+        "--gpus-per-worker", "GPUs for each Ray worker. 0.5 runs two workers on one GPU.  [default: 1]",
+        type=ShareType(0, 1, min_open=True), metavar="SHARE",
+    )  # fmt: skip
     @own(
-        "--cpus-per-worker",
+        "--cpus-per-worker", "CPUs for each Ray worker.  [default: its host's CPUs, divided by the workers there]",
         type=click.IntRange(1),
-        help="CPUs for each Ray worker.  [default: its host's CPUs, divided by the workers there]",
-    )
-    @own("--max-workers", type=click.IntRange(1), help="Largest number of Ray workers.  [default: as many as fit]")
+    )  # fmt: skip
+    @own("--max-workers", "Largest number of Ray workers.  [default: as many as fit]", type=click.IntRange(1))
     @wraps(command)
     def with_engine(*arguments: Any, engine: str, **given: Any) -> Any:
         its = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}

@@ -2,113 +2,85 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hoarfrost.cli.options import (
-    CONTENT,
-    DATA,
-    OTHER,
-    SCORING,
-    SPEED,
-    TRAINING,
-    Command,
-    cache_option,
-    emit,
-    json_option,
-    option,
-    run_option,
-    weights_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import PathType, ShareType, SizeType
 from hoarfrost.heads.config import TrainingConfig
 
 
-@click.command(cls=Command)
-@cache_option
-@run_option
-@option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1. May be repeated.")
-@option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train, see above. May be repeated.")
-@option(
-    "--folds", "n_folds", type=click.IntRange(2, 100),
-    help="Also cross-validate: select a head in each fold, and score the pooled predictions of all folds.",
+def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opts.Function], opts.Function]:
+    """Add an option with the default of TrainingConfig."""
+    default = getattr(TrainingConfig, name.removeprefix("--").replace("-", "_"))
+    return opts.option(name, text, group=opts.TRAINING, type=kind, default=default)
+
+
+@click.command(cls=opts.Command)
+@opts.cache
+@opts.run
+@opts.option("--positive", "Label that counts as class 1. May be repeated.", multiple=True, metavar="LABEL")
+@opts.option("--head heads", "Head to train, see above. May be repeated.", multiple=True, metavar="SPEC")
+@opts.option(
+    "--folds n_folds", "Also cross-validate: select a head in each fold, and score the pooled predictions of all folds.",
+    type=click.IntRange(2, 100),
 )  # fmt: skip
-@option("--dataset", metavar="NAME", group=DATA, help="Dataset of the cache. Required if the cache has several.")
-@option(
-    "--multilabel", is_flag=True, group=DATA, help="Images may have several labels, one column of 0 and 1 per label."
+@opts.option("--dataset", "Dataset of the cache. Required if the cache has several.", group=opts.DATA, metavar="NAME")
+@opts.option("--multilabel", "Images may have several labels, in columns of 0 and 1.", group=opts.DATA, is_flag=True)
+@opts.option(
+    "--label labels", "Label column for --multilabel. May be repeated.  [default: all columns of 0 and 1]",
+    group=opts.DATA, multiple=True, metavar="COLUMN",
 )  # fmt: skip
-@option(
-    "--label", "labels", multiple=True, metavar="COLUMN", group=DATA,
-    help="Label column for --multilabel. May be repeated.  [default: all columns of 0 and 1]",
+@opts.option(
+    "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
+)
+@opts.option(
+    "--grid grids", "Train every head with each of these values of lr, weight_decay or dropout. May be repeated.",
+    group=opts.TRAINING, multiple=True, metavar="KEY=V,V",
 )  # fmt: skip
-@option(
-    "--allow-leakage", is_flag=True, group=DATA,
-    help="Continue even if two splits share patients or identical images. The report states it.",
+@_training(
+    "--seeds", "How many times each head is trained. The head with the best mean is selected.", click.IntRange(1, 100)
+)
+@_training("--seed", "First seed, for splits, initial weights and batches.", click.IntRange(0))
+@_training("--epochs", "Largest number of epochs.", click.IntRange(1))
+@_training("--patience", "Stop a head after this many epochs without a lower validation loss.", click.IntRange(1))
+@_training("--batch-size", "Images in one training step.", click.IntRange(1, 1 << 20))
+@_training(
+    "--schedule", "Schedule of the learning rate. cosine includes a warm-up.", click.Choice(["constant", "cosine"])
+)
+@_training(
+    "--class-weight", "balanced: each class has the same weight in the loss.", click.Choice(["none", "balanced"])
+)
+@_training("--label-smoothing", "Share of each label that is spread over all classes.", ShareType(0, 1, max_open=True))
+@opts.option(
+    "--per-patient", "Score patients instead of images, by the mean or the maximum of their images' probabilities.",
+    group=opts.SCORING, type=click.Choice(["mean", "max"]),
 )  # fmt: skip
-@option(
-    "--grid", "grids", multiple=True, metavar="KEY=V,V", group=TRAINING,
-    help="Train every head with each of these values of lr, weight_decay or dropout. May be repeated.",
+@opts.option(
+    "--prevalence",
+    "Prevalence of the positive class where the head will be used. Adds predictive values and net benefit for it.",
+    group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
 )  # fmt: skip
-@option(
-    "--seeds", type=click.IntRange(1, 100), default=TrainingConfig.seeds, show_default=True, group=TRAINING,
-    help="How many times each head is trained. The head with the best mean is selected.",
+@opts.option(
+    "--learning-curve with_learning_curve",
+    "Also train on 5, 10, 20 and 50% of the training patients.",
+    group=opts.SCORING,
+    is_flag=True,
+)
+@opts.option(
+    "--memory-limit",
+    "Read embeddings from the cache in parts if they need more memory (1GB, 500MB).  [default: half of the memory]",
+    group=opts.SPEED, type=SizeType(), metavar="SIZE",
 )  # fmt: skip
-@option(
-    "--seed", type=click.IntRange(0), default=TrainingConfig.seed, show_default=True, group=TRAINING,
-    help="First seed, for splits, initial weights and batches.",
-)  # fmt: skip
-@option(
-    "--epochs", type=click.IntRange(1), default=TrainingConfig.epochs, show_default=True, group=TRAINING,
-    help="Largest number of epochs.",
-)  # fmt: skip
-@option(
-    "--patience", type=click.IntRange(1), default=TrainingConfig.patience, show_default=True, group=TRAINING,
-    help="Stop a head after this many epochs without a lower validation loss.",
-)  # fmt: skip
-@option(
-    "--batch-size", type=click.IntRange(1, 1 << 20), default=TrainingConfig.batch_size, show_default=True,
-    group=TRAINING, help="Images in one training step.",
-)  # fmt: skip
-@option(
-    "--schedule", type=click.Choice(["constant", "cosine"]), default=TrainingConfig.schedule, show_default=True,
-    group=TRAINING, help="Schedule of the learning rate. cosine includes a warm-up.",
-)  # fmt: skip
-@option(
-    "--class-weight", type=click.Choice(["none", "balanced"]), default=TrainingConfig.class_weight, show_default=True,
-    group=TRAINING, help="balanced: each class has the same weight in the loss, however many images it has.",
-)  # fmt: skip
-@option(
-    "--label-smoothing", type=ShareType(0, 1, max_open=True), default=TrainingConfig.label_smoothing, show_default=True,
-    group=TRAINING, help="Share of each label that is spread evenly over all classes.",
-)  # fmt: skip
-@option(
-    "--per-patient", type=click.Choice(["mean", "max"]), group=SCORING,
-    help="Score patients instead of images, by the mean or the maximum of their images' probabilities.",
-)  # fmt: skip
-@option(
-    "--prevalence", type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE", group=SCORING,
-    help="Prevalence of the positive class where the head will be used. Adds predictive values and net benefit for it.",
-)  # fmt: skip
-@option(
-    "--learning-curve", "with_learning_curve", is_flag=True, group=SCORING,
-    help="Also train the selected head on 5, 10, 20 and 50% of the training patients.",
-)  # fmt: skip
-@option(
-    "--memory-limit", type=SizeType(), metavar="SIZE", group=SPEED,
-    help="Read embeddings from the cache in parts if they need more memory (1GB, 500MB).  [default: half of the memory]",
-)  # fmt: skip
-@option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=TrainingConfig.device, show_default=True,
-    group=SPEED, help="Where to compute. auto uses cuda if it is available, else the CPU.",
-)  # fmt: skip
-@option("--overwrite", is_flag=True, group=OTHER, help="Replace an earlier run in DIR even if it has a report.")
-@option(
-    "--tensorboard", "with_tensorboard", is_flag=True, group=OTHER,
-    help="Also write the training curves for TensorBoard, to DIR/tensorboard.",
-)  # fmt: skip
-@json_option
+@opts.device_among("auto", "cpu", "cuda")
+@opts.option("--overwrite", "Replace an earlier run in DIR even if it has a report.", group=opts.OTHER, is_flag=True)
+@opts.option(
+    "--tensorboard with_tensorboard", "Also write TensorBoard logs to DIR/tensorboard.", group=opts.OTHER, is_flag=True
+)
+@opts.json_flag
 def train(
     cache: Path, run: Path, heads: tuple[str, ...], grids: tuple[str, ...], multilabel: bool, labels: tuple[str, ...],
     as_json: bool, **options: Any,
@@ -148,34 +120,37 @@ def train(
         result = run_experiment(cache, run, specs, config, command=command, on_progress=show)
     # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}
-    emit(as_json, document, train_text(result), ("report", "--run", run))
+    opts.emit(as_json, document, train_text(result), ("report", "--run", run))
 
 
-@click.command(cls=Command)
-@option(
-    "--run", "runs", type=PathType(), required=True, multiple=True, metavar="DIR",
-    help="The run folder. Repeat it to compare several runs side by side.",
+@click.command(cls=opts.Command)
+@opts.option(
+    "--run runs", "The run folder. Repeat it to compare several runs side by side.",
+    type=PathType(), required=True, multiple=True, metavar="DIR",
 )  # fmt: skip
-@option(
-    "--output", type=PathType(dir_okay=False), metavar="FILE.html",
-    help="The report file. Required for several runs.  [default: DIR/report.html]",
+@opts.option(
+    "--output", "The report file. Required for several runs.  [default: DIR/report.html]",
+    type=PathType(dir_okay=False), metavar="FILE.html",
 )  # fmt: skip
-@option(
-    "--figures", type=PathType(), metavar="FOLDER",
-    help="Also write each figure as SVG and PNG, and each table as CSV, to this folder.",
+@opts.option(
+    "--figures", "Also write each figure as SVG and PNG, and each table as CSV, to this folder.",
+    type=PathType(), metavar="FOLDER",
 )  # fmt: skip
-@option(
-    "--explain", "with_explanations", is_flag=True,
-    help="Show the errors with maps of what speaks for a class. The encoder runs over these images again.",
+@opts.option(
+    "--explain with_explanations",
+    "Show the errors with maps of what speaks for a class. The encoder runs over these images again.",
+    is_flag=True,
 )  # fmt: skip
-@option(
-    "--images/--no-images", "with_images", default=True, help="Include thumbnails of images, or no pixels of any image."
-)
-@option(
-    "--map/--no-map", "with_map", default=True, group=CONTENT, help="Include a map of the embeddings, or omit it."
+@opts.option(
+    "--images/--no-images with_images", "Include thumbnails of images, or no pixels of any image.",
+    default=True,
 )  # fmt: skip
-@weights_option
-@json_option
+@opts.option(
+    "--map/--no-map with_map", "Include a map of the embeddings, or omit it.",
+    group=opts.CONTENT, default=True,
+)  # fmt: skip
+@opts.weights
+@opts.json_flag
 def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
     """Write the report of a run, one self-contained HTML file, or compare several runs side by side.
 
@@ -199,4 +174,6 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
     if options["with_explanations"] and not options["with_images"]:
         raise click.UsageError("--explain shows images, but --no-images excludes them. Omit one of the two.")
     found = report_runs(runs, output=output, figures=figures, **options)
-    emit(as_json, found.document(), found.text(), ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv"))
+    opts.emit(
+        as_json, found.document(), found.text(), ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv")
+    )

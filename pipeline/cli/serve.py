@@ -4,40 +4,27 @@ from pathlib import Path
 
 import click
 
-from hoarfrost.cli.options import (
-    IMAGES,
-    SPEED,
-    Command,
-    device_option,
-    emit,
-    head_option,
-    json_option,
-    option,
-    run_option,
-    weights_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import ShareType, SizeType
 
 
-@click.command(cls=Command)
-@run_option
-@head_option
-@option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. 0.0.0.0 listens on all.")
-@option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port. 0 chooses a free one.")
-@option(
-    "--max-bytes", type=SizeType(1), default="20MB", show_default=True, group=IMAGES, help="Largest file that is accepted."
+@click.command(cls=opts.Command)
+@opts.run
+@opts.head
+@opts.option("--host", "Address to listen on. 0.0.0.0 listens on all.", default="127.0.0.1")
+@opts.option("--port", "Port. 0 chooses a free one.", type=click.IntRange(0, 65535), default=8000)
+@opts.option("--max-bytes", "Largest file that is accepted.", group=opts.IMAGES, type=SizeType(1), default="20MB")
+@opts.option(
+    "--max-pixels", "Largest image that is accepted.",
+    group=opts.IMAGES, type=click.IntRange(1), default=50000000,
 )  # fmt: skip
-@option(
-    "--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, group=IMAGES,
-    help="Largest image that is accepted.",
+@opts.weights
+@opts.device
+@opts.option(
+    "--timeout", "Seconds after which a request is cancelled.",
+    group=opts.SPEED, type=ShareType(1, 3600), default=30,
 )  # fmt: skip
-@weights_option
-@device_option
-@option(
-    "--timeout", type=ShareType(1, 3600), default=30, show_default=True, group=SPEED,
-    help="Seconds after which a request is cancelled.",
-)  # fmt: skip
-@json_option
+@opts.json_flag
 def serve(
     run: Path, head: str | None, host: str, port: int, weights: str | None, device: str, max_bytes: int, max_pixels: int,
     timeout: float, as_json: bool,
@@ -61,5 +48,5 @@ def serve(
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, seconds=timeout)
     serve_run(
         run, head, limits, host=host, port=port, weights=weights, device=device,
-        on_start=lambda url: emit(as_json, {"url": url}, f"{url}  (research use only; Ctrl-C stops it)"),
+        on_start=lambda url: opts.emit(as_json, {"url": url}, f"{url}  (research use only; Ctrl-C stops it)"),
     )  # fmt: skip

@@ -145,8 +145,6 @@ def run_experiment(
             memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         )  # fmt: skip
         leakage = check_leakage(task, allowed=config.allow_leakage)
-        for warning in leakage_warnings(leakage):
-            logger.warning("%s", warning)
         # Refused before anything is trained.
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
         variants = _train(heads, task, training, in_stage("heads"))
@@ -157,7 +155,6 @@ def run_experiment(
         scored = score_variants(variants, task)
         variants = {name: variants[name] for name in scored.probabilities}
         chosen = next(spec for spec in heads if spec.name == scored.selected)
-        with_curve = config.with_learning_curve
         run = Run(
             directory=directory,
             config=_run_config(task, opened, config, training, variants, shlex.join(command), started),
@@ -166,7 +163,7 @@ def run_experiment(
             references=scored.references,
             cross_validation=folded,
             learning_curve=learning_curve(chosen, task, training, macro_roc_aucs, in_stage("curve"))
-            if with_curve
+            if config.with_learning_curve
             else (),
             history=tuple(_epochs(variants)),
             predictions=_predictions(task, scored.probabilities),

@@ -8,7 +8,7 @@ import numpy as np
 from hoarfrost.evaluation.leakage import Leakage, find_leakage
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import shared_text
+from hoarfrost.runs import leakage_warnings, shared_text
 
 MOST_COMPARED = 200_000  # images: a minute on two cores; the time grows with the square of their number
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
-    """Look for patients, bytes and near-duplicates that are in two splits.
+    """Look for patients, bytes and near-duplicates that are in two splits, and log what is found.
 
     Parameters
     ----------
@@ -46,6 +46,8 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
             "does on new patients. Fix the split column or the folders, or continue with --allow-leakage. The report will "
             "then state it."
         )
+    for warning in leakage_warnings(leakage):
+        logger.warning("%s", warning)
     return leakage
 
 

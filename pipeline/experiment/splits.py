@@ -145,8 +145,8 @@ def _divide(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, flo
         members = rng.permutation(np.flatnonzero(stratum == number))
         if len(members) < len(shares) + 1:
             raise TrainingError(
-                f"The class {label!r} has {len(members)} patient(s) of its own (or images, if patients are unknown). At least "
-                f"{len(shares) + 1} are needed, one each for train, {' and '.join(shares)}. Add images or a split column."
+                f"The class {label!r} has {len(members)} patient(s) of its own (or images, if patients are unknown). At "
+                f"least {len(shares) + 1} are needed, one each for train, {', '.join(shares)}. Add images or a split column."
             )
         fewest, start = 2 if len(members) >= 2 * (len(shares) + 1) else 1, 0
         for name, share in shares.items():

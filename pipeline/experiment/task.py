@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from unicodedata import normalize
 
 import numpy as np
@@ -83,7 +84,7 @@ class Task:
         """Return the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
         if self.is_multilabel:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
-        return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
+        return list(compress(self.table.labels, self.readable))
 
     def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> npt.NDArray[np.float64]:
         """Return a trained head's probabilities (m, C) for some rows, by default for all."""
@@ -118,9 +119,8 @@ class Task:
 
     def attributes(self) -> dict[str, list[str]]:
         """Return the readable images' further columns, without those that are labels."""
-        places = np.flatnonzero(self.readable)
-        labels = self.classes if self.is_multilabel else ()
-        return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items() if name not in labels}
+        labels, columns = self.classes if self.is_multilabel else (), self.table.attributes
+        return {name: list(compress(cells, self.readable)) for name, cells in columns.items() if name not in labels}
 
     def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
         """Name what is predicted for each image: its most probable class, or all labels with a probability of 0.5 or more."""
@@ -183,10 +183,8 @@ def read_task(
     groups = _groups(table, readable)
     splits, split_by = _splits(table, readable, y, groups, names, seed)
     x = _rows(cache, table, memory_limit, device)
-    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
-    patients = (
-        None if table.patients is None else patient_numbers([table.patients[i] for i in np.flatnonzero(readable)])
-    )
+    _check_embeddings(x, list(compress(table.paths, readable)), cache)
+    patients = None if table.patients is None else patient_numbers(list(compress(table.patients, readable)))
     task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, patients, per_patient)
     _check_per_patient(task)
     _check_splits(task)
@@ -243,7 +241,7 @@ def _classes(
     table: DatasetTable, readable: npt.NDArray[np.bool_], positive: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None, Ints]:
     """Return the classes, the positive ones, and each readable image's class number."""
-    labels = [table.labels[i] for i in np.flatnonzero(readable)]
+    labels = list(compress(table.labels, readable))
     if not any(labels):
         columns = _columns_of_labels(table)
         raise TrainingError(
@@ -335,7 +333,7 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
 
 def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
     """Group images of the same patient, if patients are known, and of the same bytes."""
-    known = [[column[i] for i in np.flatnonzero(readable)] for column in (table.patients,) if column is not None]
+    known = [list(compress(column, readable)) for column in (table.patients,) if column is not None]
     return merged_groups(table.rows[readable], *known)
 
 

@@ -42,6 +42,8 @@ from hoarfrost.runs.trust import Assessment, Suspects
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Floats = npt.NDArray[np.float64]
+
 FORMAT = "hoarfrost-run"
 FORMAT_VERSION = 4
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
@@ -160,9 +162,8 @@ def write_run(
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
         (staging / "heads").mkdir(parents=True)
-        _write_json(
-            staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **to_json(run.config)}
-        )
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        _write_json(staging / "config.json", header | to_json(run.config))
         _write_json(staging / "metrics.json", metrics_document(run))
         _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
         if run.out_of_fold is not None:
@@ -202,14 +203,7 @@ def read_run(directory: Path) -> Run:
             out_of_fold = _read_out_of_fold(path, names, config.dataset, predictions.paths)
     with _reading(directory / "history.csv") as path:
         history = _read_history(path)
-    return Run(
-        directory=directory,
-        config=config,
-        history=history,
-        predictions=predictions,
-        out_of_fold=out_of_fold,
-        **found,
-    )
+    return Run(directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, **found)
 
 
 def read_heads(directory: Path) -> RunHeads:
@@ -306,10 +300,8 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(
-        text + "\n", encoding="utf-8", errors="surrogateescape"
-    )  # names that are not UTF-8 stay as they are
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 are kept unchanged
 
 
 def _read_config(directory: Path) -> RunConfig:
@@ -363,20 +355,15 @@ def _write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, d
 
 
 def _write_probabilities(
-    path: Path,
-    header: Sequence[str],
-    facts: Iterable[Sequence[object]],
-    probabilities: "Mapping[str, npt.NDArray[np.float64]]",
+    path: Path, header: Sequence[str], facts: Iterable[Sequence[object]], probabilities: "Mapping[str, Floats]",
     dataset: DatasetFacts,
-) -> None:
-    columns = [
-        (name, scores[:, number]) for head, scores in probabilities.items() for name, number in _columns(head, dataset)
-    ]
+) -> None:  # fmt: skip
+    columns = {name: p[:, number] for head, p in probabilities.items() for name, number in _columns(head, dataset)}
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*header, *(name for name, _ in columns)])
+        writer.writerow([*header, *columns])
         for i, row in enumerate(facts):
-            writer.writerow([*row, *(repr(float(scores[i])) for _, scores in columns)])
+            writer.writerow([*row, *(repr(float(scores[i])) for scores in columns.values())])
 
 
 _TRUTHS = {1: "1", 0: "0", -1: ""}
@@ -414,9 +401,7 @@ def _read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, p
     return OutOfFold(tuple(folds.tolist()), probabilities)
 
 
-def _read_probabilities(
-    rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts
-) -> "npt.NDArray[np.float64]":
+def _read_probabilities(rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts) -> "Floats":
     scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(f"the column of {head} contains values that are not probabilities")
@@ -439,12 +424,8 @@ def _write_history(path: Path, history: Iterable[Epoch]) -> None:
 
 
 def _read_history(path: Path) -> tuple[Epoch, ...]:
+    numbers = ("train_loss", "val_loss", "val_roc_auc", "learning_rate")
     return tuple(
-        Epoch(
-            row["head"],
-            int(row["seed"]),
-            int(row["epoch"]),
-            *(float(row[name]) for name in ("train_loss", "val_loss", "val_roc_auc", "learning_rate")),
-        )
+        Epoch(row["head"], int(row["seed"]), int(row["epoch"]), *(float(row[name]) for name in numbers))
         for row in _read_table(path)
     )

@@ -156,7 +156,7 @@ def test_matrix_units_are_told(monkeypatch: pytest.MonkeyPatch, has: bool, state
     assert found("AMX").state == state
 
 
-@pytest.mark.parametrize(("precision", "words"), [("bfloat16", "in bfloat16 by AVX-512"), ("float32", "in float32")])
+@pytest.mark.parametrize(("precision", "words"), [("bfloat16", "in bfloat16 with AVX-512"), ("float32", "in float32")])
 def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
     monkeypatch: pytest.MonkeyPatch, precision: str, words: str
 ) -> None:

@@ -117,7 +117,7 @@ def test_changed_test_labels_change_no_threshold_and_no_temperature(tmp_path: Pa
 def test_run_without_test_split_assesses_validation_and_says_so(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO), splits=["train"] * 100 + ["val"] * 100)
     done = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--head", "linear", "--epochs", 3)
-    assert "linear on val, thresholds fixed on val" in done.stdout
+    assert "linear val split, thresholds chosen on validation" in done.stdout
     assert "on test" not in done.stdout
     document = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert document["assessment"]["split"] == "val"
@@ -287,7 +287,7 @@ def test_heads_are_not_tested_on_a_test_split_of_one_patient_and_the_run_says_wh
     assert comparisons
     for one in comparisons:
         assert (one.z, one.p, one.p_holm) == (None, None, None)
-        assert "all images are of one patient" in one.reason
+        assert "all images show one patient" in one.reason
         assert one.difference.low <= one.difference.value <= one.difference.high  # type: ignore[operator]
 
 

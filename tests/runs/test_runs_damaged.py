@@ -74,7 +74,7 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
             "the score roc_auc of the head linear is missing",
         ),
         ("metrics.json", lambda c: c["heads"][0].update(val=None), "metrics.json: the run is damaged"),
-        ("metrics.json", lambda c: c["heads"][1].update(name="mlp:9"), "predictions.csv: .*there is no 'mlp:9'"),
+        ("metrics.json", lambda c: c["heads"][1].update(name="mlp:9"), "predictions.csv: .*'mlp:9' is missing"),
     ],
 )
 def test_json_with_damage_is_an_error_that_says_which(
@@ -116,7 +116,7 @@ def test_json_with_damage_is_an_error_that_says_which(
             lambda lines: [*lines[:-1], "a,a,test,malignant,1.5,0.5\n"],
             "the column of linear contains",
         ),
-        ("predictions.csv", lambda lines: [*lines[:-1], lines[-1].rstrip()[:-9]], "its last line is cut off"),
+        ("predictions.csv", lambda lines: [*lines[:-1], lines[-1].rstrip()[:-9]], "its last line is incomplete"),
         ("history.csv", lambda lines: lines[1:], "history.csv: the run is damaged: 'head' is missing"),
         ("history.csv", lambda lines: [*lines[:-1], lines[-1][:9]], "history.csv: the run is damaged"),
     ],
