@@ -54,7 +54,7 @@ def predict(
       3 images predicted by mlp:256x6, 0 unreadable; 1.1 s
       predicted at the operating point: 2 benign + normal, 1 malignant
       conformal sets (90% coverage): 3 images with 1 class
-      unlike the training images: 0 (expected for 5% of images like those)
+      unlike the training images: 0 (at a false alarm rate of 5%)
       images: new.csv
 
     More examples:

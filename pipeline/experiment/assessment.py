@@ -1,7 +1,6 @@
 """The assessment of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import (
     apply_temperature,
@@ -14,6 +13,7 @@ from hoarfrost.evaluation import (
     fit_temperature,
     score_subgroups,
 )
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.splits import k_folds
@@ -30,33 +30,24 @@ from hoarfrost.runs import (
 )
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
 N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
 
 
 def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
-    """Assess a head on the test split, with thresholds and temperature from validation.
+    """Assess a head on the test split, or on validation if there is none; thresholds and temperature are from validation.
 
     Parameters
     ----------
     task : Task
     head : str
-        Its name.
     probabilities : ndarray (n, C) float64
         For all images.
     prevalence : float, optional
         Prevalence of the positive class, or of each label, where the head will be used.
-
-    Returns
-    -------
-    Assessment
-        On the validation split if there is no test split.
     """
     split = task.scored_splits[-1]
-    places = {name: np.flatnonzero(task.splits == name) for name in ("val", split)}
+    places = {name: task.rows_of(name) for name in ("val", split)}
     units = {name: task.units(rows) for name, rows in places.items()}
     p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
     y, groups = {name: units[name].y for name in places}, units[split].groups

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.splits import carve_validation, class_masks, k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -14,9 +14,6 @@ from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import CrossValidated, CrossValidation, OutOfFold
 from hoarfrost.training import Fold, TrainedHead, TrainingConfig, mean_probabilities, train_heads
 from hoarfrost.training.references import MAJORITY, reference_probabilities
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 NESTED = "selected in each fold"
 FEWEST_TO_LEARN = 2  # images of a class
@@ -69,18 +66,7 @@ def cross_validate(
 ) -> tuple[CrossValidation, OutOfFold]:
     """Train every variant on every fold, select one in each, and score the pooled predictions.
 
-    Parameters
-    ----------
-    specs : sequence of HeadSpec
-    task : Task
-    folds : sequence of OuterFold
-    config : TrainingConfig
-    roc_aucs, on_epoch : callable
-        See `hoarfrost.training.train_heads`.
-
-    Returns
-    -------
-    (CrossValidation, OutOfFold)
+    `roc_aucs` and `on_epoch` are those of `hoarfrost.training.train_heads`.
 
     Raises
     ------
@@ -104,7 +90,7 @@ def cross_validate(
     if not pooled:
         raise TrainingError("Cross-validation: no head could be trained on all folds. Lower the learning rates (lr=).")
     selected = [_selected(trained, list(pooled), task, fold, rows.inner) for fold, rows in enumerate(folds)]
-    pooled = {NESTED: np.full((len(task.y), len(task.names)), np.nan), **pooled, **_references(task, folds)}
+    pooled = {NESTED: task.unpredicted(), **pooled, **_references(task, folds)}
     for name, fold in zip(selected, folds, strict=True):
         pooled[NESTED][fold.held_out] = pooled[name][fold.held_out]
     rows = np.concatenate([fold.held_out for fold in folds])
@@ -143,7 +129,7 @@ def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold]
 
     None if a prediction is NaN or infinite.
     """
-    pooled = np.full((len(task.y), len(task.names)), np.nan)
+    pooled = task.unpredicted()
     for heads, fold in zip(by_fold, folds, strict=True):
         found = [task.predicted(head.module, fold.held_out) for head in heads]
         pooled[fold.held_out] = mean_probabilities(found)
@@ -174,5 +160,5 @@ def _references(task: Task, folds: Sequence[OuterFold]) -> dict[str, Floats]:
         for name, found in reference_probabilities(task.x, task.y, train, rows).items():
             if name == MAJORITY:
                 continue  # its constants differ between folds, so their pooled AUC has no meaning
-            pooled.setdefault(name, np.full((len(task.y), len(task.names)), np.nan))[rows] = found
+            pooled.setdefault(name, task.unpredicted())[rows] = found
     return pooled

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.evaluation.checks import Floats
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate, outer_folds
 from hoarfrost.experiment.curve import learning_curve
@@ -42,8 +42,6 @@ from hoarfrost.runs import (
     write_run,
 )
 from hoarfrost.training import Fold, StreamedRows, TrainedHead, train_heads
-
-Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +260,7 @@ def _train(
     specs: Sequence[HeadSpec], task: Task, config: TrainingConfig, on_epoch: Callable[[str, int], None]
 ) -> dict[str, list[TrainedHead]]:
     """Train all variants with all seeds; return the heads of each variant by its name."""
-    fold = Fold(np.flatnonzero(task.splits == "train"), np.flatnonzero(task.splits == "val"))
+    fold = Fold(task.rows_of("train"), task.rows_of("val"))
     trained = train_heads(specs, task.labelled(), [fold], len(task.names), config, macro_roc_aucs, on_epoch)
     variants: dict[str, list[TrainedHead]] = {}
     for head in trained:

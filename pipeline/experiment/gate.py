@@ -18,20 +18,10 @@ logger = logging.getLogger(__name__)
 def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     """Look for patients, bytes and near-duplicates that are in two splits, and log what is found.
 
-    Parameters
-    ----------
-    task : Task
-    allowed : bool
-        Continue even if patients or bytes are shared.
-
-    Returns
-    -------
-    Leakage
-
     Raises
     ------
     TrainingError
-        If two splits share a patient or an image's bytes, and that is not allowed.
+        If two splits share a patient or an image's bytes, unless that is `allowed`.
     """
     table, places = task.table, np.flatnonzero(task.readable)
     patients = None if table.patients is None else [table.patients[i] for i in places]

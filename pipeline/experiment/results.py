@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import Comparison, Scores, compare_heads
+from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -15,8 +15,6 @@ from hoarfrost.heads.specs import count_parameters
 from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
 from hoarfrost.training import TrainedHead, mean_probabilities
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
-
-Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +35,7 @@ class Scored:
 
 
 def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) -> Scored:
-    """Score every variant and the references, and select a head by validation alone.
-
-    Parameters
-    ----------
-    variants : mapping of sequences of TrainedHead
-        Each variant's heads, one per seed, by its name.
-    task : Task
+    """Score every variant, with its heads of all seeds, and the references; select a head by validation alone.
 
     Raises
     ------
@@ -51,7 +43,7 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
         If the predictions of every head overflow.
     """
     of_references = _reference_probabilities(task)
-    n_fitted = len(fitted_rows(task.y, np.flatnonzero(task.splits == "train")))
+    n_fitted = len(fitted_rows(task.y, task.rows_of("train")))
     references = []
     for name, found in of_references.items():
         scores = _scores(task, found)
@@ -75,7 +67,7 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
 
     With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
     """
-    rows = np.flatnonzero(task.splits == task.scored_splits[-1])
+    rows = task.rows_of(task.scored_splits[-1])
     units = task.units(rows)
     everyone = {**scored.probabilities, **scored.of_references}
     joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
@@ -92,21 +84,18 @@ def _selection_order(result: HeadResult) -> tuple[float, float]:
 
 
 def _reference_probabilities(task: Task) -> dict[str, Floats]:
-    train = np.flatnonzero(task.splits == "train")
-    scored = np.flatnonzero(np.isin(task.splits, task.scored_splits))
+    train, scored = task.rows_of("train"), task.rows_of(*task.scored_splits)
     found = {}
     for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
-        found[name] = np.full((len(task.y), len(task.names)), np.nan)
+        found[name] = task.unpredicted()
         found[name][scored] = probabilities
     return found
 
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
     """Score probabilities (n, C) on each split that heads are scored on."""
-    return {
-        name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
-        for name in task.scored_splits
-    }
+    rows = {name: task.rows_of(name) for name in task.scored_splits}
+    return {name: task.score(which, probabilities[which]) for name, which in rows.items()}
 
 
 def _result(
@@ -116,7 +105,7 @@ def _result(
     first, spec = trained[0], trained[0].spec
     probabilities = mean_probabilities(of_seeds)
     scores = _scores(task, probabilities)
-    rows = {name: np.flatnonzero(task.splits == name) for name in task.scored_splits}
+    rows = {name: task.rows_of(name) for name in task.scored_splits}
     aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in of_seeds]
     seeds = tuple(
         SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))

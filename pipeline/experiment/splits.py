@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation.checks import Ints
 from hoarfrost.features.errors import TrainingError
 
 VAL_SHARE = 0.1
 TEST_SHARE = 0.2
 
 Strings = npt.NDArray[np.str_]
-Ints = npt.NDArray[np.int64]
 
 
 def merged_groups(*memberships: Sequence[object] | Ints) -> Ints:

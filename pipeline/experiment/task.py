@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
-from hoarfrost.experiment.splits import SplitInput, class_masks, merged_groups, rule_of
+from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
@@ -21,8 +22,6 @@ from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
-
-Ints = npt.NDArray[np.int64]
 
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
@@ -57,7 +56,7 @@ class Task:
     x: Rows
     y: Ints
     groups: Ints
-    splits: npt.NDArray[np.str_]
+    splits: Strings
     split_by: str
     classes: tuple[str, ...]
     positive: tuple[str, ...] | None
@@ -80,13 +79,21 @@ class Task:
         """The splits that heads are scored on: val, and test if there is one."""
         return tuple(name for name in ("val", "test") if (self.splits == name).any())
 
+    def rows_of(self, *splits: str) -> Ints:
+        """Return the rows of the images in some splits."""
+        return np.flatnonzero(np.isin(self.splits, splits))
+
+    def unpredicted(self) -> Floats:
+        """Return probabilities (n, C) of NaN, to be filled in for some rows."""
+        return np.full((len(self.y), len(self.names)), np.nan)
+
     def labels(self) -> list[str]:
         """Return the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
         if self.is_multilabel:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
         return list(compress(self.table.labels, self.readable))
 
-    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> npt.NDArray[np.float64]:
+    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> Floats:
         """Return a trained head's probabilities (m, C) for some rows, by default for all."""
         return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
 
@@ -107,12 +114,12 @@ class Task:
         patients = None if self.patients is None else self.patients[rows]
         return units_of(self.y[rows], len(self.names), patients, self.per_patient)
 
-    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> Scores:
+    def score(self, rows: Ints, probabilities: Floats) -> Scores:
         """Score probabilities (m, C) of some rows."""
         units = self.units(rows)
         return score(units.y, units.joined(probabilities), self.names, units.groups)
 
-    def roc_auc(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> float:
+    def roc_auc(self, rows: Ints, probabilities: Floats) -> float:
         """Return the ROC AUC alone, as in `score`."""
         units = self.units(rows)
         return macro_roc_auc(units.y, units.joined(probabilities))
@@ -122,7 +129,7 @@ class Task:
         labels, columns = self.classes if self.is_multilabel else (), self.table.attributes
         return {name: list(compress(cells, self.readable)) for name, cells in columns.items() if name not in labels}
 
-    def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
+    def answers(self, probabilities: Floats) -> list[str]:
         """Name what is predicted for each image: its most probable class, or all labels with a probability of 0.5 or more."""
         if not self.is_multilabel:
             return [repr(self.names[number]) for number in probabilities.argmax(axis=1)]
@@ -180,12 +187,13 @@ def read_task(
         classes, y = _label_matrix(table, readable, label_columns, positive)
         positive_labels = None
     names = _class_names(classes, positive_labels)
-    groups = _groups(table, readable)
+    patients = None if table.patients is None else list(compress(table.patients, readable))
+    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]))  # the same bytes or patient
     splits, split_by = _splits(table, readable, y, groups, names, seed)
     x = _rows(cache, table, memory_limit, device)
     _check_embeddings(x, list(compress(table.paths, readable)), cache)
-    patients = None if table.patients is None else patient_numbers(list(compress(table.patients, readable)))
-    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, patients, per_patient)
+    numbers = None if patients is None else patient_numbers(patients)
+    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient)
     _check_per_patient(task)
     _check_splits(task)
     return task
@@ -204,7 +212,7 @@ def _check_per_patient(task: Task) -> None:
         raise TrainingError(f"{option}: images with several labels are scored as images. Omit the option.")
     for name in task.scored_splits:
         try:
-            task.units(np.flatnonzero(task.splits == name))
+            task.units(task.rows_of(name))
         except ValueError as error:
             raise TrainingError(f"{option}, the split {name}: {error} (--positive), or omit the option.") from error
 
@@ -331,22 +339,15 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
     return " + ".join(label for label in classes if label not in positive), " + ".join(positive)
 
 
-def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
-    """Group images of the same patient, if patients are known, and of the same bytes."""
-    known = [list(compress(column, readable)) for column in (table.patients,) if column is not None]
-    return merged_groups(table.rows[readable], *known)
-
-
 def _splits(
     table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
-) -> tuple[npt.NDArray[np.str_], str]:
+) -> tuple[Strings, str]:
     """Divide the images by the rule that applies to the dataset; return the splits and the rule's name."""
-    places = np.flatnonzero(readable)
 
     def column(name: str) -> list[str] | None:
-        return [table.attributes[name][i] for i in places] if name in table.attributes else None
+        return list(compress(table.attributes[name], readable)) if name in table.attributes else None
 
-    given = None if table.splits is None else np.array([table.splits[i] for i in places], dtype="<U5")
+    given = None if table.splits is None else np.array(list(compress(table.splits, readable)), dtype="<U5")
     if given is not None and not (given == "train").any():
         raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
     images = SplitInput(y, groups, names, seed, given, table.patients is not None, column)
@@ -357,7 +358,7 @@ def _splits(
 def _check_splits(task: Task) -> None:
     """Refuse a split without enough images of a class to train on or score."""
     for name in ("train", *task.scored_splits):
-        rows = np.flatnonzero(task.splits == name)
+        rows = task.rows_of(name)
         y = task.units(rows).y if name in task.scored_splits else task.y[rows]
         unit = "image(s)" if task.per_patient is None or name == "train" else "patient(s)"
         counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}

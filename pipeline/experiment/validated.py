@@ -1,17 +1,14 @@
 """What is fitted on validation before a head is used: temperature, operating points, conformal scores; and novelty."""
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import binary_problems, choose_thresholds, fit_temperature
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.files import IMAGE, Validated
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 MOST_MEASURED = 50_000  # images that novelty is fitted on, and whose distances are kept; more do not change it
 
@@ -24,7 +21,7 @@ def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
     tuple of Validated
         For images; and for patients, if they are known and have one class each.
     """
-    rows = np.flatnonzero(task.splits == "val")
+    rows = task.rows_of("val")
     y, n_classes = task.y[rows], len(task.names)
     patients = None if task.patients is None else task.patients[rows]
     found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows])]
@@ -53,7 +50,7 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
 
 def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
     """Describe the training embeddings, and return the distances of validation images, which were not fitted on."""
-    train, val = (_at_most(np.flatnonzero(task.splits == name)) for name in ("train", "val"))
+    train, val = (_at_most(task.rows_of(name)) for name in ("train", "val"))
     reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))
     distances = np.empty(len(val))
     for places, part in task.x.blocks(val):

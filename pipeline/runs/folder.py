@@ -77,11 +77,7 @@ def metrics_document(run: Run) -> dict[str, Any]:
 def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
     """Return the configuration of the run that a new one would replace, None if there is none; refuse other content.
 
-    Parameters
-    ----------
-    directory : Path
-    overwrite : bool
-        Accept a run that has a report.
+    A run that has a report is refused too, unless `overwrite` is true.
 
     Raises
     ------
@@ -143,9 +139,9 @@ def write_run(
     Parameters
     ----------
     run : Run
-        Its `directory` is the folder to write.
+        With the folder to write, `directory`.
     head_files : mapping of file name -> bytes
-        The heads' weights, for `DIR/heads/`.
+        The content of `DIR/heads/`.
     with_tensorboard : bool
         Also write the training curves to `DIR/tensorboard/`.
     overwrite : bool

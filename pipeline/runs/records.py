@@ -289,19 +289,7 @@ class RunHeads:
 def class_numbers(
     labels: Sequence[str], classes: Sequence[str], positive: Sequence[str] | None
 ) -> "npt.NDArray[np.int64]":
-    """Return the class numbers of labels.
-
-    Parameters
-    ----------
-    labels : sequence of str, length n
-    classes : sequence of str
-        All labels, in the order of their numbers if `positive` is None.
-    positive : sequence of str or None
-        The labels that are class 1; all others are class 0.
-
-    Returns
-    -------
-    ndarray (n,) int64
+    """Return the class numbers of labels, (n,) int64: their places in `classes`, or 1 for the `positive` ones.
 
     Raises
     ------

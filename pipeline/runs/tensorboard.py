@@ -17,14 +17,9 @@ def require_tensorboard() -> None:
 
 
 def write_tensorboard(directory: Path, history: Iterable[Epoch]) -> None:
-    """Write one log per head and seed: losses, validation ROC AUC and learning rate by epoch.
+    """Write one log per head and seed, in a folder of the head's name: losses, validation ROC AUC, learning rate.
 
-    Parameters
-    ----------
-    directory : Path
-        Each head's logs are in a folder of its name.
-    history : iterable of Epoch
-        Each head's and seed's epochs together, in order.
+    The epochs of each head and seed must be together and in order.
     """
     from torch.utils.tensorboard import SummaryWriter
 

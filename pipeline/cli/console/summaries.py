@@ -72,7 +72,7 @@ def predict_text(summary: "PredictionSummary") -> str:
         f"conformal sets ({summary.coverage:.0%} coverage): {', '.join(sizes)}",
     ]
     if summary.out_of_distribution is not None:
-        alarms = f"expected for {summary.false_alarms:.0%} of images like those"
+        alarms = f"at a false alarm rate of {summary.false_alarms:.0%}"
         lines.append(f"unlike the training images: {summary.out_of_distribution:,} ({alarms})")
     lines += [f"  {path}: {reason}" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
     if len(summary.errors) > SHOWN_UNREADABLE:
