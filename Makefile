@@ -84,10 +84,10 @@ setup: $(READY)  ## create .venv and install everything into it
 	@touch .venv/.ready $@
 
 usable:
-	@command -v "$(PY)" >/dev/null || { echo "PYTHON=$(PYTHON): no such command" >&2; exit 1; }
+	@command -v "$(PY)" >/dev/null || { echo "PYTHON=$(PYTHON): command not found" >&2; exit 1; }
 	@"$(PY)" -c 'import importlib.util, sys; \
 		absent = [n for n in "torch torchvision h5py sklearn click jinja2".split() if importlib.util.find_spec(n) is None]; \
-		sys.exit("This environment lacks " + ", ".join(absent) + ": " + sys.executable + " -m pip install ." if absent else 0)'
+		sys.exit("Missing in this environment: " + ", ".join(absent) + ". Run " + sys.executable + " -m pip install ." if absent else 0)'
 
 extract: $(READY)  ## compute the embeddings that are not in the cache yet
 	@$(PLACES) \
