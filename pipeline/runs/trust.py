@@ -97,7 +97,7 @@ def leakage_warnings(leakage: Leakage) -> list[str]:
             else "pairs of near-identical images are"
         )
         warnings.append(
-            f"{leakage.n_near_duplicates:,} {pairs} split between {_between(leakage)} (cosine above {leakage.threshold:g}). "
+            f"{leakage.n_near_duplicates:,} {pairs} {_where(leakage)} (cosine above {leakage.threshold:g}). "
             f"The closest pair: {first.first} ({first.first_split}) and {first.second} ({first.second_split}), cosine "
             f"{first.cosine:.3f}. If they show the same patient, the test scores are too high. Add a patient column to keep "
             "them together."
@@ -105,12 +105,12 @@ def leakage_warnings(leakage: Leakage) -> list[str]:
     return warnings
 
 
-def _between(leakage: Leakage) -> str:
-    """Name the two splits that near-identical images are in, if all pairs are listed and in the same two."""
+def _where(leakage: Leakage) -> str:
+    """Name the two splits of near-identical images, if all pairs are listed and in the same two."""
     found = {frozenset((pair.first_split, pair.second_split)) for pair in leakage.near_duplicates}
     if len(found) > 1 or len(leakage.near_duplicates) < leakage.n_near_duplicates:
-        return "different splits"
-    return " and ".join(long for name, long in _LONG.items() if name in next(iter(found)))
+        return "in different splits"
+    return "split between " + " and ".join(long for name, long in _LONG.items() if name in next(iter(found)))
 
 
 def shared_text(leakage: Leakage) -> str:

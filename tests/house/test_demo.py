@@ -189,7 +189,9 @@ def test_folder_that_is_not_a_demo_set_is_refused(tmp_path: Path, name: str, tex
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
-    with pytest.raises(HoarfrostError, match=r"not empty and does not contain a demo set.*Choose a new or an empty folder"):
+    with pytest.raises(
+        HoarfrostError, match=r"not empty and does not contain a demo set.*Choose a new or an empty folder"
+    ):
         write_demo(tmp_path, n_images=30)
     assert contents(tmp_path) == {name: text.encode()}
 
