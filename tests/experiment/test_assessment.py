@@ -117,7 +117,7 @@ def test_changed_test_labels_change_no_threshold_and_no_temperature(tmp_path: Pa
 def test_run_without_test_split_assesses_validation_and_says_so(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO), splits=["train"] * 100 + ["val"] * 100)
     done = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--head", "linear", "--epochs", 3)
-    assert "linear val split, thresholds chosen on validation" in done.stdout
+    assert "linear, val split, thresholds chosen on validation" in done.stdout
     assert "on test" not in done.stdout
     document = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert document["assessment"]["split"] == "val"

@@ -122,7 +122,7 @@ def test_small_class_is_in_every_split_twice_where_it_can_be(n_rare: int, smalle
 @pytest.mark.parametrize("n_rare", [0, 1, 2])
 def test_class_of_fewer_than_three_patients_is_refused_with_its_number(n_rare: int) -> None:
     y = np.repeat([0, 1], [20, n_rare])
-    message = rf"class 'rare' has {n_rare} patient\(s\) .*At least 3 are needed .*train, test, val.*Add images"
+    message = rf"class 'rare' has {n_rare} patient\(s\) .*At least 3 are needed, .*train, test, val.*Add images"
     with pytest.raises(TrainingError, match=message):
         split(y, np.arange(len(y)), ["common", "rare"])
 
@@ -144,7 +144,7 @@ def test_carved_validation_is_one_in_eight_of_each_class_by_patient() -> None:
 
 
 def test_carving_validation_from_one_patient_is_refused() -> None:
-    with pytest.raises(TrainingError, match="class 'b' has 1 patient.*At least 2 are needed .*train, val"):
+    with pytest.raises(TrainingError, match="class 'b' has 1 patient.*At least 2 are needed, .*train, val"):
         carve_validation(np.repeat([0, 1], 10), np.repeat([0, 1, 2], [5, 5, 10]), ["a", "b"])
 
 
