@@ -125,7 +125,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The tissue under the probe; `lesion` is None in a normal patient."""
+    """The tissue under the probe; a normal patient has no `lesion` (None)."""
 
     tissue: Tissue
     lesion: Lesion | None

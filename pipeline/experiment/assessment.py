@@ -35,7 +35,7 @@ MOST_SUSPECTS = 20
 
 
 def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
-    """Assess a head on the test split, or on validation if there is none; thresholds and temperature are from validation.
+    """Assess a head on the test split, or else on validation; thresholds and temperature are from validation.
 
     Parameters
     ----------

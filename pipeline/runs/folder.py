@@ -75,7 +75,7 @@ def metrics_document(run: Run) -> dict[str, Any]:
 
 
 def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
-    """Return the configuration of the run that a new one would replace, None if there is none; refuse other content.
+    """Return the configuration of the run that a new one would replace, or None; refuse other content.
 
     A run that has a report is refused too, unless `overwrite` is true.
 

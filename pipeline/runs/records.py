@@ -34,7 +34,7 @@ class UnreadableImage:
 class DatasetFacts:
     """The dataset that the heads were trained and scored on.
 
-    `positive` names the labels that count as class 1; it is None with more than two classes.
+    `positive` names the labels that count as class 1 (None with more than two classes).
     `n_images` includes the unreadable ones. `split_by` names the rule of the splits, see
     `hoarfrost.experiment.splits.SPLIT_RULES`. `counts` maps split -> label -> number of images with an embedding,
     `n_split` split -> number of images. With several labels per image (`is_multilabel`) the latter is not the sum, and
@@ -102,7 +102,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One training of a head: its own ROC AUCs; `test_roc_auc` is None without a test split."""
+    """One training of a head: its own ROC AUCs; without a test split, `test_roc_auc` = None."""
 
     seed: int
     val_roc_auc: float
@@ -113,7 +113,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """One head's scores. `test` is None if the dataset has no test split.
+    """One head's scores; `test` = None if the dataset has no test split.
 
     With several seeds the scores are those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the
     first seed's. `weights_file` has all seeds. `alarms` are the head's problems.

@@ -11,7 +11,7 @@ from hoarfrost.evaluation.noisy_labels import SuspectLabel
 class FixedPoint:
     """An operating point chosen on validation, and its result on the scored split.
 
-    `result` is None if no threshold meets the rule.
+    Without a threshold that meets the rule, `result` = None.
     """
 
     point: OperatingPoint
@@ -55,7 +55,7 @@ class Assessment:
     """The selected head on the scored split: "test", or "val" where there is no test split.
 
     `unit` is what metrics count: "image", or "patient" with how their probabilities were joined ("patient, mean").
-    `classes` has one entry with two classes: the positive one. `confusion` is None where an image may have several labels.
+    `classes` has one entry with two classes: the positive one. With several labels per image, `confusion` = None.
     """
 
     head: str

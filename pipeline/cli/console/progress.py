@@ -153,7 +153,7 @@ def interruptible(run: Path) -> Iterator[None]:
 
 
 def _written_at(run: Path) -> int:
-    """Return when a run's scores were written, in nanoseconds; 0 if there are none."""
+    """Return when a run's scores were written, in nanoseconds; 0 without any."""
     try:
         return (run / "metrics.json").stat().st_mtime_ns
     except OSError:
