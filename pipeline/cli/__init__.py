@@ -56,7 +56,7 @@ def main() -> None:
       hoarfrost report --run runs/first
       hoarfrost predict new/ --run runs/first --output new.csv
     """
-    from hoarfrost.cli.console import show_warnings
+    from hoarfrost.cli.console.progress import show_warnings
 
     show_warnings()
 

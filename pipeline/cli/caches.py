@@ -31,7 +31,7 @@ def info(file: Path, as_json: bool) -> None:
       weights imagenet (SHA-256 10e6ae8b1e2f66ac…), resnet18, bfloat16, eager
       ...
     """
-    from hoarfrost.cli.console import cache_info_text
+    from hoarfrost.cli.console.summaries import cache_info_text
     from hoarfrost.features.cache import describe
 
     found = describe(file)
@@ -49,7 +49,7 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
       $ hoarfrost cache verify images.h5
       images.h5: sound (480 embeddings, 1 dataset, 0 parts)
     """
-    from hoarfrost.cli.console import cache_verify_text
+    from hoarfrost.cli.console.summaries import cache_verify_text
     from hoarfrost.features.cache import verify as run_verify
 
     found = run_verify(file)
@@ -70,7 +70,7 @@ def compact(file: Path, as_json: bool) -> None:
       $ hoarfrost cache compact images.h5
       images.h5: 480 embeddings; 0 parts merged, 0 unused and 0 damaged embeddings removed; ...
     """
-    from hoarfrost.cli.console import cache_compact_text
+    from hoarfrost.cli.console.summaries import cache_compact_text
     from hoarfrost.features.cache import compact as run_compact
 
     summary = run_compact(file)

@@ -34,7 +34,7 @@ COSTS_OF_EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its state, what was found, what its absence costs, and the way to fix it. `doctor --json` prints these names.
+    """One check: its state, what was found, what its absence costs, and the way to fix it; in JSON under these names.
 
     `state` is "ok", "missing" (optional, or only faster with it) or "broken" (does not work without it).
     """

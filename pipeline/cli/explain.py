@@ -50,7 +50,8 @@ def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> No
     More examples:
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json
     """
-    from hoarfrost.cli.console import explain_text, extraction_progress
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import explain_text
     from hoarfrost.inference.explain import explain_dataset
 
     with extraction_progress() as show:

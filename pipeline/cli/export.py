@@ -38,7 +38,7 @@ def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
     More examples:
       hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json
     """
-    from hoarfrost.cli.console import export_text
+    from hoarfrost.cli.console.summaries import export_text
     from hoarfrost.inference.export import export_head
 
     summary = export_head(run, output, **options)

@@ -61,7 +61,8 @@ def predict(
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
       hoarfrost predict scan.dcm --head runs/first/heads/linear.safetensors --output scan.csv
     """
-    from hoarfrost.cli.console import extraction_progress, predict_text
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import predict_text
     from hoarfrost.features.extraction.plan import ExtractOptions
     from hoarfrost.inference.predict import predict_dataset
 
@@ -91,7 +92,7 @@ def heads(directory: Path, as_json: bool) -> None:
       *  mlp:256x6  1      460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
       * selected by validation ROC AUC
     """
-    from hoarfrost.cli.console import heads_text
+    from hoarfrost.cli.console.summaries import heads_text
     from hoarfrost.inference.predict import list_heads
 
     found = list_heads(directory)

@@ -70,7 +70,8 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
       hoarfrost extract s3://archive/chest --cache chest.h5
       hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
-    from hoarfrost.cli.console import extract_text, extraction_progress
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import extract_text
     from hoarfrost.features.extraction.extract import extract as run_extract
     from hoarfrost.features.extraction.plan import ExtractOptions
 
@@ -104,7 +105,8 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
     More examples:
       hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
     """
-    from hoarfrost.cli.console import extraction_progress, survey_text
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import survey_text
     from hoarfrost.features.extraction.survey import survey
 
     with extraction_progress() as show:

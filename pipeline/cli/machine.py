@@ -24,7 +24,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
       ...
       18 checks: 0 broken, 4 missing but optional
     """
-    from hoarfrost.cli.console import diagnosis_text
+    from hoarfrost.cli.console.summaries import diagnosis_text
     from hoarfrost.cli.doctor import diagnose
 
     found = diagnose()

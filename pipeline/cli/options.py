@@ -150,7 +150,7 @@ def _only_with_its_engine(context: click.Context, parameter: click.Parameter, va
 
 def emit(as_json: bool, document: dict[str, Any], text: str, following: Sequence[object] = ()) -> None:
     """Print a result: one JSON object, or text for people; on a terminal also the command that usually follows."""
-    from hoarfrost.cli.console import harmless
+    from hoarfrost.cli.console.progress import harmless
 
     if following and not as_json and sys.stdout is not None and sys.stdout.isatty():
         text += f"\nNext: hoarfrost {shlex.join(map(str, following))}"

@@ -106,18 +106,17 @@ def train(
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
-    from hoarfrost.cli.console import interruptible, train_text, training_progress
+    from hoarfrost.cli.console.progress import interruptible, training_progress
+    from hoarfrost.cli.console.training import train_text
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.specs import cross_heads, parse_heads
     from hoarfrost.runs import metrics_document
 
     training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
-    columns = labels if multilabel or labels else None
-    config, specs = ExperimentConfig(training=training, label_columns=columns, **options), parse_heads(heads)
-    specs = cross_heads(specs, grids)
+    config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
+    specs = cross_heads(parse_heads(heads), grids)
     with interruptible(run), training_progress(len(specs), config) as show:
-        command = ["hoarfrost", *sys.argv[1:]]
-        result = run_experiment(cache, run, specs, config, command=command, on_progress=show)
+        result = run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
     # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}
     opts.emit(as_json, document, train_text(result), ("report", "--run", run))

@@ -168,11 +168,7 @@ _TISSUE = {
     "shadow_db": Spread(4, 1.5, 1, 8),
 }
 # Place and size do not reveal the class.
-_PLACE = {
-    "x": Spread(0.5, 0.05, 0.4, 0.6),
-    "depth": Spread(0.42, 0.04, 0.34, 0.5),
-    "radius_px": Spread(30, 3, 22, 39),
-}
+_PLACE = {"x": Spread(0.5, 0.05, 0.4, 0.6), "depth": Spread(0.42, 0.04, 0.34, 0.5), "radius_px": Spread(30, 3, 22, 39)}
 # Seen in one image, the classes overlap in every single property (`_another_view` adds to the spread), and the untrained
 # ResNet18 mostly sees the shadow. So an untrained floor of ROC AUC 0.9 leaves room above it; tuned by measuring.
 _LESIONS = {

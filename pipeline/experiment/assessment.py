@@ -19,15 +19,7 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import (
-    Assessment,
-    ClassAssessment,
-    Confusion,
-    FixedPoint,
-    OutOfFold,
-    Recalibration,
-    Suspects,
-)
+from hoarfrost.runs import Assessment, ClassAssessment, Confusion, FixedPoint, OutOfFold, Recalibration, Suspects
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
 
 N_SUSPECT_FOLDS = 5

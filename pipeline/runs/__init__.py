@@ -12,14 +12,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 """
 
 from hoarfrost.runs.decoding import from_json, to_json
-from hoarfrost.runs.folder import (
-    OWN_FILES,
-    check_run_directory,
-    metrics_document,
-    read_heads,
-    read_run,
-    write_run,
-)
+from hoarfrost.runs.folder import OWN_FILES, check_run_directory, metrics_document, read_heads, read_run, write_run
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hoarfrost.cli.console import interruptible, train_text, training_progress
-from hoarfrost.cli.console.training import calibration_text
+from hoarfrost.cli.console.progress import interruptible, training_progress
+from hoarfrost.cli.console.training import calibration_text, train_text
 from hoarfrost.evaluation import Calibration, TemperatureFit
 from hoarfrost.experiment.experiment import ExperimentConfig, TrainingProgress
 from hoarfrost.features.errors import HoarfrostError

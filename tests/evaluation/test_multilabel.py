@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, log_loss, matthews_corrcoef, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import delong_ci, macro_auc_ci
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.datasets import read_dataset

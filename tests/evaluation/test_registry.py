@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import (
     Comparison,
     Metric,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hoarfrost import train
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.experiment import splits
 from hoarfrost.experiment.splits import SPLIT_RULES, SplitInput, SplitRule, rule_named
 from hoarfrost.heads.files import read_head

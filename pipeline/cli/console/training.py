@@ -9,15 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import (
-        Assessment,
-        CrossValidation,
-        FixedPoint,
-        HeadResult,
-        Recalibration,
-        ReferenceResult,
-        Run,
-    )
+    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 SAME_ERROR = 1.05  # ratio of two calibration errors: the error by chance is simulated, no more exactly than this
