@@ -14,7 +14,7 @@ def cache() -> None:
 
     Example:
       $ hoarfrost cache info images.h5
-      images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
+      /data/images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
       ...
     """
 
@@ -27,7 +27,8 @@ def info(file: Path, as_json: bool) -> None:
 
     Example:
       $ hoarfrost cache info images.h5
-      images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
+      /data/images.h5: 480 embeddings, 1,023,522 bytes, 0 used by no dataset
+      fingerprint 9e27fd4e851e0b949bae45afea9386761000252f0596213275efc58c6e005f18
       weights imagenet (SHA-256 10e6ae8b1e2f66ac…), resnet18, bfloat16, eager
       ...
     """
@@ -47,7 +48,7 @@ def verify(ctx: click.Context, file: Path, as_json: bool) -> None:
 
     Example:
       $ hoarfrost cache verify images.h5
-      images.h5: sound (480 embeddings, 1 dataset, 0 parts)
+      /data/images.h5: sound (480 embeddings, 1 dataset, 0 parts)
     """
     from hoarfrost.cli.console.summaries import cache_verify_text
     from hoarfrost.features.cache import verify as run_verify
@@ -68,7 +69,7 @@ def compact(file: Path, as_json: bool) -> None:
 
     Example:
       $ hoarfrost cache compact images.h5
-      images.h5: 480 embeddings; 0 parts merged, 0 unused and 0 damaged embeddings removed; ...
+      /data/images.h5: 480 embeddings; 0 parts merged, 0 unused and 0 damaged embeddings removed; ...
     """
     from hoarfrost.cli.console.summaries import cache_compact_text
     from hoarfrost.features.cache import compact as run_compact

@@ -27,7 +27,9 @@ WHERE = "/data"  # the scratch folder's name in recorded outputs
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PRINTED = re.compile(r"\n+```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:.*\\\n)*.*\n?")
-_PROGRESS = re.compile(r"^(?:[\d,]+/[\d,]+ images, .*|training .*|fold \d.*)\n", re.MULTILINE)
+_PROGRESS = re.compile(
+    r"^(?:[\d,]+/[\d,]+ images, .*|training .*|fold \d.*|.*: replaces the run of .*)\n", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)

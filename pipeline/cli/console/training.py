@@ -1,6 +1,5 @@
 """The result of `train` as text: heads, intervals, operating points, folds."""
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import table
@@ -123,9 +122,11 @@ def _assessment_lines(found: "Assessment | None") -> "Iterator[str]":
     if found is None or len(found.classes) > 1:
         return
     yield f"{found.head}, {found.split} split, thresholds chosen on validation (95% CI):"
-    # Several rules may choose the same threshold.
-    for _, points in groupby(found.classes[0].points, key=lambda fixed: fixed.point.threshold or fixed.point.name):
-        yield from (f"  {text}" for text in _point_lines(list(points)))
+    alike: dict[float | str, list[FixedPoint]] = {}  # several rules may choose the same threshold
+    for fixed in found.classes[0].points:
+        alike.setdefault(fixed.point.threshold or fixed.point.name, []).append(fixed)
+    for points in alike.values():
+        yield from (f"  {text}" for text in _point_lines(points))
     if found.calibration is not None:
         yield calibration_text(found.calibration)
 
