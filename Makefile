@@ -4,13 +4,13 @@
 #   WEIGHTS   imagenet | PATH | random:SEED | auto
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
-#   CACHE     the cache's file, RUN the run's folder (default: below artifacts/, by DATA and WEIGHTS)
-#   EXPLAIN   EXPLAIN=1 shows the report's errors with maps of what speaks for a class
-#   LOCKED    LOCKED=1 installs the very versions of requirements.lock, and no others
-#   JOBS      how many processes test at a time (default: the CPUs)
-#   RECORD    RECORD=1 makes `make docs` run the examples again first, with the checkpoint WEIGHTS
-#   SLOW      SLOW=1 makes `make test` run the slow tests too
-#   PYTHON    an environment to use as it is; nothing is installed then
+#   CACHE     the cache file; RUN: the run folder (default: below artifacts/, by DATA and WEIGHTS)
+#   EXPLAIN   EXPLAIN=1 adds maps of what speaks for a class to the errors in the report
+#   LOCKED    LOCKED=1 installs exactly the versions of requirements.lock
+#   JOBS      number of test processes           (default: the number of CPUs)
+#   RECORD    RECORD=1 makes `make docs` run the examples first, with the checkpoint WEIGHTS
+#   SLOW      SLOW=1 makes `make test` also run the slow tests
+#   PYTHON    the Python of an existing environment; then nothing is installed
 
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
 export DATA WEIGHTS CACHE RUN HEADS
@@ -66,7 +66,7 @@ help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(READY)  ## make .venv and install everything into it
+setup: $(READY)  ## create .venv and install everything into it
 
 .venv/.ready: setup.cfg pyproject.toml
 	$(ENVIRONMENT)
@@ -84,23 +84,23 @@ setup: $(READY)  ## make .venv and install everything into it
 	@touch .venv/.ready $@
 
 usable:
-	@command -v "$(PY)" >/dev/null || { echo "PYTHON=$(PYTHON): no such command" >&2; exit 1; }
+	@command -v "$(PY)" >/dev/null || { echo "PYTHON=$(PYTHON): command not found" >&2; exit 1; }
 	@"$(PY)" -c 'import importlib.util, sys; \
 		absent = [n for n in "torch torchvision h5py sklearn click jinja2".split() if importlib.util.find_spec(n) is None]; \
-		sys.exit("This environment lacks " + ", ".join(absent) + ": " + sys.executable + " -m pip install ." if absent else 0)'
+		sys.exit("Missing in this environment: " + ", ".join(absent) + ". Run " + sys.executable + " -m pip install ." if absent else 0)'
 
-extract: $(READY)  ## embed the images that the cache lacks
+extract: $(READY)  ## compute the embeddings that are not in the cache yet
 	@$(PLACES) \
 	if [ -z "$$DATA" ] && [ ! -e "$$data/labels.csv" ]; then $(HOARFROST) demo "$$data"; fi; \
 	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights"
 
-train: $(READY)  ## train heads on the cache; images are not needed any more
+train: $(READY)  ## train heads on the cache, without the images; replaces an earlier run in RUN
 	@$(PLACES) \
 	if [ ! -e "$$cache" ]; then $(MAKE) --no-print-directory extract; fi; \
 	for head in $$HEADS; do set -- "$$@" --head "$$head"; done; \
-	$(HOARFROST) train --cache "$$cache" --run "$$run" "$$@"
+	$(HOARFROST) train --cache "$$cache" --run "$$run" --overwrite "$$@"
 
-report: extract  ## extract, train where needed, and write the report
+report: extract  ## extract, train if needed, and write the report
 	@$(PLACES) \
 	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$$HEADS$$RUN" ]; then \
 		$(MAKE) --no-print-directory train; fi; \
@@ -113,9 +113,9 @@ test: lint  ## lint and run the tests
 lint: $(READY)  ## ruff and mypy
 	@if [ -z "$(PYTHON)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \
 		$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m mypy; \
-	else echo "ruff or mypy is not installed in this environment: lint is left out"; fi
+	else echo "ruff or mypy is not installed in this environment: lint is skipped"; fi
 
-lock: $(READY)  ## write requirements.lock anew, from setup.cfg
+lock: $(READY)  ## update requirements.lock from setup.cfg
 	@.venv/bin/python -c 'import uv' 2>/dev/null || $(PIP) uv
 	.venv/bin/python -m uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --quiet --custom-compile-command 'make lock' --output-file requirements.lock
@@ -125,19 +125,19 @@ docs: $(READY)  ## build the documentation into artifacts/docs
 	@rm -rf artifacts/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
-fuzz: $(READY)  ## mutate image files for ten minutes (FUZZ_SECONDS): nothing but a reason may come out
+fuzz: $(READY)  ## read damaged image files for ten minutes (FUZZ_SECONDS): none may crash the decoder
 	@$(PY) -c 'import atheris' 2>/dev/null || { \
 		if [ -z "$(PYTHON)" ]; then $(PIP) --editable '.[fuzz]'; \
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
 	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
 
-bench: $(READY)  ## measure; prints a table; writes docs/performance.md and artifacts/bench.json
+bench: $(READY)  ## run the benchmarks; write docs/performance.md and artifacts/bench.json
 	$(PY) -m tests.benchmarks
 
-screenshot: $(READY)  ## take the README's picture of the demo set's report (needs Chromium)
+screenshot: $(READY)  ## take the screenshot of the demo report for the README (needs Chromium)
 	@$(PY) -m tests.support.screenshot
 	@$(MAKE) --no-print-directory report DATA=
 	@DATA=; $(PLACES) $(PY) -m tests.support.screenshot "$$run/report.html" pipeline/report/screenshot.png
 
-clean:  ## remove what was made, but not .venv
+clean:  ## remove everything that was built, except .venv
 	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

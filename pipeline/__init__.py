@@ -1,7 +1,7 @@
-"""Frozen features, hoarded: extract embeddings once, then train, score and use classifiers of medical images.
+"""Extract embeddings of medical images once, then train, score and use classifiers on them.
 
-This is the whole project from Python: extraction, arrays for scikit-learn, training, prediction. It is light to import;
-what is heavy waits for a call. `hoarfrost.evaluation` has the statistics, on arrays alone.
+This is the Python interface: extraction, arrays for scikit-learn, training, prediction. Importing it is fast; heavy
+libraries are loaded by the first call that needs them. `hoarfrost.evaluation` has the statistics, on arrays alone.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ class Data:
     y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
         Class numbers; or which of several labels each image has.
     names : tuple of str
-        What the C class numbers, or labels, stand for.
+        The names of the C classes, or labels.
     splits : ndarray (n,) of "train", "val" or "test"
-        As `train` divides it: no patient is in two.
+        The splits that `train` uses: no patient is in two.
     groups : ndarray (n,) int64
         Images of the same patient, or of the same bytes, have the same number: for scikit-learn's `GroupKFold`.
     paths : tuple of str, n of them
-        Where each image was, below the dataset's folder.
+        Each image's path, relative to the dataset's folder.
     """
 
     X: "npt.NDArray[np.float32]"
@@ -54,16 +54,16 @@ class Data:
 def extract(
     data: str | Path, cache: str | Path, options: "ExtractOptions | None" = None, *, name: str | None = None
 ) -> "ExtractSummary":
-    """Embed the images that the cache lacks, and record the dataset in it, as `hoarfrost extract` does.
+    """Compute the embeddings that are not in the cache yet, and record the dataset in it, as `hoarfrost extract` does.
 
     Parameters
     ----------
     data : str or path
         A folder, a CSV, an npz, or a URL of one of the first two.
     cache : path
-        The cache's HDF5 file; made where it is missing.
+        The cache's HDF5 file; created if it is missing.
     options : hoarfrost.features.extraction.plan.ExtractOptions, optional
-        Weights, device, precision and the like; by default those of the command.
+        Weights, device, precision and others; by default those of the command.
     name : str, optional
         The dataset's name in the cache; by default that of its folder or file.
 
@@ -75,7 +75,7 @@ def extract(
     Raises
     ------
     HoarfrostError
-        One of its children: dataset, weights, cache, or (with `on_error="fail"`) an image.
+        One of its children, for the dataset, the weights, the cache, or (with `on_error="fail"`) an image.
     """
     from hoarfrost.features.extraction.extract import extract as embed
 
@@ -97,13 +97,13 @@ def load_data(
     cache : path
         The cache's HDF5 file, as `hoarfrost extract` writes it.
     dataset : str, optional
-        Which of its datasets; not needed where there is one.
+        Which of its datasets; not needed if there is only one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     label_columns : sequence of str, optional
-        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+        Label columns of 0 and 1, if images may have several labels. If empty, all such columns.
     seed : int
-        Of the splits, where the dataset has none.
+        Seed of the splits, if the dataset does not have any.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def load_data(
     Raises
     ------
     HoarfrostError
-        One of its children: cache, labels or splits.
+        One of its children, for the cache, the labels or the splits.
     """
     import numpy as np
 
@@ -140,11 +140,11 @@ def train(
     ----------
     cache : path
     run : path
-        The run folder; an earlier run there is replaced.
+        The run folder. An earlier run there is replaced; if it has a report, only with `overwrite=True`.
     heads : sequence of str
         Specifications such as "linear" or "mlp:256"; by default those of the command.
     config : hoarfrost.training.TrainingConfig, optional
-        Epochs, patience, seeds and the like; by default those of the command.
+        Epochs, patience, seeds and others; by default those of the command.
     **options
         `dataset`, `positive`, `label_columns`, `n_folds`, `per_patient`, `prevalence` and the other attributes of
         `hoarfrost.experiment.experiment.ExperimentConfig`.
@@ -156,9 +156,9 @@ def train(
     Raises
     ------
     HoarfrostError
-        One of its children: cache, labels, splits, heads, or the run folder.
+        One of its children, for the cache, the labels, the splits, the heads, or the run folder.
     TypeError
-        If there is no such option.
+        If an option does not exist.
     """
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.config import TrainingConfig
@@ -169,26 +169,26 @@ def train(
 
 
 def open_predictor(source: str | Path, head: str | None = None, *, coverage: float = 0.9) -> "Predictor":
-    """Open a run's head, or the file of one, to predict embeddings.
+    """Open a head of a run, or a head file, to predict embeddings.
 
     Parameters
     ----------
     source : path
-        The run folder, or a head's file.
+        The run folder, or a head file.
     head : str, optional
         Which of the run's heads; by default the selected one.
     coverage : float, in (0, 1)
-        Of the conformal sets.
+        Coverage of the conformal sets.
 
     Returns
     -------
     Predictor
-        `predict` takes embeddings (n, D) and gives a `Prediction`.
+        Its `predict` takes embeddings (n, D) and returns a `Prediction`.
 
     Raises
     ------
     RunError
-        If it is neither, is damaged or of another version, or the run has no such head.
+        If the source is neither, is damaged or from another version, or the run does not have this head.
     """
     from hoarfrost.inference.predict import open_predictor as opened
 

@@ -13,17 +13,15 @@ from hoarfrost.cli.export import export
 from hoarfrost.cli.heads import heads, predict
 from hoarfrost.cli.images import demo, extract, inspect
 from hoarfrost.cli.machine import doctor
+from hoarfrost.cli.options import CommandGroup
 from hoarfrost.cli.runs import report, train
 from hoarfrost.cli.serve import serve
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
 
 
-class _Group(click.Group):
-    """Turns what is wrong with the user's input into a message and exit status 1; lists commands in order of use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
-        return list(self.commands)
+class _Hoarfrost(CommandGroup):
+    """Turns what is wrong with the user's input into a message and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,22 +29,26 @@ class _Group(click.Group):
         except HoarfrostError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as error:
-            raise click.ClickException("Stopped. No file was left half-written.") from error
-        except OSError as error:  # a full disk or a lost mount is nobody's defect; click itself ends on a closed pipe
+            raise click.ClickException("Interrupted. No file was left half-written.") from error
+        except (
+            OSError
+        ) as error:  # a full disk or a lost mount is not a defect of the program; click handles a closed pipe
             if error.errno == errno.EPIPE:
                 raise
             where = error.filename or "standard output"
-            raise click.ClickException(f"{where}: {error.strerror or error}. Mend that, and run it again.") from error
+            raise click.ClickException(
+                f"{where}: {error.strerror or error}. Fix that, and run the command again."
+            ) from error
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
+@click.group(cls=_Hoarfrost, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hoarfrost")
 def main() -> None:
-    """Frozen features, hoarded: trustworthy image classifiers in minutes.
+    """Train classifiers of medical images in minutes, and report how far their scores can be trusted.
 
-    `extract` runs a frozen {encoder} once over every image and caches the embeddings; `train`
-    trains lightweight heads on the cache; `report` writes one HTML file; `predict` uses a head on
-    new images.
+    `extract` runs a frozen {encoder} once over every image and caches the embeddings. `train` trains
+    lightweight heads on the cache. `report` writes one HTML file. `predict` applies a head to new
+    images.
 
     Example:
       hoarfrost extract images/ --cache images.h5
@@ -54,15 +56,15 @@ def main() -> None:
       hoarfrost report --run runs/first
       hoarfrost predict new/ --run runs/first --output new.csv
     """
-    from hoarfrost.cli.console import show_warnings
+    from hoarfrost.cli.console.progress import show_warnings
 
     show_warnings()
 
 
 def _keep_examples(command: click.Command) -> None:
-    """Have an example's lines printed as they stand: a paragraph is wrapped by click unless it begins with this sign."""
+    """Keep the lines of examples: click wraps a paragraph unless it begins with this sign."""
     if command.help:
-        command.help = re.sub(r"\n( *)Example:\n", "\n\\1\b\n\\1Example:\n", command.help)
+        command.help = re.sub(r"\n( *)(Example|More examples):\n", "\n\\1\b\n\\1\\2:\n", command.help)
     for other in command.commands.values() if isinstance(command, click.Group) else ():
         _keep_examples(other)
 

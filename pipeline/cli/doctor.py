@@ -1,4 +1,4 @@
-"""What this machine has of what hoarfrost can use: what each missing thing costs, and what brings it."""
+"""What this machine has, what each missing thing costs, and how to install it."""
 
 import importlib
 import os
@@ -17,26 +17,26 @@ from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
 
 OLDEST_PYTHON = (3, 11)
-LITTLE_ROOM = 8 * 10**9  # bytes: an environment with the CUDA build of PyTorch takes 6.8 GB
-BYTES_A_MILLION = 2 * 10**9  # of embeddings, float32
+LITTLE_SPACE = 8 * 10**9  # bytes: an environment with the CUDA build of PyTorch takes 6.8 GB
+BYTES_PER_MILLION = 2 * 10**9  # embeddings in float32
 LIBRARIES_OF = {"hdf5": ("h5py", "numpy"), **dict.fromkeys(("torch", "gpu", "weights"), ("torch", "torchvision"))}
 COSTS_OF_EXTRAS = {
     "dicom": "DICOM files cannot be read",
-    "ray": "stage one runs on this machine alone, and on one of its GPUs",
+    "ray": "extraction uses this machine only, and one of its GPUs",
     "remote": "images at URLs (s3://, http://) cannot be read",
-    "gs": "images in Google's store (gs://) cannot be read",
+    "gs": "images in Google Cloud Storage (gs://) cannot be read",
     "onnx": "runs cannot be exported as ONNX",
     "serve": "runs cannot be served as a page",
-    "openvino": "no --precision int8, about twice as fast as float32 on a CPU",
-    "tensorboard": "no --tensorboard; the report has the training curves",
+    "openvino": "--precision int8 is not available; on a CPU it is about twice as fast as float32",
+    "tensorboard": "--tensorboard is not available; the report has the training curves",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing: whether it is there, what was found, what its absence costs, and the way to get it.
+    """One check: its state, what was found, what its absence costs, and the way to fix it; in JSON under these names.
 
-    `state` is "ok", "missing" (optional, or only slower without) or "broken" (does not work without).
+    `state` is "ok", "missing" (optional, or only faster with it) or "broken" (does not work without it).
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order in which a newcomer needs them; `doctor --json` prints it."""
+    """All findings, in the order in which a new user needs them; `doctor --json` prints it."""
 
     version: str
     python: str
@@ -62,24 +62,22 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at Python, libraries, processors, compiler, weights, disk and extras. Nothing is downloaded or changed."""
-    looks: list[Callable[[], Iterator[Finding]]] = [
-        _python, _libraries, _torch, _processors, _compiler, _gpu, _weights, _hdf5, _room, _extras,
-    ]  # fmt: skip
-    findings = tuple(finding for look in looks for finding in _found_by(look))
+    """Check Python, libraries, processors, compiler, weights, disk and extras. Nothing is downloaded or changed."""
+    checks = (_python, _libraries, _torch, _processors, _compiler, _gpu, _weights, _hdf5, _disk, _extras)
+    findings = tuple(finding for check in checks for finding in _found_by(check))
     return Diagnosis(__version__, platform.python_version(), platform.platform(), findings)
 
 
-def _found_by(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Give what a look finds; one that fails itself has found that much."""
-    name = look.__name__.strip("_").replace("_", " ")
+def _found_by(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of a check; a check that fails is itself a finding."""
+    name = check.__name__.strip("_").replace("_", " ")
     try:
-        yield from look()
+        yield from check()
     except Exception as error:  # a broken installation raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         libraries = LIBRARIES_OF.get(name, ())
-        mend = _install(*libraries, again=True) if libraries else f"{_pip()} check, which says what does not fit"
-        yield Finding(name, "broken", reason, "nothing that needs it works", mend)
+        mend = _install(*libraries, again=True) if libraries else f"{_pip()} check shows which packages do not fit"
+        yield Finding(name, "broken", reason, "everything that needs it fails", mend)
 
 
 def _install(*requirements: str, again: bool = False) -> str:
@@ -99,21 +97,21 @@ def _python() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    """Check what is installed against what the package asks for."""
+    """Check what is installed against what the package requires."""
     wanted = _wanted("")
     if not wanted:
-        costs = "what it needs cannot be checked"
+        costs = "its requirements cannot be checked"
         yield Finding("libraries", "missing", "hoarfrost is not installed as a package", costs, "make setup")
         return
     bad = [text for name, text in wanted.items() if not _is_satisfied(name, text)]
     if bad:
         yield Finding("libraries", "broken", f"missing or too old: {', '.join(bad)}", "", _install(*bad))
     else:
-        yield Finding("libraries", "ok", f"all {len(wanted)} that it needs")
+        yield Finding("libraries", "ok", f"all {len(wanted)} required libraries")
 
 
 def _wanted(extra: str) -> dict[str, str]:
-    """Give what the package's metadata asks for, by name: without an extra, or by that extra alone."""
+    """Return the package's requirements by name: those without an extra, or those of one extra alone."""
     from packaging.requirements import Requirement
 
     try:
@@ -138,13 +136,17 @@ def _torch() -> Iterator[Finding]:
     import torch
 
     try:
-        importlib.import_module(
-            "hoarfrost.features.encoder.backbone"
-        )  # torchvision: its wheel must be of torch's build
+        importlib.import_module("hoarfrost.features.encoder.backbone")  # torchvision's wheel must match torch's build
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         found = f"torch {torch.__version__} with torchvision {version('torchvision')}: {reason}"
-        yield Finding("torch", "broken", found, "the two do not fit", _install("torch", "torchvision", again=True))
+        yield Finding(
+            "torch",
+            "broken",
+            found,
+            "the two versions do not fit each other",
+            _install("torch", "torchvision", again=True),
+        )
         return
     yield Finding("torch", "ok", f"{torch.__version__}, torchvision {version('torchvision')}")
 
@@ -154,15 +156,15 @@ def _processors() -> Iterator[Finding]:
     from hoarfrost.features.encoder.precision import choose_precision
 
     host, mine = os.cpu_count() or 1, usable_cpus()
-    of_host = f" of the {host} that the machine has (affinity or a container's quota)" if mine < host else ""
+    of_host = f" of {host} on this machine (limited by affinity or a container quota)" if mine < host else ""
     yield Finding("CPUs", "ok", f"{mine}{of_host}, {usable_memory() / 1e9:.0f} GB of memory")
     if has_amx():
         yield Finding("AMX", "ok", "bfloat16 on matrix units")
         return
     others = "; --precision int8 is fast here (VNNI)" if has_vnni() else ""
-    precision = "bfloat16 by AVX-512" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
-    costs = f"the backbone computes in {precision}, slower than bfloat16 on matrix units{others}"
-    yield Finding("AMX", "missing", "this processor has none", costs, "a server CPU that has it, or a GPU")
+    precision = "bfloat16 with AVX-512" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
+    costs = f"the encoder computes in {precision}, slower than bfloat16 on matrix units{others}"
+    yield Finding("AMX", "missing", "not in this processor", costs, "use a server CPU with AMX, or a GPU")
 
 
 def _compiler() -> Iterator[Finding]:
@@ -171,7 +173,7 @@ def _compiler() -> Iterator[Finding]:
     try:
         check_compiler()
     except CompilerError as error:
-        costs = "the backbone is not compiled: slower in bfloat16 above some thousand images"
+        costs = "the encoder is not compiled: slower in bfloat16 for more than some thousand images"
         yield Finding("C++ compiler", "missing", str(error), costs, "apt install g++, or set CXX")
         return
     yield Finding("C++ compiler", "ok", compiler_path())
@@ -186,15 +188,14 @@ def _gpu() -> Iterator[Finding]:
             bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
             yield Finding("GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {bf16}")
     elif torch.backends.mps.is_available():
-        yield Finding("GPU", "ok", "Apple's, by --device mps")
+        yield Finding("GPU", "ok", "Apple GPU, with --device mps")
     elif Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the build for CPUs"
         mend = "update the driver" if torch.version.cuda else _install("torch", "torchvision", again=True)
-        yield Finding(
-            "GPU", "missing", f"there is one, and torch cannot use it; {built}", "stage one runs on the CPU", mend
-        )
+        found = f"present, but torch cannot use it; {built}"
+        yield Finding("GPU", "missing", found, "extraction runs on the CPU", mend)
     else:
-        yield Finding("GPU", "missing", "none", "stage one runs on the CPU")
+        yield Finding("GPU", "missing", "not found", "extraction runs on the CPU")
 
 
 def _weights() -> Iterator[Finding]:
@@ -208,12 +209,11 @@ def _weights() -> Iterator[Finding]:
             yield Finding("ImageNet weights", "ok", f"{path}, intact")
             return
     except HoarfrostError as error:
-        yield Finding(
-            "ImageNet weights", "broken", str(error), "--weights imagenet fails", f"rm {shlex.quote(str(path))}"
-        )
+        mend = f"rm {shlex.quote(str(path))}"
+        yield Finding("ImageNet weights", "broken", str(error), "--weights imagenet fails", mend)
         return
-    costs = f"the first extraction downloads {published.megabytes} MB; without a network it ends in an error"
-    mend = f"nothing to do with a network; else bring {path.name} from {published.url} into {path.parent}"
+    costs = f"the first extraction downloads {published.megabytes} MB; without a network it fails"
+    mend = f"nothing to do with a network; otherwise copy {path.name} from {published.url} to {path.parent}"
     yield Finding("ImageNet weights", "missing", "not on this machine yet", costs, mend)
 
 
@@ -230,14 +230,16 @@ def _hdf5() -> Iterator[Finding]:
         write_cache_file(path, header, 1, [Block(keys, embeddings)], [])
         with CacheFile(path) as file:
             file.embeddings()
-    yield Finding("HDF5", "ok", f"{hdf5_version()}, a cache written and read back")
+    yield Finding("HDF5", "ok", f"{hdf5_version()}, a test cache was written and read")
 
 
-def _room() -> Iterator[Finding]:
+def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    found = f"{free / 1e9:,.0f} GB free here: embeddings of {free / BYTES_A_MILLION:,.0f} million images"
-    if free < LITTLE_ROOM:
-        yield Finding("disk", "missing", found, "little; a million images take 2 GB of embeddings", "make room")
+    found = f"{free / 1e9:,.0f} GB free here: embeddings of {free / BYTES_PER_MILLION:,.0f} million images"
+    if free < LITTLE_SPACE:
+        yield Finding(
+            "disk", "missing", found, "little space; the embeddings of a million images take 2 GB", "free some space"
+        )
     else:
         yield Finding("disk", "ok", found)
 
@@ -247,7 +249,7 @@ def _extras() -> Iterator[Finding]:
         wanted = _wanted(extra)
         absent = [name for name, text in wanted.items() if not _is_satisfied(name, text)]
         if absent:
-            found, mend = f"without {', '.join(absent)}", _install(f"hoarfrost[{extra}]")
+            found, mend = f"{', '.join(absent)} not installed", _install(f"hoarfrost[{extra}]")
             yield Finding(f"extra {extra}", "missing", found, costs, mend)
         elif wanted:
             yield Finding(f"extra {extra}", "ok", ", ".join(f"{name} {version(name)}" for name in wanted))

@@ -1,4 +1,4 @@
-"""The command that explains what a head says of images."""
+"""The command that explains what a head predicts for images."""
 
 import dataclasses
 from pathlib import Path
@@ -6,47 +6,59 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import device_option, emit, json_option, max_pixels_option, run_option, weights_option
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@run_option
-@click.option(
-    "--output", type=PathType(), required=True, metavar="FOLDER",
-    help="Where the pictures go, a new folder; explanations.json in it has the numbers.",
+@opts.run
+@opts.option(
+    "--output", "A new folder for the maps, and for explanations.json with the numbers.",
+    type=PathType(), required=True, metavar="FOLDER",
 )  # fmt: skip
-@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
-@click.option(
-    "--class", "class_name", metavar="LABEL",
-    help="What the map is of.  [default: of two classes the positive one, of more what the image is called]",
+@opts.head
+@opts.option(
+    "--class class_name",
+    "The class that the maps explain.  [default: with two classes the positive one, else the predicted one]",
+    metavar="LABEL",
 )  # fmt: skip
-@click.option(
-    "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
-    help="Write up to 48 images beside their maps into one picture.",
+@opts.option(
+    "--contact-sheet", "Save up to 48 images beside their maps in one picture.",
+    type=PathType(dir_okay=False), metavar="FILE.png",
 )  # fmt: skip
-@click.option(
-    "--examples", "n_examples", type=click.IntRange(0, 10), default=5, show_default=True,
-    help="How many of the nearest training images are shown.",
+@opts.option(
+    "--examples n_examples", "How many of the nearest training images are shown.",
+    group=opts.CONTENT, type=click.IntRange(0, 10), default=5,
 )  # fmt: skip
-@weights_option
-@device_option
-@max_pixels_option
-@json_option
+@opts.weights
+@opts.device
+@opts.max_pixels
+@opts.json_flag
 def explain(data: Path | str, output: Path, as_json: bool, **options: Any) -> None:
-    """Show what speaks for a class where in the images of DATA, and which training images are like them.
+    """Show which parts of each image in DATA speak for a class, and the most similar training images.
 
-    DATA is what `predict` takes. Red speaks for the class, blue against it; the cells of a map, as many for any image,
-    sum to the logarithm of the odds (of more than two classes: the logit against the mean of the others').
+    DATA is what `predict` reads. Red areas speak for the class, blue areas against it. The cells of a map add up to the
+    log odds of the class. With more than two classes, they add up to its logit minus the mean of the other logits.
 
     Example:
-      hoarfrost explain new/ --run runs/first --output explained/ --contact-sheet seen.png
+      $ hoarfrost explain new/ --run runs/first --output explained/
+      3 of 3 images explained by mlp:256x6: explained
+        0.png: malignant 0.005, predicted benign + normal; nearest: 4 benign, 1 malignant
+      ...
+
+    More examples:
       hoarfrost explain scan.dcm --run runs/first --head linear --class malignant --output scan-explained/ --json
     """
-    from hoarfrost.cli.console import explain_text, extraction_progress
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import explain_text
     from hoarfrost.inference.explain import explain_dataset
 
     with extraction_progress() as show:
         summary = explain_dataset(data, output, on_progress=show, **options)
-    emit(as_json, dataclasses.asdict(summary), explain_text(summary))
+    opts.emit(
+        as_json,
+        dataclasses.asdict(summary),
+        explain_text(summary),
+        ("export", "--run", options["run"], "--format", "onnx", "--output", "model.onnx"),
+    )

@@ -1,4 +1,4 @@
-"""The command that exports a head with its backbone."""
+"""The command that exports a head with its encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -6,35 +6,40 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import emit, json_option, run_option, weights_option
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import PathType
 
 
-@click.command()
-@run_option
-@click.option(
-    "--output", type=PathType(dir_okay=False), required=True, metavar="FILE",
-    help="Where the model goes: FILE.onnx or FILE.pt2; its model_card.md goes beside it.",
+@click.command(cls=opts.Command)
+@opts.run
+@opts.option(
+    "--output", "The model file, FILE.onnx or FILE.pt2. A model_card.md is written beside it.",
+    type=PathType(dir_okay=False), required=True, metavar="FILE",
 )  # fmt: skip
-@click.option(
-    "--format", "file_format", type=click.Choice(["onnx", "torch"]), required=True,
-    help="ONNX (needs the extra onnx), or torch.export's program.",
+@opts.option(
+    "--format file_format", "onnx needs pip install 'hoarfrost[onnx]'. torch is a program of torch.export.",
+    type=click.Choice(["onnx", "torch"]), required=True,
 )  # fmt: skip
-@click.option("--head", metavar="NAME", help="Another head of the run than the selected one.")
-@weights_option
-@json_option
+@opts.head
+@opts.weights
+@opts.json_flag
 def export(run: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Write a head and its backbone as one model: from uint8 RGB images to calibrated probabilities.
+    """Write a head and its encoder as one model, from uint8 RGB images to calibrated probabilities.
 
-    It is tried before it is left behind, against torch and against the run's own predictions; names of classes,
+    Before the model is saved, its outputs are compared with torch's and with the run's own predictions. Class names,
     thresholds, fingerprint and preprocessing are in its metadata.
 
     Example:
-      hoarfrost export --run runs/first --format onnx --output model/first.onnx
+      $ hoarfrost export --run runs/first --format onnx --output first.onnx
+      mlp:256x6 with its encoder, ONNX, opset 18: first.onnx, 46.6 MB; 29.2 s
+      probabilities differ by at most 4.4e-10 from torch's
+      ...
+
+    More examples:
       hoarfrost export --run runs/first --format torch --head mlp:512 --output wide.pt2 --json
     """
-    from hoarfrost.cli.console import export_text
+    from hoarfrost.cli.console.summaries import export_text
     from hoarfrost.inference.export import export_head
 
     summary = export_head(run, output, **options)
-    emit(as_json, dataclasses.asdict(summary), export_text(summary))
+    opts.emit(as_json, dataclasses.asdict(summary), export_text(summary), ("serve", "--run", run))

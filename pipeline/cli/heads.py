@@ -6,77 +6,97 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import device_option, emit, json_option, max_pixels_option, weights_option
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType, ShareType
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@click.option("--run", type=PathType(), metavar="DIR", help="The run folder whose head is used, the selected one.")
-@click.option("--head", metavar="NAME|FILE", help="Another head of the run; or without --run, the file of a head.")
-@click.option(
-    "--output", type=PathType(dir_okay=False), required=True, metavar="FILE.csv",
-    help="Where the images' rows go; those of patients go beside it, to FILE_patients.csv.",
+@opts.option("--run", "The run folder. Its selected head is used.", type=PathType(), metavar="DIR")
+@opts.option("--head", "Another head of the run. Without --run: a head file.", metavar="NAME|FILE")
+@opts.option(
+    "--output", "The CSV for the images, one row per image. Patients go to FILE_patients.csv beside it.",
+    type=PathType(dir_okay=False), required=True, metavar="FILE.csv",
 )  # fmt: skip
-@click.option(
-    "--cache", type=PathType(dir_okay=False), metavar="FILE",
-    help="Keep embeddings here, so that another head costs no backbone pass.  [default: they are not kept]",
+@opts.option(
+    "--per-patient", "How to join the probabilities of a patient's images.  [default: as in the run, else mean]",
+    type=click.Choice(["mean", "max"]),
 )  # fmt: skip
-@click.option(
-    "--per-patient", type=click.Choice(["mean", "max"]),
-    help="Join a patient's probabilities by their mean or the largest.  [default: as the run did, else mean]",
+@opts.option(
+    "--cache",
+    "Keep the embeddings in this cache, so that another head needs no encoder pass.  [default: they are not kept]",
+    type=PathType(dir_okay=False), metavar="FILE",
 )  # fmt: skip
-@click.option(
-    "--coverage", type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, show_default=True, metavar="SHARE",
-    help="Of the conformal sets: the share of images whose set is to hold the true class.",
+@opts.option(
+    "--coverage", "Coverage of the conformal sets: the share of images whose set contains the true class.",
+    group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, metavar="SHARE",
 )  # fmt: skip
-@weights_option
-@device_option
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch.  [default: 32; on a GPU 256]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
-@max_pixels_option
-@click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
-@json_option
+@opts.max_pixels
+@opts.keep_ids
+@opts.weights
+@opts.device
+@opts.batch_size
+@opts.workers
+@opts.json_flag
 def predict(
     data: Path | str, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
     coverage: float, weights: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Predict the images of DATA, labelled or not: a row each, those that cannot be read with their reason.
+    """Predict the images in DATA, with or without labels, and write one row per image to a CSV.
 
-    DATA is what `extract` takes, also a folder of images in any order, a CSV with paths alone, or one image.
-    Weights, precision and window are the run's. Probabilities are calibrated; the class is that at the operating
-    point; each image gets a conformal set, and whether it is unlike all that the head learnt from.
+    DATA is what `extract` reads. It may also be a folder of images in any order, a CSV with paths alone, or one image.
+    Weights, precision and window are those of the run. Probabilities are calibrated. The predicted class is the one at
+    the operating point. Each image also gets a conformal set, and a flag if it is unlike the training images. Unreadable
+    images get a row with the reason.
 
     Example:
-      hoarfrost predict new/ --run runs/first --output new.csv
+      $ hoarfrost predict new/ --run runs/first --output new.csv
+      3 images predicted by mlp:256x6, 0 unreadable; 1.1 s
+      predicted at the operating point: 2 benign + normal, 1 malignant
+      conformal sets (90% coverage): 3 images with 1 class
+      unlike the training images: 0 (at a false alarm rate of 5%)
+      images: new.csv
+
+    More examples:
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
       hoarfrost predict scan.dcm --head runs/first/heads/linear.safetensors --output scan.csv
     """
-    from hoarfrost.cli.console import extraction_progress, predict_text
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import predict_text
     from hoarfrost.features.extraction.plan import ExtractOptions
     from hoarfrost.inference.predict import predict_dataset
 
     if run is None and head is None:
-        raise click.UsageError("Name a run with --run DIR, or the file of a head with --head FILE.")
+        raise click.UsageError("Name a run with --run DIR, or a head file with --head FILE.")
     with extraction_progress() as show:
         summary = predict_dataset(
             data, output, run=run, head=head, cache=cache, weights=weights, per_patient=per_patient,
             coverage=coverage, options=ExtractOptions(**options), on_progress=show,
         )  # fmt: skip
-    emit(as_json, dataclasses.asdict(summary), predict_text(summary))
+    following = ("explain", data, "--run", run, "--output", "explained") if run is not None else ()
+    opts.emit(as_json, dataclasses.asdict(summary), predict_text(summary), following)
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("directory", metavar="DIR", type=PathType())
-@json_option
+@opts.json_flag
 def heads(directory: Path, as_json: bool) -> None:
-    """List the heads of a run: how good they are, and their files, each of which works alone with `predict --head FILE`.
+    """List the heads of a run, with their scores and their files.
+
+    Each file works without the run: `hoarfrost predict --head FILE`.
 
     Example:
-      hoarfrost heads runs/first
+      $ hoarfrost heads runs/first
+         head       seeds  parameters  val AUC  test AUC  size     file
+         linear     1      1,026       0.985    0.992     0.08 MB  runs/first/heads/linear.safetensors
+      *  mlp:256x6  1      460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
+      * selected by validation ROC AUC
     """
-    from hoarfrost.cli.console import heads_text
+    from hoarfrost.cli.console.summaries import heads_text
     from hoarfrost.inference.predict import list_heads
 
     found = list_heads(directory)
-    emit(as_json, {"run": str(directory), "heads": [dataclasses.asdict(head) for head in found]}, heads_text(found))
+    document = {"run": str(directory), "heads": [dataclasses.asdict(head) for head in found]}
+    opts.emit(
+        as_json, document, heads_text(found), ("predict", "NEW_IMAGES", "--run", directory, "--output", "new.csv")
+    )

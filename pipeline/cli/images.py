@@ -6,115 +6,130 @@ from typing import Any
 
 import click
 
-from hoarfrost.cli.options import (
-    cache_option,
-    device_option,
-    emit,
-    engine_options,
-    json_option,
-    max_pixels_option,
-    window_option,
-)
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@cache_option
-@click.option("--name", help="The dataset's name in the cache; by default that of its folder or file.")
-@click.option(
-    "--weights", default="imagenet", show_default=True, metavar="imagenet|PATH|random:SEED|auto",
-    help="The backbone's weights: torchvision's, a checkpoint of your own (.pth, .safetensors), untrained ones, "
-    "or imagenet where it can be had and else random:0.",
+@opts.cache
+@opts.option("--name", "The dataset's name in the cache.  [default: the name of its folder or file]")
+@opts.option(
+    "--weights",
+    "The encoder's weights. imagenet: torchvision's. PATH: your own checkpoint (.pth, .safetensors). random:SEED: "
+    "untrained. auto: imagenet if available, else random:0.",
+    default="imagenet", metavar="imagenet|PATH|random:SEED|auto",
 )  # fmt: skip
-@device_option
-@click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True,
-    help="What to compute in; auto is bfloat16 where the device multiplies it natively, else float32; "
-    "int8 is about twice as fast as float32 on a CPU, calibrated on DATA's images, and needs OpenVINO.",
+@opts.option(
+    "--precision",
+    "Number format of the encoder. auto is bfloat16 where the device computes it natively, else float32. int8 is "
+    "about twice as fast as float32 on a CPU. It is calibrated on images of DATA and needs OpenVINO.",
+    type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch.  [default: 32; on a GPU 256]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads that read and decode.  [default: the CPUs]")
-@click.option(
-    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
-    help="Record an unreadable image and go on, or stop at the first.",
+@opts.option(
+    "--on-error", "Skip an unreadable image and record the reason, or stop at the first one.",
+    type=click.Choice(["skip", "fail"]), default="skip",
 )  # fmt: skip
-@click.option(
-    "--max-bad", type=ShareType(0, 1), default=0.05, show_default=True, metavar="SHARE",
-    help="Stop once more of the images than this are unreadable; a single one never stops it, but for 0.",
+@opts.option(
+    "--max-bad", "Stop if a larger share of the images is unreadable. A single unreadable image stops it only at 0.",
+    group=opts.IMAGES, type=ShareType(0, 1), default=0.05, metavar="SHARE",
 )  # fmt: skip
-@window_option
-@max_pixels_option
-@click.option("--keep-ids", is_flag=True, help="Keep DICOM's patient ids as they are, in place of a salted hash.")
-@click.option(
-    "--shard-size", type=SizeType(), metavar="SIZE",
-    help="The most that one file of the cache may have; beyond it, it is in shards.  [default: 64GB, or as it was]",
+@opts.window
+@opts.max_pixels
+@opts.keep_ids
+@opts.option(
+    "--rehash", "Read every file again, even if its size and date have not changed.",
+    group=opts.IMAGES, is_flag=True,
 )  # fmt: skip
-@click.option("--rehash", is_flag=True, help="Read every file again, though size and mtime say that it is unchanged.")
-@engine_options
-@json_option
+@opts.device
+@opts.batch_size
+@opts.workers
+@opts.option(
+    "--shard-size",
+    "Largest size of one cache file. A larger cache is divided into shards.  [default: 64GB, or the cache's own]",
+    group=opts.SPEED, type=SizeType(), metavar="SIZE",
+)  # fmt: skip
+@opts.engine
+@opts.json_flag
 def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **options: Any) -> None:
-    """Embed the images of DATA that the cache lacks.
+    """Compute the embeddings of the images in DATA that are not in the cache yet.
 
-    DATA is a folder (train/val/test with class folders, class folders alone, or with a labels.csv),
-    a CSV with the columns path,label[,split][,patient] and others, or an npz file in MedMNIST's layout.
-    Images may be DICOM files too, named in any way. Folders, CSVs and the paths in a CSV may be URLs:
-    s3://, gs://, http(s):// and what else fsspec knows.
+    DATA is an image folder, a CSV or an npz file. A folder has class folders, train/val/test with class folders, or a
+    labels.csv. A CSV has the columns path,label[,split][,patient] and any others. An npz file has MedMNIST's layout.
+    Images may also be DICOM files, with any file name. Folders, CSVs and the paths in a CSV may be URLs: s3://, gs://,
+    http(s):// and others that fsspec knows.
 
     Example:
+      $ hoarfrost extract images/ --cache images.h5
+      images: 480 images, 480 embedded, 0 reused, 0 unreadable; 135.1 s
+      cache images.h5: weights imagenet, bfloat16 on cpu
+
+    More examples:
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
       hoarfrost extract s3://archive/chest --cache chest.h5
       hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
-    from hoarfrost.cli.console import extract_text, extraction_progress
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import extract_text
     from hoarfrost.features.extraction.extract import extract as run_extract
     from hoarfrost.features.extraction.plan import ExtractOptions
 
     with extraction_progress() as show:
         summary = run_extract(data, cache, name=name, options=ExtractOptions(**options), on_progress=show)
-    emit(as_json, dataclasses.asdict(summary), extract_text(summary))
+    following = ("train", "--cache", cache, "--run", Path("runs") / cache.stem)
+    opts.emit(as_json, dataclasses.asdict(summary), extract_text(summary), following)
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("data", type=DataType())
-@click.option(
-    "--contact-sheet", type=PathType(dir_okay=False), metavar="FILE.png",
-    help="Write up to 64 images as the backbone will see them.",
+@opts.option(
+    "--contact-sheet", "Save up to 64 images in one picture, as the encoder will see them.",
+    type=PathType(dir_okay=False), metavar="FILE.png",
 )  # fmt: skip
-@window_option
-@max_pixels_option
-@json_option
+@opts.window
+@opts.max_pixels
+@opts.json_flag
 def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
-    """Say what DATA is made of, without a backbone: formats, sizes, patients, duplicates, unreadable images.
+    """List the formats, sizes, patients, duplicates and unreadable images in DATA, without the encoder.
 
-    Every image is decoded once, as `extract` would, and what preprocessing does to each kind is told.
+    Every image is decoded once, as `extract` does it. The list shows what preprocessing does to each kind of image.
 
     Example:
-      hoarfrost inspect images/
+      $ hoarfrost inspect images/
+      images: 480 images, 243 patients; 0 duplicates, 0 unreadable
+        480 PNG, L, 8 bits, 240 x 208: grey, resized to 224 x 224
+      label: 240 benign, 144 malignant, 96 normal
+      scanner: 243 A, 237 B
+
+    More examples:
       hoarfrost inspect archive/ --window -600/1500 --contact-sheet seen.png
     """
-    from hoarfrost.cli.console import extraction_progress, survey_text
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.cli.console.summaries import survey_text
     from hoarfrost.features.extraction.survey import survey
 
     with extraction_progress() as show:
         found = survey(data, **options, on_progress=show)
-    emit(as_json, dataclasses.asdict(found), survey_text(found))
+    following = ("extract", data, "--cache", f"{Path(found.dataset).name}.h5")
+    opts.emit(as_json, dataclasses.asdict(found), survey_text(found), following)
 
 
-@click.command()
+@click.command(cls=opts.Command)
 @click.argument("directory", metavar="DIR", type=PathType())
-@click.option("--images", type=click.IntRange(30), default=480, show_default=True, help="How many.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
-@json_option
+@opts.option("--images", "How many images to draw.", type=click.IntRange(30), default=480)
+@opts.option("--seed", "Seed of the random drawing.", type=click.IntRange(0), default=0)
+@opts.json_flag
 def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
-    """Write the synthetic dataset (ultrasound phantoms) to DIR, an image folder with a labels.csv.
+    """Write a synthetic dataset of ultrasound images to DIR, an image folder with a labels.csv.
 
     Example:
-      hoarfrost demo demo/
+      $ hoarfrost demo images
+      480 images of 243 patients in images
     """
     from hoarfrost.demo import write_demo
 
     summary = write_demo(directory, n_images=images, seed=seed)
     document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
-    emit(as_json, document, f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}")
+    text = f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}"
+    opts.emit(as_json, document, text, ("extract", directory, "--cache", f"{directory.name}.h5", "--weights", "auto"))

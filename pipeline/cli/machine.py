@@ -4,23 +4,34 @@ import dataclasses
 
 import click
 
-from hoarfrost.cli.options import emit, json_option
+from hoarfrost.cli import options as opts
 
 
-@click.command()
-@json_option
+@click.command(cls=opts.Command)
+@opts.json_flag
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this machine has of what hoarfrost can use, what a missing thing costs, and what brings it.
+    """Check this machine: what hoarfrost can use, what is missing, what that costs and how to install it.
 
-    Nothing is downloaded or changed. Exit 1 where something is broken, not where something optional is missing.
+    Nothing is downloaded or changed. The exit status is 1 if something is broken, and 0 if only optional parts are
+    missing.
 
     Example:
-      hoarfrost doctor
+      $ hoarfrost doctor
+      ok       Python             3.11.7 in .venv
+      missing  GPU                not found
+                                  extraction runs on the CPU
+      ...
+      18 checks: 0 broken, 4 missing but optional
     """
-    from hoarfrost.cli.console import diagnosis_text
+    from hoarfrost.cli.console.summaries import diagnosis_text
     from hoarfrost.cli.doctor import diagnose
 
     found = diagnose()
-    emit(as_json, {**dataclasses.asdict(found), "sound": found.sound}, diagnosis_text(found))
+    opts.emit(
+        as_json,
+        {**dataclasses.asdict(found), "sound": found.sound},
+        diagnosis_text(found),
+        ("demo", "demo") if found.sound else (),
+    )
     ctx.exit(0 if found.sound else 1)

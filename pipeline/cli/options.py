@@ -1,10 +1,13 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, the headings that help lists them under, and how results are printed."""
 
+import inspect
 import json
+import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import click
@@ -13,102 +16,128 @@ from hoarfrost.cli.types import PathType, ShareType, WindowType
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.extraction.engines import ENGINES, LocalOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The headings of options, in the order in which help shows them.
+MAIN = "Main options"
+DATA, IMAGES = "Data and splits", "Reading images"
+TRAINING, SCORING = "Training", "Scoring"
+CONTENT = "Content"
+SPEED = "Speed and memory"
+ENGINE = "Several GPUs or machines"
+OTHER = "Other options"
+HEADINGS = (MAIN, DATA, IMAGES, TRAINING, SCORING, CONTENT, SPEED, ENGINE, OTHER)
 
 
-def window_option(command: Command) -> Command:
-    """Add `--window CENTER/WIDTH`."""
-    return click.option(
-        "--window", type=WindowType(), metavar="CENTER/WIDTH",
-        help="Of grey DICOM images, as in 40/400; in place of the files' own.",
-    )(command)  # fmt: skip
+class _Option(click.Option):
+    """An option that knows the heading it is listed under."""
+
+    def __init__(self, *arguments: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.group = group
 
 
-def max_pixels_option(command: Command) -> Command:
-    """Add `--max-pixels N`."""
-    return click.option(
-        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True,
-        help="Larger images are unreadable: a small file may promise any size.",
-    )(command)  # fmt: skip
+def option(names: str, text: str, *, group: str = MAIN, **attributes: Any) -> Callable[[Function], Function]:
+    """Add an option, `names` as click takes them but in one text, that help lists under a heading, with its default."""
+    attributes.setdefault("show_default", attributes.get("default") is not None)
+    return click.option(*names.split(), cls=_Option, group=group, help=text, **attributes)
 
 
-def device_option(command: Command) -> Command:
-    """Add `--device`."""
-    return click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-        help="Where to compute; auto is cuda where there is one, else cpu.",
-    )(command)  # fmt: skip
+def option_groups(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """Return the names and explanations of a command's options by their heading."""
+    found: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)) is not None:
+            found[parameter.group if isinstance(parameter, _Option) else OTHER].append(record)
+    return {heading: records for heading, records in found.items() if records}
 
 
-def weights_option(command: Command) -> Command:
-    """Add `--weights` to a command that uses a run's."""
-    text = "Where the backbone's weights are now, if not where they were for the run."
-    return click.option("--weights", metavar="PATH|…", help=text)(command)
+class Command(click.Command):
+    """A command whose help lists the options that matter first, then the others under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, heading by heading."""
+        for heading, records in option_groups(self, ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
-def json_option(command: Command) -> Command:
-    """Add `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+class CommandGroup(click.Group):
+    """A group that lists its commands in the order of use, each with its whole first sentence."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        """Return the commands in the order in which they were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the commands; click itself would cut their sentences off."""
+        first = {name: inspect.cleandoc(command.help or "").split("\n\n")[0] for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, re.split(r"(?<=\.)\s", text)[0]) for name, text in first.items()])
 
 
-def cache_option(command: Command) -> Command:
-    """Add `--cache FILE`."""
-    path = PathType(dir_okay=False)
-    return click.option("--cache", type=path, required=True, metavar="FILE", help="The cache's HDF5 file.")(command)
+_FILE = PathType(dir_okay=False)
+_WINDOW = "Window of grey DICOM images, such as 40/400. It replaces the window in the files."
+_MAX_PIXELS = "Largest image that is read. A small file can decode to a huge image, so larger ones count as unreadable."
+_KEEP_IDS = "Keep the patient IDs of DICOM files unchanged. By default they are replaced by a salted hash."
+_DEVICE = "Where to compute. auto uses cuda if it is available, else the CPU."
+_WORKERS = "Threads that read and decode images.  [default: the number of CPUs]"
+_WEIGHTS = "Where the encoder's weights are now, if they have moved since the run was trained."
+
+window = option("--window", _WINDOW, group=IMAGES, type=WindowType(), metavar="CENTER/WIDTH")
+max_pixels = option("--max-pixels", _MAX_PIXELS, group=IMAGES, type=click.IntRange(1), default=MAX_PIXELS)
+keep_ids = option("--keep-ids", _KEEP_IDS, group=IMAGES, is_flag=True)
+batch_size = option(
+    "--batch-size", "Images in one batch.  [default: 32; on a GPU 256]", group=SPEED, type=click.IntRange(1, 4096)
+)
+workers = option("--workers", _WORKERS, group=SPEED, type=click.IntRange(1, 256))
+weights = option("--weights", _WEIGHTS, group=IMAGES, metavar="PATH|…")
+json_flag = option("--json as_json", "Print one JSON object on stdout.", group=OTHER, is_flag=True)
+cache = option("--cache", "The cache of embeddings, one HDF5 file.", type=_FILE, required=True, metavar="FILE")
+run = option("--run", "The run folder.", type=PathType(), required=True, metavar="DIR")
+head = option("--head", "Another head of the run than the selected one.", metavar="NAME")
+file = click.argument("file", type=_FILE)
 
 
-def run_option(command: Command) -> Command:
-    """Add `--run DIR`."""
-    path = PathType()
-    return click.option("--run", type=path, required=True, metavar="DIR", help="The run folder.")(command)
+def device_among(*devices: str) -> Callable[[Function], Function]:
+    """Add `--device`, with a choice of devices; the first is the default."""
+    return option("--device", _DEVICE, group=SPEED, type=click.Choice(devices), default=devices[0])
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+device = device_among("auto", "cpu", "cuda", "mps")
+
+
+def engine(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--engine` and the options of each engine; the command gets them as one `engine`."""
     names = {field.name for each in ENGINES.values() for field in fields(each)}
+    own = partial(option, group=ENGINE, callback=_only_with_its_engine)
 
+    @option(
+        "--engine", "local: this machine with all its GPUs. ray: a Ray cluster. For several GPUs and for ray: pip install "
+        "'hoarfrost[ray]'.", group=ENGINE, type=click.Choice(list(ENGINES)), default=LocalOptions.name, is_eager=True,
+    )  # fmt: skip
+    @own(
+        "--address", "The Ray cluster to join. auto is the one that this machine belongs to.  [default: start Ray on this "
+        "machine]", metavar="auto|HOST:PORT",
+    )  # fmt: skip
+    @own(
+        "--gpus-per-worker", "GPUs for each Ray worker. 0.5 runs two workers on one GPU.  [default: 1]",
+        type=ShareType(0, 1, min_open=True), metavar="SHARE",
+    )  # fmt: skip
+    @own(
+        "--cpus-per-worker", "CPUs for each Ray worker.  [default: its host's CPUs, divided by the workers there]",
+        type=click.IntRange(1),
+    )  # fmt: skip
+    @own("--max-workers", "Largest number of Ray workers.  [default: as many as fit]", type=click.IntRange(1))
     @wraps(command)
     def with_engine(*arguments: Any, engine: str, **given: Any) -> Any:
-        own = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}
+        its = {field.name: given[field.name] for field in fields(ENGINES[engine]) if field.name in given}
         others = {name: value for name, value in given.items() if name not in names}
-        return command(*arguments, engine=ENGINES[engine](**own), **others)
+        return command(*arguments, engine=ENGINES[engine](**its), **others)
 
-    return _add_engine_options(with_engine)
-
-
-def _add_engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option(
-                "--engine", type=click.Choice(list(ENGINES)), default=LocalOptions.name, show_default=True, is_eager=True,
-                help="This machine with all of its GPUs, or a Ray cluster; for several GPUs and for ray: "
-                "pip install 'hoarfrost[ray]'.",
-            ),
-            _engine_option(
-                "--address", metavar="auto|HOST:PORT",
-                help="The Ray cluster to join: the one that this machine is part of, or by its head.  [default: start Ray "
-                "on this machine]",
-            ),
-            _engine_option(
-                "--gpus-per-worker", type=ShareType(0, 1, min_open=True), metavar="SHARE",
-                help="GPUs for each of Ray's workers; 0.5 puts two on a GPU.  [default: 1]",
-            ),
-            _engine_option(
-                "--cpus-per-worker", type=click.IntRange(1),
-                help="CPUs for each of Ray's workers.  [default: its host's, divided by the workers there]",
-            ),
-            _engine_option(
-                "--max-workers", type=click.IntRange(1),
-                help="Ray's workers at most.  [default: as many as there is room for]",
-            ),
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _engine_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
-    return click.option(name, callback=_only_with_its_engine, **attributes)
+    return with_engine
 
 
 def _only_with_its_engine(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -119,16 +148,13 @@ def _only_with_its_engine(context: click.Context, parameter: click.Parameter, va
     return value
 
 
-def emit(as_json: bool, document: dict[str, Any], text: str) -> None:
-    """Print a result: one JSON object, or text for people."""
-    from hoarfrost.cli.console import harmless
+def emit(as_json: bool, document: dict[str, Any], text: str, following: Sequence[object] = ()) -> None:
+    """Print a result: one JSON object, or text for people; on a terminal also the command that usually follows."""
+    from hoarfrost.cli.console.progress import harmless
 
+    if following and not as_json and sys.stdout is not None and sys.stdout.isatty():
+        text += f"\nNext: hoarfrost {shlex.join(map(str, following))}"
     output = json.dumps(document, ensure_ascii=True, allow_nan=False) if as_json else harmless(text)
     # File names that are not UTF-8 must not end a finished command in an encoding error.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there may be no stdout at all
     click.echo(output.encode(encoding, "replace").decode(encoding))
-
-
-def file_argument(command: Command) -> Command:
-    """Add the argument FILE, a cache."""
-    return click.argument("file", type=PathType(dir_okay=False))(command)

@@ -2,154 +2,162 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hoarfrost.cli.options import cache_option, emit, json_option, run_option
+from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import PathType, ShareType, SizeType
 from hoarfrost.heads.config import TrainingConfig
 
 
-@click.command()
-@cache_option
-@run_option
-@click.option("--dataset", metavar="NAME", help="Which of the cache's datasets; not needed where there is one.")
-@click.option("--positive", multiple=True, metavar="LABEL", help="Label that counts as class 1; may be repeated.")
-@click.option("--multilabel", is_flag=True, help="Images may have several labels: columns of 0 and 1, one a label.")
-@click.option("--label", "labels", multiple=True, metavar="COLUMN", help="Which columns; by default all of 0 and 1.")
-@click.option("--head", "heads", multiple=True, metavar="SPEC", help="Head to train; may be repeated.")
-@click.option(
-    "--grid", "grids", multiple=True, metavar="KEY=V,V",
-    help="Cross every head with these values of lr, weight_decay or dropout; may be repeated.",
+def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opts.Function], opts.Function]:
+    """Add an option with the default of TrainingConfig."""
+    default = getattr(TrainingConfig, name.removeprefix("--").replace("-", "_"))
+    return opts.option(name, text, group=opts.TRAINING, type=kind, default=default)
+
+
+@click.command(cls=opts.Command)
+@opts.cache
+@opts.run
+@opts.option("--positive", "Label that counts as class 1. May be repeated.", multiple=True, metavar="LABEL")
+@opts.option("--head heads", "Head to train, see above. May be repeated.", multiple=True, metavar="SPEC")
+@opts.option(
+    "--folds n_folds", "Also cross-validate: select a head in each fold, and score the pooled predictions of all folds.",
+    type=click.IntRange(2, 100),
 )  # fmt: skip
-@click.option(
-    "--seeds", type=click.IntRange(1, 100), default=TrainingConfig.seeds, show_default=True,
-    help="Train each head so many times; the selection is by their mean.",
+@opts.option("--dataset", "Dataset of the cache. Required if the cache has several.", group=opts.DATA, metavar="NAME")
+@opts.option("--multilabel", "Images may have several labels, in columns of 0 and 1.", group=opts.DATA, is_flag=True)
+@opts.option(
+    "--label labels", "Label column for --multilabel. May be repeated.  [default: all columns of 0 and 1]",
+    group=opts.DATA, multiple=True, metavar="COLUMN",
 )  # fmt: skip
-@click.option(
-    "--folds", "n_folds", type=click.IntRange(2, 100),
-    help="Cross-validate too: select in each training fold, pool the outer folds' predictions.",
-)  # fmt: skip
-@click.option(
-    "--learning-curve", "with_learning_curve", is_flag=True,
-    help="Train the selected head on 5, 10, 20 and 50% of the training patients too.",
-)  # fmt: skip
-@click.option(
-    "--tensorboard", "with_tensorboard", is_flag=True,
-    help="Write the training curves for TensorBoard too, to DIR/tensorboard.",
-)  # fmt: skip
-@click.option(
-    "--per-patient", type=click.Choice(["mean", "max"]),
-    help="Score patients in place of images: the mean, or the largest, of their images' probabilities.",
-)  # fmt: skip
-@click.option(
-    "--prevalence", type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
-    help="Of the positive class where the head is to be used: predictive values and net benefit for there.",
-)  # fmt: skip
-@click.option("--allow-leakage", is_flag=True, help="Go on though two splits share patients or the same images.")
-@click.option(
-    "--memory-limit", type=SizeType(), metavar="SIZE",
-    help="Stream embeddings that take more (1GB, 500MB) from the cache.  [default: half of the memory]",
-)  # fmt: skip
-@click.option(
-    "--schedule", type=click.Choice(["constant", "cosine"]), default=TrainingConfig.schedule, show_default=True,
-    help="Of the learning rate; cosine has a warm-up.",
-)  # fmt: skip
-@click.option(
-    "--class-weight", type=click.Choice(["none", "balanced"]), default=TrainingConfig.class_weight, show_default=True,
-    help="balanced: each class counts the same in the loss, however many images it has.",
-)  # fmt: skip
-@click.option(
-    "--label-smoothing", type=ShareType(0, 1, max_open=True), default=TrainingConfig.label_smoothing, show_default=True,
-    help="Share of each label that is spread over all classes.",
-)  # fmt: skip
-@click.option(
-    "--epochs", type=click.IntRange(1), default=TrainingConfig.epochs, show_default=True, help="At most so many."
+@opts.option(
+    "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    default=TrainingConfig.patience,
-    show_default=True,
-    help="Epochs without a better one.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 1 << 20),
-    default=TrainingConfig.batch_size,
-    show_default=True,
-    help="Images in a step.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=TrainingConfig.seed,
-    show_default=True,
-    help="Of splits, weights and batches.",
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=TrainingConfig.device, show_default=True,
-    help="Where to compute; auto is cuda where there is one, else cpu.",
+@opts.option(
+    "--grid grids", "Train every head with each of these values of lr, weight_decay or dropout. May be repeated.",
+    group=opts.TRAINING, multiple=True, metavar="KEY=V,V",
 )  # fmt: skip
-@json_option
+@_training(
+    "--seeds", "How many times each head is trained. The head with the best mean is selected.", click.IntRange(1, 100)
+)
+@_training("--seed", "First seed, for splits, initial weights and batches.", click.IntRange(0))
+@_training("--epochs", "Largest number of epochs.", click.IntRange(1))
+@_training("--patience", "Stop a head after this many epochs without a lower validation loss.", click.IntRange(1))
+@_training("--batch-size", "Images in one training step.", click.IntRange(1, 1 << 20))
+@_training(
+    "--schedule", "Schedule of the learning rate. cosine includes a warm-up.", click.Choice(["constant", "cosine"])
+)
+@_training(
+    "--class-weight", "balanced: each class has the same weight in the loss.", click.Choice(["none", "balanced"])
+)
+@_training("--label-smoothing", "Share of each label that is spread over all classes.", ShareType(0, 1, max_open=True))
+@opts.option(
+    "--per-patient", "Score patients instead of images, by the mean or the maximum of their images' probabilities.",
+    group=opts.SCORING, type=click.Choice(["mean", "max"]),
+)  # fmt: skip
+@opts.option(
+    "--prevalence",
+    "Prevalence of the positive class where the head will be used. Adds predictive values and net benefit for it.",
+    group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
+)  # fmt: skip
+@opts.option(
+    "--learning-curve with_learning_curve",
+    "Also train on 5, 10, 20 and 50% of the training patients.",
+    group=opts.SCORING,
+    is_flag=True,
+)
+@opts.option(
+    "--memory-limit",
+    "Read embeddings from the cache in parts if they need more memory (1GB, 500MB).  [default: half of the memory]",
+    group=opts.SPEED, type=SizeType(), metavar="SIZE",
+)  # fmt: skip
+@opts.device_among("auto", "cpu", "cuda")
+@opts.option("--overwrite", "Replace an earlier run in DIR even if it has a report.", group=opts.OTHER, is_flag=True)
+@opts.option(
+    "--tensorboard with_tensorboard", "Also write TensorBoard logs to DIR/tensorboard.", group=opts.OTHER, is_flag=True
+)
+@opts.json_flag
 def train(
     cache: Path, run: Path, heads: tuple[str, ...], grids: tuple[str, ...], multilabel: bool, labels: tuple[str, ...],
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Train heads on cached embeddings, and score them. No image is opened.
+    """Train heads on cached embeddings, score them, and write a run folder. No image is opened.
 
-    Heads: linear; mlp:256 (one hidden layer); mlp:256x6 (six of 256, ReLU); with options, as in
-    mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. Default: linear, mlp:256 and mlp:256x6.
+    Heads: linear; mlp:256 (one hidden layer of 256 units); mlp:256x6 (six hidden layers). Options follow after commas:
+    mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. The default heads are linear, mlp:256 and mlp:256x6.
+
+    A run that is already in DIR is replaced once the new one is complete. If `report` has written its report.html there,
+    --overwrite is required. A folder with any other files is never replaced.
 
     Example:
-      hoarfrost train --cache images.h5 --run runs/first --positive malignant
+      $ hoarfrost train --cache images.h5 --run runs/first --positive malignant --head mlp:256x6
+         head                   parameters  best epoch         val AUC  test AUC (95% CI)       test accuracy
+      *  mlp:256x6              460,802     5 (stopped at 15)  0.998    0.991 (0.959 to 0.999)  0.958
+         majority class                                        0.500    0.500 (0.500 to 0.500)  0.747
+         logistic regression                                   0.989    0.992 (0.958 to 1.000)  0.968
+      ...
+
+    More examples:
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
-    from hoarfrost.cli.console import train_text, training_progress
+    from hoarfrost.cli.console.progress import interruptible, training_progress
+    from hoarfrost.cli.console.training import train_text
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.specs import cross_heads, parse_heads
     from hoarfrost.runs import metrics_document
 
     training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
-    result = run_experiment(
-        cache, run, cross_heads(parse_heads(heads), grids),
-        ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options),
-        command=["hoarfrost", *sys.argv[1:]], on_epoch=training_progress(training.epochs),
-    )  # fmt: skip
-    # No forward pass: training loads no backbone (test_train_imports_neither_torchvision_nor_pillow holds it).
+    config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
+    specs = cross_heads(parse_heads(heads), grids)
+    with interruptible(run), training_progress(len(specs), config) as show:
+        result = run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
+    # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}
-    emit(as_json, document, train_text(result))
+    opts.emit(as_json, document, train_text(result), ("report", "--run", run))
 
 
-@click.command()
-@click.option(
-    "--run", "runs", type=PathType(), required=True, multiple=True, metavar="DIR",
-    help="The run folder; several stand side by side.",
+@click.command(cls=opts.Command)
+@opts.option(
+    "--run runs", "The run folder. Repeat it to compare several runs side by side.",
+    type=PathType(), required=True, multiple=True, metavar="DIR",
 )  # fmt: skip
-@click.option(
-    "--output", type=PathType(dir_okay=False), metavar="FILE.html",
-    help="Where the report goes; several runs need it.  [default: DIR/report.html]",
+@opts.option(
+    "--output", "The report file. Required for several runs.  [default: DIR/report.html]",
+    type=PathType(dir_okay=False), metavar="FILE.html",
 )  # fmt: skip
-@click.option(
-    "--figures", type=PathType(), metavar="FOLDER",
-    help="Write each figure as SVG and PNG too, and each table as CSV, into this folder.",
+@opts.option(
+    "--figures", "Also write each figure as SVG and PNG, and each table as CSV, to this folder.",
+    type=PathType(), metavar="FOLDER",
 )  # fmt: skip
-@click.option("--images/--no-images", "with_images", default=True, help="With small pictures, or no pixel of any.")
-@click.option("--map/--no-map", "with_map", default=True, help="With a map of the embeddings, or without.")
-@click.option(
-    "--explain", "with_explanations", is_flag=True,
-    help="Show the errors with maps of what speaks for a class; the backbone passes over these images.",
+@opts.option(
+    "--explain with_explanations",
+    "Show the errors with maps of what speaks for a class. The encoder runs over these images again.",
+    is_flag=True,
 )  # fmt: skip
-@click.option("--weights", metavar="PATH|…", help="Where the backbone's weights are now; for --explain.")
-@json_option
+@opts.option(
+    "--images/--no-images with_images", "Include thumbnails of images, or no pixels of any image.",
+    default=True,
+)  # fmt: skip
+@opts.option(
+    "--map/--no-map with_map", "Include a map of the embeddings, or omit it.",
+    group=opts.CONTENT, default=True,
+)  # fmt: skip
+@opts.weights
+@opts.json_flag
 def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
-    """Write a run's report, one self-contained HTML file, to DIR/report.html; or several runs side by side.
+    """Write the report of a run, one self-contained HTML file, or compare several runs side by side.
 
     Example:
+      $ hoarfrost report --run runs/first
+      report runs/first/report.html
+
+    More examples:
       hoarfrost report --run runs/first --figures figures/
       hoarfrost report --run runs/first --explain
       hoarfrost report --run runs/first --run runs/wide --output first-wide.html
@@ -157,12 +165,14 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
     from hoarfrost.report import report_runs
 
     if output is not None and output.suffix.lower() not in {".html", ".htm"}:
-        raise click.UsageError(f"--output {output} would be HTML; give it a name that ends in .html.")
+        raise click.UsageError(f"--output {output}: the report is HTML. Choose a name that ends in .html.")
     if len(runs) > 1 and (output is None or figures is not None or options["with_explanations"]):
-        raise click.UsageError("Several runs need --output FILE.html, and have no --figures and no --explain.")
+        raise click.UsageError("Several runs need --output FILE.html. They cannot have --figures or --explain.")
     if options["weights"] is not None and not options["with_explanations"]:
-        raise click.UsageError("--weights is for --explain: nothing else in a report needs the backbone.")
+        raise click.UsageError("--weights is for --explain: nothing else in a report needs the encoder.")
     if options["with_explanations"] and not options["with_images"]:
-        raise click.UsageError("--explain shows images, and --no-images none; leave one of them out.")
+        raise click.UsageError("--explain shows images, but --no-images excludes them. Omit one of the two.")
     found = report_runs(runs, output=output, figures=figures, **options)
-    emit(as_json, found.document(), found.text())
+    opts.emit(
+        as_json, found.document(), found.text(), ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv")
+    )

@@ -1,4 +1,4 @@
-"""What the command line takes: paths, sizes, shares, windows."""
+"""Types of options: paths, sizes, shares, windows."""
 
 import math
 import re
@@ -10,11 +10,11 @@ import click
 if TYPE_CHECKING:
     from hoarfrost.features.decoding.windows import Window
 
-SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as much for rows that are held
+SMALLEST_LIMIT = 16_000_000  # bytes: two chunks of the cache, and as many for rows in memory
 
 
 class PathType(click.Path):
-    """A path; an empty one, as from a variable that was never set, would mean the current folder."""
+    """A path that is not empty: an empty one, from an unset variable, would mean the current folder."""
 
     def __init__(self, *, dir_okay: bool = True) -> None:
         super().__init__(dir_okay=dir_okay, path_type=Path)
@@ -27,12 +27,12 @@ class PathType(click.Path):
 
 
 class DataType(PathType):
-    """Where images are: a path, or a URL as it stands, for a path would lose one of its slashes."""
+    """Where images are: a path, or a URL as text, because a path would lose one of its slashes."""
 
     name = "data"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Give a Path, or a URL as text."""
+        """Return a Path, or a URL as text."""
         from hoarfrost.features.files import is_url
 
         text = str(value).removeprefix("file://")
@@ -48,22 +48,22 @@ class SizeType(click.ParamType[int]):
         self.smallest = smallest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Give the size in bytes."""
+        """Return the size in bytes."""
         found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
         if found is None:
-            self.fail(f"{value!r} is no size; write 1GB, 500MB or 2GiB", param, ctx)
+            self.fail(f"{value!r} is not a size; write for example 1GB, 500MB or 2GiB", param, ctx)
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
         if size < self.smallest:
             least = f"{self.smallest / 1_000_000:g}MB" if self.smallest >= 1_000_000 else f"{self.smallest} byte"
-            self.fail(f"{value} is too little; give at least {least}", param, ctx)
+            self.fail(f"{value} is too small; the least is {least}", param, ctx)
         return size
 
 
 class ShareType(click.FloatRange):
-    """A number in a range; NaN is none, though to a range it is neither too small nor too large."""
+    """A number in a range; NaN is refused, which click's own range would accept."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Give the number, between the range's ends."""
+        """Return the number."""
         share = float(super().convert(value, param, ctx))
         if math.isnan(share):
             self.fail(f"{value} is not a number", param, ctx)
@@ -76,7 +76,7 @@ class WindowType(click.ParamType["Window"]):
     name = "window"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Window":
-        """Give the window."""
+        """Return the window."""
         from hoarfrost.features.decoding.windows import Window
 
         try:

@@ -1,4 +1,4 @@
-"""The embedded dataset: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
+"""The demo dataset: synthetic breast-ultrasound phantoms, drawn from a seed. No image shows a person."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ MIN_IMAGES = 30
 CLASS_SHARES: Mapping[str, float] = {"benign": 0.5, "malignant": 0.3, "normal": 0.2}
 """Each class's share of the images."""
 
-# Patients with 1, 2, 3 and 4 images. Few each, so many patients: a test split of a fifth of them must say something.
+# Shares of patients with 1, 2, 3 and 4 images. Few images each give many patients, which a test split of a fifth needs.
 _SHARES_BY_IMAGES = (0.45, 0.35, 0.15, 0.05)
 
 _HEADER = "path,label,patient,scanner"
@@ -34,7 +34,7 @@ _OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\
 
 @dataclass(frozen=True)
 class Patient:
-    """A patient of the dataset. `seed` decides the anatomy and all images, whatever other patients there are."""
+    """A patient of the dataset. `seed` alone decides the anatomy and all images, independent of other patients."""
 
     name: str
     label: str
@@ -50,7 +50,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What `write_demo` made: how many images and patients, images by class, and in how many seconds."""
+    """What `write_demo` wrote: the numbers of images and patients, images by class, and the seconds it took."""
 
     directory: Path
     n_images: int
@@ -65,8 +65,8 @@ def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSu
     Parameters
     ----------
     directory : Path
-        New, empty, or an earlier demo set, which is brought up to date: files that would not change are
-        left alone, so that caches of their embeddings stay valid.
+        New, empty, or with an earlier demo set, which is updated. Files that would not change are not written, so that
+        caches of their embeddings stay valid.
     n_images : int
         At least 30.
     seed : int
@@ -75,13 +75,13 @@ def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSu
     Raises
     ------
     HoarfrostError
-        If `n_images` is too small, or the folder holds something else or cannot be written.
+        If `n_images` is too small, or the folder contains something else or cannot be written.
     """
     start = time.perf_counter()
     if n_images < MIN_IMAGES:
         raise HoarfrostError(
             f"{directory}: {n_images} images are too few for a demo set: each class needs enough patients "
-            f"for train, validation and test. Ask for {MIN_IMAGES} or more."
+            f"for train, validation and test. Use {MIN_IMAGES} or more."
         )
     patients = plan_patients(n_images, seed)
     try:
@@ -90,25 +90,25 @@ def write_demo(directory: Path, *, n_images: int = 480, seed: int = 0) -> DemoSu
     except OSError as error:
         raise HoarfrostError(
             f"{directory}: the demo set cannot be written: {error.strerror or error}. "
-            "Make room or mend the folder, or give another one; the same command goes on from there."
+            "Free some space, fix the folder or choose another one. The same command continues from there."
         ) from error
     seconds = time.perf_counter() - start
     return DemoSummary(directory, n_images, len(patients), _quotas(n_images), seconds)
 
 
 def plan_patients(n_images: int, seed: int) -> tuple[Patient, ...]:
-    """Decide who is in the dataset.
+    """Draw the patients of the dataset.
 
     Parameters
     ----------
     n_images : int
-        Of all patients together; each class gets its share.
+        Images of all patients together; each class gets its share.
     seed : int
 
     Returns
     -------
     tuple of Patient
-        Each of one class and one scanner, with one to four images; the scanners are spread evenly over each class.
+        Each has one class, one scanner and one to four images. The scanners are spread evenly over each class.
     """
     root = np.random.SeedSequence(seed)
     rng = np.random.default_rng(root)
@@ -117,7 +117,7 @@ def plan_patients(n_images: int, seed: int) -> tuple[Patient, ...]:
         for label, quota in _quotas(n_images).items()
         for scanner, n_views in _draw_visits(quota, rng)
     ]
-    # In random order: a patient's number must not tell the class.
+    # In random order: a patient's number must not reveal the class.
     shuffled = [drawn[place] for place in rng.permutation(len(drawn)).tolist()]
     return tuple(
         Patient(f"p{number:03d}", label, scanner, n_views, child)
@@ -136,18 +136,18 @@ def draw_patient(patient: Patient) -> Iterator[Phantom]:
 
 
 def _quotas(n_images: int) -> dict[str, int]:
-    """Images of each class; rounding the running total makes them add up."""
+    """Return the images of each class; rounding the running total makes them add up."""
     edges = np.rint(np.cumsum([0, *CLASS_SHARES.values()]) * n_images).astype(int)
     return dict(zip(CLASS_SHARES, np.diff(edges).tolist(), strict=True))
 
 
 def _draw_visits(quota: int, rng: np.random.Generator) -> list[tuple[Scanner, int]]:
-    """One class's patients: each one's scanner and number of images, `quota` images in all."""
+    """Return the scanner and number of images of each patient of a class, `quota` images in all."""
     n_views = rng.choice([1, 2, 3, 4], size=quota, p=_SHARES_BY_IMAGES)
     n_views = np.minimum(n_views, quota // 3)  # at least three patients, or no split by patient is possible
     n_views = n_views[: np.searchsorted(np.cumsum(n_views), quota) + 1]
     n_views[-1] -= n_views.sum() - quota
-    # Dealt out in turn among patients with equally many images: the scanner tells nothing of the class.
+    # Alternating among patients with equally many images, so that the scanner does not reveal the class.
     first = int(rng.integers(len(SCANNERS)))
     return [(SCANNERS[(first + turn) % len(SCANNERS)], n) for turn, n in enumerate(np.sort(n_views).tolist())]
 
@@ -157,16 +157,16 @@ def _draw_visits(quota: int, rng: np.random.Generator) -> list[tuple[Scanner, in
 
 def _refuse_foreign(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise HoarfrostError(f"{directory} is a file; the demo set needs a folder. Give another name.")
+        raise HoarfrostError(f"{directory} is a file. The demo set needs a folder: choose another name.")
     if directory.is_dir() and not _is_ours(directory):
         raise HoarfrostError(
-            f"{directory} is not empty and holds no demo set ({MANIFEST_NAME} is missing or not ours). "
-            "Nothing was changed. Give a new or an empty folder."
+            f"{directory} is not empty and does not contain a demo set ({MANIFEST_NAME} is missing or different). "
+            "Nothing was changed. Choose a new or an empty folder."
         )
 
 
 def _is_ours(directory: Path) -> bool:
-    """Tell whether a folder is empty, a demo set, or what an interrupted writing left of one."""
+    """Return whether a folder is empty, a demo set, or an incomplete one of an interrupted command."""
     manifest = directory / MANIFEST_NAME
     if manifest.is_file():
         header, *rows = manifest.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
@@ -181,7 +181,7 @@ def _write_files(directory: Path, patients: tuple[Patient, ...]) -> None:
     manifest = directory / MANIFEST_NAME
     for label in CLASS_SHARES:
         (directory / label).mkdir(parents=True, exist_ok=True)
-    # A table stands beside the images that it describes, or not at all: one that is to change goes first, and comes last.
+    # The table is there only with the images that it describes: if it changes, it is removed first and written last.
     if manifest.exists() and manifest.read_bytes() != table:
         n_before = manifest.read_bytes().count(b"\n") - 1
         logger.warning(
@@ -190,9 +190,9 @@ def _write_files(directory: Path, patients: tuple[Patient, ...]) -> None:
         manifest.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda patient: _write_patient(directory, patient), patients):
-            pass  # an error in a thread surfaces here
+            pass  # an error in a thread is raised here
     _remove_leftovers(directory, keep={path for patient in patients for path in patient.paths})
-    # Of all files only this one is forced to the disk: empty after a power cut, it would make the folder look foreign.
+    # Only this file is flushed to the disk: if a power cut left it empty, the folder would not be recognised.
     _replace_if_changed(manifest, table, durable=True)
 
 
@@ -204,7 +204,7 @@ def _write_patient(directory: Path, patient: Patient) -> None:
 
 
 def _replace_if_changed(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Write a file whole or not at all, and leave its time stamp alone where nothing changes."""
+    """Write a file, complete or not at all; keep it and its time stamp if nothing changes."""
     if path.is_file() and path.read_bytes() == content:
         return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -217,7 +217,7 @@ def _replace_if_changed(path: Path, content: bytes, *, durable: bool = False) ->
 
 
 def _remove_leftovers(directory: Path, *, keep: set[str]) -> None:
-    """Remove images of an earlier, larger or other demo set: a reader of the folder would count them."""
+    """Remove the images of an earlier demo set, which would be counted otherwise."""
     for label in CLASS_SHARES:
         for path in (directory / label).iterdir():
             name = path.relative_to(directory).as_posix()

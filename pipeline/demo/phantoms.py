@@ -1,8 +1,8 @@
-"""Breast-ultrasound phantoms: what lies in the body, and the image a scanner makes of it.
+"""Breast-ultrasound phantoms: an anatomy, and the image that a scanner makes of it.
 
 A phantom is a map of echo strength (skin, fat, gland, muscle, perhaps a lesion) that a simulated scanner turns
 into an image: random scatterers, point-spread function, envelope, noise, log compression. Benign and malignant
-lesions differ as the textbooks say, and overlap: a head on an untrained backbone's embeddings gets most right, not all.
+lesions differ as in textbooks, and overlap: a head on an untrained encoder's embeddings predicts most correctly, not all.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy.typing as npt
 # SciPy is imported where it is used: listing commands must stay fast.
 
 Field = npt.NDArray[np.floating[Any]]
-"""(H, W) float32, though NumPy's stubs take any product with a Python float for float64."""
+"""(H, W) float32; to NumPy's stubs a product with a Python float is float64."""
 
 HEIGHT, WIDTH = 208, 240
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """What sets the look of one machine's images.
+    """The properties of a scanner that decide how its images look.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Tissue:
     Attributes
     ----------
     skin_depth, fat_depth, gland_depth : float
-        Where each layer ends, as a fraction of the image's height; muscle lies below.
+        Where each layer ends, as a fraction of the image's height; muscle is below.
     fat_db, muscle_db : float
         How strongly they echo, relative to gland.
     septa_db : float
@@ -69,7 +69,7 @@ class Tissue:
     lobule_db : float
         Unevenness of the gland.
     attenuation_db : float
-        What the beam loses over the image's height.
+        Loss of the beam over the height of the image.
     shadow_db : float
         Strength of the further loss in streaks: poor contact, ligaments.
     """
@@ -100,8 +100,8 @@ class Lesion:
     contrast_db : float
         How much weaker than gland it echoes.
     attenuation_db : float
-        What the beam loses over its height, beyond what tissue takes: above 0 it casts a shadow,
-        below 0 (fluid) the tissue behind it looks enhanced.
+        Loss of the beam over its height, beyond that of tissue. Above 0 it casts a shadow; below 0 (fluid) the tissue
+        behind it looks enhanced.
     lobulation, spiculation : float
         Amplitudes of the outline's gentle waves and of its spikes, as fractions of the radius.
     edge_px : float
@@ -125,7 +125,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What lies under the probe; `lesion` is None in a normal patient."""
+    """The tissue under the probe; a normal patient has no `lesion` (None)."""
 
     tissue: Tissue
     lesion: Lesion | None
@@ -167,13 +167,9 @@ _TISSUE = {
     "attenuation_db": Spread(18, 2, 13, 23),
     "shadow_db": Spread(4, 1.5, 1, 8),
 }
-# Place and size tell nothing of the class.
-_PLACE = {
-    "x": Spread(0.5, 0.05, 0.4, 0.6),
-    "depth": Spread(0.42, 0.04, 0.34, 0.5),
-    "radius_px": Spread(30, 3, 22, 39),
-}
-# Seen in one image, the classes overlap in every single property (`_seen_anew` adds to the spread), and the untrained
+# Place and size do not reveal the class.
+_PLACE = {"x": Spread(0.5, 0.05, 0.4, 0.6), "depth": Spread(0.42, 0.04, 0.34, 0.5), "radius_px": Spread(30, 3, 22, 39)}
+# Seen in one image, the classes overlap in every single property (`_another_view` adds to the spread), and the untrained
 # ResNet18 mostly sees the shadow. So an untrained floor of ROC AUC 0.9 leaves room above it; tuned by measuring.
 _LESIONS = {
     "benign": {
@@ -202,14 +198,14 @@ _LESIONS = {
 
 
 def draw_anatomy(label: str, rng: np.random.Generator) -> Anatomy:
-    """Draw what lies under the probe in a patient of class "benign", "malignant" or "normal"."""
+    """Draw the anatomy of a patient of class "benign", "malignant" or "normal"."""
     tissue = Tissue(**{name: spread.draw(rng) for name, spread in _TISSUE.items()})
     if label == "normal":
         return Anatomy(tissue, None)
     return Anatomy(tissue, Lesion(**{name: spread.draw(rng) for name, spread in _LESIONS[label].items()}))
 
 
-def _seen_anew(lesion: Lesion, rng: np.random.Generator) -> Lesion:
+def _another_view(lesion: Lesion, rng: np.random.Generator) -> Lesion:
     """Move, tilt and press the probe a little: another slice through the same lesion."""
     return replace(
         lesion,
@@ -250,7 +246,7 @@ def draw_phantom(anatomy: Anatomy, scanner: Scanner, rng: np.random.Generator) -
     echo_db, loss_db = _tissue_maps(anatomy.tissue, rng)
     mask = np.zeros((HEIGHT, WIDTH), np.bool_)
     if anatomy.lesion is not None:
-        lesion = _seen_anew(anatomy.lesion, rng)
+        lesion = _another_view(anatomy.lesion, rng)
         inside_px = _distance_inside(lesion, rng)
         mask = inside_px > 0
         inside = _step(inside_px, lesion.edge_px)
@@ -263,7 +259,7 @@ def draw_phantom(anatomy: Anatomy, scanner: Scanner, rng: np.random.Generator) -
 
 
 def _tissue_maps(tissue: Tissue, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Echo strength in dB relative to gland, and loss in dB a pixel of depth; (H, W) each."""
+    """Return echo strength in dB relative to gland, and loss in dB per pixel of depth; (H, W) each."""
     tilt = rng.normal(0, 0.12)
     depth = _DEPTH + 0.03 * _texture(rng, 60, 50) - math.tan(tilt) * (_X - WIDTH / 2) / HEIGHT  # along wavy layers
     skin = _step(tissue.skin_depth - _DEPTH, 0.008)
@@ -285,7 +281,7 @@ def _tissue_maps(tissue: Tissue, rng: np.random.Generator) -> tuple[Field, Field
 
 
 def _distance_inside(lesion: Lesion, rng: np.random.Generator) -> Field:
-    """How far inside the outline a pixel lies, in pixels along the radius; below 0 outside. (H, W)."""
+    """Return how far inside the outline each pixel is, in pixels along the radius, (H, W); negative outside."""
     x, y = _X - lesion.x * WIDTH, _Y - lesion.depth * HEIGHT
     angle = rng.normal(0, 0.15)
     stretch = math.sqrt(lesion.tallness)
@@ -311,7 +307,7 @@ def _outline(lesion: Lesion, rng: np.random.Generator) -> Field:
 
 
 def _lesion_loss(lesion: Lesion, inside: Field) -> Field:
-    """Give what the lesion takes from the beam, in dB a pixel of depth; less than nothing for fluid. (H, W)."""
+    """Return the loss of the beam in the lesion, in dB per pixel of depth, (H, W); negative for fluid."""
     from scipy import ndimage
 
     height_px = 2 * lesion.radius_px * math.sqrt(lesion.tallness)
@@ -329,7 +325,7 @@ def _scan(received_db: Field, scanner: Scanner, rng: np.random.Generator) -> npt
     for _ in range(2):  # in phase, and in quadrature
         scatterers = amplitude * (rng.random((HEIGHT, WIDTH), np.float32) - 0.5)
         power += ndimage.gaussian_filter(scatterers, grain_px) ** 2
-    # Neither the scatterers' variance of 1/12 nor larger grains shall darken the image.
+    # Neither the scatterers' variance of 1/12 nor larger grains may darken the image.
     power *= 12 * 2 * math.pi * math.prod(grain_px)
     power = ndimage.gaussian_filter(power, scanner.smoothing_px)
     noise_db = scanner.noise_db + 14 * _DEPTH
@@ -339,7 +335,7 @@ def _scan(received_db: Field, scanner: Scanner, rng: np.random.Generator) -> npt
 
 
 def _texture(rng: np.random.Generator, axial_px: float, lateral_px: float, tilt: float = 0) -> Field:
-    """Smooth noise with mean 0 and variance 1, (H, W); its grains have this size and are tilted by `tilt` radians."""
+    """Return smooth noise with mean 0 and variance 1, (H, W); its grains have this size and a tilt in radians."""
     from scipy import fft  # for float32 several times as fast as NumPy's
 
     white = rng.random((HEIGHT, WIDTH), np.float32)  # quicker than normal numbers; smoothed, they are normal
@@ -352,12 +348,12 @@ def _texture(rng: np.random.Generator, axial_px: float, lateral_px: float, tilt:
 
 
 def _step(signed: Field, width: float) -> Field:
-    """0 far below zero, 1 far above, smooth in between."""
+    """Return 0 far below zero, 1 far above, smooth in between."""
     rise: Field = np.tanh(signed / width)
     return 0.5 + 0.5 * rise
 
 
 def _line(signed: Field, width: float) -> Field:
-    """1 at zero, falling to 0 on both sides."""
+    """Return 1 at zero, falling to 0 on both sides."""
     peak: Field = np.exp(-((signed / width) ** 2))
     return peak

@@ -1,7 +1,6 @@
-"""What a reviewer asks of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
+"""The assessment of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import (
     apply_temperature,
@@ -14,49 +13,33 @@ from hoarfrost.evaluation import (
     fit_temperature,
     score_subgroups,
 )
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import (
-    Assessment,
-    ClassAssessment,
-    Confusion,
-    FixedPoint,
-    OutOfFold,
-    Recalibration,
-    Suspects,
-)
+from hoarfrost.runs import Assessment, ClassAssessment, Confusion, FixedPoint, OutOfFold, Recalibration, Suspects
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
 
 
 def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
-    """Assess a head: fix on validation what is to be fixed, and say what it does on the test split.
+    """Assess a head on the test split, or else on validation; thresholds and temperature are from validation.
 
     Parameters
     ----------
     task : Task
     head : str
-        Its name.
     probabilities : ndarray (n, C) float64
-        Of all images.
+        For all images.
     prevalence : float, optional
-        Of the positive class, or of each label, where the head is to be used.
-
-    Returns
-    -------
-    Assessment
-        On the validation split itself where there is no test split.
+        Prevalence of the positive class, or of each label, where the head will be used.
     """
     split = task.scored_splits[-1]
-    places = {name: np.flatnonzero(task.splits == name) for name in ("val", split)}
+    places = {name: task.rows_of(name) for name in ("val", split)}
     units = {name: task.units(rows) for name, rows in places.items()}
     p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
     y, groups = {name: units[name].y for name in places}, units[split].groups
@@ -119,7 +102,7 @@ def _fixed_points(
 
 
 def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
-    """Ask of each attribute whether the embeddings tell it, and whether it goes with the class."""
+    """Check for each attribute whether the embeddings predict it, and whether it is associated with the class."""
     attributes = task.attributes()
     if not attributes:
         return ()
@@ -129,19 +112,19 @@ def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
 
 
 def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, selected: Floats, seed: int) -> Suspects:
-    """List the images whose labels heads contradict that never saw them.
+    """List the images whose labels are contradicted by heads that never saw these images.
 
     Parameters
     ----------
     task : Task
     nested : str
-        Which of `out_of_fold` are the predictions of the heads that each fold selected.
+        The name in `out_of_fold` of the predictions by the heads that each fold selected.
     out_of_fold : OutOfFold or None
-        Where there was a cross-validation; else logistic regression is cross-validated.
+        The predictions of a cross-validation. If None, logistic regression is cross-validated.
     selected : ndarray (n, C) float64
-        The selected head's probabilities of all images: it never saw a given test split, which no fold holds out.
+        The selected head's probabilities for all images. It never saw a given test split, which is in no fold.
     seed : int
-        Of the folds.
+        Seed of the folds.
     """
     if out_of_fold is not None:
         probabilities, source = out_of_fold.probabilities[nested].copy(), f"cross-validation, {nested}"

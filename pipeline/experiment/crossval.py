@@ -1,12 +1,12 @@
-"""Nested cross-validation: selection inside each training fold, the outer folds' predictions pooled."""
+"""Nested cross-validation: a head is selected within each training fold; the outer folds' predictions are pooled."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.splits import carve_validation, class_masks, k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -14,9 +14,6 @@ from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import CrossValidated, CrossValidation, OutOfFold
 from hoarfrost.training import Fold, TrainedHead, TrainingConfig, mean_probabilities, train_heads
 from hoarfrost.training.references import MAJORITY, reference_probabilities
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 NESTED = "selected in each fold"
 FEWEST_TO_LEARN = 2  # images of a class
@@ -26,37 +23,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OuterFold:
-    """The rows that a fold holds out, and what the others are learnt from and validated on."""
+    """The rows that a fold holds out, and the training and validation rows among the others."""
 
     held_out: Ints
     inner: Fold
 
 
 def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
-    """Share a task's images out over folds; a given test split, if there is one, stays out of all.
+    """Divide a task's images into folds; a test split that the dataset brings is in none.
 
     Raises
     ------
     TrainingError
-        If the images cannot be shared out over so many folds.
+        If the images cannot be divided into this many folds.
     """
     rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
     places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed)
     try:
-        task.units(rows)  # folds hold training images out too, whose patients no split was scored by
+        task.units(rows)  # folds also hold out training images, whose patients were not checked yet
     except ValueError as error:
         raise TrainingError(
-            f"--per-patient {task.per_patient} with --folds {n_folds}: {error} (--positive), or leave one option out."
+            f"--per-patient {task.per_patient} with --folds {n_folds}: {error} (--positive), or omit one of the options."
         ) from error
     for fold in range(n_folds):
-        counts = {
-            which: mask.any() for which, mask in class_masks(task.units(rows[places == fold]).y, task.names).items()
-        }
-        if not all(
-            counts.values()
-        ):  # not of images, which are shared out by class, but of patients with several classes
-            which = next(name for name, found in counts.items() if not found)
-            raise TrainingError(f"--folds {n_folds}: a fold has no patient of {which} alone. Give fewer folds.")
+        masks = class_masks(task.units(rows[places == fold]).y, task.names)
+        absent = [which for which, mask in masks.items() if not mask.any()]
+        if absent:  # images are divided by class, but a patient may have images of several classes
+            raise TrainingError(f"--folds {n_folds}: a fold has no patient with {absent[0]} only. Use fewer folds.")
     return [
         OuterFold(rows[places == fold], _inner_fold(task, rows[places != fold], n_folds, seed))
         for fold in range(n_folds)
@@ -71,22 +64,9 @@ def cross_validate(
     roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
 ) -> tuple[CrossValidation, OutOfFold]:
-    """Train every variant on every fold, select inside each, and score the pooled predictions.
+    """Train every variant on every fold, select one in each, and score the pooled predictions.
 
-    Parameters
-    ----------
-    specs : sequence of HeadSpec
-    task : Task
-    folds : sequence of OuterFold
-    config : TrainingConfig
-    roc_aucs : callable
-        As `hoarfrost.training.train_heads` takes it.
-    on_epoch : callable
-        As `hoarfrost.training.train_heads` takes it.
-
-    Returns
-    -------
-    (CrossValidation, OutOfFold)
+    `roc_aucs` and `on_epoch` are those of `hoarfrost.training.train_heads`.
 
     Raises
     ------
@@ -102,41 +82,35 @@ def cross_validate(
         by_fold = [trained.get((spec.name, fold), []) for fold in range(len(folds))]
         found = _pooled(by_fold, folds, task) if all(len(heads) == config.seeds for heads in by_fold) else None
         if found is None:
-            logger.warning("%s: left out of the cross-validation, its loss or predictions are no numbers", spec.name)
+            logger.warning(
+                "%s: skipped in the cross-validation: its loss or predictions are NaN or infinite", spec.name
+            )
         else:
             pooled[spec.name] = found
     if not pooled:
-        raise TrainingError("Cross-validation: no head can be trained on all folds. Lower the learning rates (lr=).")
+        raise TrainingError("Cross-validation: no head could be trained on all folds. Lower the learning rates (lr=).")
     selected = [_selected(trained, list(pooled), task, fold, rows.inner) for fold, rows in enumerate(folds)]
-    pooled = {NESTED: np.full((len(task.y), len(task.names)), np.nan), **pooled, **_references(task, folds)}
+    pooled = {NESTED: task.unpredicted(), **pooled, **_references(task, folds)}
     for name, fold in zip(selected, folds, strict=True):
         pooled[NESTED][fold.held_out] = pooled[name][fold.held_out]
     rows = np.concatenate([fold.held_out for fold in folds])
     number = np.full(len(task.y), -1)
     for i, fold in enumerate(folds):
         number[fold.held_out] = i
-    summary = CrossValidation(
-        n_folds=len(folds),
-        n_images=len(rows),
-        selected=tuple(selected),
-        results=tuple(
-            CrossValidated(
-                name,
-                task.score(rows, found[rows]),
-                tuple(task.roc_auc(fold.held_out, found[fold.held_out]) for fold in folds),
-            )
-            for name, found in pooled.items()
-        ),
-    )
+    results = []
+    for name, found in pooled.items():
+        aucs = tuple(task.roc_auc(fold.held_out, found[fold.held_out]) for fold in folds)
+        results.append(CrossValidated(name, task.score(rows, found[rows]), aucs))
+    summary = CrossValidation(len(folds), len(rows), tuple(selected), tuple(results))
     return summary, OutOfFold(tuple(number.tolist()), pooled)
 
 
 def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
-    """Take a validation split out of an outer fold's training rows, by patient."""
+    """Divide an outer fold's training rows into training and validation, by patient."""
     try:
         inner = carve_validation(task.y[rows], task.groups[rows], task.names, seed=seed)
     except TrainingError as error:
-        raise TrainingError(f"--folds {n_folds}, the images that a fold leaves to learn from: {error}") from error
+        raise TrainingError(f"--folds {n_folds}, the training images of a fold: {error}") from error
     fold = Fold(rows[inner == "train"], rows[inner == "val"])
     learnt, validated = task.y[fold.train], task.units(fold.val).y
     for y, fewest, purpose in ((learnt, FEWEST_TO_LEARN, "learn from"), (validated, 1, "validate on")):
@@ -144,18 +118,18 @@ def _inner_fold(task: Task, rows: Ints, n_folds: int, seed: int) -> Fold:
         rarest = min(counts, key=counts.__getitem__)
         if counts[rarest] < fewest:
             raise TrainingError(
-                f"--folds {n_folds}: a fold leaves {counts[rarest]} image(s) of {rarest} to {purpose}. "
-                "Add images, or leave --folds out."
+                f"--folds {n_folds}: a fold has only {counts[rarest]} image(s) of {rarest} to {purpose}. "
+                "Add images, or omit --folds."
             )
     return fold
 
 
 def _pooled(by_fold: Sequence[Sequence[TrainedHead]], folds: Sequence[OuterFold], task: Task) -> Floats | None:
-    """Predict each image by the heads that never saw it, the mean over seeds: (n, C), NaN for images of no fold.
+    """Return the predictions (n, C) for each image by heads that never saw it, the mean over seeds; NaN outside the folds.
 
-    None if a prediction is no number.
+    None if a prediction is NaN or infinite.
     """
-    pooled = np.full((len(task.y), len(task.names)), np.nan)
+    pooled = task.unpredicted()
     for heads, fold in zip(by_fold, folds, strict=True):
         found = [task.predicted(head.module, fold.held_out) for head in heads]
         pooled[fold.held_out] = mean_probabilities(found)
@@ -179,12 +153,12 @@ def _selected(
 
 
 def _references(task: Task, folds: Sequence[OuterFold]) -> dict[str, Floats]:
-    """Fit scikit-learn's classifiers on each fold's training rows, those that the heads learn from."""
+    """Fit scikit-learn's classifiers on each fold's training rows, the same as the heads."""
     pooled: dict[str, Floats] = {}
     for fold in folds:
         train, rows = fold.inner.train, fold.held_out
         for name, found in reference_probabilities(task.x, task.y, train, rows).items():
             if name == MAJORITY:
-                continue  # pooled over folds its constants differ, and their AUC means nothing
-            pooled.setdefault(name, np.full((len(task.y), len(task.names)), np.nan))[rows] = found
+                continue  # its constants differ between folds, so their pooled AUC has no meaning
+            pooled.setdefault(name, task.unpredicted())[rows] = found
     return pooled

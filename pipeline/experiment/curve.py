@@ -1,23 +1,20 @@
-"""The learning curve: what more cases would bring."""
+"""The learning curve: how scores grow with the number of training patients."""
 
 import logging
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.splits import class_masks, strata_of_groups
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import LearningPoint
 from hoarfrost.training import Fold, TrainingConfig, train_heads
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 N_DRAWS = 5
-FEWEST_OF_A_CLASS = 1  # images: that can be learnt from, if badly
+FEWEST_OF_A_CLASS = 1  # images
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +26,20 @@ def learning_curve(
     roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
 ) -> tuple[LearningPoint, ...]:
-    """Train a head on growing shares of the training patients, several draws of each; score on the test split.
+    """Train a head on growing shares of the training patients, several draws of each; score it on the test split.
 
-    Parameters
-    ----------
-    spec : HeadSpec
-    task : Task
-        Scored on its validation split where it has no test split.
-    config : TrainingConfig
-    roc_aucs, on_epoch : callable
-        As `hoarfrost.training.train_heads` takes them.
-
-    Returns
-    -------
-    tuple of LearningPoint
-        Without the shares of which a draw would leave a class, or a label, without an image.
+    Without a test split, the validation split is scored. Shares for which a draw has no image of a class or label are
+    skipped. `roc_aucs` and `on_epoch` are those of `hoarfrost.training.train_heads`.
     """
-    scored = np.flatnonzero(task.splits == task.scored_splits[-1])
-    val = np.flatnonzero(task.splits == "val")
+    scored = task.rows_of(task.scored_splits[-1])
+    val = task.rows_of("val")
     points = []
     for share in SHARES:
         draws = [_draw(task, share, config.seed + draw) for draw in range(N_DRAWS if share < 1 else 1)]
         n_rarest = min(_rarest(task, rows) for rows in draws)
         if n_rarest < FEWEST_OF_A_CLASS:
             logger.warning(
-                "learning curve: %.0f%% of the training patients are left out, a draw has %d image(s) of a class",
+                "learning curve: %.0f%% of the training patients is skipped, because a draw has %d image(s) of a class",
                 *(100 * share, n_rarest),
             )
             continue
@@ -66,8 +52,8 @@ def learning_curve(
 
 
 def _draw(task: Task, share: float, seed: int) -> Ints:
-    """Draw a share of each class's training patients, or of each label's; give the rows of their images."""
-    train = np.flatnonzero(task.splits == "train")
+    """Draw a share of each class's, or label's, training patients; return the rows of their images."""
+    train = task.rows_of("train")
     groups, classes, _ = strata_of_groups(task.y[train], task.groups[train], task.names, 1)
     rng = np.random.default_rng(seed)
     drawn = []

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import macro_roc_aucs
-from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.checks import Floats
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate, outer_folds
 from hoarfrost.experiment.curve import learning_curve
@@ -44,14 +43,12 @@ from hoarfrost.runs import (
 )
 from hoarfrost.training import Fold, StreamedRows, TrainedHead, train_heads
 
-Floats = npt.NDArray[np.float64]
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(ScoringConfig):
-    """What is asked of an experiment, beside its cache and its heads.
+    """The settings of an experiment, apart from its cache and its heads.
 
     Attributes
     ----------
@@ -65,13 +62,15 @@ class ExperimentConfig(ScoringConfig):
     memory_limit : int or None
         Bytes that embeddings may take; by default half of the memory that this process may use.
     n_folds : int or None
-        Cross-validate the whole procedure, selection included, over so many folds.
+        Cross-validate the whole procedure, including the selection, in this many folds.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
         Write the training curves for TensorBoard too.
     allow_leakage : bool
-        Continue where two splits share patients or images' bytes.
+        Continue even if two splits share patients or identical images.
+    overwrite : bool
+        Replace an earlier run even if it has a report.
     """
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -83,6 +82,19 @@ class ExperimentConfig(ScoringConfig):
     with_learning_curve: bool = False
     with_tensorboard: bool = False
     allow_leakage: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far an experiment is: its stage and, while it trains, the architecture and the epoch that is complete.
+
+    Stages are "heads", "folds", "curve" and "scores".
+    """
+
+    stage: str
+    shape: str = ""
+    epoch: int = 0
 
 
 def run_experiment(
@@ -92,22 +104,22 @@ def run_experiment(
     config: ExperimentConfig,
     *,
     command: Sequence[str] = (),
-    on_epoch: Callable[[str, int], None] = lambda *_: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> Run:
-    """Train heads on a cached dataset, select by validation, score, and write the run folder.
+    """Train heads on a cached dataset, select one by validation, score all, and write the run folder.
 
     Parameters
     ----------
     cache : Path
         The cache's HDF5 file.
     directory : Path
-        The run folder; an earlier run there is replaced.
+        The run folder. An earlier run there is replaced once the new one is complete.
     heads : sequence of HeadSpec
     config : ExperimentConfig
     command : sequence of str
-        What the user typed, for the record.
-    on_epoch : callable
-        Called with an architecture and the number of the epoch that its heads have finished.
+        The command that the user typed, for the record.
+    on_progress : callable
+        Called after each epoch, and before scoring.
 
     Returns
     -------
@@ -119,60 +131,63 @@ def run_experiment(
         One of its children: cache, labels, splits, heads, or the run folder.
     """
     started = time.monotonic()
-    check_run_directory(directory)
-    if config.with_tensorboard:
-        require_tensorboard()
+    _check_place(directory, config)
     training = replace(config.training, device=choose_device(config.training.device))
+
+    def in_stage(stage: str) -> Callable[[str, int], None]:
+        return lambda shape, epoch: on_progress(TrainingProgress(stage, shape, epoch))
+
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = read_task(
             opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
             memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         )  # fmt: skip
-        leakage = _gate(task, allowed=config.allow_leakage)
+        leakage = check_leakage(task, allowed=config.allow_leakage)
         # Refused before anything is trained.
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
-        variants = _train(heads, task, training, on_epoch)
+        variants = _train(heads, task, training, in_stage("heads"))
         folded, out_of_fold = (
-            cross_validate(heads, task, folds, training, macro_roc_aucs, on_epoch) if folds else (None, None)
+            cross_validate(heads, task, folds, training, macro_roc_aucs, in_stage("folds")) if folds else (None, None)
         )
+        on_progress(TrainingProgress("scores"))
         scored = score_variants(variants, task)
         variants = {name: variants[name] for name in scored.probabilities}
         chosen = next(spec for spec in heads if spec.name == scored.selected)
-        with_curve = config.with_learning_curve
-        curve = learning_curve(chosen, task, training, macro_roc_aucs, on_epoch) if with_curve else ()
-        reviewed = _review(task, scored, out_of_fold, training.seed, config.prevalence)
         run = Run(
-            directory,
-            _run_config(task, opened, config, training, variants, shlex.join(command), started),
-            scored.selected,
-            scored.heads,
-            scored.references,
-            folded,
-            curve,
-            tuple(_epochs(variants)),
-            _predictions(task, scored.probabilities),
-            out_of_fold,
-            leakage,
-            **reviewed,
+            directory=directory,
+            config=_run_config(task, opened, config, training, variants, shlex.join(command), started),
+            selected=scored.selected,
+            heads=scored.heads,
+            references=scored.references,
+            cross_validation=folded,
+            learning_curve=learning_curve(chosen, task, training, macro_roc_aucs, in_stage("curve"))
+            if config.with_learning_curve
+            else (),
+            history=tuple(_epochs(variants)),
+            predictions=_predictions(task, scored.probabilities),
+            out_of_fold=out_of_fold,
+            leakage=leakage,
+            **_review(task, scored, out_of_fold, training.seed, config.prevalence),
         )
         files = _head_files(variants, task, scored, opened.header)
     run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
-    write_run(run, files, with_tensorboard=config.with_tensorboard)
+    write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
 
 
-def _gate(task: Task, *, allowed: bool) -> Leakage:
-    """Refuse splits that share patients or bytes; say at once what else they share."""
-    leakage = check_leakage(task, allowed=allowed)
-    for warning in leakage_warnings(leakage):
-        logger.warning("%s", warning)
-    return leakage
+def _check_place(directory: Path, config: ExperimentConfig) -> None:
+    """Refuse what would fail only after the training, and state which earlier run will be replaced."""
+    earlier = check_run_directory(directory, overwrite=config.overwrite)
+    if earlier is not None:
+        logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
+    if config.with_tensorboard:
+        require_tensorboard()
 
 
 def _review(
     task: Task, scored: Scored, out_of_fold: OutOfFold | None, seed: int, prevalence: float | None
 ) -> dict[str, Any]:
-    """Ask of a selected head, and of the dataset, what a reviewer would."""
+    """Assess the selected head and the dataset as a reviewer would."""
     probabilities = scored.probabilities[scored.selected]
     shortcuts = audit(task, seed)
     for attribute in shortcuts:
@@ -187,7 +202,7 @@ def _review(
 
 
 def _warnings(run: Run) -> Iterator[str]:
-    """List what must be known before believing the run's scores."""
+    """List what a reader must know before trusting the run's scores."""
     if run.leakage is not None:
         yield from leakage_warnings(run.leakage)
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
@@ -222,7 +237,7 @@ def _run_config(
 
 
 def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
-    """Give the cache's own account of itself, and the digest of the rows that the task uses."""
+    """Return what the cache records about its embeddings, and the digest of the rows that the task uses."""
     header = cache.header
     return EmbeddingFacts(
         cache=str(cache.path),
@@ -244,8 +259,8 @@ def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
 def _train(
     specs: Sequence[HeadSpec], task: Task, config: TrainingConfig, on_epoch: Callable[[str, int], None]
 ) -> dict[str, list[TrainedHead]]:
-    """Train all variants with all seeds; give the heads of each variant by its name."""
-    fold = Fold(np.flatnonzero(task.splits == "train"), np.flatnonzero(task.splits == "val"))
+    """Train all variants with all seeds; return the heads of each variant by its name."""
+    fold = Fold(task.rows_of("train"), task.rows_of("val"))
     trained = train_heads(specs, task.labelled(), [fold], len(task.names), config, macro_roc_aucs, on_epoch)
     variants: dict[str, list[TrainedHead]] = {}
     for head in trained:
@@ -254,10 +269,12 @@ def _train(
         n_lost = config.seeds - len(variants.get(spec.name, ()))
         if n_lost:
             variants.pop(spec.name, None)
-            logger.warning("%s: left out, its loss is no longer a number with %d of its seeds", spec.name, n_lost)
+            logger.warning(
+                "%s: skipped, because its loss became NaN or infinite with %d of its seeds", spec.name, n_lost
+            )
     if not variants:
         raise TrainingError(
-            "Each head's loss stopped being a number with one of its seeds. Lower the learning rates (lr=)."
+            "The loss of every head became NaN or infinite with a seed. Lower the learning rates (lr=)."
         )
     return variants
 
@@ -265,7 +282,7 @@ def _train(
 def _head_files(
     variants: Mapping[str, Sequence[TrainedHead]], task: Task, scored: Scored, header: Header
 ) -> dict[str, bytes]:
-    """Give each head's file, by its name: what a run is used by."""
+    """Return the content of each head file, by its name."""
     novelty, distances = novelty_of(task)
     files = {}
     for name, trained in variants.items():

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import Comparison, Scores, compare_heads
+from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -16,17 +16,15 @@ from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
 from hoarfrost.training import TrainedHead, mean_probabilities
 from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
 
-Floats = npt.NDArray[np.float64]
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """All variants of a run, scored.
+    """The scores of all variants of a run.
 
-    `probabilities[head]` and `of_references[name]` are (n, C) float64 of all images: the mean over seeds; NaN where a
-    reference was not asked. Variants whose predictions overflow are left out.
+    `probabilities[head]` and `of_references[name]` are (n, C) float64 for all images, the mean over seeds. They are NaN
+    where a reference did not predict. Variants whose predictions overflow are skipped.
     """
 
     heads: tuple[HeadResult, ...]
@@ -37,21 +35,15 @@ class Scored:
 
 
 def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) -> Scored:
-    """Score every variant, and the references; select a head by validation alone.
-
-    Parameters
-    ----------
-    variants : mapping of sequences of TrainedHead
-        Each variant's heads, one a seed, by its name.
-    task : Task
+    """Score every variant, with its heads of all seeds, and the references; select a head by validation alone.
 
     Raises
     ------
     TrainingError
-        If no head is left whose predictions are numbers.
+        If the predictions of every head overflow.
     """
     of_references = _reference_probabilities(task)
-    n_fitted = len(fitted_rows(task.y, np.flatnonzero(task.splits == "train")))
+    n_fitted = len(fitted_rows(task.y, task.rows_of("train")))
     references = []
     for name, found in of_references.items():
         scores = _scores(task, found)
@@ -60,12 +52,12 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
     for name, trained in variants.items():
         of_seeds = [task.predicted(head.module) for head in trained]  # S times (n, C)
         if not all(np.isfinite(found).all() for found in of_seeds):
-            logger.warning("%s: left out, its predictions overflow on some images", name)
+            logger.warning("%s: skipped, because its predictions overflow on some images", name)
             continue
         probabilities[name] = mean_probabilities(of_seeds)
         results.append(_result(trained, task, of_seeds, references))
     if not results:
-        raise TrainingError("Each head's predictions overflow on some images. Lower the learning rates (lr=).")
+        raise TrainingError("The predictions of every head overflow on some images. Lower the learning rates (lr=).")
     selected = max(results, key=_selection_order).name
     return Scored(tuple(results), tuple(references), selected, probabilities, of_references)
 
@@ -73,15 +65,15 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     """Compare all other heads, and the references, with the selected head on the split that is reported.
 
-    Where that is of one patient nothing can be tested: intervals take images as independent, and the reason says so.
+    With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
     """
-    rows = np.flatnonzero(task.splits == task.scored_splits[-1])
+    rows = task.rows_of(task.scored_splits[-1])
     units = task.units(rows)
     everyone = {**scored.probabilities, **scored.of_references}
     joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
     if units.groups is None or len(np.unique(units.groups)) > 1:
         return compare_heads(units.y, joined, scored.selected, groups=units.groups)
-    reason = "all images are of one patient, so nothing can be said of others; the interval takes images as independent"
+    reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
     untested = compare_heads(units.y, joined, scored.selected)
     return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
 
@@ -92,31 +84,28 @@ def _selection_order(result: HeadResult) -> tuple[float, float]:
 
 
 def _reference_probabilities(task: Task) -> dict[str, Floats]:
-    train = np.flatnonzero(task.splits == "train")
-    scored = np.flatnonzero(np.isin(task.splits, task.scored_splits))
+    train, scored = task.rows_of("train"), task.rows_of(*task.scored_splits)
     found = {}
     for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
-        found[name] = np.full((len(task.y), len(task.names)), np.nan)
+        found[name] = task.unpredicted()
         found[name][scored] = probabilities
     return found
 
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
     """Score probabilities (n, C) on each split that heads are scored on."""
-    return {
-        name: task.score(np.flatnonzero(task.splits == name), probabilities[task.splits == name])
-        for name in task.scored_splits
-    }
+    rows = {name: task.rows_of(name) for name in task.scored_splits}
+    return {name: task.score(which, probabilities[which]) for name, which in rows.items()}
 
 
 def _result(
     trained: Sequence[TrainedHead], task: Task, of_seeds: Sequence[Floats], references: Sequence[ReferenceResult]
 ) -> HeadResult:
-    """Score one variant: the mean of its seeds' probabilities, and each seed's own AUC."""
+    """Score one variant, by the mean of its seeds' probabilities, and each seed by its own."""
     first, spec = trained[0], trained[0].spec
     probabilities = mean_probabilities(of_seeds)
     scores = _scores(task, probabilities)
-    rows = {name: np.flatnonzero(task.splits == name) for name in task.scored_splits}
+    rows = {name: task.rows_of(name) for name in task.scored_splits}
     aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in of_seeds]
     seeds = tuple(
         SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
@@ -141,11 +130,11 @@ def _result(
 def _alarms(
     task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
 ) -> list[str]:
-    """Say what is wrong with a head, by its validation split."""
+    """List the problems of a head that its validation split shows."""
     alarms = []
     answers = np.unique(task.answers(probabilities[task.splits == "val"]))
     if len(answers) == 1:
-        alarms.append(f"collapsed: it calls every validation image {answers[0]}")
+        alarms.append(f"collapsed: it predicts {answers[0]} for every validation image")
     found = float(np.mean([seed.val_roc_auc for seed in seeds]))
     to_beat = next(reference.val.value(ROC_AUC) for reference in references if reference.name == LOGISTIC_REGRESSION)
     if found < to_beat:

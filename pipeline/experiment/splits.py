@@ -1,4 +1,4 @@
-"""Train, validation and test, and folds: the rules by which images are shared out, by patient, stratified, seeded."""
+"""Training, validation and test splits, and folds: by patient, stratified by class, seeded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation.checks import Ints
 from hoarfrost.features.errors import TrainingError
 
 VAL_SHARE = 0.1
 TEST_SHARE = 0.2
 
 Strings = npt.NDArray[np.str_]
-Ints = npt.NDArray[np.int64]
 
 
 def merged_groups(*memberships: Sequence[object] | Ints) -> Ints:
-    """Join images that share a patient, or bytes, or anything else given, into groups.
+    """Join images that share a patient, bytes, or any other membership into groups.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def merged_groups(*memberships: Sequence[object] | Ints) -> Ints:
 
 
 def _first_places(membership: Sequence[object] | Ints) -> Ints:
-    """Give for each entry the place of the first that equals it."""
+    """Return for each entry the place of the first equal one."""
     if isinstance(membership, np.ndarray):
         _, first, number = np.unique(membership, return_index=True, return_inverse=True)
         places: Ints = first[number]
@@ -50,7 +50,7 @@ def _first_places(membership: Sequence[object] | Ints) -> Ints:
 
 
 def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bool_]]":
-    """Tell which images are of each class; with several labels an image, which have each label, and which do not.
+    """Return which images are of each class; or, with several labels per image, which have each label and which do not.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bo
 
     Returns
     -------
-    dict of ndarray (n,) bool, by words for messages
+    dict of ndarray (n,) bool, by the words that messages use
     """
     if y.ndim == 1:
         return {f"the class {label!r}": y == number for number, label in enumerate(classes)}
@@ -68,9 +68,9 @@ def class_masks(y: Ints, classes: Sequence[str]) -> "dict[str, npt.NDArray[np.bo
 
 
 def _strata(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Sequence[str]]:
-    """Give each image one class to stratify by: its own, or of several labels the rarest that it has.
+    """Return one class per image to stratify by, and the names: its own class, or the rarest of its labels.
 
-    Strata of fewer than `fewest` groups are put to the largest: which labels meet in an image is no class of its own.
+    A stratum of fewer than `fewest` groups joins the largest one: combinations of labels are not classes.
     """
     if y.ndim == 1:
         return y, classes
@@ -88,9 +88,9 @@ def _strata(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple
 
 
 def strata_of_groups(y: Ints, groups: Ints, classes: Sequence[str], fewest: int) -> tuple[Ints, Ints, Sequence[str]]:
-    """Give the groups, the class that each is to be shared out by, and the names of these classes.
+    """Return the groups, the class that each is divided by, and the names of these classes.
 
-    A patient with images of two classes counts for the rarer one, which can spare it least.
+    A patient with images of two classes counts for the rarer class.
     """
     y, classes = _strata(y, groups, classes, fewest)
     rarity = np.argsort(np.argsort(np.bincount(y, minlength=len(classes))))
@@ -107,7 +107,7 @@ def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> St
     y : ndarray (n,) or (n, C) int64
         Class numbers, or labels; see `class_masks`.
     groups : ndarray (n,) int64
-        No group is ever in two splits.
+        No group is in two splits.
     classes : sequence of str
         Names, for messages.
     seed : int
@@ -115,27 +115,27 @@ def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> St
     Returns
     -------
     ndarray (n,) of "train", "val" or "test"
-        Each class's groups are shared out 70/10/20, rounded, but at least one to each split, and at
-        least two where the class has six or more: a class with one image cannot be scored.
+        Each class's groups are divided 70/10/20, rounded. Each split gets at least one, and at least two if the
+        class has six or more: a class with one image cannot be scored.
 
     Raises
     ------
     TrainingError
         If a class has fewer than three groups.
     """
-    return _share_out(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed)
+    return _divide(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed)
 
 
 def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
-    """Split given training images into train and val (one in eight), as `split` does."""
-    return _share_out(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed)
+    """Divide given training images into train and val (one in eight), as `split` does."""
+    return _divide(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed)
 
 
-def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
+def _divide(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
     rng = np.random.default_rng(seed)
     has_labels = y.ndim == 2
     names, stratum, classes = strata_of_groups(y, groups, classes, len(shares) + 1)
-    if has_labels:  # patients of several strata count for the rarest, which can leave another too small as well
+    if has_labels:  # patients of several strata count for the rarest, so that another may become too small
         sizes = np.bincount(stratum, minlength=len(classes))
         stratum[sizes[stratum] < len(shares) + 1] = sizes.argmax()
     assigned = np.full(len(names), "train", dtype="<U5")
@@ -145,9 +145,8 @@ def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, 
         members = rng.permutation(np.flatnonzero(stratum == number))
         if len(members) < len(shares) + 1:
             raise TrainingError(
-                f"The class {label!r} has {len(members)} patients (or images, where patients are unknown) of its own; "
-                f"at least {len(shares) + 1} are needed to put one into each of train, {' and '.join(shares)}. "
-                "Add images, or give a split column."
+                f"The class {label!r} has {len(members)} patient(s) of its own (or images, if patients are unknown). At "
+                f"least {len(shares) + 1} are needed, one each for train, {', '.join(shares)}. Add images or a split column."
             )
         fewest, start = 2 if len(members) >= 2 * (len(shares) + 1) else 1, 0
         for name, share in shares.items():
@@ -158,7 +157,7 @@ def _share_out(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, 
 
 
 def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed: int = 0) -> Ints:
-    """Share images out over folds, stratified by class, a group always in one fold.
+    """Divide images into folds, stratified by class; a group is always in one fold.
 
     Parameters
     ----------
@@ -186,16 +185,16 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise TrainingError(
-            f"--folds {n_folds}: there are {n_groups} patients (or images, where patients are unknown). "
-            f"Give at most --folds {n_groups}."
+            f"--folds {n_folds}: there are {n_groups} patients (or images, if patients are unknown). "
+            f"Use at most --folds {n_groups}."
         )
     masks = class_masks(y, classes)
     for which, mask in masks.items():
         n_groups = len(np.unique(groups[mask]))
         if n_groups < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: {which} has {n_groups} patients (or images, where patients are unknown), "
-                f"too few to be in each fold. Give at most --folds {n_groups}, or add images."
+                f"--folds {n_folds}: {which} has {n_groups} patient(s) (or images, if patients are unknown), too few for one "
+                f"in each fold. Use at most --folds {n_groups}, or add images."
             )
     strata, _ = _strata(y, groups, classes, n_folds)
     folds = np.empty(len(y), np.int64)
@@ -205,7 +204,7 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
     for which, mask in masks.items():
         if len(np.unique(folds[mask])) < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: the patients cannot be shared out so that {which} is in each fold. Give fewer folds."
+                f"--folds {n_folds}: the patients cannot be divided so that {which} is in each fold. Use fewer folds."
             )
     return folds
 
@@ -215,7 +214,7 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
 
 @dataclass(frozen=True)
 class SplitInput:
-    """What a rule may look at: n images that have an embedding.
+    """What a rule may use: n images that have an embedding.
 
     Attributes
     ----------
@@ -230,7 +229,7 @@ class SplitInput:
         The dataset's own splits.
     knows_patients : bool
     column : callable
-        From the name of a further column of the dataset to its n texts; None where there is no such column.
+        From the name of a further column of the dataset to its n texts; None if it has no such column.
     """
 
     y: Ints
@@ -242,18 +241,18 @@ class SplitInput:
     column: Callable[[str], Sequence[str] | None]
 
     def gives(self, split: str) -> bool:
-        """Tell whether the dataset itself says which images are in a split."""
+        """Return whether the dataset itself states which images are in a split."""
         return self.given is not None and bool((self.given == split).any())
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """One way to share images out over train, validation and test, with the words for it.
+    """One way to divide images into train, validation and test, with the words for it.
 
     Attributes
     ----------
     name : str
-        As config.json has it.
+        The name in config.json.
     brief : str
         Follows "split" in a line of text.
     origin : str
@@ -261,8 +260,8 @@ class SplitRule:
     method : str
         The beginning of a sentence in the methods paragraph; "{seed}" stands for the seed.
     applies : callable
-        Tells whether a dataset is split by this rule.
-    share_out : callable
+        Returns whether a dataset is split by this rule.
+    divide : callable
         Returns the split of each image, (n,) of "train", "val" or "test".
     """
 
@@ -271,7 +270,7 @@ class SplitRule:
     origin: str
     method: str
     applies: Callable[[SplitInput], bool]
-    share_out: Callable[[SplitInput], Strings]
+    divide: Callable[[SplitInput], Strings]
 
 
 def _as_given(images: SplitInput) -> Strings:
@@ -293,38 +292,38 @@ def _drawn(images: SplitInput) -> Strings:
 SPLIT_RULES = (
     SplitRule(
         name="given",
-        brief="as the dataset says",
+        brief="as given by the dataset",
         origin="given by the dataset",
         method="The splits were those of the dataset",
         applies=lambda images: images.gives("val"),
-        share_out=_as_given,
+        divide=_as_given,
     ),
     SplitRule(
         name="given, val from train",
-        brief="as the dataset says, val taken from train",
+        brief="as given by the dataset, val taken from train",
         origin="given by the dataset, but validation taken from its train split",
         method="The test split was that of the dataset; validation was taken from its training split",
         applies=lambda images: images.given is not None,
-        share_out=_with_validation_from_train,
+        divide=_with_validation_from_train,
     ),
     SplitRule(
         name="patient",
         brief="by patient",
-        origin="made here, by patient",
+        origin="drawn here, by patient",
         method="They were split at random, stratified by class, so that no patient is in two splits (seed {seed})",
         applies=lambda images: images.knows_patients,
-        share_out=_drawn,
+        divide=_drawn,
     ),
     SplitRule(
         name="image",
         brief="by image",
-        origin="made here, by image",
-        method="They were split at random, stratified by class, by image, patients being unknown (seed {seed})",
+        origin="drawn here, by image",
+        method="They were split at random, stratified by class, by image, because patients are unknown (seed {seed})",
         applies=lambda _: True,
-        share_out=_drawn,
+        divide=_drawn,
     ),
 )
-"""All rules; the first that applies to a dataset is its own."""
+"""All rules. The first one that applies to a dataset is used."""
 
 
 def rule_of(images: SplitInput) -> SplitRule:
@@ -333,6 +332,6 @@ def rule_of(images: SplitInput) -> SplitRule:
 
 
 def rule_named(name: str) -> SplitRule:
-    """Return the rule of a name; for one that a later version wrote, a rule that has the name for all words."""
+    """Return the rule of a name; for a name that a later version wrote, a rule that uses the name as its words."""
     later = SplitRule(name, f"by {name}", name, name, lambda _: False, _drawn)
     return next((rule for rule in SPLIT_RULES if rule.name == name), later)

@@ -1,9 +1,10 @@
-"""What is to be learnt: a cached dataset's embeddings, classes and splits, checked."""
+"""The task: a cached dataset's embeddings, classes and splits, checked."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from unicodedata import normalize
 
 import numpy as np
@@ -11,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
-from hoarfrost.experiment.splits import SplitInput, class_masks, merged_groups, rule_of
+from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
@@ -21,10 +23,8 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
 
-Ints = npt.NDArray[np.int64]
-
 FEWEST_TO_SCORE = 2  # images of a class in a split
-MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, where no limit is given
+MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
 
 logger = logging.getLogger(__name__)
@@ -32,23 +32,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be told apart, on which images.
+    """The classes to learn, and the images.
 
     Attributes
     ----------
     x : Rows
         Embeddings (n, D) float32 of the readable images.
     y : ndarray (n,) or (n, C) int64
-        Class numbers; or with several labels an image 1, 0, and -1 where a label is unknown.
+        Class numbers; or, with several labels per image, 1, 0, and -1 for an unknown label.
     groups : ndarray (n,) int64
         Images of the same patient, or of the same bytes, have the same number.
     splits : ndarray (n,) of "train", "val" or "test"
     names : tuple of str
-        What the class numbers stand for.
+        The names of the class numbers.
     patients : ndarray (n,) int64 or None
-        Each image's patient, where patients are known.
+        Each image's patient, if patients are known.
     per_patient : str or None
-        "mean" or "max": metrics count patients, whose images' probabilities are so joined.
+        "mean" or "max": metrics count patients, and this joins the probabilities of their images.
     """
 
     table: DatasetTable
@@ -56,7 +56,7 @@ class Task:
     x: Rows
     y: Ints
     groups: Ints
-    splits: npt.NDArray[np.str_]
+    splits: Strings
     split_by: str
     classes: tuple[str, ...]
     positive: tuple[str, ...] | None
@@ -66,71 +66,78 @@ class Task:
 
     @property
     def is_multilabel(self) -> bool:
-        """Tell whether an image may have several labels."""
+        """Whether an image may have several labels."""
         return self.y.ndim == 2
 
     @property
     def has_given_test(self) -> bool:
-        """Tell whether the dataset itself says which images are for the test."""
+        """Whether the dataset itself states which images are in the test split."""
         return self.table.splits is not None and bool((self.splits == "test").any())
 
     @property
     def scored_splits(self) -> tuple[str, ...]:
-        """The splits that heads are scored on: val, and test where there is one."""
+        """The splits that heads are scored on: val, and test if there is one."""
         return tuple(name for name in ("val", "test") if (self.splits == name).any())
 
+    def rows_of(self, *splits: str) -> Ints:
+        """Return the rows of the images in some splits."""
+        return np.flatnonzero(np.isin(self.splits, splits))
+
+    def unpredicted(self) -> Floats:
+        """Return probabilities (n, C) of NaN, to be filled in for some rows."""
+        return np.full((len(self.y), len(self.names)), np.nan)
+
     def labels(self) -> list[str]:
-        """Give the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
+        """Return the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
         if self.is_multilabel:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
-        return [self.table.labels[i] for i in np.flatnonzero(self.readable)]
+        return list(compress(self.table.labels, self.readable))
 
-    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> npt.NDArray[np.float64]:
-        """Give a trained head's probabilities (m, C) of some rows, all by default."""
+    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> Floats:
+        """Return a trained head's probabilities (m, C) for some rows, by default for all."""
         return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
 
     @property
     def is_streamed(self) -> bool:
-        """Tell whether embeddings stay in the cache, since they are more than the memory limit."""
+        """Whether embeddings are read from the cache in parts, because they exceed the memory limit."""
         return isinstance(self.x, StreamedRows)
 
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """Give the embeddings (m, D) of some rows."""
+        """Return the embeddings (m, D) of some rows."""
         found = np.empty((len(rows), self.x.n_features), np.float32)
         for places, part in self.x.blocks(rows):
             found[places] = part.cpu().numpy()
         return found
 
     def units(self, rows: Ints) -> Units:
-        """Give what metrics of some rows count: the images, or their patients."""
+        """Return what metrics of some rows count: the images, or their patients."""
         patients = None if self.patients is None else self.patients[rows]
         return units_of(self.y[rows], len(self.names), patients, self.per_patient)
 
-    def score(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> Scores:
+    def score(self, rows: Ints, probabilities: Floats) -> Scores:
         """Score probabilities (m, C) of some rows."""
         units = self.units(rows)
         return score(units.y, units.joined(probabilities), self.names, units.groups)
 
-    def roc_auc(self, rows: Ints, probabilities: npt.NDArray[np.float64]) -> float:
-        """Give the ROC AUC alone, as `score` does."""
+    def roc_auc(self, rows: Ints, probabilities: Floats) -> float:
+        """Return the ROC AUC alone, as in `score`."""
         units = self.units(rows)
         return macro_roc_auc(units.y, units.joined(probabilities))
 
     def attributes(self) -> dict[str, list[str]]:
-        """Give the readable images' further columns, those that are labels left out."""
-        places = np.flatnonzero(self.readable)
-        labels = self.classes if self.is_multilabel else ()
-        return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items() if name not in labels}
+        """Return the readable images' further columns, without those that are labels."""
+        labels, columns = self.classes if self.is_multilabel else (), self.table.attributes
+        return {name: list(compress(cells, self.readable)) for name, cells in columns.items() if name not in labels}
 
-    def answers(self, probabilities: npt.NDArray[np.float64]) -> list[str]:
-        """Name what each image is called: its most probable class, or all labels that are more probable than not."""
+    def answers(self, probabilities: Floats) -> list[str]:
+        """Name what is predicted for each image: its most probable class, or all labels with a probability of 0.5 or more."""
         if not self.is_multilabel:
             return [repr(self.names[number]) for number in probabilities.argmax(axis=1)]
         found = [[self.names[i] for i in np.flatnonzero(row >= 0.5)] for row in probabilities]
         return [" + ".join(names) or "none of the labels" for names in found]
 
     def labelled(self) -> Labelled:
-        """Give embeddings and labels for training, on the device."""
+        """Return embeddings and labels for training, on the device."""
         return Labelled(self.x, torch.from_numpy(self.y).to(self.x.device))
 
 
@@ -145,31 +152,31 @@ def read_task(
     device: str = "cpu",
     per_patient: str | None = None,
 ) -> Task:
-    """Read a dataset from the cache, and settle classes and splits.
+    """Read a dataset from the cache, and choose its classes and splits.
 
     Parameters
     ----------
     cache : EmbeddingCache
-        Must stay open while the task is used: what is larger than the memory limit is streamed from it.
+        Must stay open while the task is used: embeddings that exceed the memory limit are read from it in parts.
     dataset : str or None
-        Which of the cache's datasets; not needed where there is one.
+        Which of the cache's datasets; not needed if there is only one.
     positive : sequence of str
         Labels that count as class 1; makes the task binary.
     seed : int
-        Of the splits, where the dataset has none.
+        Seed of the splits, if the dataset does not have any.
     label_columns : sequence of str, optional
-        Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
+        Label columns of 0 and 1, if images may have several labels. If empty, all such columns.
     memory_limit : int, optional
         Bytes that embeddings may take; by default half of the memory that this process may use.
     device : str
         Where heads are trained.
     per_patient : "mean", "max" or None
-        Metrics count patients, and so join their images' probabilities.
+        Metrics count patients, and join their images' probabilities in this way.
 
     Raises
     ------
     HoarfrostError
-        One of its children: the cache, labels or splits are not fit to train on.
+        One of its children, if the cache, the labels or the splits cannot be used.
     """
     encoder_named(cache.header.fingerprint.backbone)  # refused now: no report could describe it
     table = cache.dataset(dataset)
@@ -180,14 +187,13 @@ def read_task(
         classes, y = _label_matrix(table, readable, label_columns, positive)
         positive_labels = None
     names = _class_names(classes, positive_labels)
-    groups = _groups(table, readable)
+    patients = None if table.patients is None else list(compress(table.patients, readable))
+    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]))  # the same bytes or patient
     splits, split_by = _splits(table, readable, y, groups, names, seed)
     x = _rows(cache, table, memory_limit, device)
-    _check_embeddings(x, [table.paths[i] for i in np.flatnonzero(readable)], cache)
-    patients = (
-        None if table.patients is None else patient_numbers([table.patients[i] for i in np.flatnonzero(readable)])
-    )
-    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, patients, per_patient)
+    _check_embeddings(x, list(compress(table.paths, readable)), cache)
+    numbers = None if patients is None else patient_numbers(patients)
+    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient)
     _check_per_patient(task)
     _check_splits(task)
     return task
@@ -199,34 +205,26 @@ def _check_per_patient(task: Task) -> None:
     option = f"--per-patient {task.per_patient}"
     if task.patients is None:
         raise TrainingError(
-            f"{option}: the dataset {task.table.name!r} does not say which patient an image is of. Give its CSV a patient "
-            "column and extract again, or leave the option out."
+            f"{option}: the dataset {task.table.name!r} has no patient column. Add one to its CSV and extract again, or omit "
+            "the option."
         )
     if task.is_multilabel:
-        raise TrainingError(
-            f"{option}: images have several labels each, and are scored as images. Leave the option out."
-        )
+        raise TrainingError(f"{option}: images with several labels are scored as images. Omit the option.")
     for name in task.scored_splits:
         try:
-            task.units(np.flatnonzero(task.splits == name))
+            task.units(task.rows_of(name))
         except ValueError as error:
-            raise TrainingError(
-                f"{option}, the split {name}: {error} (--positive), or leave the option out."
-            ) from error
+            raise TrainingError(f"{option}, the split {name}: {error} (--positive), or omit the option.") from error
 
 
 def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
-    """Hold the embeddings in memory, on a GPU in its own, if they fit; else stream them."""
+    """Read the embeddings into memory, that of a GPU if it has room; else stream them."""
     readable = table.rows[table.rows >= 0]
     dim = cache.header.dim
     n_bytes, limit = len(readable) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
     if n_bytes > limit:
-        logger.warning(
-            "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time",
-            table.name,
-            n_bytes / 1e9,
-            limit / 1e9,
-        )
+        text = "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time"
+        logger.warning(text, table.name, n_bytes / 1e9, limit / 1e9)
         return StreamedRows(cache.embeddings, readable, dim, int(limit), torch.device(device))
     x = torch.from_numpy(cache.embeddings(readable))
     if device == "cuda":
@@ -236,27 +234,27 @@ def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, 
 
 
 def _check_embeddings(x: Rows, paths: Sequence[str], cache: EmbeddingCache) -> None:
-    """Refuse NaN and infinity: standardisation would spread one image's over all."""
+    """Refuse NaN and infinity: standardisation would spread them from one image to all."""
     broken = np.zeros(len(x), bool)
     for places, part in x.blocks(np.arange(len(x))):
         broken[places] = ~part.isfinite().all(dim=1).cpu().numpy()
     if broken.any():
         raise TrainingError(
             f"{cache.path}: the embeddings of {broken.sum()} of {len(paths)} images are not finite (first: "
-            f"{paths[int(broken.argmax())]}). The weights {cache.header.weights} are probably damaged: extract with others."
+            f"{paths[int(broken.argmax())]}). The weights {cache.header.weights} are probably damaged; extract with others."
         )
 
 
 def _classes(
     table: DatasetTable, readable: npt.NDArray[np.bool_], positive: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None, Ints]:
-    """Give the classes, the positive ones, and each readable image's class number."""
-    labels = [table.labels[i] for i in np.flatnonzero(readable)]
+    """Return the classes, the positive ones, and each readable image's class number."""
+    labels = list(compress(table.labels, readable))
     if not any(labels):
         columns = _columns_of_labels(table)
         raise TrainingError(
-            f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} hold 0 and 1: pass "
-            "--multilabel to learn them."
+            f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} contain 0 and 1: use "
+            "--multilabel to train on them."
         )
     classes = tuple(sorted(set(labels), key=_label_order))
     positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
@@ -269,19 +267,19 @@ def _label_matrix(
     """Read columns of labels, (n, C) int64."""
     if positive:
         raise TrainingError(
-            "--positive is for one label an image; with --multilabel each column is a label for itself."
+            "--positive is for one label per image. With --multilabel each column is a label. Omit one."
         )
     names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
     if not names:
         raise TrainingError(
-            f"--multilabel: the dataset {table.name!r} has no column of 0 and 1 with both in it. "
+            f"--multilabel: the dataset {table.name!r} has no column with both 0 and 1 and nothing else. "
             f"Its columns: {', '.join(table.attributes) or '(none)'}."
         )
     return names, np.column_stack([_label_column(table, name) for name in names])[readable]
 
 
 def _column_named(table: DatasetTable, wanted: str) -> str:
-    """Find a column by the name that its CSV has, whatever the case, and whether umlauts are composed or not."""
+    """Return the column of this name; case, and whether umlauts are composed, make no difference."""
 
     def spelled(name: str) -> str:
         return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
@@ -300,14 +298,14 @@ def _label_column(table: DatasetTable, name: str) -> Ints:
     for path, cell in zip(table.paths, cells, strict=True):
         if cell.lower() not in LABEL_VALUES:
             raise TrainingError(
-                f"--label {name}: {path} has {cell!r}; expected 1, 0, or nothing (or -1) where it is unknown. "
-                "Mend the column, or leave it out."
+                f"--label {name}: {path} has {cell!r}. Expected 1, 0, or an empty cell (or -1) for unknown. "
+                "Fix the column, or omit it."
             )
     return np.array([LABEL_VALUES[cell.lower()] for cell in cells], np.int64)
 
 
 def _columns_of_labels(table: DatasetTable) -> tuple[str, ...]:
-    """List the columns that hold 0 and 1 and nothing else."""
+    """List the columns that contain 0 and 1 and nothing else."""
     return tuple(name for name, cells in table.attributes.items() if is_label_column(cells))
 
 
@@ -320,16 +318,16 @@ def _label_order(label: str) -> tuple[bool, int, str]:
 def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
     if len(classes) < 2:
         raise TrainingError(
-            f"The dataset {dataset!r} has readable images of one class only ({', '.join(classes)}); a head tells at least "
-            "two apart. Mend the unreadable images or add others, and extract again."
+            f"The dataset {dataset!r} has readable images of one class only ({', '.join(classes)}). A head needs at least "
+            "two. Fix the unreadable images or add others, and extract again."
         )
     for label in positive:
         if label not in classes:
             raise TrainingError(
-                f"--positive {label}: the dataset {dataset!r} has no such label. It has: {', '.join(classes)}."
+                f"--positive {label}: the dataset {dataset!r} has no such label. Its labels: {', '.join(classes)}."
             )
     if set(positive) == set(classes):
-        raise TrainingError(f"--positive names all labels ({', '.join(classes)}); leave at least one for class 0.")
+        raise TrainingError(f"--positive names all labels ({', '.join(classes)}). At least one must be class 0.")
     if positive:
         return tuple(label for label in classes if label in positive)
     return classes[1:] if len(classes) == 2 else None
@@ -341,33 +339,26 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
     return " + ".join(label for label in classes if label not in positive), " + ".join(positive)
 
 
-def _groups(table: DatasetTable, readable: npt.NDArray[np.bool_]) -> Ints:
-    """Join images of the same patient, where patients are known, and of the same bytes."""
-    known = [[column[i] for i in np.flatnonzero(readable)] for column in (table.patients,) if column is not None]
-    return merged_groups(table.rows[readable], *known)
-
-
 def _splits(
     table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
-) -> tuple[npt.NDArray[np.str_], str]:
-    """Share the images out by the rule that applies to the dataset; return the splits and the rule's name."""
-    places = np.flatnonzero(readable)
+) -> tuple[Strings, str]:
+    """Divide the images by the rule that applies to the dataset; return the splits and the rule's name."""
 
     def column(name: str) -> list[str] | None:
-        return [table.attributes[name][i] for i in places] if name in table.attributes else None
+        return list(compress(table.attributes[name], readable)) if name in table.attributes else None
 
-    given = None if table.splits is None else np.array([table.splits[i] for i in places], dtype="<U5")
+    given = None if table.splits is None else np.array(list(compress(table.splits, readable)), dtype="<U5")
     if given is not None and not (given == "train").any():
         raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
     images = SplitInput(y, groups, names, seed, given, table.patients is not None, column)
     rule = rule_of(images)
-    return rule.share_out(images), rule.name
+    return rule.divide(images), rule.name
 
 
 def _check_splits(task: Task) -> None:
-    """Refuse a split in which a class is missing: nothing could be learnt or scored there."""
+    """Refuse a split without enough images of a class to train on or score."""
     for name in ("train", *task.scored_splits):
-        rows = np.flatnonzero(task.splits == name)
+        rows = task.rows_of(name)
         y = task.units(rows).y if name in task.scored_splits else task.y[rows]
         unit = "image(s)" if task.per_patient is None or name == "train" else "patient(s)"
         counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}
@@ -375,19 +366,17 @@ def _check_splits(task: Task) -> None:
             if count < FEWEST_TO_SCORE:
                 all_counts = ", ".join(f"{n} {label}" for label, n in zip(task.names, counts.values(), strict=False))
                 raise TrainingError(
-                    f"The split {name} has {count} {unit} of {which}; at least {FEWEST_TO_SCORE} are needed to learn or "
-                    f"score it (the split has {all_counts}). Add images, {_other_splits(task)}"
+                    f"The split {name} has {count} {unit} of {which}. At least {FEWEST_TO_SCORE} are needed to train on it "
+                    f"and to score it (the split has {all_counts}). Add images, {_other_splits(task)}"
                 )
 
 
 def _other_splits(task: Task) -> str:
     if task.is_multilabel:
-        return "leave the label out (--label)."
+        return "or omit the label (--label)."
     if task.table.splits is not None:
         return "or change the dataset's split column or folders."
-    return (
-        "or learn less: --positive LABEL makes two classes of several. (The split was drawn here: there is none given.)"
-    )
+    return "or use --positive LABEL for two classes. (The split was drawn here: the dataset does not have one.)"
 
 
 def dataset_facts(task: Task) -> DatasetFacts:
@@ -412,7 +401,7 @@ def dataset_facts(task: Task) -> DatasetFacts:
 
 
 def _counts(task: Task, split: str) -> dict[str, int]:
-    """Count a split's images of each class or, of several labels an image, those that have each label."""
+    """Count a split's images of each class or, with several labels per image, of each label."""
     here = task.splits == split
     if task.is_multilabel:
         return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}

@@ -1,30 +1,27 @@
-"""What validation fixes of a head before it is used: temperature, operating points, conformal scores; and its novelty."""
+"""What is fitted on validation before a head is used: temperature, operating points, conformal scores; and novelty."""
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.evaluation import binary_problems, choose_thresholds, fit_temperature
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.files import IMAGE, Validated
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
-MOST_MEASURED = 50_000  # images that novelty is fitted on, and as many whose distances are kept: more tell nothing more
+MOST_MEASURED = 50_000  # images that novelty is fitted on, and whose distances are kept; more do not change it
 
 
 def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
-    """Fix what a head needs to be used, from its probabilities (n, C) of all images: of those of validation alone.
+    """Fit what a head needs in use, from its probabilities (n, C) for all images; only validation images are used.
 
     Returns
     -------
     tuple of Validated
-        For images; where patients are known, and have one class each, for these too.
+        For images; and for patients, if they are known and have one class each.
     """
-    rows = np.flatnonzero(task.splits == "val")
+    rows = task.rows_of("val")
     y, n_classes = task.y[rows], len(task.names)
     patients = None if task.patients is None else task.patients[rows]
     found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows])]
@@ -34,7 +31,7 @@ def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
         try:
             found.append(_fixed(how, units_of(y, n_classes, patients, how), probabilities[rows]))
         except ValueError:
-            continue  # a patient's images are of several classes, or all patients of one: there is nothing to fix
+            continue  # a patient has images of several classes, or all patients have one class
     return tuple(found)
 
 
@@ -52,8 +49,8 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
 
 
 def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
-    """Describe the training embeddings, and give the distances of validation images, which they were not fitted on."""
-    train, val = (_at_most(np.flatnonzero(task.splits == name)) for name in ("train", "val"))
+    """Describe the training embeddings, and return the distances of validation images, which were not fitted on."""
+    train, val = (_at_most(task.rows_of(name)) for name in ("train", "val"))
     reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))
     distances = np.empty(len(val))
     for places, part in task.x.blocks(val):
@@ -62,5 +59,5 @@ def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
 
 
 def _at_most(rows: Ints) -> Ints:
-    """Give rows, or evenly spread ones of too many."""
+    """Return the rows, or evenly spread ones if there are too many."""
     return rows if len(rows) <= MOST_MEASURED else rows[np.linspace(0, len(rows) - 1, MOST_MEASURED).astype(np.int64)]

@@ -1,25 +1,18 @@
-"""The run folder: what one `train` did, written whole and read back.
+"""The run folder that `train` writes, and its records.
 
 ```
-DIR/config.json      what was asked and where it came from
-DIR/metrics.json     every head's scores, and which head was selected
+DIR/config.json      the settings, and where the data came from
+DIR/metrics.json     the scores of all heads, and the selected one
 DIR/predictions.csv  path, patient, split, label, one probability column per head
-DIR/out_of_fold.csv  the same of cross-validation, with the fold that held the image out
+DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
-DIR/tensorboard/     training curves for TensorBoard, where they were asked for
+DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
 """
 
 from hoarfrost.runs.decoding import from_json, to_json
-from hoarfrost.runs.folder import (
-    OWN_FILES,
-    check_run_directory,
-    metrics_document,
-    read_heads,
-    read_run,
-    write_run,
-)
+from hoarfrost.runs.folder import OWN_FILES, check_run_directory, metrics_document, read_heads, read_run, write_run
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,

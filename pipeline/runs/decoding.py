@@ -1,4 +1,4 @@
-"""Records to JSON and back. A record's field may change its name or its type; its key in JSON does not."""
+"""Records to JSON and back. A record's field may change its name or its type; its key in JSON stays."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +15,12 @@ from hoarfrost.runs.trust import FixedPoint
 
 T = TypeVar("T")
 
-# One error, as plain as Python's own, is enough to say that a file is damaged.
+# One plain error is enough to state that a file is damaged.
 _CONVERTER = cattrs.Converter(detailed_validation=False)
 
 
 def from_json(values: Any, kind: type[T]) -> T:
-    """Make a record of a JSON object, those inside it too; keys of a later minor version are passed over.
+    """Return the record of a JSON object, with those inside it; keys of a later minor version are ignored.
 
     Raises
     ------
@@ -48,7 +48,7 @@ _CONVERTER.register_unstructure_hook(
 )
 
 
-# -- estimates whose parts lie among their record's other keys ----------------------------------------------------------
+# -- estimates whose parts are among their record's other keys ----------------------------------------------------------
 
 
 def _register_flat(kind: type[Any], name: str) -> None:
@@ -117,7 +117,7 @@ def _is_over_patients(share: Share) -> bool:
 
 
 def _drawn(share: Share) -> list[float | None] | None:
-    """Return the interval over patients: a point where its draws had no spread."""
+    """Return the interval over patients: a single point if its draws had no spread."""
     if share.method != BOOTSTRAP:
         return [share.value, share.value]
     return None if share.interval is None else list(share.interval)

@@ -1,4 +1,4 @@
-"""The run folder, written whole and read back with its contradictions found."""
+"""The run folder: written complete or not at all; read back and checked for contradictions."""
 
 import csv
 import io
@@ -42,20 +42,13 @@ from hoarfrost.runs.trust import Assessment, Suspects
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Floats = npt.NDArray[np.float64]
+
 FORMAT = "hoarfrost-run"
 FORMAT_VERSION = 4
-OWN_FILES = frozenset(
-    {
-        "config.json",
-        "metrics.json",
-        "predictions.csv",
-        "out_of_fold.csv",
-        "history.csv",
-        "heads",
-        "tensorboard",
-        "report.html",
-    }
-)
+REPORT = "report.html"  # what `hoarfrost report` adds to a run
+_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
+OWN_FILES = frozenset({*_TABLES, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -68,93 +61,105 @@ METRICS: dict[str, Any] = {
     "shortcuts": tuple[AttributeAudit, ...],
     "suspects": Suspects | None,
 }
-"""What `metrics.json` holds of a run."""
+"""The parts of a run that `metrics.json` contains."""
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
-"""What every reader of a run relies on; the last one with its interval."""
+"""The scores that every reader of a run relies on; the last one with its interval."""
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
-    """Give what `metrics.json` holds and `train --json` prints."""
+    """Return the content of `metrics.json`, which `train --json` prints too."""
     found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
-    # What follows from the configuration and the predictions is not read back.
+    # Derived from the configuration and the predictions, so not read back.
     first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
     return {**first, **found, "splits": to_json(run.split_sizes())}
 
 
-def check_run_directory(directory: Path) -> None:
-    """Refuse to write a run where something else lives.
+def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
+    """Return the configuration of the run that a new one would replace, or None; refuse other content.
+
+    A run that has a report is refused too, unless `overwrite` is true.
 
     Raises
     ------
     RunError
-        If `directory` is a file, the current folder, or a folder with content that is no run of ours.
+        If `directory` is a file, the current folder, or a folder with content that is not an earlier run.
     """
     try:
         place = directory.resolve()
         if Path.cwd().is_relative_to(place):
             raise RunError(
-                f"{directory} is the current folder or above it, and a run's folder is replaced whole. "
-                "Name a folder in it with --run."
+                f"{directory} is the current folder or contains it. A run replaces its whole folder. "
+                "Name a folder below the current one with --run."
             )
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         if not existing.is_dir():
-            raise RunError(f"{existing} is a file, not a folder to write a run into. Name another folder with --run.")
-        if existing == place and any(place.iterdir()):
-            _check_earlier_run(directory)
+            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with --run.")
+        has_content = existing == place and any(place.iterdir())
+        earlier = _earlier_run(directory, overwrite=overwrite) if has_content else None
         check_writable(place.parent if existing == place else existing)
+        return earlier
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise RunError(f"{directory} cannot be a run's folder: {error}. Name another with --run.") from error
+        raise RunError(f"{directory} cannot be used as a run folder: {error}. Name another one with --run.") from error
 
 
-def _check_earlier_run(directory: Path) -> None:
-    """Refuse to replace a folder with anything in it that no `train` or `report` wrote."""
+def _earlier_run(directory: Path, *, overwrite: bool) -> RunConfig:
+    """Return the configuration of an earlier run; refuse a folder with anything that `train` did not write."""
     if not (directory / "config.json").is_file():
         raise RunError(
-            f"{directory} is not empty and holds no earlier run (no config.json), so nothing was written there. "
-            "Name another folder with --run."
+            f"{directory} is not empty and does not contain an earlier run (config.json is missing). Nothing was written "
+            "there. Name another folder with --run."
         )
     try:
-        _read_config(directory)
+        config = _read_config(directory)
     except RunError as error:
         raise RunError(
-            f"{directory} is not empty, and its config.json is not that of an earlier run of this version, so nothing "
-            f"was written there. Remove the folder, or name another with --run. ({error})"
+            f"{directory} is not empty, and its config.json is not from an earlier run of this version. Nothing was written "
+            f"there. Remove the folder, or name another one with --run. ({error})"
         ) from error
     foreign = [entry.name for entry in directory.iterdir() if entry.name not in OWN_FILES]
     foreign += [f"heads/{entry.name}" for entry in directory.glob("heads/*") if entry.suffix != ".safetensors"]
     if foreign:
         raise RunError(
-            f"{directory} holds an earlier run, but also {min(foreign)}, which would be lost with it. "
-            "Move it away, or name another folder with --run."
+            f"{directory} contains an earlier run and also {min(foreign)}, which would be lost. "
+            f"Move {min(foreign)} to another place, or name another folder with --run."
         )
+    if (directory / REPORT).exists() and not overwrite:
+        raise RunError(
+            f"{directory} contains the run of {config.created} and its report ({REPORT}). Nothing was written there. "
+            "Replace both with --overwrite, or name another folder with --run."
+        )
+    return config
 
 
-def write_run(run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bool = False) -> None:
-    """Write a run folder whole, replacing an earlier run in the same place.
+def write_run(
+    run: Run, head_files: Mapping[str, bytes], *, with_tensorboard: bool = False, overwrite: bool = False
+) -> None:
+    """Write a run folder, complete or not at all; an earlier run in the same place is replaced.
 
     Parameters
     ----------
     run : Run
-        Its `directory` is where the folder goes.
+        With the folder to write, `directory`.
     head_files : mapping of file name -> bytes
-        The heads' weights, for `DIR/heads/`.
+        The content of `DIR/heads/`.
     with_tensorboard : bool
-        Write the training curves to `DIR/tensorboard/` too.
+        Also write the training curves to `DIR/tensorboard/`.
+    overwrite : bool
+        Also replace a run that has a report.
 
     Raises
     ------
     RunError
-        If the place is taken by something that is not a run, or cannot be written.
+        If the folder holds something that is not a run, or cannot be written.
     """
-    check_run_directory(run.directory)
+    check_run_directory(run.directory, overwrite=overwrite)
     place = run.directory.resolve()  # a link to a folder stays a link
     staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
         (staging / "heads").mkdir(parents=True)
-        _write_json(
-            staging / "config.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **to_json(run.config)}
-        )
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        _write_json(staging / "config.json", header | to_json(run.config))
         _write_json(staging / "metrics.json", metrics_document(run))
         _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
         if run.out_of_fold is not None:
@@ -180,7 +185,7 @@ def read_run(directory: Path) -> Run:
     Raises
     ------
     RunError
-        If the folder is missing, is no run, was written by a newer version or is damaged.
+        If the folder is missing, is not a run, was written by a newer version or is damaged.
     """
     config, found = _read_config(directory), _read_metrics(directory, METRICS)
     heads, cross_validation = found["heads"], found["cross_validation"]
@@ -194,18 +199,11 @@ def read_run(directory: Path) -> Run:
             out_of_fold = _read_out_of_fold(path, names, config.dataset, predictions.paths)
     with _reading(directory / "history.csv") as path:
         history = _read_history(path)
-    return Run(
-        directory=directory,
-        config=config,
-        history=history,
-        predictions=predictions,
-        out_of_fold=out_of_fold,
-        **found,
-    )
+    return Run(directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, **found)
 
 
 def read_heads(directory: Path) -> RunHeads:
-    """Read of a run what its heads are used by; none of its predictions, which are as many as its images.
+    """Read the parts of a run that using its heads needs, without its predictions, one per image.
 
     Raises
     ------
@@ -226,34 +224,34 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Say of whatever goes wrong in reading a file of a run which file it was, and the way out."""
+    """Turn an error in reading a file of a run into one that names the file and the way out."""
     again = "Remove the folder and train again."
     try:
         yield path
     except FileNotFoundError as error:
         raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
     except KeyError as error:
-        raise RunError(f"{path}: the run is damaged: there is no {error}. {again}") from error
-    # What parsers and conversions raise on content that is not what this program wrote.
+        raise RunError(f"{path}: the run is damaged: {error} is missing. {again}") from error
+    # The errors of parsers and conversions on content that this program did not write.
     except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 
 def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
-    """Refuse results that lack what every reader of a run relies on."""
+    """Refuse results without the scores that every reader of a run relies on."""
     if selected not in [head.name for head in heads]:
-        raise ValueError(f"the selected head {selected!r} is none of the run's heads")
+        raise ValueError(f"the selected head {selected!r} is not one of the run's heads")
     for head in heads:
         for scores in (head.val, head.test or head.val):
             missing = [key for key in SCORES if key not in scores or scores[key].value is None]
             if missing:
-                raise ValueError(f"the head {head.name} lacks the score {missing[0]}")
+                raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
             if scores.auc.interval is None:
-                raise ValueError(f"the head {head.name} lacks the interval of its ROC AUC")
+                raise ValueError(f"the interval of the ROC AUC of the head {head.name} is missing")
 
 
 def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:
-    """Refuse rows that are not those that config.json counted and metrics.json scored."""
+    """Refuse rows that contradict the counts in config.json or the scores in metrics.json."""
     if predictions.truth is None:
         class_numbers(predictions.labels, dataset.classes, dataset.positive)
         found = Counter(zip(predictions.splits, predictions.labels, strict=True))
@@ -270,26 +268,25 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], da
         raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
     scored = {"val"} | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
-        raise ValueError("there are no rows of a split that metrics.json scores")
+        raise ValueError("a split that metrics.json scores has no rows")
 
 
 def _swap(staging: Path, directory: Path) -> None:
-    """Put the finished folder in its place; the earlier run is gone only when the new one is there."""
-    if not directory.exists():
-        staging.rename(directory)
-        return
+    """Rename the finished folder to its place; an earlier run is removed only after that."""
     retired = staging.with_suffix(".old")
-    directory.rename(retired)
     try:
+        if directory.exists():
+            directory.rename(retired)
         staging.rename(directory)
-    except OSError:
-        retired.rename(directory)
+    except BaseException:  # Ctrl-C too: the earlier run must not be lost between the two renames
+        if retired.exists() and not directory.exists():
+            retired.rename(directory)
         raise
-    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover is no failure of it
+    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover does no harm
 
 
 def _sync_tree(directory: Path) -> None:
-    """Force every file to the disk before the folder gets its name."""
+    """Flush every file to the disk before the folder gets its name."""
     for path in [*directory.rglob("*"), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -299,26 +296,24 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(
-        text + "\n", encoding="utf-8", errors="surrogateescape"
-    )  # names that are not UTF-8 stay as they are
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 are kept unchanged
 
 
 def _read_config(directory: Path) -> RunConfig:
     with _reading(directory / "config.json") as path:
         if not path.is_file():
             if directory.is_file():
-                raise RunError(
-                    f"{directory} is a file, and a run is a folder. Name the folder that `train --run` wrote."
-                )
+                raise RunError(f"{directory} is a file. A run is a folder: name the one that `train --run` wrote.")
             raise RunError(
-                f"{directory} is not a run folder (no config.json). "
-                f"Make one with `hoarfrost train --cache FILE --run {directory}`."
+                f"{directory} is not a run folder (config.json is missing). "
+                f"Create one with: hoarfrost train --cache FILE --run {directory}"
             )
         content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise RunError(f'{path} is not a run\'s configuration (no "format": "{FORMAT}"). Check the path.')
+            raise RunError(
+                f'{path} is not the configuration of a run ("format": "{FORMAT}" is missing). Check the path.'
+            )
         if content["format_version"] > FORMAT_VERSION:
             raise RunError(
                 f"{directory} was written by a newer hoarfrost (run format {content['format_version']}, "
@@ -334,7 +329,7 @@ def _read_config(directory: Path) -> RunConfig:
 
 
 def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
-    """Give a head's columns in predictions.csv: (name, class number)."""
+    """Return a head's columns in predictions.csv: (name, class number)."""
     if dataset.positive is not None:
         return [(head, 1)]
     return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
@@ -356,34 +351,29 @@ def _write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, d
 
 
 def _write_probabilities(
-    path: Path,
-    header: Sequence[str],
-    facts: Iterable[Sequence[object]],
-    probabilities: "Mapping[str, npt.NDArray[np.float64]]",
+    path: Path, header: Sequence[str], facts: Iterable[Sequence[object]], probabilities: "Mapping[str, Floats]",
     dataset: DatasetFacts,
-) -> None:
-    columns = [
-        (name, scores[:, number]) for head, scores in probabilities.items() for name, number in _columns(head, dataset)
-    ]
+) -> None:  # fmt: skip
+    columns = {name: p[:, number] for head, p in probabilities.items() for name, number in _columns(head, dataset)}
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*header, *(name for name, _ in columns)])
+        writer.writerow([*header, *columns])
         for i, row in enumerate(facts):
-            writer.writerow([*row, *(repr(float(scores[i])) for _, scores in columns)])
+            writer.writerow([*row, *(repr(float(scores[i])) for scores in columns.values())])
 
 
 _TRUTHS = {1: "1", 0: "0", -1: ""}
 
 
 def _truth_columns(dataset: DatasetFacts) -> list[str]:
-    """Name the columns that say which labels an image has."""
+    """Return the columns that state which labels an image has."""
     return [f"label:{label}" for label in dataset.classes]
 
 
 def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
     rows = _read_table(path)
     if not rows:
-        raise ValueError("there are no rows")
+        raise ValueError("it has no rows")
     probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
     paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
     truth = None
@@ -407,12 +397,10 @@ def _read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, p
     return OutOfFold(tuple(folds.tolist()), probabilities)
 
 
-def _read_probabilities(
-    rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts
-) -> "npt.NDArray[np.float64]":
+def _read_probabilities(rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts) -> "Floats":
     scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"the column of {head} holds values that are no probabilities")
+        raise ValueError(f"the column of {head} contains values that are not probabilities")
     return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
 
 
@@ -420,7 +408,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         content = file.read()
     if not content.endswith("\n"):
-        raise ValueError("its last line is cut off")
+        raise ValueError("its last line is incomplete")
     return list(csv.DictReader(io.StringIO(content, newline="")))
 
 
@@ -432,12 +420,8 @@ def _write_history(path: Path, history: Iterable[Epoch]) -> None:
 
 
 def _read_history(path: Path) -> tuple[Epoch, ...]:
+    numbers = ("train_loss", "val_loss", "val_roc_auc", "learning_rate")
     return tuple(
-        Epoch(
-            row["head"],
-            int(row["seed"]),
-            int(row["epoch"]),
-            *(float(row[name]) for name in ("train_loss", "val_loss", "val_roc_auc", "learning_rate")),
-        )
+        Epoch(row["head"], int(row["seed"]), int(row["epoch"]), *(float(row[name]) for name in numbers))
         for row in _read_table(path)
     )

@@ -1,4 +1,4 @@
-"""What a run is made of: configuration, scores, training curves, predictions."""
+"""The records of a run: configuration, scores, training curves, predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,14 +32,13 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the heads were trained and scored on.
+    """The dataset that the heads were trained and scored on.
 
-    `positive` names the labels that count as class 1; it is None with more than two classes.
-    `n_images` counts the unreadable too. `split_by` names the rule of the splits, see
-    `hoarfrost.experiment.splits.SPLIT_RULES`.
-    `counts` maps split -> label -> number of images with an embedding, `n_split` split -> that of all of them; with
-    several labels an image (`is_multilabel`) they are not the sum, and `classes` names the labels. `no_test_split`
-    says so where there is none.
+    `positive` names the labels that count as class 1 (None with more than two classes).
+    `n_images` includes the unreadable ones. `split_by` names the rule of the splits, see
+    `hoarfrost.experiment.splits.SPLIT_RULES`. `counts` maps split -> label -> number of images with an embedding,
+    `n_split` split -> number of images. With several labels per image (`is_multilabel`) the latter is not the sum, and
+    `classes` names the labels. `no_test_split` states that there is no test split.
     """
 
     name: str
@@ -58,9 +57,9 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class EmbeddingFacts:
-    """Where the embeddings came from: the cache's own account of itself, and the digest of those that were used.
+    """Where the embeddings came from: what the cache records, and the digest of the embeddings that were used.
 
-    `weights_path` is where a checkpoint lay; empty where the weights were no file.
+    `weights_path` is where a checkpoint was; empty if the weights were not a file.
     """
 
     cache: str
@@ -76,17 +75,17 @@ class EmbeddingFacts:
 
     @property
     def encoder(self) -> EncoderSpec:
-        """The encoder of this name; raises EncoderError if this version has none."""
+        """The encoder of this name; raises EncoderError if this version does not have it."""
         return encoder_named(self.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig, ScoringConfig):
-    """All that configures a run, saved beside its results. Times stand here: the scores are the same each time.
+    """The configuration of a run, saved beside its results. Times are here, because the scores do not change.
 
     `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
-    memory limit where embeddings were streamed, which decides the order of batches; else None. `warnings` are what must
-    be known before believing the scores.
+    memory limit if embeddings were streamed, which decides the order of batches; else None. `warnings` are what a reader
+    must know before trusting the scores.
     """
 
     command: str
@@ -103,7 +102,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One training of a head: its own ROC AUCs; `test_roc_auc` is None where there is no test split."""
+    """One training of a head: its own ROC AUCs; without a test split, `test_roc_auc` = None."""
 
     seed: int
     val_roc_auc: float
@@ -114,11 +113,10 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """One head's scores. `test` is None where the dataset has no test split.
+    """One head's scores; `test` = None if the dataset has no test split.
 
     With several seeds the scores are those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the
-    first seed's. `weights_file` has all.
-    `alarms` say what is wrong with it.
+    first seed's. `weights_file` has all seeds. `alarms` are the head's problems.
     """
 
     name: str
@@ -137,7 +135,7 @@ class HeadResult:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The scores of a classifier that heads are compared to; never selected. `n_train` images were enough to fit it on."""
+    """The scores of a classifier that heads are compared with; never selected. It was fitted on `n_train` images."""
 
     name: str
     n_train: int
@@ -156,7 +154,7 @@ class CrossValidated:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What cross-validation found. `selected` is the head that each fold's own validation chose."""
+    """The result of cross-validation. `selected` is the head that each fold's own validation selected."""
 
     n_folds: int
     n_images: int
@@ -189,9 +187,9 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every image's probabilities: one row an image, in the dataset's order.
+    """Every image's probabilities: one row per image, in the dataset's order.
 
-    `probabilities[head]` is (n, C) float64, columns in the order of the classes; rows sum to one, but where an image may
+    `probabilities[head]` is (n, C) float64, columns in the order of the classes; rows sum to one, unless an image may
     have several labels. `labels` are the dataset's own (before `--positive` made them binary), or all that an image has,
     "a|b"; then `truth` is (n, C) int64 of 1, 0 and -1 (unknown).
     """
@@ -206,9 +204,9 @@ class Predictions:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What cross-validation predicts of each image by heads that never saw it, in the order of `Predictions`.
+    """The predictions of cross-validation for each image, by heads that never saw it, in the order of `Predictions`.
 
-    `folds` numbers the fold that held the image out, -1 where none did; there `probabilities[name]`, (n, C) float64, is NaN.
+    `folds` numbers the fold that held the image out, -1 if none did; then `probabilities[name]`, (n, C) float64, is NaN.
     """
 
     folds: tuple[int, ...]
@@ -217,7 +215,7 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class SplitSize:
-    """What is in one split, or in "all": images with an embedding, also by label, and patients where they are known."""
+    """The size of one split, or of "all": images with an embedding, also by label, and patients if they are known."""
 
     split: str
     n_images: int
@@ -227,10 +225,10 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read back.
+    """The content of one run folder.
 
-    `comparisons` are of the other heads, and the references, against the selected one, on the split that `assessment`
-    is of. `leakage`, `assessment` and `suspects` are there in every run that `train` wrote.
+    `comparisons` compare the other heads and the references with the selected head, on the split of `assessment`.
+    Every run that `train` wrote has `leakage`, `assessment` and `suspects`.
     """
 
     directory: Path
@@ -250,7 +248,7 @@ class Run:
     suspects: Suspects | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
-        """Count the images and patients of each split there is, and of all."""
+        """Count the images and patients of each split, and of all."""
         dataset, splits = self.config.dataset, np.array(self.predictions.splits)
         numbers = patient_numbers(self.predictions.patients)
         found = []
@@ -261,13 +259,13 @@ class Run:
         return *found, SplitSize("all", sum(size.n_images for size in found), dataset.n_patients, sums)
 
     def head(self, name: str) -> HeadResult:
-        """Give the result of one head by its name."""
+        """Return the result of one head by its name."""
         return next(head for head in self.heads if head.name == name)
 
     def y_true(self) -> "npt.NDArray[np.int64]":
-        """Give each image's class number, (n,) int64: 1 for the positive labels, or the label's place in `classes`.
+        """Return each image's class number, (n,) int64: 1 for the positive labels, or the label's place in `classes`.
 
-        With several labels an image, (n, C) int64 of 1, 0 and -1 where a label is unknown.
+        With several labels per image, (n, C) int64 of 1, 0 and -1 for an unknown label.
         """
         if self.predictions.truth is not None:
             return self.predictions.truth
@@ -276,7 +274,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunHeads:
-    """What a run's heads are used by: a run without its predictions."""
+    """The parts of a run that using its heads needs: a run without its predictions."""
 
     directory: Path
     config: RunConfig
@@ -284,36 +282,22 @@ class RunHeads:
     heads: tuple[HeadResult, ...]
 
     def file_of(self, name: str) -> Path:
-        """Give the file of a head by its name."""
+        """Return the file of a head by its name."""
         return self.directory / next(head.weights_file for head in self.heads if head.name == name)
 
 
 def class_numbers(
     labels: Sequence[str], classes: Sequence[str], positive: Sequence[str] | None
 ) -> "npt.NDArray[np.int64]":
-    """Turn labels into class numbers.
-
-    Parameters
-    ----------
-    labels : sequence of str, length n
-    classes : sequence of str
-        All labels there may be, in the order of their numbers where `positive` is None.
-    positive : sequence of str or None
-        The labels that are class 1; all others are class 0.
-
-    Returns
-    -------
-    ndarray (n,) int64
+    """Return the class numbers of labels, (n,) int64: their places in `classes`, or 1 for the `positive` ones.
 
     Raises
     ------
     ValueError
-        If a label is none of the classes.
+        If a label is not one of the classes.
     """
-    number = {label: i for i, label in enumerate(classes)}
+    number = {label: i if positive is None else int(label in positive) for i, label in enumerate(classes)}
     unknown = next((label for label in labels if label not in number), None)
     if unknown is not None:
-        raise ValueError(f"{unknown!r} is none of the classes {', '.join(classes)}")
-    if positive is not None:
-        number = {label: int(label in positive) for label in classes}
+        raise ValueError(f"{unknown!r} is not one of the classes {', '.join(classes)}")
     return np.array([number[label] for label in labels], dtype=np.int64)

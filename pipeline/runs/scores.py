@@ -1,4 +1,4 @@
-"""Scores as `metrics.json` has them, and back: the only place that knows how their keys are made of a metric's."""
+"""Scores in `metrics.json`, and back: the only place that derives their keys from a metric's key."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,9 +16,9 @@ _N_KNOWN = f"n_known{_BY_CLASS}"
 def scores_to_json(scores: Scores) -> dict[str, Any]:
     """Return scores as a JSON object.
 
-    A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; one by
-    another method beside it in `roc_auc_ci95_newcombe`. What classes or labels have is in `per_class`; once more by
-    metric, for those that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`.
+    A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; that of
+    another method in `roc_auc_ci95_newcombe`. The scores of classes or labels are in `per_class`, and again by metric, for
+    metrics that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`.
     """
     found: dict[str, Any] = {"n": scores.n}
     if scores.n_patients is not None:
@@ -46,13 +46,13 @@ def _by_metric(classes: Mapping[str, Scores]) -> dict[str, Any]:
 
 
 def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> Scores:
-    """Read scores back; keys that are no registered metric's are passed over.
+    """Read scores; keys of unregistered metrics are ignored.
 
     Parameters
     ----------
     values : mapping
     n_known : int, optional
-        Samples that a label is known of; `n` by default.
+        Samples with a known label; `n` by default.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> S
 
 
 def _per_class(values: Mapping[str, Any]) -> dict[str, Scores]:
-    """Read what classes or labels have; runs of earlier versions have their areas and intervals by metric alone."""
+    """Read the scores of classes or labels; runs of earlier versions have areas and intervals by metric alone."""
     areas, intervals = (values.get(f"{ROC_AUC}{part}{_BY_CLASS}", {}) for part in ("", _INTERVAL))
     found, n_known = values.get("per_class", {}), values.get(_N_KNOWN, {})
     read = {}

@@ -1,4 +1,4 @@
-"""Training curves as TensorBoard reads them. The sole user of tensorboard."""
+"""Training curves for TensorBoard. The sole user of tensorboard."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -11,20 +11,15 @@ from hoarfrost.runs.records import Epoch
 
 
 def require_tensorboard() -> None:
-    """Say how to get TensorBoard where it is missing."""
+    """Raise RunError, with the way to install it, if TensorBoard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise RunError("--tensorboard needs the package tensorboard. Install it: pip install tensorboard.")
 
 
 def write_tensorboard(directory: Path, history: Iterable[Epoch]) -> None:
-    """Write one log a head and seed: losses, validation ROC AUC and learning rate by epoch.
+    """Write one log per head and seed, in a folder of the head's name: losses, validation ROC AUC, learning rate.
 
-    Parameters
-    ----------
-    directory : Path
-        Each head's log goes into a folder of its name.
-    history : iterable of Epoch
-        Each head's and seed's epochs together, in order.
+    The epochs of each head and seed must be together and in order.
     """
     from torch.utils.tensorboard import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""What a run says of how far its scores can be believed: leakage, operating points, calibration, subgroups, shortcuts."""
+"""What a run records about how far its scores can be trusted: leakage, operating points, calibration, subgroups."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from hoarfrost.evaluation.noisy_labels import SuspectLabel
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """An operating point fixed on validation, and what it does on the scored split.
+    """An operating point chosen on validation, and its result on the scored split.
 
-    `result` is None where no threshold meets the rule.
+    Without a threshold that meets the rule, `result` = None.
     """
 
     point: OperatingPoint
@@ -29,9 +29,9 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class ClassAssessment:
-    """A class against the rest, or a label: `n` samples that it is known of, `n_positive` that have it.
+    """A class against the rest, or a label: `n` samples with a known value, `n_positive` that have it.
 
-    `calibration` is of a label for itself; that of classes, which exclude one another, is one for all of them.
+    `calibration` belongs to a label. Classes that exclude one another share one calibration, in `Assessment`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ClassAssessment:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Samples by true class (rows) and most probable class (columns), and their shares of the row, None where it is empty."""
+    """Samples by true class (rows) and most probable class (columns), and their shares of the row, None if it is empty."""
 
     counts: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float | None, ...], ...]
@@ -55,7 +55,7 @@ class Assessment:
     """The selected head on the scored split: "test", or "val" where there is no test split.
 
     `unit` is what metrics count: "image", or "patient" with how their probabilities were joined ("patient, mean").
-    `classes` has one entry with two classes: the positive one. `confusion` is None where an image may have several labels.
+    `classes` has one entry with two classes: the positive one. With several labels per image, `confusion` = None.
     """
 
     head: str
@@ -69,9 +69,9 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Images whose labels may be wrong, the least likely first: by which heads (`source`), of how many images.
+    """Images whose labels may be wrong, the least probable label first: found by `source` among `n_images`.
 
-    `reason` says why none were looked for.
+    `reason` states why none were searched.
     """
 
     source: str
@@ -80,34 +80,48 @@ class Suspects:
     reason: str = ""
 
 
+_LONG = {"train": "training", "val": "validation", "test": "test"}
+
+
 def leakage_warnings(leakage: Leakage) -> list[str]:
-    """Say what a run's reader must know of leakage, a sentence each."""
+    """Return what a reader of the run must know about leakage, a text for each kind."""
     warnings = []
     if leakage.allowed:
-        warnings.append(f"Leakage, allowed by --allow-leakage: {shared_text(leakage)}. The figures flatter all heads.")
+        shared = shared_text(leakage)
+        warnings.append(f"Leakage, allowed by --allow-leakage: {shared}. The test scores of all heads are too high.")
     if leakage.n_near_duplicates:
-        closest = leakage.near_duplicates[0]
-        pairs = "pair of images is" if leakage.n_near_duplicates == 1 else "pairs of images are"
+        first = leakage.near_duplicates[0]
+        pairs = (
+            "pair of near-identical images is"
+            if leakage.n_near_duplicates == 1
+            else "pairs of near-identical images are"
+        )
         warnings.append(
-            f"{leakage.n_near_duplicates:,} {pairs} nearly the same in two splits (cosine above {leakage.threshold:g}); the "
-            f"closest: {closest.first} ({closest.first_split}) and {closest.second} ({closest.second_split}), "
-            f"{closest.cosine:.3f}. If they are of one patient, the figures flatter all heads: give a patient column."
+            f"{leakage.n_near_duplicates:,} {pairs} {_where(leakage)} (cosine above {leakage.threshold:g}). "
+            f"The closest pair: {first.first} ({first.first_split}) and {first.second} ({first.second_split}), cosine "
+            f"{first.cosine:.3f}. If they show the same patient, the test scores are too high. Add a patient column to keep "
+            "them together."
         )
     return warnings
 
 
+def _where(leakage: Leakage) -> str:
+    """Name the two splits of near-identical images, if all pairs are listed and in the same two."""
+    found = {frozenset((pair.first_split, pair.second_split)) for pair in leakage.near_duplicates}
+    if len(found) > 1 or len(leakage.near_duplicates) < leakage.n_near_duplicates:
+        return "in different splits"
+    return "split between " + " and ".join(long for name, long in _LONG.items() if name in next(iter(found)))
+
+
 def shared_text(leakage: Leakage) -> str:
-    """Name how much is shared, with an example of each kind."""
+    """Return how many patients and images two splits share, with an example of each."""
     kinds = [
         (leakage.n_patients, leakage.patients, "patient is", "patients are"),
-        (leakage.n_contents, leakage.contents, "image, by its bytes, is", "images, by their bytes, are"),
+        (leakage.n_contents, leakage.contents, "identical image is", "identical images are"),
     ]
-    texts = []
-    for n, pairs, one, several in kinds:
-        if n:
-            pair = pairs[0]
-            texts.append(
-                f"{n:,} {one if n == 1 else several} in two splits ({pair.what}: {pair.first} in {pair.first_split}, "
-                f"{pair.second} in {pair.second_split})"
-            )
-    return "; ".join(texts)
+    return "; ".join(
+        f"{n:,} {one if n == 1 else several} in two splits ({pairs[0].what}: {pairs[0].first} in {pairs[0].first_split}, "
+        f"{pairs[0].second} in {pairs[0].second_split})"
+        for n, pairs, one, several in kinds
+        if n
+    )

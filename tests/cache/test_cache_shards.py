@@ -172,7 +172,7 @@ def test_the_commands_on_caches_take_one_in_shards(hoarfrost: Hoarfrost, tmp_pat
     assert hoarfrost("cache", "info", path).status == 1
     damaged = hoarfrost("cache", "verify", path)
     assert (damaged.status, damaged.stdout.count(name)) == (1, 1)
-    assert "5 damaged embeddings dropped" in hoarfrost("cache", "compact", path).stdout
+    assert "5 damaged embeddings removed" in hoarfrost("cache", "compact", path).stdout
     assert hoarfrost("cache", "verify", path).status == 0
 
 

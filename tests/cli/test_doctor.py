@@ -62,7 +62,7 @@ def test_text_tells_what_is_missing_what_it_costs_and_what_brings_it(hoarfrost: 
     for finding in missing:
         assert finding.costs in output.stdout
         assert finding.mend in output.stdout
-    assert f"0 broken, {len(missing)} missing but not needed" in output.stdout
+    assert f"0 broken, {len(missing)} missing but optional" in output.stdout
 
 
 def test_every_extra_for_users_says_what_its_absence_costs() -> None:
@@ -75,7 +75,7 @@ def test_missing_extra_names_the_command_that_brings_it(monkeypatch: pytest.Monk
     wanted = {"pydicom": "pydicom>=3.0", "surely-absent": "surely-absent>=1"}
     monkeypatch.setattr(hoarfrost.cli.doctor, "_wanted", lambda extra: wanted if extra == "dicom" else {})
     finding = found("extra dicom")
-    assert (finding.state, finding.found) == ("missing", "without surely-absent")
+    assert (finding.state, finding.found) == ("missing", "surely-absent not installed")
     assert finding.mend.endswith("pip install 'hoarfrost[dicom]'")
 
 
@@ -145,7 +145,7 @@ def test_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpu_that_torch_cannot_use_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert found("GPU").found == "none" or Path("/dev/nvidia0").exists()
+    assert found("GPU").found == "not found" or Path("/dev/nvidia0").exists()
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     assert "torch cannot use it" in found("GPU").found
 
@@ -156,19 +156,19 @@ def test_matrix_units_are_told(monkeypatch: pytest.MonkeyPatch, has: bool, state
     assert found("AMX").state == state
 
 
-@pytest.mark.parametrize(("precision", "words"), [("bfloat16", "in bfloat16 by AVX-512"), ("float32", "in float32")])
+@pytest.mark.parametrize(("precision", "words"), [("bfloat16", "in bfloat16 with AVX-512"), ("float32", "in float32")])
 def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
     monkeypatch: pytest.MonkeyPatch, precision: str, words: str
 ) -> None:
     monkeypatch.setattr(hoarfrost.features.devices, "has_amx", lambda: False)
     monkeypatch.setattr(hoarfrost.features.encoder.precision, "choose_precision", lambda *_: precision)
-    assert f"the backbone computes {words}, slower" in found("AMX").costs
+    assert f"the encoder computes {words}, slower" in found("AMX").costs
 
 
 def test_fewer_cpus_than_the_host_has_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hoarfrost.features.devices, "usable_cpus", lambda: 1)
     monkeypatch.setattr(hoarfrost.cli.doctor.os, "cpu_count", lambda: 64)
-    assert "1 of the 64 that the machine has" in found("CPUs").found
+    assert "1 of 64 on this machine" in found("CPUs").found
 
 
 def test_missing_compiler_is_missing_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, log_loss, matthews_corrcoef, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import delong_ci, macro_auc_ci
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.datasets import read_dataset
@@ -244,15 +244,15 @@ def test_a_label_is_found_by_the_name_that_its_csv_has(tmp_path: Path, asked: st
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        (("age",), {}, r"--label age: /0.png has '61'; expected 1, 0, or nothing"),
+        (("age",), {}, r"--label age: /0.png has '61'. Expected 1, 0, or an empty cell"),
         (("pneumonia",), {}, "--label pneumonia: the dataset 'phantoms' has no such column. It has: .*effusion"),
         (
             ("rare",),
             {},
-            r"The split (train|val) has \d image\(s\) of the label 'rare'; .*leave the label out \(--label\)",
+            r"The split (train|val) has \d image\(s\) of the label 'rare'\. .*omit the label \(--label\)",
         ),
-        ((), {"positive": ["a"]}, "--positive is for one label an image"),
-        (None, {}, "has no label column. Its columns effusion, mass, nodule, rare hold 0 and 1: pass --multilabel"),
+        ((), {"positive": ["a"]}, "--positive is for one label per image"),
+        (None, {}, "has no label column. Its columns effusion, mass, nodule, rare contain 0 and 1: use --multilabel"),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import (
     Comparison,
     Metric,
@@ -78,7 +78,7 @@ def test_metric_of_one_entry_is_in_every_output_with_its_interval(tmp_path: Path
     assert written["youden_j_ci95"] == list(found.interval)
     assert read_run(run.directory).head(run.selected) == run.head(run.selected)
     shown = train_text(run)
-    assert "test Youden's J (95% interval)" in shown
+    assert "test Youden's J (95% CI)" in shown
     assert text_of(found).replace("\N{MINUS SIGN}", "-") in shown
     page = Page(render(run, with_images=False, with_map=False)).text
     assert f"Test Youden's J {found.value:.3f} 95% interval".replace("-", "\N{MINUS SIGN}") in page

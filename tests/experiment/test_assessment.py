@@ -118,7 +118,7 @@ def test_changed_test_labels_change_no_threshold_and_no_temperature(tmp_path: Pa
 def test_run_without_test_split_assesses_validation_and_says_so(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO), splits=["train"] * 100 + ["val"] * 100)
     done = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--head", "linear", "--epochs", 3)
-    assert "linear on val, thresholds fixed on val" in done.stdout
+    assert "linear, val split, thresholds chosen on validation" in done.stdout
     assert "on test" not in done.stdout
     document = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert document["assessment"]["split"] == "val"
@@ -242,7 +242,7 @@ def test_per_patient_scores_are_those_of_joined_probabilities(tmp_path: Path, ho
 
 def test_per_patient_without_patients_is_refused(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO))
-    with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' does not say which patient"):
+    with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' has no patient column"):
         train(cache, per_patient="mean")
 
 
@@ -251,7 +251,7 @@ def test_per_patient_of_several_labels_an_image_is_refused(tmp_path: Path) -> No
     cache = write_labelled_cache(
         tmp_path / "c.h5", ["x"] * 100, attributes=columns, patients=[f"p{i // 2}" for i in range(100)]
     )
-    with pytest.raises(TrainingError, match="--per-patient max: images have several labels each"):
+    with pytest.raises(TrainingError, match="--per-patient max: images with several labels are scored as images"):
         train(cache, per_patient="max", label_columns=[])
 
 
@@ -288,7 +288,7 @@ def test_heads_are_not_tested_on_a_test_split_of_one_patient_and_the_run_says_wh
     assert comparisons
     for one in comparisons:
         assert (one.z, one.p, one.p_holm) == (None, None, None)
-        assert "all images are of one patient" in one.reason
+        assert "all images show one patient" in one.reason
         assert one.difference.low <= one.difference.value <= one.difference.high  # type: ignore[operator]
 
 

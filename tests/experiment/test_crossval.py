@@ -93,8 +93,8 @@ def test_a_patient_is_on_one_side_of_every_fold(
 @pytest.mark.parametrize(
     ("groups", "n_folds", "message"),
     [
-        ([0, 0, 1, 1], 3, r"--folds 3: there are 2 patients .* Give at most --folds 2"),
-        ([0, 1, 2, 2], 2, r"--folds 2: the class 'malignant' has 1 patients"),
+        ([0, 0, 1, 1], 3, r"--folds 3: there are 2 patients .* Use at most --folds 2"),
+        ([0, 1, 2, 2], 2, r"--folds 2: the class 'malignant' has 1 patient\(s\)"),
     ],
 )
 def test_folds_that_cannot_be_are_refused_with_the_numbers(groups: list[int], n_folds: int, message: str) -> None:
@@ -182,7 +182,7 @@ def test_folds_that_leave_too_few_to_learn_from_are_refused_before_any_training(
     labels = ["benign"] * 4 + ["malignant"] * 4
     cache = write_labelled_cache(tmp_path / "c.h5", labels, splits=splits)
     with pytest.raises(
-        TrainingError, match=r"--folds 2: a fold leaves 1 image\(s\) of the class 'benign' to learn from"
+        TrainingError, match=r"--folds 2: a fold has only 1 image\(s\) of the class 'benign' to learn from"
     ):
         cross_validated(cache, 2)
     assert not (tmp_path / "run").exists()

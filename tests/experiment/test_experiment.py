@@ -34,7 +34,7 @@ def train(
     config: TrainingConfig = QUICK,
     **options: Any,
 ) -> Run:
-    apart = {name: options.pop(name) for name in ("command", "on_epoch") if name in options}
+    apart = {name: options.pop(name) for name in ("command", "on_progress") if name in options}
     asked = ExperimentConfig(training=config, **options)
     return run_experiment(cache, directory or cache.parent / "run", parse_heads(list(heads)), asked, **apart)
 
@@ -165,7 +165,7 @@ def test_a_head_that_calls_every_image_the_same_is_named(tmp_path: Path) -> None
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed({"benign": 90, "malignant": 30}))
     run = train(cache, heads=("linear,weight_decay=1000", "linear"), config=TrainingConfig(epochs=30, patience=30))
     collapsed, sound = run.heads
-    assert "collapsed: it calls every validation image 'benign'" in collapsed.alarms
+    assert "collapsed: it predicts 'benign' for every validation image" in collapsed.alarms
     assert not any("collapsed" in alarm for alarm in sound.alarms)
 
 
@@ -242,9 +242,9 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("positive", "message"),
     [
-        (("cyst",), "--positive cyst: the dataset 'phantoms' has no such label. It has: benign, malignant, normal"),
+        (("cyst",), "--positive cyst: the dataset 'phantoms' has no such label. Its labels: benign, malignant, normal"),
         (("Malignant",), "--positive Malignant: the dataset 'phantoms' has no such label"),
-        (("benign", "malignant", "normal"), r"--positive names all labels .*leave at least one for class 0"),
+        (("benign", "malignant", "normal"), r"--positive names all labels .*At least one must be class 0"),
     ],
 )
 def test_positive_that_makes_no_two_classes_is_refused(tmp_path: Path, positive: tuple[str, ...], message: str) -> None:
@@ -343,7 +343,7 @@ def test_class_missing_in_a_given_split_is_refused_with_its_counts(tmp_path: Pat
     splits = given_splits(60, "train", "val", "test")
     labels = ["benign" if i % 2 or splits[i] == lacking else "malignant" for i in range(60)]
     cache = write_labelled_cache(tmp_path / "cache.h5", labels, splits=splits)
-    message = rf"split {lacking} has 0 image\(s\) of the class 'malignant'; at least 2 .*has 20 benign, 0 malignant"
+    message = rf"split {lacking} has 0 image\(s\) of the class 'malignant'. At least 2 .*has 20 benign, 0 malignant"
     with pytest.raises(TrainingError, match=message):
         train(cache)
     assert not (tmp_path / "run").exists()
@@ -351,7 +351,9 @@ def test_class_missing_in_a_given_split_is_refused_with_its_counts(tmp_path: Pat
 
 def test_class_too_small_to_split_is_refused_with_its_number(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed({"benign": 60, "malignant": 2}))
-    with pytest.raises(TrainingError, match=r"class 'malignant' has 2 patients \(or images.*at least 3 are needed"):
+    with pytest.raises(
+        TrainingError, match=r"class 'malignant' has 2 patient\(s\) of its own \(or images.*At least 3 are needed"
+    ):
         train(cache)
 
 

@@ -47,8 +47,8 @@ def test_head_whose_predictions_overflow_is_left_out_and_named(
     assert [head.name for head in run.heads] == ["linear,lr=1e-09"]
     assert list(read_run(run.directory).predictions.probabilities) == ["linear,lr=1e-09"]
     assert [path.name for path in (run.directory / "heads").iterdir()] == ["linear-lr=1e-09.safetensors"]
-    assert "linear,lr=100: left out, its predictions overflow on some images" in caplog.text
-    with pytest.raises(TrainingError, match=r"Each head's predictions overflow on some images.*learning rates"):
+    assert "linear,lr=100: skipped, because its predictions overflow on some images" in caplog.text
+    with pytest.raises(TrainingError, match=r"predictions of every head overflow on some images.*learning rates"):
         train(cache, heads=("linear,lr=100",))
 
 
@@ -79,8 +79,8 @@ def test_place_that_is_taken_is_refused_before_any_training(tmp_path: Path) -> N
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"dear")
     begun: list[str] = []
-    with pytest.raises(RunError, match="photos is not empty and holds no earlier run"):
-        train(cache, tmp_path / "photos", on_epoch=lambda *_: begun.append("begun"))
+    with pytest.raises(RunError, match="photos is not empty and does not contain an earlier run"):
+        train(cache, tmp_path / "photos", on_progress=lambda _: begun.append("begun"))
     assert begun == []
 
 

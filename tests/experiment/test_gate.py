@@ -40,7 +40,7 @@ def test_patient_in_train_and_test_is_refused_with_an_example_and_nothing_is_wri
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, splits=SPLITS, patients=patients_shared())
     with pytest.raises(
         TrainingError,
-        match=r"'phantoms' leaks: 1 patient is in two splits \(the patient 'p4': benign/4.png in train, "
+        match=r"'phantoms' leak: 1 patient is in two splits \(the patient 'p4': benign/4.png in train, "
         r"malignant/59.png in test\).*--allow-leakage",
     ):
         train(cache)
@@ -50,7 +50,7 @@ def test_patient_in_train_and_test_is_refused_with_an_example_and_nothing_is_wri
 def test_same_bytes_in_train_and_test_are_refused_and_counted(tmp_path: Path) -> None:
     contents = [*range(N - 2), 0, 1]
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, splits=SPLITS, contents=contents)
-    with pytest.raises(TrainingError, match="2 images, by their bytes, are in two splits .*benign/0.png in train"):
+    with pytest.raises(TrainingError, match="2 identical images are in two splits .*benign/0.png in train"):
         train(cache)
 
 
@@ -98,7 +98,7 @@ def test_near_duplicate_is_a_warning_with_both_paths(tmp_path: Path, caplog: pyt
     assert {pair.first, pair.second} == {"malignant/5.png", "malignant/55.png"}
     assert {pair.first_split, pair.second_split} == {"train", "test"}
     assert 0.9 < pair.cosine < 1
-    assert "1 pair of images is nearly the same in two splits" in caplog.text
+    assert "1 pair of near-identical images is split between training and test (cosine above 0.9)" in caplog.text
     assert "malignant/5.png (train) and malignant/55.png (test)" in run.config.warnings[0]
 
 
@@ -142,7 +142,7 @@ def test_planted_patient_file_and_reencoded_image_are_all_caught_by_the_commands
     extract(images, tmp_path / "clean.h5", options=ExtractOptions(weights="random:0"))
     arguments = ("--run", tmp_path / "run", "--head", "linear", "--epochs", 2, "--positive", "malignant")
     clean = hoarfrost("train", "--cache", tmp_path / "clean.h5", *arguments)
-    assert (clean.status, "nearly the same" in clean.stderr) == (0, False)
+    assert (clean.status, "near-identical" in clean.stderr) == (0, False)
 
     victim = next(row.split(",") for row in lines if row.endswith(",train"))
     visitor = next(row.split(",") for row in lines if row.endswith(",train") and row.split(",")[2] != victim[2])

@@ -149,7 +149,7 @@ def test_interrupted_command_says_what_it_left(hoarfrost: Hoarfrost, monkeypatch
     monkeypatch.setattr(importlib.import_module("hoarfrost.cli.doctor"), "diagnose", interrupted)
     output = hoarfrost("doctor")
     assert output.status == 1
-    assert output.stderr == "Error: Stopped. No file was left half-written.\n"
+    assert output.stderr == "Error: Interrupted. No file was left half-written.\n"
 
 
 def test_report_without_the_maps_that_were_asked_for_says_so(
@@ -250,13 +250,13 @@ def test_split_that_was_drawn_is_not_said_to_be_the_datasets(tmp_path: Path, hoa
     cache = write_labelled_cache(tmp_path / "c.h5", labels, embeddings=embeddings_of(labels))
     output = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--epochs", "1")
     assert output.status == 1
-    assert "--positive LABEL makes two classes of several. (The split was drawn here" in output.stderr
+    assert "--positive LABEL for two classes. (The split was drawn here" in output.stderr
 
 
 def test_file_in_place_of_a_run_is_said_to_be_one(trained: Trained, hoarfrost: Hoarfrost) -> None:
     output = hoarfrost("report", "--run", trained.cache)
     assert output.status == 1
-    assert "is a file, and a run is a folder" in output.stderr
+    assert "is a file. A run is a folder" in output.stderr
 
 
 def test_option_without_effect_is_wrong_usage(trained: Trained, hoarfrost: Hoarfrost) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hoarfrost import train
-from hoarfrost.cli.console import train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.experiment import splits
 from hoarfrost.experiment.splits import SPLIT_RULES, SplitInput, SplitRule, rule_named
 from hoarfrost.heads.files import read_head
@@ -34,10 +34,10 @@ def by_site(images: SplitInput) -> np.ndarray:
 BY_SITE = SplitRule(
     name="site",
     brief="by site",
-    origin="made here, by site",
+    origin="drawn here, by site",
     method="Sites were shared out, so that no site is in two splits (seed {seed})",
     applies=lambda images: images.column("site") is not None,
-    share_out=by_site,
+    divide=by_site,
 )
 
 
@@ -58,8 +58,8 @@ def test_a_new_rule_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     evaluation = evaluation_of(read)
     assert "images, split by site\n" in train_text(read)
     assert "Sites were shared out, so that no site is in two splits (seed 0): " in methods_of(read, evaluation)
-    assert "made here, by site" in [fact.value for fact in provenance_of(read.config)["Dataset"]]
-    assert "made here, by site: images in " in str(checklists_of(read, evaluation))
+    assert "drawn here, by site" in [fact.value for fact in provenance_of(read.config)["Dataset"]]
+    assert "drawn here, by site: images in " in str(checklists_of(read, evaluation))
     card = model_card(read, read_head(run.directory / read.heads[0].weights_file), "model.onnx", [])
     assert "; split by site." in card
 
@@ -69,11 +69,11 @@ def test_a_new_rule_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({}, "image", "by image"),
         ({"patients": [f"p{i % 40}" for i in range(N)]}, "patient", "by patient"),
-        ({"splits": ["train", "train", "val", "val", "test", "test"] * 20}, "given", "as the dataset says"),
+        ({"splits": ["train", "train", "val", "val", "test", "test"] * 20}, "given", "as given by the dataset"),
         (
             {"splits": ["train", "train", "train", "train", "test", "test"] * 20},
             "given, val from train",
-            "as the dataset says, val taken from train",
+            "as given by the dataset, val taken from train",
         ),
     ],
 )

@@ -122,7 +122,7 @@ def test_small_class_is_in_every_split_twice_where_it_can_be(n_rare: int, smalle
 @pytest.mark.parametrize("n_rare", [0, 1, 2])
 def test_class_of_fewer_than_three_patients_is_refused_with_its_number(n_rare: int) -> None:
     y = np.repeat([0, 1], [20, n_rare])
-    message = rf"class 'rare' has {n_rare} patients .*at least 3 are needed .*train, test and val.*Add images"
+    message = rf"class 'rare' has {n_rare} patient\(s\) .*At least 3 are needed, .*train, test, val.*Add images"
     with pytest.raises(TrainingError, match=message):
         split(y, np.arange(len(y)), ["common", "rare"])
 
@@ -130,7 +130,7 @@ def test_class_of_fewer_than_three_patients_is_refused_with_its_number(n_rare: i
 def test_many_images_of_one_patient_are_not_many_patients() -> None:
     y = np.repeat([0, 1], [20, 50])
     groups = np.concatenate([np.arange(20), np.full(50, 20)])
-    with pytest.raises(TrainingError, match="class 'rare' has 1 patients"):
+    with pytest.raises(TrainingError, match="class 'rare' has 1 patient"):
         split(y, groups, ["common", "rare"])
 
 
@@ -144,7 +144,7 @@ def test_carved_validation_is_one_in_eight_of_each_class_by_patient() -> None:
 
 
 def test_carving_validation_from_one_patient_is_refused() -> None:
-    with pytest.raises(TrainingError, match="class 'b' has 1 patients .*at least 2 are needed .*train, val"):
+    with pytest.raises(TrainingError, match="class 'b' has 1 patient.*At least 2 are needed, .*train, val"):
         carve_validation(np.repeat([0, 1], 10), np.repeat([0, 1, 2], [5, 5, 10]), ["a", "b"])
 
 
@@ -258,9 +258,9 @@ def test_as_many_folds_as_patients_of_the_rarest_class_are_possible_and_one_more
     y, groups = np.array([0, 0, 0, 1, 1, 1]), np.arange(6)
     assert sorted(k_folds(y, groups, ["a", "b"], 3).tolist()) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(
-        TrainingError, match=r"--folds 4: .*'a'.* has 3 patients .*Give at most --folds 3, or add images"
+        TrainingError, match=r"--folds 4: .*'a'.* has 3 patient\(s\) .*Use at most --folds 3, or add images"
     ):
         k_folds(y, groups, ["a", "b"], 4)
-    with pytest.raises(TrainingError, match=r"--folds 7: there are 6 patients .*Give at most --folds 6\."):
+    with pytest.raises(TrainingError, match=r"--folds 7: there are 6 patients .*Use at most --folds 6\."):
         k_folds(y, groups, ["a", "b"], 7)
     assert sorted(k_folds(np.array([[1], [1], [0], [0]]), np.arange(4), ["a"], 2).tolist()) == [0, 0, 1, 1]

@@ -189,7 +189,9 @@ def test_folder_that_is_not_a_demo_set_is_refused(tmp_path: Path, name: str, tex
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
-    with pytest.raises(HoarfrostError, match=r"not empty and holds no demo set.*Give a new or an empty folder"):
+    with pytest.raises(
+        HoarfrostError, match=r"not empty and does not contain a demo set.*Choose a new or an empty folder"
+    ):
         write_demo(tmp_path, n_images=30)
     assert contents(tmp_path) == {name: text.encode()}
 
@@ -203,7 +205,7 @@ def test_table_that_was_edited_is_not_taken_for_a_demo_sets(tmp_path: Path) -> N
         table.replace(",p0", ",q0", 1),
     ):
         (tmp_path / "labels.csv").write_text(edited)
-        with pytest.raises(HoarfrostError, match="holds no demo set"):
+        with pytest.raises(HoarfrostError, match="does not contain a demo set"):
             write_demo(tmp_path, n_images=30)
         assert (tmp_path / "labels.csv").read_text() == edited
 
@@ -221,7 +223,7 @@ def test_demo_set_that_is_replaced_is_said(tmp_path: Path, caplog: pytest.LogCap
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("a file")
-    with pytest.raises(HoarfrostError, match=r"demo is a file; the demo set needs a folder"):
+    with pytest.raises(HoarfrostError, match=r"demo is a file\. The demo set needs a folder"):
         write_demo(tmp_path / "demo", n_images=30)
 
 
@@ -232,7 +234,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(HoarfrostError, match=r"29 images are too few .* Ask for 30 or more"):
+    with pytest.raises(HoarfrostError, match=r"29 images are too few .* Use 30 or more"):
         write_demo(tmp_path / "demo", n_images=29)
     assert not (tmp_path / "demo").exists()
 

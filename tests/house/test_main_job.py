@@ -136,9 +136,10 @@ def test_environment_that_lacks_what_is_needed_is_told_what_brings_it(project: P
     python = tmp_path / "bare" / "bin" / "python"
     errors = make(project, "extract", "DATA=x", succeeds=False, python=str(python))
     assert (
-        f"This environment lacks torch, torchvision, h5py, sklearn, click, jinja2: {python} -m pip install ." in errors
+        f"Missing in this environment: torch, torchvision, h5py, sklearn, click, jinja2. Run {python} -m pip install ."
+        in errors
     )
-    assert "PYTHON=nowhere: no such command" in make(project, "extract", "DATA=x", succeeds=False, python="nowhere")
+    assert "PYTHON=nowhere: command not found" in make(project, "extract", "DATA=x", succeeds=False, python="nowhere")
 
 
 def test_switches_that_are_off_and_a_slash_at_the_end_of_a_folder_change_nothing(project: Path) -> None:

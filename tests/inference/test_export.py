@@ -346,7 +346,7 @@ def test_a_damaged_run_is_named(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     (tmp_path / "run").mkdir()
     done = hoarfrost("export", "--run", tmp_path / "run", "--format", "torch", "--output", tmp_path / "m.pt2")
     assert done.status == 1
-    assert "is not a run folder (no config.json)" in done.stderr
+    assert "is not a run folder (config.json is missing)" in done.stderr
 
 
 @pytest.mark.usefixtures("quick_torch")

@@ -231,7 +231,7 @@ def test_provenance_says_where_all_came_from(tmp_path: Path) -> None:
         "seed 0",
         "crop 224",
         f"created {run.config.created}, in 2 min 14 s",
-        "split made here, by patient",
+        "split drawn here, by patient",
         "torch 2.9.0",
         "weights imagenet",
     ):

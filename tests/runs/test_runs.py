@@ -151,8 +151,9 @@ def same(one: Run, other: Run) -> bool:
 
 
 def written(directory: Path, **changes: Any) -> Run:
+    overwrite = changes.pop("overwrite", False)
     run = make_run(directory, **changes)
-    write_run(run, {"0.safetensors": b"weights", "1.safetensors": b"more weights"})
+    write_run(run, {"0.safetensors": b"weights", "1.safetensors": b"more weights"}, overwrite=overwrite)
     return run
 
 
@@ -209,7 +210,7 @@ def test_run_of_a_later_minor_version_is_read_and_its_new_keys_passed_over(tmp_p
 def test_class_numbers_follow_the_classes_or_the_positive_labels() -> None:
     assert class_numbers(["b", "a", "c"], ["a", "b", "c"], None).tolist() == [1, 0, 2]
     assert class_numbers(["b", "a", "c"], ["a", "b", "c"], ["a", "c"]).tolist() == [0, 1, 1]
-    with pytest.raises(ValueError, match="'d' is none of the classes a, b"):
+    with pytest.raises(ValueError, match="'d' is not one of the classes a, b"):
         class_numbers(["d"], ["a", "b"], None)
 
 
@@ -227,10 +228,14 @@ def test_run_goes_into_an_empty_folder(tmp_path: Path) -> None:
     assert same(read_run(tmp_path / "run"), run)
 
 
-def test_run_replaces_an_earlier_run_and_its_report(tmp_path: Path) -> None:
-    written(tmp_path / "run", odd="first")
+def test_run_replaces_an_earlier_run_but_its_report_only_when_told_to(tmp_path: Path) -> None:
+    first = written(tmp_path / "run", odd="first")
+    assert check_run_directory(tmp_path / "run") == first.config
     (tmp_path / "run" / "report.html").write_text("of the first")
-    second = written(tmp_path / "run", odd="second", heads=("mlp:16",))
+    with pytest.raises(RunError, match=r"its report \(report.html\)\. Nothing was written .*--overwrite.*--run"):
+        written(tmp_path / "run", odd="second")
+    assert same(read_run(tmp_path / "run"), first)
+    second = written(tmp_path / "run", odd="second", heads=("mlp:16",), overwrite=True)
     assert same(read_run(tmp_path / "run"), second)
     assert not (tmp_path / "run" / "report.html").exists()
     assert os.listdir(tmp_path) == ["run"]
@@ -268,19 +273,22 @@ def refused_places(root: Path) -> dict[str, tuple[Path, str]]:
         (root / name / extra).write_text("dear")
     written(root / "newer")
     edit_json(root / "newer" / "config.json", lambda content: content.update({"format_version": FORMAT_VERSION + 1}))
-    other = "is not that of an earlier run .*nothing was written there. Remove the folder, or name another with --run"
+    other = "is not from an earlier run .*Nothing was written there. Remove the folder, or name another one with --run"
     return {
-        "folder of something else": (root / "photos", r"photos is not empty and holds no earlier run .*--run"),
-        "file": (root / "a file", "a file is a file, not a folder .*--run"),
-        "below a file": (root / "a file" / "run", "a file is a file, not a folder .*--run"),
+        "folder of something else": (
+            root / "photos",
+            r"photos is not empty and does not contain an earlier run .*--run",
+        ),
+        "file": (root / "a file", "a file is a file. A run needs a folder.*--run"),
+        "below a file": (root / "a file" / "run", "a file is a file. A run needs a folder.*--run"),
         "config.json of another tool": (root / "other tool", other),
         "config.json that is a list": (root / "listed", other),
         "broken config.json": (root / "broken", other),
         "run of a newer version": (root / "newer", f"{other}.*written by a newer hoarfrost"),
-        "run with notes": (root / "with notes", r"also notes\.txt, which would be lost with it.*Move it away.*--run"),
+        "run with notes": (root / "with notes", r"also notes\.txt, which would be lost\. Move notes\.txt.*--run"),
         "run with other heads": (root / "with heads", r"also heads/of another tool\.pt, which would be lost"),
-        "name too long": (root / ("x" * 300), "cannot be a run's folder: .*name too long.*--run"),
-        "link to itself": (root / "loop", "(cannot be a run's folder|cannot be written).*--run"),
+        "name too long": (root / ("x" * 300), "cannot be used as a run folder: .*name too long.*--run"),
+        "link to itself": (root / "loop", "(cannot be used as a run folder|cannot be written).*--run"),
     }
 
 
@@ -301,7 +309,7 @@ def test_place_of_something_else_is_refused_and_left_alone(tmp_path: Path, case:
 def test_current_folder_and_those_above_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    with pytest.raises(RunError, match=r"is the current folder or above it.* Name a folder in it with --run"):
+    with pytest.raises(RunError, match=r"is the current folder or contains it.* Name a folder below .*with --run"):
         check_run_directory(Path(name))
 
 

@@ -45,7 +45,7 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
 ) -> None:
     run = written(tmp_path / "run")
     (run.directory / name).write_text(text)
-    with pytest.raises(RunError, match=rf"run/{name}(: the run is damaged: | is not a run's configuration)"):
+    with pytest.raises(RunError, match=rf"run/{name}(: the run is damaged: | is not the configuration of a run)"):
         read_run(run.directory)
 
 
@@ -57,20 +57,24 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
             lambda c: c.update(format_version=FORMAT_VERSION + 1),
             r"newer hoarfrost .run format \d.* Upgrade hoarfrost",
         ),
-        ("config.json", lambda c: c.update(format="a cake"), "is not a run's configuration"),
-        ("config.json", lambda c: c.pop("dataset"), "config.json: the run is damaged: there is no 'dataset'"),
+        ("config.json", lambda c: c.update(format="a cake"), "is not the configuration of a run"),
+        ("config.json", lambda c: c.pop("dataset"), "config.json: the run is damaged: 'dataset' is missing"),
         ("config.json", lambda c: c.pop("seed"), "config.json: the run is damaged: .*'seed'"),
         ("config.json", lambda c: c.update(dataset=[]), "config.json: the run is damaged"),
         ("config.json", lambda c: c.update(embeddings="x"), "config.json: the run is damaged"),
-        ("config.json", lambda c: c["dataset"].update(classes=["x", "y"]), "'benign' is none of the classes x, y"),
-        ("metrics.json", lambda c: c.update(selected="cnn"), "selected head 'cnn' is none of the run's heads"),
-        ("metrics.json", lambda c: c.pop("selected"), "metrics.json: the run is damaged: there is no 'selected'"),
-        ("metrics.json", lambda c: c.update(heads=[]), "selected head 'linear' is none of the run's heads"),
+        ("config.json", lambda c: c["dataset"].update(classes=["x", "y"]), "'benign' is not one of the classes x, y"),
+        ("metrics.json", lambda c: c.update(selected="cnn"), "selected head 'cnn' is not one of the run's heads"),
+        ("metrics.json", lambda c: c.pop("selected"), "metrics.json: the run is damaged: 'selected' is missing"),
+        ("metrics.json", lambda c: c.update(heads=[]), "selected head 'linear' is not one of the run's heads"),
         ("metrics.json", lambda c: c.update(heads=["linear"]), "metrics.json: the run is damaged"),
         ("metrics.json", lambda c: c["heads"][0].pop("n_parameters"), "metrics.json: the run is damaged"),
-        ("metrics.json", lambda c: c["heads"][0]["val"].pop("roc_auc"), "the head linear lacks the score roc_auc"),
+        (
+            "metrics.json",
+            lambda c: c["heads"][0]["val"].pop("roc_auc"),
+            "the score roc_auc of the head linear is missing",
+        ),
         ("metrics.json", lambda c: c["heads"][0].update(val=None), "metrics.json: the run is damaged"),
-        ("metrics.json", lambda c: c["heads"][1].update(name="mlp:9"), "predictions.csv: .*there is no 'mlp:9'"),
+        ("metrics.json", lambda c: c["heads"][1].update(name="mlp:9"), "predictions.csv: .*'mlp:9' is missing"),
     ],
 )
 def test_json_with_damage_is_an_error_that_says_which(
@@ -88,9 +92,9 @@ def test_json_with_damage_is_an_error_that_says_which(
         (
             "predictions.csv",
             lambda lines: ["\n" for _ in lines],
-            "predictions.csv: the run is damaged: there are no rows",
+            "predictions.csv: the run is damaged: it has no rows",
         ),
-        ("predictions.csv", lambda lines: lines[:1], "predictions.csv: the run is damaged: there are no rows"),
+        ("predictions.csv", lambda lines: lines[:1], "predictions.csv: the run is damaged: it has no rows"),
         ("predictions.csv", lambda lines: lines[:-1], "1 rows of the split test and label 'malignant', 2 by config"),
         ("predictions.csv", lambda lines: lines[:-4], "0 rows of the split test"),
         ("predictions.csv", lambda lines: [*lines, lines[-1]], "3 rows of the split test"),
@@ -101,15 +105,19 @@ def test_json_with_damage_is_an_error_that_says_which(
             lambda lines: [lines[0], "x" * 200_000 + "\n"],
             "predictions.csv: the run is damaged: field larger",
         ),
-        ("predictions.csv", lambda lines: lines[1:], "predictions.csv: the run is damaged: there is no "),
+        ("predictions.csv", lambda lines: lines[1:], "predictions.csv: the run is damaged: .* is missing"),
         (
             "predictions.csv",
             lambda lines: [*lines[:-1], "a,a,test,malignant,0.5,nan\n"],
-            "the column of mlp:8 holds values",
+            "the column of mlp:8 contains values",
         ),
-        ("predictions.csv", lambda lines: [*lines[:-1], "a,a,test,malignant,1.5,0.5\n"], "the column of linear holds"),
-        ("predictions.csv", lambda lines: [*lines[:-1], lines[-1].rstrip()[:-9]], "its last line is cut off"),
-        ("history.csv", lambda lines: lines[1:], "history.csv: the run is damaged: there is no 'head'"),
+        (
+            "predictions.csv",
+            lambda lines: [*lines[:-1], "a,a,test,malignant,1.5,0.5\n"],
+            "the column of linear contains",
+        ),
+        ("predictions.csv", lambda lines: [*lines[:-1], lines[-1].rstrip()[:-9]], "its last line is incomplete"),
+        ("history.csv", lambda lines: lines[1:], "history.csv: the run is damaged: 'head' is missing"),
         ("history.csv", lambda lines: [*lines[:-1], lines[-1][:9]], "history.csv: the run is damaged"),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import click
 
 from hoarfrost.cli import main as hoarfrost
+from hoarfrost.cli.options import option_groups
 from tests.support.commands import ROOT
 
 PAGE = ROOT / "docs" / "commands.md"
@@ -60,10 +61,9 @@ def section(context: click.Context) -> str:
             blocks += [title, _fenced(textwrap.dedent("\n".join(lines)))]
         else:
             blocks.append(textwrap.fill(paragraph, WIDTH, break_on_hyphens=False, break_long_words=False))
-    options = [parameter for parameter in context.command.params if isinstance(parameter, click.Option)]
-    records = [option.get_help_record(context) for option in options]
-    items = [_item(*record) for record in records if record is not None]
-    return "\n\n".join([*blocks, "Options:", "\n".join(items)])
+    for heading, records in option_groups(context.command, context).items():
+        blocks += [f"{heading}:", "\n".join(_item(*record) for record in records)]
+    return "\n\n".join(blocks)
 
 
 def _fenced(text: str) -> str:

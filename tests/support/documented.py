@@ -27,7 +27,9 @@ WHERE = "/data"  # the scratch folder's name in recorded outputs
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PRINTED = re.compile(r"\n+```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:.*\\\n)*.*\n?")
-_PROGRESS = re.compile(r"^(?:[\d,]+/[\d,]+ images, .*|training .*|fold \d.*)\n", re.MULTILINE)
+_PROGRESS = re.compile(
+    r"^(?:[\d,]+/[\d,]+ images, .*|training .*|fold \d.*|.*: replaces the run of .*)\n", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class Runner:
         arguments = shlex.split(line)[1:]
         if self.weights is not None and arguments[0] == "extract" and "--weights" not in arguments:
             arguments += ["--weights", self.weights]
+        if (
+            arguments[0] == "train"
+        ):  # each page trains as if it were the first, in what README.md left, reports included
+            arguments.append("--overwrite")
         status, printed = _printed(lambda: _hoarfrost(arguments), with_warnings=not pipe)
         if pipe:
             printed = subprocess.run(pipe, shell=True, input=printed, capture_output=True, text=True, check=True).stdout

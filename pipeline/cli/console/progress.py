@@ -1,4 +1,4 @@
-"""Warnings, and how far a command is: on stderr, and never where JSON goes."""
+"""Warnings, progress and interrupts: on stderr, and never where JSON goes."""
 
 import logging
 import re
@@ -7,16 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hoarfrost.features.errors import HoarfrostError
+
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
+
+    from hoarfrost.experiment.experiment import ExperimentConfig, TrainingProgress
     from hoarfrost.features.extraction.plan import Progress
 
 LINE_SECONDS = 10.0  # between lines where stderr is a file or a pipe
 
 
 class _Lines(logging.Handler):
-    """One line on stderr for each message; on what is stderr then, not when logging was set up."""
+    """Prints each message as one line on the present stderr, not on that of the time when logging was set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
@@ -24,23 +31,33 @@ class _Lines(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Send the library's warnings to stderr, and what an extraction reports: a stop, a cluster's workers."""
+    """Send to stderr: the library's warnings, a stop of an extraction, notes about clusters and replaced runs."""
     logging.getLogger("hoarfrost").handlers = [_Lines()]
-    logging.getLogger("hoarfrost.features.extraction").setLevel(logging.INFO)
+    for room in ("features.extraction", "experiment"):
+        logging.getLogger(f"hoarfrost.{room}").setLevel(logging.INFO)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _bar(*columns: "ProgressColumn | str") -> "Bar":
+    """Return a line on the terminal that rich redraws ten times a second, until it is closed."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    return Bar(*columns, console=Console(stderr=True), transient=True)
 
 
 @contextmanager
 def extraction_progress() -> "Iterator[Callable[[Progress], None]]":
     """Show images done, images per second and the time left: one line on a terminal, else a line every ten seconds."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not _is_terminal():
         yield _lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images{task.fields[rate]}, ETA"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _bar(BarColumn(), MofNCompleteColumn(), "images{task.fields[rate]}, ETA", TimeRemainingColumn()) as bar:
         task = bar.add_task("extract", total=None, rate="")
 
         def show(progress: "Progress") -> None:
@@ -70,29 +87,71 @@ def _rate_text(progress: "Progress") -> str:
 
 
 def say(text: str) -> None:
-    """Print a text to stderr; if that is closed or full, continue without."""
+    """Print a line on stderr; continue without it if stderr is closed or full."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:
-    """Write control characters out: a file's name may hold some that clear the screen."""
+    """Return a text with its control characters escaped: a file name may contain some that clear the screen."""
     return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
-def training_progress(n_epochs: int) -> "Callable[[str, int], None]":
-    """Say which heads are trained, and every few seconds how far they are."""
-    last_said: dict[str, float] = {}
+@contextmanager
+def training_progress(n_heads: int, config: "ExperimentConfig") -> "Iterator[Callable[[TrainingProgress], None]]":
+    """Show the stage with its totals, the architecture and the epoch: on a terminal as one line that changes."""
+    heads = f"{n_heads} head{'' if n_heads == 1 else 's'}"
+    if config.training.seeds > 1:
+        heads += f" with {config.training.seeds} seeds"
+    stages = {
+        "heads": f"training {heads}", "folds": f"training {heads} in {config.n_folds} folds",
+        "curve": "training the selected head on shares of the patients", "scores": "scoring",
+    }  # fmt: skip
 
-    def show(shape: str, epoch: int) -> None:
-        now = time.monotonic()
-        if shape not in last_said:
-            say(f"training {shape}")
-        elif now - last_said[shape] > LINE_SECONDS:
-            say(f"training {shape}: epoch {epoch} of at most {n_epochs}")
-        else:
-            return
-        last_said[shape] = now
+    def text_of(progress: "TrainingProgress") -> str:
+        epoch = f": {progress.shape}, epoch {progress.epoch} of at most {config.training.epochs}"
+        return stages[progress.stage] + (epoch if progress.epoch else "")
+
+    if not _is_terminal():
+        yield _training_lines(text_of)
+        return
+    from rich.progress import TimeElapsedColumn
+
+    with _bar("{task.description}", TimeElapsedColumn()) as bar:
+        task = bar.add_task("reading the cache", total=None)
+        yield lambda progress: bar.update(task, description=text_of(progress))
+
+
+def _training_lines(text_of: "Callable[[TrainingProgress], str]") -> "Callable[[TrainingProgress], None]":
+    """Print a line for each architecture of a stage, and then one every few seconds."""
+    printed: dict[tuple[str, str], float] = {}
+
+    def show(progress: "TrainingProgress") -> None:
+        key, now = (progress.stage, progress.shape), time.monotonic()
+        if progress.epoch and now - printed.get(key, -LINE_SECONDS) >= LINE_SECONDS:
+            say(text_of(progress))
+            printed[key] = now
 
     return show
+
+
+@contextmanager
+def interruptible(run: Path) -> Iterator[None]:
+    """Turn Ctrl-C during a training into a message that states what is in the run folder."""
+    before = _written_at(run)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if _written_at(run) != before:
+            raise HoarfrostError(f"Interrupted, but the run is complete: {run}") from error
+        kept = f" The earlier run in {run} is unchanged." if before else ""
+        raise HoarfrostError(f"Interrupted; nothing was written.{kept}") from error
+
+
+def _written_at(run: Path) -> int:
+    """Return when a run's scores were written, in nanoseconds; 0 without any."""
+    try:
+        return (run / "metrics.json").stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,10 +1,10 @@
-"""What the other commands tell when they are done."""
+"""The results of the other commands as text."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hoarfrost.cli.console.lines import table, untrained_lines
+from hoarfrost.cli.console.lines import count, table, untrained_lines
 
 if TYPE_CHECKING:
     from hoarfrost.cli.doctor import Diagnosis
@@ -22,10 +22,10 @@ SHOWN_EXPLAINED = 20
 def extract_text(summary: "ExtractSummary") -> str:
     """Describe an extraction in two or three lines."""
     done = f"{summary.embedded} embedded, {summary.reused} reused, {summary.failed} unreadable"
+    ray = f", {summary.workers} Ray workers" if summary.engine == "ray" else ""
     lines = [
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
-        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}"
-        + (f", {summary.workers} of Ray's workers" if summary.engine == "ray" else ""),
+        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}{ray}",
     ]
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
     lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]
@@ -34,10 +34,10 @@ def extract_text(summary: "ExtractSummary") -> str:
 
 
 def survey_text(found: "Survey") -> str:
-    """Describe what a dataset is made of."""
+    """Describe the images of a dataset."""
     patients = "" if found.patients is None else f", {found.patients:,} patients"
-    flaws = f"{found.duplicates:,} duplicates, {found.unreadable:,} unreadable"
-    lines = [f"{found.dataset}: {found.images:,} images{patients}; {flaws}"]
+    problems = f"{found.duplicates:,} duplicates, {found.unreadable:,} unreadable"
+    lines = [f"{found.dataset}: {found.images:,} images{patients}; {problems}"]
     for kind in found.kinds:
         sizes = f"{kind.smallest[0]} x {kind.smallest[1]}"
         if kind.largest != kind.smallest:
@@ -50,9 +50,9 @@ def survey_text(found: "Survey") -> str:
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in found.unreadable_by_kind.items()]
     lines += [f"    {path}: {reason}" for path, reason in found.errors[:SHOWN_UNREADABLE]]
     if len(found.errors) > SHOWN_UNREADABLE:
-        lines.append(f"    and {len(found.errors) - SHOWN_UNREADABLE:,} more; --json lists them all")
+        lines.append(f"    and {len(found.errors) - SHOWN_UNREADABLE:,} more; --json lists all")
     if found.refused:
-        lines.append(f"extract would refuse it: {found.refused}")
+        lines.append(f"extract will refuse this dataset: {found.refused}")
     if found.contact_sheet is not None:
         lines.append(f"contact sheet {found.contact_sheet}")
     return "\n".join(lines)
@@ -64,19 +64,19 @@ def _counts_text(counts: Mapping[str, int]) -> str:
 
 def predict_text(summary: "PredictionSummary") -> str:
     """Describe a prediction in a few lines."""
-    called = ", ".join(f"{n:,} {name}" for name, n in summary.called.items())
-    sizes = ", ".join(f"{n:,} of {size}" for size, n in summary.set_sizes.items())
+    predicted = ", ".join(f"{n:,} {name}" for name, n in summary.called.items())
+    sizes = [f"{count(n, 'image')} with {size} class{'es' * (size != '1')}" for size, n in summary.set_sizes.items()]
     lines = [
         f"{summary.predicted:,} images predicted by {summary.head}, {summary.failed:,} unreadable; {summary.seconds:.1f} s",
-        f"called at the operating point: {called}",
-        f"classes in the sets of {summary.coverage:g} coverage: {sizes}",
+        f"predicted at the operating point: {predicted}",
+        f"conformal sets ({summary.coverage:.0%} coverage): {', '.join(sizes)}",
     ]
     if summary.out_of_distribution is not None:
-        alarms = f"{summary.false_alarms:g} false alarms among images like those that it learnt from"
-        lines.append(f"out of distribution: {summary.out_of_distribution:,} (threshold for {alarms})")
+        alarms = f"at a false alarm rate of {summary.false_alarms:.0%}"
+        lines.append(f"unlike the training images: {summary.out_of_distribution:,} ({alarms})")
     lines += [f"  {path}: {reason}" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
     if len(summary.errors) > SHOWN_UNREADABLE:
-        lines.append(f"  and {len(summary.errors) - SHOWN_UNREADABLE:,} more; {summary.output} lists them all")
+        lines.append(f"  and {len(summary.errors) - SHOWN_UNREADABLE:,} more; {summary.output} lists all")
     if summary.patients_output is not None:
         lines.append(f"{summary.patients:,} patients ({summary.per_patient}): {summary.patients_output}")
     lines += untrained_lines(summary.weights)
@@ -84,38 +84,32 @@ def predict_text(summary: "PredictionSummary") -> str:
 
 
 def heads_text(heads: "Sequence[ListedHead]") -> str:
-    """Make a table of a run's heads."""
+    """Return a table of a run's heads."""
     rows = [("", "head", "seeds", "parameters", "val AUC", "test AUC", "size", "file")]
     for head in heads:
         test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:.3f}"
-        numbers = (
-            str(head.seeds),
-            f"{head.parameters:,}",
-            f"{head.val_roc_auc:.3f}",
-            test,
-            f"{head.bytes / 1e6:.2f} MB",
-        )
+        numbers = str(head.seeds), f"{head.parameters:,}", f"{head.val_roc_auc:.3f}", test, f"{head.bytes / 1e6:.2f} MB"
         rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
     lines = table(rows)
     lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
-    return "\n".join([*lines, "* selected by validation"])
+    return "\n".join([*lines, "* selected by validation ROC AUC"])
 
 
 def cache_info_text(info: "CacheInfo") -> str:
     """Describe what is in a cache."""
     lines = [
-        f"{info.cache}: {info.images:,} embeddings, {info.bytes:,} bytes, {info.unused:,} not used by any dataset",
+        f"{info.cache}: {info.images:,} embeddings, {info.bytes:,} bytes, {info.unused:,} used by no dataset",
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
     if info.shards:
-        lines.append(f"in {info.shards} shards, which belong to it: {info.cache}.shards")
+        lines.append(f"{info.shards} shards in {info.cache}.shards; the cache needs them")
     if info.parts:
-        lines.append(
-            f"{info.parts} parts with {info.images_in_parts:,} embeddings of an extraction that is not finished"
-        )
+        lines.append(f"{info.parts} parts with {info.images_in_parts:,} embeddings of an unfinished extraction")
     if info.damaged_parts:
-        lines.append(f"{info.damaged_parts} damaged parts, which are left out; `hoarfrost cache compact` removes them")
+        lines.append(
+            f"{info.damaged_parts} damaged parts were skipped. Remove them with: hoarfrost cache compact {info.cache}"
+        )
     for dataset in info.datasets:
         labels = ", ".join(f"{count:,} {label}" for label, count in dataset.labels.items())
         lines.append(
@@ -126,64 +120,62 @@ def cache_info_text(info: "CacheInfo") -> str:
 
 
 def cache_verify_text(report: "VerifyReport") -> str:
-    """Name each problem, or say that there is none."""
-    what = f"{report.images:,} embeddings, {report.datasets} datasets, {report.parts} parts"
+    """List each problem, or state that the cache is sound."""
+    what = ", ".join(map(count, (report.images, report.datasets, report.parts), ("embedding", "dataset", "part")))
     if report.sound:
         return f"{report.cache}: sound ({what})"
-    return "\n".join([*report.problems, f"{report.cache}: NOT sound, problems: {len(report.problems)} ({what})"])
+    return "\n".join([*report.problems, f"{report.cache}: NOT sound, {len(report.problems)} problems ({what})"])
 
 
 def cache_compact_text(summary: "CompactSummary") -> str:
-    """Describe what compacting did."""
-    lost = f", {len(summary.dropped_datasets)} damaged datasets dropped" if summary.dropped_datasets else ""
+    """Describe what compacting changed."""
+    lost = f", {len(summary.dropped_datasets)} damaged datasets removed" if summary.dropped_datasets else ""
     return (
-        f"{summary.cache}: {summary.images:,} embeddings; {summary.folded_parts} parts folded, "
-        f"{summary.dropped_unused:,} unused and {summary.dropped_damaged:,} damaged embeddings dropped{lost}; "
+        f"{summary.cache}: {summary.images:,} embeddings; {summary.folded_parts} parts merged, "
+        f"{summary.dropped_unused:,} unused and {summary.dropped_damaged:,} damaged embeddings removed{lost}; "
         f"{summary.bytes_before:,} bytes before, {summary.bytes_after:,} after"
     )
 
 
 def diagnosis_text(found: "Diagnosis") -> str:
-    """List what a machine has; of what it has not, what that costs and what brings it."""
+    """List what a machine has and, for each missing thing, what that costs and how to get it."""
     lines = [f"hoarfrost {found.version} on Python {found.python}, {found.platform}", ""]
     width = max(len(finding.name) for finding in found.findings)
     for finding in found.findings:
         lines.append(f"{finding.state:<8} {finding.name:<{width}}  {finding.found}")
-        rest = [text for text in (finding.costs, finding.mend and f"to get it: {finding.mend}") if text]
+        rest = [text for text in (finding.costs, finding.mend and f"to fix it: {finding.mend}") if text]
         lines += [f"{'':<8} {'':<{width}}  {text}" for text in rest]
     n_broken = sum(finding.state == "broken" for finding in found.findings)
     n_missing = sum(finding.state == "missing" for finding in found.findings)
-    lines += ["", f"{n_broken} broken, {n_missing} missing but not needed, of {len(found.findings)}"]
+    lines += ["", f"{len(found.findings)} checks: {n_broken} broken, {n_missing} missing but optional"]
     return "\n".join(lines)
 
 
 def explain_text(summary: "ExplainSummary") -> str:
-    """Name the pictures, and what is most like each image."""
-    lines = [
-        f"{summary.explained} of {summary.images} images explained by {summary.head}: {summary.output}",
-    ]
+    """List the explained images, with the labels of the most similar training images."""
+    lines = [f"{summary.explained} of {summary.images} images explained by {summary.head}: {summary.output}"]
     for one in summary.explanations[:SHOWN_EXPLAINED]:
         labels = Counter(example.label or "(no label)" for example in one.nearest)
         nearest = ", ".join(f"{n} {label}" for label, n in labels.most_common())
-        found = f"{one.subject} {one.calibrated[one.subject]:.3f}, called {one.called}"
+        found = f"{one.subject} {one.calibrated[one.subject]:.3f}, predicted {one.called}"
         lines.append(f"  {one.path}: {found}" + (f"; nearest: {nearest}" if nearest else ""))
     if len(summary.explanations) > SHOWN_EXPLAINED:
-        lines.append(f"  and {len(summary.explanations) - SHOWN_EXPLAINED:,} more, in explanations.json there")
-    lines += [f"  {path}: {reason}; left out" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
+        lines.append(f"  and {len(summary.explanations) - SHOWN_EXPLAINED:,} more, in explanations.json")
+    lines += [f"  {path}: {reason}; skipped" for path, reason in summary.errors[:SHOWN_UNREADABLE]]
     if summary.contact_sheet is not None:
         lines.append(f"contact sheet {summary.contact_sheet}")
     return "\n".join([*lines, *untrained_lines(summary.weights), "Research use only. Not a medical device."])
 
 
 def export_text(summary: "ExportSummary") -> str:
-    """Say what was written, and how far it is from what it was made of."""
-    kind = "torch.export's program" if summary.opset is None else f"ONNX, opset {summary.opset}"
+    """Describe the exported model, and how much its probabilities differ from those of the run."""
+    kind = "a torch.export program" if summary.opset is None else f"ONNX, opset {summary.opset}"
     lines = [
-        f"{summary.head} with its backbone, {kind}: {summary.output}, {summary.bytes / 1e6:.1f} MB; {summary.seconds:.1f} s",
+        f"{summary.head} with its encoder, {kind}: {summary.output}, {summary.bytes / 1e6:.1f} MB; {summary.seconds:.1f} s",
         f"probabilities differ by at most {summary.largest_difference:.1e} from torch's",
     ]
     if summary.difference_from_run is not None:
-        own = f"the run's own, on {summary.n_compared} of its images"
+        own = f"those of the run, on {summary.n_compared} of its images"
         lines.append(f"probabilities differ by at most {summary.difference_from_run:.1e} from {own}")
     lines += [*summary.notes, f"model card {summary.model_card}", *untrained_lines(summary.weights)]
     return "\n".join([*lines, "Research use only. Not a medical device."])

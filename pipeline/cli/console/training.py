@@ -1,105 +1,95 @@
-"""What `train` tells: heads, intervals, thresholds, folds."""
+"""The result of `train` as text: heads, intervals, operating points, folds."""
 
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
+    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
+SAME_ERROR = 1.05  # ratio of two calibration errors: the error by chance is simulated, no more exactly than this
 
 
 def train_text(run: "Run") -> str:
-    """Describe a run: the table of heads, and which one validation selected."""
+    """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
     from hoarfrost.experiment.splits import rule_named
 
     split = "test" if run.heads[0].test is not None else "val"
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
     lines = _heads_table(run, shown, split)
     if len(run.heads) > len(shown):
-        lines.append(f"and {len(run.heads) - len(shown):,} more heads, which validation finds worse, in metrics.json")
-    lines += _cross_validation_lines(run.cross_validation)
-    lines += _learning_curve_lines(run, split)
-    lines += _label_lines(run, split)
-    lines += _interval_lines(run, split)
-    lines += _assessment_lines(run.assessment)
+        lines.append(f"{len(run.heads) - len(shown):,} more heads with a lower validation AUC are in metrics.json")
+    counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
+    seeds = f" (mean of {run.config.seeds} seeds)" if run.config.seeds > 1 else ""
+    lines.append(
+        f"* selected by validation ROC AUC{seeds}; {counts} images, split {rule_named(run.config.dataset.split_by).brief}"
+    )
+    if run.config.per_patient is not None:
+        lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
+    lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
+    if split == "val":
+        lines.append(
+            "There is no test split. These are validation scores, which also chose the head: they are too high for it."
+        )
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
     if run.references and run.references[0].n_train < n_train:
-        lines.append(f"the references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images")
-    counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
-    lines.append(
-        f"* selected by validation ROC AUC{_over_seeds(run.config.seeds)}; {counts} images, "
-        f"split {rule_named(run.config.dataset.split_by).brief}"
-    )
-    if run.config.per_patient is not None:
-        lines.append(f"scores are of patients, by the {run.config.per_patient} of their images' probabilities")
-    if split == "val":
-        lines.append("There is no test split: these are validation figures, and they flatter the selected head.")
-    lines.append(f"run {run.directory}")
-    return "\n".join(lines)
+        lines.append(f"The references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images.")
+    lines += _assessment_lines(run.assessment)
+    lines += _label_lines(run, split)
+    lines += _cross_validation_lines(run.cross_validation)
+    lines += _learning_curve_lines(run, split)
+    return "\n".join([*lines, f"run {run.directory}"])
 
 
-def _label_lines(run: "Run", split: str) -> list[str]:
-    """Describe the selected head's area by label, where an image may have several."""
-    if not run.config.dataset.is_multilabel:
-        return []
-    head = run.head(run.selected)
-    lines = [f"{head.name}, {split} ROC AUC by label (95% interval):"]
-    lines += [
-        f"  {label}: {_estimate_text(one.auc)}, known of {one.auc.n:,} images"
-        for label, one in _scores_of(head).per_class.items()
-    ]
-    return lines
+# -- the table ----------------------------------------------------------------------------------------------------------
 
 
-def _interval_lines(run: "Run", split: str) -> list[str]:
-    """Give the selected head's other interval where DeLong's covers too seldom."""
-    head = run.head(run.selected)
-    why = "of few cases, or near one, DeLong's interval is too narrow"
-    return [
-        f"{head.name}, {split} AUC: {why}; {second.method}'s is {second.low:.3f} to {second.high:.3f}"
-        for second in _scores_of(head).beside.values()
-    ]
+def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[str]:
+    """Return the table of heads and references: what each is, and its metrics."""
+    from hoarfrost.evaluation import ShownIn, metrics_of  # not above: other commands print without scikit-learn
+
+    heads = [head for head in run.heads if head in shown]
+    metrics = metrics_of([*map(_scores_of, heads), *map(_scores_of, run.references)], ShownIn.EVERYWHERE)
+    titles = [f"{split} {_title(metric, _scores_of(run.head(run.selected)))}" for metric in metrics]
+    rows: list[tuple[str, ...]] = [("", "head", "parameters", "best epoch", "val AUC", *titles)]
+    for head in heads:
+        about = head.name, f"{head.n_parameters:,}", f"{head.best_epoch} (stopped at {head.epochs})"
+        rows.append(("*" if head.name == run.selected else "", *about, *_score_cells(head, metrics)))
+    rows += [("", one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
+    return table(rows)
 
 
-def _assessment_lines(found: "Assessment | None") -> list[str]:
-    """Describe what thresholds that validation fixed do, and the calibration, where there is one positive class."""
-    if found is None or len(found.classes) > 1:
-        return []
-    lines = [f"{found.head} on {found.split}, thresholds fixed on val (95% intervals):"]
-    lines += [f"  {text}" for point in found.classes[0].points for text in _point_lines(point)]
-    if found.calibration is not None:
-        before, after = found.calibration.before, found.calibration.after
-        lines.append(
-            f"calibration error {before.error:.3f}; {after.error:.3f} after a temperature of "
-            f"{found.calibration.temperature.temperature:.2f} (perfectly calibrated probabilities: "
-            f"{after.error_by_chance:.3f} by chance)"
-        )
-    return lines
+def _title(metric: "Metric", scores: "Scores") -> str:
+    has_interval = metric.key in scores and scores[metric.key].interval is not None
+    return (metric.short or metric.title) + (" (95% CI)" if has_interval else "")
 
 
-def _point_lines(fixed: "FixedPoint") -> list[str]:
-    point, result = fixed.point, fixed.result
-    if result is None:
-        return [f"{point.name}: {point.reason}"]
-    shares = {
-        "sensitivity": result.sensitivity,
-        "specificity": result.specificity,
-        "PPV": result.ppv,
-        "NPV": result.npv,
-    }
-    texts = [f"{name} {_estimate_text(one)}" for name, one in shares.items()]
-    lines = [f"{point.name}, from {result.threshold:.3f} on: {', '.join(texts)}"]
-    there = result.at_prevalence
-    if there is not None:
-        values = [f"{word} {_estimate_text(one)}" for word, one in (("PPV", there.ppv), ("NPV", there.npv))]
-        lines.append(f"  at a prevalence of {there.prevalence:g}: {', '.join(values)}")
-    return lines
+def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
+    scores = _scores_of(result)
+    return f"{_area(result.val):.3f}", *(_estimate_text(_shown(scores, metric.key)) for metric in metrics)
+
+
+def _shown(scores: "Scores", key: str) -> "Estimate | None":
+    """Return a metric with the one interval that is printed: where a second one was computed, the first is too narrow."""
+    return scores.beside.get(key) or scores.estimates.get(key)
+
+
+def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
+    """Name the method of the intervals of ROC AUCs, and why it is not DeLong's."""
+    from hoarfrost.evaluation.intervals import NEWCOMBE
+    from hoarfrost.evaluation.metrics import ROC_AUC
+
+    found = [estimate for scores in results if (estimate := _shown(scores, ROC_AUC)) is not None]
+    methods = list(dict.fromkeys(estimate.method for estimate in found if estimate.interval is not None))
+    if methods:
+        yield f"Intervals of the AUC: {' or '.join(methods)}."
+    if NEWCOMBE in methods:
+        yield f"{NEWCOMBE}'s is used for few images of a class or an AUC near 1, because DeLong's is too narrow there."
 
 
 def _estimate_text(found: "Estimate | None") -> str:
@@ -108,67 +98,90 @@ def _estimate_text(found: "Estimate | None") -> str:
     return f"{found.value:.3f}" + ("" if found.interval is None else f" ({found.low:.3f} to {found.high:.3f})")
 
 
-def _cross_validation_lines(folds: "CrossValidation | None") -> list[str]:
-    """Describe the pooled predictions of all folds: those of the nested selection, and those of each head."""
-    if folds is None:
-        return []
-    lines = [f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% interval):"]
-    for result in folds.results:
-        by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
-        lines.append(f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}")
-    return lines
-
-
-def _learning_curve_lines(run: "Run", split: str) -> list[str]:
-    if not run.learning_curve:
-        return []
-    lines = [f"learning curve of {run.selected}, {split} ROC AUC (mean, least and greatest of the draws):"]
-    for point in run.learning_curve:
-        aucs = point.roc_aucs
-        lines.append(
-            f"  {point.share:.0%} of the training patients, {point.n_images:,} images: {sum(aucs) / len(aucs):.3f} "
-            f"({min(aucs):.3f} to {max(aucs):.3f})"
-        )
-    return lines
-
-
-def _over_seeds(n_seeds: int) -> str:
-    return f", the mean over {n_seeds} seeds" if n_seeds > 1 else ""
-
-
-def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[str]:
-    """Make the table of heads and references: what each is, and its metrics."""
-    from hoarfrost.evaluation import ShownIn, metrics_of  # not above: other commands print without scikit-learn
-
-    heads = [head for head in run.heads if head in shown]
-    of_all = [*map(_scores_of, heads), *map(_scores_of, run.references)]
-    metrics = metrics_of(of_all, ShownIn.EVERYWHERE)
-    titles = [f"{split} {_title(metric, _scores_of(run.head(run.selected)))}" for metric in metrics]
-    rows: list[tuple[str, ...]] = [("", "head", "parameters", "epochs", "val AUC", *titles)]
-    for head in heads:
-        about = head.name, f"{head.n_parameters:,}", f"{head.best_epoch} of {head.epochs}"
-        rows.append(("*" if head.name == run.selected else "", *about, *_score_cells(head, metrics)))
-    rows += [("", one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
-    return table(rows)
-
-
-def _title(metric: "Metric", scores: "Scores") -> str:
-    has_interval = metric.key in scores and scores[metric.key].interval is not None
-    return (metric.short or metric.title) + (" (95% interval)" if has_interval else "")
-
-
-def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
-    scores, cells = _scores_of(result), []
-    for metric in metrics:
-        guess = scores.value_or_none(metric.baseline)
-        beside = "" if guess is None else f" (majority class {guess:.3f})"
-        cells.append(_estimate_text(scores.estimates.get(metric.key)) + beside)
-    return f"{_area(result.val):.3f}", *cells
-
-
 def _area(scores: "Scores") -> float:
     return scores.auc.value or 0.0
 
 
 def _scores_of(result: "HeadResult | ReferenceResult") -> "Scores":
     return result.val if result.test is None else result.test
+
+
+# -- the selected head ----------------------------------------------------------------------------------------------------
+
+
+def _label_lines(run: "Run", split: str) -> "Iterator[str]":
+    """Describe the selected head's AUC by label, if an image may have several."""
+    if run.config.dataset.is_multilabel:
+        yield f"{run.selected}, {split} ROC AUC by label (95% CI):"
+        for label, one in _scores_of(run.head(run.selected)).per_class.items():
+            yield f"  {label}: {_estimate_text(one.auc)}, {one.auc.n:,} images with a known label"
+
+
+def _assessment_lines(found: "Assessment | None") -> "Iterator[str]":
+    """Describe operating points and calibration, if there is one positive class."""
+    if found is None or len(found.classes) > 1:
+        return
+    yield f"{found.head}, {found.split} split, thresholds chosen on validation (95% CI):"
+    alike: dict[float | str, list[FixedPoint]] = {}  # several rules may choose the same threshold
+    for fixed in found.classes[0].points:
+        alike.setdefault(fixed.point.threshold or fixed.point.name, []).append(fixed)
+    for points in alike.values():
+        yield from (f"  {text}" for text in _point_lines(points))
+    if found.calibration is not None:
+        yield calibration_text(found.calibration)
+
+
+def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
+    point, result = alike[0].point, alike[0].result
+    if result is None:
+        yield f"{point.name}: {point.reason}"
+        return
+    names = "; ".join(fixed.point.name for fixed in alike)
+    shares = {
+        "sensitivity": result.sensitivity,
+        "specificity": result.specificity,
+        "PPV": result.ppv,
+        "NPV": result.npv,
+    }
+    yield f"threshold >= {result.threshold:.3f} ({names}): {_named_estimates(shares)}"
+    if result.at_prevalence is not None:
+        there = result.at_prevalence
+        yield f"  at a prevalence of {there.prevalence:g}: {_named_estimates({'PPV': there.ppv, 'NPV': there.npv})}"
+
+
+def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
+    return ", ".join(f"{name} {_estimate_text(one)}" for name, one in estimates.items())
+
+
+def calibration_text(found: "Recalibration") -> str:
+    """Compare the calibration error with that of perfectly calibrated probabilities, and before and after scaling."""
+    before, after, fit = found.before, found.after, found.temperature
+    larger = "no larger than" if before.error <= SAME_ERROR * before.error_by_chance else "larger than"
+    scaling = f"Temperature scaling (T = {fit.temperature:.2f})"
+    if fit.at_limit:
+        effect = f"{scaling} could not be fitted: T is at its limit."
+    elif after.error < before.error / SAME_ERROR:
+        effect = f"{scaling} reduced it to {after.error:.3f}."
+    else:
+        effect = f"{scaling} did not improve it."
+    return f"Calibration error {before.error:.3f}, {larger} chance ({before.error_by_chance:.3f}). {effect}"
+
+
+# -- folds and shares -----------------------------------------------------------------------------------------------------
+
+
+def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
+    """Describe the pooled predictions of all folds: of the head selected in each, and of each head."""
+    if folds is not None:
+        yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
+        for result in folds.results:
+            by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
+            yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}"
+
+
+def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
+    if run.learning_curve:
+        yield f"Learning curve of {run.selected}, {split} ROC AUC (mean, lowest and highest of the draws):"
+    for point in run.learning_curve:
+        aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
+        yield f"  {share}: {sum(aucs) / len(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
