@@ -186,7 +186,7 @@ def tells(column: Sequence[str]) -> bool:
 def _colouring(
     name: str, column: Sequence[str], neighbours: "npt.NDArray[np.int64]", order: Sequence[str]
 ) -> Colouring:
-    """Return a number for each of a column's values: in the given order, then by name. Rare ones share one if there are many."""
+    """Return a number for each of a column's values: in the given order, then by name. Rare ones may share one."""
     counts = Counter(column)
     if len(counts) > N_COLOURS:
         common = {value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: N_COLOURS - 1]}
