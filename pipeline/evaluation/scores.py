@@ -46,6 +46,10 @@ class Scores:
         """The ROC AUC, which heads are selected and compared by."""
         return self.estimates[ROC_AUC]
 
+    def printed(self, key: str) -> Estimate | None:
+        """Return a metric with the one interval that is printed: by the method of `area_beside` where that covers better."""
+        return self.beside.get(key) or self.estimates.get(key)
+
     def value_or_none(self, key: str) -> float | None:
         """Return the value of a metric; None where the run has no such metric, or it is undefined."""
         found = self.estimates.get(key)

@@ -1,7 +1,7 @@
-"""What a run answers of two checklists for papers, and what it leaves to the author.
+"""What a run answers of two checklists for papers. The author answers the other items.
 
 CLAIM 2024: Tejani et al. (2024), Radiology: Artificial Intelligence 6(4), e240300. TRIPOD+AI: Collins et al. (2024), BMJ
-385, e078378. Items are named here in few words; their own text says what they ask for.
+385, e078378. Items have short names here; read their text in the original.
 """
 
 from collections.abc import Callable, Mapping
@@ -116,7 +116,7 @@ TRIPOD = (
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a checklist; `answer` is empty where it is left to the author."""
+    """One item of a checklist; `answer` is empty if the author has to answer it."""
 
     number: str
     name: str
@@ -124,7 +124,7 @@ class Item:
 
 
 def checklists_of(run: Run, evaluation: Evaluation) -> dict[str, tuple[Item, ...]]:
-    """Give both checklists with the run's answers."""
+    """Return both checklists with the run's answers."""
     answers = {name: answer(run, evaluation) for name, answer in ANSWERS.items()}
     return {
         "CLAIM 2024": tuple(Item(number, name, answers.get(key, "")) for number, name, key in CLAIM),
@@ -134,18 +134,17 @@ def checklists_of(run: Run, evaluation: Evaluation) -> dict[str, tuple[Item, ...
 
 def _source(run: Run, _: Evaluation) -> str:
     dataset = run.config.dataset
-    return f"{dataset.name}, from {dataset.source}; where and how they were collected is the author's to say"
+    return f"{dataset.name}, from {dataset.source}; the author states where and how they were collected"
 
 
-def _preprocessing(run: Run, _: Evaluation) -> str:
-    steps = ", ".join(run.config.embeddings.preprocessing)
-    return f"{steps} (values: Embeddings, above); embeddings standardised by the training split"
+def _preprocessing(_: Run, __: Evaluation) -> str:
+    return "see Methods; embeddings standardised by the training split"
 
 
 def _missing(run: Run, _: Evaluation) -> str:
     unreadable = len(run.config.dataset.unreadable)
-    labels = "; unknown labels weigh nothing in the loss and in the metrics" if run.config.dataset.is_multilabel else ""
-    return f"{several(unreadable, 'unreadable image')} left out{labels}"
+    labels = "; unknown labels do not count in the loss and in the metrics" if run.config.dataset.is_multilabel else ""
+    return f"{several(unreadable, 'unreadable image')} omitted{labels}"
 
 
 def _partition(run: Run, _: Evaluation) -> str:
@@ -155,10 +154,10 @@ def _partition(run: Run, _: Evaluation) -> str:
 
 def _disjoint(run: Run, _: Evaluation) -> str:
     if run.leakage is None or run.config.dataset.n_patients is None:
-        return "image; patients are not known"
+        return "image; patients are unknown"
     if run.leakage.n_patients or run.leakage.n_contents:
         shared = several(run.leakage.n_patients, "patient"), several(run.leakage.n_contents, "file")
-        return f"not disjoint: {', '.join(shared)} in two splits"
+        return f"not disjoint; in two splits: {', '.join(shared)}"
     return "patient; no patient and no file is in two splits"
 
 
@@ -193,7 +192,7 @@ def _robustness(run: Run, _: Evaluation) -> str:
 
 
 def _uncertainty(run: Run, evaluation: Evaluation) -> str:
-    method = evaluation.scores(run.head(run.selected)).auc.method
+    method = evaluation.area(run.head(run.selected)).method
     tests = "; paired tests, p values corrected by Holm" if run.comparisons else ""
     return f"95% intervals{f' ({method})' if method else ''}{tests}"
 
@@ -201,7 +200,7 @@ def _uncertainty(run: Run, evaluation: Evaluation) -> str:
 def _included(run: Run, _: Evaluation) -> str:
     dataset, unreadable = run.config.dataset, len(run.config.dataset.unreadable)
     patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
-    return f"{several(dataset.n_images, 'image')}{patients}, {unreadable:,} left out as unreadable"
+    return f"{several(dataset.n_images, 'image')}{patients}, {unreadable:,} omitted as unreadable"
 
 
 def _by_class(run: Run, evaluation: Evaluation) -> str:
@@ -212,7 +211,7 @@ def _by_class(run: Run, evaluation: Evaluation) -> str:
 
 
 def _performance(run: Run, evaluation: Evaluation) -> str:
-    return f"ROC AUC {estimate_text(evaluation.scores(run.head(run.selected)).auc)} on {evaluation.samples()}"
+    return f"ROC AUC {estimate_text(evaluation.area(run.head(run.selected)))} on {evaluation.samples()}"
 
 
 def _diagnostic(run: Run, _: Evaluation) -> str:
@@ -225,11 +224,7 @@ def _diagnostic(run: Run, _: Evaluation) -> str:
 
 def _subgroups(run: Run, _: Evaluation) -> str:
     names = dict.fromkeys(one.attribute for one in (run.assessment.subgroups if run.assessment else ()))
-    return (
-        f"ROC AUC by {listed(list(names))}; whether these are the groups that matter is the author's to say"
-        if names
-        else ""
-    )
+    return f"ROC AUC by {listed(list(names))}; the author states whether these groups matter" if names else ""
 
 
 def _recalibration(run: Run, _: Evaluation) -> str:
@@ -237,7 +232,7 @@ def _recalibration(run: Run, _: Evaluation) -> str:
     if found is None:
         return ""
     errors = f"{decimal(found.before.error)}, then {decimal(found.after.error)}"
-    return f"a temperature of {found.temperature.temperature:.2f}; calibration error {errors}"
+    return f"temperature {found.temperature.temperature:.2f}; calibration error {errors}"
 
 
 def _thresholds(run: Run, _: Evaluation) -> str:
@@ -252,11 +247,11 @@ def _thresholds(run: Run, _: Evaluation) -> str:
 
 
 def _outcome(_: Run, evaluation: Evaluation) -> str:
-    return f"the dataset's labels: {listed(evaluation.classes)}; what they stand for is the author's to say"
+    return f"the dataset's labels: {listed(evaluation.classes)}; the author states what they mean"
 
 
 def _imbalance(run: Run, _: Evaluation) -> str:
-    return "classes weighted in the loss" if run.config.class_weight == "balanced" else "nothing was done about it"
+    return "classes weighted in the loss" if run.config.class_weight == "balanced" else "not corrected"
 
 
 def _failures(run: Run, _: Evaluation) -> str:

@@ -1,6 +1,5 @@
 """Two or more runs side by side: selected heads, what was configured differently, the paired test where images agree."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from string import ascii_uppercase
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, Scores, ShownIn, compare_heads, metrics_of
+from hoarfrost.evaluation import Comparison, Estimate, Scores, ShownIn, compare_heads, metrics_of
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.svg import cell_scale
 from hoarfrost.report.templates import template_environment
 from hoarfrost.runs import HeadResult, Run
 
@@ -26,30 +26,31 @@ NOT_CONFIGURED = ("command", "created", "seconds", "head_seconds", "warnings", "
 
 @dataclass(frozen=True)
 class Column:
-    """One of the runs. `name` is a letter, "A" for the first."""
+    """One of the runs. `name` is a letter, "A" for the first. `area` has the interval that is printed."""
 
     name: str
     run: Run
     evaluation: Evaluation
     head: HeadResult
     scores: Scores
+    area: Estimate
     rows: "npt.NDArray[np.intp]"
 
     @property
     def split(self) -> str:
-        """Name the split that the scores are of."""
+        """The name of the scored split."""
         return SPLIT_NAMES[self.evaluation.split]
 
     @property
     def counted(self) -> str:
-        """Say what the scores count: images, or patients with how they were joined."""
+        """What the scores count: images, or patients and how their images were joined."""
         how = self.run.config.per_patient
         return self.evaluation.samples() + ("" if how is None else f", by patient ({how})")
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A run against the first: the paired test, or the reason why there is none."""
+    """A run against the first: the paired test, or the reason why it is missing."""
 
     name: str
     result: Comparison | None
@@ -81,14 +82,14 @@ def side_by_side(runs: Sequence[Run]) -> SideBySide:
     Raises
     ------
     RunError
-        If a run is given twice, or there are more than there are letters.
+        If a run is named twice, or there are more than 26 runs.
     """
     places = [run.directory.resolve() for run in runs]
     twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
-        raise RunError(f"{twice.directory} is named twice; a run does not differ from itself. Name each run once.")
+        raise RunError(f"{twice.directory} is named twice. Name each run once.")
     if len(runs) > MOST_RUNS:
-        raise RunError(f"{len(runs)} runs are too many to stand side by side. Name at most {MOST_RUNS}.")
+        raise RunError(f"{len(runs)} runs are too many for one page. Name at most {MOST_RUNS}.")
     columns = tuple(_column(name, run) for name, run in zip(ascii_uppercase, runs, strict=False))
     tests, unit = _tests(columns)
     return SideBySide(columns, _differences(columns), tests, unit)
@@ -106,25 +107,16 @@ def render_comparison(found: SideBySide) -> str:
     str
         A whole document, with its style inside.
     """
-    lowest = min(0.5, *(column.scores.auc.low or 0.0 for column in found.columns))
-    low = math.floor(lowest * 10) / 10
     shown = metrics_of([column.scores for column in found.columns], ShownIn.EVERYWHERE)
-    return (
-        template_environment()
-        .get_template("compare.html.j2")
-        .render(
-            vars(found),
-            metrics=[metric for metric in shown if metric.key != ROC_AUC],
-            axis_low=low,
-            place=lambda area: round(10 + 100 * (area - low) / (1 - low), 1),
-        )
-    )
+    metrics = [metric for metric in shown if metric.key != ROC_AUC]
+    template = template_environment().get_template("compare.html.j2")
+    return template.render(vars(found), metrics=metrics, scale=cell_scale(column.area for column in found.columns))
 
 
 def _column(name: str, run: Run) -> Column:
     evaluation, head = evaluation_of(run, by_image=True), run.head(run.selected)
     rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
-    return Column(name, run, evaluation, head, evaluation.scores(head), rows)
+    return Column(name, run, evaluation, head, evaluation.scores(head), evaluation.area(head), rows)
 
 
 def _differences(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -135,7 +127,7 @@ def _differences(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]]
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """Give all that configures a run as texts, by dotted names."""
+    """Return all settings of a run as text, by dotted names."""
     flat: dict[str, str] = {"heads": ", ".join(head.name for head in run.heads)}
 
     def add(name: str, value: object) -> None:
@@ -189,27 +181,30 @@ def _paths(column: Column) -> list[str]:
 
 
 def _order(column: Column, first: Column) -> list[int]:
-    """Give where the first run's images stand among another's."""
+    """Return the places of the first run's images among those of another run."""
     place = {path: i for i, path in enumerate(_paths(column))}
     return [place[path] for path in _paths(first)]
 
 
 def _aligned(column: Column, first: Column) -> "npt.NDArray[np.float64]":
-    """Give the selected head's probabilities, in the order of the first run's images."""
+    """Return the selected head's probabilities, in the order of the first run's images."""
     return column.evaluation.probabilities[column.run.selected][_order(column, first)]
 
 
 def _disagreement(first: Column, other: Column) -> str:
-    """Say why two runs cannot be compared image by image; empty where they can."""
+    """Return why two runs cannot be compared image by image; empty if they can."""
     one, two = first.evaluation, other.evaluation
     if one.split != two.split:
-        return f"{first.name} is judged on its {first.split} images, {other.name} on its {other.split} images."
+        return f"{first.name} is scored on its {first.split} images, {other.name} on its {other.split} images."
     if first.run.config.per_patient != other.run.config.per_patient:
         return f"{first.name} counts {first.counted}, {other.name} {other.counted}."
-    if one.is_multilabel != two.is_multilabel or len(one.classes) != len(two.classes):
-        return f"{first.name} tells {', '.join(one.classes)} apart, {other.name} {', '.join(two.classes)}."
-    if not one.is_binary and one.classes != two.classes:
-        return f"{first.name} tells {', '.join(one.classes)} apart, {other.name} {', '.join(two.classes)}."
+    # Two classes may have other names in each run; more than two may not.
+    if (
+        one.is_multilabel != two.is_multilabel
+        or len(one.classes) != len(two.classes)
+        or (not one.is_binary and one.classes != two.classes)
+    ):
+        return f"{first.name} predicts {', '.join(one.classes)}; {other.name} predicts {', '.join(two.classes)}."
     mine, theirs = set(_paths(first)), set(_paths(other))
     if mine != theirs:
         return (

@@ -1,4 +1,4 @@
-"""The split that a report judges the heads on, what it counts there, and what its classes are called."""
+"""The split that a report is about, what is counted in it, and the names of its classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hoarfrost.evaluation import Metric, Scores
+from hoarfrost.evaluation import Estimate, Metric, Scores
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import patient_numbers, units_of
+from hoarfrost.report.words import several
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the figures are about: the test split, or the validation split where there is no test split.
+    """What the report is about: the test split, or the validation split of a dataset without a test split.
 
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
     `unit` is what is counted: "image", or "patient" where metrics join their images.
@@ -32,47 +34,52 @@ class Evaluation:
 
     @property
     def is_binary(self) -> bool:
-        """Tell whether there is one positive class, and so one ROC curve a head."""
+        """Whether there is one positive class, and so one ROC curve per head."""
         return len(self.classes) == 2 and not self.is_multilabel
 
     @property
     def is_multilabel(self) -> bool:
-        """Tell whether an image may have several labels."""
+        """Whether an image may have several labels."""
         return self.y_true.ndim == 2
 
     @property
     def split_name(self) -> str:
-        """The split's name in words."""
+        """The name of the split in words."""
         return SPLIT_NAMES[self.split]
 
     def samples(self) -> str:
-        """Name what is counted, with its number: "156 test images"."""
-        return f"{len(self.y_true):,} {self.split_name} {self.unit}{'' if len(self.y_true) == 1 else 's'}"
+        """Return what is counted, with its number: "156 test images"."""
+        return several(len(self.y_true), f"{self.split_name} {self.unit}")
 
     def scores(self, head: HeadResult | ReferenceResult) -> Scores:
         """Return a head's metrics on this split."""
         return head.val if head.test is None else head.test
 
+    def area(self, head: HeadResult | ReferenceResult) -> Estimate:
+        """Return a head's ROC AUC on this split, with the interval that is printed."""
+        scores = self.scores(head)
+        return scores.printed(ROC_AUC) or scores.auc
+
     def title_of(self, metric: Metric) -> str:
-        """Return a metric's title, with how classes or labels are joined where it is a mean over them."""
+        """Return a metric's title, and if it is a mean over classes or labels, that it is."""
         if self.is_binary or not metric.is_mean:
             return metric.title
         return f"{metric.title}, {'mean over labels' if self.is_multilabel else 'macro one-vs-rest'}"
 
 
 def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
-    """Pick the samples that the report's figures are about.
+    """Select the samples that a report is about.
 
     Parameters
     ----------
     run : Run
     by_image : bool
-        Count images, also where metrics count patients.
+        Count images, even if metrics count patients.
 
     Returns
     -------
     Evaluation
-        Of the test split, or of the validation split where the heads have no test metrics.
+        Of the test split, or of the validation split if the heads do not have test metrics.
     """
     split = "val" if run.head(run.selected).test is None else "test"
     rows = np.flatnonzero(np.array(run.predictions.splits) == split)
@@ -84,9 +91,9 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
 
 
 def class_names(dataset: DatasetFacts) -> tuple[str, ...]:
-    """Name the classes that the heads tell apart, in the order of their numbers.
+    """Return the names of the classes that heads predict, in the order of their numbers.
 
-    With `--positive`, several labels can make up a class: "benign + normal".
+    With `--positive`, a class may consist of several labels: "benign + normal".
     """
     if dataset.positive is None:
         return dataset.classes

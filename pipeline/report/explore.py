@@ -1,8 +1,9 @@
-"""What a threshold does: the operating points, and the counts that let a reader move it."""
+"""The result of a threshold: the operating points, and the counts that let a reader move it."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from hoarfrost.evaluation import (
     evaluate_threshold,
 )
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate_text, rule
+from hoarfrost.report.words import TO, decimal, estimate_text, rule
 from hoarfrost.runs import Assessment, FixedPoint, Run
 
 if TYPE_CHECKING:
@@ -26,23 +27,28 @@ N_STEPS = 1000
 """The slider's thresholds are 0, 0.001, ... 1."""
 MOST_PROBLEMS = 20
 EVEN = 0.5
-"""The threshold that is shown where a run has fixed none."""
+"""The threshold that is shown if a run has fixed none."""
 WITHOUT_POINT = "threshold 0.5"
+SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 @dataclass(frozen=True)
 class Start:
-    """A threshold that has a name, and the positives that it finds, true and false."""
+    """A threshold that has a name, and its true and false positives.
+
+    `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them.
+    """
 
     name: str
     threshold: float
     true_positives: int
     false_positives: int
+    intervals: dict[str, tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
 class ClassThresholds:
-    """A class against the rest: what the slider needs of it.
+    """A class against the rest: what the slider needs.
 
     `true_positives` and `false_positives` are (1001,): those at the thresholds 0, 0.001, ... 1. `points` begins with the
     threshold that is shown first.
@@ -58,7 +64,7 @@ class ClassThresholds:
 
 @dataclass(frozen=True)
 class Cell:
-    """One count of a confusion matrix and its share of the row, 0 to 1; None where the row is empty."""
+    """One count of a confusion matrix and its share of the row, 0 to 1; None in an empty row."""
 
     count: int
     share: float | None
@@ -66,7 +72,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PointRow:
-    """One operating point in the table: what it is, and what it does, as text. `reason` says why it does not exist."""
+    """One row of operating points as text: its rules, threshold and results; or the reason why it does not exist."""
 
     cls: str
     name: str
@@ -77,7 +83,7 @@ class PointRow:
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the report shows of thresholds. `shown` is what the first problem's first threshold does."""
+    """What the report shows of thresholds. `shown` is the result of the first problem's first threshold."""
 
     problems: tuple[ClassThresholds, ...]
     n_left_out: int
@@ -88,7 +94,7 @@ class Explorer:
 
     @property
     def there(self) -> AtPrevalence:
-        """Predictive values at the stated prevalence; none where none was stated."""
+        """Predictive values at the stated prevalence; None if none was stated."""
         found = self.shown.at_prevalence
         return found if found is not None and self.is_prevalence_stated else AtPrevalence(self.prevalence, None, None)
 
@@ -114,22 +120,22 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
     Returns
     -------
     Explorer
-        Of each class, or label, that there is; of the first twenty where there are more.
+        Of each class or label that has samples; of the first twenty.
     """
-    problems, shown = [], None
-    for number, y, p in _problems(run.selected, evaluation):
-        points = _named(run.assessment, evaluation.classes[number], y, p)
+    problems, shown, prevalence = [], None, run.config.prevalence
+    for number, y, p in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
+        name = evaluation.classes[number]
+        fixed = _fixed(run.assessment, name)
         grid = np.arange(N_STEPS + 1) / N_STEPS
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
         counts = (tuple(part.tolist()) for part in found)
-        problems.append(ClassThresholds(evaluation.classes[number], int(y.sum()), int((1 - y).sum()), points, *counts))
-        if shown is None:
-            prevalence = run.config.prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
-            shown = evaluate_threshold(y, p, points[0].threshold, prevalence=prevalence)
-            first_prevalence = prevalence
-        if len(problems) == MOST_PROBLEMS:
-            break
+        problems.append(ClassThresholds(name, int(y.sum()), int((1 - y).sum()), _starts(fixed, y, p), *counts))
+        if shown is None or prevalence is None:
+            prevalence = prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
+            shown = next((one.result for one in fixed if one.result is not None), None)
+            shown = shown or evaluate_threshold(y, p, EVEN, prevalence=prevalence)
     assert shown is not None
+    assert prevalence is not None
     n_all = 1 if evaluation.is_binary else len(evaluation.classes)
     document = {
         "steps": N_STEPS,
@@ -138,7 +144,7 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         "problems": [asdict(problem) for problem in problems],
     }
     is_stated = run.config.prevalence is not None
-    return Explorer(tuple(problems), n_all - len(problems), shown, first_prevalence, is_stated, script_json(document))
+    return Explorer(tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document))
 
 
 def _problems(
@@ -148,17 +154,24 @@ def _problems(
         yield number, y, evaluation.probabilities[head][rows, number]
 
 
-def _named(
-    assessment: Assessment | None, name: str, y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]"
-) -> tuple[Start, ...]:
-    """Give a class's fixed points that exist, and what they find; else the even threshold."""
+def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     classes = () if assessment is None else assessment.classes
-    fixed = next((one.points for one in classes if one.name == name), ())
-    wanted = [(rule(one.point.name), one.point.threshold) for one in fixed if one.point.threshold is not None]
+    return next((one.points for one in classes if one.name == name), ())
+
+
+def _starts(fixed: Sequence[FixedPoint], y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]") -> tuple[Start, ...]:
+    """Return a class's fixed points that exist, and their positives; else the even threshold."""
+    wanted = [
+        (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
+    ]
     return tuple(
-        Start(title, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()))
-        for title, at in wanted or [(WITHOUT_POINT, EVEN)]
+        Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), _intervals(result))
+        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, None)]
     )
+
+
+def _intervals(result: PointResult | None) -> dict[str, tuple[float, float] | None]:
+    return {} if result is None else {name: getattr(result, name).interval for name in SHARES}
 
 
 def script_json(document: object) -> str:
@@ -168,21 +181,28 @@ def script_json(document: object) -> str:
 
 
 def point_rows(assessment: Assessment | None) -> tuple[PointRow, ...]:
-    """Give the table of operating points fixed on validation; intervals over patients where there are any."""
-    if assessment is None:
-        return ()
-    return tuple(_point_row(one.name, point) for one in assessment.classes for point in one.points)
+    """Return the table of operating points fixed on validation; rules of one threshold share a row."""
+    names: dict[PointRow, list[str]] = {}
+    for one in () if assessment is None else assessment.classes:
+        for row in (_point_row(one.name, point) for point in one.points):
+            names.setdefault(replace(row, name=""), []).append(row.name)
+    return tuple(replace(row, name="; ".join(shared)) for row, shared in names.items())
+
+
+def point_methods(assessment: Assessment | None) -> tuple[str, ...]:
+    """Return the methods of the intervals in the table of operating points."""
+    results = [point.result for one in (assessment.classes if assessment else ()) for point in one.points]
+    return tuple(sorted({getattr(result, name).method for result in results if result for name in SHARES}))
 
 
 def _point_row(cls: str, fixed: FixedPoint) -> PointRow:
     point, result = fixed.point, fixed.result
     if result is None:
         return PointRow(cls, rule(point.name), decimal(None), (), rule(point.reason))
-    shares = [estimate_text(one) for one in (result.sensitivity, result.specificity, result.ppv, result.npv)]
+    shares = [estimate_text(getattr(result, name)) for name in SHARES]
     ratios = [_ratio_text(ratio) for ratio in (result.lr_positive, result.lr_negative)]
     there = result.at_prevalence
-    stated = [] if there is None else [there.ppv, there.npv]
-    elsewhere = [estimate_text(one) for one in stated]
+    elsewhere = [] if there is None else [estimate_text(one) for one in (there.ppv, there.npv)]
     return PointRow(cls, rule(point.name), decimal(point.threshold), (*shares, *ratios, *elsewhere), "")
 
 
@@ -190,11 +210,11 @@ def _ratio_text(ratio: Estimate) -> str:
     def one(value: float | None) -> str:
         return "\N{INFINITY}" if value is None else f"{value:.2f}"
 
-    return decimal(None) if ratio.low is None else f"{one(ratio.value)} ({one(ratio.low)} to {one(ratio.high)})"
+    return decimal(None) if ratio.low is None else f"{one(ratio.value)} ({one(ratio.low)}{TO}{one(ratio.high)})"
 
 
 def confusion_of(head: str, evaluation: Evaluation) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
-    """Count the head's most probable classes against the true ones; nothing where an image may have several labels."""
+    """Count the head's most probable classes against the true ones; empty if an image may have several labels."""
     if evaluation.is_multilabel:
         return ()
     y_pred = evaluation.probabilities[head].argmax(axis=1)

@@ -1,4 +1,4 @@
-"""The first screen: the answer, and what must be known before believing it."""
+"""The first screen: the answer, and the cautions that a reader needs before believing it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MAX_CLASSES_IN_TITLE = 5
 
 @dataclass(frozen=True)
 class Caution:
-    """What must be known: a few words, the sentence with its figures, and the section that shows more."""
+    """A caution: its title, a sentence with its numbers, and the section that shows more."""
 
     title: str
     text: str
@@ -23,7 +23,7 @@ class Caution:
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure of the answer: what it is, the value, and notes below it."""
+    """One number of the answer: its name, its value, and the notes below it."""
 
     name: str
     value: str
@@ -31,7 +31,7 @@ class Tile:
 
 
 def task_of(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
-    """Say in a few words what was asked."""
+    """Return the task in a few words."""
     if dataset.positive is not None:
         return f"{classes[1]} against {classes[0]}"
     if len(classes) > MAX_CLASSES_IN_TITLE:
@@ -42,25 +42,19 @@ def task_of(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
 
 
 def tiles(run: Run, evaluation: Evaluation) -> tuple[Tile, ...]:
-    """Return the answer: the area, what the first operating point does, and all other metrics that are shown everywhere."""
+    """Return the answer: ROC AUC, sensitivity and specificity at the first threshold, other metrics shown everywhere."""
     scores = evaluation.scores(run.head(run.selected))
     area, *others = (_tile(metric, scores, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
     return area, *_point_tiles(run, evaluation.split_name), *others
 
 
 def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
-    found, notes = scores[metric.key], []
+    found, notes = scores.printed(metric.key) or scores[metric.key], []
     if found.interval is not None:
         method = f" ({found.method})" if found.method else ""
         notes.append(f"95% interval {interval(found.interval)}{method}")
     if metric.key == ROC_AUC:
         notes.append(f"on {evaluation.samples()}")
-    if metric.key in scores.beside:
-        second = scores.beside[metric.key]
-        notes.append(
-            f"{second.method}'s interval {interval(second.interval)}: it covers better where a class has few cases "
-            "or the area is near one"
-        )
     if metric.baseline:
         guess = "answer" if evaluation.is_multilabel else "class"
         notes.append(f"always the most frequent {guess}: {decimal(scores.value_or_none(metric.baseline))}")
@@ -68,27 +62,27 @@ def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
 
 
 def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
-    """Give sensitivity and specificity at the first operating point, where there is one class to find."""
+    """Yield sensitivity and specificity at the first operating point, if there is one positive class."""
     if run.assessment is None or len(run.assessment.classes) != 1:
         return
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
-    rule = f"at {decimal(fixed.point.threshold)} or above: {fixed.point.name}, fixed on validation"
-    for name in ("sensitivity", "specificity"):
+    rules = (
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({fixed.point.name})",
+        "same threshold",
+    )
+    for name, rule in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
-        yield Tile(
-            f"{split} {name}",
-            decimal(share.value),
-            (f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}", rule),
-        )
+        ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}"
+        yield Tile(f"{split} {name}", decimal(share.value), (ends, rule))
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------
 
 
 def grave_warnings(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
-    """List what makes all figures here something else than they seem: it stands above everything."""
+    """Return the cautions that change the meaning of every number; they are above everything else."""
     return tuple(_grave(run, evaluation))
 
 
@@ -97,14 +91,14 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     if weights.startswith("random:"):
         yield Caution(
             "Untrained backbone",
-            f"These embeddings come from an untrained backbone ({weights}): the figures are a floor, not a result.",
+            f"These embeddings come from an untrained backbone ({weights}). The scores are a lower limit, not a result.",
             "provenance",
         )
     if evaluation.split == "val":
         yield Caution(
             "No test split",
-            "The dataset has no test split: all figures here are on the validation split, which also chose the head "
-            "and its best epoch. Expect less on new images.",
+            "The dataset does not have a test split. All scores are of the validation split, which also chose the head "
+            "and its best epoch. Expect lower scores on new images.",
             "data",
         )
     if run.leakage is not None and run.leakage.allowed:
@@ -114,18 +108,16 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
 
 
 def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
-    """List what else must be known before believing the answer, each with its figures."""
+    """Return all other cautions, each with its numbers."""
     found = [*_of_leakage(run), *_of_cases(run, evaluation), *_of_heads(run), *_of_subgroups(run, evaluation)]
     found += [
-        Caution("Possible shortcut", _sentence(one.warning), "shortcuts") for one in run.shortcuts if one.is_shortcut
+        Caution("Possible shortcut", f"{one.warning[0].upper()}{one.warning[1:]}", "shortcuts")
+        for one in run.shortcuts
+        if one.is_shortcut
     ]
-    told = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}
-    others = [Caution("Note", text, "provenance") for text in run.config.warnings if text not in told]
+    shown = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}
+    others = [Caution("Note", text, "provenance") for text in run.config.warnings if text not in shown]
     return tuple(others + found)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
 
 
 def _of_leakage(run: Run) -> Iterator[Caution]:
@@ -134,37 +126,35 @@ def _of_leakage(run: Run) -> Iterator[Caution]:
     for text in leakage_warnings(run.leakage)[int(run.leakage.allowed) :]:
         yield Caution("Near-duplicates", text, "leakage")
     if run.leakage.not_compared:
-        yield Caution("Near-duplicates", f"None were looked for: {run.leakage.not_compared}.", "leakage")
+        yield Caution("Near-duplicates", f"Not searched for: {run.leakage.not_compared}.", "leakage")
 
 
 def _of_cases(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    """Name the class with fewest cases, if they are few."""
+    """Yield a caution on the rarest class, if it is rare."""
     if run.assessment is None:
         return
     rarest = min(run.assessment.classes, key=lambda one: min(one.n_positive, one.n - one.n_positive))
     n_without = rarest.n - rarest.n_positive
-    if min(rarest.n_positive, n_without) >= FEW:
-        return
-    which = rarest.name if rarest.n_positive <= n_without else f"not {rarest.name}"
-    area = evaluation.scores(run.head(run.selected)).auc
-    yield Caution(
-        "Few cases",
-        f"Only {min(rarest.n_positive, n_without):,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are "
-        f"{which}: the ROC AUC may as well be {decimal(area.low)} or {decimal(area.high)}.",
-        "data",
-    )
+    counts = (rarest.n_positive, rarest.name), (n_without, f"not {rarest.name}")
+    n_rare, which = min(counts, key=lambda pair: pair[0])
+    if n_rare < FEW:
+        area = evaluation.area(run.head(run.selected))
+        yield Caution(
+            f"Few {evaluation.unit}s",
+            f"Only {n_rare:,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are {which}. The ROC AUC could "
+            f"also be {decimal(area.low)} or {decimal(area.high)}.",
+            "data",
+        )
 
 
 def _of_heads(run: Run) -> Iterator[Caution]:
-    alarmed = [head for head in run.heads if head.alarms and head.name != run.selected]
+    alarmed = [head.name for head in run.heads if head.alarms and head.name != run.selected]
     if alarmed:
-        first = alarmed[0]
-        more = f" So it is with {listed([head.name for head in alarmed[1:]])}." if len(alarmed) > 1 else ""
-        yield Caution("Other heads", f"{first.name} {'; '.join(first.alarms)}.{more}", "heads")
+        yield Caution("Other heads", f"{several(len(alarmed), 'head')} with a warning: {listed(alarmed)}.", "heads")
 
 
 def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    """Name, for each attribute, the subgroup that lies farthest below all, if its interval does not reach them."""
+    """Yield, for each attribute, the subgroup with the lowest ROC AUC whose interval is below that of all images."""
     subgroups = () if run.assessment is None else run.assessment.subgroups
     overall = evaluation.scores(run.head(run.selected)).value(ROC_AUC)
     for attribute in dict.fromkeys(one.attribute for one in subgroups):
@@ -174,7 +164,7 @@ def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
             worst = min(below, key=lambda one: one.roc_auc.value or 0.0)
             yield Caution(
                 "Uneven subgroups",
-                f"For {attribute} {worst.value} ({several(worst.n, evaluation.unit)}) the ROC AUC is "
-                f"{estimate_text(worst.roc_auc)}, for all {decimal(overall)}.",
+                f"{attribute} {worst.value} ({several(worst.n, evaluation.unit)}): ROC AUC {estimate_text(worst.roc_auc)}; "
+                f"all: {decimal(overall)}.",
                 "subgroups",
             )

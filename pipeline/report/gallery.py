@@ -1,6 +1,6 @@
-"""Which images are worth a look, as small pictures: confident errors, uncertain cases, near-duplicates, suspect labels.
+"""Images that are worth a look: confident errors, uncertain cases, near-duplicates, labels to check.
 
-A picture is shown only if the file still has the bytes that were embedded: a report with another picture would lie.
+An image is shown only if the file still has the bytes that were embedded: a report with another image would be false.
 Captions hold a path, labels and probabilities, and nothing that is read from a file.
 """
 
@@ -16,6 +16,7 @@ from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteErro
 from hoarfrost.features.fingerprint import window_asked_for
 from hoarfrost.inference.sources import RunSource
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
+from hoarfrost.report.words import decimal
 from hoarfrost.runs import Run
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
     from hoarfrost.inference.explain import Explainer
 
-N_CASES = 12  # pictures in a group: all groups together stay under half a megabyte
-N_PAIRS = 6
-SIDE = 128  # pixels: what a picture takes on the page, and enough to tell what it is
+N_CASES, N_PAIRS = 8, 4  # of a group: one row on a laptop
+SIDE = 768  # pixels: an image of more is shown smaller when it is enlarged, so that the page stays small
+MAP_SIDE = 320
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image and what is said of it, line by line; `subject` is the number of the class that a map of it is of, if any."""
+    """An image and the lines of its caption; `subject` is the number of the class that a map of it is of, if any."""
 
     path: str
     lines: tuple[str, ...]
@@ -49,9 +50,9 @@ class CaseGroup:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Data URIs by path; `reasons` says why there is none. `note` says why there are none at all.
+    """Data URIs by path; `reasons` explains each missing one, and `note` why all are missing.
 
-    `maps` are those of the images under what speaks for a class and against it, by path and number of the class.
+    `maps` are those of the images under the parts that speak for and against a class, by path and number of the class.
     """
 
     uris: dict[str, str] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Pictures:
     note: str = ""
 
 
-def groups_of(run: Run, evaluation: Evaluation) -> tuple[CaseGroup, ...]:
+def groups_of(run: Run, evaluation: Evaluation) -> dict[str, CaseGroup]:
     """Choose the cases of a run that are worth a look.
 
     Parameters
@@ -71,35 +72,33 @@ def groups_of(run: Run, evaluation: Evaluation) -> tuple[CaseGroup, ...]:
 
     Returns
     -------
-    tuple of CaseGroup
-        Those that have cases.
+    dict of str -> CaseGroup
+        "errors", "unsure", "duplicates" and "suspects"; some may be empty.
     """
-    found = [*_judged(run, evaluation), _near_duplicates(run), _suspects(run)]
-    return tuple(group for group in found if group.cases)
+    return dict(_judged(run, evaluation)) | {"duplicates": _near_duplicates(run), "suspects": _suspects(run)}
 
 
-def _judged(run: Run, evaluation: Evaluation) -> Iterator[CaseGroup]:
-    """Give the selected head's most confident errors and its least certain cases."""
+def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]:
+    """Yield the selected head's most confident errors and its least certain cases."""
     rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
     answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows)
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
-    where = f"{run.selected} on {evaluation.samples()}"
-    yield CaseGroup(
-        "Most confident errors",
-        f"{where}: of the wrong answers, those that the head is most sure of.",
-        tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
+    yield (
+        "errors",
+        CaseGroup(
+            "Most confident errors",
+            f"Wrong predictions of {run.selected} on the {evaluation.samples()}, the most confident first.",
+            tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
+        ),
     )
-    yield CaseGroup(
-        "Least certain",
-        f"{where}: those where the two most probable answers are closest to one another.",
-        tuple((answer.case,) for answer in unsure[:N_CASES]),
-    )
+    note = "The two most probable answers are closest to each other."
+    yield "unsure", CaseGroup("Least certain", note, tuple((answer.case,) for answer in unsure[:N_CASES]))
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a head says of an image; `confidence` is how far its answer is ahead of the next, `subject` what a map is of."""
+    """A head's answer; `confidence` is its lead over the next answer, `subject` the class that a map is of."""
 
     case: Case
     subject: int
@@ -113,7 +112,8 @@ def _class_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
     lesser, greater = np.sort(p, axis=1)[:, -2:].T
     answers = []
     for i, row in enumerate(rows):
-        lines = (f"label {run.predictions.labels[row]}", f"called {evaluation.classes[predicted[i]]}, {greater[i]:.3f}")
+        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(greater[i])}"
+        lines = (f"label {run.predictions.labels[row]}", predicted_as)
         is_right = bool(predicted[i] == evaluation.y_true[i])
         subject = 1 if evaluation.is_binary else int(predicted[i])
         case = Case(run.predictions.paths[row], lines)
@@ -122,12 +122,12 @@ def _class_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
 
 
 def _label_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]") -> list[_Answer]:
-    """Give one answer for each label that is known of an image."""
+    """Return one answer for each label that is known of an image."""
     p = evaluation.probabilities[run.selected]
     answers = []
     for i, number in np.argwhere(evaluation.y_true >= 0):
         has, found = bool(evaluation.y_true[i, number]), float(p[i, number])
-        lines = (f"{evaluation.classes[number]}: {'yes' if has else 'no'}", f"probability {found:.3f}")
+        lines = (f"{evaluation.classes[number]}: {'yes' if has else 'no'}", f"probability {decimal(found)}")
         case = Case(run.predictions.paths[rows[i]], lines)
         answers.append(_Answer(case, int(number), (found >= 0.5) == has, abs(2 * found - 1)))
     return answers
@@ -137,50 +137,52 @@ def _near_duplicates(run: Run) -> CaseGroup:
     pairs = run.leakage.near_duplicates if run.leakage is not None else ()
     label = dict(zip(run.predictions.paths, run.predictions.labels, strict=True))
 
-    def case(path: str, split: str) -> Case:
-        return Case(path, (SPLIT_NAMES.get(split, split), *([f"label {label[path]}"] if path in label else [])))
+    def case(path: str, split: str, *lines: str) -> Case:
+        labelled = [f"label {label[path]}"] if path in label else []
+        return Case(path, (SPLIT_NAMES.get(split, split), *labelled, *lines))
 
     shown = tuple(
-        (case(pair.first, pair.first_split), case(pair.second, pair.second_split)) for pair in pairs[:N_PAIRS]
+        (case(pair.first, pair.first_split), case(pair.second, pair.second_split, f"cosine {decimal(pair.cosine)}"))
+        for pair in pairs[:N_PAIRS]
     )
-    n_pairs = run.leakage.n_near_duplicates if run.leakage is not None else 0
-    closest = f", from a cosine of {pairs[0].cosine:.4f}" if pairs else ""
-    note = f"Pairs whose embeddings are nearly the same though they are in two splits: {len(shown)} of {n_pairs:,}{closest}."
-    return CaseGroup(
-        "Near-duplicates across splits", f"{note} The same lesion twice makes a test easier than it is.", shown
-    )
+    note = "The closest pairs. A lesion that is in training and test makes the test scores too high."
+    return CaseGroup("Near-identical images in two splits", note, shown)
 
 
 def _suspects(run: Run) -> CaseGroup:
     suspects = run.suspects.images[:N_CASES] if run.suspects is not None else ()
     cases = tuple(
-        (
-            Case(
-                image.path,
-                (f"label {image.label}, {image.p_label:.3f}", f"more like {image.predicted}, {image.p_predicted:.3f}"),
+        Case(
+            image.path,
+            (
+                f"{SPLIT_NAMES.get(image.split, image.split)}, label {image.label}",
+                f"predicted {image.predicted}, {decimal(image.p_predicted)}",
             ),
         )
         for image in suspects
     )
-    source = run.suspects.source if run.suspects is not None else ""
-    note = f"Images of all splits whose label heads that never saw them contradict most ({source}). Look before correcting."
-    return CaseGroup("Labels to check", note, cases)
+    n_images, source = (run.suspects.n_images, run.suspects.source) if run.suspects is not None else (0, "")
+    note = (
+        f"Of {n_images:,} images of all splits, those whose label is contradicted most by heads that never saw them "
+        f"({source}). A hard image is contradicted too: check before you correct a label."
+    )
+    return CaseGroup("Labels to check", note, tuple((case,) for case in cases))
 
 
 def read_pictures(source: RunSource, groups: Iterable[CaseGroup], explainer: "Explainer | None" = None) -> Pictures:
-    """Read the images of some groups, and no other, and make small pictures of them.
+    """Read the images of some groups, and no other.
 
     Parameters
     ----------
     source : RunSource
     groups : iterable of CaseGroup
     explainer : Explainer, optional
-        Of the selected head: the errors are shown with maps of what speaks for a class.
+        Of the selected head, for maps of the errors.
 
     Returns
     -------
     Pictures
-        Of those whose content is still what was embedded; of the others the reason.
+        Images whose content is still what was embedded; for each other image the reason.
     """
     subjects: dict[str, set[int]] = {}
     for case in (case for group in groups for cases in group.cases for case in cases):
@@ -201,7 +203,7 @@ def _add_picture(pictures: Pictures, path: str, content: "Content", window: str 
     from hoarfrost.features.decoding.images import thumbnail
     from hoarfrost.features.decoding.windows import Window
 
-    try:  # as the backbone saw it
+    try:  # the window through which the encoder saw it
         picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
@@ -220,7 +222,7 @@ def _maps(
     found = {}
     for subject in sorted(subjects):
         (explanation,) = explainer.explain(image[None], subject)
-        found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, encoder, SIDE), SIDE))
+        found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, encoder, MAP_SIDE), MAP_SIDE))
     return found
 
 
@@ -231,7 +233,7 @@ def _uri(picture: bytes) -> str:
 def _way_back(source: RunSource, error: DatasetError | RemoteError) -> str:
     options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", source.cache.header.weights]
     return (
-        f"{error} The images were read from there. Bring them back; or, if they are in another place now, run "
-        f"`hoarfrost extract PLACE {shlex.join(options)}`, which embeds nothing anew where their bytes are the same. "
-        "Then make the report again."
+        f"{error} The images were read from there. Copy them back, or, if they are elsewhere now, run "
+        f"`hoarfrost extract PLACE {shlex.join(options)}`; it does not embed images with the same bytes again. "
+        "Then write the report again."
     )

@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEFT_OUT = "The pictures were left out (--no-images)."
-NO_MAP = "It was left out (--no-map)."
+NO_IMAGES = "This report is without images (--no-images)."
+NO_MAP = "This report was written with --no-map."
 
 
 @dataclass(frozen=True)
 class ImagesSection:
-    """What the page shows of images. `map` is None where there is none, and `no_map` says why."""
+    """What the page shows of images. If `map` is None, `no_map` is the reason."""
 
-    groups: tuple[CaseGroup, ...]
+    groups: dict[str, CaseGroup]
     pictures: Pictures
     map: EmbeddingMap | None
     no_map: str = ""
 
     @cached_property
     def script(self) -> str:
-        """The map's script; the same in every report."""
+        """The script of the map; the same in every report."""
         return Path(__file__).with_name("map.js").read_text(encoding="utf-8")
 
     @property
     def script_hash(self) -> str:
-        """What the page's policy allows it by."""
+        """Its hash, by which the page's policy allows it."""
         return f"sha256-{b64encode(sha256(self.script.encode()).digest()).decode()}"
 
 
@@ -53,28 +53,28 @@ def look_of(
     ----------
     run : Run
     with_images : bool
-        False leaves out all pixels: cases are named, and nothing of an image is read.
+        False omits all pixels: cases are named, and images are not read.
     with_map : bool
-        False leaves out the map.
+        False omits the map.
     explainer : Explainer, optional
-        Of the selected head: the errors are shown with maps of what speaks for a class.
+        Of the selected head, for maps of the errors.
 
     Returns
     -------
     ImagesSection
-        Where the cache or the images are not there any more, it says so, and how to bring them back.
+        If the cache or the images are missing, with the reason and how to bring them back.
     """
     groups = groups_of(run, evaluation_of(run, by_image=True))
-    pictures = None if with_images else Pictures(note=LEFT_OUT)
+    pictures = None if with_images else Pictures(note=NO_IMAGES)
     try:
         with opened_source(run) as source:
-            pictures = pictures or read_pictures(source, groups, explainer)
+            pictures = pictures or read_pictures(source, groups.values(), explainer)
             found = map_of(run, source) if with_map else None
             look = ImagesSection(groups, pictures, found, "" if with_map else NO_MAP)
     except CacheError as error:
-        unchecked = f"There are no pictures, as nothing tells whether they are still the same. {error}"
+        unchecked = f"Images are not shown, because they cannot be checked for changes. {error}"
         look = ImagesSection(groups, pictures or Pictures(note=unchecked), None, str(error))
     if explainer is not None and not look.pictures.maps:
-        reason = look.pictures.note or next(iter(look.pictures.reasons.values()), "there is no error to show")
-        logger.warning("--explain: the report has no map of what speaks for a class: %s", reason)
+        reason = look.pictures.note or next(iter(look.pictures.reasons.values()), "the head made no error")
+        logger.warning("--explain: the report does not have explanation maps: %s", reason)
     return look

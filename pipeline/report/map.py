@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-MOST_POINTS = 5_000  # what t-SNE places in seconds, and an eye can take in
+MOST_POINTS = 5_000  # t-SNE takes seconds for these, and a reader can still see them
 MOST_VALUES = 40  # of a column: beyond it the values are names or identifiers
 FEWEST_FOR_TSNE = 20  # fewer have no neighbourhoods
-N_COMPONENTS = 50  # of PCA, that t-SNE and neighbours are looked for in: the rest is mostly noise
+N_COMPONENTS = 50  # of PCA, for t-SNE and neighbours: the rest is mostly noise
 PERPLEXITY = 30
-MAX_ITERATIONS = 500  # half of scikit-learn's; the picture does not change any more
-ANGLE = 0.7  # coarser than scikit-learn's 0.5, a third faster, and no eye tells the difference
+MAX_ITERATIONS = 500  # half of scikit-learn's; the map does not change any more
+ANGLE = 0.7  # coarser than scikit-learn's 0.5, a third faster, with no visible difference
 N_NEIGHBOURS = 10
 N_COLOURS = 10
 SIDE = 1000  # coordinates are whole numbers from 0 to this
@@ -32,7 +32,7 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True)
 class Colouring:
-    """What points are coloured by. `of[i]` is the place of point i's value in `values`; `counts` are of these."""
+    """A column that colours the points. `of[i]` is the place of point i's value in `values`; `counts` are of `values`."""
 
     name: str
     values: tuple[str, ...]
@@ -44,7 +44,7 @@ class Colouring:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay points out: "x,y" of each, to `SIDE` and `height`, and one SVG path a value of the first colouring."""
+    """A layout: "x,y" of each point, up to `SIDE` and `height`, and one SVG path per value of the first colouring."""
 
     name: str
     message: str
@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """All that the page shows of it. `data` is for its script."""
+    """All that the page shows of the map. `data` is for its script."""
 
     note: str
     n_neighbours: int
@@ -65,7 +65,7 @@ class EmbeddingMap:
 
 
 def map_of(run: Run, source: RunSource) -> EmbeddingMap:
-    """Lay out a run's images by their embeddings.
+    """Compute the map of a run's images by their embeddings.
 
     Parameters
     ----------
@@ -109,11 +109,11 @@ def _note(run: Run, n_points: int) -> str:
     which = (
         f"All {n_images:,} images" if n_points == n_images else f"{n_points:,} of {n_images:,} images, drawn at random"
     )
-    return f"{which}, each a point, by their standardised embeddings. Nothing was trained or selected by it."
+    return f"{which} by their standardised embeddings. The map was not used for training or selection."
 
 
 def principal_components(embeddings: "npt.NDArray[np.float32]") -> "tuple[Floats, Floats]":
-    """Standardise embeddings, and turn them so that the first directions hold the most variance.
+    """Compute the principal components of standardised embeddings.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def _tsne(x: "Floats") -> "Floats":
 
 
 def _neighbours(x: "Floats", n: int) -> "npt.NDArray[np.int64]":
-    """Give each point's n nearest, (points, n)."""
+    """Return each point's n nearest, (points, n)."""
     from sklearn.neighbors import NearestNeighbors
 
     found: npt.NDArray[np.int64] = NearestNeighbors(n_neighbors=n).fit(x).kneighbors(return_distance=False)
@@ -160,7 +160,7 @@ def _neighbours(x: "Floats", n: int) -> "npt.NDArray[np.int64]":
 def _colourings(
     run: Run, source: RunSource, rows: "npt.NDArray[np.int64]", neighbours: "npt.NDArray[np.int64]"
 ) -> tuple[Colouring, ...]:
-    """Give labels, splits and each attribute, in this order."""
+    """Return labels, splits and each attribute, in this order."""
     predictions = run.predictions
     paths = [predictions.paths[i] for i in rows]
     columns = {
@@ -175,18 +175,18 @@ def _colourings(
         "split": [SPLIT_NAMES[split] for split in SPLITS],
     }
     own = [_colouring(name, values, neighbours, orders[name]) for name, values in columns.items()]
-    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if tells(values)))
+    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if groups_images(values)))
 
 
-def tells(column: Sequence[str]) -> bool:
-    """Tell whether a column groups images; one of names or identifiers does not, and its values are nobody's business."""
+def groups_images(column: Sequence[str]) -> bool:
+    """Return whether a column groups images; names and identifiers do not, and may be private."""
     return 1 < len(set(column)) <= MOST_VALUES
 
 
 def _colouring(
     name: str, column: Sequence[str], neighbours: "npt.NDArray[np.int64]", order: Sequence[str]
 ) -> Colouring:
-    """Give a column's values numbers: in the given order, then by name; the rarest share one where there are many."""
+    """Return a column with numbered values: in the given order, then by name; if there are many, the rarest share one."""
     counts = Counter(column)
     if len(counts) > N_COLOURS:
         common = {value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: N_COLOURS - 1]}
@@ -216,7 +216,7 @@ def _layout(name: str, what: str, xy: "Floats", colouring: Colouring) -> Layout:
 
 
 def _data(layouts: Sequence[Layout], colourings: Sequence[Colouring]) -> dict[str, object]:
-    """Give what the script needs, in few characters: a digit a point and colouring."""
+    """Return what the script needs, in few characters: one digit per point and colouring."""
     return {
         "layouts": [{"message": layout.message, "points": " ".join(layout.points)} for layout in layouts],
         "colourings": [

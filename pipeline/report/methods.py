@@ -1,15 +1,21 @@
-"""A paragraph of methods, ready to paste into a paper: a sentence each, from the run's own values."""
+"""A paragraph of methods, ready to paste into a paper: what this run did, from its own values."""
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from hoarfrost.evaluation.intervals import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.explore import point_methods
 from hoarfrost.report.provenance import plain
-from hoarfrost.report.words import count, decimal, several
+from hoarfrost.report.words import decimal, listed, several
 from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 
 MOST_HEADS = 6
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
+RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
+# Steps that change few images of these kinds, and are long to describe: config.json has them.
+SPECIAL = {"decode", "deep grey", "transparency", "orientation", "frames"}
 
 
 def methods_of(run: Run, evaluation: Evaluation) -> str:
@@ -23,19 +29,15 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
     Returns
     -------
     str
-        One paragraph; what the run did not do is not in it.
+        One paragraph that names only what the run used.
     """
-    return " ".join(
-        [*_data(run), *_features(run.config.embeddings), *_heads(run), *_evaluation(run, evaluation), *_software(run)]
-    )
+    return " ".join([*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)])
 
 
 def _data(run: Run) -> Iterator[str]:
     dataset, sizes = run.config.dataset, {size.split: size for size in run.split_sizes()}
     patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
-    unreadable = (
-        f"; {count(len(dataset.unreadable))} of them could not be read and were left out" if dataset.unreadable else ""
-    )
+    unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
     yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
     way = rule_named(dataset.split_by).method.format(seed=run.config.seed)
     names = {"train": "for training", "val": "for validation", "test": "for testing"}
@@ -43,8 +45,8 @@ def _data(run: Run) -> Iterator[str]:
     yield f"{way}: {', '.join(parts)}."
     if run.leakage is not None and not run.leakage.not_compared:
         yield (
-            "Splits were searched for shared patients, identical files and near-duplicates (a cosine above "
-            f"{run.leakage.threshold:g} of standardised embeddings): {_leaks(run)}."
+            "Splits were searched for shared patients, identical files and near-duplicates (cosine of standardised "
+            f"embeddings above {run.leakage.threshold:g}): {_leaks(run)}."
         )
 
 
@@ -61,85 +63,95 @@ def _leaks(run: Run) -> str:
         (found.n_contents, "identical file"),
         (found.n_near_duplicates, "near-duplicate pair"),
     ]
-    texts = [several(n, noun) for n, noun in kinds if n]
-    return ", ".join(texts) if texts else "none was found"
+    return ", ".join(several(n, noun) for n, noun in kinds if n) or "none was found"
 
 
-def _features(facts: EmbeddingFacts) -> Iterator[str]:
+def _features(run: Run) -> Iterator[str]:
+    facts = run.config.embeddings
     encoder = facts.encoder
-    untrained = facts.weights.startswith("random:")
-    weights = (
-        f"untrained, randomly initialised weights ({facts.weights})"
-        if untrained
-        else f"weights pretrained on {encoder.published.title}"
-        if facts.weights == "imagenet" and encoder.published is not None
-        else f"the weights {facts.weights}"
-    )
     yield (
-        f"Each image was embedded once by a frozen {encoder.title} up to its {encoder.output} ({encoder.dim} values), with "
-        f"{weights}, SHA-256 {facts.weights_sha256[:16]}, in {facts.precision.split(':')[0]}."
+        f"Each image was embedded once by a frozen {encoder.title} up to its {encoder.output} ({encoder.dim} values) with "
+        f"{_weights(facts)} (SHA-256 {facts.weights_sha256[:16]}), in {facts.precision.split(':')[0]}."
     )
-    steps = "; ".join(f"{name} {plain(value)}" for name, value in facts.preprocessing.items())
-    yield f"Preprocessing: {steps}."
+    unused = _unused_steps(run)
+    steps = [f"{name} {plain(value)}" for name, value in facts.preprocessing.items() if name not in unused]
+    special = "; special cases are in config.json" if SPECIAL & unused & facts.preprocessing.keys() else ""
+    yield f"Preprocessing: {'; '.join(steps)}{special}."
+
+
+def _weights(facts: EmbeddingFacts) -> str:
+    if facts.weights.startswith("random:"):
+        return f"untrained, randomly initialised weights ({facts.weights})"
+    if facts.weights == "imagenet" and facts.encoder.published is not None:
+        return f"weights pretrained on {facts.encoder.published.title}"
+    return f"the weights {facts.weights}"
+
+
+def _suffixes(run: Run) -> set[str]:
+    return {PurePath(path).suffix.lower() for path in run.predictions.paths}
+
+
+def _has_dicom(run: Run) -> bool:
+    """Return whether files may be DICOM, which need no suffix; rows of an npz file are arrays."""
+    return bool(_suffixes(run) - RASTER) and not run.config.dataset.source.endswith(".npz")
+
+
+def _unused_steps(run: Run) -> set[str]:
+    dicom = set() if _has_dicom(run) else {"dicom", "dicom codecs", "dicom window"}
+    return SPECIAL | dicom | (set() if _suffixes(run) & JPEG else {"jpeg"})
 
 
 def _heads(run: Run) -> Iterator[str]:
     config, names = run.config, [head.name for head in run.heads]
-    listed = ", ".join(names[:MOST_HEADS]) + (" and others" if len(names) > MOST_HEADS else "")
     loss = "binary cross-entropy of each label" if config.dataset.is_multilabel else "cross-entropy"
     smoothing = f" with label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
-    balanced = ", classes weighted to count the same" if config.class_weight == "balanced" else ""
-    what = f"{len(names)} heads ({listed}) were" if len(names) > 1 else f"One head ({listed}) was"
+    balanced = ", classes weighted equally" if config.class_weight == "balanced" else ""
+    what = f"{several(len(names), 'head')} ({listed(names, MOST_HEADS)}) {'were' if len(names) > 1 else 'was'}"
     yield (
         f"{what} trained on embeddings standardised by the training split, with AdamW ({config.schedule} learning rate, "
-        f"batches of {config.batch_size}), {loss}{smoothing}{balanced}, for at most {several(config.epochs, 'epoch')}; "
-        f"training stopped when the validation loss had not fallen for {several(config.patience, 'epoch')}, and the best "
-        "epoch was kept."
+        f"batches of {config.batch_size}) and {loss}{smoothing}{balanced}, for at most {several(config.epochs, 'epoch')}. "
+        f"Training stopped after {several(config.patience, 'epoch')} without a lower validation loss; the best was kept."
     )
     if config.seeds > 1:
         yield f"Each head was trained with {config.seeds} seeds, whose probabilities were averaged."
     chosen = run.head(run.selected)
     yield (
-        f"The head with the highest validation ROC AUC was selected: {chosen.name}, "
+        f"The head with the highest validation ROC AUC was selected: {chosen.name} ("
         f"{several(chosen.n_parameters, 'parameter')}, learning rate {chosen.learning_rate:g}, weight decay "
-        f"{chosen.weight_decay:g}, dropout {chosen.dropout:g}."
+        f"{chosen.weight_decay:g}, dropout {chosen.dropout:g})."
     )
 
 
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
-    scores = evaluation.scores(run.head(run.selected))
-    joined = (
-        "" if run.config.per_patient is None else f", a patient's being the {run.config.per_patient} over their images"
-    )
-    yield f"Performance is that on the {evaluation.samples()}{joined}."
-    if scores.auc.method:
-        yield f"ROC AUC is given with its 95% interval ({scores.auc.method})."
+    how, method = run.config.per_patient, evaluation.area(run.head(run.selected)).method
+    joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
+    yield f"Performance was measured on the {evaluation.samples()}{joined}."
+    if method:
+        yield f"The 95% interval of the ROC AUC is by {method if method == BOOTSTRAP else f'the method of {method}'}."
     if run.comparisons:
         yield "Heads were compared with the selected one by paired tests of ROC AUCs, p values corrected by Holm's method."
     if run.assessment is not None:
         yield from _assessed(run, run.assessment.classes[0].points[0])
     if run.cross_validation is not None:
         yield (
-            f"The whole procedure, selection included, was also cross-validated in {run.cross_validation.n_folds} folds, "
-            "predictions of the held-out parts being pooled."
+            f"The whole procedure, with selection, was also cross-validated in {run.cross_validation.n_folds} folds, and the "
+            "predictions of the held-out parts were pooled."
         )
 
 
 def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
     assert run.assessment is not None
     if len(run.assessment.classes) == 1 and first.result is not None:
-        at, found = decimal(first.point.threshold), first.result
-        methods = {share.method for share in (found.sensitivity, found.specificity, found.ppv, found.npv)}
         yield (
-            f"The operating point was fixed on validation by {first.point.name} (threshold {at}); "
-            "intervals of sensitivity, specificity and predictive values are "
-            + ("by bootstrap over patients." if BOOTSTRAP in methods else "Wilson's.")
+            f"The threshold ({decimal(first.point.threshold)}) was chosen on validation by {first.point.name}. The 95% "
+            "intervals of sensitivity, specificity and predictive values are by: "
+            f"{', '.join(point_methods(run.assessment))}."
         )
     else:
-        yield "Operating points were fixed on validation for each class against the rest."
+        yield "Thresholds were chosen on validation for each class against the rest."
     yield (
-        "Calibration was assessed in ten bins of equal mass before and after a temperature fitted on validation; net benefit "
-        "by decision curves of the recalibrated probabilities."
+        "Calibration was assessed in ten bins of equal mass, before and after scaling by a temperature fitted on validation; "
+        "net benefit by decision curves of the rescaled probabilities."
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
@@ -150,6 +162,5 @@ def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
 
 def _software(run: Run) -> Iterator[str]:
     config = run.config
-    versions = ", ".join(f"{name} {version}" for name, version in config.versions.items())
-    yield f"Software: {versions}; {config.machine}, device {config.device}, seed {config.seed}."
-    yield f"The embeddings' fingerprint is {config.embeddings.fingerprint[:16]}."
+    used = [f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)]
+    yield f"Software: {', '.join(used)}; device {config.device}; seed {config.seed}."

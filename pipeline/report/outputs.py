@@ -1,4 +1,4 @@
-"""What `hoarfrost report` writes: a run's page, its figures and tables as files, or several runs side by side."""
+"""What `hoarfrost report` writes: the page of a run, its figures and tables as files, or several runs side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Reported:
     figures: tuple[Path, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Give what `report --json` prints."""
+        """Return what `report --json` prints."""
         document: dict[str, Any] = {"report": str(self.report)}
         return document | ({"figures": [str(path) for path in self.figures]} if self.figures else {})
 
     def text(self) -> str:
-        """Say it to people."""
+        """Return what `report` prints."""
         lines = [f"report {self.report}"]
         if self.figures:
             lines.append(f"figures and tables: {len(self.figures)} files in {self.figures[0].parent}")
@@ -44,31 +44,23 @@ def report_runs(
     with_explanations: bool = False,
     weights: str | None = None,
 ) -> Reported:
-    """Write the report of a run, or of several side by side.
+    """Write the report of a run, or of several side by side; as `write_report`.
 
     Parameters
     ----------
     directories : sequence of Path
         The run folders that `hoarfrost train` wrote.
     output : Path, optional
-        Where the page goes; by default `report.html` in the run's folder. Several runs need it.
+        The path of the page; required with several runs.
     figures : Path, optional
-        A folder for each figure as SVG and PNG, and each table as CSV; of one run.
-    with_images : bool
-        False leaves out all pixels.
-    with_map : bool
-        False leaves out the map of the embeddings.
-    with_explanations : bool
-        Show the errors with maps of what speaks for a class: the backbone passes over these images.
-    weights : str, optional
-        Where the backbone's weights are now, if not where they were; for explanations alone.
+        A folder for each figure as SVG, PDF and PNG, and each table as CSV; only with one run.
 
     Raises
     ------
     RunError
         As `write_report`; or if a run is named twice.
     ValueError
-        If several runs are given without `output`, or with `figures`.
+        With several runs and no `output`, or with `figures`.
     """
     if len(directories) == 1:
         report = write_report(
@@ -98,17 +90,17 @@ def write_report(
     Parameters
     ----------
     directory : Path
-        The run folder that `hoarfrost train` wrote. It is read again, so a report can be made anew at any time.
+        The run folder that `hoarfrost train` wrote. A report can be written again at any time.
     output : Path, optional
-        Another place for it.
+        Another path for the report.
     with_images : bool
-        False leaves out all pixels.
+        False omits all pixels.
     with_map : bool
-        False leaves out the map of the embeddings.
+        False omits the map of the embeddings.
     with_explanations : bool
-        Show the errors with maps of what speaks for a class: the backbone passes over these images.
+        Show the errors with maps of the parts that speak for and against a class; this runs the encoder on them.
     weights : str, optional
-        Where the backbone's weights are now, if not where they were; for explanations alone.
+        The present path of the encoder's weights, if they have moved; for explanations only.
 
     Returns
     -------
@@ -120,11 +112,11 @@ def write_report(
     RunError
         If `directory` is not a readable run, or the report cannot be written there.
     WeightsError, FingerprintMismatchError
-        With explanations, if the weights cannot be had or are others.
+        With explanations, if the weights are not available or have changed.
 
     Notes
     -----
-    The report depends on the run, its cache and its images alone: on one machine the same give the same bytes.
+    The report depends only on the run, its cache and its images: on one machine the same give the same bytes.
     """
     explainer = _explainer(directory, weights) if with_explanations else None
     page = render(read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer)
@@ -132,7 +124,7 @@ def write_report(
 
 
 def _explainer(directory: Path, weights: str | None) -> "Explainer":
-    """Load the selected head and its backbone; only here, for they take seconds."""
+    """Load the selected head and its encoder, which takes seconds."""
     from hoarfrost.inference.explain import open_explainer
     from hoarfrost.inference.predict import run_head
 
@@ -144,7 +136,9 @@ def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
     from hoarfrost.report.paper import named_figures, tables_of
 
     if (directory / "config.json").exists():
-        raise RunError(f"--figures {directory} is a run's folder, which `train` replaces whole. Name another folder.")
+        raise RunError(
+            f"--figures {directory} is a run folder, which `train` replaces as a whole. Name another folder."
+        )
     return write_figures(directory, named_figures(run), tables_of(run))
 
 
@@ -155,7 +149,7 @@ def _write_page(path: Path, page: str) -> Path:
             file.write(page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(
-            f"{path}: the report cannot be written: {error}. Free the disk, correct the folder's permissions, or name "
-            "another place with --output, then run `hoarfrost report` again."
+            f"{path}: the report cannot be written: {error}. Free disk space, fix the folder's permissions, or name "
+            "another path with --output, then run `hoarfrost report` again."
         ) from error
     return path

@@ -1,4 +1,4 @@
-"""From a run to the page: which facts the report tells, in which order. The templates say how they look."""
+"""From a run to the page: the facts of the report and their order. The templates define the looks."""
 
 import base64
 import hashlib
@@ -10,15 +10,16 @@ from markupsafe import Markup
 
 from hoarfrost.evaluation import Metric, ShownIn
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_rows
+from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_methods, point_rows
 from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.provenance import Fact, provenance_of
-from hoarfrost.report.svg import Drawing, ForestDrawing, draw, draw_forest
+from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
     CalibrationPanel,
@@ -26,7 +27,7 @@ from hoarfrost.report.trust import (
     SubgroupRow,
     calibrations,
     decision_figures,
-    leak_rows,
+    shared_rows,
     shortcut_rows,
     subgroup_forest,
     subgroup_rows,
@@ -37,6 +38,7 @@ from hoarfrost.report.variants import (
     LabelScores,
     LearningRow,
     VariantRow,
+    area_methods,
     areas_forest,
     compared_metrics,
     label_scores,
@@ -64,7 +66,7 @@ N_LISTED = 50
 
 @dataclass(frozen=True)
 class Page:
-    """All that the templates show. `heads` begins with the selected one, then descends by validation ROC AUC."""
+    """All that the templates show. `heads` begins with the selected one; the others descend by validation ROC AUC."""
 
     task: str
     grave: tuple[Caution, ...]
@@ -79,6 +81,7 @@ class Page:
     n_unlisted: int
     explorer: Explorer
     points: tuple[PointRow, ...]
+    point_methods: tuple[str, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
     heads: tuple[HeadResult, ...]
@@ -86,13 +89,15 @@ class Page:
     variants: tuple[VariantRow, ...]
     metrics: tuple[Metric, ...]
     n_more_variants: int
-    alarms: tuple[tuple[str, str], ...]
+    area_methods: tuple[str, ...]
+    scale: CellScale
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
     leakage: Leakage | None
-    leaks: tuple[tuple[str, str, str], ...]
+    shared: tuple[tuple[str, str, str], ...]
     calibrations: tuple[CalibrationPanel, ...]
     subgroups: tuple[SubgroupRow, ...]
+    subgroup_scale: CellScale
     shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
@@ -102,7 +107,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Figures:
-    """All figures of a run, in the units of the data; None, or empty, where the run has no such thing."""
+    """All figures of a run, in the units of the data; None, or empty, if the run does not have them."""
 
     roc: Figure
     precision: Figure
@@ -121,11 +126,11 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True, explain
     ----------
     run : Run
     with_images : bool
-        False leaves out all pixels.
+        False omits all pixels.
     with_map : bool
-        False leaves out the map of the embeddings.
+        False omits the map of the embeddings.
     explainer : Explainer, optional
-        Of the selected head: the errors are shown with maps of what speaks for a class.
+        Of the selected head, for maps of the errors.
 
     Returns
     -------
@@ -145,12 +150,12 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True, explain
 
 
 def _digest(script: str) -> str:
-    """Give what the page's policy names its script by: a browser runs no other."""
+    """Return the hash by which the page's policy allows its script: a browser runs no other."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def page_of(run: Run) -> Page:
-    """Collect what the report tells of a run.
+    """Collect the facts of a run's report.
 
     Parameters
     ----------
@@ -161,7 +166,8 @@ def page_of(run: Run) -> Page:
     Page
     """
     evaluation, heads = evaluation_of(run), ranked(run)
-    unreadable = run.config.dataset.unreadable
+    unreadable, overall = run.config.dataset.unreadable, evaluation.scores(heads[0]).value(ROC_AUC)
+    variants, subgroups = variant_rows(run, evaluation), subgroup_rows(run.assessment)
     return Page(
         task=task_of(evaluation.classes, run.config.dataset),
         grave=grave_warnings(run, evaluation),
@@ -176,20 +182,23 @@ def page_of(run: Run) -> Page:
         n_unlisted=len(unreadable[N_LISTED:]),
         explorer=explorer_of(run, evaluation),
         points=point_rows(run.assessment),
+        point_methods=point_methods(run.assessment),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
         heads=heads,
         references=run.references,
-        variants=variant_rows(run, evaluation),
+        variants=variants,
         metrics=compared_metrics(run, evaluation, ShownIn.WIDE),
         n_more_variants=max(0, len(heads) - N_IN_TABLE),
-        alarms=tuple((head.name, alarm) for head in heads[:N_LISTED] for alarm in head.alarms),
+        area_methods=area_methods(run),
+        scale=cell_scale((row.area for row in variants), overall),
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
         leakage=run.leakage,
-        leaks=leak_rows(run),
+        shared=shared_rows(run),
         calibrations=calibrations(run, evaluation),
-        subgroups=subgroup_rows(run.assessment),
+        subgroups=subgroups,
+        subgroup_scale=cell_scale((row.area for row in subgroups), overall),
         shortcuts=shortcut_rows(run),
         suspects=run.suspects,
         provenance=provenance_of(run.config),
@@ -220,25 +229,20 @@ def figures_of(run: Run) -> Figures:
         learning=learning_figure(run, evaluation),
         training=training_figures(heads, first_seed),
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
-        decision=decision_figures(run, evaluation),
+        decision=decision_figures(run),
         subgroups=subgroup_forest(run, evaluation),
     )
 
 
 def _drawings(figures: Figures) -> dict[str, Any]:
-    def forest(found: Forest | None) -> ForestDrawing | None:
-        return None if found is None else draw_forest(found)
-
     def figure(found: Figure, height: float) -> Drawing:
         return draw(found, panel_height=height)
 
     return {
         "roc": figure(figures.roc, 294),
         "precision": figure(figures.precision, 294),
-        "areas": forest(figures.areas),
         "learning": None if figures.learning is None else figure(figures.learning, 180),
         "training": tuple((name, figure(found, 90)) for name, found in figures.training.items()),
         "calibration": tuple(figure(found, 220) for found in figures.calibration),
         "decision": tuple(figure(found, 220) for found in figures.decision),
-        "subgroups": forest(figures.subgroups),
     }

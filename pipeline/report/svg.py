@@ -1,11 +1,14 @@
 """From a figure in data units to shapes in pixels, which the template writes as SVG."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hoarfrost.report.figures import Axis, Curve, Figure, Forest, Marks, Panel
+from hoarfrost.evaluation import Estimate
+from hoarfrost.report.figures import Axis, Curve, Figure, Marks, Panel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -13,11 +16,10 @@ if TYPE_CHECKING:
 # The drawing is as wide as a phone, where its text has the size of the page's; on a wide page it only grows.
 WIDTH = 340
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM, X_LABEL_HEIGHT = 36, 10, 26, 20, 18
-# Nobody sees a fifth of a pixel, and the curve of 10,000 images shrinks to some hundred points.
+# A fifth of a pixel is invisible, and the curve of 10,000 images shrinks to some hundred points.
 TOLERANCE_PX = 0.2
 N_COLOURS, N_DASHES = 6, 3
-ROW_HEIGHT, LABEL_ABOVE = 36, 13  # of a forest: a label, and its whisker below
-LONGEST_LABEL = 34  # characters that fit beside the numbers
+CELL_WIDTH = 180
 
 
 @dataclass(frozen=True)
@@ -79,36 +81,25 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class ForestLine:
-    """One estimate in pixels: the whisker lies at `y`, its label above it, its text at the right."""
+class CellScale:
+    """Where ROC AUCs are in a table's cell that is `CELL_WIDTH` pixels wide; `line` is the value to compare them with."""
 
-    y: float
-    label: str
-    text: str
-    x: float
-    low: float | None
-    high: float | None
-    dots: tuple[float, ...]
-    strong: bool
+    low: float
+    line: float | None = None
+
+    def place(self, area: float) -> float:
+        """Return the place of an area in pixels."""
+        return round(10 + (CELL_WIDTH - 20) * (area - self.low) / (1 - self.low), 1)
 
 
-@dataclass(frozen=True)
-class ForestDrawing:
-    """A forest plot in pixels; `line` is a vertical line, `bottom` where the axis is."""
-
-    width: float
-    height: float
-    left: float
-    bottom: float
-    message: str
-    x_label: str
-    ticks: tuple[Tick, ...]
-    line: float | None
-    rows: tuple[ForestLine, ...]
+def cell_scale(areas: Iterable[Estimate], line: float | None = None) -> CellScale:
+    """Return a scale from the tenth below all intervals to 1; those without width, of constant predictions, may leave it."""
+    ends = [area.low for area in areas if area.low is not None and area.low != area.high]
+    return CellScale(math.floor(min(ends, default=0.5) * 10) / 10, line)
 
 
 def draw(figure: Figure, panel_height: float) -> Drawing:
-    """Lay a figure out.
+    """Place a figure in pixels.
 
     Parameters
     ----------
@@ -165,43 +156,6 @@ def _dots(marks: Marks, panel: Panel, width: float, height: float) -> list[Dot]:
     ]
 
 
-def draw_forest(forest: Forest) -> ForestDrawing:
-    """Lay a forest plot out: a row an estimate, its label above, its figures at the right."""
-    width = WIDTH - 2 * MARGIN_RIGHT
-    bottom = ROW_HEIGHT * len(forest.rows) + LABEL_ABOVE
-    rows = tuple(
-        ForestLine(
-            y=LABEL_ABOVE + ROW_HEIGHT * number + 16,
-            label=row.label
-            if len(row.label) <= LONGEST_LABEL
-            else f"{row.label[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}",
-            text=row.text,
-            x=_pixel(row.value, forest.x, width),
-            low=None if row.low is None else _clipped(row.low, forest.x, width),
-            high=None if row.high is None else _clipped(row.high, forest.x, width),
-            dots=tuple(_clipped(dot, forest.x, width) for dot in row.dots),
-            strong=row.strong,
-        )
-        for number, row in enumerate(forest.rows)
-    )
-    ticks = tuple(Tick(_pixel(tick, forest.x, width), f"{tick:g}") for tick in forest.x.ticks)
-    return ForestDrawing(
-        width=WIDTH,
-        height=bottom + MARGIN_BOTTOM + X_LABEL_HEIGHT,
-        left=MARGIN_RIGHT,
-        bottom=bottom,
-        message=forest.message,
-        x_label=forest.x.label,
-        ticks=ticks,
-        line=None if forest.line is None else _pixel(forest.line, forest.x, width),
-        rows=rows,
-    )
-
-
-def _clipped(value: float, axis: Axis, length: float) -> float:
-    return _pixel(min(max(value, axis.low), axis.high), axis, length)
-
-
 def _pixel(value: float, axis: Axis, length: float, *, upwards: bool = False) -> float:
     share = axis.share(value)
     return round(length * (1 - share if upwards else share), 1)
@@ -215,7 +169,7 @@ def _stroke(curve: Curve, panel: Panel, width: float, height: float) -> Stroke:
 
 
 def series_classes(curve: Curve) -> str:
-    """Name the CSS classes of a curve: colours run out first, then dashes tell the curves apart."""
+    """Return the CSS classes of a curve: first colours distinguish the curves, then dashes."""
     dash = curve.series // N_COLOURS % N_DASHES
     return f"curve colour-{curve.series % N_COLOURS} dash-{dash}" + (" strong" if curve.strong else "")
 
@@ -228,14 +182,14 @@ def path(points: "npt.NDArray[np.float64]") -> str:
 
 
 def simplify(points: "npt.NDArray[np.float64]", tolerance: float) -> "npt.NDArray[np.float64]":
-    """Leave out the points that nobody would miss.
+    """Remove the points that do not change a curve visibly.
 
     Parameters
     ----------
     points : ndarray (n, 2)
         A curve, in order.
     tolerance : float
-        How far a point that is left out may lie from the curve that remains, in the points' unit.
+        The largest distance of a removed point from the remaining curve, in the points' unit.
 
     Returns
     -------
@@ -262,7 +216,7 @@ def simplify(points: "npt.NDArray[np.float64]", tolerance: float) -> "npt.NDArra
 
 
 def _distance_to_chord(points: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
-    """Measure how far each point lies from the straight line between the first and the last, (n,)."""
+    """Return the distance of each point from the straight line between the first and the last, (n,)."""
     offset, chord = points - points[0], points[-1] - points[0]
     length_squared = max(float(chord @ chord), np.finfo(float).tiny)
     along = np.clip(offset @ chord / length_squared, 0, 1)  # (n,) share of the chord

@@ -1,4 +1,4 @@
-"""The variants side by side: their table, their areas as a forest, what seeds and more cases change."""
+"""The variants side by side: their table, their areas, and the effect of seeds and of more images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from statistics import median_low
 
 import numpy as np
 
-from hoarfrost.evaluation import Metric, ShownIn, binary_problems, metrics_of
+from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of
+from hoarfrost.evaluation.intervals import NEWCOMBE
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
@@ -15,30 +16,33 @@ from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
 N_DRAWN = 20
 N_IN_TABLE = 1000
+METHOD_NOTES = {NEWCOMBE: f"{NEWCOMBE} (few images of a class, or an AUC near 1)"}
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One line of the table, as text. `metrics` are those that `compared_metrics` names.
+    """One row of the table, as text; `area` and `seeds` are drawn. `metrics` are those of `compared_metrics`.
 
-    `training` is empty for a reference: epochs, parameters, hyperparameters, seconds.
+    `training` is empty for a reference: best epoch, parameters, learning rate, weight decay, dropout, seconds.
     """
 
     name: str
     is_selected: bool
     is_head: bool
+    alarms: tuple[str, ...]
     val: str
     test: str | None
+    area: Estimate
+    seeds: tuple[float, ...]
     difference: str
     p: str
-    seeds: str
     metrics: tuple[str, ...]
     training: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One class or label: samples that it is known of, those that have it, and the ROC AUC as text."""
+    """One class or label: samples of which it is known, samples that have it, and the ROC AUC as text."""
 
     label: str
     n_known: int
@@ -48,7 +52,7 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class LearningRow:
-    """One share of the training patients, and the least, middle and greatest ROC AUC of its draws."""
+    """One share of the training patients, and the lowest, median and highest ROC AUC of its draws."""
 
     share: float
     n_patients: int
@@ -59,7 +63,7 @@ class LearningRow:
 
 
 def ranked(run: Run) -> tuple[HeadResult, ...]:
-    """Give the heads: the selected one, then the others by descending validation ROC AUC."""
+    """Return the heads: the selected one, then the others by descending validation ROC AUC."""
     selected = run.head(run.selected)
     others = [head for head in run.heads if head is not selected]
     return selected, *sorted(others, key=lambda head: -head.val.value(ROC_AUC))
@@ -71,46 +75,49 @@ def _listed(run: Run, most: int) -> tuple[HeadResult | ReferenceResult, ...]:
 
 
 def compared_metrics(run: Run, evaluation: Evaluation, least: ShownIn) -> tuple[Metric, ...]:
-    """Return the metrics that heads are compared by beside the ROC AUC, and that are shown at least there."""
+    """Return the metrics other than the ROC AUC that heads are compared by, and that are shown at least there."""
     shown = metrics_of([evaluation.scores(variant) for variant in _listed(run, N_IN_TABLE)], least)
     return tuple(metric for metric in shown if metric.key != ROC_AUC)
 
 
 def variant_rows(run: Run, evaluation: Evaluation) -> tuple[VariantRow, ...]:
-    """Give the table's lines: the first thousand heads, then the references."""
-    compared = {comparison.name: comparison for comparison in run.comparisons}
+    """Return the rows of the table: the first thousand heads, then the references."""
     metrics = compared_metrics(run, evaluation, ShownIn.WIDE)
-    rows = []
-    for variant in _listed(run, N_IN_TABLE):
-        is_head, scores = isinstance(variant, HeadResult), evaluation.scores(variant)
-        found = compared.get(variant.name)
-        rows.append(
-            VariantRow(
-                name=variant.name,
-                is_selected=is_head and variant.name == run.selected,
-                is_head=is_head,
-                val=estimate_text(variant.val.auc),
-                test=None if variant.test is None else estimate_text(variant.test.auc),
-                difference="" if found is None else estimate_text(found.difference),
-                p="" if found is None else p_text(found.p_holm),
-                seeds=_seeds(variant, evaluation),
-                metrics=tuple(metric_text(scores, metric.key) for metric in metrics),
-                training=_training(variant, run.config.head_seconds[variant.name])
-                if isinstance(variant, HeadResult)
-                else (),
-            )
-        )
-    return tuple(rows)
+    return tuple(_row(run, variant, evaluation, metrics) for variant in _listed(run, N_IN_TABLE))
 
 
-def _seeds(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> str:
-    found = seed_areas(variant, evaluation)
-    return f"{decimal(min(found))} to {decimal(max(found))}" if len(found) > 1 else ""
+def _row(
+    run: Run, variant: HeadResult | ReferenceResult, evaluation: Evaluation, metrics: Sequence[Metric]
+) -> VariantRow:
+    found = next((one for one in run.comparisons if one.name == variant.name), None)
+    head = variant if isinstance(variant, HeadResult) else None
+    is_selected = head is not None and head.name == run.selected
+    return VariantRow(
+        name=variant.name,
+        is_selected=is_selected,
+        is_head=head is not None,
+        alarms=() if head is None or is_selected else head.alarms,
+        val=metric_text(variant.val, ROC_AUC),
+        test=None if variant.test is None else metric_text(variant.test, ROC_AUC),
+        area=evaluation.area(variant),
+        seeds=seed_areas(variant, evaluation),
+        difference="" if found is None else estimate_text(found.difference),
+        p="" if found is None else p_text(found.p_holm),
+        metrics=tuple(metric_text(evaluation.scores(variant), metric.key) for metric in metrics),
+        training=() if head is None else _training(head, run.config.head_seconds[head.name]),
+    )
+
+
+def area_methods(run: Run) -> tuple[str, ...]:
+    """Return the methods of the intervals of ROC AUCs in the table."""
+    scores = [one for variant in _listed(run, N_IN_TABLE) for one in (variant.val, variant.test) if one is not None]
+    found = dict.fromkeys((one.printed(ROC_AUC) or one.auc).method for one in scores)
+    return tuple(sorted(METHOD_NOTES.get(method, method) for method in found if method))
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:
-    """Give the ROC AUC of each seed's head alone, on the scored split."""
-    if not isinstance(variant, HeadResult):
+    """Return the ROC AUC of each seed by itself on the scored split; empty if there is only one seed."""
+    if not isinstance(variant, HeadResult) or len(variant.seeds) < 2:
         return ()
     areas = [seed.val_roc_auc if evaluation.split == "val" else seed.test_roc_auc for seed in variant.seeds]
     return tuple(area for area in areas if area is not None)
@@ -118,7 +125,7 @@ def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) ->
 
 def _training(head: HeadResult, seconds: float) -> tuple[str, ...]:
     return (
-        f"{head.best_epoch} of {head.epochs}",
+        f"{head.best_epoch} (stopped at {head.epochs})",
         count(head.n_parameters),
         *(f"{value:g}" for value in (head.learning_rate, head.weight_decay, head.dropout)),
         f"{seconds:.1f}",
@@ -126,29 +133,20 @@ def _training(head: HeadResult, seconds: float) -> tuple[str, ...]:
 
 
 def areas_forest(run: Run, evaluation: Evaluation) -> Forest:
-    """Describe the areas of heads and references with their intervals; each seed's own is a dot."""
+    """Describe the areas of heads and references with their intervals; each seed by itself is a dot."""
     rows = tuple(_area_row(variant, evaluation, run.selected) for variant in _listed(run, N_DRAWN))
-    own = rows[0]
-    apart = [row.label for row in rows[1:] if (row.low or 0) > (own.high or 1) or (row.high or 1) < (own.low or 0)]
-    others = (
-        f"the intervals of {', '.join(apart)} do not overlap its own"
-        if apart
-        else "all others' intervals overlap its own"
-    )
-    message = f"ROC AUC on {evaluation.samples()} with 95% intervals: {own.label} {own.text}; {others}."
     values = [value for row in rows for value in (row.value, row.low, *row.dots)]
-    return Forest(message, area_axis(f"{evaluation.split_name} ROC AUC", values), rows, own.value)
+    return Forest(area_axis(f"{evaluation.split_name} ROC AUC", values), rows, rows[0].value)
 
 
 def _area_row(variant: HeadResult | ReferenceResult, evaluation: Evaluation, selected: str) -> ForestRow:
-    area, dots = evaluation.scores(variant).auc, seed_areas(variant, evaluation)
-    shown = dots if len(dots) > 1 else ()
-    text, is_selected = estimate_text(area), variant.name == selected
-    return ForestRow(variant.name, area.value or 0.0, area.low, area.high, text, shown, is_selected)
+    area = evaluation.area(variant)
+    dots, is_selected = seed_areas(variant, evaluation), variant.name == selected
+    return ForestRow(variant.name, area.value or 0.0, area.low, area.high, dots, is_selected)
 
 
 def learning_rows(points: Sequence[LearningPoint]) -> tuple[LearningRow, ...]:
-    """Give the learning curve's table."""
+    """Return the table of the learning curve."""
     return tuple(
         LearningRow(
             point.share, point.n_patients, point.n_images,
@@ -159,7 +157,7 @@ def learning_rows(points: Sequence[LearningPoint]) -> tuple[LearningRow, ...]:
 
 
 def learning_figure(run: Run, evaluation: Evaluation) -> Figure | None:
-    """Describe the learning curve: the middle draw at each number of training images, and all draws as dots."""
+    """Describe the learning curve: the median draw at each number of training images, and all draws as dots."""
     rows = learning_rows(run.learning_curve)
     if len(rows) < 2:
         return None
@@ -172,14 +170,14 @@ def learning_figure(run: Run, evaluation: Evaluation) -> Figure | None:
     gain = rows[-1].middle - rows[-2].middle
     message = (
         f"Learning curve of {run.selected} on {evaluation.samples()}: from {several(rows[0].n_images, 'training image')} "
-        f"to {rows[-1].n_images:,} the middle ROC AUC goes from {decimal(rows[0].middle)} to {decimal(rows[-1].middle)}; "
-        f"the last step {'still rises' if gain > 0 else 'does not rise'}."
+        f"to {rows[-1].n_images:,} the median ROC AUC goes from {decimal(rows[0].middle)} to {decimal(rows[-1].middle)}. "
+        f"The last step {'still rises' if gain > 0 else 'does not rise'}."
     )
     high = float(sizes[-1]) * 1.04
     panel = Panel(
         Axis("training images", 0, high, _size_ticks(high)),
         area_axis(f"{evaluation.split_name} ROC AUC", y.tolist()),
-        (Curve("middle draw", sizes, middle, series=0, strong=True),),
+        (Curve("median draw", sizes, middle, series=0, strong=True),),
         marks=(Marks("one draw", x, y, None, None, series=1),),
     )
     return Figure(message, (panel,))
@@ -190,11 +188,11 @@ def _size_ticks(high: float) -> tuple[float, ...]:
 
 
 def label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores, ...]:
-    """Give the selected head's area by class against the rest, or by label; nothing with two classes."""
+    """Return the selected head's ROC AUC by class against the rest, or by label; empty with two classes."""
     if evaluation.is_binary:
         return ()
     scores, found = evaluation.scores(head), []
     for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
         label = evaluation.classes[number]
-        found.append(LabelScores(label, len(y), int(y.sum()), estimate_text(scores.per_class[label].auc)))
+        found.append(LabelScores(label, len(y), int(y.sum()), metric_text(scores.per_class[label], ROC_AUC)))
     return tuple(found)

@@ -1,40 +1,41 @@
-"""How the report writes numbers: one way for each kind, in the page and in its sentences."""
+"""How the report writes numbers: each kind in one way."""
 
 from collections.abc import Sequence
 
 from hoarfrost.evaluation import Estimate, Scores
 
 MINUS = "\N{MINUS SIGN}"
+TO = "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"  # a cell of a table breaks before an interval, never within
 NONE = "\N{EM DASH}"
 
 
 def decimal(value: float | None) -> str:
-    """Write a share or an area: "0.843"; a dash where there is none."""
+    """Write a share or an area: "0.843"; None as a dash."""
     if value is None:
         return NONE
     return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)  # + 0.0: no minus before zero
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
-    """Write an interval: "0.781 to 0.905"; a dash where there is none."""
+    """Write an interval: "0.781 to 0.905"; a missing one as a dash."""
     if ends is None or None in ends:
         return NONE
     low, high = ends
-    return f"{decimal(low)} to {decimal(high)}"
+    return f"{decimal(low)}{TO}{decimal(high)}"
 
 
 def estimate_text(found: Estimate | None) -> str:
-    """Write an estimate with its interval, as `estimate`; a dash where there is none."""
+    """Write an estimate as `estimate` does; None as a dash."""
     return NONE if found is None else estimate(found.value, found.interval)
 
 
 def metric_text(scores: Scores, key: str) -> str:
-    """Write a metric with its interval; a dash where the run has no such metric."""
-    return estimate_text(scores.estimates.get(key))
+    """Write a metric with the one interval that is printed; a dash if the run does not have it."""
+    return estimate_text(scores.printed(key))
 
 
 def estimate(value: float | None, ends: Sequence[float | None] | None) -> str:
-    """Write an estimate with its interval: "0.843 (0.781 to 0.905)", without the interval where there is none."""
+    """Write a value with its interval, if any: "0.843 (0.781 to 0.905)"."""
     if value is None:
         return NONE
     return decimal(value) if ends is None or None in ends else f"{decimal(value)} ({interval(ends)})"
@@ -46,17 +47,17 @@ def p_text(p: float | None) -> str:
 
 
 def count(number: int | None) -> str:
-    """Write a number of things: "10,000"; a dash where it is not known."""
+    """Write a number of things: "10,000"; None as a dash."""
     return NONE if number is None else f"{number:,}"
 
 
 def percent(share: float) -> str:
-    """Write a share as whole percents."""
+    """Write a share in whole percent."""
     return f"{100 * share:.0f}%"
 
 
 def rule(name: str) -> str:
-    """Write the name of an operating point's rule with the sign that it means."""
+    """Write the name of an operating point's rule with the sign for ">="."""
     return name.replace(">=", "\N{GREATER-THAN OR EQUAL TO}")
 
 
@@ -66,13 +67,13 @@ def several(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Write names in a row, the first few and how many more."""
+    """List the first names, and count the others."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def duration(seconds: float) -> str:
-    """Write a time span for people: "3.4 s", "2 min 14 s", "1 h 05 min"."""
+    """Write a time span: "3.4 s", "2 min 14 s", "1 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

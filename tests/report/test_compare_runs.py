@@ -99,12 +99,14 @@ def test_other_labels_of_the_same_images_are_not_compared(pair: tuple[Run, Run])
 
 def test_validation_is_not_compared_with_test(tmp_path: Path, pair: tuple[Run, Run]) -> None:
     other = make_run(tmp_path / "other", n_of_split={"train": 90, "val": 60})
-    assert reason(pair[0], other) == "A is judged on its test images, B on its validation images."
+    assert reason(pair[0], other) == "A is scored on its test images, B on its validation images."
 
 
 def test_other_tasks_are_not_compared(tmp_path: Path, pair: tuple[Run, Run]) -> None:
     other = make_run(tmp_path / "other", positive=None)
-    assert reason(pair[0], other).startswith("A tells benign + normal, malignant apart, B benign, malignant, normal.")
+    assert reason(pair[0], other).startswith(
+        "A predicts benign + normal, malignant; B predicts benign, malignant, normal."
+    )
 
 
 def test_patients_are_not_compared_with_images(pair: tuple[Run, Run]) -> None:
@@ -114,7 +116,7 @@ def test_patients_are_not_compared_with_images(pair: tuple[Run, Run]) -> None:
 
 def test_run_that_is_named_twice_is_refused(tmp_path: Path, pair: tuple[Run, Run]) -> None:
     again = replace(pair[0], directory=tmp_path / "x" / ".." / "first")
-    with pytest.raises(RunError, match="is named twice; a run does not differ from itself"):
+    with pytest.raises(RunError, match="is named twice. Name each run once"):
         side_by_side([pair[0], again])
 
 

@@ -163,7 +163,7 @@ def test_cache_without_the_dataset_gives_no_map_and_no_failure(tmp_path: Path) -
     with CacheWriter(tmp_path / "c.h5", HEADER, "another"):
         pass
     html = write_report(run.directory).read_text(encoding="utf-8")
-    assert "There is no map." in html
+    assert "The map is missing." in html
 
 
 @pytest.mark.skipif(find_chromium() is None, reason=HOW_TO_GET_IT)

@@ -22,7 +22,8 @@ from hoarfrost.report.checklists import CLAIM, TRIPOD, checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.first import grave_warnings, tiles, warnings_of
 from hoarfrost.report.methods import methods_of
-from hoarfrost.report.words import decimal, p_text
+from hoarfrost.report.variants import area_methods
+from hoarfrost.report.words import decimal, interval, p_text
 from hoarfrost.runs import FixedPoint, Run, from_json, to_json
 from tests.support.labelled import embeddings_of, write_labelled_cache
 from tests.support.made_runs import make_run
@@ -33,7 +34,7 @@ NOTHING_SHARED = Leakage(0, (), 0, (), 0, (), 0.9)
 
 
 def texts(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """Give what stands above everything, and what stands below the answer: title -> text."""
+    """Return the cautions above everything and those below the answer: title -> text."""
     evaluation = evaluation_of(run)
     return tuple({one.title: one.text for one in found(run, evaluation)} for found in (grave_warnings, warnings_of))  # type: ignore[return-value]
 
@@ -60,7 +61,7 @@ def test_near_duplicates_and_what_was_not_compared_stand_below_the_answer(tmp_pa
     )
     unknown = replace(NOTHING_SHARED, not_compared="300,000 images are too many to compare with one another")
     said = texts(replace(make_run(tmp_path), leakage=unknown))[1]["Near-duplicates"]
-    assert said == "None were looked for: 300,000 images are too many to compare with one another."
+    assert said == "Not searched for: 300,000 images are too many to compare with one another."
 
 
 def test_a_warning_of_the_run_is_not_said_twice(tmp_path: Path) -> None:
@@ -77,15 +78,15 @@ def test_alarm_of_the_selected_head_is_grave_and_those_of_others_are_not(tmp_pat
     run = replace(run, heads=tuple(replace(head, alarms=(alarm,)) for head in run.heads))
     grave, others = texts(run)
     assert grave == {"Selected head": f"The selected head mlp:256: {alarm}."}
-    assert others["Other heads"].startswith(f"linear {alarm}. So it is with mlp:256x2")
+    assert others["Other heads"] == "2 heads with a warning: linear, mlp:256x2,dropout=0.2."
 
 
 def test_few_cases_are_counted_and_their_interval_said(reported_demo: Run) -> None:
     one = reported_demo.assessment.classes[0]  # type: ignore[union-attr]
     area = evaluation_of(reported_demo).scores(reported_demo.head(reported_demo.selected)).auc
-    said = texts(reported_demo)[1]["Few cases"]
+    said = texts(reported_demo)[1]["Few images"]
     assert said.startswith(f"Only {one.n_positive} of the {one.n} test images are malignant")
-    assert said.endswith(f"may as well be {decimal(area.low)} or {decimal(area.high)}.")
+    assert said.endswith(f"could also be {decimal(area.low)} or {decimal(area.high)}.")
 
 
 def test_only_a_subgroup_whose_interval_lies_below_all_is_uneven(reported_demo: Run) -> None:
@@ -96,7 +97,7 @@ def test_only_a_subgroup_whose_interval_lies_below_all_is_uneven(reported_demo: 
     for found, is_said in ((low, True), (wide, False)):
         run = replace(reported_demo, assessment=replace(assessment, subgroups=(subgroup("A", auc, auc, 1.0), found)))
         said = texts(run)[1].get("Uneven subgroups", "")
-        assert said.startswith("For scanner B (30 images) the ROC AUC is") == is_said
+        assert said.startswith("scanner B (30 images): ROC AUC") == is_said
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def reported_demo(reported) -> Run:  # type: ignore[no-untyped-def]
 # -- intervals ----------------------------------------------------------------------------------------------------------
 
 
-def test_newcombes_interval_stands_beside_delongs_where_a_run_has_it(tmp_path: Path) -> None:
+def test_newcombes_interval_is_printed_in_place_of_delongs_where_a_run_has_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     plain = tiles(run, evaluation_of(run))[0]
     assert not any("Newcombe" in note for note in plain.notes)
@@ -116,9 +117,9 @@ def test_newcombes_interval_stands_beside_delongs_where_a_run_has_it(tmp_path: P
     tests = [from_json({**to_json(head.test), **beside}, Scores) for head in run.heads]
     run = replace(run, heads=tuple(replace(head, test=test) for head, test in zip(run.heads, tests, strict=True)))
     notes = tiles(run, evaluation_of(run))[0].notes
-    assert notes[0].endswith("(DeLong)")
-    assert "Newcombe's interval 0.612 to 0.946" in notes[-1]
-    assert "covers better where a class has few cases" in notes[-1]
+    assert notes[0] == f"95% interval {interval((0.6123, 0.9456))} (Newcombe)"
+    assert area_methods(run)[-1].startswith("Newcombe (few images of a class")
+    assert "by the method of Newcombe" in methods_of(run, evaluation_of(run))
 
 
 def test_interval_over_patients_goes_before_wilsons_unless_it_has_no_width() -> None:
