@@ -1,6 +1,6 @@
-"""Figures and tables as files, for a paper: each figure as SVG and PNG, each table as CSV.
+"""Figures and tables as files, for a paper: each figure as SVG, PDF and PNG, each table as CSV.
 
-matplotlib draws the same descriptions that the page draws as SVG of its own making.
+matplotlib draws the descriptions that the page draws as its own SVG.
 """
 
 import csv
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 COLOURS = ("#0b6a8f", "#b8572a", "#47773a", "#80539b", "#94750a", "#66727d")  # the page's, of its light scheme
 DASHES = ("-", (0, (7, 4)), (0, (2, 3)))
 WIDTH_INCHES, PANEL_INCHES, SINGLE_PANEL_INCHES, ROW_INCHES = 6.0, 2.4, 5.0, 0.3
-PNG_DPI = 200
+PNG_DPI = 300
 MOST_IN_LEGEND = 12
 MOST_IN_NAME = 80  # characters
 # Deterministic, and readable by any viewer: text becomes outlines, ids come from the content.
 STYLE: Any = {  # of no type: the names that matplotlib knows differ by version
     "svg.hashsalt": "hoarfrost",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -47,7 +48,7 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns' names, and rows of as many values. Numbers are written as numbers, None as nothing."""
+    """A table: the names of its columns, and rows of as many values. None is an empty cell."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
@@ -61,9 +62,9 @@ def write_figures(
     Parameters
     ----------
     directory : Path
-        Made where it is not there. Files of the same names are replaced, others stay.
+        Created if it does not exist. Files of the same names are replaced, others stay.
     figures : mapping of name -> Figure or Forest
-        Each becomes NAME.svg and NAME.png; what no file name can hold becomes "_".
+        Each becomes NAME.svg, NAME.pdf and NAME.png; characters that file names cannot hold become "_".
     tables : mapping of name -> Table
         Each becomes NAME.csv, UTF-8.
 
@@ -93,7 +94,7 @@ def write_figures(
 
 
 def _file_names(names: Iterable[str]) -> dict[str, str]:
-    """Give each name a file name of its own, also where letters differ in case alone."""
+    """Return a file name for each name; names that differ only in case get different ones."""
     taken: set[str] = set()
     found = {}
     for name in names:
@@ -108,7 +109,7 @@ def _file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def csv_text(table: Table) -> str:
-    """Write a table as CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Write a table as CSV, with an apostrophe before text that a spreadsheet would run as a formula."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow([_cell(column) for column in table.columns])
@@ -123,13 +124,14 @@ def _cell(value: Value) -> Value:
 
 
 def _drawings(figure: Figure | Forest) -> dict[str, bytes]:
-    """Draw a figure as SVG and PNG."""
+    """Draw a figure in each format."""
     from matplotlib import rc_context
 
     with rc_context(STYLE), _missing_glyphs_are_boxes():
         drawn = _drawn_forest(figure) if isinstance(figure, Forest) else _drawn(figure)
         return {
             "svg": _saved(drawn, format="svg", metadata={"Date": None, "Creator": None}),
+            "pdf": _saved(drawn, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}),
             "png": _saved(drawn, format="png", dpi=PNG_DPI, metadata={"Software": None}),
         }
 
@@ -142,14 +144,14 @@ def _saved(drawn: "Drawn", **options: Any) -> bytes:
 
 @contextmanager
 def _missing_glyphs_are_boxes() -> "Iterator[None]":
-    """Let labels in any script pass: what the font lacks is drawn as a box."""
+    """Accept labels in any script: characters that the font does not have are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
 
 
 def _drawn(figure: Figure) -> "Drawn":
-    # Figure itself, not pyplot: no state that others share, and no window.
+    # Figure itself, not pyplot: no shared state, and no window.
     from matplotlib.figure import Figure as Drawn
 
     n_panels = len(figure.panels)
@@ -224,7 +226,7 @@ def _set_axis(axis: Axis, line: Any, limit: Any) -> None:
 
 
 def _add_legend(axes: "Axes", handles: list[Any], labels: list[str], place: Literal["lower right", "best"]) -> None:
-    """Name the curves. Texts are set afterwards: the legend drops those that begin with "_", and reads "$" as mathematics."""
+    """Add the legend. Texts are set afterwards: matplotlib drops those that begin with "_", and reads "$" as mathematics."""
     if not handles:
         return
     legend = axes.legend(handles, ["."] * len(handles), frameon=False, fontsize=8, loc=place)
@@ -234,5 +236,5 @@ def _add_legend(axes: "Axes", handles: list[Any], labels: list[str], place: Lite
 
 
 def drawable(text: str) -> str:
-    """Give a text in characters that can be drawn and that XML can hold."""
+    """Return a text in characters that can be drawn and that XML can hold."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

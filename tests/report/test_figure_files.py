@@ -1,4 +1,4 @@
-"""Figures and tables as files: each as SVG, PNG and CSV, the same each time, and harmless to open."""
+"""Figures and tables as files: each as SVG, PDF, PNG and CSV, the same each time, and harmless to open."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def test_report_writes_every_figure_and_table(tmp_path: Path, hoarfrost: Hoarfro
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     heads = [head.name.replace(":", "_") for head in run.heads]
     figures = ["roc", "precision-recall", "areas", *(f"training_{h}" for h in heads)]
-    assert names >= {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
+    assert names >= {f"{name}.{suffix}" for name in figures for suffix in ("svg", "pdf", "png")}
     assert names >= {"heads.csv", "counts.csv"}
     document = json.loads(stdout)
     assert {Path(path).name for path in document["figures"]} == names
@@ -49,11 +49,13 @@ def test_report_writes_every_figure_and_table(tmp_path: Path, hoarfrost: Hoarfro
 
 
 def test_figures_are_whole_images_that_open(tmp_path: Path) -> None:
-    svg, png = write_figures(tmp_path, {"roc": figure("a", "b")}, {})
+    svg, pdf, png = write_figures(tmp_path, {"roc": figure("a", "b")}, {})
     assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert pdf.read_bytes().startswith(b"%PDF-")
     with Image.open(png) as image:
         image.load()
-        assert min(image.size) > 800
+        assert min(image.size) > 1200
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
 def test_the_same_figures_are_the_same_bytes(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_the_same_figures_are_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [HOSTILE, "_hidden", "$x", "\udc80 not UTF-8", "\x00\x1b[2J", "肺炎"])
 def test_odd_labels_are_drawn_as_text(tmp_path: Path, label: str) -> None:
-    svg, _ = write_figures(tmp_path, {label: figure(label, "other")}, {})
+    svg, _, _ = write_figures(tmp_path, {label: figure(label, "other")}, {})
     assert ElementTree.parse(svg).getroot() is not None
     assert "<script" not in svg.read_text(encoding="utf-8")
     assert "<img" not in svg.read_text(encoding="utf-8")
@@ -102,7 +104,7 @@ def test_every_figure_and_table_of_a_real_run_is_written_with_the_digits_of_the_
     paths = {path.name: path for path in write_figures(tmp_path, named_figures(run), tables_of(run))}
     if kind == "demo":
         drawn = {"roc", "precision-recall", "areas", "learning_curve", "calibration", "decision_curve"}
-        assert {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")} <= paths.keys()
+        assert {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "pdf", "png")} <= paths.keys()
         assert {"cross-validation.csv", "learning_curve.csv", "shortcuts.csv"} <= paths.keys()
     points = read_csv(paths["operating_points.csv"])[1:]
     fixed = [(one.name, point) for one in run.assessment.classes for point in one.points]
@@ -110,6 +112,19 @@ def test_every_figure_and_table_of_a_real_run_is_written_with_the_digits_of_the_
     for row, (_, point) in zip(points, fixed, strict=True):
         if point.result is not None and point.result.sensitivity.value is not None:
             assert float(row[3]) == point.result.sensitivity.value
+    for place, (header, *rows) in {
+        name: read_csv(path) for name, path in paths.items() if name.endswith(".csv")
+    }.items():
+        assert all(header), place
+        assert len(set(header)) == len(header), place
+        assert {len(row) for row in rows} == {len(header)}, place
+    header, *rows = read_csv(paths["operating_points.csv"])
+    for row, (_, point) in zip(rows, fixed, strict=True):
+        cells = dict(zip(header, row, strict=True))
+        if point.result is not None and point.result.sensitivity.interval is not None:
+            found = point.result.sensitivity  # as the page has it
+            assert (float(cells["sensitivity_low"]), cells["sensitivity_method"]) == (found.low, found.method)
+            assert (int(cells["sensitivity_hits"]), int(cells["sensitivity_n"])) == (found.n_hits, found.n)
     groups = read_csv(paths["subgroups.csv"])[1:] if run.assessment.subgroups else []
     assert [int(row[2]) for row in groups] == [group.n for group in run.assessment.subgroups]
     differences = {row[0]: float(row[2]) for row in read_csv(paths["comparisons.csv"])[1:]}
