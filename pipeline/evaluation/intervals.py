@@ -37,7 +37,6 @@ class SharePlace(Enum):
     SUBGROUP = "subgroup"
     CALIBRATION_BIN = "calibration bin"
     MODEL_CARD = "operating point in the model card"
-    PAPER_TABLE = "operating point in the tables for a paper"
 
 
 OVER_PATIENTS = frozenset({SharePlace.OPERATING_POINT})

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside it and requests nothing."""
+"""The report of a run: one self-contained HTML file that requests nothing."""
 
 from hoarfrost.report.outputs import Reported, report_runs, write_report
 

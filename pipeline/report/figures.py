@@ -170,18 +170,11 @@ def roc_figure(heads: Sequence[HeadResult], evaluation: Evaluation, spot: tuple[
         fpr, tpr, _ = roc_curve(y, p)
         return fpr, tpr
 
-    if evaluation.is_binary:
-        areas = {head.name: evaluation.scores(head).auc.value for head in heads}
-        curves, message = _curves_of_heads(heads, evaluation, areas, "AUC", curve), _message_on_heads(heads, evaluation)
-    else:
-        areas = {label: one.auc.value for label, one in evaluation.scores(heads[0]).per_class.items()}
-        curves, message = (
-            _curves_of_classes(heads[0], evaluation, areas, "AUC", curve),
-            _message_on_classes(heads[0], evaluation),
-        )
+    areas = _areas(heads, evaluation, ROC_AUC)
+    curves = _curves(heads, evaluation, areas, "AUC", curve)
     x = share_axis("false positive rate (1 \N{MINUS SIGN} specificity)")
     y = share_axis("true positive rate (sensitivity)")
-    return Figure(message, (Panel(x, y, curves, diagonal=True, spot=spot),))
+    return Figure(_roc_message(heads, evaluation, areas), (Panel(x, y, curves, diagonal=True, spot=spot),))
 
 
 def precision_figure(
@@ -193,70 +186,54 @@ def precision_figure(
         precision, recall, _ = precision_recall_curve(y, p)
         return np.repeat(np.append(0, recall), 2)[1:-1], np.repeat(precision, 2)
 
-    scores = evaluation.scores(heads[0])
-    if evaluation.is_binary:
-        areas = {head.name: evaluation.scores(head).value_or_none(AVERAGE_PRECISION) for head in heads}
-        curves = _curves_of_heads(heads, evaluation, areas, "AP", curve)
-    else:
-        areas = {label: one.value_or_none(AVERAGE_PRECISION) for label, one in scores.per_class.items()}
-        curves = _curves_of_classes(heads[0], evaluation, areas, "AP", curve)
-    found = areas.get(heads[0].name) if evaluation.is_binary else scores.value_or_none(AVERAGE_PRECISION)
+    curves = _curves(heads, evaluation, _areas(heads, evaluation, AVERAGE_PRECISION), "AP", curve)
+    found = evaluation.scores(heads[0]).value_or_none(AVERAGE_PRECISION)
     message = f"Precision over recall on {evaluation.samples()}"
     message += "." if found is None else f"; average precision of {heads[0].name}: {found:.3f}."
     axes = share_axis("recall (sensitivity)"), share_axis("precision (positive predictive value)")
     return Figure(message, (Panel(*axes, curves, spot=spot),))
 
 
-def _curves_of_heads(
+def _areas(heads: Sequence[HeadResult], evaluation: Evaluation, key: str) -> dict[str, float | None]:
+    """Return the areas of heads with two classes, else of the selected head's classes or labels."""
+    by_head = {head.name: evaluation.scores(head) for head in heads}
+    found = by_head if evaluation.is_binary else evaluation.scores(heads[0]).per_class
+    return {name: one.value_or_none(key) for name, one in found.items()}
+
+
+def _curves(
     heads: Sequence[HeadResult], evaluation: Evaluation, areas: Mapping[str, float | None], what: str, curve: CurveOf
 ) -> tuple[Curve, ...]:
+    def label(name: str) -> str:
+        area = areas.get(name)
+        return name if area is None else f"{name}: {what} {area:.3f}"
+
+    p = evaluation.probabilities
+    if evaluation.is_binary:
+        drawn = ((i, head.name, curve(evaluation.y_true, p[head.name][:, 1])) for i, head in enumerate(heads))
+    else:
+        problems = binary_problems(evaluation.y_true, len(evaluation.classes))
+        drawn = ((i, evaluation.classes[i], curve(y, p[heads[0].name][rows, i])) for i, rows, y in problems)
     return tuple(
-        Curve(
-            _with_area(head.name, areas, what),
-            *curve(evaluation.y_true, evaluation.probabilities[head.name][:, 1]),
-            series=number,
-            strong=number == 0,
-        )
-        for number, head in enumerate(heads)
+        Curve(label(name), x, y, series=i, strong=evaluation.is_binary and i == 0) for i, name, (x, y) in drawn
     )
 
 
-def _curves_of_classes(
-    head: HeadResult, evaluation: Evaluation, areas: Mapping[str, float | None], what: str, curve: CurveOf
-) -> tuple[Curve, ...]:
-    return tuple(
-        Curve(
-            _with_area(evaluation.classes[number], areas, what),
-            *curve(y, evaluation.probabilities[head.name][rows, number]),
-            series=number,
+def _roc_message(heads: Sequence[HeadResult], evaluation: Evaluation, areas: Mapping[str, float | None]) -> str:
+    known = {name: area for name, area in areas.items() if area is not None}
+    best, worst = (choose(known, key=known.__getitem__) for choose in (max, min))
+    selected = heads[0].name
+    if not evaluation.is_binary:
+        which = "one for each label" if evaluation.is_multilabel else f"each of {len(known)} classes against the rest"
+        return (
+            f"ROC curves of {selected} on {evaluation.samples()}, {which}; "
+            f"{best} has the largest area, {known[best]:.2f}, {worst} the smallest, {known[worst]:.2f}."
         )
-        for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes))
-    )
-
-
-def _with_area(name: str, areas: Mapping[str, float | None], what: str) -> str:
-    area = areas.get(name)
-    return name if area is None else f"{name}: {what} {area:.3f}"
-
-
-def _message_on_heads(heads: Sequence[HeadResult], evaluation: Evaluation) -> str:
-    areas = {head.name: evaluation.scores(head).value(ROC_AUC) for head in heads}
     if len(heads) == 1:
-        return f"ROC curve of {heads[0].name} on {evaluation.samples()}; its area is {areas[heads[0].name]:.2f}."
-    best = max(areas, key=areas.__getitem__)
+        return f"ROC curve of {selected} on {evaluation.samples()}; its area is {known[selected]:.2f}."
     return (
         f"ROC curves of {len(heads)} heads on {evaluation.samples()}; "
-        f"{best} has the largest area, {areas[best]:.2f}; selected: {heads[0].name}, {areas[heads[0].name]:.2f}."
-    )
-
-
-def _message_on_classes(head: HeadResult, evaluation: Evaluation) -> str:
-    areas = {label: one.value(ROC_AUC) for label, one in evaluation.scores(head).per_class.items()}
-    best, worst = (choose(areas, key=areas.__getitem__) for choose in (max, min))
-    return (
-        f"ROC curves of {head.name} on {evaluation.samples()}, "
-        f"{'one for each label' if evaluation.is_multilabel else f'each of {len(areas)} classes against the rest'}; "
-        f"{best} has the largest area, {areas[best]:.2f}, {worst} the smallest, {areas[worst]:.2f}."
+        f"{best} has the largest area, {known[best]:.2f}; selected: {selected}, {known[selected]:.2f}."
     )
 
 

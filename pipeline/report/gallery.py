@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 N_CASES, N_PAIRS = 8, 4  # of a group: one row on a laptop
 SIDE = 768  # pixels: an image of more is shown smaller when it is enlarged, so that the page stays small
-MAP_SIDE = 384
+MAP_SIDE = 320
 
 
 @dataclass(frozen=True)

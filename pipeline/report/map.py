@@ -175,10 +175,10 @@ def _colourings(
         "split": [SPLIT_NAMES[split] for split in SPLITS],
     }
     own = [_colouring(name, values, neighbours, orders[name]) for name, values in columns.items()]
-    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if tells(values)))
+    return (*own, *(_colouring(name, values, neighbours, ()) for name, values in attributes if groups_images(values)))
 
 
-def tells(column: Sequence[str]) -> bool:
+def groups_images(column: Sequence[str]) -> bool:
     """Return whether a column groups images; names and identifiers do not, and may be private."""
     return 1 < len(set(column)) <= MOST_VALUES
 
@@ -186,7 +186,7 @@ def tells(column: Sequence[str]) -> bool:
 def _colouring(
     name: str, column: Sequence[str], neighbours: "npt.NDArray[np.int64]", order: Sequence[str]
 ) -> Colouring:
-    """Return a number for each of a column's values: in the given order, then by name. Rare ones may share one."""
+    """Return a column with numbered values: in the given order, then by name; if there are many, the rarest share one."""
     counts = Counter(column)
     if len(counts) > N_COLOURS:
         common = {value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: N_COLOURS - 1]}

@@ -44,31 +44,23 @@ def report_runs(
     with_explanations: bool = False,
     weights: str | None = None,
 ) -> Reported:
-    """Write the report of a run, or of several side by side.
+    """Write the report of a run, or of several side by side; as `write_report`.
 
     Parameters
     ----------
     directories : sequence of Path
         The run folders that `hoarfrost train` wrote.
     output : Path, optional
-        The page's path; by default `report.html` in the run's folder. Required with several runs.
+        The path of the page; required with several runs.
     figures : Path, optional
         A folder for each figure as SVG, PDF and PNG, and each table as CSV; only with one run.
-    with_images : bool
-        False omits all pixels.
-    with_map : bool
-        False omits the map of the embeddings.
-    with_explanations : bool
-        Show the errors with maps of the parts that speak for and against a class; this runs the encoder on them.
-    weights : str, optional
-        The present path of the encoder's weights, if they have moved; for explanations only.
 
     Raises
     ------
     RunError
         As `write_report`; or if a run is named twice.
     ValueError
-        If several runs are given without `output`, or with `figures`.
+        With several runs and no `output`, or with `figures`.
     """
     if len(directories) == 1:
         report = write_report(

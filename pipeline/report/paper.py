@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, metrics_of
-from hoarfrost.evaluation.intervals import IntervalKind, SharePlace, share_at
+from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
+from hoarfrost.evaluation.intervals import IntervalKind
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
@@ -11,6 +12,11 @@ from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
 from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
+
+ENDS = ("", "_low", "_high")
+ABOUT = ("method", "n", "patients")
+SHARE_ABOUT = ("_hits", *(f"_{name}" for name in ABOUT))
+OTHERS = ("lr_positive", "lr_negative", "ppv_at_prevalence", "npv_at_prevalence")
 
 
 def named_figures(run: Run) -> dict[str, Figure | Forest]:
@@ -77,12 +83,15 @@ def _heads(run: Run) -> Table:
     if evaluation_of(run).split == "test":
         by_split["test"] = [one.test for one in results if one.test is not None]
     metrics = metrics_of([scores for column in by_split.values() for scores in column], ShownIn.WIDE)
+    with_interval = [metric for metric in metrics if metric.interval is not IntervalKind.NONE]
     columns = tuple(
         f"{split}_{metric.key}{end}"
         for split in by_split
         for metric in metrics
-        for end in (("",) if metric.interval is IntervalKind.NONE else ("", "_low", "_high"))
+        for end in (ENDS if metric in with_interval else ("",))
     )
+    ends = ("n", "patients", *(f"{metric.key}_method" for metric in with_interval))
+    about_scores = tuple(f"{split}_{end}" for split in by_split for end in ends)
     rows: list[tuple[Value, ...]] = []
     for place, one in enumerate(results):
         about: tuple[Value, ...] = ("reference", *(None,) * 6)
@@ -90,22 +99,30 @@ def _heads(run: Run) -> Table:
             selected = "yes" if one.name == run.selected else "no"
             epochs = one.best_epoch, one.epochs
             about = (selected, one.n_parameters, *epochs, one.learning_rate, one.weight_decay, one.dropout)
-        values = [value for column in by_split.values() for value in _scores(column[place], metrics)]
-        rows.append((one.name, *about, *values))
+        scored = [column[place] for column in by_split.values()]
+        values = [value for scores in scored for value in _scores(scores, metrics)]
+        methods = [value for scores in scored for value in _about_scores(scores, with_interval)]
+        rows.append((one.name, *about, *values, *methods))
     about_columns = ("parameters", "best_epoch", "epochs", "learning_rate", "weight_decay", "dropout")
-    return Table(("head", "selected", *about_columns, *columns), tuple(rows))
+    return Table(("head", "selected", *about_columns, *columns, *about_scores), tuple(rows))
 
 
 def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
     for metric in metrics:
-        found = _ends(scores.estimates.get(metric.key))
+        found = _ends(scores.printed(metric.key))
         yield from found[:1] if metric.interval is IntervalKind.NONE else found
 
 
+def _about_scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
+    yield from (scores.n, scores.n_patients)
+    yield from (getattr(scores.printed(metric.key), "method", None) for metric in metrics)
+
+
 def _comparisons(run: Run) -> Table:
-    columns = ("head", "compared_to", "difference", "low", "high", "p", "p_holm", "reason")
+    columns = ("head", "compared_to", "difference", "low", "high", "p", "p_holm", "reason", *ABOUT)
     rows = tuple(
-        (one.name, run.selected, *_ends(one.difference), one.p, one.p_holm, one.reason) for one in run.comparisons
+        (one.name, run.selected, *_ends(one.difference), one.p, one.p_holm, one.reason, *_about(one.difference))
+        for one in run.comparisons
     )
     return Table(columns, rows)
 
@@ -122,8 +139,11 @@ def _counts(run: Run) -> Table:
 def _cross_validation(run: Run) -> Table:
     results = run.cross_validation.results if run.cross_validation is not None else ()
     n_folds = run.cross_validation.n_folds if run.cross_validation is not None else 0
-    columns = ("head", "roc_auc", "low", "high", *(f"fold_{i + 1}_roc_auc" for i in range(n_folds)))
-    rows = tuple((one.name, *_ends(one.pooled.auc), *one.fold_roc_aucs) for one in results)
+    columns = ("head", "roc_auc", "low", "high", *(f"fold_{i + 1}_roc_auc" for i in range(n_folds)), *ABOUT)
+    pooled = [one.pooled.printed(ROC_AUC) for one in results]
+    rows = tuple(
+        (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area)) for one, area in zip(results, pooled, strict=True)
+    )
     return Table(columns, rows)
 
 
@@ -140,7 +160,6 @@ def _learning_curve(run: Run) -> Table:
 
 
 def _assessment(found: Assessment) -> dict[str, Table]:
-    share_columns = tuple(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high"))
     points = tuple((one.name, *_point(point)) for one in found.classes for point in one.points)
     calibrations = [("", found.calibration), *((one.name, one.calibration) for one in found.classes)]
     bins = tuple(row for name, one in calibrations if one is not None for row in _bins(name, one))
@@ -149,39 +168,52 @@ def _assessment(found: Assessment) -> dict[str, Table]:
         for one in found.classes
         for row in zip(one.net_benefit.thresholds, one.net_benefit.net_benefit, one.net_benefit.treat_all, strict=True)
     )
-    groups = tuple(
-        (
-            *(group.attribute, group.value, group.n, *_ends(group.roc_auc), group.roc_auc.method),
-            *(None if share is None else share.value for share in (group.sensitivity, group.specificity)),
-            group.reason,
-        )
-        for group in found.subgroups
+    point_columns = (
+        "class",
+        "rule",
+        "threshold",
+        *_named(SHARES, ENDS),
+        *_named(SHARES, SHARE_ABOUT),
+        *_named(OTHERS, ENDS),
     )
-    bin_columns = ("class", "temperature", "lowest", "highest", "confidence", "observed", "low", "high", "n")
+    bin_columns = ("class", "temperature", "lowest", "highest", "confidence", "observed", "low", "high", "n", "method")
     group_columns = (
-        "attribute",
-        "value",
-        "n",
-        "roc_auc",
-        "low",
-        "high",
-        "interval",
-        "sensitivity",
-        "specificity",
-        "reason",
+        *("attribute", "value", "n", "roc_auc", "low", "high", "interval", "sensitivity", "specificity", "reason"),
+        *("patients", *_named(SHARES[:2], (*ENDS[1:], *SHARE_ABOUT))),
     )
     return {
-        "operating points": Table(("class", "rule", "threshold", *share_columns), points),
+        "operating points": Table((*point_columns, "prevalence"), points),
         "calibration": Table(bin_columns, bins),
         "net benefit": Table(("class", "threshold", "net_benefit", "treat_all"), benefit),
-        "subgroups": Table(group_columns, groups),
+        "subgroups": Table(group_columns, tuple(map(_group, found.subgroups))),
     }
 
 
+def _named(names: Sequence[str], ends: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in ends)
+
+
 def _point(fixed: FixedPoint) -> tuple[Value, ...]:
-    shares: list[Share | None] = [getattr(fixed.result, name, None) for name in SHARES]
-    printed = (None if one is None else share_at(one, SharePlace.PAPER_TABLE) for one in shares)
-    return fixed.point.name, fixed.point.threshold, *(value for one in printed for value in _ends(one))
+    result = fixed.result
+    shares: list[Share | None] = [getattr(result, name, None) for name in SHARES]
+    there = None if result is None else result.at_prevalence
+    others: list[Estimate | None] = [getattr(result, name, None) for name in OTHERS[:2]]
+    others += [None, None] if there is None else [there.ppv, there.npv]
+    values = [value for one in shares for value in _ends(one)] + [
+        value for one in shares for value in _about_share(one)
+    ]
+    values += [value for one in others for value in _ends(one)]
+    return fixed.point.name, fixed.point.threshold, *values, None if there is None else there.prevalence
+
+
+def _group(one: Subgroup) -> tuple[Value, ...]:
+    shares = (one.sensitivity, one.specificity)
+    return (
+        *(one.attribute, one.value, one.n, *_ends(one.roc_auc), one.roc_auc.method),
+        *(None if share is None else share.value for share in shares),
+        *(one.reason, one.roc_auc.n_patients),
+        *(value for share in shares for value in (*_ends(share)[1:], *_about_share(share))),
+    )
 
 
 def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
@@ -189,11 +221,20 @@ def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | N
     return (None, None, None) if found is None else (found.value, found.low, found.high)
 
 
+def _about(found: Estimate | None) -> tuple[Value, Value, Value]:
+    """Return the method of an estimate's interval, and its samples and patients."""
+    return (None, None, None) if found is None else (found.method, found.n, found.n_patients)
+
+
+def _about_share(found: Share | None) -> tuple[Value, ...]:
+    return (None,) * len(SHARE_ABOUT) if found is None else (found.n_hits, *_about(found))
+
+
 def _bins(name: str, found: Recalibration) -> tuple[tuple[Value, ...], ...]:
     return tuple(
         (
             *(name, temperature, one.lowest, one.highest, one.confidence),
-            *(*_ends(one.observed), one.observed.n),
+            *(*_ends(one.observed), one.observed.n, one.observed.method),
         )
         for temperature, calibration in ((1.0, found.before), (found.temperature.temperature, found.after))
         for one in calibration.bins

@@ -19,9 +19,9 @@ FILTERS = (
 
 
 def template_environment() -> Environment:
-    """Open the templates, which write numbers as `words` does.
+    """Return the environment of the templates, which write numbers as `words` does.
 
-    Labels, paths and errors come from other people's files: every value is escaped, whatever the file's name.
+    Labels, paths and errors come from other people's files: every value is escaped in every template.
     """
     environment = Environment(
         loader=PackageLoader("hoarfrost.report", "."),

@@ -245,9 +245,9 @@ def test_report_shows_the_errors_with_maps_where_they_are_asked_for(run: Run, tm
     p, split = run.predictions.probabilities[run.selected], np.array(run.predictions.splits)
     n_errors = min(12, int((p.argmax(1) != run.y_true())[split == "test"].sum()))
     assert n_errors > 0
-    assert html.count('alt="What speaks for malignant in ') == n_errors
+    assert html.count('alt="Map of malignant in ') == n_errors
     assert "for malignant</span>" in html
-    assert "What speaks for" not in without.read_text(encoding="utf-8")
+    assert "Map of malignant in" not in without.read_text(encoding="utf-8")
     assert with_maps.stat().st_size - without.stat().st_size < 20_000 * n_errors
 
 

@@ -112,6 +112,19 @@ def test_every_figure_and_table_of_a_real_run_is_written_with_the_digits_of_the_
     for row, (_, point) in zip(points, fixed, strict=True):
         if point.result is not None and point.result.sensitivity.value is not None:
             assert float(row[3]) == point.result.sensitivity.value
+    for place, (header, *rows) in {
+        name: read_csv(path) for name, path in paths.items() if name.endswith(".csv")
+    }.items():
+        assert all(header), place
+        assert len(set(header)) == len(header), place
+        assert {len(row) for row in rows} == {len(header)}, place
+    header, *rows = read_csv(paths["operating_points.csv"])
+    for row, (_, point) in zip(rows, fixed, strict=True):
+        cells = dict(zip(header, row, strict=True))
+        if point.result is not None and point.result.sensitivity.interval is not None:
+            found = point.result.sensitivity  # as the page has it
+            assert (float(cells["sensitivity_low"]), cells["sensitivity_method"]) == (found.low, found.method)
+            assert (int(cells["sensitivity_hits"]), int(cells["sensitivity_n"])) == (found.n_hits, found.n)
     groups = read_csv(paths["subgroups.csv"])[1:] if run.assessment.subgroups else []
     assert [int(row[2]) for row in groups] == [group.n for group in run.assessment.subgroups]
     differences = {row[0]: float(row[2]) for row in read_csv(paths["comparisons.csv"])[1:]}

@@ -1,5 +1,6 @@
 """The report in a browser: it complains of nothing, asks for nothing, and what a reader moves is what the metrics say."""
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_without_scripts_the_numbers_of_the_first_operating_point_stand(
     def texts(selector: str) -> list[str]:
         nodes = tab.call("DOM.querySelectorAll", nodeId=root, selector=selector)["nodeIds"]
         found = [tab.call("DOM.getOuterHTML", nodeId=node)["outerHTML"] for node in nodes]
-        return [re.sub(r"<[^>]*>", "", text) for text in found]
+        return [html.unescape(re.sub(r"<[^>]*>", "", text)) for text in found]
 
     for name, cells in expected_measures(result, is_fixed=True).items():
         assert texts(f"tr[data-measure={name}] td") == cells
