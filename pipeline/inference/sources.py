@@ -102,8 +102,8 @@ def opened_source(run: Run) -> Iterator[RunSource]:
         missing = [path for path in run.predictions.paths if path not in place]
         if missing:
             raise CacheError(
-                f"The dataset {table.name} in {path} is not the one that the heads were trained on: {len(missing):,} of "
-                f"their images are missing ({missing[0]} first). Extract these images again, or train again."
+                f"The dataset {table.name} in {path} is not the one that the heads were trained on. Missing images: "
+                f"{len(missing):,} ({missing[0]} first). Extract them again, or train again."
             )
         source = RunSource(cache, table, place)
         # Names and times may be unchanged while the images are not: only their digests show it.

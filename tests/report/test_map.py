@@ -151,7 +151,7 @@ def test_cache_of_other_images_gives_no_map_and_says_so(tmp_path: Path) -> None:
     paths = ("benign/elsewhere.png", *run.predictions.paths[1:])
     other = replace(run, predictions=replace(run.predictions, paths=paths))
     with (
-        pytest.raises(CacheError, match=r"it lacks 1 of its images \(benign/elsewhere.png first\)"),
+        pytest.raises(CacheError, match=r"Missing images: 1 \(benign/elsewhere.png first\)"),
         opened_source(other),
     ):
         pass
