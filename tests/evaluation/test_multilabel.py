@@ -176,7 +176,9 @@ def test_a_csv_with_a_column_for_each_label_needs_no_label_column(tmp_path: Path
     assert dataset.labels == [""] * 4
     assert dataset.attributes["effusion"] == ["0", "1", "0", "1"]
     write_csv(tmp_path / "labels.csv", [["path", "age"], ["0.png", "60"], ["1.png", "61"]])
-    with pytest.raises(DatasetError, match="the column 'label' is missing.*or instead of the label columns of 0 and 1"):
+    with pytest.raises(
+        DatasetError, match="the column 'label' is missing.*in place of label, one column of 0 and 1 per label"
+    ):
         read_dataset(tmp_path / "labels.csv")
 
 
@@ -188,7 +190,7 @@ def test_an_npz_with_a_column_for_each_label_is_read(tmp_path: Path) -> None:
         "label 0": "01010101", "label 1": "10101010", "label 2": "11111111",
     }  # fmt: skip
     write_npz(tmp_path / "odd.npz", {"train": 8}, train_labels=y + 1)
-    with pytest.raises(DatasetError, match="train_labels has 3 columns, and not only 0 and 1"):
+    with pytest.raises(DatasetError, match="train_labels has 3 columns, so it must contain only 0 and 1"):
         read_dataset(tmp_path / "odd.npz")
 
 

@@ -102,7 +102,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_work(
 def test_figures_do_not_go_into_a_runs_folder(trained: Trained, hoarfrost: Hoarfrost) -> None:
     output = hoarfrost("report", "--run", trained.run, "--figures", trained.run, "--no-map", "--no-images")
     assert output.status == 1
-    assert "is a run's folder, which `train` replaces whole" in output.stderr
+    assert "is a run folder, which `train` replaces as a whole" in output.stderr
     assert not list(trained.run.glob("*.svg"))
 
 
@@ -166,7 +166,7 @@ def test_report_without_the_maps_that_were_asked_for_says_so(
     monkeypatch.setattr("hoarfrost.report.outputs._explainer", lambda *_: object())
     output = hoarfrost("report", "--run", tmp_path / "run", "--explain", "--no-map")
     assert output.status == 0
-    assert "warning: --explain: the report has no map of what speaks for a class: " in output.stderr
+    assert "warning: --explain: the report does not have explanation maps: " in output.stderr
     assert read_run(tmp_path / "run").selected == "linear"
 
 

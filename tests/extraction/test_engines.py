@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import hoarfrost.features.devices
 import hoarfrost.features.extraction.cluster
 import hoarfrost.features.extraction.loop
-from hoarfrost.cli.options import engine_options
+from hoarfrost.cli import options as opts
 from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import RayEngine, connection, engine
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError, short_reason
@@ -353,7 +353,7 @@ def test_an_engine_is_registered_by_one_entry(images: Path, monkeypatch: pytest.
     assert FakeEngine.calls == ["pace 3, on cpu", "started early", "chose", "embed 6", "ended"]
 
     @click.command()
-    @engine_options
+    @opts.engine
     def command(engine: EngineOptions) -> None:
         click.echo(repr(engine))
 

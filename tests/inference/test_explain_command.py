@@ -142,7 +142,7 @@ def test_rows_of_an_npz_and_bad_files_are_taken_as_predict_takes_them(
     assert done.status == 0
     assert "1 of 2 images explained" in done.stdout
     assert "cut.png: damaged or truncated" in done.stdout
-    assert "untrained backbone" in done.stdout
+    assert "untrained encoder" in done.stdout
     assert "Research use only" in done.stdout
 
 

@@ -167,7 +167,7 @@ def test_output_of_another_kind_is_refused(hoarfrost: Hoarfrost, pair: tuple[Run
     before = (pair[0].directory / "metrics.json").read_bytes()
     status, _, stderr = hoarfrost("report", "--run", pair[0].directory, "--output", pair[0].directory / "metrics.json")
     assert status == 2
-    assert "give it a name that ends in .html" in stderr
+    assert "Choose a name that ends in .html" in stderr
     assert (pair[0].directory / "metrics.json").read_bytes() == before
 
 
