@@ -77,7 +77,7 @@ def n_threads() -> Iterator[NumberOfThreads]:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]":
-    """Give a run of one of the kinds in `tests.support.reported`, trained and reported when it is first asked for."""
+    """Return a run of one of the kinds in `tests.support.reported`, trained and reported when it is first asked for."""
     from tests.support.reported import KINDS
 
     return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
@@ -104,7 +104,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    """Give the source of axe-core, fetched from npm once a machine."""
+    """Return the source of axe-core, fetched from npm once a machine."""
     folder = Path(tempfile.gettempdir()) / f"hoarfrost-{AXE}"
     script = folder / "node_modules" / "axe-core" / "axe.min.js"
     if not script.is_file():

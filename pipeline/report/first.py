@@ -141,8 +141,8 @@ def _of_cases(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
         area = evaluation.area(run.head(run.selected))
         yield Caution(
             f"Few {evaluation.unit}s",
-            f"Only {n_rare:,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are {which}. The ROC AUC could "
-            f"also be {decimal(area.low)} or {decimal(area.high)}.",
+            f"Only {n_rare:,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are {which}, so the "
+            f"interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.",
             "data",
         )
 

@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def defaults(folder: Path) -> list[Measurement]:
-    """Give the mean validation ROC AUC of the defaults and of the best others, over splits, for each architecture."""
+    """Return the mean validation ROC AUC of the defaults and of the best others, over splits, for each architecture."""
     write_demo(folder / "phantoms")
     sources = [folder / "phantoms", *([BUSI] if BUSI.is_dir() else [])]
     tasks = [_task(source, folder / f"{i}.h5") for i, source in enumerate(sources)]

@@ -84,7 +84,7 @@ def _measure(name: str, data: Path, folder: Path) -> Measurement:
 
 
 def roof_of(forward: float, decoding: float) -> float:
-    """Give the images a second that both limits leave: on a CPU they share the cores."""
+    """Return the images a second that both limits leave: on a CPU they share the cores."""
     return min(forward, decoding) if DEVICE == "cuda" else 1 / (1 / forward + 1 / decoding)
 
 

@@ -13,7 +13,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def textures(size: int, colour: bool) -> Iterator[Pixels]:
-    """Give endless different images: smooth shapes with speckle, which compress about as photographs do."""
+    """Return endless different images: smooth shapes with speckle, which compress about as photographs do."""
     rng = np.random.default_rng(0)
     shape = (size, size, 3) if colour else (size, size)
     coarse = rng.integers(0, 200, (size // 16, size // 16, *shape[2:]), np.uint8)

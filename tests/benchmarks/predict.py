@@ -72,7 +72,7 @@ def _of_scanners(task: Task, seed: int) -> dict[str, dict[str, tuple[float, floa
 def _detected(
     task: Task, train: Ints, val: Ints, test: Ints, foreign: Embeddings
 ) -> dict[str, tuple[float, float, float]]:
-    """Give by distance the ROC AUC of foreign images against test images, and the shares of both beyond the threshold."""
+    """Return by distance the ROC AUC of foreign images against test images, and the shares of both beyond the threshold."""
     found = {}
     for name, distances in _distances(task.embeddings(train), task.y[train]).items():
         threshold = calibrate(distances(task.embeddings(val)), task.groups[val]).quantile(1 - FALSE_ALARMS)

@@ -87,7 +87,7 @@ def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measureme
 
 
 def _distance(auc: float) -> float:
-    """Give how far apart the means of two unit normals are whose scores have this AUC."""
+    """Return how far apart the means of two unit normals are whose scores have this AUC."""
     return float(np.sqrt(2) * norm.ppf(auc))
 
 

@@ -46,7 +46,7 @@ def _owned(line: str, name: str) -> str:
 
 
 def _rows_of(block: str) -> dict[str, list[str]]:
-    """Give the rows of a block by the measurement that they are of; those that do not say are of none."""
+    """Return the rows of a block by the measurement that they are of; those that do not say are of none."""
     found: dict[str, list[str]] = {}
     for line in block.splitlines():
         if line.startswith("|") and line not in HEAD.splitlines():

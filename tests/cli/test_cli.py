@@ -22,7 +22,7 @@ from tests.support.labelled import NOT_UTF8, mixed, write_labelled_cache
 
 
 def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Give every command and group, with the words that call it."""
+    """Return every command and group, with the words that call it."""
     yield path, group
     for name, command in group.commands.items():
         if isinstance(command, click.Group):

@@ -35,7 +35,7 @@ def train(cache: Path, heads: tuple[str, ...] = ("linear",), **options: Any) -> 
 
 
 def images_of(run: Run, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Give class numbers and the selected head's probabilities of a split, from what was written."""
+    """Return class numbers and the selected head's probabilities of a split, from what was written."""
     read = read_run(run.directory)
     rows = np.array(read.predictions.splits) == split
     return read.y_true()[rows], read.predictions.probabilities[read.selected][rows]

@@ -31,7 +31,7 @@ SOURCES = {
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:
-    """Give what a module imports, anywhere in it: "package.module", and "package.module.name" for `from` imports."""
+    """Return what a module imports, anywhere in it: "package.module", and "package.module.name" for `from` imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -54,7 +54,7 @@ def importers_of(package: str) -> set[str]:
 
 
 def neighbours(module: str) -> set[str]:
-    """Give the modules of the house that a module imports; a package's `__init__` does not count for its own modules."""
+    """Return the modules of the house that a module imports; a package's `__init__` does not count for its own modules."""
     found = {name for name in IMPORTS[module] if name in SOURCES and name != module}
     return {name for name in found if not within(module, name)}
 
@@ -159,7 +159,7 @@ def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str)
 
 
 def cli_commands() -> dict[str, ast.FunctionDef]:
-    """Give the functions of the command line that are commands, groups included."""
+    """Return the functions of the command line that are commands, groups included."""
     modules = [module for module in SOURCES if within(module, "hoarfrost.cli")]
     functions = [node for module in modules for node in SOURCES[module].body if isinstance(node, ast.FunctionDef)]
     return {f.name: f for f in functions if any(is_command(decorator) for decorator in f.decorator_list)}

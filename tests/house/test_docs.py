@@ -77,7 +77,7 @@ def run_page(page: str, place: Path, host: str = "https://host") -> set[str]:
 
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give a folder with what the pages take for granted; untrained weights stand for ImageNet's meanwhile."""
+    """Return a folder with what the pages take for granted; untrained weights stand for ImageNet's meanwhile."""
     from hoarfrost.features.encoder import backbone
 
     load, place = backbone.load_weights, tmp_path_factory.mktemp("readme")
@@ -325,7 +325,7 @@ def test_extras_are_those_that_there_are_and_all_are_named() -> None:
 
 
 def options_of(command: click.Command, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Give each command's options, those of the commands below it too, each with all its names."""
+    """Return each command's options, those of the commands below it too, each with all its names."""
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             yield name, (*parameter.opts, *parameter.secondary_opts)

@@ -42,7 +42,7 @@ def make(project: Path, *arguments: str, succeeds: bool = True, python: str = sy
 
 
 def reported(project: Path, output: str) -> tuple[Path, dict[str, object]]:
-    """Give the run folder that `make report` named, and its metrics."""
+    """Return the run folder that `make report` named, and its metrics."""
     report = project / output.splitlines()[-1].removeprefix("report ")
     assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     metrics = json.loads((report.parent / "metrics.json").read_text(encoding="utf-8"))

@@ -79,7 +79,7 @@ def saved(run: Run, name: str | None = None) -> SavedHead:
 
 
 def split_images(run: Run, n: int = 7) -> tuple[Pixels, list[int]]:
-    """Give images of the test split, (n, 3, 224, 224), and their rows in predictions.csv."""
+    """Return images of the test split, (n, 3, 224, 224), and their rows in predictions.csv."""
     rows = [i for i, split in enumerate(run.predictions.splits) if split == "test"][:n]
     folder = run.directory.parent / "demo"
     images = [load_image((folder / run.predictions.paths[i]).read_bytes()).expand(3, -1, -1) for i in rows]

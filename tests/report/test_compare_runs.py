@@ -21,7 +21,7 @@ PATIENTS = [f"p{i // 2}" for i in range(len(LABELS))]
 
 
 def with_probabilities(run: Run, directory: Path, seed: int) -> Run:
-    """Give another run on the same images, whose selected head says something else."""
+    """Return another run on the same images, whose selected head says something else."""
     rng = np.random.default_rng(seed)
     old = run.predictions.probabilities
     drawn = {

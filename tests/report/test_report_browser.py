@@ -89,7 +89,7 @@ def assert_shows(tab: Tab, result: PointResult, *, is_fixed: bool = False) -> No
 
 
 def scores_of(run: Run, problem: int) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]":
-    """Give labels and the selected head's probabilities of the scored split's class number `problem`."""
+    """Return labels and the selected head's probabilities of the scored split's class number `problem`."""
     evaluation = evaluation_of(run)
     number, rows, y = list(binary_problems(evaluation.y_true, len(evaluation.classes)))[problem]
     return y, evaluation.probabilities[run.selected][rows, number]

@@ -85,7 +85,7 @@ def test_few_cases_are_counted_and_their_interval_said(reported_demo: Run) -> No
     area = evaluation_of(reported_demo).scores(reported_demo.head(reported_demo.selected)).auc
     said = texts(reported_demo)[1]["Few images"]
     assert said.startswith(f"Only {one.n_positive} of the {one.n} test images are malignant")
-    assert said.endswith(f"could also be {decimal(area.low)} or {decimal(area.high)}.")
+    assert said.endswith(f"the interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.")
 
 
 def test_only_a_subgroup_whose_interval_lies_below_all_is_uneven(reported_demo: Run) -> None:

@@ -66,7 +66,7 @@ class Results(HTMLParser):
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Give all numbers and texts in a document, and the lengths of its lists."""
+    """Return all numbers and texts in a document, and the lengths of its lists."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -80,7 +80,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def spellings(value: Any) -> Iterator[str]:
-    """Give the ways in which the report may write a value of a document."""
+    """Return the ways in which the report may write a value of a document."""
     if isinstance(value, str):
         yield from (number.rstrip(",") for number in NUMBER.findall(value))
     else:

@@ -18,7 +18,7 @@ _FIRST_FREE = 20  # descriptors above those that the browser gets as 3 and 4
 
 
 def find_chromium() -> str | None:
-    """Give the path of a Chromium, or None where there is none."""
+    """Return the path of a Chromium, or None where there is none."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
@@ -133,7 +133,7 @@ class Tab:
         return self.browser.call(method, self.session, **parameters)
 
     def run(self, script: str) -> Any:
-        """Give the value of an expression; an error in it is raised."""
+        """Return the value of an expression; an error in it is raised."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise BrowserError(str(found["exceptionDetails"]))

@@ -30,7 +30,7 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> byt
 
 
 def upright_over_black(content: bytes) -> Image.Image:
-    """Give an image of 8 bits as Pillow does: upright, over black, in RGB."""
+    """Return an image of 8 bits as Pillow does: upright, over black, in RGB."""
     with Image.open(io.BytesIO(content)) as image:
         image = ImageOps.exif_transpose(image)
         if not image.has_transparency_data:

@@ -12,7 +12,7 @@ SECONDS = 60
 
 
 def find_chromium() -> str | None:
-    """Give the browser's path, or None where there is none."""
+    """Return the browser's path, or None where there is none."""
     found = (shutil.which(name) for name in (os.environ.get("CHROMIUM") or "", *NAMES) if name)
     return next((path for path in found if path), None)
 

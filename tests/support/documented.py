@@ -41,7 +41,7 @@ class Step:
     output: tuple[int, int] | None = None
 
     def fails(self, text: str) -> bool:
-        """Tell whether the recorded output is that of a command that fails."""
+        """Return whether the recorded output is that of a command that fails."""
         return self.output is not None and "\nError: " in "\n" + text[slice(*self.output)]
 
 
