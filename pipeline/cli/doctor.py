@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ COSTS_OF_EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its state, what was found, what its absence costs, and the way to fix it; in JSON under these names.
+    """One check: its state, what was found, what its absence costs, and the way to fix it.
 
     `state` is "ok", "missing" (optional, or only faster with it) or "broken" (does not work without it).
     """
@@ -43,17 +43,24 @@ class Finding:
     state: str
     found: str
     costs: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order in which a new user needs them; `doctor --json` prints it."""
+    """All findings, in the order in which a new user needs them."""
 
     version: str
     python: str
     platform: str
     findings: tuple[Finding, ...]
+
+    def document(self) -> dict[str, object]:
+        """Return what `doctor --json` prints. A fix keeps its key there: scripts rely on it."""
+        findings = [
+            {"mend" if key == "fix" else key: value for key, value in asdict(one).items()} for one in self.findings
+        ]
+        return {**asdict(self), "findings": findings, "sound": self.sound}
 
     @property
     def sound(self) -> bool:
@@ -76,8 +83,8 @@ def _found_by(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     except Exception as error:  # a broken installation raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         libraries = LIBRARIES_OF.get(name, ())
-        mend = _install(*libraries, again=True) if libraries else f"{_pip()} check shows which packages do not fit"
-        yield Finding(name, "broken", reason, "everything that needs it fails", mend)
+        fix = _install(*libraries, again=True) if libraries else f"{_pip()} check shows which packages do not fit"
+        yield Finding(name, "broken", reason, "everything that needs it fails", fix)
 
 
 def _install(*requirements: str, again: bool = False) -> str:
@@ -191,9 +198,9 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "Apple GPU, with --device mps")
     elif Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the build for CPUs"
-        mend = "update the driver" if torch.version.cuda else _install("torch", "torchvision", again=True)
+        fix = "update the driver" if torch.version.cuda else _install("torch", "torchvision", again=True)
         found = f"present, but torch cannot use it; {built}"
-        yield Finding("GPU", "missing", found, "extraction runs on the CPU", mend)
+        yield Finding("GPU", "missing", found, "extraction runs on the CPU", fix)
     else:
         yield Finding("GPU", "missing", "not found", "extraction runs on the CPU")
 
@@ -209,12 +216,12 @@ def _weights() -> Iterator[Finding]:
             yield Finding("ImageNet weights", "ok", f"{path}, intact")
             return
     except HoarfrostError as error:
-        mend = f"rm {shlex.quote(str(path))}"
-        yield Finding("ImageNet weights", "broken", str(error), "--weights imagenet fails", mend)
+        fix = f"rm {shlex.quote(str(path))}"
+        yield Finding("ImageNet weights", "broken", str(error), "--weights imagenet fails", fix)
         return
     costs = f"the first extraction downloads {published.megabytes} MB; without a network it fails"
-    mend = f"nothing to do with a network; otherwise copy {path.name} from {published.url} to {path.parent}"
-    yield Finding("ImageNet weights", "missing", "not on this machine yet", costs, mend)
+    fix = f"nothing to do with a network; otherwise copy {path.name} from {published.url} to {path.parent}"
+    yield Finding("ImageNet weights", "missing", "not on this machine yet", costs, fix)
 
 
 def _hdf5() -> Iterator[Finding]:
@@ -249,7 +256,7 @@ def _extras() -> Iterator[Finding]:
         wanted = _wanted(extra)
         absent = [name for name, text in wanted.items() if not _is_satisfied(name, text)]
         if absent:
-            found, mend = f"{', '.join(absent)} not installed", _install(f"hoarfrost[{extra}]")
-            yield Finding(f"extra {extra}", "missing", found, costs, mend)
+            found, fix = f"{', '.join(absent)} not installed", _install(f"hoarfrost[{extra}]")
+            yield Finding(f"extra {extra}", "missing", found, costs, fix)
         elif wanted:
             yield Finding(f"extra {extra}", "ok", ", ".join(f"{name} {version(name)}" for name in wanted))

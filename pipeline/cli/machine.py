@@ -1,7 +1,5 @@
 """Commands on this machine: doctor."""
 
-import dataclasses
-
 import click
 
 from hoarfrost.cli import options as opts
@@ -30,7 +28,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     found = diagnose()
     opts.emit(
         as_json,
-        {**dataclasses.asdict(found), "sound": found.sound},
+        found.document(),
         diagnosis_text(found),
         ("demo", "demo") if found.sound else (),
     )

@@ -61,7 +61,7 @@ def test_text_tells_what_is_missing_what_it_costs_and_what_brings_it(hoarfrost: 
     missing = [finding for finding in diagnose().findings if finding.state == "missing"]
     for finding in missing:
         assert finding.costs in output.stdout
-        assert finding.mend in output.stdout
+        assert finding.fix in output.stdout
     assert f"0 broken, {len(missing)} missing but optional" in output.stdout
 
 
@@ -76,7 +76,7 @@ def test_missing_extra_names_the_command_that_brings_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(hoarfrost.cli.doctor, "_wanted", lambda extra: wanted if extra == "dicom" else {})
     finding = found("extra dicom")
     assert (finding.state, finding.found) == ("missing", "surely-absent not installed")
-    assert finding.mend.endswith("pip install 'hoarfrost[dicom]'")
+    assert finding.fix.endswith("pip install 'hoarfrost[dicom]'")
 
 
 def test_library_that_is_too_old_is_broken(monkeypatch: pytest.MonkeyPatch, hoarfrost: Hoarfrost) -> None:
@@ -113,8 +113,8 @@ def test_absent_weights_name_file_and_folder(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     finding = found("ImageNet weights")
     assert finding.state == "missing"
-    assert "resnet18-f37072fd.pth" in finding.mend
-    assert str(tmp_path) in finding.mend
+    assert "resnet18-f37072fd.pth" in finding.fix
+    assert str(tmp_path) in finding.fix
 
 
 def test_damaged_weights_are_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -219,11 +219,9 @@ def test_whatever_is_broken_what_brings_it_can_be_typed(monkeypatch: pytest.Monk
     monkeypatch.setattr(hoarfrost.cli.doctor.importlib, "import_module", fail)
     monkeypatch.setattr(torch.cuda, "is_available", fail)
     monkeypatch.setattr(hoarfrost.features.cache, "write_cache_file", fail)
-    mends = {
-        finding.name: shlex.split(finding.mend) for finding in diagnose().findings if "pip install" in finding.mend
-    }
-    assert mends.keys() >= {"libraries", "torch", "gpu", "hdf5", "extra dicom"}
-    for words in mends.values():
+    fixes = {finding.name: shlex.split(finding.fix) for finding in diagnose().findings if "pip install" in finding.fix}
+    assert fixes.keys() >= {"libraries", "torch", "gpu", "hdf5", "extra dicom"}
+    for words in fixes.values():
         asked = [Requirement(word) for word in words[4:] if word != "--force-reinstall"]
         assert asked
         assert all(requirement.name != "hoarfrost" or requirement.extras for requirement in asked)

@@ -142,7 +142,7 @@ def test_bins_of_three_classes_are_of_the_highest_probability() -> None:
     assert len(found.lines) == 3
 
 
-def test_temperature_mends_overconfidence() -> None:
+def test_temperature_corrects_overconfidence() -> None:
     y_true, p = calibrated(4_000, seed=3, slope=0.4)
     half = np.arange(4_000) < 2_000
     fit = fit_temperature(y_true[half], two_columns(p[half]))

@@ -29,7 +29,10 @@ def pattern_of(phrase: str) -> str:
 
 
 BANNED = banned()
-KEYS = ("a DICOM rescale slope of 0, or one or an intercept that is no number",)  # in --json: scripts rely on them
+KEYS = (
+    "a DICOM rescale slope of 0, or one or an intercept that is no number",
+    "mend",
+)  # in --json: scripts rely on them
 
 
 def texts_of(source: str) -> Iterator[str]:

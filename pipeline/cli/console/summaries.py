@@ -143,7 +143,7 @@ def diagnosis_text(found: "Diagnosis") -> str:
     width = max(len(finding.name) for finding in found.findings)
     for finding in found.findings:
         lines.append(f"{finding.state:<8} {finding.name:<{width}}  {finding.found}")
-        rest = [text for text in (finding.costs, finding.mend and f"to fix it: {finding.mend}") if text]
+        rest = [text for text in (finding.costs, finding.fix and f"to fix it: {finding.fix}") if text]
         lines += [f"{'':<8} {'':<{width}}  {text}" for text in rest]
     n_broken = sum(finding.state == "broken" for finding in found.findings)
     n_missing = sum(finding.state == "missing" for finding in found.findings)
