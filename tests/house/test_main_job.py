@@ -60,7 +60,7 @@ def test_make_report_alone_does_everything_on_the_demo_set(project: Path) -> Non
     assert 0.80 <= selected_auc(metrics) <= 0.98
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "random:0" in text
-    assert "floor, not a result" in text
+    assert "lower limit, not a result" in text
 
 
 @pytest.mark.slow

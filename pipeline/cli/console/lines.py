@@ -17,4 +17,4 @@ def count(n: int, noun: str) -> str:
 def untrained_lines(weights: str) -> list[str]:
     """Return a caution if the weights are untrained."""
     is_untrained = weights.startswith("random:")
-    return [f"{weights} is an untrained encoder: its scores are a floor, not a result."] if is_untrained else []
+    return [f"{weights} is an untrained encoder: its scores are a lower limit, not a result."] if is_untrained else []
