@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     EmbeddingFacts,
     Epoch,
-    OutOfFold,
     Predictions,
     Run,
     RunConfig,
@@ -153,6 +151,11 @@ def run_experiment(
         scored = score_variants(variants, task)
         variants = {name: variants[name] for name in scored.probabilities}
         chosen = next(spec for spec in heads if spec.name == scored.selected)
+        curve = (
+            learning_curve(chosen, task, training, macro_roc_aucs, in_stage("curve"))
+            if config.with_learning_curve
+            else ()
+        )
         run = Run(
             directory=directory,
             config=_run_config(task, opened, config, training, variants, shlex.join(command), started),
@@ -160,17 +163,14 @@ def run_experiment(
             heads=scored.heads,
             references=scored.references,
             cross_validation=folded,
-            learning_curve=learning_curve(chosen, task, training, macro_roc_aucs, in_stage("curve"))
-            if config.with_learning_curve
-            else (),
+            learning_curve=curve,
             history=tuple(_epochs(variants)),
             predictions=_predictions(task, scored.probabilities),
             out_of_fold=out_of_fold,
             leakage=leakage,
-            **_review(task, scored, out_of_fold, training.seed, config.prevalence),
         )
+        run = _reviewed(run, task, scored)
         files = _head_files(variants, task, scored, opened.header)
-    run = replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
 
@@ -184,21 +184,21 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
         require_tensorboard()
 
 
-def _review(
-    task: Task, scored: Scored, out_of_fold: OutOfFold | None, seed: int, prevalence: float | None
-) -> dict[str, Any]:
-    """Assess the selected head and the dataset as a reviewer would."""
-    probabilities = scored.probabilities[scored.selected]
+def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
+    """Return the run with what a reviewer would ask of the selected head and the dataset, and with its warnings."""
+    probabilities, seed = scored.probabilities[scored.selected], run.config.seed
     shortcuts = audit(task, seed)
     for attribute in shortcuts:
         if attribute.is_shortcut:
             logger.warning("%s", attribute.warning)
-    return {
-        "comparisons": compare(task, scored),
-        "assessment": assess(task, scored.selected, probabilities, prevalence=prevalence),
-        "shortcuts": shortcuts,
-        "suspects": find_suspects(task, NESTED, out_of_fold, probabilities, seed),
-    }
+    run = replace(
+        run,
+        comparisons=compare(task, scored),
+        assessment=assess(task, scored.selected, probabilities, prevalence=run.config.prevalence),
+        shortcuts=shortcuts,
+        suspects=find_suspects(task, NESTED, run.out_of_fold, probabilities, seed),
+    )
+    return replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
 
 
 def _warnings(run: Run) -> Iterator[str]:
