@@ -12,14 +12,19 @@ class TrainingConfig:
     seed : int
         The first of `seeds` seeds; the splits depend on it too.
     seeds : int
-        Number of trainings of each variant, with different initial weights and orders.
-    epochs : int
-        Largest number of passes over the training split.
-    patience : int
-        A head stops after this many epochs without a lower validation loss.
+        Least number of trainings of each variant on the same images, with different initial weights and orders; see also
+        `HeadSpec.members`.
+    epochs : int or None
+        Number of passes over the training images. None: as many as make a sensible number of steps, see
+        `hoarfrost.training.plan`.
+    patience : int or None
+        A head stops after this many epochs without a lower validation loss, and its best epoch is used. None: all epochs
+        are trained, and the last one is used.
+    batch_size : int or None
+        None: by the number of training images, see `hoarfrost.training.plan`.
     schedule : str
-        "constant", or "cosine": each step's learning rate rises over the first twentieth of all steps, and
-        then falls to zero along a cosine.
+        The learning rate's. "one-cycle": it rises along a cosine over the first three tenths of all steps, then falls to
+        zero along a cosine. "cosine": it rises over the first twentieth, then falls. "constant".
     class_weight : str
         "none", or "balanced": each class counts the same, however many images it has.
     label_smoothing : float
@@ -30,10 +35,10 @@ class TrainingConfig:
 
     seed: int = 0
     seeds: int = 1
-    epochs: int = 100
-    patience: int = 10
-    batch_size: int = 64
-    schedule: str = "constant"
+    epochs: int | None = None
+    patience: int | None = None
+    batch_size: int | None = None
+    schedule: str = "one-cycle"
     class_weight: str = "none"
     label_smoothing: float = 0.1
     device: str = "auto"

@@ -21,7 +21,7 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.heads.standardise import Standardise
+from hoarfrost.heads.layers import Standardise
 from hoarfrost.runs import from_json, to_json
 
 FORMAT = "hoarfrost-head"

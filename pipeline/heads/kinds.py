@@ -4,16 +4,17 @@ To add a kind, write a subclass of `HeadSpec` and list it in `KINDS`. Nothing el
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from hashlib import sha256
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hoarfrost.features.errors import TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+TRANSFORMS = ("none", "sqrt", "unit")
 MAX_WIDTH = 65_536
 MAX_DEPTH = 64
 MAX_PARAMETERS = 100_000_000  # with AdamW's state 1.6 GB; more is no lightweight head
@@ -28,10 +29,22 @@ def apply_directly(layer: "nn.Module", _: "Sequence[Tensor]", y: "Tensor") -> "T
     return found
 
 
-def option(default: float, words: str, is_allowed: Callable[[float], bool]) -> float:
-    """Declare an option of a head, a dataclass field with a default; `words` for its range follow "must be"."""
-    found: float = field(default=default, metadata={"words": words, "is_allowed": is_allowed})
-    return found
+Value = float | int | str | None
+"""The value of an option; None is written "auto"."""
+
+
+def option(default: Value, words: str, is_allowed: Callable[[Any], bool], *, kind: type = float) -> Any:
+    """Declare an option of a head, a dataclass field with a default; `words` for its range follow "must be".
+
+    `kind` is float, int or str. An option whose default is None may be "auto".
+    """
+    return field(default=default, metadata={"words": words, "is_allowed": is_allowed, "kind": kind})
+
+
+def choice(default: str, allowed: Sequence[str]) -> Any:
+    """Declare an option that is one of several words."""
+    words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    return option(default, words, lambda value: value in allowed, kind=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,12 @@ class HeadSpec:
 
     Attributes
     ----------
+    transform : str
+        What is done to embeddings before they are standardised: "none", "sqrt" (the square root of each feature's
+        size, with its sign), or "unit" (each embedding scaled to length one).
+    members : int
+        How many trainings of this variant predict together, by the mean of their probabilities: at least one in each
+        fold, and the others with further seeds.
     lr : float
         AdamW's learning rate, > 0.
     weight_decay : float
@@ -55,7 +74,11 @@ class HeadSpec:
     """How the part before the first comma is written, for messages."""
     UNAVAILABLE: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Options of other kinds, and why this kind does not have them, for messages."""
+    WITHOUT: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `HeadSpec` that mean nothing to this kind, and are no options of it."""
 
+    transform: str = choice("sqrt", TRANSFORMS)
+    members: int = option(1, "a whole number from 1 to 1000", lambda value: 1 <= value <= 1000, kind=int)
     lr: float = option(1e-3, "above 0", lambda value: value > 0)
     weight_decay: float = option(1.0, "0 or above", lambda value: value >= 0)
 
@@ -85,7 +108,11 @@ class HeadSpec:
     @property
     def stack_key(self) -> Hashable:
         """Equal for heads that can be trained in one stack: their modules differ only in dropout and weights."""
-        return self.shape
+        return self.shape, self.transform
+
+    def candidates(self) -> "tuple[Self, ...]":
+        """Return the heads that are trained for this specification; the best by out-of-fold loss represents it."""
+        return (self,)
 
     def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
         """Return the module, from (B, n_inputs) standardised embeddings to (B, n_classes) logits.
@@ -100,11 +127,12 @@ class HeadSpec:
         return {}
 
     @classmethod
-    def options(cls) -> dict[str, "Field[float]"]:
+    def options(cls) -> dict[str, "Field[Any]"]:
         """Return the declared options by name, in the order in which they are written."""
-        return {one.name: one for one in sorted(fields(cls), key=lambda one: one.name) if "is_allowed" in one.metadata}
+        declared = sorted(fields(cls), key=lambda one: one.name)
+        return {one.name: one for one in declared if "is_allowed" in one.metadata and one.name not in cls.WITHOUT}
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, Value]:
         """Return the value of each option."""
         return {name: getattr(self, name) for name in self.options()}
 
@@ -122,8 +150,10 @@ class HeadSpec:
         return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
 
-def _shortest(value: float) -> str:
-    """Return the shortest text ("1", "0.001") that reads back as the same number."""
+def _shortest(value: Value) -> str:
+    """Return the shortest text ("1", "0.001", "sqrt") that reads back as the same value."""
+    if not isinstance(value, float):
+        return "auto" if value is None else str(value)
     brief = f"{value:g}"
     return brief if float(brief) == value else repr(value)
 
@@ -162,7 +192,9 @@ class Mlp(HeadSpec):
 
     width: int
     depth: int = 1
-    dropout: float = option(0.0, "from 0 to below 1", lambda value: 0 <= value < 1)
+    dropout: float = option(0.3, "from 0 to below 1", lambda value: 0 <= value < 1)
+    members: int = option(20, "a whole number from 1 to 1000", lambda value: 1 <= value <= 1000, kind=int)
+    weight_decay: float = option(0.1, "0 or above", lambda value: value >= 0)
 
     @classmethod
     def from_size(cls, size: str, text: str) -> Self | None:
@@ -211,5 +243,105 @@ class Mlp(HeadSpec):
         return {type(cls.activation()): apply_directly}
 
 
-KINDS: dict[str, type[HeadSpec]] = {kind.KIND: kind for kind in (Linear, Mlp)}
+@dataclass(frozen=True)
+class Basis:
+    """The features that a penalised head is linear in.
+
+    Attributes
+    ----------
+    design : Tensor (n, F)
+        Those of the training images, with mean zero.
+    module : callable
+        From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
+    """
+
+    design: "Tensor"
+    module: "Callable[[Tensor, Tensor], nn.Module]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalised(HeadSpec):
+    """A head that is linear in some features: its loss plus an L2 penalty has one minimum, which is found to convergence.
+
+    Attributes
+    ----------
+    C : float or None
+        Inverse of the penalty, as in scikit-learn: the sum of the images' losses is multiplied by it, and half of the
+        squared weights is added. None tries each of `PATH`.
+    """
+
+    WITHOUT: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay", "members"})
+    UNAVAILABLE: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            name: f"it is trained to convergence, so {name} does not apply. Omit {name}, or use C."
+            for name in ("lr", "weight_decay", "members", "dropout")
+        }
+    )
+    PATH: ClassVar[tuple[float, ...]] = ()
+    """The values of C that are tried."""
+
+    C: float | None = option(None, "auto or above 0", lambda value: value > 0)
+
+    def candidates(self) -> tuple[Self, ...]:
+        """Return the head with each C of the path, or with its own."""
+        return (self,) if self.C is not None else tuple(replace(self, C=value) for value in self.PATH)
+
+    @property
+    def stack_key(self) -> Hashable:
+        """Equal for heads that are linear in the same features."""
+        return replace(self, C=None)
+
+    def basis(self, z: "Tensor") -> Basis:
+        """Return the features that the head is linear in, from standardised training embeddings (n, D)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic(Penalised):
+    """Logistic regression with an L2 penalty."""
+
+    KIND: ClassVar[str] = "logistic"
+    GRAMMAR: ClassVar[str] = "logistic"
+    PATH: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
+
+    def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
+        """Return the module, see `HeadSpec.build`."""
+        from torch import nn
+
+        return nn.Sequential(nn.Linear(n_inputs, n_classes))
+
+    def basis(self, z: "Tensor") -> Basis:
+        """Return the embeddings themselves."""
+        from hoarfrost.heads.layers import linear_basis
+
+        return linear_basis(z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Penalised):
+    """Logistic regression with the kernel (1/2 + cosine)^2: quadratic in embeddings of length one.
+
+    It contains the products of all pairs of features, and no training image: a head file stays free of patient data.
+    """
+
+    KIND: ClassVar[str] = "quadratic"
+    GRAMMAR: ClassVar[str] = "quadratic"
+    PATH: ClassVar[tuple[float, ...]] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def build(self, n_inputs: int, n_classes: int) -> "nn.Sequential":
+        """Return the module, see `HeadSpec.build`."""
+        from torch import nn
+
+        from hoarfrost.heads.layers import QuadraticForm
+
+        return nn.Sequential(QuadraticForm(n_inputs, n_classes))
+
+    def basis(self, z: "Tensor") -> Basis:
+        """Return the kernel's features on the training images, see `hoarfrost.heads.layers.quadratic_basis`."""
+        from hoarfrost.heads.layers import quadratic_basis
+
+        return quadratic_basis(z)
+
+
+KINDS: dict[str, type[HeadSpec]] = {kind.KIND: kind for kind in (Logistic, Linear, Mlp, Quadratic)}
 """All kinds, by the first word of their specifications."""

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import Field, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.kinds import KINDS, HeadSpec
+from hoarfrost.heads.kinds import KINDS, HeadSpec, Value
 
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULT_HEADS = ("linear", "mlp:256", "mlp:256x6")
+DEFAULT_HEADS = ("logistic", "mlp:256", "quadratic")
 MAX_VARIANTS = 10_000
 
 
@@ -27,7 +27,7 @@ def parse_head(text: str) -> HeadSpec:
     shape, *options = text.strip().split(",")
     spec = _parse_shape(shape.strip(), text)
     known = {**_all_options(), **spec.options()}
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for option in options:
         key, equals, value = (part.strip() for part in option.partition("="))
         if key not in known or not equals:
@@ -46,7 +46,7 @@ def _grammar() -> str:
     return f"{kinds}, then options as in mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2"
 
 
-def _all_options() -> dict[str, "Field[float]"]:
+def _all_options() -> dict[str, "Field[Any]"]:
     """Return the options of all kinds by name."""
     return {name: option for kind in KINDS.values() for name, option in kind.options().items()}
 
@@ -59,14 +59,22 @@ def _parse_shape(shape: str, text: str) -> HeadSpec:
     return found
 
 
-def _parse_value(option: "Field[float]", value: str, where: str) -> float:
+def _parse_value(option: "Field[Any]", value: str, where: str) -> Value:
+    kind, words = option.metadata["kind"], option.metadata["words"]
+    if value == "auto" and option.default is None:
+        return None
+    if kind is str:
+        if not option.metadata["is_allowed"](value):
+            raise TrainingError(f"{where}: {option.name} must be {words}, not {value}.")
+        return value
     try:
         number = float(value)
     except ValueError as error:
         raise TrainingError(f"{where}: {option.name}={value} is not a number.") from error
-    if not (option.metadata["is_allowed"](number) and math.isfinite(number)):
-        raise TrainingError(f"{where}: {option.name} must be {option.metadata['words']}, not {value}.")
-    return abs(number)  # -0 is 0
+    is_whole = kind is not int or number.is_integer()
+    if not (math.isfinite(number) and is_whole and option.metadata["is_allowed"](number)):
+        raise TrainingError(f"{where}: {option.name} must be {words}, not {value}.")
+    return int(number) if kind is int else abs(number)  # -0 is 0
 
 
 def cross_heads(specs: Sequence[HeadSpec], grids: Sequence[str]) -> list[HeadSpec]:
@@ -77,7 +85,7 @@ def cross_heads(specs: Sequence[HeadSpec], grids: Sequence[str]) -> list[HeadSpe
     TrainingError
         If a grid does not have this form, names no hyperparameter, or names the same one as another grid.
     """
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[Any]] = {}
     known = dict(sorted(_all_options().items()))
     for grid in grids:
         key, equals, listed = (part.strip() for part in grid.partition("="))

@@ -16,7 +16,7 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import count_parameters
-from hoarfrost.heads.standardise import Standardise
+from hoarfrost.heads.layers import Standardise
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
 from hoarfrost.training.objective import objective_for
 from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead

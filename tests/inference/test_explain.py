@@ -10,7 +10,7 @@ from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.heads.standardise import Standardise
+from hoarfrost.heads.layers import Standardise
 from hoarfrost.inference.explain.cases import TrainingExamples
 from hoarfrost.inference.explain.drawing import Shown, card, legend, overlay, sheet_of
 from hoarfrost.inference.explain.maps import evidence, logit_maps, upsampled

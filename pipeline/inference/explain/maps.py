@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hoarfrost.features.encoder.registry import EncoderSpec
-from hoarfrost.heads.standardise import Standardise
+from hoarfrost.heads.layers import Standardise
 
 Floats = npt.NDArray[np.float64]
 

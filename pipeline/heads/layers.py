@@ -1,0 +1,103 @@
+"""The layers that heads are made of, beside torch's own: standardised embeddings, and quadratic forms."""
+
+import torch
+from torch import Tensor, nn
+
+from hoarfrost.heads.kinds import TRANSFORMS, Basis
+
+OFFSET = 0.5  # of the quadratic kernel: weighs linear against quadratic terms
+MOST_LANDMARKS = 2_000  # training images that span the kernel's features; a matrix of their size is decomposed
+SMALLEST_SHARE = 1e-7  # of the largest eigenvalue; smaller ones are rounding errors
+
+
+def transformed(x: Tensor, transform: str) -> Tensor:
+    """Return embeddings (..., D) after a transform, see `hoarfrost.heads.kinds.HeadSpec`."""
+    if transform == "sqrt":
+        return x.sign() * x.abs().sqrt()
+    if transform == "unit":
+        return unit_length(x)
+    assert transform == TRANSFORMS[0]
+    return x
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Return each embedding (..., D) scaled to length one; zero stays zero."""
+    found: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return found
+
+
+class Standardise(nn.Module):
+    """Transform embeddings, then scale them to zero mean and unit deviation by training images' figures, kept as buffers."""
+
+    def __init__(self, mean: Tensor, std: Tensor, transform: str = "none") -> None:
+        super().__init__()
+        self.transform = transform
+        self.register_buffer("mean", mean)  # (D,)
+        self.register_buffer("std", std)  # (D,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return standardised embeddings (B, D)."""
+        return (transformed(x, self.transform) - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+class QuadraticForm(nn.Module):
+    """Logits that are quadratic in the direction of a standardised embedding: u' A u + w' u + b, with |u| = 1."""
+
+    def __init__(self, n_inputs: int, n_classes: int) -> None:
+        super().__init__()
+        self.products = nn.Parameter(torch.empty(n_classes, n_inputs, n_inputs))
+        self.linear = nn.Linear(n_inputs, n_classes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return logits (B, C) for standardised embeddings (B, D)."""
+        u = unit_length(z)
+        n_classes, n_inputs, _ = self.products.shape
+        turned = (u @ self.products.permute(1, 0, 2).reshape(n_inputs, -1)).view(-1, n_classes, n_inputs)
+        logits: Tensor = (turned * u[:, None]).sum(-1) + self.linear(u)
+        return logits
+
+
+def linear_basis(z: Tensor) -> Basis:
+    """Return standardised embeddings (n, D) themselves; their mean is zero already, but for rounding."""
+    mean = z.mean(0)
+
+    def module(weights: Tensor, biases: Tensor) -> nn.Module:
+        layer = nn.Linear(weights.shape[0], weights.shape[1], device=z.device, dtype=z.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(weights.T)
+            layer.bias.copy_(biases - mean @ weights)
+        return nn.Sequential(layer)
+
+    return Basis(z - mean, module)
+
+
+def quadratic_basis(z: Tensor) -> Basis:
+    """Return the features of the kernel k(u, v) = (1/2 + u'v)^2 on directions u of standardised embeddings (n, D).
+
+    With up to `MOST_LANDMARKS` images the features are exact. Beyond, evenly spread images span them (Nystroem's method,
+    Williams and Seeger 2001). A function sum_i a_i k(u_i, u) is u' A u + w' u + b, so its module holds no image.
+    """
+    u = unit_length(z)
+    n = len(u)
+    places = torch.linspace(0, n - 1, min(n, MOST_LANDMARKS), device=u.device).round().long()
+    landmarks = u[places]
+    mean = (OFFSET + u @ landmarks.T).square().mean(0)  # (m,) of the kernel's columns over the training images
+    kernel = (OFFSET + landmarks @ landmarks.T).square()
+    values, vectors = torch.linalg.eigh(kernel)
+    kept = values > SMALLEST_SHARE * values[-1]
+    whiten = vectors[:, kept] / values[kept].sqrt()  # (m, F)
+    design = ((OFFSET + u @ landmarks.T).square() - mean) @ whiten
+
+    def module(weights: Tensor, biases: Tensor) -> nn.Module:
+        of_landmarks = whiten @ weights  # (m, C): the coefficients a
+        n_classes = weights.shape[1]
+        with torch.device(z.device):
+            form = QuadraticForm(z.shape[1], n_classes)
+        with torch.no_grad():
+            for number, a in enumerate(of_landmarks.T):
+                form.products[number] = (landmarks * a[:, None]).T @ landmarks
+            form.linear.weight.copy_((2 * OFFSET * landmarks.T @ of_landmarks).T)
+            form.linear.bias.copy_(biases + OFFSET**2 * of_landmarks.sum(0) - mean @ of_landmarks)
+        return nn.Sequential(form)
+
+    return Basis(design, module)
