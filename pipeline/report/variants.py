@@ -108,11 +108,18 @@ def _row(
     )
 
 
-def area_methods(run: Run) -> tuple[str, ...]:
-    """Return the methods of the intervals of ROC AUCs in the table."""
-    scores = [one for variant in _listed(run, N_IN_TABLE) for one in (variant.val, variant.test) if one is not None]
-    found = dict.fromkeys((one.printed(ROC_AUC) or one.auc).method for one in scores)
-    return tuple(sorted(METHOD_NOTES.get(method, method) for method in found if method))
+def area_methods(run: Run) -> dict[str, list[str]]:
+    """Return the methods of the intervals of ROC AUCs in the table, by split; one entry if both splits have the same."""
+    listed = _listed(run, N_IN_TABLE)
+    areas = {
+        "validation": [one.val.printed(ROC_AUC) for one in listed],
+        "test": [one.test.printed(ROC_AUC) for one in listed if one.test is not None],
+    }
+    methods = {split: {one.method for one in found if one is not None and one.method} for split, found in areas.items()}
+    noted = {split: sorted(METHOD_NOTES.get(one, one) for one in found) for split, found in methods.items() if found}
+    if len(noted) == 2 and noted["validation"] == noted["test"]:
+        return {"validation and test": noted["test"]}
+    return noted
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:

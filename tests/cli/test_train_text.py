@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hoarfrost.cli.console.progress import interruptible, training_progress
-from hoarfrost.cli.console.training import calibration_text, train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import Calibration, TemperatureFit
 from hoarfrost.experiment.experiment import ExperimentConfig, TrainingProgress
 from hoarfrost.features.errors import HoarfrostError
@@ -101,7 +101,7 @@ def recalibration(before: float, after: float, chance: float = 0.077, *, at_limi
     ],
 )
 def test_calibration_is_compared_with_chance_and_with_scaling(found: Recalibration, text: str) -> None:
-    assert text in calibration_text(found)
+    assert text in found.verdict
 
 
 # -- progress and Ctrl-C ------------------------------------------------------------------------------------------------
