@@ -56,8 +56,8 @@ def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
     if metric.key == ROC_AUC:
         notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
         if evaluation.is_binary:
-            n_positive = int(evaluation.y_true.sum())
-            notes.append(f"{several(n_positive, f'{evaluation.classes[1]} {evaluation.unit}')}{evaluation.of_patients(1)}")
+            positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
+            notes.append(f"{positives}{evaluation.of_patients(1)}")
     if metric.baseline:
         guess = "answer" if evaluation.is_multilabel else "class"
         notes.append(f"always the most frequent {guess}: {decimal(scores.value_or_none(metric.baseline))}")

@@ -137,7 +137,7 @@ def _where_useful(benefit: DecisionCurve, head: str) -> str:
     """Return the ranges of thresholds in which the head is better than both, and the range that was searched."""
     own, treat_all = np.array(benefit.net_benefit), np.array(benefit.treat_all)
     is_better = own > np.maximum(treat_all, 0) + 1e-12
-    ends = np.flatnonzero(np.diff(is_better.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)  # first, one past last
+    ends = np.flatnonzero(np.diff(is_better.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)  # from, one past to
     at = [f"{threshold:.2f}" for threshold in benefit.thresholds]
     ranges = [at[first] if end - first == 1 else f"{at[first]} to {at[end - 1]}" for first, end in ends]
     if ranges:

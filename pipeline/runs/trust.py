@@ -6,7 +6,6 @@ from hoarfrost.evaluation import Calibration, DecisionCurve, OperatingPoint, Poi
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
 
-
 SAME_ERROR = 1.05
 """Ratio up to which two calibration errors count as equal: the error by chance is simulated, no more exactly than this."""
 

@@ -120,7 +120,7 @@ def test_newcombes_interval_is_printed_in_place_of_delongs_where_a_run_has_it(tm
     assert area_methods(run)["test"][-1].startswith("Newcombe (few images of a class")
     written = methods_of(run, evaluation_of(run))
     assert "by Newcombe's method (Newcombe 2006)" in written
-    assert "; Newcombe 2006, Statistics in Medicine" in written
+    assert "References: Newcombe 2006, Statistics in Medicine" in written
     assert "Efron" not in written
 
 

@@ -27,6 +27,11 @@ def train_text(run: "Run") -> str:
     lines.append(
         f"* selected by validation ROC AUC{seeds}; {counts} images, split {rule_named(run.config.dataset.split_by).brief}"
     )
+    dataset = run.config.dataset
+    if dataset.positive is not None and dataset.positive == dataset.classes[1:]:  # as it is without --positive
+        lines.append(
+            f"Positive class: {dataset.positive[0]}. To choose the other one, use --positive {dataset.classes[0]}."
+        )
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
