@@ -158,7 +158,7 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
             "p values corrected by Holm's method (Holm 1979)."
         )
     if run.assessment is not None:
-        yield from _assessed(run, run.assessment.classes[0].points[0])
+        yield from _assessed(run, run.assessment.classes[0].points[0], area.method)
     if run.cross_validation is not None:
         yield (
             f"The whole procedure, with selection, was also cross-validated in {run.cross_validation.n_folds} folds, and the "
@@ -173,13 +173,15 @@ def _by(method: str) -> str:
     return _BY_METHOD.get(method, method)
 
 
-def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
+def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
+    methods = point_methods(run.assessment)
+    by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
     if len(run.assessment.classes) == 1 and first.result is not None:
         yield (
             f"The threshold ({decimal(first.point.threshold)}) was chosen on validation by {first.point.name}"
             f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
-            f"predictive values are by {' or '.join(map(_by, point_methods(run.assessment)))}."
+            f"predictive values are by {by}."
         )
     else:
         yield "Thresholds were chosen on validation for each class against the rest."

@@ -16,7 +16,6 @@ from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
 N_DRAWN = 20
 N_IN_TABLE = 1000
-METHOD_NOTES = {NEWCOMBE: f"{NEWCOMBE} (few images of a class, or an AUC near 1)"}
 
 
 @dataclass(frozen=True)
@@ -108,18 +107,21 @@ def _row(
     )
 
 
-def area_methods(run: Run) -> dict[str, list[str]]:
-    """Return the methods of the intervals of ROC AUCs in the table, by split; one entry if both splits have the same."""
+def area_methods(run: Run) -> str:
+    """Write the methods of the intervals of ROC AUCs in the table, by split; "" if there are no intervals."""
     listed = _listed(run, N_IN_TABLE)
     areas = {
         "validation": [one.val.printed(ROC_AUC) for one in listed],
         "test": [one.test.printed(ROC_AUC) for one in listed if one.test is not None],
     }
-    methods = {split: {one.method for one in found if one is not None and one.method} for split, found in areas.items()}
-    noted = {split: sorted(METHOD_NOTES.get(one, one) for one in found) for split, found in methods.items() if found}
-    if len(noted) == 2 and noted["validation"] == noted["test"]:
-        return {"validation and test": noted["test"]}
-    return noted
+    methods = {
+        split: " or ".join(sorted({one.method for one in found if one is not None and one.method}))
+        for split, found in areas.items()
+    }
+    found = {f"{split} by {names}": names for split, names in methods.items() if names}
+    named = "; ".join(found if len(set(found.values())) > 1 else [f"by {names}" for names in {*found.values()}])
+    note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
+    return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:

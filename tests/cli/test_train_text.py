@@ -43,6 +43,12 @@ def test_table_states_the_best_epoch_and_where_training_stopped(run: Run) -> Non
         assert f"{head.best_epoch} (stopped at {head.epochs})" in row
 
 
+def test_positive_class_is_named_where_two_labels_left_the_choice(run: Run) -> None:
+    assert "Positive class: malignant. To choose the other one, use --positive benign." in train_text(run)
+    chosen = replace(run.config.dataset, positive=("benign",))
+    assert "Positive class" not in train_text(replace(run, config=replace(run.config, dataset=chosen)))
+
+
 def test_majority_class_is_one_row(run: Run) -> None:
     assert train_text(run).count("majority class") == 1
 
