@@ -118,8 +118,9 @@ def area_methods(run: Run) -> str:
         split: " or ".join(sorted({one.method for one in found if one is not None and one.method}))
         for split, found in areas.items()
     }
-    found = {f"{split} by {names}": names for split, names in methods.items() if names}
-    named = "; ".join(found if len(set(found.values())) > 1 else [f"by {names}" for names in {*found.values()}])
+    named = "; ".join(f"{split} by {names}" for split, names in methods.items() if names)
+    if methods["validation"] == methods["test"] != "":
+        named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
     return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
 
