@@ -99,7 +99,7 @@ def test_first_screen_names_the_task_and_the_answer(tmp_path: Path) -> None:
     first_screen = page.text.split("Explore mlp:256 on 60 test images")[0]
     for words in (
         "malignant against benign + normal",
-        "180 images of 41 patients: 90 train (23 patients), 30 validation (9 patients), 60 test (16 patients).",
+        "180 images of 41 patients: 90 train (23 patients), 30 validation (8 patients), 60 test (15 patients).",
         "Selected head, of 3 mlp:256",
         f"Test ROC AUC {scores['roc_auc']:.3f}",
         f"95% interval {scores['roc_auc_ci95'][0]:.3f} to {scores['roc_auc_ci95'][1]:.3f} on 60 test images",
