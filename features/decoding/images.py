@@ -1,6 +1,7 @@
 """From encoded bytes to an encoder's input. With `pictures`, the sole user of Pillow."""
 
 import io
+import math
 import re
 import threading
 import warnings
@@ -321,15 +322,20 @@ def encode_png(pixels: "Pixels") -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(content: "Content", side: int, window: Window | None = None) -> bytes:
-    """Return a JPEG of an image whose longer side is at most `side` pixels, without the file's metadata.
+def thumbnail(
+    content: "Content", side: int | None, window: Window | None = None, *, most_bytes: int | None = None
+) -> bytes:
+    """Return a JPEG of an image, without the file's metadata.
 
     Parameters
     ----------
     content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
-    side : int
+    side : int or None
+        At most so many pixels has the longer side; None for the image's own size.
     window : Window, optional
         Replaces the window of a grey DICOM file.
+    most_bytes : int, optional
+        A larger JPEG is made again with fewer pixels.
 
     Raises
     ------
@@ -338,10 +344,14 @@ def thumbnail(content: "Content", side: int, window: Window | None = None) -> by
     """
     pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
     small = Image.fromarray(pixels)
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80, optimize=True)
-    return buffer.getvalue()
+    while True:
+        if side is not None:
+            small.thumbnail((side, side))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=80, optimize=True)
+        if most_bytes is None or buffer.tell() <= most_bytes or max(small.size) == 1:
+            return buffer.getvalue()
+        side = max(1, int(max(small.size) * 0.95 * math.sqrt(most_bytes / buffer.tell())))
 
 
 @cache

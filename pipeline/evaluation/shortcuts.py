@@ -36,6 +36,11 @@ class Association:
     cramers_v: float
     p: float
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the association is strong enough to matter, and not explained by chance."""
+        return self.cramers_v >= UNEVEN_V and self.p < UNEVEN_P
+
 
 @dataclass(frozen=True)
 class AttributeAudit:
@@ -63,6 +68,11 @@ class AttributeAudit:
     association: Association | None
     is_shortcut: bool
     reason: str = ""
+
+    @property
+    def is_revealed(self) -> bool:
+        """Whether the embeddings predict the attribute."""
+        return self.roc_auc is not None and self.roc_auc >= PREDICTED_AUC
 
     @property
     def warning(self) -> str:
@@ -170,7 +180,7 @@ def _audit(x: Embeddings, y: Ints, groups: Ints, name: str, column: Sequence[str
         auc = _probe_auc(x[rows], numbers, groups[rows], seed)
     except ValueError as error:
         return AttributeAudit(name, tuple(predicted), counts, None, association, False, str(error))
-    uneven = association is not None and association.cramers_v >= UNEVEN_V and association.p < UNEVEN_P
+    uneven = association is not None and association.is_uneven
     return AttributeAudit(name, tuple(predicted), counts, auc, association, auc >= PREDICTED_AUC and uneven)
 
 

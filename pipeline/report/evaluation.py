@@ -23,7 +23,8 @@ class Evaluation:
     """What the report is about: the test split, or the validation split of a dataset without a test split.
 
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
-    `unit` is what is counted: "image", or "patient" where metrics join their images.
+    `unit` is what is counted: "image", or "patient" where metrics join their images. `patients` is (n,) int64 where
+    images are counted and their patients are known.
     """
 
     split: str
@@ -31,6 +32,7 @@ class Evaluation:
     y_true: "npt.NDArray[np.int64]"
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
     unit: str = "image"
+    patients: "npt.NDArray[np.int64] | None" = None
 
     @property
     def is_binary(self) -> bool:
@@ -50,6 +52,13 @@ class Evaluation:
     def samples(self) -> str:
         """Return what is counted, with its number: "156 test images"."""
         return several(len(self.y_true), f"{self.split_name} {self.unit}")
+
+    def of_patients(self, y: int | None = None) -> str:
+        """Return the number of patients, of all images or of those of one class: " of 14 patients"; "" if unknown."""
+        if self.patients is None:
+            return ""
+        patients = self.patients if y is None else self.patients[self.y_true == y]
+        return f" of {several(len(np.unique(patients)), 'patient')}"
 
     def scores(self, head: HeadResult | ReferenceResult) -> Scores:
         """Return a head's metrics on this split."""
@@ -84,10 +93,12 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
     split = "val" if run.head(run.selected).test is None else "test"
     rows = np.flatnonzero(np.array(run.predictions.splits) == split)
     classes, how = class_names(run.config.dataset), None if by_image else run.config.per_patient
-    patients = None if how is None else patient_numbers([run.predictions.patients[i] for i in rows])
+    is_known = run.config.dataset.n_patients is not None
+    patients = patient_numbers([run.predictions.patients[i] for i in rows]) if is_known else None
     units = units_of(run.y_true()[rows], len(classes), patients, how)
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
-    return Evaluation(split, classes, units.y, probabilities, "image" if how is None else "patient")
+    unit = "image" if units.how is None else "patient"
+    return Evaluation(split, classes, units.y, probabilities, unit, units.groups)
 
 
 def class_names(dataset: DatasetFacts) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from hoarfrost.evaluation import (
     confusion_matrix,
     evaluate_threshold,
 )
+from hoarfrost.evaluation.estimates import WILSON
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import TO, decimal, estimate_text, rule
 from hoarfrost.runs import Assessment, FixedPoint, Run
@@ -37,6 +38,7 @@ class Start:
     """A threshold that has a name, and its true and false positives.
 
     `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them.
+    `method` is that of the intervals which are shown.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Start:
     true_positives: int
     false_positives: int
     intervals: dict[str, tuple[float, float] | None]
+    method: str
 
 
 @dataclass(frozen=True)
@@ -165,13 +168,16 @@ def _starts(fixed: Sequence[FixedPoint], y: "npt.NDArray[np.int64]", p: "npt.NDA
         (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
     ]
     return tuple(
-        Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), _intervals(result))
+        Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), *_intervals(result))
         for name, at, result in wanted or [(WITHOUT_POINT, EVEN, None)]
     )
 
 
-def _intervals(result: PointResult | None) -> dict[str, tuple[float, float] | None]:
-    return {} if result is None else {name: getattr(result, name).interval for name in SHARES}
+def _intervals(result: PointResult | None) -> tuple[dict[str, tuple[float, float] | None], str]:
+    """Return the intervals of a fixed threshold, and their methods; those of any other are Wilson's."""
+    if result is None:
+        return {}, WILSON
+    return {name: getattr(result, name).interval for name in SHARES}, ", ".join(_methods([result]))
 
 
 def script_json(document: object) -> str:
@@ -191,8 +197,12 @@ def point_rows(assessment: Assessment | None) -> tuple[PointRow, ...]:
 
 def point_methods(assessment: Assessment | None) -> tuple[str, ...]:
     """Return the methods of the intervals in the table of operating points."""
-    results = [point.result for one in (assessment.classes if assessment else ()) for point in one.points]
-    return tuple(sorted({getattr(result, name).method for result in results if result for name in SHARES}))
+    points = [point for one in (assessment.classes if assessment else ()) for point in one.points]
+    return _methods([point.result for point in points if point.result is not None])
+
+
+def _methods(results: Sequence[PointResult]) -> tuple[str, ...]:
+    return tuple(sorted({getattr(result, name).method for result in results for name in SHARES}))
 
 
 def _point_row(cls: str, fixed: FixedPoint) -> PointRow:

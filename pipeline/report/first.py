@@ -54,7 +54,10 @@ def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
         method = f" ({found.method})" if found.method else ""
         notes.append(f"95% interval {interval(found.interval)}{method}")
     if metric.key == ROC_AUC:
-        notes.append(f"on {evaluation.samples()}")
+        notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
+        if evaluation.is_binary:
+            positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
+            notes.append(f"{positives}{evaluation.of_patients(1)}")
     if metric.baseline:
         guess = "answer" if evaluation.is_multilabel else "class"
         notes.append(f"always the most frequent {guess}: {decimal(scores.value_or_none(metric.baseline))}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
 
 N_CASES, N_PAIRS = 8, 4  # of a group: one row on a laptop
-SIDE = 768  # pixels: an image of more is shown smaller when it is enlarged, so that the page stays small
+PICTURES_BYTES = 6_000_000  # of all images together, so that the page stays small; each has an equal part
 MAP_SIDE = 320
 
 
@@ -189,9 +189,10 @@ def read_pictures(source: RunSource, groups: Iterable[CaseGroup], explainer: "Ex
         subjects.setdefault(case.path, set()).update(() if case.subject is None else {case.subject})
     pictures = Pictures()
     window = window_asked_for(source.cache.header.fingerprint.preprocessing)
+    most_bytes = PICTURES_BYTES // max(1, len(subjects))
     try:
         for path, content in source.contents(sorted(subjects), pictures.reasons):
-            _add_picture(pictures, path, content, window)
+            _add_picture(pictures, path, content, window, most_bytes)
             if explainer is not None and path in pictures.uris:
                 pictures.maps.update(_maps(explainer, path, content, subjects[path]))
     except (DatasetError, RemoteError) as error:
@@ -199,12 +200,13 @@ def read_pictures(source: RunSource, groups: Iterable[CaseGroup], explainer: "Ex
     return pictures
 
 
-def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None) -> None:
+def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None, most_bytes: int) -> None:
     from hoarfrost.features.decoding.images import thumbnail
     from hoarfrost.features.decoding.windows import Window
 
     try:  # the window through which the encoder saw it
-        picture = thumbnail(content, SIDE, None if window is None else Window.parse(window))
+        parsed = None if window is None else Window.parse(window)
+        picture = thumbnail(content, None, parsed, most_bytes=most_bytes)
     except ImageDecodeError as error:
         pictures.reasons[path] = str(error)
     else:

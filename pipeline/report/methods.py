@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from hoarfrost.evaluation.intervals import BOOTSTRAP
+from hoarfrost.evaluation.bootstrap import N_DRAWS
+from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.intervals import BOOTSTRAP, DELONG, NEWCOMBE
+from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
@@ -14,6 +17,24 @@ from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
+LITERATURE = {
+    "DeLong et al. 1988": "Biometrics 44(3), 837-845",
+    "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
+    "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
+    "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
+    "Newcombe 2006": "Statistics in Medicine 25(4), 559-573",
+    "Nixon et al. 2019": "Measuring Calibration in Deep Learning, CVPR workshops",
+    "Obuchowski 1997": "Biometrics 53(2), 567-578",
+    "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
+    "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
+    "Youden 1950": "Cancer 3(1), 32-35",
+}
+"""Where a method was published, by the words that cite it."""
+_BY_METHOD = {
+    BOOTSTRAP: f"a {BOOTSTRAP} (bias-corrected and accelerated, Efron 1987; {N_DRAWS:,} draws)",
+    NEWCOMBE: "Newcombe's method (Newcombe 2006)",
+    WILSON: "Wilson's score method (Wilson 1927)",
+}
 # Steps that change few images of these kinds, and are long to describe: config.json has them.
 SPECIAL = {"decode", "deep grey", "transparency", "orientation", "frames"}
 
@@ -31,7 +52,8 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
     str
         One paragraph that names only what the run used.
     """
-    return " ".join([*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)])
+    used = [*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)]
+    return " ".join([*used, *_references(" ".join(used))])
 
 
 def _data(run: Run) -> Iterator[str]:
@@ -123,15 +145,20 @@ def _heads(run: Run) -> Iterator[str]:
 
 
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
-    how, method = run.config.per_patient, evaluation.area(run.head(run.selected)).method
+    how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
     joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
-    yield f"Performance was measured on the {evaluation.samples()}{joined}."
-    if method:
-        yield f"The 95% interval of the ROC AUC is by {method if method == BOOTSTRAP else f'the method of {method}'}."
+    yield f"Performance was measured on the {evaluation.samples()}{evaluation.of_patients()}{joined}."
+    if area.method:
+        yield f"The 95% interval of the ROC AUC is by {_by(area.method)}."
     if run.comparisons:
-        yield "Heads were compared with the selected one by paired tests of ROC AUCs, p values corrected by Holm's method."
+        tests = {found.difference.method for found in run.comparisons}
+        clustered = "" if tests == {DELONG} else ", clustered by patient: Obuchowski 1997"
+        yield (
+            f"Heads were compared with the selected one by paired tests of ROC AUCs (DeLong et al. 1988{clustered}), "
+            "p values corrected by Holm's method (Holm 1979)."
+        )
     if run.assessment is not None:
-        yield from _assessed(run, run.assessment.classes[0].points[0])
+        yield from _assessed(run, run.assessment.classes[0].points[0], area.method)
     if run.cross_validation is not None:
         yield (
             f"The whole procedure, with selection, was also cross-validated in {run.cross_validation.n_folds} folds, and the "
@@ -139,19 +166,29 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
         )
 
 
-def _assessed(run: Run, first: FixedPoint) -> Iterator[str]:
+def _by(method: str) -> str:
+    """Return a method of intervals with its reference and draws; DeLong's may come with the reason for its use."""
+    if method.startswith(DELONG):
+        return f"DeLong's method (DeLong et al. 1988){method.removeprefix(DELONG)}"
+    return _BY_METHOD.get(method, method)
+
+
+def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
+    methods = point_methods(run.assessment)
+    by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
     if len(run.assessment.classes) == 1 and first.result is not None:
         yield (
-            f"The threshold ({decimal(first.point.threshold)}) was chosen on validation by {first.point.name}. The 95% "
-            "intervals of sensitivity, specificity and predictive values are by: "
-            f"{', '.join(point_methods(run.assessment))}."
+            f"The threshold ({decimal(first.point.threshold)}) was chosen on validation by {first.point.name}"
+            f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
+            f"predictive values are by {by}."
         )
     else:
         yield "Thresholds were chosen on validation for each class against the rest."
     yield (
-        "Calibration was assessed in ten bins of equal mass, before and after scaling by a temperature fitted on validation; "
-        "net benefit by decision curves of the rescaled probabilities."
+        "Calibration was assessed in ten bins of equal mass (Nixon et al. 2019), before and after scaling by a temperature "
+        "fitted on validation (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of the rescaled "
+        "probabilities."
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
@@ -164,3 +201,9 @@ def _software(run: Run) -> Iterator[str]:
     config = run.config
     used = [f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)]
     yield f"Software: {', '.join(used)}; device {config.device}; seed {config.seed}."
+
+
+def _references(text: str) -> Iterator[str]:
+    found = [f"{cited}, {place}" for cited, place in LITERATURE.items() if cited in text]
+    if found:
+        yield f"References: {'; '.join(found)}."

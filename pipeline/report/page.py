@@ -89,7 +89,7 @@ class Page:
     variants: tuple[VariantRow, ...]
     metrics: tuple[Metric, ...]
     n_more_variants: int
-    area_methods: tuple[str, ...]
+    area_methods: str
     scale: CellScale
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]

@@ -6,6 +6,7 @@ import numpy as np
 
 from hoarfrost.evaluation import Calibration, CalibrationLine, DecisionCurve, Estimate
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import (
     Axis,
@@ -80,25 +81,9 @@ def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -
     observed = "observed share" if name or evaluation.is_binary else "share that is right"
     marks = _bin_marks("as predicted", found.before, 1), _bin_marks("with temperature", found.after, 0)
     panel = Panel(share_axis(what), share_axis(observed), (), diagonal=True, marks=marks)
-    verdict = _verdict(found)
+    verdict = found.verdict
     message = f"Calibration{f' of {name}' if name else ''} on {evaluation.samples()}. {verdict}"
     return CalibrationPanel(name, Figure(message, (panel,)), verdict, _summary(found, evaluation, alone=bool(name)))
-
-
-def _verdict(found: Recalibration) -> str:
-    """Return the calibration error against that of calibrated probabilities, and the effect of the temperature."""
-    error, chance, after = (
-        decimal(one) for one in (found.before.error, found.before.error_by_chance, found.after.error)
-    )
-    comparison = "no larger than" if found.before.error <= found.before.error_by_chance else "larger than"
-    effect = f"improved it to {after}" if float(after) < float(error) else f"did not improve it ({after})"
-    text = (
-        f"Calibration error {error}, {comparison} by chance ({chance}). Temperature scaling "
-        f"(T = {found.temperature.temperature:.2f}, fitted on validation) {effect}."
-    )
-    if found.temperature.at_limit:
-        text += " The temperature is at its limit: validation is separated perfectly, or nothing was learnt."
-    return text
 
 
 def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
@@ -149,19 +134,18 @@ def _decision_figure(one: ClassAssessment, head: str) -> Figure:
 
 
 def _where_useful(benefit: DecisionCurve, head: str) -> str:
-    better = [
-        at
-        for at, own, everyone in zip(benefit.thresholds, benefit.net_benefit, benefit.treat_all, strict=True)
-        if own > max(everyone, 0) + 1e-12
-    ]
-    if not better:
-        return f"{head} is at no threshold probability better than treating all or none."
-    step = benefit.thresholds[1] - benefit.thresholds[0]
-    has_gaps = (better[-1] - better[0]) / step > len(better) - 0.5
-    return (
-        f"{head} is better than treating all or none at threshold probabilities from {better[0]:.2f} to "
-        f"{better[-1]:.2f}{', with gaps' if has_gaps else ''}."
-    )
+    """Return the ranges of thresholds in which the head is better than both, and the range that was searched."""
+    own, treat_all = np.array(benefit.net_benefit), np.array(benefit.treat_all)
+    is_better = own > np.maximum(treat_all, 0) + 1e-12
+    ends = np.flatnonzero(np.diff(is_better.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)  # from, one past to
+    at = [f"{threshold:.2f}" for threshold in benefit.thresholds]
+    ranges = [at[first] if end - first == 1 else f"{at[first]} to {at[end - 1]}" for first, end in ends]
+    if ranges:
+        where = " and ".join(part for part in (", ".join(ranges[:-1]), ranges[-1]) if part)
+        found = f"{head} has a higher net benefit than treating all or none at threshold probabilities {where}."
+    else:
+        found = f"at no threshold probability does {head} have a higher net benefit than treating all or none."
+    return f"{found} Range examined: {at[0]} to {at[-1]}."
 
 
 def subgroup_forest(run: Run, evaluation: Evaluation) -> Forest | None:
@@ -192,16 +176,26 @@ def shortcut_rows(run: Run) -> tuple[ShortcutRow, ...]:
     """Return the table of the audit."""
     rows = []
     for one in run.shortcuts:
-        verdict = "possible shortcut" if one.is_shortcut else one.reason or "no sign of a shortcut"
         found = one.association
         values = ", ".join(one.values[:6]) + (f" and {count(len(one.values) - 6)} more" if len(one.values) > 6 else "")
         rows.append(
             ShortcutRow(
                 one.name, values, decimal(one.roc_auc), decimal(None if found is None else found.cramers_v),
-                decimal(None) if found is None else f"{found.p:.2g}", verdict,
+                decimal(None) if found is None else f"{found.p:.2g}", _shortcut_verdict(one),
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _shortcut_verdict(one: AttributeAudit) -> str:
+    """Return which of the two conditions of a shortcut an attribute meets: embeddings reveal it, and the class does."""
+    if one.is_shortcut or one.reason:
+        return one.reason or "possible shortcut: revealed, and associated with the class"
+    if one.is_revealed:
+        return "revealed by the embeddings, but not associated with the class strongly enough to be a shortcut"
+    if one.association is not None and one.association.is_uneven:
+        return "associated with the class, but not clearly revealed by the embeddings"
+    return "no sign of a shortcut: neither clearly revealed, nor clearly associated with the class"
 
 
 def shared_rows(run: Run) -> tuple[tuple[str, str, str], ...]:

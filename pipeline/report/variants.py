@@ -16,7 +16,6 @@ from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
 N_DRAWN = 20
 N_IN_TABLE = 1000
-METHOD_NOTES = {NEWCOMBE: f"{NEWCOMBE} (few images of a class, or an AUC near 1)"}
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,22 @@ def _row(
     )
 
 
-def area_methods(run: Run) -> tuple[str, ...]:
-    """Return the methods of the intervals of ROC AUCs in the table."""
-    scores = [one for variant in _listed(run, N_IN_TABLE) for one in (variant.val, variant.test) if one is not None]
-    found = dict.fromkeys((one.printed(ROC_AUC) or one.auc).method for one in scores)
-    return tuple(sorted(METHOD_NOTES.get(method, method) for method in found if method))
+def area_methods(run: Run) -> str:
+    """Write the methods of the intervals of ROC AUCs in the table, by split; "" if there are no intervals."""
+    listed = _listed(run, N_IN_TABLE)
+    areas = {
+        "validation": [one.val.printed(ROC_AUC) for one in listed],
+        "test": [one.test.printed(ROC_AUC) for one in listed if one.test is not None],
+    }
+    methods = {
+        split: " or ".join(sorted({one.method for one in found if one is not None and one.method}))
+        for split, found in areas.items()
+    }
+    named = "; ".join(f"{split} by {names}" for split, names in methods.items() if names)
+    if methods["validation"] == methods["test"] != "":
+        named = f"by {methods['test']}"
+    note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
+    return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:

@@ -215,12 +215,16 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class SplitSize:
-    """The size of one split, or of "all": images with an embedding, also by label, and patients if they are known."""
+    """The size of one split, or of "all": images with an embedding, and patients if they are known.
+
+    `counts` and `patients` are those of each label. A patient counts for each label that an image of theirs has.
+    """
 
     split: str
     n_images: int
     n_patients: int | None
     counts: dict[str, int]
+    patients: dict[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -250,13 +254,24 @@ class Run:
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""
         dataset, splits = self.config.dataset, np.array(self.predictions.splits)
-        numbers = patient_numbers(self.predictions.patients)
         found = []
         for split in (name for name in SPLITS if name in dataset.n_split):
-            n_patients = None if dataset.n_patients is None else len(np.unique(numbers[splits == split]))
-            found.append(SplitSize(split, dataset.n_split[split], n_patients, dataset.counts[split]))
+            n_patients, patients = self._patients(splits == split)
+            found.append(SplitSize(split, dataset.n_split[split], n_patients, dataset.counts[split], patients))
         sums = {label: sum(size.counts.get(label, 0) for size in found) for label in dataset.classes}
-        return *found, SplitSize("all", sum(size.n_images for size in found), dataset.n_patients, sums)
+        _, patients = self._patients(splits != "")
+        return *found, SplitSize("all", sum(size.n_images for size in found), dataset.n_patients, sums, patients)
+
+    def _patients(self, rows: "npt.NDArray[np.bool_]") -> tuple[int | None, dict[str, int] | None]:
+        """Count the patients of some images, all and by label; None where patients are unknown."""
+        dataset, found = self.config.dataset, self.predictions
+        if dataset.n_patients is None:
+            return None, None
+        numbers, labels = patient_numbers(found.patients), np.array(found.labels)
+        truth = np.stack([labels == label for label in dataset.classes], axis=1) if found.truth is None else found.truth
+        has = (truth == 1) & rows[:, None]
+        by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}
+        return len(np.unique(numbers[rows])), by_label
 
     def head(self, name: str) -> HeadResult:
         """Return the result of one head by its name."""

@@ -6,6 +6,9 @@ from hoarfrost.evaluation import Calibration, DecisionCurve, OperatingPoint, Poi
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
 
+SAME_ERROR = 1.05
+"""Ratio up to which two calibration errors count as equal: the error by chance is simulated, no more exactly than this."""
+
 
 @dataclass(frozen=True)
 class FixedPoint:
@@ -25,6 +28,20 @@ class Recalibration:
     temperature: TemperatureFit
     before: Calibration
     after: Calibration
+
+    @property
+    def verdict(self) -> str:
+        """The calibration error compared with that of perfectly calibrated probabilities, and before and after scaling."""
+        before, after, fit = self.before, self.after, self.temperature
+        larger = "no larger than" if before.error <= SAME_ERROR * before.error_by_chance else "larger than"
+        scaling = f"Temperature scaling (T = {fit.temperature:.2f})"
+        if fit.at_limit:
+            effect = f"{scaling} could not be fitted: T is at its limit."
+        elif after.error < before.error / SAME_ERROR:
+            effect = f"{scaling} reduced it to {after.error:.3f}."
+        else:
+            effect = f"{scaling} did not improve it."
+        return f"Calibration error {before.error:.3f}, {larger} chance ({before.error_by_chance:.3f}). {effect}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hoarfrost.cli.console.progress import interruptible, training_progress
-from hoarfrost.cli.console.training import calibration_text, train_text
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.evaluation import Calibration, TemperatureFit
 from hoarfrost.experiment.experiment import ExperimentConfig, TrainingProgress
 from hoarfrost.features.errors import HoarfrostError
@@ -41,6 +41,12 @@ def test_table_states_the_best_epoch_and_where_training_stopped(run: Run) -> Non
     for head in run.heads:
         row = next(line for line in table if f" {head.name} " in line)
         assert f"{head.best_epoch} (stopped at {head.epochs})" in row
+
+
+def test_positive_class_is_named_where_two_labels_left_the_choice(run: Run) -> None:
+    assert "Positive class: malignant. To choose the other one, use --positive benign." in train_text(run)
+    chosen = replace(run.config.dataset, positive=("benign",))
+    assert "Positive class" not in train_text(replace(run, config=replace(run.config, dataset=chosen)))
 
 
 def test_majority_class_is_one_row(run: Run) -> None:
@@ -101,7 +107,7 @@ def recalibration(before: float, after: float, chance: float = 0.077, *, at_limi
     ],
 )
 def test_calibration_is_compared_with_chance_and_with_scaling(found: Recalibration, text: str) -> None:
-    assert text in calibration_text(found)
+    assert text in found.verdict
 
 
 # -- progress and Ctrl-C ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoarfrost.cli.console.summaries import explain_text
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.decoding.images import load_image
@@ -96,6 +97,8 @@ def test_captions_have_file_name_true_label_and_predicted_class_with_probability
         of_positive = "" if one.called == "malignant" else " of malignant"
         label = [] if one.path == "x-unknown.png" else [f"true label: {one.label}"]
         assert list(lines) == [one.path, *label, f"predicted: {one.called}, probability{of_positive} {p:.3f}"]
+        true = "" if one.path == "x-unknown.png" else f", true label {one.label}"
+        assert f"  {one.path}: malignant {p:.3f}, predicted {one.called}{true}; nearest: " in explain_text(summary)
 
 
 def test_a_linear_heads_evidence_is_the_logarithm_of_the_odds(run: Run, tmp_path: Path, hoarfrost: Hoarfrost) -> None:

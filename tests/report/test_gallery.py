@@ -20,7 +20,7 @@ from hoarfrost.features.extraction.extract import extract
 from hoarfrost.inference.sources import RunSource
 from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
-from hoarfrost.report.gallery import N_CASES, SIDE, Case, CaseGroup, groups_of, read_pictures
+from hoarfrost.report.gallery import N_CASES, PICTURES_BYTES, Case, CaseGroup, groups_of, read_pictures
 from hoarfrost.report.look import ImagesSection, look_of
 from hoarfrost.runs import Run
 from tests.extraction.test_extract import RANDOM
@@ -77,7 +77,7 @@ def test_each_image_is_a_jpeg_of_its_own_file(tmp_path: Path) -> None:
     assert not look.pictures.reasons
     for path, uri in look.pictures.uris.items():
         assert uri.startswith("data:image/jpeg;base64,")
-        assert b64decode(uri.partition(",")[2]) == thumbnail((tmp_path / "images" / path).read_bytes(), SIDE)
+        assert b64decode(uri.partition(",")[2]) == thumbnail((tmp_path / "images" / path).read_bytes(), None)
 
 
 @pytest.mark.usefixtures("free_backbone")
@@ -97,8 +97,8 @@ def test_dicom_is_shown_through_the_window_that_the_backbone_saw_it_through(
         source = RunSource(cache, table, {path: i for i, path in enumerate(table.paths)})
         pictures = read_pictures(source, [CaseGroup("x", "", cases)])
     content = (tmp_path / "scans" / "a" / "1.dcm").read_bytes()
-    assert b64decode(pictures.uris["a/1.dcm"].partition(",")[2]) == thumbnail(content, SIDE, window)
-    assert (thumbnail(content, SIDE, window) == thumbnail(content, SIDE)) == (window is None)
+    assert b64decode(pictures.uris["a/1.dcm"].partition(",")[2]) == thumbnail(content, None, window)
+    assert (thumbnail(content, None, window) == thumbnail(content, None)) == (window is None)
 
 
 def test_picture_of_a_large_photograph_is_small_and_carries_no_metadata() -> None:
@@ -110,6 +110,29 @@ def test_picture_of_a_large_photograph_is_small_and_carries_no_metadata() -> Non
         assert not image.getexif()
     assert b"Jane" not in content
     assert len(content) < 10_000
+
+
+def test_picture_has_the_pixels_of_its_file_or_as_many_as_its_bytes_allow() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    for most_bytes in (10_000, 100_000, None):
+        content = thumbnail(noise, None, most_bytes=most_bytes)
+        with Image.open(io.BytesIO(content)) as image:
+            if most_bytes is None:
+                assert image.size == (1500, 1000)
+            else:
+                assert 0.1 * most_bytes < len(content) <= most_bytes
+                assert image.width / image.height == pytest.approx(1.5, rel=0.05)
+
+
+def test_large_images_share_the_bytes_of_the_page(tmp_path: Path) -> None:
+    dataset = image_dataset(tmp_path / "images", n=40)
+    rng = np.random.default_rng(0)
+    for path in dataset.paths:  # noise: nothing compresses worse
+        (tmp_path / "images" / path).write_bytes(encode_png(rng.integers(0, 256, (1200, 900), np.uint8)))
+    run = trained(write_pictured_cache(tmp_path / "c.h5", dataset, distance=0.01), tmp_path / "run")
+    uris = looked(run).pictures.uris
+    assert len(uris) >= 5
+    assert sum(len(b64decode(uri.partition(",")[2])) for uri in uris.values()) <= PICTURES_BYTES
 
 
 def test_only_images_that_are_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_first_screen_names_the_task_and_the_answer(tmp_path: Path) -> None:
     first_screen = page.text.split("Explore mlp:256 on 60 test images")[0]
     for words in (
         "malignant against benign + normal",
-        "180 images of 41 patients: 90 train, 30 validation, 60 test.",
+        "180 images of 41 patients: 90 train (23 patients), 30 validation (8 patients), 60 test (15 patients).",
         "Selected head, of 3 mlp:256",
         f"Test ROC AUC {scores['roc_auc']:.3f}",
         f"95% interval {scores['roc_auc_ci95'][0]:.3f} to {scores['roc_auc_ci95'][1]:.3f} on 60 test images",
@@ -208,7 +208,7 @@ def test_confusion_matrix_counts_the_selected_heads_most_probable_classes(tmp_pa
 
 def test_counts_are_given_by_split_and_class(tmp_path: Path) -> None:
     page = report_page(make_run(tmp_path / "run", n_of_split={"train": 91, "val": 30, "test": 60}))
-    assert "label train validation test all benign 31 10 20 61 malignant 30 10 20 60 normal 30 10 20 60" in page.text
+    assert "label train validation test all benign 31 (23) 10 (8) 20 (16) 61 (46) malignant 30 (23) 10 (8)" in page.text
     assert "all images 91 30 60 181 patients 23 9 16 41" in page.text
 
 

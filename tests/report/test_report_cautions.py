@@ -117,8 +117,13 @@ def test_newcombes_interval_is_printed_in_place_of_delongs_where_a_run_has_it(tm
     run = replace(run, heads=tuple(replace(head, test=test) for head, test in zip(run.heads, tests, strict=True)))
     notes = tiles(run, evaluation_of(run))[0].notes
     assert notes[0] == f"95% interval {interval((0.6123, 0.9456))} (Newcombe)"
-    assert area_methods(run)[-1].startswith("Newcombe (few images of a class")
-    assert "by the method of Newcombe" in methods_of(run, evaluation_of(run))
+    assert area_methods(run) == (
+        "95% intervals of the ROC AUC: test by Newcombe. Newcombe's is used for few images of a class or an AUC near 1."
+    )
+    written = methods_of(run, evaluation_of(run))
+    assert "by Newcombe's method (Newcombe 2006)" in written
+    assert "References: Newcombe 2006, Statistics in Medicine" in written
+    assert "Efron" not in written
 
 
 def test_interval_over_patients_goes_before_wilsons_unless_it_has_no_width() -> None:

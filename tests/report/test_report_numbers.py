@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from hoarfrost.evaluation.bootstrap import N_DRAWS
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.methods import LITERATURE
 from hoarfrost.report.words import decimal, interval
 from hoarfrost.runs import Run
 from tests.support.reported import KINDS
@@ -135,7 +137,8 @@ def test_every_number_of_where_they_came_from_is_in_config_or_metrics(reported: 
     checklists = checklists_of(run, evaluation_of(run))
     counts = [[len(items), sum(bool(item.answer) for item in items)] for items in checklists.values()]
     items = [item.number for items in checklists.values() for item in items]
-    assert unknown(page.sources, numbers_of(metrics, config, counts, items, DESCRIBED) | WORDS) == set()
+    cited = [*LITERATURE, *LITERATURE.values(), f"{N_DRAWS:,}"]
+    assert unknown(page.sources, numbers_of(metrics, config, counts, items, DESCRIBED, cited) | WORDS) == set()
 
 
 @pytest.mark.parametrize("kind", ["demo", "patients"])

@@ -158,7 +158,8 @@ def explain_text(summary: "ExplainSummary") -> str:
         labels = Counter(example.label or "(no label)" for example in one.nearest)
         nearest = ", ".join(f"{n} {label}" for label, n in labels.most_common())
         found = f"{one.subject} {one.calibrated[one.subject]:.3f}, predicted {one.called}"
-        lines.append(f"  {one.path}: {found}" + (f"; nearest: {nearest}" if nearest else ""))
+        true = f", true label {one.label}" if one.label else ""
+        lines.append(f"  {one.path}: {found}{true}" + (f"; nearest: {nearest}" if nearest else ""))
     if len(summary.explanations) > SHOWN_EXPLAINED:
         lines.append(f"  and {len(summary.explanations) - SHOWN_EXPLAINED:,} more, in explanations.json")
     lines += [f"  {path}: {reason}; skipped" for path, reason in summary.errors[:SHOWN_UNREADABLE]]

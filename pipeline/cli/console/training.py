@@ -8,10 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
+    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
-SAME_ERROR = 1.05  # ratio of two calibration errors: the error by chance is simulated, no more exactly than this
 
 
 def train_text(run: "Run") -> str:
@@ -28,6 +27,11 @@ def train_text(run: "Run") -> str:
     lines.append(
         f"* selected by validation ROC AUC{seeds}; {counts} images, split {rule_named(run.config.dataset.split_by).brief}"
     )
+    dataset = run.config.dataset
+    if dataset.positive is not None and dataset.positive == dataset.classes[1:]:  # as it is without --positive
+        lines.append(
+            f"Positive class: {dataset.positive[0]}. To choose the other one, use --positive {dataset.classes[0]}."
+        )
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
@@ -128,7 +132,7 @@ def _assessment_lines(found: "Assessment | None") -> "Iterator[str]":
     for points in alike.values():
         yield from (f"  {text}" for text in _point_lines(points))
     if found.calibration is not None:
-        yield calibration_text(found.calibration)
+        yield found.calibration.verdict
 
 
 def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
@@ -151,20 +155,6 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
 
 def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
     return ", ".join(f"{name} {_estimate_text(one)}" for name, one in estimates.items())
-
-
-def calibration_text(found: "Recalibration") -> str:
-    """Compare the calibration error with that of perfectly calibrated probabilities, and before and after scaling."""
-    before, after, fit = found.before, found.after, found.temperature
-    larger = "no larger than" if before.error <= SAME_ERROR * before.error_by_chance else "larger than"
-    scaling = f"Temperature scaling (T = {fit.temperature:.2f})"
-    if fit.at_limit:
-        effect = f"{scaling} could not be fitted: T is at its limit."
-    elif after.error < before.error / SAME_ERROR:
-        effect = f"{scaling} reduced it to {after.error:.3f}."
-    else:
-        effect = f"{scaling} did not improve it."
-    return f"Calibration error {before.error:.3f}, {larger} chance ({before.error_by_chance:.3f}). {effect}"
 
 
 # -- folds and shares -----------------------------------------------------------------------------------------------------
