@@ -25,8 +25,8 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 @opts.option("--positive", "Label that counts as class 1. May be repeated.", multiple=True, metavar="LABEL")
 @opts.option("--head heads", "Head to train, see above. May be repeated.", multiple=True, metavar="SPEC")
 @opts.option(
-    "--folds n_folds", "Also cross-validate: select a head in each fold, and score the pooled predictions of all folds.",
-    type=click.IntRange(2, 100),
+    "--folds n_folds", "Also cross-validate the whole procedure: train and select within each fold, and score the pooled "
+    "predictions of what the folds left out.", type=click.IntRange(2, 100),
 )  # fmt: skip
 @opts.option("--dataset", "Dataset of the cache. Required if the cache has several.", group=opts.DATA, metavar="NAME")
 @opts.option("--multilabel", "Images may have several labels, in columns of 0 and 1.", group=opts.DATA, is_flag=True)
@@ -38,19 +38,32 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
 @opts.option(
-    "--grid grids", "Train every head with each of these values of lr, weight_decay or dropout. May be repeated.",
+    "--cross-fit/--no-cross-fit", "Predict every image outside of the test split by heads that did not learn from it, and "
+    "select by these predictions. --no-cross-fit: set a validation split aside.  [default: cross-fit, unless the dataset "
+    "has a validation split]", group=opts.DATA, default=None,
+)  # fmt: skip
+@opts.option(
+    "--select", "mean: the mean of all kinds of head, weighted by their out-of-fold loss. best: the one head with the "
+    "lowest out-of-fold loss.", group=opts.TRAINING, type=click.Choice(["mean", "best"]), default="mean",
+)  # fmt: skip
+@opts.option(
+    "--grid grids", "Train every head with each of these values of an option, such as lr, dropout or C. May be repeated.",
     group=opts.TRAINING, multiple=True, metavar="KEY=V,V",
 )  # fmt: skip
-@_training(
-    "--seeds", "How many times each head is trained. The head with the best mean is selected.", click.IntRange(1, 100)
-)
+@_training("--seeds", "Least number of trainings of each head on the same images; see members.", click.IntRange(1, 100))
 @_training("--seed", "First seed, for splits, initial weights and batches.", click.IntRange(0))
-@_training("--epochs", "Largest number of epochs.", click.IntRange(1))
-@_training("--patience", "Stop a head after this many epochs without a lower validation loss.", click.IntRange(1))
-@_training("--batch-size", "Images in one training step.", click.IntRange(1, 1 << 20))
+@_training("--epochs", "Passes over the training images.  [default: as many as make 300 to 4,000 steps]", click.IntRange(1))
 @_training(
-    "--schedule", "Schedule of the learning rate. cosine includes a warm-up.", click.Choice(["constant", "cosine"])
+    "--patience", "Stop a head after this many epochs without a lower validation loss. Needs a validation split.  "
+    "[default: all epochs]", click.IntRange(1),
+)  # fmt: skip
+@_training(
+    "--batch-size", "Images in one training step.  [default: 32 to 512, by the number of images]", click.IntRange(1, 1 << 20)
 )
+@_training(
+    "--schedule", "Schedule of the learning rate. one-cycle and cosine rise first, and end at zero.",
+    click.Choice(["one-cycle", "cosine", "constant"]),
+)  # fmt: skip
 @_training(
     "--class-weight", "balanced: each class has the same weight in the loss.", click.Choice(["none", "balanced"])
 )
@@ -87,8 +100,9 @@ def train(
 ) -> None:  # fmt: skip
     """Train heads on cached embeddings, score them, and write a run folder. No image is opened.
 
-    Heads: linear; mlp:256 (one hidden layer of 256 units); mlp:256x6 (six hidden layers). Options follow after commas:
-    mlp:256x2,dropout=0.2,lr=1e-3,weight_decay=1e-2. The default heads are linear, mlp:256 and mlp:256x6.
+    Heads: logistic (logistic regression), mlp:256 (a hidden layer of 256 units), mlp:256x6 (six of them), quadratic (a
+    quadratic kernel), linear. Options follow after commas: mlp:256,dropout=0.2,members=40 or logistic,C=0.01. The default
+    heads are logistic, mlp:256 and quadratic. Their mean, weighted by out-of-fold loss, is selected.
 
     A run that is already in DIR is replaced once the new one is complete. If `report` has written its report.html there,
     --overwrite is required. A folder with any other files is never replaced.

@@ -20,14 +20,15 @@ from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Assessment, ClassAssessment, Confusion, FixedPoint, OutOfFold, Recalibration, Suspects
-from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from hoarfrost.training import Fold
+from hoarfrost.training.references import LOGISTIC_REGRESSION, fit_references, fitted_rows
 
 N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
 
 
 def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
-    """Assess a head on the test split, or else on validation; thresholds and temperature are from validation.
+    """Assess a head on the test split, or else on validation; thresholds and temperature are from validated images.
 
     Parameters
     ----------
@@ -38,8 +39,8 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     prevalence : float, optional
         Prevalence of the positive class, or of each label, where the head will be used.
     """
-    split = task.scored_splits[-1]
-    places = {name: task.rows_of(name) for name in ("val", split)}
+    places = task.scored
+    split = list(places)[-1]
     units = {name: task.units(rows) for name, rows in places.items()}
     p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
     y, groups = {name: units[name].y for name in places}, units[split].groups
@@ -130,6 +131,8 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
         probabilities, source = out_of_fold.probabilities[nested].copy(), f"cross-validation, {nested}"
         left_out = np.flatnonzero((np.array(out_of_fold.folds) < 0) & (task.splits == "test"))
         probabilities[left_out] = selected[left_out]
+    elif task.is_cross_fitted:
+        probabilities, source = selected, "out-of-fold predictions of the selected head"
     else:
         source = f"{N_SUSPECT_FOLDS}-fold cross-validation of {LOGISTIC_REGRESSION}"
         try:
@@ -137,12 +140,10 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
         except TrainingError:
             few = f"a class has patients (or images) for fewer than {N_SUSPECT_FOLDS} folds"
             return Suspects(source, 0, (), few)
-        probabilities = np.empty((len(task.y), len(task.names)))
-        for fold in range(N_SUSPECT_FOLDS):
-            rows = np.flatnonzero(folds == fold)
-            others = np.flatnonzero(folds != fold)
-            found = reference_probabilities(task.x, task.y, others, rows, only=LOGISTIC_REGRESSION)
-            probabilities[rows] = found[LOGISTIC_REGRESSION]
+        parts = [Fold(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(N_SUSPECT_FOLDS)]
+        everyone = np.arange(len(task.y))
+        (fit,) = fit_references(task.x, task.y, parts, everyone, everyone[:0], only=LOGISTIC_REGRESSION)
+        probabilities = fit.out_of_fold
     n_images = int(np.isfinite(probabilities).all(axis=1).sum())
     return Suspects(source, n_images, _suspects(task, probabilities))
 

@@ -1,16 +1,18 @@
 """The learning curve: how scores grow with the number of training patients."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hoarfrost.evaluation import macro_roc_aucs
 from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.splits import class_masks, strata_of_groups
 from hoarfrost.experiment.task import Task
-from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.experiment.variants import Variant
 from hoarfrost.runs import LearningPoint
-from hoarfrost.training import Fold, TrainingConfig, train_heads
+from hoarfrost.training import Fold, TrainedHead, TrainingConfig, train_heads
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 N_DRAWS = 5
@@ -20,22 +22,22 @@ logger = logging.getLogger(__name__)
 
 
 def learning_curve(
-    spec: HeadSpec,
+    variant: Variant,
     task: Task,
+    development: Development,
     config: TrainingConfig,
-    roc_aucs: Callable[[Ints, Floats], Floats],
     on_epoch: Callable[[str, int], None],
 ) -> tuple[LearningPoint, ...]:
-    """Train a head on growing shares of the training patients, several draws of each; score it on the test split.
+    """Train a variant on growing shares of the training patients, several draws of each; score it on the test split.
 
-    Without a test split, the validation split is scored. Shares for which a draw has no image of a class or label are
-    skipped. `roc_aucs` and `on_epoch` are those of `hoarfrost.training.train_heads`.
+    Without a test split the images that a fold holds out are scored, and shares are of that fold's training patients.
+    The kinds in a committee keep their weights. Shares for which a draw has no image of a class or label are skipped.
     """
-    scored = task.rows_of(task.scored_splits[-1])
-    val = task.rows_of("val")
     points = []
     for share in SHARES:
-        draws = [_draw(task, share, config.seed + draw) for draw in range(N_DRAWS if share < 1 else 1)]
+        n_draws = N_DRAWS if share < 1 or "test" not in task.scored else 1
+        places = [_place(task, development, draw) for draw in range(n_draws)]
+        draws = [_draw(task, train, share, config.seed + i) for i, (train, _) in enumerate(places)]
         n_rarest = min(_rarest(task, rows) for rows in draws)
         if n_rarest < FEWEST_OF_A_CLASS:
             logger.warning(
@@ -43,17 +45,48 @@ def learning_curve(
                 *(100 * share, n_rarest),
             )
             continue
-        folds = [Fold(rows, val) for rows in draws]
-        trained = train_heads([spec], task.labelled(), folds, len(task.names), config, roc_aucs, on_epoch)
-        aucs = [task.roc_auc(scored, task.predicted(head.module, scored)) for head in trained]
+        validated = None if config.patience is None else development.folds[0].val
+        folds = [Fold(rows, rows if validated is None else validated) for rows in draws]
+        trained = train_heads(
+            variant.specs, task.labelled(), folds, len(task.names), config, macro_roc_aucs, on_epoch
+        )
+        aucs = tuple(_areas(variant, task, trained, [scored for _, scored in places]))
         n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
-        points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), tuple(aucs)))
+        points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), aucs))
     return tuple(points)
 
 
-def _draw(task: Task, share: float, seed: int) -> Ints:
+def _place(task: Task, development: Development, draw: int) -> tuple[Ints, Ints]:
+    """Return the rows that a draw takes its training images from, and those it is scored on."""
+    fold = development.folds[draw % len(development.folds)]
+    return (development.rows, task.scored["test"]) if "test" in task.scored else (fold.train, fold.val)
+
+
+def _areas(variant: Variant, task: Task, trained: Sequence[TrainedHead], scored: Sequence[Ints]) -> "list[float]":
+    """Return the ROC AUC of each draw and seed; kinds that are trained once count for every seed."""
+    weights: dict[object, float] = {}
+    for member in variant.members:
+        weights[member.head.spec] = weights.get(member.head.spec, 0) + member.weight
+    found: dict[tuple[int, object], list[Floats]] = {}
+    for head in trained:
+        of_head = task.predicted(head.module, scored[head.fold])
+        found.setdefault((head.fold, head.spec), []).append(of_head)
+    areas = []
+    for draw, rows in enumerate(scored):
+        of_specs = [found[draw, spec] for spec in weights if (draw, spec) in found]
+        if len(of_specs) < len(weights):
+            continue  # a head of this draw failed
+        for seed in range(max(map(len, of_specs))):
+            mixed = sum(
+                weight * of_spec[min(seed, len(of_spec) - 1)]
+                for weight, of_spec in zip(weights.values(), of_specs, strict=True)
+            )
+            areas.append(task.roc_auc(rows, np.asarray(mixed)))
+    return areas
+
+
+def _draw(task: Task, train: Ints, share: float, seed: int) -> Ints:
     """Draw a share of each class's, or label's, training patients; return the rows of their images."""
-    train = task.rows_of("train")
     groups, classes, _ = strata_of_groups(task.y[train], task.groups[train], task.names, 1)
     rng = np.random.default_rng(seed)
     drawn = []

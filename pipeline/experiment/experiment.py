@@ -5,7 +5,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,20 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hoarfrost.evaluation import macro_roc_aucs
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
-from hoarfrost.experiment.crossval import NESTED, cross_validate, outer_folds
+from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
+from hoarfrost.experiment.development import Development, development_of, outer_folds
 from hoarfrost.experiment.gate import check_leakage
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, dataset_facts, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
+from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
-from hoarfrost.heads.files import SavedHead, head_bytes
+from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     EmbeddingFacts,
@@ -39,7 +40,7 @@ from hoarfrost.runs import (
     require_tensorboard,
     write_run,
 )
-from hoarfrost.training import Fold, StreamedRows, TrainedHead, train_heads
+from hoarfrost.training import StreamedRows
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class ExperimentConfig(ScoringConfig):
         Columns of 0 and 1 that are labels, of which an image may have several; if empty, all such columns.
     memory_limit : int or None
         Bytes that embeddings may take; by default half of the memory that this process may use.
+    cross_fit : bool or None
+        Validate by cross-fitting: every image outside of the test split is predicted by heads that did not learn from it.
+        None: where the dataset has no validation split.
+    select : str
+        "mean": the mean of all kinds of head, weighted by out-of-fold loss. "best": the head with the lowest such loss.
     n_folds : int or None
         Cross-validate the whole procedure, including the selection, in this many folds.
     with_learning_curve : bool
@@ -76,6 +82,8 @@ class ExperimentConfig(ScoringConfig):
     positive: Sequence[str] = ()
     label_columns: Sequence[str] | None = None
     memory_limit: int | None = None
+    cross_fit: bool | None = None
+    select: str = MEAN
     n_folds: int | None = None
     with_learning_curve: bool = False
     with_tensorboard: bool = False
@@ -139,38 +147,39 @@ def run_experiment(
         task = read_task(
             opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
             memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
+            cross_fit=config.cross_fit,
         )  # fmt: skip
         leakage = check_leakage(task, allowed=config.allow_leakage)
         # Refused before anything is trained.
+        development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
-        variants = _train(heads, task, training, in_stage("heads"))
+        _check_early_stopping(task, training)
+        (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"))
         folded, out_of_fold = (
-            cross_validate(heads, task, folds, training, macro_roc_aucs, in_stage("folds")) if folds else (None, None)
+            cross_validate(heads, task, folds, training, config.select, in_stage("folds")) if folds else (None, None)
         )
         on_progress(TrainingProgress("scores"))
-        scored = score_variants(variants, task)
-        variants = {name: variants[name] for name in scored.probabilities}
-        chosen = next(spec for spec in heads if spec.name == scored.selected)
+        scored = score_variants(fitted, task, development, config.select)
         curve = (
-            learning_curve(chosen, task, training, macro_roc_aucs, in_stage("curve"))
+            learning_curve(scored.variants[scored.selected], task, development, training, in_stage("curve"))
             if config.with_learning_curve
             else ()
         )
         run = Run(
             directory=directory,
-            config=_run_config(task, opened, config, training, variants, shlex.join(command), started),
+            config=_run_config(task, development, opened, config, training, fitted, shlex.join(command), started),
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
             cross_validation=folded,
             learning_curve=curve,
-            history=tuple(_epochs(variants)),
+            history=tuple(_epochs(fitted)),
             predictions=_predictions(task, scored.probabilities),
             out_of_fold=out_of_fold,
             leakage=leakage,
         )
         run = _reviewed(run, task, scored)
-        files = _head_files(variants, task, scored, opened.header)
+        files = _head_files(task, development, scored, opened.header)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
 
@@ -182,6 +191,14 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
         logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
     if config.with_tensorboard:
         require_tensorboard()
+
+
+def _check_early_stopping(task: Task, training: TrainingConfig) -> None:
+    if training.patience is not None and task.is_cross_fitted:
+        raise TrainingError(
+            "--patience stops each head by its validation split, but with cross-fitting the images that validate would then "
+            "be chosen on. Omit --patience, or use --no-cross-fit."
+        )
 
 
 def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
@@ -210,10 +227,11 @@ def _warnings(run: Run) -> Iterator[str]:
 
 def _run_config(
     task: Task,
+    development: Development,
     cache: EmbeddingCache,
     config: ExperimentConfig,
     training: TrainingConfig,
-    variants: Mapping[str, Sequence[TrainedHead]],
+    fitted: Mapping[str, Variant],
     command: str,
     started: float,
 ) -> RunConfig:
@@ -221,7 +239,9 @@ def _run_config(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
-        head_seconds={name: sum(head.seconds for head in trained) for name, trained in variants.items()},
+        head_seconds={name: sum(one.head.seconds for one in variant.members) for name, variant in fitted.items()},
+        n_cross_fit=len(development.folds) if task.is_cross_fitted else None,
+        select=config.select,
         streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
         embeddings=_embedding_facts(task, cache),
@@ -256,40 +276,18 @@ def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
 # -- heads --------------------------------------------------------------------------------------------------------------
 
 
-def _train(
-    specs: Sequence[HeadSpec], task: Task, config: TrainingConfig, on_epoch: Callable[[str, int], None]
-) -> dict[str, list[TrainedHead]]:
-    """Train all variants with all seeds; return the heads of each variant by its name."""
-    fold = Fold(task.rows_of("train"), task.rows_of("val"))
-    trained = train_heads(specs, task.labelled(), [fold], len(task.names), config, macro_roc_aucs, on_epoch)
-    variants: dict[str, list[TrainedHead]] = {}
-    for head in trained:
-        variants.setdefault(head.spec.name, []).append(head)
-    for spec in specs:
-        n_lost = config.seeds - len(variants.get(spec.name, ()))
-        if n_lost:
-            variants.pop(spec.name, None)
-            logger.warning(
-                "%s: skipped, because its loss became NaN or infinite with %d of its seeds", spec.name, n_lost
-            )
-    if not variants:
-        raise TrainingError(
-            "The loss of every head became NaN or infinite with a seed. Lower the learning rates (lr=)."
-        )
-    return variants
-
-
-def _head_files(
-    variants: Mapping[str, Sequence[TrainedHead]], task: Task, scored: Scored, header: Header
-) -> dict[str, bytes]:
+def _head_files(task: Task, development: Development, scored: Scored, header: Header) -> dict[str, bytes]:
     """Return the content of each head file, by its name."""
-    novelty, distances = novelty_of(task)
+    novelty, distances = novelty_of(task, development)
     files = {}
-    for name, trained in variants.items():
+    for name, variant in scored.variants.items():
+        members = (
+            SavedMember(one.head.spec, one.head.seed, one.head.fold, one.weight, one.head.module)
+            for one in variant.members
+        )
         head = SavedHead(
-            spec=trained[0].spec,
-            seeds=tuple(head.seed for head in trained),
-            modules=tuple(head.module for head in trained),
+            name=name,
+            members=tuple(members),
             names=task.names,
             is_multilabel=task.is_multilabel,
             header=header,
@@ -298,17 +296,18 @@ def _head_files(
             novelty=novelty,
             distances=distances,
         )
-        files[f"{trained[0].spec.slug}.safetensors"] = head_bytes(head)
+        files[f"{variant.slug}.safetensors"] = head_bytes(head)
     return files
 
 
-def _epochs(variants: dict[str, list[TrainedHead]]) -> list[Epoch]:
-    return [
-        Epoch(name, head.seed, number, *(epoch.train_loss, epoch.val_loss, epoch.val_roc_auc, epoch.learning_rate))
-        for name, trained in variants.items()
-        for head in trained
-        for number, epoch in enumerate(head.history, start=1)
-    ]
+def _epochs(fitted: Mapping[str, Variant]) -> Iterator[Epoch]:
+    """Yield the training curve of each variant and seed, the mean over its folds."""
+    for name, variant in fitted.items():
+        for seed in dict.fromkeys(one.head.seed for one in variant.members):
+            histories = [one.head.history for one in variant.members if one.head.seed == seed]
+            for number, of_folds in enumerate(zip(*histories, strict=False), start=1):
+                values = np.mean([astuple(epoch) for epoch in of_folds], axis=0).tolist()
+                yield Epoch(name, seed, number, *values)
 
 
 def _predictions(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:

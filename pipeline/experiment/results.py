@@ -1,32 +1,35 @@
-"""From trained heads to results: each variant's and each reference's scores, and which head validation selects."""
+"""From variants to results: the scores of each and of each reference, out of fold and on the test split."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hoarfrost.evaluation import Comparison, Scores, compare_heads
-from hoarfrost.evaluation.checks import Floats
-from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.variants import Variant, select, with_mean
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import count_parameters
 from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
-from hoarfrost.training import TrainedHead, mean_probabilities
-from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from hoarfrost.training.references import MAJORITY, ReferenceFit, fit_references
+
+CONSTANT = 1e-9  # probabilities that differ by less are the same for all images
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of all variants of a run.
+    """The scores of all variants of a run, "mean" included.
 
-    `probabilities[head]` and `of_references[name]` are (n, C) float64 for all images, the mean over seeds. They are NaN
-    where a reference did not predict. Variants whose predictions overflow are skipped.
+    `probabilities[name]` and `of_references[name]` are (n, C) float64: out of fold for validated images, else by the whole
+    committee. They are NaN where a reference did not predict.
     """
 
+    variants: Mapping[str, Variant]
     heads: tuple[HeadResult, ...]
     references: tuple[ReferenceResult, ...]
     selected: str
@@ -34,109 +37,130 @@ class Scored:
     of_references: Mapping[str, Floats]
 
 
-def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) -> Scored:
-    """Score every variant, with its heads of all seeds, and the references; select a head by validation alone.
+def score_variants(
+    fitted: Mapping[str, Variant], task: Task, development: Development, selection: str
+) -> Scored:
+    """Score every variant and the references, and select a head by what is predicted out of fold.
 
     Raises
     ------
     TrainingError
         If the predictions of every head overflow.
     """
-    of_references = _reference_probabilities(task)
-    n_fitted = len(fitted_rows(task.y, task.rows_of("train")))
-    references = []
-    for name, found in of_references.items():
-        scores = _scores(task, found)
-        references.append(ReferenceResult(name, n_fitted, scores["val"], scores.get("test")))
-    probabilities, results = {}, []
-    for name, trained in variants.items():
-        of_seeds = [task.predicted(head.module) for head in trained]  # S times (n, C)
-        if not all(np.isfinite(found).all() for found in of_seeds):
+    others = np.setdiff1d(np.arange(len(task.y)), development.validated)
+    fits = fit_references(task.x, task.y, development.folds, development.rows, others)
+    of_references = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
+    probabilities = {}
+    for name, variant in fitted.items():
+        found = variant.out_of_fold.copy()
+        found[others] = variant.predicted(task, others)
+        if np.isfinite(found).all():
+            probabilities[name] = found
+        else:
             logger.warning("%s: skipped, because its predictions overflow on some images", name)
-            continue
-        probabilities[name] = mean_probabilities(of_seeds)
-        results.append(_result(trained, task, of_seeds, references))
-    if not results:
+    if not probabilities:
         raise TrainingError("The predictions of every head overflow on some images. Lower the learning rates (lr=).")
-    selected = max(results, key=_selection_order).name
-    return Scored(tuple(results), tuple(references), selected, probabilities, of_references)
+    variants = with_mean({name: fitted[name] for name in probabilities}, task, development)
+    for name, variant in variants.items():
+        if name not in probabilities:
+            found = variant.out_of_fold.copy()
+            found[others] = sum(share * probabilities[part][others] for part, share in variant.shares.items())
+            probabilities[name] = found
+    rivals = {name: found for name, found in of_references.items() if name != MAJORITY}
+    results = tuple(_result(one, task, probabilities[name], rivals) for name, one in variants.items())
+    references = tuple(_reference(one, task, of_references[one.name]) for one in fits)
+    return Scored(variants, results, references, select(variants, selection), probabilities, of_references)
 
 
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
-    """Compare all other heads, and the references, with the selected head on the split that is reported.
+    """Compare all other heads, and the references, with the selected head on the split that is reported."""
+    rows = list(task.scored.values())[-1]
+    return _compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, rows)
+
+
+def _compared(
+    task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints
+) -> tuple[Comparison, ...]:
+    """Compare probabilities (n, C) with those of one head on some rows.
 
     With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
     """
-    rows = task.rows_of(task.scored_splits[-1])
     units = task.units(rows)
-    everyone = {**scored.probabilities, **scored.of_references}
-    joined = {name: units.joined(found[rows]) for name, found in everyone.items()}
+    joined = {name: units.joined(found[rows]) for name, found in probabilities.items()}
     if units.groups is None or len(np.unique(units.groups)) > 1:
-        return compare_heads(units.y, joined, scored.selected, groups=units.groups)
+        return compare_heads(units.y, joined, selected, groups=units.groups)
     reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
-    untested = compare_heads(units.y, joined, scored.selected)
+    untested = compare_heads(units.y, joined, selected)
     return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
 
 
-def _selection_order(result: HeadResult) -> tuple[float, float]:
-    """Select by validation alone: the mean ROC AUC over seeds, then the loss."""
-    return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -result.val.value("loss")
-
-
-def _reference_probabilities(task: Task) -> dict[str, Floats]:
-    train, scored = task.rows_of("train"), task.rows_of(*task.scored_splits)
-    found = {}
-    for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
-        found[name] = task.unpredicted()
-        found[name][scored] = probabilities
-    return found
+def _joined(out_of_fold: Floats, others: Floats) -> Floats:
+    return np.where(np.isnan(out_of_fold), others, out_of_fold)
 
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
-    """Score probabilities (n, C) on each split that heads are scored on."""
-    rows = {name: task.rows_of(name) for name in task.scored_splits}
-    return {name: task.score(which, probabilities[which]) for name, which in rows.items()}
+    """Score probabilities (n, C) out of fold, or on the validation split, and on the test split."""
+    return {name: task.score(rows, probabilities[rows]) for name, rows in task.scored.items()}
 
 
-def _result(
-    trained: Sequence[TrainedHead], task: Task, of_seeds: Sequence[Floats], references: Sequence[ReferenceResult]
-) -> HeadResult:
-    """Score one variant, by the mean of its seeds' probabilities, and each seed by its own."""
-    first, spec = trained[0], trained[0].spec
-    probabilities = mean_probabilities(of_seeds)
+def _reference(fit: ReferenceFit, task: Task, probabilities: Floats) -> ReferenceResult:
     scores = _scores(task, probabilities)
-    rows = {name: task.rows_of(name) for name in task.scored_splits}
-    aucs = [{name: task.roc_auc(which, found[which]) for name, which in rows.items()} for found in of_seeds]
-    seeds = tuple(
-        SeedResult(head.seed, auc["val"], auc.get("test"), head.best_epoch, len(head.history))
-        for head, auc in zip(trained, aucs, strict=True)
-    )
+    return ReferenceResult(fit.name, fit.n_train, scores["val"], scores.get("test"), fit.setting)
+
+
+def _result(variant: Variant, task: Task, probabilities: Floats, rivals: Mapping[str, Floats]) -> HeadResult:
+    """Score one variant by its committee, and each seed by its own members."""
+    heads, scores = [member.head for member in variant.members], _scores(task, probabilities)
+    spec = None if variant.shares else heads[0].spec
+    values = {} if spec is None else spec.values()
     return HeadResult(
-        name=spec.name,
-        n_parameters=count_parameters(first.module),
-        learning_rate=spec.lr,
-        weight_decay=spec.weight_decay,
-        dropout=spec.values().get("dropout", 0.0),
-        best_epoch=first.best_epoch,
-        epochs=len(first.history),
-        weights_file=f"heads/{spec.slug}.safetensors",
+        name=variant.name,
+        n_parameters=sum(count_parameters(head.module) for head in heads),
+        learning_rate=values.get("lr"),
+        weight_decay=values.get("weight_decay"),
+        dropout=values.get("dropout"),
+        best_epoch=heads[0].best_epoch if spec is not None else 0,
+        epochs=len(heads[0].history) if spec is not None else 0,
+        weights_file=f"heads/{variant.slug}.safetensors",
         val=scores["val"],
         test=scores.get("test"),
-        seeds=seeds,
-        alarms=tuple(_alarms(task, probabilities, seeds, references)),
+        seeds=() if spec is None else tuple(_of_seeds(variant, task)),
+        alarms=tuple(_alarms(task, variant.name, probabilities, rivals)),
+        n_members=len(heads),
+        trained_as="" if spec is None or spec.name == variant.name else spec.name,
+        shares=dict(variant.shares),
     )
 
 
-def _alarms(
-    task: Task, probabilities: Floats, seeds: Sequence[SeedResult], references: Sequence[ReferenceResult]
-) -> list[str]:
-    """List the problems of a head that its validation split shows."""
-    alarms = []
-    answers = np.unique(task.answers(probabilities[task.splits == "val"]))
-    if len(answers) == 1:
-        alarms.append(f"collapsed: it predicts {answers[0]} for every validation image")
-    found = float(np.mean([seed.val_roc_auc for seed in seeds]))
-    to_beat = next(reference.val.value(ROC_AUC) for reference in references if reference.name == LOGISTIC_REGRESSION)
-    if found < to_beat:
-        alarms.append(f"loses to {LOGISTIC_REGRESSION}: validation ROC AUC {found:.3f} against {to_beat:.3f}")
+def _of_seeds(variant: Variant, task: Task) -> list[SeedResult]:
+    test = task.scored.get("test")
+    first = {member.head.seed: member.head for member in reversed(variant.members)}
+    rows = task.validated
+    return [
+        SeedResult(
+            seed,
+            task.roc_auc(rows, validated[rows]),
+            None if test is None else task.roc_auc(test, tested),
+            first[seed].best_epoch,
+            len(first[seed].history),
+        )
+        for seed, (validated, tested) in variant.by_seed(task, test if test is not None else rows[:0]).items()
+    ]
+
+
+def _alarms(task: Task, name: str, probabilities: Floats, rivals: Mapping[str, Floats]) -> list[str]:
+    """List the problems of a head that its validated images show."""
+    rows, alarms = task.validated, []
+    if np.ptp(probabilities[rows], axis=0).max() < CONSTANT:
+        alarms.append("collapsed: it predicts the same probabilities for every image")
+    what = "out-of-fold" if task.is_cross_fitted else "validation"
+    for one in _compared(task, {name: probabilities, **rivals}, name, rows):
+        # Better only where the whole interval says so; a point estimate is a coin toss.
+        if one.difference.low is not None and one.difference.low > 0 and one.p is not None:
+            found, own = (task.roc_auc(rows, of[rows]) for of in (rivals[one.name], probabilities))
+            alarms.append(
+                f"{one.name} is better: {what} ROC AUC {found:.3f} against {own:.3f} "
+                f"(difference {one.difference.value:.3f}, 95% CI {one.difference.low:.3f} to {one.difference.high:.3f})"
+            )
     return alarms
+

@@ -156,7 +156,12 @@ def _divide(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, flo
     return assigned[np.searchsorted(names, groups)]
 
 
-def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed: int = 0) -> Ints:
+def most_folds(y: Ints, groups: Ints, classes: Sequence[str]) -> int:
+    """Return the largest number of folds that could all have each class: the number of groups of the rarest one."""
+    return min(len(np.unique(groups[mask])) for mask in class_masks(y, classes).values())
+
+
+def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed: int = 0, what: str = "") -> Ints:
     """Divide images into folds, stratified by class; a group is always in one fold.
 
     Parameters
@@ -169,6 +174,8 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
     n_folds : int
         At least two.
     seed : int
+    what : str, optional
+        What is divided, for messages; by default the option --folds.
 
     Returns
     -------
@@ -182,10 +189,11 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    what = what or f"--folds {n_folds}"
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise TrainingError(
-            f"--folds {n_folds}: there are {n_groups} patients (or images, if patients are unknown). "
+            f"{what}: there are {n_groups} patients (or images, if patients are unknown). "
             f"Use at most --folds {n_groups}."
         )
     masks = class_masks(y, classes)
@@ -193,7 +201,7 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
         n_groups = len(np.unique(groups[mask]))
         if n_groups < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: {which} has {n_groups} patient(s) (or images, if patients are unknown), too few for one "
+                f"{what}: {which} has {n_groups} patient(s) (or images, if patients are unknown), too few for one "
                 f"in each fold. Use at most --folds {n_groups}, or add images."
             )
     strata, _ = _strata(y, groups, classes, n_folds)
@@ -204,7 +212,7 @@ def k_folds(y: Ints, groups: Ints, classes: Sequence[str], n_folds: int, *, seed
     for which, mask in masks.items():
         if len(np.unique(folds[mask])) < n_folds:
             raise TrainingError(
-                f"--folds {n_folds}: the patients cannot be divided so that {which} is in each fold. Use fewer folds."
+                f"{what}: the patients cannot be divided so that {which} is in each fold. Use fewer folds."
             )
     return folds
 
@@ -228,6 +236,8 @@ class SplitInput:
     given : ndarray (n,) of "train", "val" or "test", or None
         The dataset's own splits.
     knows_patients : bool
+    cross_fit : bool
+        No validation split is needed: its images are training images.
     column : callable
         From the name of a further column of the dataset to its n texts; None if it has no such column.
     """
@@ -238,6 +248,7 @@ class SplitInput:
     seed: int
     given: Strings | None
     knows_patients: bool
+    cross_fit: bool
     column: Callable[[str], Sequence[str] | None]
 
     def gives(self, split: str) -> bool:
@@ -275,7 +286,12 @@ class SplitRule:
 
 def _as_given(images: SplitInput) -> Strings:
     assert images.given is not None
-    return images.given
+    return _without_validation(images.given) if images.cross_fit else images.given
+
+
+def _without_validation(splits: Strings) -> Strings:
+    """Return the splits with the validation images among the training images."""
+    return np.where(splits == "val", "train", splits)
 
 
 def _with_validation_from_train(images: SplitInput) -> Strings:
@@ -286,7 +302,8 @@ def _with_validation_from_train(images: SplitInput) -> Strings:
 
 
 def _drawn(images: SplitInput) -> Strings:
-    return split(images.y, images.groups, images.classes, seed=images.seed)
+    drawn = split(images.y, images.groups, images.classes, seed=images.seed)
+    return _without_validation(drawn) if images.cross_fit else drawn
 
 
 SPLIT_RULES = (
@@ -295,7 +312,7 @@ SPLIT_RULES = (
         brief="as given by the dataset",
         origin="given by the dataset",
         method="The splits were those of the dataset",
-        applies=lambda images: images.gives("val"),
+        applies=lambda images: images.gives("val") or (images.given is not None and images.cross_fit),
         divide=_as_given,
     ),
     SplitRule(

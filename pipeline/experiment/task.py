@@ -43,6 +43,8 @@ class Task:
     groups : ndarray (n,) int64
         Images of the same patient, or of the same bytes, have the same number.
     splits : ndarray (n,) of "train", "val" or "test"
+    is_cross_fitted : bool
+        There is no validation split: training images are validated by heads that did not learn from them.
     names : tuple of str
         The names of the class numbers.
     patients : ndarray (n,) int64 or None
@@ -63,6 +65,7 @@ class Task:
     names: tuple[str, ...]
     patients: Ints | None
     per_patient: str | None = None
+    is_cross_fitted: bool = False
 
     @property
     def is_multilabel(self) -> bool:
@@ -75,9 +78,15 @@ class Task:
         return self.table.splits is not None and bool((self.splits == "test").any())
 
     @property
-    def scored_splits(self) -> tuple[str, ...]:
-        """The splits that heads are scored on: val, and test if there is one."""
-        return tuple(name for name in ("val", "test") if (self.splits == name).any())
+    def validated(self) -> Ints:
+        """The rows that decide: those of the validation split, or with cross-fitting of the training split."""
+        return self.rows_of("train" if self.is_cross_fitted else "val")
+
+    @property
+    def scored(self) -> "dict[str, Ints]":
+        """The rows that heads are scored on: "val", those of `validated`, and "test" if there is a test split."""
+        test = self.rows_of("test")
+        return {"val": self.validated} | ({"test": test} if len(test) else {})
 
     def rows_of(self, *splits: str) -> Ints:
         """Return the rows of the images in some splits."""
@@ -96,6 +105,13 @@ class Task:
     def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> Floats:
         """Return a trained head's probabilities (m, C) for some rows, by default for all."""
         return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
+
+    def predicted_by(self, modules: "Sequence[torch.nn.Module]", rows: Ints) -> list[Floats]:
+        """Return the probabilities (m, C) of several trained heads for some rows."""
+        return [self.predicted(module, rows) for module in modules] if len(rows) else [self._none() for _ in modules]
+
+    def _none(self) -> Floats:
+        return np.empty((0, len(self.names)))
 
     @property
     def is_streamed(self) -> bool:
@@ -151,6 +167,7 @@ def read_task(
     memory_limit: int | None = None,
     device: str = "cpu",
     per_patient: str | None = None,
+    cross_fit: bool | None = None,
 ) -> Task:
     """Read a dataset from the cache, and choose its classes and splits.
 
@@ -172,6 +189,9 @@ def read_task(
         Where heads are trained.
     per_patient : "mean", "max" or None
         Metrics count patients, and join their images' probabilities in this way.
+    cross_fit : bool, optional
+        Whether all images but those of the test split are for training and, by cross-fitting, for validation; by default
+        where the dataset has no validation split.
 
     Raises
     ------
@@ -189,11 +209,15 @@ def read_task(
     names = _class_names(classes, positive_labels)
     patients = None if table.patients is None else list(compress(table.patients, readable))
     groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]))  # the same bytes or patient
-    splits, split_by = _splits(table, readable, y, groups, names, seed)
+    if cross_fit is None:
+        cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
+    splits, split_by = _splits(table, readable, y, groups, names, seed, cross_fit=cross_fit)
     x = _rows(cache, table, memory_limit, device)
     _check_embeddings(x, list(compress(table.paths, readable)), cache)
     numbers = None if patients is None else patient_numbers(patients)
-    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient)
+    task = Task(
+        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient, cross_fit
+    )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
     return task
@@ -210,11 +234,12 @@ def _check_per_patient(task: Task) -> None:
         )
     if task.is_multilabel:
         raise TrainingError(f"{option}: images with several labels are scored as images. Omit the option.")
-    for name in task.scored_splits:
+    for name, rows in task.scored.items():
         try:
-            task.units(task.rows_of(name))
+            task.units(rows)
         except ValueError as error:
-            raise TrainingError(f"{option}, the split {name}: {error} (--positive), or omit the option.") from error
+            split = "train" if name == "val" and task.is_cross_fitted else name
+            raise TrainingError(f"{option}, the split {split}: {error} (--positive), or omit the option.") from error
 
 
 def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
@@ -340,8 +365,9 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
 
 
 def _splits(
-    table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int
-) -> tuple[Strings, str]:
+    table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int, *,
+    cross_fit: bool,
+) -> tuple[Strings, str]:  # fmt: skip
     """Divide the images by the rule that applies to the dataset; return the splits and the rule's name."""
 
     def column(name: str) -> list[str] | None:
@@ -350,16 +376,16 @@ def _splits(
     given = None if table.splits is None else np.array(list(compress(table.splits, readable)), dtype="<U5")
     if given is not None and not (given == "train").any():
         raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
-    images = SplitInput(y, groups, names, seed, given, table.patients is not None, column)
+    images = SplitInput(y, groups, names, seed, given, table.patients is not None, cross_fit, column)
     rule = rule_of(images)
     return rule.divide(images), rule.name
 
 
 def _check_splits(task: Task) -> None:
     """Refuse a split without enough images of a class to train on or score."""
-    for name in ("train", *task.scored_splits):
-        rows = task.rows_of(name)
-        y = task.units(rows).y if name in task.scored_splits else task.y[rows]
+    scored = {name: rows for name, rows in task.scored.items() if name == "test" or not task.is_cross_fitted}
+    for name, rows in {"train": task.rows_of("train"), **scored}.items():
+        y = task.units(rows).y if name in scored else task.y[rows]
         unit = "image(s)" if task.per_patient is None or name == "train" else "patient(s)"
         counts = {which: int(mask.sum()) for which, mask in class_masks(y, task.names).items()}
         for which, count in counts.items():

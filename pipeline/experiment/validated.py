@@ -7,6 +7,7 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
 from hoarfrost.evaluation.units import Units, units_of
+from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.files import IMAGE, Validated
 
@@ -14,14 +15,14 @@ MOST_MEASURED = 50_000  # images that novelty is fitted on, and whose distances 
 
 
 def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
-    """Fit what a head needs in use, from its probabilities (n, C) for all images; only validation images are used.
+    """Fit what a head needs in use, from its probabilities (n, C) for all images; only validated images are used.
 
     Returns
     -------
     tuple of Validated
         For images; and for patients, if they are known and have one class each.
     """
-    rows = task.rows_of("val")
+    rows = task.validated
     y, n_classes = task.y[rows], len(task.names)
     patients = None if task.patients is None else task.patients[rows]
     found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows])]
@@ -48,16 +49,27 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
     return Validated(unit, len(y), tuple(temperatures), points, calibrate_classes(y, p, groups))
 
 
-def novelty_of(task: Task) -> tuple[NoveltyReference, ConformalScores]:
-    """Describe the training embeddings, and return the distances of validation images, which were not fitted on."""
-    train, val = (_at_most(task.rows_of(name)) for name in ("train", "val"))
-    reference = fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(train))
-    distances = np.empty(len(val))
-    for places, part in task.x.blocks(val):
-        distances[places] = reference.distances(part.cpu().numpy())
-    return reference, calibrate(distances, None if task.patients is None else task.patients[val])
+def novelty_of(task: Task, development: Development) -> tuple[NoveltyReference, ConformalScores]:
+    """Describe the training embeddings, and return the distances of validated images from those they were not among."""
+    validated = np.concatenate([_at_most(fold.val, len(development.folds)) for fold in development.folds])
+    distances: list[Floats] = []
+    for fold in development.folds:
+        reference = _novelty(task, fold.train)
+        found = np.empty(len(rows := _at_most(fold.val, len(development.folds))))
+        for places, part in task.x.blocks(rows):
+            found[places] = reference.distances(part.cpu().numpy())
+        distances.append(found)
+    if len(development.folds) > 1:
+        reference = _novelty(task, development.rows)
+    patients = None if task.patients is None else task.patients[validated]
+    return reference, calibrate(np.concatenate(distances), patients)
 
 
-def _at_most(rows: Ints) -> Ints:
-    """Return the rows, or evenly spread ones if there are too many."""
-    return rows if len(rows) <= MOST_MEASURED else rows[np.linspace(0, len(rows) - 1, MOST_MEASURED).astype(np.int64)]
+def _novelty(task: Task, rows: Ints) -> NoveltyReference:
+    return fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(_at_most(rows)))
+
+
+def _at_most(rows: Ints, n_parts: int = 1) -> Ints:
+    """Return the rows, or evenly spread ones if there are too many for one of several parts."""
+    most = MOST_MEASURED // n_parts
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

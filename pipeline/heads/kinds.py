@@ -132,7 +132,7 @@ class HeadSpec:
         declared = sorted(fields(cls), key=lambda one: one.name)
         return {one.name: one for one in declared if "is_allowed" in one.metadata and one.name not in cls.WITHOUT}
 
-    def values(self) -> dict[str, Value]:
+    def values(self) -> dict[str, Any]:
         """Return the value of each option."""
         return {name: getattr(self, name) for name in self.options()}
 

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+OLDEST_VERSION = 4
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
 _TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
 OWN_FILES = frozenset({*_TABLES, "heads", "tensorboard", REPORT})
@@ -191,7 +192,7 @@ def read_run(directory: Path) -> Run:
     heads, cross_validation = found["heads"], found["cross_validation"]
     with _reading(directory / "predictions.csv") as path:
         predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
-        _check_predictions(predictions, heads, config.dataset)
+        _check_predictions(predictions, heads, config)
     out_of_fold = None
     if cross_validation is not None:
         with _reading(directory / "out_of_fold.csv") as path:
@@ -250,8 +251,9 @@ def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
                 raise ValueError(f"the interval of the ROC AUC of the head {head.name} is missing")
 
 
-def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], dataset: DatasetFacts) -> None:
+def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], config: RunConfig) -> None:
     """Refuse rows that contradict the counts in config.json or the scores in metrics.json."""
+    dataset = config.dataset
     if predictions.truth is None:
         class_numbers(predictions.labels, dataset.classes, dataset.positive)
         found = Counter(zip(predictions.splits, predictions.labels, strict=True))
@@ -266,7 +268,7 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], da
         )
     if Counter(predictions.splits) != dataset.n_split:
         raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
-    scored = {"val"} | {"test" for head in heads if head.test is not None}
+    scored = {"val" if config.n_cross_fit is None else "train"} | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
         raise ValueError("a split that metrics.json scores has no rows")
 
@@ -319,7 +321,7 @@ def _read_config(directory: Path) -> RunConfig:
                 f"{directory} was written by a newer hoarfrost (run format {content['format_version']}, "
                 f"this one reads up to {FORMAT_VERSION}). Upgrade hoarfrost, or train again."
             )
-        if content["format_version"] < FORMAT_VERSION:
+        if content["format_version"] < OLDEST_VERSION:
             raise RunError(
                 f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
             )

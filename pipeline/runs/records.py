@@ -1,7 +1,7 @@
 """The records of a run: configuration, scores, training curves, predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
-NO_TEST_SPLIT = "There is no test split: all scores are of the validation split, which also chose the head."
+NO_TEST_SPLIT = "There is no test split: all scores are of the images that also chose the head."
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class RunConfig(TrainingConfig, ScoringConfig):
 
     `head_seconds` maps each head's name to its share of the training time, all seeds together. `streamed_bytes` is the
     memory limit if embeddings were streamed, which decides the order of batches; else None. `warnings` are what a reader
-    must know before trusting the scores.
+    must know before trusting the scores. `n_cross_fit` is the number of folds of cross-fitting, None where there was a
+    validation split. `select` is how the head was selected: "mean" or "best", by out-of-fold or validation loss; "auc" in
+    runs of earlier versions, by validation ROC AUC.
     """
 
     command: str
@@ -98,6 +100,13 @@ class RunConfig(TrainingConfig, ScoringConfig):
     versions: dict[str, str]
     machine: str
     warnings: tuple[str, ...] = ()
+    n_cross_fit: int | None = None
+    select: str = "auc"
+
+    @property
+    def validation(self) -> str:
+        """How heads were validated, as an adjective: "out-of-fold" or "validation"."""
+        return "validation" if self.n_cross_fit is None else "out-of-fold"
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,18 @@ class SeedResult:
 class HeadResult:
     """One head's scores; `test` = None if the dataset has no test split.
 
-    With several seeds the scores are those of the mean of the seeds' probabilities; `best_epoch` and `epochs` are the
-    first seed's. `weights_file` has all seeds. `alarms` are the head's problems.
+    `val` are the scores of validated images: of the validation split, or out of fold. All scores are those of the mean of
+    the members' probabilities; `n_members` counts them, and `n_parameters` is that of all. `best_epoch` and `epochs` are
+    the first member's, 0 for heads that are fitted to convergence; these have no `learning_rate` and `weight_decay`.
+    `trained_as` is the specification that was chosen where `name` leaves it open, as "logistic,C=0.01". `shares` are the
+    weights of the heads that "mean" is made of. `weights_file` has all members. `alarms` are the head's problems.
     """
 
     name: str
     n_parameters: int
-    learning_rate: float
-    weight_decay: float
-    dropout: float
+    learning_rate: float | None
+    weight_decay: float | None
+    dropout: float | None
     best_epoch: int
     epochs: int
     weights_file: str
@@ -131,16 +143,23 @@ class HeadResult:
     test: Scores | None
     seeds: tuple[SeedResult, ...]
     alarms: tuple[str, ...] = ()
+    n_members: int = 1
+    trained_as: str = ""
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The scores of a classifier that heads are compared with; never selected. It was fitted on `n_train` images."""
+    """The scores of a classifier that heads are compared with; never selected. It was fitted on `n_train` images.
+
+    `setting` is what was chosen for it out of fold, as "C = 0.01".
+    """
 
     name: str
     n_train: int
     val: Scores
     test: Scores | None
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,6 +291,11 @@ class Run:
         has = (truth == 1) & rows[:, None]
         by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}
         return len(np.unique(numbers[rows])), by_label
+
+    def rows_of(self, split: str) -> "npt.NDArray[np.int64]":
+        """Return the rows of the images of a split; those of "val", with cross-fitting, are the training images."""
+        wanted = "train" if split == "val" and self.config.n_cross_fit is not None else split
+        return np.flatnonzero(np.array(self.predictions.splits) == wanted)
 
     def head(self, name: str) -> HeadResult:
         """Return the result of one head by its name."""

@@ -102,15 +102,13 @@ def harmless(text: str) -> str:
 def training_progress(n_heads: int, config: "ExperimentConfig") -> "Iterator[Callable[[TrainingProgress], None]]":
     """Show the stage with its totals, the architecture and the epoch: on a terminal as one line that changes."""
     heads = f"{n_heads} head{'' if n_heads == 1 else 's'}"
-    if config.training.seeds > 1:
-        heads += f" with {config.training.seeds} seeds"
     stages = {
         "heads": f"training {heads}", "folds": f"training {heads} in {config.n_folds} folds",
         "curve": "training the selected head on shares of the patients", "scores": "scoring",
     }  # fmt: skip
 
     def text_of(progress: "TrainingProgress") -> str:
-        epoch = f": {progress.shape}, epoch {progress.epoch} of at most {config.training.epochs}"
+        epoch = f": {progress.shape}, epoch {progress.epoch}"
         return stages[progress.stage] + (epoch if progress.epoch else "")
 
     if not _is_terminal():

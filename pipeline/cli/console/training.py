@@ -17,16 +17,16 @@ def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
     from hoarfrost.experiment.splits import rule_named
 
-    split = "test" if run.heads[0].test is not None else "val"
+    split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
     lines = _heads_table(run, shown, split)
     if len(run.heads) > len(shown):
-        lines.append(f"{len(run.heads) - len(shown):,} more heads with a lower validation AUC are in metrics.json")
+        lines.append(
+            f"{len(run.heads) - len(shown):,} more heads with a lower {run.config.validation} AUC are in metrics.json"
+        )
     counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
-    seeds = f" (mean of {run.config.seeds} seeds)" if run.config.seeds > 1 else ""
-    lines.append(
-        f"* selected by validation ROC AUC{seeds}; {counts} images, split {rule_named(run.config.dataset.split_by).brief}"
-    )
+    lines.append(f"* {_selection(run)}")
+    lines.append(f"{counts} images, split {rule_named(run.config.dataset.split_by).brief}")
     dataset = run.config.dataset
     if dataset.positive is not None and dataset.positive == dataset.classes[1:]:  # as it is without --positive
         lines.append(
@@ -35,19 +35,31 @@ def train_text(run: "Run") -> str:
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
-    if split == "val":
+    if split != "test":
         lines.append(
-            "There is no test split. These are validation scores, which also chose the head: they are too high for it."
+            f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
+            "for it."
         )
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
     if run.references and run.references[0].n_train < n_train:
         lines.append(f"The references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images.")
-    lines += _assessment_lines(run.assessment)
+    lines += _assessment_lines(run.assessment, run.config.validation)
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
     lines += _learning_curve_lines(run, split)
     return "\n".join([*lines, f"run {run.directory}"])
+
+
+def _selection(run: "Run") -> str:
+    """Return how the head was selected, and the weights of the heads that a mean is made of."""
+    chosen = run.head(run.selected)
+    parts = ", ".join(f"{share:.2f} {name}" for name, share in chosen.shares.items())
+    if parts:
+        return f"selected: the mean of all kinds of head, weighted by {run.config.validation} loss ({parts})"
+    return "selected by the highest validation ROC AUC" if run.config.select == "auc" else (
+        f"selected by the lowest {run.config.validation} loss"
+    )
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -60,11 +72,12 @@ def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[
     heads = [head for head in run.heads if head in shown]
     metrics = metrics_of([*map(_scores_of, heads), *map(_scores_of, run.references)], ShownIn.EVERYWHERE)
     titles = [f"{split} {_title(metric, _scores_of(run.head(run.selected)))}" for metric in metrics]
-    rows: list[tuple[str, ...]] = [("", "head", "parameters", "best epoch", "val AUC", *titles)]
+    area = "val AUC" if run.config.n_cross_fit is None else "out-of-fold AUC"
+    rows: list[tuple[str, ...]] = [("", "head", "members", "parameters", area, *titles)]
     for head in heads:
-        about = head.name, f"{head.n_parameters:,}", f"{head.best_epoch} (stopped at {head.epochs})"
+        about = head.trained_as or head.name, f"{head.n_members}", f"{head.n_parameters:,}"
         rows.append(("*" if head.name == run.selected else "", *about, *_score_cells(head, metrics)))
-    rows += [("", one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
+    rows += [("", f"{one.name} ({one.setting})" if one.setting else one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
     return table(rows)
 
 
@@ -121,11 +134,12 @@ def _label_lines(run: "Run", split: str) -> "Iterator[str]":
             yield f"  {label}: {_estimate_text(one.auc)}, {one.auc.n:,} images with a known label"
 
 
-def _assessment_lines(found: "Assessment | None") -> "Iterator[str]":
+def _assessment_lines(found: "Assessment | None", validation: str) -> "Iterator[str]":
     """Describe operating points and calibration, if there is one positive class."""
     if found is None or len(found.classes) > 1:
         return
-    yield f"{found.head}, {found.split} split, thresholds chosen on validation (95% CI):"
+    split = "test split" if found.split == "test" else f"{validation} predictions"
+    yield f"{found.head}, {split}, thresholds chosen on {validation} predictions (95% CI):"
     alike: dict[float | str, list[FixedPoint]] = {}  # several rules may choose the same threshold
     for fixed in found.classes[0].points:
         alike.setdefault(fixed.point.threshold or fixed.point.name, []).append(fixed)

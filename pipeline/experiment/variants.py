@@ -1,0 +1,262 @@
+"""Variants of a head: trained on every fold of a development set, they predict its images out of fold and others together."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.experiment.development import Development
+from hoarfrost.experiment.task import Task
+from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.layers import rounded
+from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
+
+MEAN = "mean"
+"""The name of the committee of all kinds of head."""
+SELECTIONS = (MEAN, "best")
+LARGEST_ROUNDING = 1e-3  # of a probability, by which storing weights as float16 may change it
+LEAST_WEIGHT = 0.02  # a kind with less is left out of the mean
+# Training images beyond which fewer members are enough, and the most of them in each fold.
+FEWER_MEMBERS = ((20_000, 1), (5_000, 2))
+SMALLEST_PROBABILITY = 1e-7  # a loss of infinity would hide all others
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained head in a committee, with its weight, and its probabilities (m, C) for its fold's validation images."""
+
+    head: TrainedHead
+    weight: float
+    validated: Ints
+    out_of_fold: Floats
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A committee: the trainings of one variant, folds times seeds, or those of several kinds.
+
+    Attributes
+    ----------
+    requested : HeadSpec or None
+        What the user specified; None for "mean".
+    members : tuple of Member
+        Their weights sum to one.
+    out_of_fold : ndarray (n, C) float64
+        For each validated image the weighted mean of the members that did not learn from it; NaN for other images.
+    loss : float
+        Mean cross-entropy out of fold, nats.
+    shares : mapping of str to float
+        Of "mean": the weight of each variant that it is made of.
+    """
+
+    requested: HeadSpec | None
+    members: tuple[Member, ...]
+    out_of_fold: Floats
+    loss: float
+    shares: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The shortest form of what the user specified, or "mean"."""
+        return MEAN if self.requested is None else self.requested.name
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        return MEAN if self.requested is None else self.requested.slug
+
+    @property
+    def specs(self) -> tuple[HeadSpec, ...]:
+        """The different specifications of its members, in order."""
+        return tuple(dict.fromkeys(member.head.spec for member in self.members))
+
+    def predicted(self, task: Task, rows: Ints) -> Floats:
+        """Return the committee's probabilities (m, C) for images that no member learned from."""
+        of_members = task.predicted_by([member.head.module for member in self.members], rows)
+        found = sum(member.weight * p for member, p in zip(self.members, of_members, strict=True))
+        return np.asarray(found)
+
+    def by_seed(self, task: Task, rows: Ints) -> dict[int, tuple[Floats, Floats]]:
+        """Return for each seed the probabilities of its members alone: out of fold (n, C), and of other `rows` (m, C)."""
+        found = {}
+        for seed in dict.fromkeys(member.head.seed for member in self.members):
+            members = [member for member in self.members if member.head.seed == seed]
+            others = task.predicted_by([member.head.module for member in members], rows)
+            found[seed] = _pooled(members, task), np.mean(others, axis=0)
+        return found
+
+
+def fit_variants(
+    specs: Sequence[HeadSpec],
+    developments: Sequence[Development],
+    task: Task,
+    config: TrainingConfig,
+    on_epoch: Callable[[str, int], None],
+) -> list[dict[str, Variant]]:
+    """Train every variant on every fold of every development set in one pass.
+
+    Returns
+    -------
+    list of dict
+        For each development set its variants by name. Of a specification with several candidates (each C of a path) the
+        one with the lowest out-of-fold loss is kept. Variants whose loss or predictions are not finite are omitted.
+
+    Raises
+    ------
+    TrainingError
+        If no variant is left on a development set.
+    """
+    candidates = {spec: spec.candidates() for spec in specs}
+    each = list(dict.fromkeys(one for several in candidates.values() for one in several))
+    fewest = min(len(one.folds) for one in developments)
+    largest = max(len(fold.train) for one in developments for fold in one.folds)
+    n_seeds = {spec: _seeds_in_a_fold(spec, config, fewest, largest) for spec in each}
+    folds = [fold for one in developments for fold in one.folds]
+    heads: dict[HeadSpec, dict[int, list[TrainedHead]]] = {}
+    for head in train_heads(
+        each, task.labelled(), folds, len(task.names), config, macro_roc_aucs, on_epoch, n_seeds=n_seeds
+    ):
+        heads.setdefault(head.spec, {}).setdefault(head.fold, []).append(head)
+    found, first = [], 0
+    for development in developments:
+        numbers = range(first, first + len(development.folds))
+        first = numbers.stop
+        variants = {}
+        for spec, several in candidates.items():
+            trained = [
+                _variant(spec, heads.get(one, {}), numbers, development, task) for one in several
+            ]
+            sound = [one for one in trained if one is not None]
+            if sound:
+                variants[spec.name] = min(sound, key=lambda one: one.loss)
+            else:
+                logger.warning("%s: skipped, because its loss or predictions became NaN or infinite", spec.name)
+        if not variants:
+            raise TrainingError(
+                "The loss or the predictions of every head became NaN or infinite. Lower the learning rates (lr=)."
+            )
+        found.append(variants)
+    return found
+
+
+def _seeds_in_a_fold(spec: HeadSpec, config: TrainingConfig, n_folds: int, n_train: int) -> int:
+    """Return how many times a head is trained on each fold; with many images a default committee is smaller."""
+    wanted = math.ceil(spec.members / n_folds)
+    if "members" in spec.options() and spec.members == spec.options()["members"].default:
+        wanted = next((min(wanted, most) for images, most in FEWER_MEMBERS if n_train > images), wanted)
+    return max(config.seeds, wanted)
+
+
+def _variant(
+    requested: HeadSpec,
+    by_fold: Mapping[int, Sequence[TrainedHead]],
+    numbers: range,
+    development: Development,
+    task: Task,
+) -> Variant | None:
+    """Return a variant from its trainings on one development set, or None if one of them failed."""
+    heads = [(head, fold) for number, fold in zip(numbers, development.folds, strict=True) for head in by_fold.get(number, ())]
+    n_failed = len(numbers) - len({head.fold for head, _ in heads})
+    if n_failed or not heads or len(heads) % len(numbers):
+        return None
+    members = []
+    for head, fold in heads:
+        smaller = rounded(head.module)
+        exact, stored = task.predicted_by([head.module, smaller], fold.val)
+        if not np.isfinite(exact).all():
+            return None
+        is_close = bool(np.abs(exact - stored).max() <= LARGEST_ROUNDING)
+        module, p = (smaller, stored) if is_close else (head.module, exact)
+        members.append(Member(replace(head, module=module), 1 / len(heads), fold.val, p))
+    pooled = _pooled(members, task)
+    validated = development.validated
+    return Variant(requested, tuple(members), pooled, mean_loss(task.y[validated], pooled[validated]), {})
+
+
+def _pooled(members: Iterable[Member], task: Task) -> Floats:
+    """Return the weighted mean (n, C) of the out-of-fold probabilities of each image; NaN where there is none."""
+    total, weights = np.zeros((len(task.y), len(task.names))), np.zeros(len(task.y))
+    for member in members:
+        total[member.validated] += member.weight * member.out_of_fold
+        weights[member.validated] += member.weight
+    pooled = task.unpredicted()
+    pooled[weights > 0] = total[weights > 0] / weights[weights > 0, None]
+    return pooled
+
+
+def of_truth(y: Ints, probabilities: Floats) -> Floats:
+    """Return the probability that each known label has: (n,), or (k,) over the k known labels of a multi-label task."""
+    if y.ndim == 1:
+        found: Floats = probabilities[np.arange(len(y)), y]
+    else:
+        known = y >= 0
+        found = np.where(y == 1, probabilities, 1 - probabilities)[known]
+    return found.clip(min=SMALLEST_PROBABILITY)
+
+
+def mean_loss(y: Ints, probabilities: Floats) -> float:
+    """Return the mean cross-entropy of probabilities (n, C), nats."""
+    return float(-np.log(of_truth(y, probabilities)).mean())
+
+
+# -- the committee of all kinds -------------------------------------------------------------------------------------------
+
+
+def with_mean(variants: Mapping[str, Variant], task: Task, development: Development) -> dict[str, Variant]:
+    """Add the committee of all kinds, if there are several: of each kind the variant with the lowest out-of-fold loss.
+
+    The weights are those that minimise the out-of-fold loss of the mean (Breiman 1996, Stacked regressions, Machine
+    Learning 24, 49-64): non-negative, with sum one.
+    """
+    best: dict[str, Variant] = {}
+    for variant in variants.values():
+        kind = variant.specs[0].KIND
+        if kind not in best or variant.loss < best[kind].loss:
+            best[kind] = variant
+    if len(best) < 2:
+        return dict(variants)
+    rows = development.validated
+    y = task.y[rows]
+    parts = list(best.values())
+    weights = stacking_weights([of_truth(y, one.out_of_fold[rows]) for one in parts])
+    members, shares, pooled = [], {}, np.zeros((len(task.y), len(task.names)))
+    for part, weight in zip(parts, weights.tolist(), strict=True):
+        if weight:
+            members += [
+                Member(one.head, weight * one.weight, one.validated, one.out_of_fold) for one in part.members
+            ]
+            shares[part.name] = weight
+            pooled += weight * part.out_of_fold
+    mean = Variant(None, tuple(members), pooled, mean_loss(y, pooled[rows]), shares)
+    return {MEAN: mean, **variants}
+
+
+def stacking_weights(of_truths: Sequence[Floats]) -> Floats:
+    """Return the weights (V,) of V models that minimise the loss of their mean, from their probabilities of the truth.
+
+    The loss is convex in the weights; the steps are those of the EM algorithm for a mixture's shares, which stay
+    non-negative with sum one. Weights below `LEAST_WEIGHT` become zero.
+    """
+    p = np.stack(of_truths)  # (V, n)
+    weights = np.full(len(p), 1 / len(p))
+    for _ in range(1_000):
+        before = weights
+        weights = (weights[:, None] * p / (weights @ p)).mean(axis=1)
+        if np.abs(weights - before).max() < 1e-6:
+            break
+    weights[weights < LEAST_WEIGHT] = 0
+    return np.asarray(weights / weights.sum())
+
+
+def select(variants: Mapping[str, Variant], selection: str) -> str:
+    """Return the name of the selected head: the mean of all kinds if there is one, or that with the lowest loss."""
+    if selection == MEAN and MEAN in variants:
+        return MEAN
+    return min(variants, key=lambda name: variants[name].loss)
