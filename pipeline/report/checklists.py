@@ -173,15 +173,22 @@ def _predictors(run: Run, _: Evaluation) -> str:
 
 def _training(run: Run, _: Evaluation) -> str:
     config, head = run.config, run.head(run.selected)
-    return (
-        f"AdamW, learning rate {head.learning_rate:g} ({config.schedule}), weight decay {head.weight_decay:g}, dropout "
-        f"{head.dropout:g}, batches of {config.batch_size}, {several(len(run.heads), 'variant')}, early stopping by the "
-        "validation loss"
-    )
+    values = {"learning rate": head.learning_rate, "weight decay": head.weight_decay, "dropout": head.dropout}
+    known = "".join(f", {name} {value:g}" for name, value in values.items() if value is not None)
+    ways = [f"AdamW ({config.schedule}){known}" if head.epochs or head.shares else "to convergence with an L2 penalty"]
+    ways += [] if config.patience is None else ["early stopping by the validation loss"]
+    ways += [] if config.n_cross_fit is None else [f"cross-fitted in {config.n_cross_fit} folds"]
+    return f"{', '.join(ways)}, {several(len(run.heads), 'variant')}"
+
+
+def _ensemble(head: HeadResult) -> str:
+    parts = f" ({', '.join(f'{share:.2f} {name}' for name, share in head.shares.items())})" if head.shares else ""
+    return f"mean of {head.n_members} trained heads{parts}" if head.n_members > 1 else "none"
 
 
 def _robustness(run: Run, _: Evaluation) -> str:
-    done = [several(run.config.seeds, "seed")] if run.config.seeds > 1 else []
+    n_members = run.head(run.selected).n_members
+    done = [several(n_members, "trained head")] if n_members > 1 else []
     if run.cross_validation is not None:
         done.append(f"nested cross-validation in {run.cross_validation.n_folds} folds")
     if run.learning_curve:
@@ -271,8 +278,8 @@ ANSWERS: Mapping[str, Callable[[Run, Evaluation], str]] = {
     "software": lambda run, _: ", ".join(f"{name} {version}" for name, version in run.config.versions.items()),
     "weights": lambda run, _: f"backbone: {run.config.embeddings.weights}; heads: random, seed {run.config.seed}",
     "training": _training,
-    "selection": lambda run, _: f"highest validation ROC AUC: {run.selected}",
-    "ensemble": lambda run, _: f"mean of {run.config.seeds} seeds" if run.config.seeds > 1 else "none",
+    "selection": lambda run, _: f"{run.config.selection}: {run.selected}",
+    "ensemble": lambda run, _: _ensemble(run.head(run.selected)),
     "metrics": lambda run, _: (
         "ROC AUC" + ("" if run.assessment is None else ", operating points, calibration, net benefit")
     ),

@@ -115,7 +115,7 @@ def render_comparison(found: SideBySide) -> str:
 
 def _column(name: str, run: Run) -> Column:
     evaluation, head = evaluation_of(run, by_image=True), run.head(run.selected)
-    rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
+    rows = run.rows_of(evaluation.split)
     return Column(name, run, evaluation, head, evaluation.scores(head), evaluation.area(head), rows)
 
 

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+"""The names of splits in words. With cross-fitting the images of "val" are the training images, predicted out of fold."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the report is about: the test split, or the validation split of a dataset without a test split.
+    """What the report is about: the test split, or without one the images that were validated.
 
+    `split_name` is the split in words: "test", "validation", or "out-of-fold" for training images with cross-fitting.
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
     `unit` is what is counted: "image", or "patient" where metrics join their images. `patients` is (n,) int64 where
     images are counted and their patients are known.
     """
 
     split: str
+    split_name: str
     classes: tuple[str, ...]
     y_true: "npt.NDArray[np.int64]"
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
@@ -43,11 +46,6 @@ class Evaluation:
     def is_multilabel(self) -> bool:
         """Whether an image may have several labels."""
         return self.y_true.ndim == 2
-
-    @property
-    def split_name(self) -> str:
-        """The name of the split in words."""
-        return SPLIT_NAMES[self.split]
 
     def samples(self) -> str:
         """Return what is counted, with its number: "156 test images"."""
@@ -91,14 +89,15 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
         Of the test split, or of the validation split if the heads do not have test metrics.
     """
     split = "val" if run.head(run.selected).test is None else "test"
-    rows = np.flatnonzero(np.array(run.predictions.splits) == split)
+    rows = run.rows_of(split)
     classes, how = class_names(run.config.dataset), None if by_image else run.config.per_patient
     is_known = run.config.dataset.n_patients is not None
     patients = patient_numbers([run.predictions.patients[i] for i in rows]) if is_known else None
     units = units_of(run.y_true()[rows], len(classes), patients, how)
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
     unit = "image" if units.how is None else "patient"
-    return Evaluation(split, classes, units.y, probabilities, unit, units.groups)
+    split_name = run.config.validation if split == "val" else SPLIT_NAMES[split]
+    return Evaluation(split, split_name, classes, units.y, probabilities, unit, units.groups)
 
 
 def class_names(dataset: DatasetFacts) -> tuple[str, ...]:

@@ -238,7 +238,7 @@ def _roc_message(heads: Sequence[HeadResult], evaluation: Evaluation, areas: Map
 
 
 def training_figures(heads: Iterable[HeadResult], history: Sequence[Epoch]) -> dict[str, Figure]:
-    """Describe the training of each head: losses above, the validation split's ROC AUC below.
+    """Describe the training of each head: losses above, the ROC AUC of held-out images below.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ def training_figures(heads: Iterable[HeadResult], history: Sequence[Epoch]) -> d
     axes = (
         _epoch_axis(history),
         _loss_axis(history),
-        area_axis("validation ROC AUC", [epoch.val_roc_auc for epoch in history]),
+        area_axis("ROC AUC", [epoch.val_roc_auc for epoch in history]),
     )
     epochs = {head.name: [epoch for epoch in history if epoch.head == head.name] for head in heads}
     return {head.name: _training_figure(head, epochs[head.name], axes) for head in heads if epochs[head.name]}
@@ -267,12 +267,13 @@ def _training_figure(head: HeadResult, epochs: Sequence[Epoch], axes: tuple[Axis
     epoch_axis, loss_axis, auc_axis = axes
     losses = (
         _over_epochs("training loss", epochs, [epoch.train_loss for epoch in epochs], series=1),
-        _over_epochs("validation loss", epochs, [epoch.val_loss for epoch in epochs], series=0),
+        _over_epochs("loss of held-out images", epochs, [epoch.val_loss for epoch in epochs], series=0),
     )
-    areas = (_over_epochs("validation ROC AUC", epochs, [epoch.val_roc_auc for epoch in epochs], series=0),)
+    areas = (_over_epochs("ROC AUC of held-out images", epochs, [epoch.val_roc_auc for epoch in epochs], series=0),)
     message = (
-        f"Training of {head.name}: {head.epochs} epochs, the best is epoch {head.best_epoch}, "
-        f"where the validation ROC AUC is {head.val.value(ROC_AUC):.2f}."
+        f"Training of {head.name}: {head.epochs} epochs"
+        + ("" if head.best_epoch == head.epochs else f", the best is epoch {head.best_epoch}")
+        + f"; ROC AUC {head.val.value(ROC_AUC):.2f}."
     )
     panels = (
         Panel(epoch_axis, loss_axis, losses, mark=head.best_epoch),

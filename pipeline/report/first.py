@@ -100,8 +100,8 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     if evaluation.split == "val":
         yield Caution(
             "No test split",
-            "The dataset does not have a test split. All scores are of the validation split, which also chose the head "
-            "and its best epoch. Expect lower scores on new images.",
+            f"The dataset does not have a test split. All scores are {run.config.validation} scores, which also chose the "
+            "head. Expect lower scores on new images.",
             "data",
         )
     if run.leakage is not None and run.leakage.allowed:

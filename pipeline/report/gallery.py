@@ -80,7 +80,7 @@ def groups_of(run: Run, evaluation: Evaluation) -> dict[str, CaseGroup]:
 
 def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]:
     """Yield the selected head's most confident errors and its least certain cases."""
-    rows = np.flatnonzero(np.array(run.predictions.splits) == evaluation.split)
+    rows = run.rows_of(evaluation.split)
     answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows)
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)

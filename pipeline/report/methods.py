@@ -129,18 +129,46 @@ def _heads(run: Run) -> Iterator[str]:
     smoothing = f" with label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
     balanced = ", classes weighted equally" if config.class_weight == "balanced" else ""
     what = f"{several(len(names), 'head')} ({listed(names, MOST_HEADS)}) {'were' if len(names) > 1 else 'was'}"
+    yield f"{what} trained on embeddings that were standardised by their training images, with {loss}{balanced}."
+    stepwise = [head for head in run.heads if head.epochs]
+    if stepwise:
+        names = listed([head.name for head in stepwise], MOST_HEADS)
+        batches = "" if config.batch_size is None else f", batches of {config.batch_size}"
+        stop = (
+            f", stopped after {several(config.patience, 'epoch')} without a lower validation loss (the best was kept)"
+            if config.patience
+            else ""
+        )
+        yield (
+            f"AdamW (Loshchilov and Hutter 2019; {config.schedule} learning rate{batches}{smoothing}) trained {names} for "
+            f"{'at most ' if config.patience else ''}{several(max(head.epochs for head in stepwise), 'epoch')}{stop}."
+        )
+    fitted = [head.trained_as or head.name for head in run.heads if not head.epochs and not head.shares]
+    if fitted:
+        yield f"Fitted to convergence with an L2 penalty, chosen by {config.validation} loss: {listed(fitted, MOST_HEADS)}."
+    if config.n_cross_fit is not None:
+        yield (
+            f"Training images were divided into {config.n_cross_fit} folds; each was predicted by the heads that did not "
+            "learn from its fold (cross-fitting), and other images by the mean of all folds' heads."
+        )
+    yield from _selection(run)
+
+
+def _selection(run: Run) -> Iterator[str]:
+    config, chosen = run.config, run.head(run.selected)
+    if chosen.shares:
+        parts = listed([f"{name} ({share:.2f})" for name, share in chosen.shares.items()], MOST_HEADS)
+        yield (
+            f"The final model is the mean of all kinds of head, with the weights that minimise the {config.validation} loss "
+            f"(stacking, Breiman 1996): {parts}; {several(chosen.n_members, 'trained head')} in all."
+        )
+        return
+    values = {"learning rate": chosen.learning_rate, "weight decay": chosen.weight_decay, "dropout": chosen.dropout}
+    known = "".join(f", {name} {value:g}" for name, value in values.items() if value is not None)
+    members = f", the mean of {chosen.n_members} trained heads" if chosen.n_members > 1 else ""
     yield (
-        f"{what} trained on embeddings standardised by the training split, with AdamW ({config.schedule} learning rate, "
-        f"batches of {config.batch_size}) and {loss}{smoothing}{balanced}, for at most {several(config.epochs, 'epoch')}. "
-        f"Training stopped after {several(config.patience, 'epoch')} without a lower validation loss; the best was kept."
-    )
-    if config.seeds > 1:
-        yield f"Each head was trained with {config.seeds} seeds, whose probabilities were averaged."
-    chosen = run.head(run.selected)
-    yield (
-        f"The head with the highest validation ROC AUC was selected: {chosen.name} ("
-        f"{several(chosen.n_parameters, 'parameter')}, learning rate {chosen.learning_rate:g}, weight decay "
-        f"{chosen.weight_decay:g}, dropout {chosen.dropout:g})."
+        f"The head was selected {config.selection}: {chosen.trained_as or chosen.name} ("
+        f"{several(chosen.n_parameters, 'parameter')}{known}{members})."
     )
 
 
@@ -179,15 +207,15 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
     if len(run.assessment.classes) == 1 and first.result is not None:
         yield (
-            f"The threshold ({decimal(first.point.threshold)}) was chosen on validation by {first.point.name}"
+            f"The threshold ({decimal(first.point.threshold)}) was chosen on {run.config.validated_on} by {first.point.name}"
             f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
             f"predictive values are by {by}."
         )
     else:
-        yield "Thresholds were chosen on validation for each class against the rest."
+        yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
     yield (
         "Calibration was assessed in ten bins of equal mass (Nixon et al. 2019), before and after scaling by a temperature "
-        "fitted on validation (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of the rescaled "
+        f"fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of the rescaled "
         "probabilities."
     )
     if run.config.prevalence is not None:

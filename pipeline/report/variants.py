@@ -62,7 +62,7 @@ class LearningRow:
 
 
 def ranked(run: Run) -> tuple[HeadResult, ...]:
-    """Return the heads: the selected one, then the others by descending validation ROC AUC."""
+    """Return the heads: the selected one, then the others by descending ROC AUC of the images that validated them."""
     selected = run.head(run.selected)
     others = [head for head in run.heads if head is not selected]
     return selected, *sorted(others, key=lambda head: -head.val.value(ROC_AUC))
@@ -103,7 +103,7 @@ def _row(
         difference="" if found is None else estimate_text(found.difference),
         p="" if found is None else p_text(found.p_holm),
         metrics=tuple(metric_text(evaluation.scores(variant), metric.key) for metric in metrics),
-        training=() if head is None else _training(head, run.config.head_seconds[head.name]),
+        training=() if head is None else _training(head, run.config.head_seconds.get(head.name, 0.0)),
     )
 
 
@@ -111,7 +111,7 @@ def area_methods(run: Run) -> str:
     """Write the methods of the intervals of ROC AUCs in the table, by split; "" if there are no intervals."""
     listed = _listed(run, N_IN_TABLE)
     areas = {
-        "validation": [one.val.printed(ROC_AUC) for one in listed],
+        run.config.validation: [one.val.printed(ROC_AUC) for one in listed],
         "test": [one.test.printed(ROC_AUC) for one in listed if one.test is not None],
     }
     methods = {
@@ -119,7 +119,7 @@ def area_methods(run: Run) -> str:
         for split, found in areas.items()
     }
     named = "; ".join(f"{split} by {names}" for split, names in methods.items() if names)
-    if methods["validation"] == methods["test"] != "":
+    if methods[run.config.validation] == methods["test"] != "":
         named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
     return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
@@ -135,11 +135,17 @@ def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) ->
 
 def _training(head: HeadResult, seconds: float) -> tuple[str, ...]:
     return (
-        f"{head.best_epoch} (stopped at {head.epochs})",
+        _epochs_text(head),
         count(head.n_parameters),
-        *(f"{value:g}" for value in (head.learning_rate, head.weight_decay, head.dropout)),
+        *("" if value is None else f"{value:g}" for value in (head.learning_rate, head.weight_decay, head.dropout)),
         f"{seconds:.1f}",
     )
+
+
+def _epochs_text(head: HeadResult) -> str:
+    if not head.epochs:
+        return "" if head.shares else "to convergence"
+    return str(head.epochs) if head.best_epoch == head.epochs else f"{head.best_epoch} (stopped at {head.epochs})"
 
 
 def areas_forest(run: Run, evaluation: Evaluation) -> Forest:

@@ -108,6 +108,18 @@ class RunConfig(TrainingConfig, ScoringConfig):
         """How heads were validated, as an adjective: "out-of-fold" or "validation"."""
         return "validation" if self.n_cross_fit is None else "out-of-fold"
 
+    @property
+    def validated_on(self) -> str:
+        """What selection, thresholds and temperature were based on: follows "chosen on"."""
+        return "the validation split" if self.n_cross_fit is None else "out-of-fold predictions"
+
+    @property
+    def selection(self) -> str:
+        """How the head was selected: follows "selected"."""
+        if self.select == "auc":
+            return "by the highest validation ROC AUC"
+        return f"by {'the lowest ' if self.select == 'best' else ''}{self.validation} loss"
+
 
 @dataclass(frozen=True)
 class SeedResult:

@@ -57,9 +57,7 @@ def _selection(run: "Run") -> str:
     parts = ", ".join(f"{share:.2f} {name}" for name, share in chosen.shares.items())
     if parts:
         return f"selected: the mean of all kinds of head, weighted by {run.config.validation} loss ({parts})"
-    return "selected by the highest validation ROC AUC" if run.config.select == "auc" else (
-        f"selected by the lowest {run.config.validation} loss"
-    )
+    return f"selected {run.config.selection}"
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
