@@ -40,7 +40,7 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 @opts.option(
     "--cross-fit/--no-cross-fit", "Predict every image outside of the test split by heads that did not learn from it, and "
     "select by these predictions. --no-cross-fit: set a validation split aside.  [default: cross-fit, unless the dataset "
-    "has a validation split]", group=opts.DATA, default=None,
+    "has a validation split or --patience is given]", group=opts.DATA, default=None,
 )  # fmt: skip
 @opts.option(
     "--select", "mean: the mean of all kinds of head, weighted by their out-of-fold loss. best: the one head with the "
@@ -50,7 +50,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "--grid grids", "Train every head with each of these values of an option, such as lr, dropout or C. May be repeated.",
     group=opts.TRAINING, multiple=True, metavar="KEY=V,V",
 )  # fmt: skip
-@_training("--seeds", "Least number of trainings of each head on the same images; see members.", click.IntRange(1, 100))
+@_training(
+    "--seeds", "Trainings of each head on the same images.  [default: so many that the head has its members]",
+    click.IntRange(1, 100),
+)  # fmt: skip
 @_training("--seed", "First seed, for splits, initial weights and batches.", click.IntRange(0))
 @_training("--epochs", "Passes over the training images.  [default: as many as make 300 to 4,000 steps]", click.IntRange(1))
 @_training(

@@ -62,7 +62,7 @@ class ExperimentConfig(ScoringConfig):
         Bytes that embeddings may take; by default half of the memory that this process may use.
     cross_fit : bool or None
         Validate by cross-fitting: every image outside of the test split is predicted by heads that did not learn from it.
-        None: where the dataset has no validation split.
+        None: where the dataset has no validation split, and heads are not stopped early.
     select : str
         "mean": the mean of all kinds of head, weighted by out-of-fold loss. "best": the head with the lowest such loss.
     n_folds : int or None
@@ -147,7 +147,7 @@ def run_experiment(
         task = read_task(
             opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
             memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
-            cross_fit=config.cross_fit,
+            cross_fit=False if config.cross_fit is None and training.patience is not None else config.cross_fit,
         )  # fmt: skip
         leakage = check_leakage(task, allowed=config.allow_leakage)
         # Refused before anything is trained.
@@ -197,7 +197,7 @@ def _check_early_stopping(task: Task, training: TrainingConfig) -> None:
     if training.patience is not None and task.is_cross_fitted:
         raise TrainingError(
             "--patience stops each head by its validation split, but with cross-fitting the images that validate would then "
-            "be chosen on. Omit --patience, or use --no-cross-fit."
+            "be chosen on. Omit --patience or --cross-fit."
         )
 
 

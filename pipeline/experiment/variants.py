@@ -148,10 +148,12 @@ def fit_variants(
 
 def _seeds_in_a_fold(spec: HeadSpec, config: TrainingConfig, n_folds: int, n_train: int) -> int:
     """Return how many times a head is trained on each fold; with many images a default committee is smaller."""
+    if config.seeds is not None:
+        return config.seeds
     wanted = math.ceil(spec.members / n_folds)
     if "members" in spec.options() and spec.members == spec.options()["members"].default:
         wanted = next((min(wanted, most) for images, most in FEWER_MEMBERS if n_train > images), wanted)
-    return max(config.seeds, wanted)
+    return wanted
 
 
 def _variant(

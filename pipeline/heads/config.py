@@ -11,8 +11,8 @@ class TrainingConfig:
     ----------
     seed : int
         The first of `seeds` seeds; the splits depend on it too.
-    seeds : int
-        Least number of trainings of each variant on the same images, with different initial weights and orders; see also
+    seeds : int or None
+        Number of trainings of each variant on the same images, with different initial weights and orders. None: by
         `HeadSpec.members`.
     epochs : int or None
         Number of passes over the training images. None: as many as make a sensible number of steps, see
@@ -34,7 +34,7 @@ class TrainingConfig:
     """
 
     seed: int = 0
-    seeds: int = 1
+    seeds: int | None = None
     epochs: int | None = None
     patience: int | None = None
     batch_size: int | None = None

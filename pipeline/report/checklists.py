@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
 from hoarfrost.report.words import decimal, estimate_text, listed, rule, several
-from hoarfrost.runs import Run
+from hoarfrost.runs import HeadResult, Run
 
 CLAIM = (
     ("1", "title: a study of artificial intelligence, and of which kind", "technology"),

@@ -18,11 +18,13 @@ MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 LITERATURE = {
+    "Breiman 1996": "Machine Learning 24(1), 49-64",
     "DeLong et al. 1988": "Biometrics 44(3), 837-845",
     "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
     "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
     "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
     "Newcombe 2006": "Statistics in Medicine 25(4), 559-573",
+    "Loshchilov and Hutter 2019": "Decoupled Weight Decay Regularization, ICLR",
     "Nixon et al. 2019": "Measuring Calibration in Deep Learning, CVPR workshops",
     "Obuchowski 1997": "Biometrics 53(2), 567-578",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
@@ -132,7 +134,7 @@ def _heads(run: Run) -> Iterator[str]:
     yield f"{what} trained on embeddings that were standardised by their training images, with {loss}{balanced}."
     stepwise = [head for head in run.heads if head.epochs]
     if stepwise:
-        names = listed([head.name for head in stepwise], MOST_HEADS)
+        trained = listed([head.name for head in stepwise], MOST_HEADS)
         batches = "" if config.batch_size is None else f", batches of {config.batch_size}"
         stop = (
             f", stopped after {several(config.patience, 'epoch')} without a lower validation loss (the best was kept)"
@@ -140,7 +142,7 @@ def _heads(run: Run) -> Iterator[str]:
             else ""
         )
         yield (
-            f"AdamW (Loshchilov and Hutter 2019; {config.schedule} learning rate{batches}{smoothing}) trained {names} for "
+            f"AdamW (Loshchilov and Hutter 2019; {config.schedule} learning rate{batches}{smoothing}) trained {trained} for "
             f"{'at most ' if config.patience else ''}{several(max(head.epochs for head in stepwise), 'epoch')}{stop}."
         )
     fitted = [head.trained_as or head.name for head in run.heads if not head.epochs and not head.shares]
