@@ -45,13 +45,15 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "scale": scale.MEASUREMENTS,
     "cluster": cluster.MEASUREMENTS,
 }
-UNTRAINED, NONE = "`random:0`", "none"
+UNTRAINED, TRAINED, NONE = "`random:0`", "ImageNet-trained ResNet18 (CNTK)", "none"
 # Of the backbone whose embeddings a group, or one of its measurements, is about. None: embeddings or scores are
 # generated, or a stand-in computes nothing.
 WEIGHTS = {
     "extraction": UNTRAINED,
     "heads.busi": UNTRAINED,
-    "heads.defaults": UNTRAINED,
+    "heads.nested": "as named",
+    "heads.defaults": TRAINED,
+    "heads.precisions": TRAINED,
     "predict": UNTRAINED,
     "explain": UNTRAINED,
     "explain.lesions": "as named",

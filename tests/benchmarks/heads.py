@@ -21,10 +21,10 @@ from hoarfrost.runs import Run
 from hoarfrost.training import Fold, Labelled, TrainingConfig, train_heads
 from hoarfrost.training.references import LOGISTIC_REGRESSION
 from tests.benchmarks import usual
-from tests.benchmarks.defaults import defaults
 from tests.benchmarks.extraction import BUSI, COMPARED_IMAGES, WEIGHTS, peak_mb
 from tests.benchmarks.large import write_large_cache
 from tests.benchmarks.measurement import Measurement
+from tests.benchmarks.nested import defaults, nested, precisions
 
 N_ROWS, N_EPOCHS, BATCH = 4_000, 50, 256
 ALONE = 4  # heads trained one after another, by turns with the stack; 64 would only take longer
@@ -144,4 +144,6 @@ def streamed(folder: Path) -> list[Measurement]:
     ]  # fmt: skip
 
 
-MEASUREMENTS = {"stacked": stacked, "busi": busi, "streamed": streamed, "defaults": defaults}
+MEASUREMENTS = {
+    "stacked": stacked, "busi": busi, "streamed": streamed, "nested": nested, "defaults": defaults, "precisions": precisions,
+}  # fmt: skip
