@@ -52,8 +52,7 @@ def score_variants(
     of_references = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
     probabilities = {}
     for name, variant in fitted.items():
-        found = variant.out_of_fold.copy()
-        found[others] = variant.predicted(task, others)
+        found = _everywhere(variant, task, others)
         if np.isfinite(found).all():
             probabilities[name] = found
         else:
@@ -63,13 +62,18 @@ def score_variants(
     variants = with_mean({name: fitted[name] for name in probabilities}, task, development)
     for name, variant in variants.items():
         if name not in probabilities:
-            found = variant.out_of_fold.copy()
-            found[others] = sum(share * probabilities[part][others] for part, share in variant.shares.items())
-            probabilities[name] = found
+            probabilities[name] = _everywhere(variant, task, others)
     rivals = {name: found for name, found in of_references.items() if name != MAJORITY}
     results = tuple(_result(one, task, probabilities[name], rivals) for name, one in variants.items())
     references = tuple(_reference(one, task, of_references[one.name]) for one in fits)
     return Scored(variants, results, references, select(variants, selection), probabilities, of_references)
+
+
+def _everywhere(variant: Variant, task: Task, others: Ints) -> Floats:
+    """Return probabilities (n, C): out of fold, and of the other images by all members."""
+    found = variant.out_of_fold.copy()
+    found[others] = variant.predicted(task, others)
+    return found
 
 
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:

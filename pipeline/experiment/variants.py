@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hoarfrost.evaluation import macro_roc_aucs
+from hoarfrost.evaluation import fit_temperature, macro_roc_aucs
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.layers import rounded
+from hoarfrost.heads.layers import cooled, rounded
 from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
 
 MEAN = "mean"
@@ -168,18 +168,19 @@ def _variant(
     n_failed = len(numbers) - len({head.fold for head, _ in heads})
     if n_failed or not heads or len(heads) % len(numbers):
         return None
-    members = []
-    for head, fold in heads:
-        smaller = rounded(head.module)
-        exact, stored = task.predicted_by([head.module, smaller], fold.val)
-        if not np.isfinite(exact).all():
-            return None
-        is_close = bool(np.abs(exact - stored).max() <= LARGEST_ROUNDING)
-        module, p = (smaller, stored) if is_close else (head.module, exact)
-        members.append(Member(replace(head, module=module), 1 / len(heads), fold.val, p))
-    pooled = _pooled(members, task)
-    validated = development.validated
+    members = [_member(head, 1 / len(heads), fold.val, task) for head, fold in heads]
+    pooled, validated = _pooled(members, task), development.validated
+    if not np.isfinite(pooled[validated]).all():
+        return None
     return Variant(requested, tuple(members), pooled, mean_loss(task.y[validated], pooled[validated]), {})
+
+
+def _member(head: TrainedHead, weight: float, validated: Ints, task: Task) -> Member:
+    """Return a trained head as a member, with weights that float16 can hold where that hardly changes its predictions."""
+    smaller = rounded(head.module)
+    exact, stored = task.predicted_by([head.module, smaller], validated)
+    is_close = bool(np.abs(exact - stored).max() <= LARGEST_ROUNDING)  # not so for NaN
+    return Member(replace(head, module=smaller) if is_close else head, weight, validated, stored if is_close else exact)
 
 
 def _pooled(members: Iterable[Member], task: Task) -> Floats:
@@ -214,8 +215,12 @@ def mean_loss(y: Ints, probabilities: Floats) -> float:
 def with_mean(variants: Mapping[str, Variant], task: Task, development: Development) -> dict[str, Variant]:
     """Add the committee of all kinds, if there are several: of each kind the variant with the lowest out-of-fold loss.
 
-    The weights are those that minimise the out-of-fold loss of the mean (Breiman 1996, Stacked regressions, Machine
-    Learning 24, 49-64): non-negative, with sum one.
+    Each kind's temperature is fitted first, so that kinds trained with and without label smoothing are weighed alike. The
+    weights are those that minimise the out-of-fold loss of the mean: non-negative, with sum one.
+
+    References
+    ----------
+    Breiman (1996), Stacked regressions, Machine Learning 24(1), 49-64.
     """
     best: dict[str, Variant] = {}
     for variant in variants.values():
@@ -226,7 +231,7 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
         return dict(variants)
     rows = development.validated
     y = task.y[rows]
-    parts = list(best.values())
+    parts = [_tempered(one, task, rows) for one in best.values()]
     weights = stacking_weights([of_truth(y, one.out_of_fold[rows]) for one in parts])
     members, shares, pooled = [], {}, np.zeros((len(task.y), len(task.names)))
     for part, weight in zip(parts, weights.tolist(), strict=True):
@@ -238,6 +243,22 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
             pooled += weight * part.out_of_fold
     mean = Variant(None, tuple(members), pooled, mean_loss(y, pooled[rows]), shares)
     return {MEAN: mean, **variants}
+
+
+def _tempered(variant: Variant, task: Task, rows: Ints) -> Variant:
+    """Return a variant whose logits are divided by the temperature that its out-of-fold predictions ask for."""
+    y, p = task.y[rows], variant.out_of_fold[rows]
+    if task.is_multilabel:
+        known = y >= 0
+        y, p = y[known], np.column_stack([1 - p[known], p[known]])
+    temperature = fit_temperature(y, p).temperature
+    members = []
+    for one in variant.members:
+        module = cooled(one.head.module, temperature)
+        if module is None:
+            return variant
+        members.append(_member(replace(one.head, module=module), one.weight, one.validated, task))
+    return replace(variant, members=tuple(members), out_of_fold=_pooled(members, task))
 
 
 def stacking_weights(of_truths: Sequence[Floats]) -> Floats:
