@@ -21,7 +21,8 @@ from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
-from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
+from hoarfrost.heads.committee import Committee
+from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
@@ -102,16 +103,16 @@ class Task:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
         return list(compress(self.table.labels, self.readable))
 
-    def predicted(self, module: torch.nn.Module, rows: Ints | None = None) -> Floats:
-        """Return a trained head's probabilities (m, C) for some rows, by default for all."""
-        return predict_probabilities(module, self.x, rows, multilabel=self.is_multilabel)
-
     def predicted_by(self, modules: "Sequence[torch.nn.Module]", rows: Ints) -> list[Floats]:
         """Return the probabilities (m, C) of several trained heads for some rows."""
-        return [self.predicted(module, rows) for module in modules] if len(rows) else [self._none() for _ in modules]
+        return [self.predicted_with(Committee([one], [1.0], is_multilabel=self.is_multilabel), rows) for one in modules]
 
-    def _none(self) -> Floats:
-        return np.empty((0, len(self.names)))
+    def predicted_with(self, committee: Committee, rows: Ints) -> Floats:
+        """Return the probabilities (m, C) of a committee for some rows."""
+        exact, found = committee.exact(), np.empty((len(rows), len(self.names)))
+        for places, part in self.x.blocks(rows):
+            found[places] = exact.probabilities(part)
+        return found
 
     @property
     def is_streamed(self) -> bool:

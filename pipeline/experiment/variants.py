@@ -12,6 +12,7 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import cooled, rounded
 from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
@@ -79,9 +80,9 @@ class Variant:
 
     def predicted(self, task: Task, rows: Ints) -> Floats:
         """Return the committee's probabilities (m, C) for images that no member learned from."""
-        of_members = task.predicted_by([member.head.module for member in self.members], rows)
-        found = sum(member.weight * p for member, p in zip(self.members, of_members, strict=True))
-        return np.asarray(found)
+        modules = [member.head.module for member in self.members]
+        weights = [member.weight for member in self.members]
+        return task.predicted_with(Committee(modules, weights, is_multilabel=task.is_multilabel), rows)
 
     def by_seed(self, task: Task, rows: Ints) -> dict[int, tuple[Floats, Floats]]:
         """Return for each seed the probabilities of its members alone: out of fold (n, C), and of other `rows` (m, C)."""

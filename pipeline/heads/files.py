@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +20,27 @@ from hoarfrost.evaluation.novelty import NoveltyReference
 from hoarfrost.features.cache import Header
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
+from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.specs import parse_head
 from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.specs import parse_head
 from hoarfrost.runs import from_json, to_json
 
 FORMAT = "hoarfrost-head"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, 3)
 IMAGE = "image"  # a unit, see `Validated`
 KEY = "hoarfrost"  # in the metadata
 DIGEST = "sha256"
-STANDARDISATION = "0."  # prefix of its tensors, which all seeds share: the training images are the same
+# What version 2, which had one training for each seed, meant where a head's name does not state it.
+DEFAULTS_OF_VERSION_2: Mapping[str, Any] = {
+    "transform": "none",
+    "members": 1,
+    "lr": 1e-3,
+    "weight_decay": 1.0,
+    "dropout": 0.0,
+}
+LARGEST_ERROR = 1e-9  # of the sum of the members' weights
 NOVELTY = ("mean", "directions", "variances")
 
 
@@ -65,15 +76,37 @@ class Validated(_Fixed):
 
 
 @dataclass(frozen=True)
+class SavedMember:
+    """One training of a head, or of one of the heads that predict together.
+
+    Attributes
+    ----------
+    spec : HeadSpec
+        With the values that were chosen, as in "logistic,C=0.01".
+    seed, fold : int
+    weight : float
+        In the mean of the members' probabilities.
+    module : nn.Module
+        From embeddings (B, D) to logits (B, C): `Standardise`, and the layers that `spec` builds.
+    """
+
+    spec: HeadSpec
+    seed: int
+    fold: int
+    weight: float
+    module: nn.Module
+
+
+@dataclass(frozen=True)
 class SavedHead:
     """A trained head with what is needed to use it.
 
     Attributes
     ----------
-    seeds : tuple of int
-        One for each of `modules`. The head's probabilities are the mean of theirs.
-    modules : tuple of nn.Module
-        From embeddings (B, D) to logits (B, C), standardisation included.
+    name : str
+        What the run calls it: "mlp:256", or "mean" for a mean over several kinds.
+    members : tuple of SavedMember
+        The head's probabilities are the weighted mean of theirs.
     names : tuple of str
         Of the C classes, or labels.
     header : Header
@@ -84,11 +117,15 @@ class SavedHead:
         For images, and for patients if they were known.
     distances : ConformalScores
         Those of validation images.
+
+    Raises
+    ------
+    ValueError
+        If there are no members, or their weights are not above zero with the sum one.
     """
 
-    spec: HeadSpec
-    seeds: tuple[int, ...]
-    modules: tuple[nn.Module, ...]
+    name: str
+    members: tuple[SavedMember, ...]
     names: tuple[str, ...]
     is_multilabel: bool
     header: Header
@@ -97,12 +134,33 @@ class SavedHead:
     novelty: NoveltyReference
     distances: ConformalScores
 
+    def __post_init__(self) -> None:
+        weights = [member.weight for member in self.members]
+        if not all(weight > 0 for weight in weights) or not abs(sum(weights) - 1) < LARGEST_ERROR:
+            raise ValueError("the members' weights must be above zero and have the sum one")
+
     @property
     def columns(self) -> tuple[tuple[str, int], ...]:
         """The head's columns in predictions.csv with their class numbers; of two classes only the positive one."""
         if len(self.names) == 2 and not self.is_multilabel:
-            return ((self.spec.name, 1),)
-        return tuple((f"{self.spec.name}:{name}", number) for number, name in enumerate(self.names))
+            return ((self.name, 1),)
+        return tuple((f"{self.name}:{name}", number) for number, name in enumerate(self.names))
+
+    @property
+    def committee(self) -> Committee:
+        """The members as one module, in float32."""
+        modules, weights = zip(*((member.module, member.weight) for member in self.members), strict=True)
+        return Committee(modules, weights, is_multilabel=self.is_multilabel)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member's description: `head` has all options, so that it stays the same when defaults change."""
+
+    head: str
+    seed: int
+    fold: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +170,7 @@ class _Description:
     format: str
     format_version: int
     head: str
-    seeds: tuple[int, ...]
+    members: tuple[_Member, ...]
     classes: tuple[str, ...]
     activation: str
     n_inputs: int
@@ -128,7 +186,9 @@ class _Description:
 def head_bytes(head: SavedHead) -> bytes:
     """Return the content of a head file; the same head gives the same bytes."""
     description = _Description(
-        FORMAT, FORMAT_VERSION, head.spec.name, head.seeds, head.names,
+        FORMAT, FORMAT_VERSION, head.name,
+        members=tuple(_Member(one.spec.full_name, one.seed, one.fold, one.weight) for one in head.members),
+        classes=head.names,
         activation="sigmoid" if head.is_multilabel else "softmax",
         n_inputs=head.header.dim,
         fingerprint=head.header.fingerprint.digest,
@@ -157,19 +217,23 @@ def content_digest(description: Mapping[str, object], tensors: Mapping[str, Tens
 
 
 def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
-    for prefix, module in zip(_prefixes(head.seeds), head.modules, strict=True):
-        for name, tensor in module.state_dict().items():
-            if not (prefix and name.startswith(STANDARDISATION)):
-                yield prefix + name, tensor
+    for i, member in enumerate(head.members):
+        for name, tensor in member.module.state_dict().items():
+            yield f"{_prefix(i)}{name}", _shortest(tensor)
     yield from ((f"novelty.{name}", torch.from_numpy(getattr(head.novelty, name))) for name in NOVELTY)
     for name, calibration in _calibrations(head.validated, head.distances):
         yield f"{name}.scores", torch.from_numpy(calibration.scores)
         yield f"{name}.weights", torch.from_numpy(calibration.weights)
 
 
-def _prefixes(seeds: Iterable[int]) -> list[str]:
-    """Return the prefix of each seed's tensors, empty for the first: its names are those of the module."""
-    return [f"seed{seed}." if i else "" for i, seed in enumerate(seeds)]
+def _prefix(member: int) -> str:
+    return f"member{member}."
+
+
+def _shortest(tensor: Tensor) -> Tensor:
+    """Return the tensor in float16 if that holds all of its values exactly."""
+    halved = tensor.half()
+    return halved if (halved.to(tensor.dtype) == tensor).all() else tensor
 
 
 def _calibrations(validated: Iterable[Validated], distances: ConformalScores) -> Iterator[tuple[str, ConformalScores]]:
@@ -197,7 +261,7 @@ def read_head(path: Path) -> SavedHead:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable .safetensors ({error})"
         raise RunError(f"{path}: {reason}. Name a head file, which `hoarfrost train` writes to RUN/heads/.") from error
     try:
-        return _head(_description(path, text, tensors), tensors)
+        return _head(*_described(path, text, tensors))
     except KeyError as error:
         raise _damaged(path, f"{error} is missing") from error
     # Conversions raise these for content that this program did not write.
@@ -209,7 +273,8 @@ def _damaged(path: Path, reason: str) -> RunError:
     return RunError(f"{path}: the head file is damaged: {reason}. Train again, or copy the file again.")
 
 
-def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) -> _Description:
+def _described(path: Path, text: str | None, tensors: dict[str, Tensor]) -> tuple[_Description, dict[str, Tensor]]:
+    """Return the description and the tensors in this version's layout, if the content is whole."""
     if text is None:
         raise RunError(f"{path}: not a hoarfrost head (its metadata do not describe one). Name a file in RUN/heads/.")
     content = json.loads(text)
@@ -221,31 +286,61 @@ def _description(path: Path, text: str | None, tensors: Mapping[str, Tensor]) ->
             f"{path} was written by a newer hoarfrost (head format {version}, this one reads {FORMAT_VERSION}). "
             "Upgrade hoarfrost, or train again."
         )
-    if version < FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise RunError(
             f"{path} was written by an older hoarfrost (head format {version}) without thresholds and calibration. "
             "Train again; this needs only the cache."
         )
     if content[DIGEST] != content_digest(content, tensors):
         raise ValueError("its content does not match its checksum")
-    return from_json(content, _Description)
+    if version == READ_VERSIONS[0]:
+        content, tensors = _upgraded(content, tensors)
+    return from_json(content, _Description), tensors
+
+
+def _upgraded(content: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a file of version 2 in the layout of version 3.
+
+    Its seeds shared the standardisation. The first seed's tensors had no prefix.
+    """
+    text, seeds = str(content["head"]), content["seeds"]
+    stated = {option.partition("=")[0].strip() for option in text.split(",")[1:]}
+    spec = parse_head(text)
+    unstated = DEFAULTS_OF_VERSION_2.keys() & spec.options().keys() - stated
+    spec = replace(spec, **{name: DEFAULTS_OF_VERSION_2[name] for name in unstated})
+    members = [{"head": spec.full_name, "seed": seed, "fold": 0, "weight": 1 / len(seeds)} for seed in seeds]
+    found = {
+        name: tensor for name, tensor in tensors.items() if name.startswith(("novelty.", "conformal.", "distances."))
+    }
+    for i, seed in enumerate(seeds):
+        layers = f"seed{seed}.1." if i else "1."
+        for name, tensor in tensors.items():
+            if name.startswith("0."):
+                found[f"{_prefix(i)}{name}"] = tensor
+            elif name.startswith(layers):
+                found[f"{_prefix(i)}1.{name.removeprefix(layers)}"] = tensor
+    return {**content, "members": members}, found
 
 
 def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead:
-    if description.n_inputs < 1 or len(description.classes) < 1 or not description.seeds:
+    if description.n_inputs < 1 or len(description.classes) < 1 or not description.members:
         raise ValueError("it does not describe a head on embeddings")
     if description.embeddings.digest != description.fingerprint:
         raise ValueError("its fingerprint does not match the embeddings that it describes")
     multilabel = {"sigmoid": True, "softmax": False}[description.activation]
-    spec, n_inputs, n_classes = parse_head(description.head), description.n_inputs, len(description.classes)
-    modules = [_module(spec, n_inputs, n_classes, prefix, tensors) for prefix in _prefixes(description.seeds)]
+    n_inputs, n_classes = description.n_inputs, len(description.classes)
+    members = []
+    for i, one in enumerate(description.members):
+        spec = parse_head(one.head)
+        module = _module(spec, n_inputs, n_classes, _prefix(i), tensors)
+        members.append(SavedMember(spec, one.seed, one.fold, one.weight, module))
     n_calibrations = n_classes if multilabel else 1
     n_points = n_calibrations if multilabel or n_classes == 2 else 0
     validated = tuple(_validated(fixed, n_calibrations, n_points, tensors) for fixed in description.validated)
     if not validated or validated[0].unit != IMAGE:
         raise ValueError("thresholds and calibration for images are missing")
     return SavedHead(
-        spec, description.seeds, tuple(modules), description.classes, multilabel,
+        description.head, tuple(members), description.classes, multilabel,
         Header(description.embeddings, n_inputs, description.weights, description.weights_origin),
         description.per_patient,
         validated,
@@ -256,23 +351,29 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
 
 def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):  # shapes alone: a damaged file may state any size
-        standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs))
+        standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs), spec.transform)
         like = nn.Sequential(standardise, spec.build(n_inputs, n_classes))
-    state = {}
-    for name, meta in like.state_dict().items():
-        full_name = name if name.startswith(STANDARDISATION) else prefix + name
-        state[name] = _checked(full_name, tuple(meta.shape), tensors)
+    state = {
+        name: _checked(prefix + name, tuple(meta.shape), tensors, (torch.float32, torch.float16))
+        for name, meta in like.state_dict().items()
+    }
     if (state["0.std"] <= 0).any():
-        raise ValueError("0.std must be above zero")
+        raise ValueError(f"{prefix}0.std must be above zero")
     like.load_state_dict(state, assign=True)
     return like.eval()
 
 
-def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+def _checked(
+    name: str,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, Tensor],
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+) -> Tensor:
     tensor = tensors[name]
-    if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or not tensor.isfinite().all():
-        raise ValueError(f"{name} is not a finite float32 tensor of shape {shape}")
-    return tensor
+    if tensor.dtype not in dtypes or tuple(tensor.shape) != shape or not tensor.isfinite().all():
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} is not a finite {expected} tensor of shape {shape}")
+    return tensor.float()
 
 
 def _novelty(rest: float, n_inputs: int, tensors: Mapping[str, Tensor]) -> NoveltyReference:

@@ -144,10 +144,20 @@ class HeadSpec:
         return ",".join([self.shape, *changed])
 
     @property
+    def full_name(self) -> str:
+        """The specification with all options, which stays the same head when defaults change."""
+        return ",".join([self.shape, *(f"{name}={_shortest(value)}" for name, value in self.values().items())])
+
+    @property
     def slug(self) -> str:
         """The name as a file name."""
-        readable = "".join(c if c.isalnum() or c in "-+.=" else "-" for c in self.name)
-        return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(self.name.encode()).hexdigest()[:8]}"
+        return slug_of(self.name)
+
+
+def slug_of(name: str) -> str:
+    """Return a head's name as a file name."""
+    readable = "".join(c if c.isalnum() or c in "-+.=" else "-" for c in name)
+    return readable if len(readable) < 100 else f"{readable[:80]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _shortest(value: Value) -> str:

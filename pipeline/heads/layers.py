@@ -1,5 +1,7 @@
 """The layers that heads are made of, beside torch's own: standardised embeddings, and quadratic forms."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from hoarfrost.heads.kinds import TRANSFORMS, Basis
 
 OFFSET = 0.5  # of the quadratic kernel: weighs linear against quadratic terms
 MOST_LANDMARKS = 2_000  # training images that span the kernel's features; a matrix of their size is decomposed
+SMALLEST_LENGTH = 1e-12  # of an embedding; a shorter one is divided by this
 SMALLEST_SHARE = 1e-7  # of the largest eigenvalue; smaller ones are rounding errors
 
 
@@ -22,7 +25,39 @@ def transformed(x: Tensor, transform: str) -> Tensor:
 
 def unit_length(x: Tensor) -> Tensor:
     """Return each embedding (..., D) scaled to length one; zero stays zero."""
-    found: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return x / _lengths(x)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    found: Tensor = x.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_LENGTH)
+    return found
+
+
+def rounded(module: nn.Module) -> nn.Module:
+    """Return a copy of a head's member whose weights are rounded to what float16 can hold; a file then stores half the bytes.
+
+    Standardisation is kept as it is. So is a tensor with values beyond float16's range.
+    """
+    found = copy.deepcopy(module)
+    with torch.no_grad():
+        for weights in found.parameters():
+            halved = weights.half().to(weights.dtype)
+            if halved.isfinite().all():
+                weights.copy_(halved)
+    return found
+
+
+def cooled(module: nn.Module, temperature: float) -> nn.Module | None:
+    """Return a copy of a head's member whose logits are divided by a temperature; None if its last layer is unknown."""
+    found = copy.deepcopy(module)
+    last = list(found.modules())[-1]
+    if not isinstance(last, nn.Linear):
+        return None
+    with torch.no_grad():
+        forms = [one for one in found.modules() if isinstance(one, QuadraticForm)]
+        for scaled in forms or [last]:
+            for weights in scaled.parameters():
+                weights.div_(temperature)
     return found
 
 
@@ -39,6 +74,23 @@ class Standardise(nn.Module):
         """Return standardised embeddings (B, D)."""
         return (transformed(x, self.transform) - self.get_buffer("mean")) / self.get_buffer("std")
 
+    def slope(self, x: Tensor) -> Tensor:
+        """Return by how much each standardised feature grows per unit of the feature, (B, D).
+
+        Square roots bend: theirs is the mean slope between the training mean and the embedding, which is finite at zero.
+        Of embeddings scaled to length one it is the slope at this length.
+        """
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        if self.transform == "sqrt":
+            root = transformed(x, self.transform)
+            # (root - mean) / (root |root| - mean |mean|), where it is not 0 / 0
+            same_sign = 1 / (root.abs() + mean.abs()).clamp(min=SMALLEST_LENGTH)
+            other_sign = (root - mean).abs() / (root**2 + mean**2).clamp(min=SMALLEST_LENGTH**2)
+            return torch.where(root * mean < 0, other_sign, same_sign) / std
+        if self.transform == "unit":
+            return 1 / _lengths(x) / std
+        return (1 / std).expand_as(x)
+
 
 class QuadraticForm(nn.Module):
     """Logits that are quadratic in the direction of a standardised embedding: u' A u + w' u + b, with |u| = 1."""
@@ -51,9 +103,8 @@ class QuadraticForm(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return logits (B, C) for standardised embeddings (B, D)."""
         u = unit_length(z)
-        n_classes, n_inputs, _ = self.products.shape
-        turned = (u @ self.products.permute(1, 0, 2).reshape(n_inputs, -1)).view(-1, n_classes, n_inputs)
-        logits: Tensor = (turned * u[:, None]).sum(-1) + self.linear(u)
+        quadratic = (u @ self.products * u).sum(-1)  # (C, B)
+        logits: Tensor = quadratic.T + self.linear(u)
         return logits
 
 

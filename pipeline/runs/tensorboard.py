@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from hoarfrost.features.errors import RunError
-from hoarfrost.heads.specs import parse_head
+from hoarfrost.heads.kinds import slug_of
 from hoarfrost.runs.records import Epoch
 
 
@@ -24,7 +24,7 @@ def write_tensorboard(directory: Path, history: Iterable[Epoch]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     for (head, seed), epochs in groupby(history, key=lambda epoch: (epoch.head, epoch.seed)):
-        with SummaryWriter(str(directory / parse_head(head).slug / f"seed{seed}")) as writer:
+        with SummaryWriter(str(directory / slug_of(head) / f"seed{seed}")) as writer:
             for epoch in epochs:
                 values = {
                     "loss/train": epoch.train_loss, "loss/validation": epoch.val_loss,

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hoarfrost.features.decoding.pictures import fitted
 from hoarfrost.features.errors import CacheError, DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.heads.files import SavedHead
+from hoarfrost.heads.layers import Standardise
 from hoarfrost.inference.explain.drawing import EXAMPLE_SIDE, Pixels
 from hoarfrost.inference.explain.explainer import ExplainedImage, Explainer
 from hoarfrost.inference.sources import RunSource, opened_source
@@ -38,8 +40,8 @@ class TrainingExamples:
     Parameters
     ----------
     embeddings : ndarray (n, D) float32
-    mean, std : ndarray (D,) float32
-        Of the training images, from the head.
+    standardise : Standardise
+        The head's first layer.
     paths, labels, patients : sequence of str, length n
         Unknown patients are "".
     keys : sequence of bytes, length n
@@ -47,28 +49,30 @@ class TrainingExamples:
 
     Notes
     -----
-    Distances are Euclidean between standardised embeddings: what the head sees, each number in units of its own
-    deviation. Cosines of raw embeddings would mostly measure what all images share.
+    Distances are Euclidean between transformed and standardised embeddings: what the head sees, each number in units of
+    its own deviation. Cosines of raw embeddings would mostly measure what all images share.
     """
 
     def __init__(
         self,
         embeddings: npt.NDArray[np.float32],
-        mean: npt.NDArray[np.float32],
-        std: npt.NDArray[np.float32],
+        standardise: Standardise,
         paths: Sequence[str],
         labels: Sequence[str],
         patients: Sequence[str],
         keys: Sequence[bytes],
     ) -> None:
-        self._mean, self._std = mean, std
-        self._z = (embeddings - mean) / std
+        self._standardise = standardise
+        self._z = self._standardised(embeddings)
         self._squares = np.einsum("nk,nk->n", self._z, self._z, dtype=np.float64)
         self._paths, self._labels = paths, labels
         self._patients, self._keys = np.array(patients, object), np.array(keys, object)
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def _standardised(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.asarray(self._standardise(torch.from_numpy(embeddings)).numpy())
 
     def nearest(
         self, embedding: npt.NDArray[np.float32], n: int, *, key: bytes = b"", patient: str = ""
@@ -78,7 +82,7 @@ class TrainingExamples:
         `embedding` is (D,) float32. An image with the same `key` is skipped, under any path: it is the image itself.
         Images of the same `patient`, if known, are skipped too: they are not another case.
         """
-        z = (embedding - self._mean) / self._std
+        z = self._standardised(embedding)
         distances = np.sqrt(np.maximum(self._squares - 2 * (self._z @ z) + float(z @ z), 0))
         allowed = self._keys != key
         if patient:
@@ -89,14 +93,18 @@ class TrainingExamples:
 
 
 def training_examples(run: Run, source: RunSource, head: SavedHead) -> TrainingExamples:
-    """Read the training images of a run from its cache; raise CacheError if the embeddings cannot be read."""
+    """Read the training images of a run from its cache; raise CacheError if the embeddings cannot be read.
+
+    Of a head's members, the first with the largest weight decides how embeddings are standardised.
+    """
     rows = [i for i, split in enumerate(run.predictions.splits) if split == "train"]
     paths, labels, patients = (
         [column[i] for i in rows]
         for column in (run.predictions.paths, run.predictions.labels, run.predictions.patients)
     )
-    mean, std = (head.modules[0].get_buffer(f"0.{name}").numpy() for name in ("mean", "std"))
-    return TrainingExamples(source.embeddings(paths), mean, std, paths, labels, patients, source.keys(paths))
+    committee = head.committee
+    standardise, _ = committee.parts()[int(np.argmax(committee.weights))]
+    return TrainingExamples(source.embeddings(paths), standardise, paths, labels, patients, source.keys(paths))
 
 
 class Cases:

@@ -226,7 +226,7 @@ class _ExplanationWriter:
             images=len(self.dataset),
             explained=len(self.explained),
             failed=len(self.errors),
-            head=head.spec.name,
+            head=head.name,
             classes=head.names,
             output=str(output),
             contact_sheet=None if contact_sheet is None else str(contact_sheet),

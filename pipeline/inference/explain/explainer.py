@@ -16,7 +16,7 @@ from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.explain.drawing import Pixels
-from hoarfrost.inference.explain.maps import Floats, evidence, logit_maps
+from hoarfrost.inference.explain.maps import Floats, evidence_maps
 from hoarfrost.inference.predict import Predictor
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Explainer:
         """
         names = self.predictor.names
         if name not in names:
-            head = self.predictor.head.spec.name
+            head = self.predictor.head.name
             raise HoarfrostError(f"--class {name}: the head {head} has no such class. Its classes: {', '.join(names)}.")
         return names.index(name)
 
@@ -123,15 +123,14 @@ class Explainer:
             features = self.backbone.feature_maps(some).numpy()
             embeddings = features.mean(axis=(2, 3))
             prediction = self.predictor.predict(embeddings)
-            maps = logit_maps(self.predictor.head.modules, features)  # (n, C, cells, cells)
             numbers = self._subjects(prediction.probabilities) if number is None else [number] * len(some)
+            maps = evidence_maps(self.predictor.committee, features, numbers)  # (n, cells, cells)
             answers = self.predictor.answers(prediction.called)
             for i, each in enumerate(numbers):
-                cells = evidence(maps[i : i + 1], each, multilabel=self.predictor.head.is_multilabel)[0]
                 found.append(
                     ExplainedImage(
                         embeddings[i], prediction.probabilities[i], prediction.calibrated[i], answers[i],
-                        self.predictor.names[each], cells,
+                        self.predictor.names[each], maps[i],
                     )
                 )  # fmt: skip
         return found

@@ -1,93 +1,86 @@
-"""Class activation maps: what each cell of the last feature map adds to a head's logits. Arrays in, arrays out."""
+"""Class activation maps: what each cell of the last feature map adds to the evidence for a class. Arrays in, arrays out."""
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoarfrost.features.encoder.registry import EncoderSpec
-from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.committee import Committee
 
 Floats = npt.NDArray[np.float64]
 
 
-def logit_maps(modules: Sequence[nn.Module], features: npt.NDArray[np.float32]) -> Floats:
-    """Divide a head's logits among the cells of the last feature map.
+def evidence_maps(committee: Committee, features: npt.NDArray[np.float32], numbers: Sequence[int]) -> Floats:
+    """Divide a head's evidence for a class among the cells of the last feature map.
 
     Parameters
     ----------
-    modules : sequence of nn.Module
-        The head, one module per seed: standardisation, then linear layers and ReLUs.
+    committee : Committee
+        The head in float64, see `Committee.exact`.
     features : ndarray (n, D, cells, cells) float32
         As `hoarfrost.features.encoder.backbone.Backbone.feature_maps` returns them.
+    numbers : sequence of int, length n
+        The class, or label, of each image's map.
 
     Returns
     -------
-    ndarray (n, C, cells, cells) float64
-        Their sums over the cells are the logits, (n, C); of several seeds the means.
+    ndarray (n, cells, cells) float64
+        Their sums over the cells are the evidence, see `evidence`.
 
     Notes
     -----
-    The embedding is the mean of the feature map over its cells, so a linear head's logit is a sum over cells: each
-    adds weight times (activation - training mean) / training deviation, over the number of cells. What remains, the
-    bias, belongs to no cell, and is spread evenly. A head with hidden layers is linear as long as the same ReLUs are open:
-    the map is of that linear function, gradient times (activation - training mean), and what remains, which comes from
-    the biases of the open units, is spread evenly too. So the sum is the logit in both cases; with hidden layers the map
-    shows what small changes would do, and not what the absence of a cell would. Temperature divides logits, and so maps.
+    The embedding is the mean of the feature map over its cells. A cell adds, over the number of cells, each activation
+    times the slope of its feature's standardisation times the gradient of the evidence by the standardised feature. The
+    slope allows for the transform, see `Standardise.slope`. What remains belongs to no cell, and is spread evenly, so the
+    sum is the evidence.
+
+    For one member that is linear in standardised features this is an exact division of its logit. For hidden layers,
+    products of features, and the mean of several members' probabilities, it is that of the function's tangent: the map
+    then shows what small changes would do, and not what the absence of a cell would. In the mean, a member counts by its
+    weight, and by how much its own probability would change. Temperature divides logits, and so maps.
 
     References
     ----------
     Zhou et al. (2016), Learning Deep Features for Discriminative Localization, CVPR. Shrikumar et al. (2017),
-    Learning Important Features Through Propagating Activation Differences, ICML (gradient times input).
+    Learning Important Features Through Propagating Activation Differences, ICML (gradient times input, and the slope
+    between a reference and the input for transforms).
     """
-    maps = [_logit_maps(module, torch.from_numpy(features).double()) for module in modules]
-    found: Floats = torch.stack(maps).mean(0).numpy()
-    return found
+    x = torch.from_numpy(features).double()
+    embeddings = x.mean((2, 3))  # (n, D)
+    parts = committee.parts()
+    standardised = [standardise(embeddings).requires_grad_() for standardise, _ in parts]
+    logits = [layers(z) for (_, layers), z in zip(parts, standardised, strict=True)]
+    found = evidence(committee.joined(logits), numbers, multilabel=committee.is_multilabel)  # (n,)
+    gradients = torch.autograd.grad(found.sum(), standardised)
+    slopes = [standardise.slope(embeddings) for standardise, _ in parts]
+    weights = (torch.stack(gradients) * torch.stack(slopes)).sum(0)  # (n, D)
+    n_cells = x.shape[2] * x.shape[3]
+    maps = torch.einsum("nk,nkij->nij", weights, x) / n_cells
+    rest = found.detach() - maps.sum((1, 2))
+    return np.asarray((maps + rest[:, None, None] / n_cells).numpy())
 
 
-def _logit_maps(module: nn.Module, features: Tensor) -> Tensor:
-    """Return one seed's maps (n, C, cells, cells) float64."""
-    module = copy.deepcopy(module).double().requires_grad_(False)
-    standardise = next(part for part in module.modules() if isinstance(part, Standardise))
-    mean = standardise.get_buffer("mean")
-    embeddings = features.mean((2, 3)).requires_grad_()  # (n, D)
-    logits = module(embeddings)
-    of_class = [
-        torch.autograd.grad(logits[:, c].sum(), embeddings, retain_graph=True)[0] for c in range(logits.shape[1])
-    ]
-    gradients = torch.stack(of_class, 1)  # (n, C, D)
-    n_cells = features.shape[2] * features.shape[3]
-    maps = torch.einsum("nck,nkij->ncij", gradients, features - mean[:, None, None]) / n_cells
-    constants = logits.detach() - maps.sum((2, 3))
-    found: Tensor = maps + constants[:, :, None, None] / n_cells
-    return found
-
-
-def evidence(values: Floats, number: int, *, multilabel: bool) -> Floats:
-    """Return the evidence for a class against the others: its own part minus the mean of theirs.
+def evidence(logits: Tensor, numbers: Sequence[int], *, multilabel: bool) -> Tensor:
+    """Return the evidence for a class against the others: its own logit minus the mean of theirs.
 
     Parameters
     ----------
-    values : ndarray (n, C, ...) float64
-        Logits or maps.
-    number : int
-        Of the class.
+    logits : Tensor (n, C)
+    numbers : sequence of int, length n
+        Of the classes.
     multilabel : bool
-        Each class is an independent label: its own part alone.
+        Each class is an independent label: its own logit alone.
 
     Returns
     -------
-    ndarray (n, ...) float64
-        With two classes, or of a label, its sum over the cells is the logarithm of the odds. What all logits share
-        cancels, as it does in softmax.
+    Tensor (n,)
+        With two classes, or of a label, the logarithm of the odds. What all logits share cancels, as it does in softmax.
     """
-    if multilabel:
-        return values[:, number]
-    others: Floats = np.delete(values, number, axis=1).mean(axis=1)
-    return values[:, number] - others
+    own = logits[torch.arange(len(logits)), torch.tensor(numbers)]
+    return own if multilabel else own - (logits.sum(1) - own) / (logits.shape[1] - 1)
 
 
 def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> Floats:

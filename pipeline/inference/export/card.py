@@ -47,21 +47,33 @@ def model_card(run: Run, head: SavedHead, file: str, made: Sequence[str]) -> str
 
 
 def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
-    embeddings, seeds = run.config.embeddings, len(head.seeds)
+    embeddings = run.config.embeddings
     weights = f"weights {embeddings.weights} (SHA-256 {embeddings.weights_sha256})"
     temperatures = ", ".join(f"{temperature:.3g}" for temperature in head.validated[0].temperatures)
     rows = {
         "file": f"`{file}`",
         "classes": ", ".join(head.names),
         "encoder": f"{embeddings.backbone}, frozen; {weights}",
-        "head": f"{head.spec.name}, {'mean of ' if seeds > 1 else ''}{several(seeds, 'seed')}",
-        "selected by the run": "yes" if head.spec.name == run.selected else f"no, the run selected {run.selected}",
+        "head": head.name,
+        "members": _members(head),
+        "selected by the run": "yes" if head.name == run.selected else f"no, the run selected {run.selected}",
         "fingerprint of the embeddings": embeddings.fingerprint,
         "precision of the embeddings": embeddings.precision.partition(":")[0],
         "calibration": f"temperature {temperatures}, fitted on the validation split",
         "trained": run.config.created,
     }
     yield from _table(("property", "value"), list(rows.items()))
+
+
+def _members(head: SavedHead) -> str:
+    """Return how many trainings predict together, of which kinds, and with which share of the mean."""
+    of_kinds: dict[str, list[float]] = {}
+    for member in head.members:
+        of_kinds.setdefault(member.spec.shape, []).append(member.weight)
+    if len(head.members) == 1:
+        return f"1, {next(iter(of_kinds))}"
+    kinds = [f"{len(weights)} x {kind} ({sum(weights):.0%} of the mean)" for kind, weights in of_kinds.items()]
+    return f"{len(head.members)}, whose probabilities are averaged: {', '.join(kinds)}"
 
 
 def _intended(run: Run) -> Iterator[str]:
@@ -118,7 +130,7 @@ def _data(run: Run) -> Iterator[str]:
 
 
 def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
-    scores = evaluation.scores(run.head(head.spec.name))
+    scores = evaluation.scores(run.head(head.name))
     shown = list(metrics_of([scores], ShownIn.EVERYWHERE))
     rows = [
         (evaluation.title_of(metric), decimal(found.value), interval(found.interval), found.method or NONE)
@@ -131,7 +143,7 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
             title, guess = evaluation.title_of(metric), decimal(scores.value_or_none(metric.baseline))
             yield f"\n{title[0].upper()}{title[1:]} of always predicting the most frequent class: {guess}."
     recalibration = None if run.assessment is None else run.assessment.calibration
-    if head.spec.name == run.selected and recalibration is not None:
+    if head.name == run.selected and recalibration is not None:
         before, after = recalibration.before, recalibration.after
         yield (
             f"\nExpected calibration error: {decimal(before.error)} before and {decimal(after.error)} after temperature "
@@ -156,7 +168,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
         for one in operating_points(head)
     ]  # fmt: skip
     yield from _table(("class", "rule", *columns), rows)
-    if head.spec.name == run.selected and run.assessment is not None:
+    if head.name == run.selected and run.assessment is not None:
         yield f"\nResults on the {evaluation.split_name} split, per {run.assessment.unit} (95% CI):\n"
         results = [
             (
@@ -176,7 +188,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
 
 
 def _subgroups(run: Run, head: SavedHead) -> Iterator[str]:
-    rows = subgroup_rows(run.assessment) if head.spec.name == run.selected else ()
+    rows = subgroup_rows(run.assessment) if head.name == run.selected else ()
     if not rows:
         yield "Not assessed: the dataset has no attributes, or this is not the head that the run selected."
         return

@@ -103,7 +103,7 @@ def export_head(
         format=file_format,
         opset=formats.OPSET if file_format == "onnx" else None,
         bytes=len(content),
-        head=saved.spec.name,
+        head=saved.name,
         classes=saved.names,
         fingerprint=saved.header.fingerprint.digest,
         weights=saved.header.weights,
@@ -154,7 +154,7 @@ def _difference_from_run(
     none was compared.
     """
     predictions = run.predictions
-    split = "val" if run.head(head.spec.name).test is None else "test"
+    split = "val" if run.head(head.name).test is None else "test"
     rows = [i for i, each in enumerate(predictions.splits) if each == split]
     spread = np.linspace(0, len(rows) - 1, min(len(rows), N_COMPARED)).astype(int).tolist()
     row_of = {predictions.paths[rows[place]]: rows[place] for place in spread}
@@ -172,7 +172,7 @@ def _difference_from_run(
     if not images:
         return None, 0, ["Not compared with the run's own predictions: its images are missing or have changed."]
     uncalibrated = np.concatenate([runner(content, np.stack(images[i : i + 8]))[1] for i in range(0, len(images), 8)])
-    difference = float(np.abs(uncalibrated - predictions.probabilities[head.spec.name][found]).max())
+    difference = float(np.abs(uncalibrated - predictions.probabilities[head.name][found]).max())
     if head.header.fingerprint.precision == "float32" and not difference <= LARGEST_DIFFERENCE:
         raise HoarfrostError(
             f"The exported model differs by {difference:.2g} from the run's own predictions, more than "

@@ -22,7 +22,7 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
     return {
         "format": f"{FORMAT} {FORMAT_VERSION}",
         "use": RESEARCH,
-        "head": head.spec.name,
+        "head": head.name,
         "classes": _json(head.names),
         "task": "independent labels" if head.is_multilabel else "one of the classes",
         "input": f"{INPUT}: uint8 RGB (N, 3, {size}, {size}), grey repeated in all three channels; the model normalises",

@@ -235,7 +235,7 @@ def _write(
     has_threshold = np.isfinite(predictor.novelty_threshold)
     return PredictionSummary(
         predicted=tally.n,
-        head=predictor.head.spec.name,
+        head=predictor.head.name,
         classes=predictor.names,
         called=dict(tally.called.most_common()),
         coverage=predictor.coverage,

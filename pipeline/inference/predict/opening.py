@@ -53,13 +53,15 @@ def _full_name(run: RunHeads, name: str) -> str:
 class ListedHead:
     """A head of a run.
 
-    `parameters` are those of one seed; `test_roc_auc` is None without a test split; `problem` is the reason why the file
+    `members` counts the trainings in its file, of all kinds, folds and seeds; it is 0 if the file cannot be used.
+    `parameters` are those of one member; `test_roc_auc` is None without a test split; `problem` is the reason why the file
     cannot be used, empty if it can.
     """
 
     name: str
     selected: bool
     seeds: int
+    members: int
     parameters: int
     val_roc_auc: float
     test_roc_auc: float | None
@@ -75,15 +77,16 @@ def list_heads(directory: Path) -> tuple[ListedHead, ...]:
 
 
 def _listed(run: RunHeads, head: HeadResult) -> ListedHead:
-    path, problem = run.file_of(head.name), ""
+    path, problem, n_members = run.file_of(head.name), "", 0
     try:
-        read_head(path)
+        n_members = len(read_head(path).members)
     except RunError as error:
         problem = str(error)
     return ListedHead(
         name=head.name,
         selected=head.name == run.selected,
         seeds=len(head.seeds),
+        members=n_members,
         parameters=head.n_parameters,
         val_roc_auc=head.val.value(ROC_AUC),
         test_roc_auc=None if head.test is None else head.test.value(ROC_AUC),

@@ -11,7 +11,6 @@ from hoarfrost.evaluation import apply_temperature, per_patient
 from hoarfrost.evaluation.conformal import prediction_sets
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import IMAGE, SavedHead, Validated
-from hoarfrost.training import mean_probabilities, predict_probabilities
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,12 +63,15 @@ class Predictor:
         Of the C classes, or labels.
     header : hoarfrost.features.cache.Header
         How embeddings must be made.
+    committee : hoarfrost.heads.committee.Committee
+        The head's members, in float64.
     novelty_threshold : float
         Distance beyond which an image is out of distribution; infinite if there are too few validation images.
     """
 
     def __init__(self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS) -> None:
         self.head, self.names, self.header = head, head.names, head.header
+        self.committee = head.committee.exact()
         self.coverage, self.false_alarms = coverage, false_alarms
         self.novelty_threshold = head.distances.quantile(1 - false_alarms)
 
@@ -98,9 +100,7 @@ class Predictor:
             raise ValueError("some embeddings are NaN or infinite")
         if not len(x):
             return self._applied(IMAGE, np.empty((0, len(self.names))), np.empty(0))
-        tensor, multilabel = torch.from_numpy(x), self.head.is_multilabel
-        of_seeds = [predict_probabilities(module, tensor, multilabel=multilabel) for module in self.head.modules]
-        return self._applied(IMAGE, mean_probabilities(of_seeds), self.head.novelty.distances(x))
+        return self._applied(IMAGE, self.committee.probabilities(torch.from_numpy(x)), self.head.novelty.distances(x))
 
     def predict_patients(self, probabilities: Floats, patients: Ints, how: str) -> Prediction:
         """Predict patients from their images.
@@ -127,7 +127,7 @@ class Predictor:
         """Raise TrainingError if nothing was validated for a unit."""
         if how not in self.units:
             raise TrainingError(
-                f"--per-patient {how}: the head {self.head.spec.name} was trained without patients (or with patients "
+                f"--per-patient {how}: the head {self.head.name} was trained without patients (or with patients "
                 "of several classes), so nothing is calibrated for patients. Omit the option, or train with patients."
             )
 

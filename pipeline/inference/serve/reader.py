@@ -75,7 +75,7 @@ class HeadReader:
         in_set = found.sets if found.sets.ndim == 2 else found.sets[:, :, 1]
         return [
             Answer(
-                head=self.predictor.head.spec.name,
+                head=self.predictor.head.name,
                 probabilities=dict(zip(names, found.calibrated[i].tolist(), strict=True)),
                 called=[names[k] for k in np.flatnonzero(found.called[i])],
                 conformal_set=[names[k] for k in np.flatnonzero(in_set[i])],
@@ -144,7 +144,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
     has_point = not predictor.head.is_multilabel and len(points) > 0
     deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
-        head=predictor.head.spec.name,
+        head=predictor.head.name,
         classes=list(predictor.names),
         positive=predictor.names[1] if has_point else None,
         threshold=points[0][0].threshold if has_point else None,

@@ -1,0 +1,100 @@
+"""Several trained members that predict as one head, by the weighted mean of their probabilities."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from hoarfrost.heads.layers import Standardise
+
+AT_ONCE = 1_024  # embeddings; each member's hidden layers are in memory for so many
+
+Floats = npt.NDArray[np.float64]
+
+
+def probabilities_of(logits: Tensor, *, multilabel: bool) -> Floats:
+    """Return the probabilities (n, C) float64 of one module's logits (n, C) float64.
+
+    The logits are rounded to float32 first: a sum's last digits depend on the number of rows that are predicted together,
+    and on the machine.
+    """
+    rounded = logits.float().cpu().double()
+    if multilabel:  # not torch's sigmoid, whose last digits differ at the end of an array
+        return np.asarray(expit(rounded.numpy()))
+    return rounded.softmax(1).numpy()
+
+
+def weighted_mean(of_members: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    """Return the weighted mean of the members' probabilities, always added in the same order; `weights` sum to one."""
+    first, *others = (weight * each for weight, each in zip(weights, of_members, strict=True))
+    return np.asarray(sum(others, first))
+
+
+class Committee(nn.Module):
+    """The members of a head as one module, from embeddings (B, D) to logits (B, C).
+
+    The softmax of these logits, or in a multi-label task their sigmoid, is the weighted mean of the members'
+    probabilities.
+
+    Parameters
+    ----------
+    modules : sequence of nn.Module
+        The members, each a `Standardise` and the layers that follow.
+    weights : sequence of float
+        Above zero, with the sum one.
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, modules: Sequence[nn.Module], weights: Sequence[float], *, is_multilabel: bool) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(modules)
+        self.weights, self.is_multilabel = tuple(weights), is_multilabel
+        self.register_buffer("log_weights", torch.tensor(self.weights, dtype=torch.float64).log().float())
+
+    def exact(self) -> "Committee":
+        """Return a copy that computes in float64."""
+        found = copy.deepcopy(self).eval().requires_grad_(False).double()
+        found.log_weights = torch.tensor(self.weights, dtype=torch.float64).log()
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        return self.joined([member(x) for member in self.members])
+
+    def joined(self, of_members: Sequence[Tensor]) -> Tensor:
+        """Return the committee's logits (B, C) from those of its members, (B, C) each."""
+        logits = torch.stack(list(of_members))  # (M, B, C)
+        if self.is_multilabel:
+            return self._log_mean(F.logsigmoid(logits)) - self._log_mean(F.logsigmoid(-logits))
+        return self._log_mean(F.log_softmax(logits, 2))
+
+    def _log_mean(self, logarithms: Tensor) -> Tensor:
+        """Return the logarithm of the weighted mean of probabilities, which are given as logarithms (M, B, C)."""
+        if len(self.weights) == 1:
+            return logarithms[0]
+        return (logarithms + self.log_weights[:, None, None]).logsumexp(0)
+
+    @torch.no_grad()
+    def probabilities(self, x: Tensor) -> Floats:
+        """Return the probabilities (n, C) of embeddings (n, D); a row's do not depend on the others, see `exact`."""
+        blocks = []
+        for some in torch.split(x.to(self.log_weights.dtype), AT_ONCE):
+            of_members = [probabilities_of(member(some), multilabel=self.is_multilabel) for member in self.members]
+            blocks.append(weighted_mean(of_members, self.weights))
+        return np.concatenate(blocks)
+
+    def parts(self) -> list[tuple[Standardise, nn.Module]]:
+        """Return each member's first layer, and the layers that follow."""
+        found = []
+        for member in self.members:
+            assert isinstance(member, nn.Sequential)
+            standardise, layers = member
+            assert isinstance(standardise, Standardise)
+            found.append((standardise, layers))
+        return found
