@@ -87,17 +87,10 @@ def heads(directory: Path, as_json: bool) -> None:
 
     Example:
       $ hoarfrost heads runs/first
-<<<<<<< HEAD
-         head       seeds  parameters  val AUC  test AUC  size     file
-         linear     1      1,026       0.985    0.992     0.08 MB  runs/first/heads/linear.safetensors
-      *  mlp:256x6  1      460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
-      * selected
-=======
          head       members  parameters  val AUC  test AUC  size     file
          linear     1        1,026       0.985    0.992     0.08 MB  runs/first/heads/linear.safetensors
       *  mlp:256x6  1        460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
-      * selected by validation ROC AUC
->>>>>>> s2-h1
+      * selected
     """
     from hoarfrost.cli.console.summaries import heads_text
     from hoarfrost.inference.predict import list_heads

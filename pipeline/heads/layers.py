@@ -54,10 +54,9 @@ def cooled(module: nn.Module, temperature: float) -> nn.Module | None:
     if not isinstance(last, nn.Linear):
         return None
     with torch.no_grad():
-        forms = [one for one in found.modules() if isinstance(one, QuadraticForm)]
-        for scaled in forms or [last]:
-            for weights in scaled.parameters():
-                weights.div_(temperature)
+        form = next((one for one in found.modules() if isinstance(one, QuadraticForm)), None)
+        for weights in (form or last).parameters():
+            weights.div_(temperature)
     return found
 
 
