@@ -260,7 +260,7 @@ class Basis:
     Attributes
     ----------
     design : Tensor (n, F)
-        Those of the training images, with mean zero.
+        Those of the training images: principal components, so its columns are orthogonal and their means zero.
     module : callable
         From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
     """

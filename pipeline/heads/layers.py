@@ -108,41 +108,45 @@ class QuadraticForm(nn.Module):
 
 
 def linear_basis(z: Tensor) -> Basis:
-    """Return standardised embeddings (n, D) themselves; their mean is zero already, but for rounding."""
+    """Return the principal components of standardised embeddings (n, D)."""
     mean = z.mean(0)
+    centred = z - mean
+    _, rotation = _principal(centred.T @ centred)
 
     def module(weights: Tensor, biases: Tensor) -> nn.Module:
-        layer = nn.Linear(weights.shape[0], weights.shape[1], device=z.device, dtype=z.dtype)
+        of_features = rotation @ weights  # (D, C)
+        layer = nn.Linear(*of_features.shape, device=z.device, dtype=z.dtype)
         with torch.no_grad():
-            layer.weight.copy_(weights.T)
-            layer.bias.copy_(biases - mean @ weights)
+            layer.weight.copy_(of_features.T)
+            layer.bias.copy_(biases - mean @ of_features)
         return nn.Sequential(layer)
 
-    return Basis(z - mean, module)
+    return Basis(centred @ rotation, module)
 
 
 def quadratic_basis(z: Tensor) -> Basis:
-    """Return the features of the kernel k(u, v) = (1/2 + u'v)^2 on directions u of standardised embeddings (n, D).
+    """Return the principal components of the kernel k(u, v) = (1/2 + u'v)^2 on directions u of embeddings (n, D).
 
-    With up to `MOST_LANDMARKS` images the features are exact. Beyond, evenly spread images span them (Nystroem's method,
-    Williams and Seeger 2001). A function sum_i a_i k(u_i, u) is u' A u + w' u + b, so its module holds no image.
+    With up to `MOST_LANDMARKS` images the components are exact. Beyond, evenly spread images span them (Nystroem's
+    method, Williams and Seeger 2001). A function sum_i a_i k(u_i, u) is u' A u + w' u + b, so its module holds no image.
     """
     u = unit_length(z)
     n = len(u)
     places = torch.linspace(0, n - 1, min(n, MOST_LANDMARKS), device=u.device).round().long()
     landmarks = u[places]
-    mean = (OFFSET + u @ landmarks.T).square().mean(0)  # (m,) of the kernel's columns over the training images
-    kernel = (OFFSET + landmarks @ landmarks.T).square()
-    values, vectors = torch.linalg.eigh(kernel)
-    kept = values > SMALLEST_SHARE * values[-1]
-    whiten = vectors[:, kept] / values[kept].sqrt()  # (m, F)
-    design = ((OFFSET + u @ landmarks.T).square() - mean) @ whiten
+    columns = (OFFSET + u @ landmarks.T).square_()  # (n, m)
+    mean = columns.mean(0)
+    if len(places) == n:  # the kernel, centred on both sides, is the Gram matrix; its eigenvectors have sum zero
+        values, vectors = _principal(columns - mean - (columns - mean).mean(1, keepdim=True))
+        coefficients, design = vectors / values.sqrt(), vectors * values.sqrt()
+    else:
+        coefficients = _of_landmarks(columns[places], columns - mean)
+        design = (columns - mean) @ coefficients
 
     def module(weights: Tensor, biases: Tensor) -> nn.Module:
-        of_landmarks = whiten @ weights  # (m, C): the coefficients a
-        n_classes = weights.shape[1]
+        of_landmarks = coefficients @ weights  # (m, C): the numbers a
         with torch.device(z.device):
-            form = QuadraticForm(z.shape[1], n_classes)
+            form = QuadraticForm(z.shape[1], weights.shape[1]).to(z.dtype)
         with torch.no_grad():
             for number, a in enumerate(of_landmarks.T):
                 form.products[number] = (landmarks * a[:, None]).T @ landmarks
@@ -151,3 +155,19 @@ def quadratic_basis(z: Tensor) -> Basis:
         return nn.Sequential(form)
 
     return Basis(design, module)
+
+
+def _of_landmarks(kernel: Tensor, columns: Tensor) -> Tensor:
+    """Return what multiplies centred columns of a kernel (n, m) to give principal components; its landmarks' is (m, m)."""
+    kernel.diagonal().add_(SMALLEST_SHARE * kernel.diagonal().sum())
+    factor = torch.linalg.cholesky(kernel)
+    half = torch.linalg.solve_triangular(factor, columns.T @ columns, upper=False)
+    gram = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    return torch.linalg.solve_triangular(factor.T, _principal(gram)[1], upper=True)
+
+
+def _principal(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a Gram matrix (F, F) that are more than rounding errors, and their eigenvectors."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > SMALLEST_SHARE * values[-1:]
+    return values[kept], vectors[:, kept]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.training.objective import Objective
+from hoarfrost.training.plan import plan_for
 from hoarfrost.training.records import Fold
 from hoarfrost.training.rows import Rows
 
@@ -56,13 +57,18 @@ class Batches:
     ) -> None:
         self.groups = list(groups)
         self.folds = folds
-        self.n_steps = max(-(-len(fold.train) // config.batch_size) for fold in folds)
+        self.plan = plan_for(config, max(len(fold.train) for fold in folds))
+        self.n_steps = self.plan.steps_per_epoch
         self._orders = {one: torch.Generator().manual_seed(seed_of(f"order of batches {one.seed}")) for one in groups}
         balanced = config.class_weight == "balanced"
-        labels = [y[torch.from_numpy(fold.train).to(y.device)].cpu() for fold in folds]
-        self._targets = [objective.loss_weights(y, balanced=balanced, smoothing=config.label_smoothing) for y in labels]
-        self.n_weighed = self._targets[0][0].shape[1]  # K
-        self._rows = [torch.from_numpy(fold.train) for fold in folds]
+        self._rows = {fold: torch.from_numpy(folds[fold].train) for fold in sorted({one.fold for one in groups})}
+        self._targets = {
+            fold: objective.loss_weights(
+                y[rows.to(y.device)].cpu(), balanced=balanced, smoothing=config.label_smoothing
+            )
+            for fold, rows in self._rows.items()
+        }
+        self.n_weighed = next(iter(self._targets.values()))[0].shape[1]  # K
         self._x = x
         self._n_epochs = 0
 

@@ -1,5 +1,6 @@
 """The data that training takes, and the heads that it returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.heads.layers import Standardise
+from hoarfrost.training.objective import Objective
 from hoarfrost.training.rows import HeldRows, Rows
 
 
@@ -32,6 +35,17 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Material:
+    """What heads of one transform learn from: transformed embeddings, labels, and each fold's layer that standardises."""
+
+    x: Rows
+    y: Tensor
+    folds: Sequence[Fold]
+    standardise: Sequence[Standardise]
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class TrainedEpoch:
     """Results of one epoch: mean loss on train and val, ROC AUC on val, and the learning rate at its end."""
 
@@ -43,12 +57,16 @@ class TrainedEpoch:
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head at its best epoch, the one with the lowest validation loss; `seconds` is its share of its stack's time."""
+    """A head after its last epoch or, with early stopping, the one of the lowest validation loss.
+
+    `best_epoch` is its number, counted from 1. A penalised head has no epochs: `history` is empty, `best_epoch` 0.
+    `seconds` is its share of the time of the heads that were trained together with it.
+    """
 
     spec: HeadSpec
     seed: int
     fold: int
     module: nn.Module
     history: tuple[TrainedEpoch, ...]
-    best_epoch: int  # counted from 1
+    best_epoch: int
     seconds: float

@@ -8,10 +8,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hoarfrost.heads.layers import Standardise, transformed
+
 Ints = npt.NDArray[np.int64]
 
 BLOCK_ROWS = 16_384  # read at once in a pass over many rows
 CHUNK_ROWS = 1_024  # streamed rows are read, kept and dropped in chunks of this size, as the cache stores them
+MOST_HELD = 1 << 40  # rows in memory: no limit
+TRANSFORMED_NUMBERS = 64_000_000  # a copy of 256 MB; more embeddings are transformed each time they are taken
+NEARLY_CONSTANT = 1e-6  # deviation over mean: below it float32 contains only rounding errors
 READ_CHUNKS = 16  # at once: enough for two threads; 32 MB above the limit
 
 
@@ -21,6 +26,8 @@ class Rows(Protocol):
     device: torch.device
     dtype: torch.dtype
     n_features: int
+    most_held: int
+    """How many rows fit into memory at once."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -56,6 +63,7 @@ class HeldRows:
         self.device = device or x.device
         self.dtype = x.dtype
         self.n_features = x.shape[1]
+        self.most_held = MOST_HELD
 
     def __len__(self) -> int:
         return len(self.x)
@@ -115,7 +123,7 @@ class StreamedRows:
         n_slots = max(2, limit_bytes // 8 // (CHUNK_ROWS * n_features * 4))
         self._window_chunks = n_slots // 2  # two windows: heads of different folds are not at exactly the same place
         self._n_slots = min(n_slots, len(self._chunks))
-        self._most_held = limit_bytes // 2 // (n_features * 4)
+        self.most_held = limit_bytes // 2 // (n_features * 4)
         self.release()
 
     def release(self) -> None:
@@ -191,13 +199,54 @@ class StreamedRows:
 
     def hold(self, rows: Ints) -> None:
         """Keep rows in memory if they fit into half of the limit; otherwise each `take` reads them."""
-        if len(rows) > self._most_held or (self._held_at[rows] >= 0).all():
+        if len(rows) > self.most_held or (self._held_at[rows] >= 0).all():
             return
         self._held_at[:] = -1
         self._held = torch.empty((len(rows), self.n_features))
         for places, x in self.blocks(rows):
             self._held[torch.from_numpy(places)] = x.cpu()
         self._held_at[rows] = np.arange(len(rows))
+
+
+class TransformedRows:
+    """Other rows, transformed each time they are taken; see `hoarfrost.heads.layers.transformed`."""
+
+    def __init__(self, x: Rows, transform: str) -> None:
+        self.device, self.dtype, self.n_features, self.most_held = x.device, x.dtype, x.n_features, x.most_held
+        self.shuffled, self.hold, self.release = x.shuffled, x.hold, x.release
+        self._x, self._transform = x, transform
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return rows, transformed."""
+        return transformed(self._x.take(rows), self._transform)
+
+    def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """Yield the blocks of the other rows, transformed."""
+        for places, part in self._x.blocks(rows):
+            yield places, transformed(part, self._transform)
+
+
+def transformed_rows(x: Rows, transform: str) -> Rows:
+    """Return rows after a transform: transformed once if they are in memory, and few enough for a copy."""
+    if transform == "none":
+        return x
+    if isinstance(x, HeldRows) and x.x.device == x.device and x.x.numel() <= TRANSFORMED_NUMBERS:
+        return HeldRows(transformed(x.x, transform))
+    return TransformedRows(x, transform)
+
+
+def fitted_standardise(x: Rows, rows: Ints, transform: str) -> Standardise:
+    """Return the layer for the mean and deviation of a fold's training rows: other rows' figures would leak.
+
+    `x` is transformed already; the layer transforms the embeddings that a finished head takes.
+    """
+    mean, std = moments(x, rows)  # (D,) each
+    # A feature that is constant here must not divide by zero, nor become huge in images where it varies.
+    usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
+    return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype), transform)
 
 
 def moments(x: Rows, rows: Ints) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,8 @@ class Stack:
     members : sequence of Member, length G * V
     modules : sequence of nn.Sequential
         Each head with its initial weights, as its kind built it.
+    remembers : bool
+        Whether `remember` keeps a head's best weights; otherwise its best are its current ones.
 
     Raises
     ------
@@ -58,12 +60,14 @@ class Stack:
 
     Notes
     -----
-    torch's AdamW uses one learning rate and weight decay for a tensor, but stacked heads have their own. So it runs,
-    at rate one and without decay, on tensors that are zero before each step. Afterwards they contain the step's
+    torch's AdamW uses one learning rate and weight decay for a tensor, but stacked heads may have their own. Then it
+    runs, at rate one and without decay, on tensors that are zero before each step. Afterwards they contain the step's
     direction. Each head shrinks its weights by its own decay, then moves in this direction by its own rate.
     """
 
-    def __init__(self, members: Sequence[Member], modules: Sequence[nn.Sequential], n_groups: int) -> None:
+    def __init__(
+        self, members: Sequence[Member], modules: Sequence[nn.Sequential], n_groups: int, *, remembers: bool = True
+    ) -> None:
         self.members = list(members)
         self.n_groups = n_groups
         apart = [_without_dropout(member.spec, module) for member, module in zip(members, modules, strict=True)]
@@ -73,10 +77,12 @@ class Stack:
         self._decays: list[bool] = []
         self._stack_layers(members[0].spec, [layers for layers, _ in apart])
         self.parameters = [self._stacked(i, value) for i, value in enumerate(self.parameters)]
-        self.best = [value.clone() for value in self.parameters]
+        self._remembers = remembers
+        self.best = [value.clone() for value in self.parameters] if remembers else self.parameters
         like = self.parameters[0]
         self._lr = like.new_tensor([member.spec.lr for member in members])
         self._decay = like.new_tensor([member.spec.weight_decay for member in members])
+        self._is_uniform = len({(member.spec.lr, member.spec.weight_decay) for member in members}) == 1
         dropout_seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
         self._generators = [torch.Generator(like.device).manual_seed(seed) for seed in dropout_seeds]
         self._optimise()
@@ -114,12 +120,16 @@ class Stack:
         return max(value.numel() // value.shape[1] for value in weights)
 
     def _optimise(self) -> None:
-        """Create the optimiser for the current parameters."""
+        """Create the optimiser for the current parameters: of them, or of the directions in which they move."""
         for value in self.parameters:
             value.requires_grad_()
-        self._directions = [torch.zeros_like(value) for value in self.parameters]
+        self._moved = self.parameters if self._is_uniform else [torch.zeros_like(value) for value in self.parameters]
         fused = self.parameters[0].device.type in {"cpu", "cuda"}
-        self._optimizer = torch.optim.AdamW(self._directions, lr=1.0, weight_decay=0.0, fused=fused)
+        of_value = [float(self._decay[0]) if self._is_uniform and decays else 0.0 for decays in self._decays]
+        groups = [
+            {"params": [value], "weight_decay": decay} for value, decay in zip(self._moved, of_value, strict=True)
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=1.0, fused=fused)
 
     # -- layout: the first linear layer is (G, in, V * out), so that a group is one product; later ones (G * V, ...) ----
 
@@ -186,16 +196,25 @@ class Stack:
         """Take one step of AdamW down each head's loss (M,), at `rate` times its own learning rate."""
         gradients = torch.autograd.grad(losses.sum(), self.parameters)
         with torch.no_grad():
-            for direction, gradient in zip(self._directions, gradients, strict=True):
-                direction.zero_()
-                direction.grad = gradient
-            self._optimizer.step()
-            lr = rate * self._lr
-            for i, (value, direction) in enumerate(zip(self.parameters, self._directions, strict=True)):
-                lr_of_values, shape = self._scaled(i, lr, value.shape)
-                if self._decays[i]:
-                    value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
-                value.view(shape).addcmul_(direction.view(shape), lr_of_values)
+            for moved, gradient in zip(self._moved, gradients, strict=True):
+                moved.grad = gradient
+            if self._is_uniform:
+                for group in self._optimizer.param_groups:
+                    group["lr"] = rate * self.members[0].spec.lr
+                self._optimizer.step()
+            else:
+                self._step_apart(rate * self._lr)
+
+    def _step_apart(self, lr: Tensor) -> None:
+        """Take the step where each head has its own learning rate (M,), see the notes above."""
+        for direction in self._moved:
+            direction.zero_()
+        self._optimizer.step()
+        for i, (value, direction) in enumerate(zip(self.parameters, self._moved, strict=True)):
+            lr_of_values, shape = self._scaled(i, lr, value.shape)
+            if self._decays[i]:
+                value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
+            value.view(shape).addcmul_(direction.view(shape), lr_of_values)
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 
@@ -223,7 +242,7 @@ class Stack:
 
     def keep(self, heads: Sequence[int], n_groups: int) -> None:
         """Keep some of the heads, in `n_groups` groups, with their optimiser's moments."""
-        states = [self._optimizer.state[direction] for direction in self._directions]
+        states = [self._optimizer.state[moved] for moved in self._moved]
         old = [self.parameters, self.best, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
         self.members = [self.members[head] for head in heads]
@@ -234,9 +253,11 @@ class Stack:
         self.parameters, self.best, means, squares = (
             [self._stacked(i, value) for i, value in enumerate(values)] for values in chosen
         )
+        if not self._remembers:
+            self.best = self.parameters
         self._optimise()
-        for direction, state, mean, square in zip(self._directions, states, means, squares, strict=True):
-            self._optimizer.state[direction] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
+        for moved, state, mean, square in zip(self._moved, states, means, squares, strict=True):
+            self._optimizer.state[moved] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
 
 
 def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Module], list[float]]:
