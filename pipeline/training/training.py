@@ -58,7 +58,7 @@ def train_heads(
     TrainingError
         If all heads fail in this way.
     """
-    seeds = {spec: 1 if isinstance(spec, Penalised) else (n_seeds or {}).get(spec, config.seeds) for spec in specs}
+    seeds = {spec: 1 if isinstance(spec, Penalised) else (n_seeds or {}).get(spec, config.seeds or 1) for spec in specs}
     jobs = list(_Trainer(data, folds, n_classes, config, roc_aucs).jobs(seeds))
     found = finished(jobs, on_epoch, one_by_one=isinstance(data.rows, StreamedRows) or data.rows.device.type != "cpu")
     data.rows.release()
