@@ -61,14 +61,14 @@ class Batches:
         self.n_steps = self.plan.steps_per_epoch
         self._orders = {one: torch.Generator().manual_seed(seed_of(f"order of batches {one.seed}")) for one in groups}
         balanced = config.class_weight == "balanced"
-        self._rows = {fold: torch.from_numpy(folds[fold].train) for fold in sorted({one.fold for one in groups})}
-        self._targets = {
-            fold: objective.loss_weights(
-                y[rows.to(y.device)].cpu(), balanced=balanced, smoothing=config.label_smoothing
-            )
-            for fold, rows in self._rows.items()
-        }
-        self.n_weighed = next(iter(self._targets.values()))[0].shape[1]  # K
+        of_groups = sorted({one.fold for one in groups})
+        self._rows = torch.cat([torch.from_numpy(folds[fold].train) for fold in of_groups])
+        labels = [y[torch.from_numpy(folds[fold].train).to(y.device)].cpu() for fold in of_groups]
+        weights = [objective.loss_weights(y, balanced=balanced, smoothing=config.label_smoothing) for y in labels]
+        self._of_rows, self._of_images = (torch.cat(parts) for parts in zip(*weights, strict=True))  # as in the loss
+        ends = np.cumsum([len(folds[fold].train) for fold in of_groups])
+        self._starts = {fold: int(end) - len(folds[fold].train) for fold, end in zip(of_groups, ends, strict=True)}
+        self.n_weighed = self._of_rows.shape[1]  # K
         self._x = x
         self._n_epochs = 0
 
@@ -83,22 +83,24 @@ class Batches:
         for step in range(self.n_steps):
             yield self._batch([orders[group][step] for group in self.groups])
 
-    def _steps(self, group: Group) -> "list[tuple[int, npt.NDArray[np.int64]]]":
+    def _steps(self, group: Group) -> "list[npt.NDArray[np.int64]]":
+        """Return each step's places in `self._rows`."""
         order = self._x.shuffled(self.folds[group.fold].train, self._orders[group], self._n_epochs)
-        return [(group.fold, part) for part in np.array_split(order, self.n_steps)]
+        return np.array_split(order + self._starts[group.fold], self.n_steps)
 
-    def _batch(self, parts: "list[tuple[int, npt.NDArray[np.int64]]]") -> Batch:
-        size = max(len(part) for _, part in parts)
-        rows, targets = [], []
-        for fold, part in parts:
-            padded = torch.from_numpy(np.resize(part, size))
-            of_rows, of_images = self._targets[fold]
-            weights = of_rows[padded] / of_images[padded[: len(part)]].sum().clamp(min=LEAST_WEIGHT)  # (B, K)
-            weights[len(part) :] = 0
-            rows.append(self._rows[fold][padded])
-            targets.append(weights)
-        sizes = tuple(len(part) for _, part in parts)
-        return Batch(torch.stack(rows).to(self._x.device), torch.stack(targets).to(self._x.device), sizes)
+    def _batch(self, parts: "list[npt.NDArray[np.int64]]") -> Batch:
+        sizes = tuple(map(len, parts))
+        longest = max(sizes)
+        if min(sizes) == longest:
+            places, weights = torch.from_numpy(np.stack(parts)), None
+        else:
+            places = torch.from_numpy(np.stack([np.resize(part, longest) for part in parts]))
+            weights = torch.arange(longest) < torch.tensor(sizes)[:, None]  # (G, B): not those that pad
+        of_rows, of_images = self._of_rows[places], self._of_images[places]  # (G, B, K) and (G, B)
+        if weights is not None:
+            of_rows, of_images = of_rows * weights[..., None], of_images * weights
+        targets = of_rows / of_images.sum(1).clamp(min=LEAST_WEIGHT)[:, None, None]
+        return Batch(self._rows[places].to(self._x.device), targets.to(self._x.device), sizes)
 
 
 def seed_of(text: str) -> int:

@@ -44,9 +44,10 @@ def fit_penalised(
     problem = problem_of(
         material.objective, y[torch.from_numpy(train)], balanced=config.class_weight == "balanced"
     ).to(x.device)
-    basis = specs[0].basis(_standardised(x, train, standardise))
-    if not basis.design.isfinite().all():
+    z = _standardised(x, train, standardise)
+    if not z.isfinite().all():
         return [_not_finite(spec) for spec in specs]
+    basis = specs[0].basis(z)
     weights, biases, converged = solve(basis.design, problem, [_number(spec.C) for spec in specs])
     found: list[TrainedHead | TrainingError] = []
     seconds = (time.monotonic() - started) / len(specs)

@@ -70,7 +70,8 @@ class HeldRows:
 
     def take(self, rows: Tensor) -> Tensor:
         """Return rows."""
-        return self.x[rows.to(self.x.device)].to(self.device)
+        found = self.x.index_select(0, rows.to(self.x.device).flatten())
+        return found.view(*rows.shape, self.n_features).to(self.device)
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """Yield blocks in the order of `rows`."""

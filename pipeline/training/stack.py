@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec, StackedLayer
@@ -85,7 +86,9 @@ class Stack:
         self._is_uniform = len({(member.spec.lr, member.spec.weight_decay) for member in members}) == 1
         dropout_seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
         self._generators = [torch.Generator(like.device).manual_seed(seed) for seed in dropout_seeds]
-        self._optimise()
+        self._begin()
+        self._means, self._squares = ([torch.zeros_like(value) for value in self.parameters] for _ in range(2))
+        self._n_steps = [torch.zeros((), device=like.device) for _ in self.parameters]
 
     def _stack_layers(self, spec: HeadSpec, of_heads: Sequence[Sequence[nn.Module]]) -> None:
         """Stack the parameters of each layer of all heads."""
@@ -119,17 +122,11 @@ class Stack:
         weights = [self.parameters[layer.places[0]] for layer in self._layers if layer.run is None]
         return max(value.numel() // value.shape[1] for value in weights)
 
-    def _optimise(self) -> None:
-        """Create the optimiser for the current parameters: of them, or of the directions in which they move."""
+    def _begin(self) -> None:
+        """Set what is moved by the optimiser: the parameters themselves, or the directions in which they move."""
         for value in self.parameters:
             value.requires_grad_()
         self._moved = self.parameters if self._is_uniform else [torch.zeros_like(value) for value in self.parameters]
-        fused = self.parameters[0].device.type in {"cpu", "cuda"}
-        of_value = [float(self._decay[0]) if self._is_uniform and decays else 0.0 for decays in self._decays]
-        groups = [
-            {"params": [value], "weight_decay": decay} for value, decay in zip(self._moved, of_value, strict=True)
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=1.0, fused=fused)
 
     # -- layout: the first linear layer is (G, in, V * out), so that a group is one product; later ones (G * V, ...) ----
 
@@ -184,37 +181,42 @@ class Stack:
         """Drop activations of the heads with dropout, each by its own generator: other heads have no influence."""
         if not any(rates):
             return y
-        kept = torch.ones_like(y)
+        drawn = torch.ones(y.shape, device=y.device)
         for head, rate in enumerate(rates):
             if rate:
-                size = sizes[head // self.n_variants]
-                drawn = torch.rand((size, y.shape[2]), generator=self._generators[head], device=y.device)
-                kept[head, :size] = (drawn >= rate).to(y.dtype) / (1 - rate)
-        return y * kept
+                part = drawn[head, : sizes[head // self.n_variants]]
+                torch.rand(part.shape, generator=self._generators[head], out=part)
+        of_heads = torch.tensor(rates, dtype=torch.float64)[:, None, None].to(y.device)
+        return y * ((drawn >= of_heads.float()) * (1 / (1 - of_heads)).to(y.dtype))
 
     def step(self, losses: Tensor, rate: float) -> None:
         """Take one step of AdamW down each head's loss (M,), at `rate` times its own learning rate."""
         gradients = torch.autograd.grad(losses.sum(), self.parameters)
         with torch.no_grad():
-            for moved, gradient in zip(self._moved, gradients, strict=True):
-                moved.grad = gradient
             if self._is_uniform:
-                for group in self._optimizer.param_groups:
-                    group["lr"] = rate * self.members[0].spec.lr
-                self._optimizer.step()
-            else:
-                self._step_apart(rate * self._lr)
+                spec = self.members[0].spec
+                self._move(gradients, rate * spec.lr, spec.weight_decay)
+                return
+            for direction in self._moved:
+                direction.zero_()
+            self._move(gradients, 1.0, 0.0)
+            lr = rate * self._lr
+            for i, (value, direction) in enumerate(zip(self.parameters, self._moved, strict=True)):
+                lr_of_values, shape = self._scaled(i, lr, value.shape)
+                if self._decays[i]:
+                    value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
+                value.view(shape).addcmul_(direction.view(shape), lr_of_values)
 
-    def _step_apart(self, lr: Tensor) -> None:
-        """Take the step where each head has its own learning rate (M,), see the notes above."""
-        for direction in self._moved:
-            direction.zero_()
-        self._optimizer.step()
-        for i, (value, direction) in enumerate(zip(self.parameters, self._moved, strict=True)):
-            lr_of_values, shape = self._scaled(i, lr, value.shape)
-            if self._decays[i]:
-                value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
-            value.view(shape).addcmul_(direction.view(shape), lr_of_values)
+    def _move(self, gradients: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        """Take AdamW's step. Its function, not its class, which imports torch's compiler: that takes seconds."""
+        for decays in (False, True):
+            some = [i for i, of_value in enumerate(self._decays) if of_value == decays]
+            lists = (self._moved, gradients, self._means, self._squares)
+            adamw(
+                *([values[i] for i in some] for values in lists), [], [self._n_steps[i] for i in some],
+                fused=self._moved[0].device.type in {"cpu", "cuda"}, amsgrad=False, beta1=0.9, beta2=0.999, lr=lr,
+                weight_decay=weight_decay if decays else 0.0, eps=1e-8, maximize=False,
+            )  # fmt: skip
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 
@@ -230,34 +232,29 @@ class Stack:
         spec = self.members[head].spec
         with torch.device("meta"):  # no initial values, and no use of torch's random numbers
             module = spec.build(n_inputs, n_classes)
-        module = module.to_empty(device=self.best[0].device).to(self.best[0].dtype)
-        with torch.no_grad():
-            for stacked, layer in zip(self._layers, _without_dropout(spec, module)[0], strict=True):
-                for value, i in zip(layer.parameters(), stacked.places, strict=True):
-                    found = self._by_head(i, self.best[i])[head]
-                    value.copy_(found.T.reshape(value.shape) if stacked.run is None else found)
-                for constant, same in zip(layer.buffers(), stacked.first_head.buffers(), strict=True):
-                    constant.copy_(same)
+        for stacked, layer in zip(self._layers, _without_dropout(spec, module)[0], strict=True):
+            values = dict(stacked.first_head.named_buffers())
+            for (name, shaped), i in zip(layer.named_parameters(), stacked.places, strict=True):
+                found = self._by_head(i, self.best[i].detach())[head]
+                values[name] = (found.T.reshape(shaped.shape) if stacked.run is None else found).clone()
+            layer.load_state_dict({name: value.contiguous() for name, value in values.items()}, assign=True)
         return module
 
     def keep(self, heads: Sequence[int], n_groups: int) -> None:
         """Keep some of the heads, in `n_groups` groups, with their optimiser's moments."""
-        states = [self._optimizer.state[moved] for moved in self._moved]
-        old = [self.parameters, self.best, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+        old = [self.parameters, self.best, self._means, self._squares]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
         self.members = [self.members[head] for head in heads]
         self._generators = [self._generators[head] for head in heads]
         self._dropout = [tuple(rates[head] for head in heads) for rates in self._dropout]
         self._lr, self._decay = self._lr[heads], self._decay[heads]
         self.n_groups = n_groups
-        self.parameters, self.best, means, squares = (
+        self.parameters, self.best, self._means, self._squares = (
             [self._stacked(i, value) for i, value in enumerate(values)] for values in chosen
         )
         if not self._remembers:
             self.best = self.parameters
-        self._optimise()
-        for moved, state, mean, square in zip(self._moved, states, means, squares, strict=True):
-            self._optimizer.state[moved] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
+        self._begin()
 
 
 def _without_dropout(spec: HeadSpec, module: nn.Sequential) -> tuple[list[nn.Module], list[float]]:

@@ -100,7 +100,7 @@ class StackRun:
         return (total / n_rows).cpu().numpy()
 
     def _losses(self, batch: Batch) -> Tensor:
-        x = (self.x.take(batch.rows) - self.mean) / self.std  # (G, B, D)
+        x = self.x.take(batch.rows).sub_(self.mean).div_(self.std)  # (G, B, D)
         log_probabilities = self.objective.log_probabilities(self.stack.logits(x, sizes=batch.sizes))  # (M, B, K)
         by_group = log_probabilities.view(self.stack.n_groups, -1, *log_probabilities.shape[1:])  # (G, V, B, K)
         return -(by_group * batch.targets.to(x.dtype)[:, None]).sum((2, 3)).flatten()
@@ -150,13 +150,13 @@ class StackRun:
         folds = [self.folds[group.fold] for group in self.batches.groups]
         longest = max(len(fold.val) for fold in folds)
         rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.x.device)
-        # In memory: a group's inputs three times (gathered, centred, scaled), and one layer's outputs of all heads.
-        n_activations = 3 * self.stack.n_groups * self.x.n_features + self.stack.n_activations
+        # In memory: a group's inputs, and one layer's outputs of all heads.
+        n_activations = self.stack.n_groups * self.x.n_features + self.stack.n_activations
         at_once = max(1, VALIDATED_AT_ONCE // n_activations)
         # Results first: small tensors between large ones would keep the allocator from freeing these.
         found = self.mean.new_empty((self.stack.n_heads, longest, self.batches.n_weighed))
         for first in range(0, longest, at_once):
-            x = (self.x.take(rows[:, first : first + at_once]) - self.mean) / self.std  # (G, B, D)
+            x = self.x.take(rows[:, first : first + at_once]).sub_(self.mean).div_(self.std)  # (G, B, D)
             found[:, first : first + at_once] = self.objective.log_probabilities(self.stack.logits(x))
         found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
         for place, fold in enumerate(folds):
