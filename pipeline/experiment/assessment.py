@@ -20,7 +20,8 @@ from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Assessment, ClassAssessment, Confusion, FixedPoint, OutOfFold, Recalibration, Suspects
-from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from hoarfrost.training import Fold
+from hoarfrost.training.references import LOGISTIC_REGRESSION, fit_references, fitted_rows
 
 N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
@@ -137,12 +138,10 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
         except TrainingError:
             few = f"a class has patients (or images) for fewer than {N_SUSPECT_FOLDS} folds"
             return Suspects(source, 0, (), few)
-        probabilities = np.empty((len(task.y), len(task.names)))
-        for fold in range(N_SUSPECT_FOLDS):
-            rows = np.flatnonzero(folds == fold)
-            others = np.flatnonzero(folds != fold)
-            found = reference_probabilities(task.x, task.y, others, rows, only=LOGISTIC_REGRESSION)
-            probabilities[rows] = found[LOGISTIC_REGRESSION]
+        everyone = np.arange(len(task.y))
+        parts = [Fold(everyone[folds != fold], everyone[folds == fold]) for fold in range(N_SUSPECT_FOLDS)]
+        fits = fit_references(task.x, task.y, parts, everyone, everyone[:0])
+        probabilities = next(fit.out_of_fold for fit in fits if fit.name == LOGISTIC_REGRESSION)
     n_images = int(np.isfinite(probabilities).all(axis=1).sum())
     return Suspects(source, n_images, _suspects(task, probabilities))
 

@@ -13,7 +13,7 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import CrossValidated, CrossValidation, OutOfFold
 from hoarfrost.training import Fold, TrainedHead, TrainingConfig, mean_probabilities, train_heads
-from hoarfrost.training.references import MAJORITY, reference_probabilities
+from hoarfrost.training.references import MAJORITY, fit_references
 
 NESTED = "selected in each fold"
 FEWEST_TO_LEARN = 2  # images of a class
@@ -156,9 +156,9 @@ def _references(task: Task, folds: Sequence[OuterFold]) -> dict[str, Floats]:
     """Fit scikit-learn's classifiers on each fold's training rows, the same as the heads."""
     pooled: dict[str, Floats] = {}
     for fold in folds:
-        train, rows = fold.inner.train, fold.held_out
-        for name, found in reference_probabilities(task.x, task.y, train, rows).items():
-            if name == MAJORITY:
+        rows = fold.held_out
+        for fit in fit_references(task.x, task.y, [fold.inner], fold.inner.train, rows):
+            if fit.name == MAJORITY:
                 continue  # its constants differ between folds, so their pooled AUC has no meaning
-            pooled.setdefault(name, task.unpredicted())[rows] = found
+            pooled.setdefault(fit.name, task.unpredicted())[rows] = fit.probabilities[rows]
     return pooled

@@ -13,8 +13,8 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import count_parameters
 from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
-from hoarfrost.training import TrainedHead, mean_probabilities
-from hoarfrost.training.references import LOGISTIC_REGRESSION, fitted_rows, reference_probabilities
+from hoarfrost.training import Fold, TrainedHead, mean_probabilities
+from hoarfrost.training.references import LOGISTIC_REGRESSION, ReferenceFit, fit_references
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ def score_variants(variants: Mapping[str, Sequence[TrainedHead]], task: Task) ->
     TrainingError
         If the predictions of every head overflow.
     """
-    of_references = _reference_probabilities(task)
-    n_fitted = len(fitted_rows(task.y, task.rows_of("train")))
+    fits = _references(task)
+    of_references = {fit.name: fit.probabilities for fit in fits}
     references = []
-    for name, found in of_references.items():
-        scores = _scores(task, found)
-        references.append(ReferenceResult(name, n_fitted, scores["val"], scores.get("test")))
+    for fit in fits:
+        scores = _scores(task, fit.probabilities)
+        references.append(ReferenceResult(fit.name, fit.n_train, scores["val"], scores.get("test")))
     probabilities, results = {}, []
     for name, trained in variants.items():
         of_seeds = [task.predicted(head.module) for head in trained]  # S times (n, C)
@@ -83,13 +83,9 @@ def _selection_order(result: HeadResult) -> tuple[float, float]:
     return float(np.mean([seed.val_roc_auc for seed in result.seeds])), -result.val.value("loss")
 
 
-def _reference_probabilities(task: Task) -> dict[str, Floats]:
+def _references(task: Task) -> list[ReferenceFit]:
     train, scored = task.rows_of("train"), task.rows_of(*task.scored_splits)
-    found = {}
-    for name, probabilities in reference_probabilities(task.x, task.y, train, scored).items():
-        found[name] = task.unpredicted()
-        found[name][scored] = probabilities
-    return found
+    return fit_references(task.x, task.y, [Fold(train, task.rows_of("val"))], train, scored)
 
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
