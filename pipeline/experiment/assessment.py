@@ -142,8 +142,8 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
             return Suspects(source, 0, (), few)
         parts = [Fold(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(N_SUSPECT_FOLDS)]
         everyone = np.arange(len(task.y))
-        (fit,) = fit_references(task.x, task.y, parts, everyone, everyone[:0], only=LOGISTIC_REGRESSION)
-        probabilities = fit.out_of_fold
+        fits = fit_references(task.x, task.y, parts, everyone, everyone[:0])
+        probabilities = next(fit.out_of_fold for fit in fits if fit.name == LOGISTIC_REGRESSION)
     n_images = int(np.isfinite(probabilities).all(axis=1).sum())
     return Suspects(source, n_images, _suspects(task, probabilities))
 
