@@ -109,6 +109,27 @@ def threads_on_usable_cpus() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def one_thread(*, only_if: bool = True) -> Iterator[None]:
+    """Let torch, NumPy and SciPy compute on one core, if a condition holds; restore the setting afterwards.
+
+    Small products are slower on several: threads wait for one another, and many times as long where something else uses
+    a core.
+    """
+    if not only_if:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
 def compute_on_one_thread(n_elsewhere: int) -> None:
     """Let this thread compute on one core, and later threads on `n_elsewhere`."""
     with _setting_threads:

@@ -8,6 +8,7 @@ from hoarfrost.evaluation.checks import Floats
 from hoarfrost.experiment.development import OuterFold, fold_numbers
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, fit_variants, select, with_mean
+from hoarfrost.features.devices import one_thread
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import CrossValidated, CrossValidation, OutOfFold
 from hoarfrost.training import TrainingConfig
@@ -34,6 +35,13 @@ def cross_validate(
         If no head can be trained on a fold.
     """
     fitted = fit_variants(specs, [fold.development for fold in folds], task, config, on_epoch)
+    with one_thread(only_if=task.is_small):
+        return _scored(fitted, task, folds, selection)
+
+
+def _scored(
+    fitted: Sequence[Mapping[str, Variant]], task: Task, folds: Sequence[OuterFold], selection: str
+) -> tuple[CrossValidation, OutOfFold]:
     of_folds = [with_mean(variants, task, fold.development) for variants, fold in zip(fitted, folds, strict=True)]
     selected = [select(variants, selection) for variants in of_folds]
     pooled = {NESTED: task.unpredicted(), **_pooled(of_folds, folds, task), **_references(task, folds)}

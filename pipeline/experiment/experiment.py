@@ -24,7 +24,7 @@ from hoarfrost.experiment.task import Task, dataset_facts, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
-from hoarfrost.features.devices import choose_device
+from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
@@ -159,7 +159,8 @@ def run_experiment(
             cross_validate(heads, task, folds, training, config.select, in_stage("folds")) if folds else (None, None)
         )
         on_progress(TrainingProgress("scores"))
-        scored = score_variants(fitted, task, development, config.select)
+        with one_thread(only_if=task.is_small):
+            scored = score_variants(fitted, task, development, config.select)
         curve = (
             learning_curve(scored.variants[scored.selected], task, development, training, in_stage("curve"))
             if config.with_learning_curve
@@ -178,8 +179,9 @@ def run_experiment(
             out_of_fold=out_of_fold,
             leakage=leakage,
         )
-        run = _reviewed(run, task, scored)
-        files = _head_files(task, development, scored, opened.header)
+        with one_thread(only_if=task.is_small):
+            run = _reviewed(run, task, scored)
+            files = _head_files(task, development, scored, opened.header)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
 

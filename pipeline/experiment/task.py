@@ -24,6 +24,7 @@ from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage,
 from hoarfrost.heads.committee import Committee
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 
+FEWEST_FOR_CORES = 10_000  # images
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
@@ -113,6 +114,11 @@ class Task:
         for places, part in self.x.blocks(rows):
             found[places] = exact.probabilities(part)
         return found
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one core computes its predictions faster than several that wait for one another."""
+        return len(self.y) < FEWEST_FOR_CORES
 
     @property
     def is_streamed(self) -> bool:

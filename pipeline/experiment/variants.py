@@ -11,6 +11,7 @@ from hoarfrost.evaluation import fit_temperature, macro_roc_aucs
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
+from hoarfrost.features.devices import one_thread
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
@@ -126,25 +127,35 @@ def fit_variants(
     ):
         heads.setdefault(head.spec, {}).setdefault(head.fold, []).append(head)
     found, first = [], 0
-    for development in developments:
-        numbers = range(first, first + len(development.folds))
-        first = numbers.stop
-        variants = {}
-        for spec, several in candidates.items():
-            trained = [
-                _variant(spec, heads.get(one, {}), numbers, development, task) for one in several
-            ]
-            sound = [one for one in trained if one is not None]
-            if sound:
-                variants[spec.name] = min(sound, key=lambda one: one.loss)
-            else:
-                logger.warning("%s: skipped, because its loss or predictions became NaN or infinite", spec.name)
-        if not variants:
-            raise TrainingError(
-                "The loss or the predictions of every head became NaN or infinite. Lower the learning rates (lr=)."
-            )
-        found.append(variants)
+    with one_thread(only_if=task.is_small):
+        for development in developments:
+            numbers = range(first, first + len(development.folds))
+            first = numbers.stop
+            found.append(_best(candidates, heads, numbers, development, task))
     return found
+
+
+def _best(
+    candidates: Mapping[HeadSpec, Sequence[HeadSpec]],
+    heads: Mapping[HeadSpec, Mapping[int, Sequence[TrainedHead]]],
+    numbers: range,
+    development: Development,
+    task: Task,
+) -> dict[str, Variant]:
+    """Return each variant on one development set, by its best candidate."""
+    variants = {}
+    for spec, several in candidates.items():
+        trained = [_variant(spec, heads.get(one, {}), numbers, development, task) for one in several]
+        sound = [one for one in trained if one is not None]
+        if sound:
+            variants[spec.name] = _stored(min(sound, key=lambda one: one.loss), task)
+        else:
+            logger.warning("%s: skipped, because its loss or predictions became NaN or infinite", spec.name)
+    if not variants:
+        raise TrainingError(
+            "The loss or the predictions of every head became NaN or infinite. Lower the learning rates (lr=)."
+        )
+    return variants
 
 
 def _seeds_in_a_fold(spec: HeadSpec, config: TrainingConfig, n_folds: int, n_train: int) -> int:
@@ -169,19 +180,22 @@ def _variant(
     n_failed = len(numbers) - len({head.fold for head, _ in heads})
     if n_failed or not heads or len(heads) % len(numbers):
         return None
-    members = [_member(head, 1 / len(heads), fold.val, task) for head, fold in heads]
+    members = [Member(head, 1 / len(heads), fold.val, task.predicted_by([head.module], fold.val)[0]) for head, fold in heads]
     pooled, validated = _pooled(members, task), development.validated
     if not np.isfinite(pooled[validated]).all():
         return None
     return Variant(requested, tuple(members), pooled, mean_loss(task.y[validated], pooled[validated]), {})
 
 
-def _member(head: TrainedHead, weight: float, validated: Ints, task: Task) -> Member:
-    """Return a trained head as a member, with weights that float16 can hold where that hardly changes its predictions."""
-    smaller = rounded(head.module)
-    exact, stored = task.predicted_by([head.module, smaller], validated)
-    is_close = bool(np.abs(exact - stored).max() <= LARGEST_ROUNDING)  # not so for NaN
-    return Member(replace(head, module=smaller) if is_close else head, weight, validated, stored if is_close else exact)
+def _stored(variant: Variant, task: Task) -> Variant:
+    """Return a variant with weights that float16 can hold, in the members where that hardly changes a prediction."""
+    members = []
+    for one in variant.members:
+        smaller = rounded(one.head.module)
+        (found,) = task.predicted_by([smaller], one.validated)
+        is_close = np.abs(found - one.out_of_fold).max() <= LARGEST_ROUNDING
+        members.append(replace(one, head=replace(one.head, module=smaller), out_of_fold=found) if is_close else one)
+    return replace(variant, members=tuple(members), out_of_fold=_pooled(members, task))
 
 
 def _pooled(members: Iterable[Member], task: Task) -> Floats:
@@ -258,8 +272,9 @@ def _tempered(variant: Variant, task: Task, rows: Ints) -> Variant:
         module = cooled(one.head.module, temperature)
         if module is None:
             return variant
-        members.append(_member(replace(one.head, module=module), one.weight, one.validated, task))
-    return replace(variant, members=tuple(members), out_of_fold=_pooled(members, task))
+        (found,) = task.predicted_by([module], one.validated)
+        members.append(replace(one, head=replace(one.head, module=module), out_of_fold=found))
+    return _stored(replace(variant, members=tuple(members)), task)
 
 
 def stacking_weights(of_truths: Sequence[Floats]) -> Floats:

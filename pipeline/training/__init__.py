@@ -1,12 +1,11 @@
 """AdamW and cross-entropy over cached tensors, hundreds of heads in one pass. Takes tensors, knows no files."""
 
 from hoarfrost.heads.config import TrainingConfig
-from hoarfrost.training.predicting import mean_probabilities, predict_probabilities
 from hoarfrost.training.records import Fold, Labelled, TrainedEpoch, TrainedHead
 from hoarfrost.training.rows import HeldRows, Rows, StreamedRows
 from hoarfrost.training.training import train_heads
 
 __all__ = [
     "Fold", "HeldRows", "Labelled", "Rows", "StreamedRows", "TrainedEpoch", "TrainedHead", "TrainingConfig",
-    "mean_probabilities", "predict_probabilities", "train_heads",
+    "train_heads",
 ]  # fmt: skip

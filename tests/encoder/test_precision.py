@@ -15,7 +15,7 @@ from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
 from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.heads.kinds import Linear
-from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities
+from hoarfrost.training import Labelled, TrainingConfig
 from tests.support.one_head import train_head
 
 BUSI = Path(__file__).parents[3] / "shared" / "data" / "busi"

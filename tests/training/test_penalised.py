@@ -21,7 +21,6 @@ from hoarfrost.training import (
     StreamedRows,
     TrainedHead,
     TrainingConfig,
-    predict_probabilities,
     train_heads,
 )
 from hoarfrost.training import penalised

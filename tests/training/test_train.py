@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from hoarfrost.evaluation import roc_auc
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.training import Labelled, TrainedHead, TrainingConfig, predict_probabilities
+from hoarfrost.training import Labelled, TrainedHead, TrainingConfig
 from tests.support.commands import NumberOfThreads, RunPython
 from tests.support.one_head import train_head
 
@@ -227,7 +227,7 @@ def test_training_opens_no_file(run_python: RunPython) -> None:
     code = """
 import os, sys, torch
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.training import Labelled, TrainingConfig, predict_probabilities
+from hoarfrost.training import Labelled, TrainingConfig
 from tests.support.one_head import train_head
 data = Labelled(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
 def train():
