@@ -108,6 +108,8 @@ def sigmoid(decisions: Floats, y: Ints) -> Callable[[Floats], Floats]:
     model = LogisticRegression(max_iter=_MAX_ITERATIONS).fit(decisions, y)
 
     def probabilities(new: Floats) -> Floats:
+        if not new.size:  # scikit-learn refuses to predict nothing
+            return new
         found = model.predict_proba(new.reshape(-1, n_classes))
         return _of_all_classes(found, model.classes_, n_classes, 0.0).reshape(new.shape)
 

@@ -25,6 +25,7 @@ from hoarfrost.training import (
 )
 from hoarfrost.training import penalised
 from hoarfrost.training.penalised import problem_of, solve, stratified
+from tests.support.predicting import predict_probabilities
 from tests.training.test_stacks import no_aucs
 
 N, N_FEATURES = 150, 12

@@ -16,6 +16,7 @@ from hoarfrost.heads.specs import parse_head
 from hoarfrost.training import Labelled, TrainedHead, TrainingConfig
 from tests.support.commands import NumberOfThreads, RunPython
 from tests.support.one_head import train_head
+from tests.support.predicting import predict_probabilities
 
 QUICK = TrainingConfig(epochs=6, batch_size=32)
 
@@ -229,6 +230,7 @@ import os, sys, torch
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.training import Labelled, TrainingConfig
 from tests.support.one_head import train_head
+from tests.support.predicting import predict_probabilities
 data = Labelled(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
 def train():
     head = train_head(parse_head("mlp:8"), data, data, 2, TrainingConfig(epochs=2), lambda *_: 0.5)
