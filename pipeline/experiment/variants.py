@@ -257,7 +257,7 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
             shares[part.name] = weight
             pooled += weight * part.out_of_fold
     mean = Variant(None, tuple(members), pooled, mean_loss(y, pooled[rows]), shares)
-    return {MEAN: mean, **variants}
+    return {**variants, MEAN: mean}
 
 
 def _tempered(variant: Variant, task: Task, rows: Ints) -> Variant:
