@@ -201,7 +201,8 @@ def head_bytes(head: SavedHead) -> bytes:
     )  # fmt: skip
     # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
     # writes several entries in random order, so that the same head would not be the same bytes.
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(head)}
+    # Copied, as safetensors refuses tensors in the same memory, which members of a fold may share.
+    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in _tensors(head)}
     content_json = to_json(description)
     metadata = {KEY: json.dumps({**content_json, DIGEST: content_digest(content_json, tensors)}, sort_keys=True)}
     content: bytes = save(tensors, metadata=metadata)

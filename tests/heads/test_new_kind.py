@@ -65,7 +65,8 @@ def test_it_goes_the_whole_way_from_training_to_an_exported_model(tmp_path: Path
     x = np.random.default_rng(0).random((3, 512), np.float32)
     for name in HEADS:
         saved = read_head(folder / read_run(folder).head(name).weights_file)
-        assert (saved.spec, saved.seeds) == (parse_head(name), (0, 1))
+        assert saved.name == name
+        assert [(one.spec, one.seed) for one in saved.members] == [(parse_head(name), 0), (parse_head(name), 1)]
         assert np.isfinite(open_predictor(folder, name).predict(x).probabilities).all()
     few = tmp_path / "few"
     few.mkdir()

@@ -1,116 +1,133 @@
-"""Maps sum to the logit, lie where the backbone looked, and are drawn so; examples are other patients' training images."""
+"""Maps sum to the evidence, lie where the backbone looked, and are drawn so; examples are other patients' training images."""
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import nn
 
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.backbone.network import Network
 from hoarfrost.features.encoder.registry import RESNET18
-from hoarfrost.heads.specs import parse_head
-from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.committee import Committee
+from hoarfrost.heads.files import head_bytes
+from hoarfrost.heads.layers import Standardise, transformed
 from hoarfrost.inference.explain.cases import TrainingExamples
 from hoarfrost.inference.explain.drawing import Shown, card, legend, overlay, sheet_of
-from hoarfrost.inference.explain.maps import evidence, logit_maps, upsampled
+from hoarfrost.inference.explain.maps import evidence, evidence_maps, upsampled
 from tests.support.builders import picture
+from tests.support.saved_heads import MIXED, members, saved_head
 
-HEADS = ("linear", "mlp:16", "mlp:8x3")
+HEADS = ("linear", "mlp:16", "mlp:8x3", "quadratic,C=1")
+TRANSFORMS = ("none", "sqrt", "unit")
+EXACT = [f"{kind},transform={name}" for kind in ("linear", "logistic,C=1") for name in TRANSFORMS]
 
 SIZE = RESNET18.size
 
 
 def features(n: int = 3, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Draw feature maps (n, 512, 7, 7) as after a ReLU."""
+    """Draw feature maps (n, 512, 7, 7) as after a ReLU; some features are zero in all cells."""
     drawn = np.random.default_rng(seed).normal(0.3, 1, (n, 512, 7, 7))
+    drawn[:, :9] = -1
     return np.maximum(drawn, 0).astype(np.float32)
 
 
-def head(spec: str, n_classes: int = 3, seed: int = 0) -> nn.Module:
-    """Make a head with standardisation, as training leaves it."""
-    torch.manual_seed(seed)
-    standardise = Standardise(torch.rand(512), torch.rand(512) + 0.2)
-    return nn.Sequential(standardise, parse_head(spec).build(512, n_classes)).eval()
+def head(*specs: str, n_classes: int = 3, multilabel: bool = False) -> Committee:
+    """Return a head of members with unequal weights."""
+    names = tuple(map(str, range(n_classes)))
+    return saved_head(members(specs, n_classes=n_classes), names, multilabel=multilabel).committee.exact()
 
 
 def pooled(x: npt.NDArray[np.float32]) -> torch.Tensor:
-    return torch.from_numpy(x).double().mean((2, 3)).float()
+    return torch.from_numpy(x).double().mean((2, 3))
 
 
 # -- the maps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_classes", [1, 2, 5])
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("spec", HEADS)
-def test_the_map_sums_to_the_logit(spec: str, n_classes: int) -> None:
-    x, module = features(), head(spec, n_classes)
-    maps = logit_maps([module], x)
-    assert maps.shape == (3, n_classes, 7, 7)
-    logits = module(pooled(x)).detach().numpy()
-    np.testing.assert_allclose(maps.sum((2, 3)), logits, rtol=0, atol=2e-5)
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_the_map_sums_to_the_evidence_in_the_heads_probabilities(spec: str, n_classes: int, transform: str) -> None:
+    x, committee = features(), head(f"{spec},transform={transform}", n_classes=n_classes)
+    logarithms = np.log(committee.probabilities(pooled(x)))
+    for number in range(n_classes):
+        maps = evidence_maps(committee, x, [number] * 3)
+        assert maps.shape == (3, 7, 7)
+        others = np.delete(logarithms, number, axis=1).mean(axis=1)
+        np.testing.assert_allclose(maps.sum((1, 2)), logarithms[:, number] - others, rtol=0, atol=1e-5)
 
 
-def test_maps_of_several_seeds_are_averaged() -> None:
-    x, modules = features(), [head("linear", seed=0), head("linear", seed=1)]
-    apart = [logit_maps([module], x) for module in modules]
-    np.testing.assert_allclose(logit_maps(modules, x), (apart[0] + apart[1]) / 2, atol=1e-12)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_map_of_a_committee_sums_to_the_evidence_in_its_mean_probabilities(multilabel: bool) -> None:
+    x, committee = features(), head(*MIXED, n_classes=2, multilabel=multilabel)
+    p = committee.probabilities(pooled(x))[:, 1]
+    maps = evidence_maps(committee, x, [1] * 3)
+    np.testing.assert_allclose(maps.sum((1, 2)), np.log(p / (1 - p)), rtol=0, atol=1e-5)
 
 
-def test_a_linear_map_is_weight_times_standardised_activation_and_an_even_share_of_the_bias() -> None:
-    x, module = features(1), head("linear", 2)
-    standardise, layers = module
-    mean, std = (standardise.get_buffer(name).double().numpy() for name in ("mean", "std"))
-    weight, bias = (part.detach().double().numpy() for part in layers[0].parameters())
-    expected = np.zeros((2, 7, 7))
-    for c in range(2):
-        for i in range(7):
-            for j in range(7):
-                z = (x[0, :, i, j].astype(np.float64) - mean) / std
-                expected[c, i, j] = (weight[c] @ z + bias[c]) / 49
-    np.testing.assert_allclose(logit_maps([module], x)[0], expected, atol=1e-10)
+def test_each_image_has_the_map_of_its_own_class() -> None:
+    x, committee = features(), head(*MIXED)
+    together = evidence_maps(committee, x, [2, 0, 1])
+    for i, number in enumerate((2, 0, 1)):
+        alone = evidence_maps(committee, x[i : i + 1], [number])[0]
+        np.testing.assert_allclose(together[i], alone, atol=1e-10)
 
 
-@pytest.mark.parametrize("spec", HEADS)
-def test_the_map_is_gradient_times_activation_on_the_feature_map(spec: str) -> None:
-    x, module = features(1), head(spec, 2).double()
+def slope_at(mean: float, x: float, length: float, transform: str) -> float:
+    """Return the slope of a transform, one number at a time."""
+    if transform == "none":
+        return 1.0
+    if transform == "unit":
+        return 1 / length
+    return (math.sqrt(x) - mean) / (x - mean**2)  # the mean is that of square roots
+
+
+@pytest.mark.parametrize("spec", EXACT)
+def test_a_linear_map_is_weight_times_slope_times_activation_and_an_even_share_of_the_rest(spec: str) -> None:
+    x, committee = features(1), head(spec, n_classes=2)
+    ((standardise, layers),) = committee.parts()
+    mean, std = (standardise.get_buffer(name).numpy() for name in ("mean", "std"))
+    weight, bias = (part.detach().numpy() for part in layers.parameters())
+    embedding, transform = pooled(x)[0].numpy(), standardise.transform
+    length = float(np.linalg.norm(embedding))
+    slope = np.array([slope_at(m, e, length, transform) for m, e in zip(mean, embedding, strict=True)])
+    reference = {"none": mean, "sqrt": mean**2, "unit": mean * length}[transform]
+    expected = np.zeros((7, 7))
+    for i in range(7):
+        for j in range(7):
+            z = (x[0, :, i, j].astype(np.float64) - reference) * slope / std
+            expected[i, j] = ((weight[1] - weight[0]) @ z + bias[1] - bias[0]) / 49
+    np.testing.assert_allclose(evidence_maps(committee, x, [1])[0], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", [*HEADS, "mixed"])
+def test_without_transform_the_map_is_gradient_times_activation_on_the_feature_map(spec: str) -> None:
+    specs = [f"{one},transform=none" for one in (HEADS if spec == "mixed" else (spec,))]
+    x, committee = features(1), head(*specs, n_classes=2)
     maps = torch.from_numpy(x).double().requires_grad_()
-    logits = module(maps.mean((2, 3)))
-    mean = module[0].get_buffer("mean")[:, None, None]  # type: ignore[index, operator, union-attr]
-    for c in range(2):
-        (gradient,) = torch.autograd.grad(logits[0, c], maps, retain_graph=True)
-        expected = (gradient[0] * (maps[0] - mean)).sum(0).detach()
-        constant = (logits[0, c] - expected.sum()).item()
-        found = logit_maps([module], x)[0, c]
-        np.testing.assert_allclose(found, expected.numpy() + constant / 49, atol=1e-12)
+    logits = committee(maps.mean((2, 3)))[0]
+    (gradient,) = torch.autograd.grad(logits[1] - logits[0], maps)
+    expected = (gradient[0] * maps[0]).sum(0).detach()
+    constant = (logits[1] - logits[0] - expected.sum()).item()
+    found = evidence_maps(committee, x, [1])[0]
+    np.testing.assert_allclose(found, expected.numpy() + constant / 49, atol=1e-12)
 
 
 def test_explaining_leaves_the_head_as_it_is() -> None:
-    module = head("mlp:16")
-    logit_maps([module], features())
-    assert all(value.dtype == torch.float32 and value.requires_grad for value in module.parameters())
-
-
-def test_evidence_of_two_classes_sums_to_the_logarithm_of_the_odds() -> None:
-    x, module = features(), head("mlp:16", 2)
-    p = module(pooled(x)).detach().double().softmax(1).numpy()
-    found = evidence(logit_maps([module], x), 1, multilabel=False)
-    np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 1] / p[:, 0]), atol=1e-5)
-
-
-def test_evidence_of_a_label_sums_to_the_logarithm_of_its_odds() -> None:
-    x, module = features(), head("linear", 3)
-    p = module(pooled(x)).detach().double().sigmoid().numpy()
-    found = evidence(logit_maps([module], x), 2, multilabel=True)
-    np.testing.assert_allclose(found.sum((1, 2)), np.log(p[:, 2] / (1 - p[:, 2])), atol=1e-5)
+    saved = saved_head()
+    before = head_bytes(saved)
+    evidence_maps(saved.committee.exact(), features(), [1] * 3)
+    assert head_bytes(saved) == before
+    assert all(value.requires_grad for one in saved.members for value in one.module.parameters())
 
 
 def test_evidence_does_not_see_what_all_logits_have_in_common() -> None:
-    maps = np.random.default_rng(0).normal(size=(2, 4, 7, 7))
+    logits, common = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 1, dtype=torch.float64)
     for number in range(4):
-        common = np.random.default_rng(1).normal(size=(2, 1, 7, 7))
-        one, other = (evidence(values, number, multilabel=False) for values in (maps, maps + common))
-        np.testing.assert_allclose(one, other, atol=1e-12)
+        one, other = (evidence(values, [number] * 2, multilabel=False) for values in (logits, logits + common))
+        torch.testing.assert_close(one, other)
 
 
 # -- where cells are ----------------------------------------------------------------------------------------------------
@@ -204,19 +221,27 @@ def test_cards_take_images_of_any_shape(shape: tuple[int, ...]) -> None:
 # -- by example ---------------------------------------------------------------------------------------------------------
 
 
-def examples(n: int = 40) -> tuple[TrainingExamples, npt.NDArray[np.float32]]:
+def examples(n: int = 40, transform: str = "sqrt") -> tuple[TrainingExamples, npt.NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     x = rng.normal(2, 1, (n, 512)).astype(np.float32)
-    mean, std = x.mean(0), x.std(0)
     names = [str(i) for i in range(n)]
     patients = [f"p{i // 2}" if i % 10 else "" for i in range(n)]
-    return TrainingExamples(x, mean, std, names, names, patients, [name.encode() for name in names]), x
+    standardise = standardisation(x, transform)
+    return TrainingExamples(x, standardise, names, names, patients, [name.encode() for name in names]), x
 
 
-def test_nearest_are_those_with_the_least_standardised_distance() -> None:
-    found, x = examples()
+def standardisation(x: npt.NDArray[np.float32], transform: str) -> Standardise:
+    z = transformed(torch.from_numpy(x), transform)
+    return Standardise(z.mean(0), z.std(0), transform)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_nearest_are_those_with_the_least_standardised_distance(transform: str) -> None:
+    found, x = examples(transform=transform)
     query = np.random.default_rng(1).normal(2, 1, 512).astype(np.float32)
-    distances = {str(i): float(np.linalg.norm((row - query) / x.std(0))) for i, row in enumerate(x)}
+    standardise = standardisation(x, transform)
+    z = standardise(torch.from_numpy(query)[None])
+    distances = {str(i): float((standardise(torch.from_numpy(row)[None]) - z).norm()) for i, row in enumerate(x)}
     nearest = found.nearest(query, 4)
     assert [one.path for one in nearest] == sorted(distances, key=distances.__getitem__)[:4]
     assert [one.distance for one in nearest] == pytest.approx([distances[one.path] for one in nearest], rel=1e-4)

@@ -35,6 +35,7 @@ from hoarfrost.runs import Run, read_heads, read_run, to_json
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import write_csv
 from tests.support.commands import ROOT, Hoarfrost
+from tests.support.saved_heads import member, members, saved_head
 
 Pixels = npt.NDArray[np.uint8]
 Reported = Callable[[str], Run]
@@ -160,14 +161,14 @@ def test_onnx_of_several_classes_and_labels_gives_the_runs_own(
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
 def test_probabilities_near_zero_are_calibrated_as_predict_does(
-    run: Run, monkeypatch: pytest.MonkeyPatch, temperature: float
+    monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
-    one = saved(run, "linear")
+    one = saved_head([member("linear")])
     fixed = replace(one.validated[0], temperatures=(temperature,))
     classifier = Classifier(load_weights("random:0"), replace(one, validated=(fixed,)))
     logits = torch.tensor([[0.0, 30.0], [0.0, -95.0], [0.3, 0.1], [2.0, 2.0]])
     monkeypatch.setattr(classifier.backbone, "forward", lambda images: images)
-    monkeypatch.setattr(classifier, "heads", torch.nn.ModuleList([torch.nn.Identity()]))
+    monkeypatch.setattr(classifier.committee, "members", torch.nn.ModuleList([torch.nn.Identity()]))
     found = classifier(logits)[0].double().numpy()
     p = logits.double().softmax(1).numpy()
     np.testing.assert_allclose(found, apply_temperature(p, temperature), rtol=0, atol=1e-5)
@@ -241,7 +242,7 @@ def test_onnx_says_how_to_feed_it_and_what_its_numbers_mean(run: Run, onnx_file:
 def test_a_threshold_calls_the_same_images_before_and_after_calibration(run: Run) -> None:
     one = saved(run)
     temperature = one.validated[0].temperatures[0]
-    p = run.predictions.probabilities[one.spec.name]
+    p = run.predictions.probabilities[one.name]
     for point in operating_points(one):
         before = p[:, 1] >= point["threshold_uncalibrated"]
         after = apply_temperature(p, temperature)[:, 1] >= point["threshold"]
@@ -283,6 +284,12 @@ def test_model_card_tells_the_runs_facts_and_names_no_image_and_no_patient(run: 
     assert "untrained" in card.lower()
     assert not [path for path in run.predictions.paths if path in card]
     assert not [patient for patient in set(run.predictions.patients) if f"{patient} " in card]
+
+
+def test_model_card_names_the_members_and_their_shares(run: Run) -> None:
+    of_two_kinds = members(["logistic,C=0.01", "mlp:16", "mlp:16"])
+    card = model_card(run, replace(saved(run), members=of_two_kinds), "m.onnx", ["Made."])
+    assert "| members | 3, whose probabilities are averaged: 1 x logistic (17%), 2 x mlp:16 (83%) |" in card
 
 
 def test_model_card_of_another_head_has_that_heads_scores_alone(run: Run) -> None:

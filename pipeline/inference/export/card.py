@@ -66,13 +66,13 @@ def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
 
 
 def _members(head: SavedHead) -> str:
-    """Return how many trainings predict together, of which kinds, and with which share of the mean."""
+    """Return how many trainings predict together, of which kinds, and the weight of each kind."""
     of_kinds: dict[str, list[float]] = {}
     for member in head.members:
         of_kinds.setdefault(member.spec.shape, []).append(member.weight)
     if len(head.members) == 1:
         return f"1, {next(iter(of_kinds))}"
-    kinds = [f"{len(weights)} x {kind} ({sum(weights):.0%} of the mean)" for kind, weights in of_kinds.items()]
+    kinds = [f"{len(weights)} x {kind} ({sum(weights):.0%})" for kind, weights in of_kinds.items()]
     return f"{len(head.members)}, whose probabilities are averaged: {', '.join(kinds)}"
 
 
