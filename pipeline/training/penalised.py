@@ -41,9 +41,9 @@ def fit_penalised(
     most = min(MOST_ROWS, max(FEWEST_ROWS, x.most_held // SHARE_OF_HELD))
     y = material.y.cpu()
     train = stratified(y.numpy(), material.folds[fold].train, most, config.seed)
-    problem = problem_of(
-        material.objective, y[torch.from_numpy(train)], balanced=config.class_weight == "balanced"
-    ).to(x.device)
+    problem = problem_of(material.objective, y[torch.from_numpy(train)], balanced=config.class_weight == "balanced").to(
+        x.device
+    )
     z = _standardised(x, train, standardise)
     if not z.isfinite().all():
         return [_not_finite(spec) for spec in specs]
@@ -54,10 +54,12 @@ def fit_penalised(
     for spec, of_spec, bias, is_converged in zip(specs, weights, biases, converged.tolist(), strict=True):
         if not is_converged:
             logger.warning("%s: not converged after %d iterations", spec.name, MOST_ITERATIONS)
-        module = nn.Sequential(standardise, basis.module(*_for_each_class(of_spec, bias, material.objective.n_outputs)).to(x.dtype))
+        module = nn.Sequential(
+            standardise, basis.module(*_for_each_class(of_spec, bias, material.objective.n_outputs)).to(x.dtype)
+        )
         is_finite = all(value.isfinite().all() for value in module.parameters())
         head = TrainedHead(spec, config.seed, fold, module.eval(), (), 0, seconds)
-        found.append(head if is_finite else _not_finite(spec))
+        found.append(TrainedHead(spec, config.seed, fold, module, (), 0, seconds) if is_finite else _not_finite(spec))
     return found
 
 
@@ -87,9 +89,7 @@ def _for_each_class(weights: Tensor, bias: Tensor, n_classes: int) -> tuple[Tens
     return weights * signs, bias * signs
 
 
-def stratified(
-    y: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], most: int, seed: int
-) -> npt.NDArray[np.int64]:
+def stratified(y: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
     """Return at most about `most` of some rows, ascending: each class, or combination of labels, in its share.
 
     Of a class, or of images with or without a label, `FEWEST_OF_A_LABEL` are drawn at least, if there are so many.

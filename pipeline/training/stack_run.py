@@ -127,9 +127,9 @@ class StackRun:
             self.stack.remember(improved.to(self.x.device))
 
     def _is_better(self, member: Member, epoch: int, loss: float) -> bool:
-        """Return whether this epoch is a head's best so far: that of the lowest validation loss, or without patience the last.
+        """Return whether this epoch is a head's best so far; stop the head if its loss is not finite, or it is out of patience.
 
-        Stop the head if its loss is not finite, or it is out of patience.
+        The best epoch is that of the lowest validation loss, or without patience the last.
         """
         if not math.isfinite(loss):
             self.stopped.add(member)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.kinds import KINDS, HeadSpec, Mlp
+from hoarfrost.heads.kinds import KINDS, HeadSpec, Mlp, Penalised
 from hoarfrost.heads.specs import cross_heads, parse_heads
 from hoarfrost.training.batches import seed_of
 from hoarfrost.training.stack import Member, Stack
@@ -25,7 +25,8 @@ SMALL = {
     "narrow": ["narrow", "narrow,dropout=0"],
     "kernel": ["kernel", "kernel,gamma=0.1"],
 }
-ALL_KINDS = sorted(KINDS | NEW_KINDS)
+STACKED = {word for word, kind in KINDS.items() if not issubclass(kind, Penalised)}  # the others: test_penalised.py
+ALL_KINDS = sorted(STACKED | NEW_KINDS.keys())
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def with_drawn_dropout(module: nn.Sequential, member: Member, x: Tensor) -> Tens
 
 
 def test_every_kind_is_tested_here() -> None:
-    assert SMALL.keys() == KINDS.keys()
+    assert SMALL.keys() == STACKED | NEW_KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -104,6 +105,16 @@ def test_a_head_learns_in_a_stack_what_a_plain_loop_teaches_it(kind: str) -> Non
         n_epochs = int(np.argmin([epoch.val_loss for epoch in head.history])) + 1
         wanted = plain_loop(head.spec, data, fold, config, n_epochs)
         torch.testing.assert_close(weights(head)[2 * N_FEATURES :], wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_heads_with_one_learning_rate_and_decay_learn_as_those_of_a_grid(kind: str) -> None:
+    data, folds, config = drawn(n_classes=3), folds_of(120, 1), replace(CONFIG, epochs=5)
+    of_grid = train(variants(kind), data, folds, config)
+    for spec in variants(kind, ("lr=1e-2", "weight_decay=0.3")):
+        alone = train([spec], data, folds, config)  # AdamW moves the parameters themselves, not directions
+        for one, other in zip(alone, [head for head in of_grid if head.spec == spec], strict=True):
+            torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=1e-9)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from hoarfrost.training import (
     StreamedRows,
     TrainedHead,
     TrainingConfig,
+    penalised,
     train_heads,
 )
-from hoarfrost.training import penalised
 from hoarfrost.training.penalised import problem_of, solve, stratified
 from tests.support.predicting import predict_probabilities
 from tests.training.test_stacks import no_aucs
@@ -56,13 +56,19 @@ def fitted(
 def standardised(data: Labelled, fold: Fold, transform: str = "sqrt") -> npt.NDArray[np.float64]:
     """Transform and standardise all rows by the training rows, without the product's code."""
     x = data.rows.take(torch.arange(len(data.y))).double().numpy()
-    x = {"sqrt": np.sqrt, "none": np.array, "unit": lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)}[transform](x)
+    x = {"sqrt": np.sqrt, "none": np.array, "unit": lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)}[transform](
+        x
+    )
     found: npt.NDArray[np.float64] = (x - x[fold.train].mean(0)) / x[fold.train].std(0)
     return found
 
 
 def reference(
-    z: npt.NDArray[np.float64], y: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], c: float, weight: str | None = None
+    z: npt.NDArray[np.float64],
+    y: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    c: float,
+    weight: str | None = None,
 ) -> npt.NDArray[np.float64]:
     model = LogisticRegression(C=c, class_weight=weight, tol=1e-10, max_iter=20_000).fit(z[rows], y[rows])
     return np.asarray(model.predict_proba(z))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
 
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec, Linear
@@ -20,8 +21,8 @@ N_FEATURES = 12
 KEYS = ("lr", "weight_decay", "dropout")
 CONFIG = TrainingConfig(epochs=20, patience=20, batch_size=16, seeds=2)
 VARIANTS = [
-    *cross_heads(parse_heads(["linear", "mlp:8x2"]), ["lr=1e-3,1e-2", "weight_decay=0,0.3"]),
-    *parse_heads(["mlp:8x2,dropout=0.4", "mlp:5"]),
+    *cross_heads(parse_heads(["linear", "mlp:8x2,dropout=0"]), ["lr=1e-3,1e-2", "weight_decay=0,0.3"]),
+    *parse_heads(["mlp:8x2,dropout=0.4", "mlp:5", "mlp:5,transform=unit"]),
 ]
 
 
@@ -76,9 +77,9 @@ def test_a_stacked_head_equals_the_same_head_trained_alone(n_classes: int, patie
     assert (len(lengths) > 3) == (patience == 2)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 @pytest.mark.parametrize(("class_weight", "label_smoothing"), [("none", 0.0), ("balanced", 0.0), ("balanced", 0.1)])
-@pytest.mark.parametrize("head", ["linear,lr=0.01,weight_decay=0.1", "mlp:8x2,lr=0.003"])
+@pytest.mark.parametrize("head", ["linear,lr=0.01,weight_decay=0.1", "mlp:8x2,lr=0.003,dropout=0,transform=none"])
 def test_a_stacked_head_equals_a_plain_loop(
     head: str, class_weight: str, label_smoothing: float, schedule: str
 ) -> None:
@@ -104,27 +105,36 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
     groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=spec.lr)
     rows = torch.from_numpy(fold.train)
-    std, mean = torch.std_mean(data.x[rows], dim=0, correction=0)
+    x = data.rows.take(torch.arange(len(data.y)))
+    x = {"none": x, "sqrt": x.sign() * x.abs().sqrt()}[spec.transform]
+    std, mean = torch.std_mean(x[rows], dim=0, correction=0)
     counts = torch.bincount(data.y[rows], minlength=2)
     weight = len(rows) / (2 * counts.double()) if config.class_weight == "balanced" else None
     batches = Batches([Group(config.seed, 0)], [fold], data.rows, data.y, SingleLabel(2), config)
-    n_steps, n_warm = config.epochs * batches.n_steps, max(1, round(0.05 * config.epochs * batches.n_steps))
-    step = 0
+    n_steps = (config.epochs or 0) * batches.n_steps
+    n_warm, step = max(1, round(0.05 * n_steps)), 0
+    one_cycle = OneCycleLR(torch.optim.AdamW([torch.zeros(1)], lr=spec.lr), max_lr=spec.lr, total_steps=n_steps)
     for _ in range(n_epochs):
         for batch in batches.epoch():
             picked = batch.rows[0, : batch.sizes[0]]
-            if config.schedule == "cosine":
-                falling = 0.5 * (1 + np.cos(np.pi * (step - n_warm) / (n_steps - n_warm)))
-                rate = (step + 1) / n_warm if step < n_warm else falling
-                for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * rate
+            falling = 0.5 * (1 + np.cos(np.pi * (step - n_warm) / (n_steps - n_warm)))
+            rate = {
+                "constant": spec.lr,
+                "cosine": spec.lr * ((step + 1) / n_warm if step < n_warm else falling),
+                "one-cycle": one_cycle.get_last_lr()[0],
+            }[config.schedule]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             loss = cross_entropy(
-                module((data.x[picked] - mean) / std), data.y[picked], weight, label_smoothing=config.label_smoothing
+                module((x[picked] - mean) / std), data.y[picked], weight, label_smoothing=config.label_smoothing
             )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
+            one_cycle.optimizer.step()
+            if step < n_steps:
+                one_cycle.step()
     return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
 
 
@@ -167,6 +177,32 @@ def test_heads_whose_loss_explodes_are_left_out_and_the_others_are_as_ever() -> 
         train([exploding], data, folds)
 
 
+def test_each_head_has_its_own_number_of_seeds_and_learns_what_it_would_alone() -> None:
+    data, folds = drawn(), folds_of(120, 2)
+    one, other, third = parse_heads(["linear", "linear,lr=0.01", "mlp:5"])
+    config = replace(CONFIG, epochs=3, seed=7)
+    found = train_heads([one, other, third], data, folds, 2, config, no_aucs, n_seeds={other: 3, third: 1})
+    assert [(head.spec, head.seed, head.fold) for head in found] == [
+        (spec, seed, fold)
+        for spec, n in ((one, 2), (other, 3), (third, 1))
+        for seed in range(7, 7 + n)
+        for fold in (0, 1)
+    ]
+    for head in found:
+        alone = train([head.spec], data, [folds[head.fold]], replace(config, seed=head.seed, seeds=1))[0]
+        torch.testing.assert_close(weights(head), weights(alone), rtol=0, atol=1e-9)
+
+
+def test_without_patience_every_head_is_that_of_its_last_epoch() -> None:
+    data, fold = drawn(), folds_of(120)[0]
+    config = replace(CONFIG, epochs=12, seeds=1, patience=None, label_smoothing=0.0)
+    for head in train([Linear(lr=0.1), Linear(lr=0.3)], data, [fold], config):
+        assert (head.best_epoch, len(head.history)) == (12, 12)
+        torch.testing.assert_close(
+            weights(head)[2 * N_FEATURES :], plain_loop(head.spec, data, fold, config, 12), rtol=0, atol=1e-9
+        )
+
+
 def test_learning_rates_of_the_history_follow_the_schedule() -> None:
     config = replace(CONFIG, epochs=10, schedule="cosine")
     rates = [epoch.learning_rate for epoch in train([Linear(lr=0.5)], drawn(), folds_of(120, 1), config)[0].history]
@@ -178,24 +214,24 @@ def test_learning_rates_of_the_history_follow_the_schedule() -> None:
 
 
 def test_a_grid_crosses_every_head() -> None:
-    specs = cross_heads(parse_heads(["linear", "mlp:8"]), ["lr=1e-4,1e-2", "weight_decay=0,0.1"])
+    specs = cross_heads(parse_heads(["linear", "mlp:8"]), ["lr=1e-4,1e-2", "weight_decay=0,0.2"])
     assert [spec.name for spec in specs] == [
         f"{head},lr={lr},weight_decay={decay}"
         for head in ("linear", "mlp:8")
         for lr in ("0.0001", "0.01")
-        for decay in ("0", "0.1")
+        for decay in ("0", "0.2")
     ]
 
 
 def test_a_grid_of_dropout_leaves_one_linear_head() -> None:
     specs = cross_heads(parse_heads(["linear", "mlp:8"]), ["dropout=0,0.2"])
-    assert [spec.name for spec in specs] == ["linear", "mlp:8", "mlp:8,dropout=0.2"]
+    assert [spec.name for spec in specs] == ["linear", "mlp:8,dropout=0", "mlp:8,dropout=0.2"]
 
 
 @pytest.mark.parametrize(
     ("grids", "message"),
     [
-        (["epochs=1,2"], "--grid epochs=1,2: expected one of dropout, lr, weight_decay"),
+        (["epochs=1,2"], "--grid epochs=1,2: expected one of C, dropout, lr, members, transform, weight_decay"),
         (["lr"], "--grid lr: expected one of"),
         (["lr=1e-3,"], "--grid lr: lr= is not a number"),
         (["lr=0"], "--grid lr: lr must be above 0, not 0"),

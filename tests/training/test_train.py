@@ -34,7 +34,10 @@ def drawn(n: int, *, distance: float = 1.0, seed: int = 0, shift: float = 0.0) -
 
 
 def trained(
-    head: str = "linear", train: Labelled | None = None, val: Labelled | None = None, config: TrainingConfig = QUICK
+    head: str = "linear,transform=none",
+    train: Labelled | None = None,
+    val: Labelled | None = None,
+    config: TrainingConfig = QUICK,
 ) -> TrainedHead:
     return train_head(parse_head(head), train or drawn(96), val or drawn(40, seed=1), 2, config, binary_roc_auc)
 
@@ -135,10 +138,17 @@ def overfitting() -> tuple[Labelled, Labelled]:
 
 def test_best_epoch_is_restored_not_the_last() -> None:
     train, val = overfitting()
-    longer = trained("mlp:32,lr=0.01", train, val, TrainingConfig(epochs=30, patience=30))
+    longer = trained(
+        "mlp:32,lr=0.01", train, val, TrainingConfig(epochs=30, patience=30, schedule="constant", batch_size=64)
+    )
     losses = [epoch.val_loss for epoch in longer.history]
     assert longer.best_epoch == int(np.argmin(losses)) + 1 < len(losses) == 30
-    stopped_there = trained("mlp:32,lr=0.01", train, val, TrainingConfig(epochs=longer.best_epoch, patience=30))
+    stopped_there = trained(
+        "mlp:32,lr=0.01",
+        train,
+        val,
+        TrainingConfig(epochs=longer.best_epoch, patience=30, schedule="constant", batch_size=64),
+    )
     assert weights(longer) == weights(stopped_there)
     assert (predict_probabilities(longer.module, val.x) == predict_probabilities(stopped_there.module, val.x)).all()
 
@@ -155,7 +165,7 @@ def test_history_tells_the_validation_loss_and_auc_of_the_restored_epoch() -> No
 @pytest.mark.parametrize("patience", [1, 3, 7])
 def test_training_stops_after_patience_epochs_without_a_better_one(patience: int) -> None:
     train, val = overfitting()
-    head = trained("mlp:32,lr=0.05", train, val, TrainingConfig(epochs=60, patience=patience))
+    head = trained("mlp:32,lr=0.05", train, val, TrainingConfig(epochs=60, patience=patience, schedule="cosine"))
     assert len(head.history) == head.best_epoch + patience < 60
     assert not head.module.training
 
