@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from unicodedata import normalize
 
@@ -14,6 +14,7 @@ import torch
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.experiment.duplicates import GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
@@ -22,6 +23,7 @@ from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows, predict_probabilities
+from hoarfrost.training.rows import gathered
 
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
@@ -49,6 +51,8 @@ class Task:
         Each image's patient, if patients are known.
     per_patient : str or None
         "mean" or "max": metrics count patients, and this joins the probabilities of their images.
+    near : NearDuplicates
+        What is known of near-identical images. Those that are kept together are in `groups` too.
     """
 
     table: DatasetTable
@@ -63,6 +67,7 @@ class Task:
     names: tuple[str, ...]
     patients: Ints | None
     per_patient: str | None = None
+    near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
 
     @property
     def is_multilabel(self) -> bool:
@@ -104,10 +109,7 @@ class Task:
 
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
         """Return the embeddings (m, D) of some rows."""
-        found = np.empty((len(rows), self.x.n_features), np.float32)
-        for places, part in self.x.blocks(rows):
-            found[places] = part.cpu().numpy()
-        return found
+        return gathered(self.x, rows)
 
     def units(self, rows: Ints) -> Units:
         """Return what metrics of some rows count: the images, or their patients."""
@@ -151,6 +153,7 @@ def read_task(
     memory_limit: int | None = None,
     device: str = "cpu",
     per_patient: str | None = None,
+    near_duplicates: str = GROUP,
 ) -> Task:
     """Read a dataset from the cache, and choose its classes and splits.
 
@@ -172,6 +175,8 @@ def read_task(
         Where heads are trained.
     per_patient : "mean", "max" or None
         Metrics count patients, and join their images' probabilities in this way.
+    near_duplicates : "group", "warn" or "ignore"
+        Whether near-identical images count as one group where patients are unknown, see `search_near_duplicates`.
 
     Raises
     ------
@@ -188,12 +193,16 @@ def read_task(
         positive_labels = None
     names = _class_names(classes, positive_labels)
     patients = None if table.patients is None else list(compress(table.patients, readable))
-    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]))  # the same bytes or patient
-    splits, split_by = _splits(table, readable, y, groups, names, seed)
     x = _rows(cache, table, memory_limit, device)
     _check_embeddings(x, list(compress(table.paths, readable)), cache)
+    near = search_near_duplicates(x, near_duplicates, knows_patients=patients is not None)
+    # The same bytes, patient, or near-identical images.
+    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
+    splits, split_by = _splits(table, readable, y, groups, names, seed)
     numbers = None if patients is None else patient_numbers(patients)
-    task = Task(table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient)
+    task = Task(
+        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient, near
+    )
     _check_per_patient(task)
     _check_splits(task)
     return task

@@ -200,6 +200,14 @@ class StreamedRows:
         self._held_at[rows] = np.arange(len(rows))
 
 
+def gathered(x: Rows, rows: Ints) -> npt.NDArray[np.float32]:
+    """Return the embeddings (m, D) of some rows as one array."""
+    found = np.empty((len(rows), x.n_features), np.float32)
+    for places, part in x.blocks(rows):
+        found[places] = part.cpu().numpy()
+    return found
+
+
 def moments(x: Rows, rows: Ints) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of some rows, (D,) float64 each, in one pass.
 

@@ -17,6 +17,7 @@ SAME_ERROR = 1.05  # ratio of two calibration errors: the error by chance is sim
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
     from hoarfrost.experiment.splits import rule_named
+    from hoarfrost.runs import together_text
 
     split = "test" if run.heads[0].test is not None else "val"
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
@@ -28,6 +29,8 @@ def train_text(run: "Run") -> str:
     lines.append(
         f"* selected by validation ROC AUC{seeds}; {counts} images, split {rule_named(run.config.dataset.split_by).brief}"
     )
+    together = "" if run.leakage is None else together_text(run.leakage)
+    lines += [together] if together else []
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
