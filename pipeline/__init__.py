@@ -38,7 +38,8 @@ class Data:
     splits : ndarray (n,) of "train", "val" or "test"
         The splits that `train` uses: no patient is in two.
     groups : ndarray (n,) int64
-        Images of the same patient, or of the same bytes, have the same number: for scikit-learn's `GroupKFold`.
+        Images of the same patient or of the same bytes, and near-identical ones where patients are unknown, have the same
+        number: for scikit-learn's `GroupKFold`.
     paths : tuple of str, n of them
         Each image's path, relative to the dataset's folder.
     """
@@ -89,6 +90,7 @@ def load_data(
     positive: Sequence[str] = (),
     label_columns: Sequence[str] | None = None,
     seed: int = 0,
+    near_duplicates: str = "group",
 ) -> Data:
     """Read a cached dataset as arrays.
 
@@ -104,6 +106,8 @@ def load_data(
         Label columns of 0 and 1, if images may have several labels. If empty, all such columns.
     seed : int
         Seed of the splits, if the dataset does not have any.
+    near_duplicates : "group", "warn" or "ignore"
+        Whether near-identical images are one group where patients are unknown: only "group" does it.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def load_data(
     from hoarfrost.features.cache import EmbeddingCache
 
     with EmbeddingCache(Path(cache)) as opened:
-        task = read_task(opened, dataset, positive, seed, label_columns=label_columns)
+        task = read_task(opened, dataset, positive, seed, label_columns=label_columns, near_duplicates=near_duplicates)
         x = task.embeddings(np.arange(len(task.y)))
     paths = tuple(task.table.paths[place] for place in np.flatnonzero(task.readable))
     return Data(x, task.y, task.names, task.splits, task.groups, paths)

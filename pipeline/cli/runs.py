@@ -35,6 +35,12 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.DATA, multiple=True, metavar="COLUMN",
 )  # fmt: skip
 @opts.option(
+    "--near-duplicates",
+    "group: without patients, near-identical images stay together in splits and folds. warn: only warn of them. "
+    "ignore: do not search for them.",
+    group=opts.DATA, type=click.Choice(["group", "warn", "ignore"]), default="group",
+)  # fmt: skip
+@opts.option(
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
 @opts.option(

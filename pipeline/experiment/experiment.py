@@ -71,6 +71,8 @@ class ExperimentConfig(ScoringConfig):
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
         Write the training curves for TensorBoard too.
+    near_duplicates : "group", "warn" or "ignore"
+        Whether near-identical images are kept together in splits and folds, where patients are unknown.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
     overwrite : bool
@@ -87,6 +89,7 @@ class ExperimentConfig(ScoringConfig):
     n_folds: int | None = None
     with_learning_curve: bool = False
     with_tensorboard: bool = False
+    near_duplicates: str = "group"
     allow_leakage: bool = False
     overwrite: bool = False
 
@@ -148,6 +151,7 @@ def run_experiment(
             opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
             memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
             cross_fit=False if config.cross_fit is None and training.patience is not None else config.cross_fit,
+            near_duplicates=config.near_duplicates,
         )  # fmt: skip
         leakage = check_leakage(task, allowed=config.allow_leakage)
         # Refused before anything is trained.

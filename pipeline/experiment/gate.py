@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from hoarfrost.evaluation.leakage import Leakage, find_leakage
+from hoarfrost.experiment.duplicates import kept_together
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import leakage_warnings, shared_text
-
-MOST_COMPARED = 200_000  # images: a minute on two cores; the time grows with the square of their number
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +24,18 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     """
     table, places = task.table, np.flatnonzero(task.readable)
     patients = None if table.patients is None else [table.patients[i] for i in places]
-    not_compared = _why_not_compared(task, len(places))
-    x = None if not_compared else task.embeddings(np.arange(len(places)))
+    near = task.near
+    is_searched = not near.not_compared and (near.pairs is None or not near.pairs.is_complete)
+    x = task.embeddings(np.arange(len(places))) if is_searched else None
     paths = [table.paths[i] for i in places]
-    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients)
-    leakage = replace(found, allowed=allowed and found.refused, not_compared=not_compared)
+    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients, near=near.pairs)
+    leakage = replace(
+        found,
+        allowed=allowed and found.refused,
+        not_compared=near.not_compared,
+        near_duplicates_mode=near.mode,
+        together=kept_together(near, paths, task.labels()),
+    )
     if found.refused and not allowed:
         raise TrainingError(
             f"The splits of the dataset {table.name!r} leak: {shared_text(leakage)}. Such test scores do not show how a head "
@@ -39,10 +45,3 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     for warning in leakage_warnings(leakage):
         logger.warning("%s", warning)
     return leakage
-
-
-def _why_not_compared(task: Task, n_images: int) -> str:
-    """Return why near-duplicates are not searched; an empty text if they are."""
-    if n_images > MOST_COMPARED:
-        return f"{n_images:,} images are too many to compare with one another"
-    return "the embeddings do not fit into the memory limit" if task.is_streamed else ""

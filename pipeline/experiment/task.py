@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from unicodedata import normalize
 
@@ -14,6 +14,7 @@ import torch
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.experiment.duplicates import GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
@@ -23,6 +24,7 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.heads.committee import Committee
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
+from hoarfrost.training.rows import gathered
 
 FEWEST_FOR_CORES = 10_000  # images
 FEWEST_TO_SCORE = 2  # images of a class in a split
@@ -53,6 +55,8 @@ class Task:
         Each image's patient, if patients are known.
     per_patient : str or None
         "mean" or "max": metrics count patients, and this joins the probabilities of their images.
+    near : NearDuplicates
+        What is known of near-identical images. Those that are kept together are in `groups` too.
     """
 
     table: DatasetTable
@@ -68,6 +72,7 @@ class Task:
     patients: Ints | None
     per_patient: str | None = None
     is_cross_fitted: bool = False
+    near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
 
     @property
     def is_multilabel(self) -> bool:
@@ -127,10 +132,7 @@ class Task:
 
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
         """Return the embeddings (m, D) of some rows."""
-        found = np.empty((len(rows), self.x.n_features), np.float32)
-        for places, part in self.x.blocks(rows):
-            found[places] = part.cpu().numpy()
-        return found
+        return gathered(self.x, rows)
 
     def units(self, rows: Ints) -> Units:
         """Return what metrics of some rows count: the images, or their patients."""
@@ -175,6 +177,7 @@ def read_task(
     device: str = "cpu",
     per_patient: str | None = None,
     cross_fit: bool | None = None,
+    near_duplicates: str = GROUP,
 ) -> Task:
     """Read a dataset from the cache, and choose its classes and splits.
 
@@ -199,6 +202,8 @@ def read_task(
     cross_fit : bool, optional
         Whether all images but those of the test split are for training and, by cross-fitting, for validation; by default
         where the dataset has no validation split.
+    near_duplicates : "group", "warn" or "ignore"
+        Whether near-identical images count as one group where patients are unknown, see `search_near_duplicates`.
 
     Raises
     ------
@@ -215,15 +220,21 @@ def read_task(
         positive_labels = None
     names = _class_names(classes, positive_labels)
     patients = None if table.patients is None else list(compress(table.patients, readable))
-    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]))  # the same bytes or patient
     if cross_fit is None:
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
-    splits, split_by = _splits(table, readable, y, groups, names, seed, cross_fit=cross_fit)
     x = _rows(cache, table, memory_limit, device)
     _check_embeddings(x, list(compress(table.paths, readable)), cache)
+    test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
+    near = search_near_duplicates(
+        x, near_duplicates, knows_patients=patients is not None, given_test=test if test is not None and test.any() else None
+    )
+    # The same bytes, patient, or near-identical images.
+    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
+    splits, split_by = _splits(table, readable, y, groups, names, seed, cross_fit=cross_fit)
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
-        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient, cross_fit
+        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient, cross_fit,
+        near,
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)

@@ -72,6 +72,17 @@ def _data(run: Run) -> Iterator[str]:
             "Splits were searched for shared patients, identical files and near-duplicates (cosine of standardised "
             f"embeddings above {run.leakage.threshold:g}): {_leaks(run)}."
         )
+    yield from _kept_together(run)
+
+
+def _kept_together(run: Run) -> Iterator[str]:
+    found = run.leakage.together if run.leakage is not None else None
+    if run.leakage is not None and found is not None and found.n_groups:
+        yield (
+            f"Near-identical images (cosine of standardised embeddings above {run.leakage.threshold:g}) were kept together "
+            f"in all splits and folds that were drawn: {several(found.n_images, 'image')} in "
+            f"{several(found.n_groups, 'group')}."
+        )
 
 
 def _size(size: SplitSize) -> str:

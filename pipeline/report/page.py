@@ -56,6 +56,7 @@ from hoarfrost.runs import (
     SplitSize,
     Suspects,
     UnreadableImage,
+    together_text,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Page:
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
     leakage: Leakage | None
+    together: str
     shared: tuple[tuple[str, str, str], ...]
     calibrations: tuple[CalibrationPanel, ...]
     subgroups: tuple[SubgroupRow, ...]
@@ -195,6 +197,7 @@ def page_of(run: Run) -> Page:
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
         leakage=run.leakage,
+        together="" if run.leakage is None else together_text(run.leakage),
         shared=shared_rows(run),
         calibrations=calibrations(run, evaluation),
         subgroups=subgroups,

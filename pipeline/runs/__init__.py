@@ -44,6 +44,7 @@ from hoarfrost.runs.trust import (
     Suspects,
     leakage_warnings,
     shared_text,
+    together_text,
 )
 
 __all__ = [
@@ -82,5 +83,6 @@ __all__ = [
     "require_tensorboard",
     "shared_text",
     "to_json",
+    "together_text",
     "write_run",
 ]

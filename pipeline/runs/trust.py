@@ -119,7 +119,28 @@ def leakage_warnings(leakage: Leakage) -> list[str]:
             f"{first.cosine:.3f}. If they show the same patient, the test scores are too high. Add a patient column to keep "
             "them together."
         )
+    if leakage.together is not None and leakage.together.n_with_different_labels:
+        n, pair = leakage.together.n_with_different_labels, leakage.together.different_labels[0]
+        groups = (
+            "1 group of near-identical images contains" if n == 1 else f"{n:,} groups of near-identical images contain"
+        )
+        warnings.append(
+            f"{groups} different labels, for example {pair.first} ({pair.first_label or 'none'}) and {pair.second} "
+            f"({pair.second_label or 'none'}). Near-identical images rarely differ in the diagnosis: check these labels."
+        )
     return warnings
+
+
+def together_text(leakage: Leakage) -> str:
+    """Return how many near-identical images were kept together; an empty text if none were."""
+    found = leakage.together
+    if found is None or not found.n_groups:
+        return ""
+    groups = "1 group" if found.n_groups == 1 else f"{found.n_groups:,} groups"
+    return (
+        f"{found.n_images:,} images in {groups} of near-identical images stay together in the splits and folds that are "
+        f"drawn here (cosine above {leakage.threshold:g}; largest group: {found.largest:,} images)."
+    )
 
 
 def _where(leakage: Leakage) -> str:

@@ -21,7 +21,7 @@ from hoarfrost.training.classifiers import (
     support_vectors,
 )
 from hoarfrost.training.records import Fold
-from hoarfrost.training.rows import Rows
+from hoarfrost.training.rows import Rows, gathered
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -238,12 +238,8 @@ class _Problems:
     def predictions(self, train: Ints, rows: Ints, grids: _Grids) -> dict[Reference, Floats]:
         """Fit each reference for each label in S settings; return predictions (L, S, m, C), NaN where that is impossible."""
         train = fitted_rows(self.y, train)
-        x_train = np.empty(
-            (len(train), self.x.n_features)
-        )  # in float64: with float32 the discriminant's do not sum to one
-        for places, part in self.x.blocks(train):
-            x_train[places] = part.cpu().numpy()
-        space, fits = Space(x_train), []
+        # In float64: with float32 the discriminant's probabilities do not sum to one.
+        space, fits = Space(gathered(self.x, train).astype(np.float64)), []
         for number, label in enumerate(self.labels):
             places = np.flatnonzero(label[train] >= 0)
             problem = Problem(space, places, label[train[places]], self.n_classes)

@@ -250,6 +250,14 @@ def fitted_standardise(x: Rows, rows: Ints, transform: str) -> Standardise:
     return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype), transform)
 
 
+def gathered(x: Rows, rows: Ints) -> npt.NDArray[np.float32]:
+    """Return the embeddings (m, D) of some rows as one array."""
+    found = np.empty((len(rows), x.n_features), np.float32)
+    for places, part in x.blocks(rows):
+        found[places] = part.cpu().numpy()
+    return found
+
+
 def moments(x: Rows, rows: Ints) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of some rows, (D,) float64 each, in one pass.
 

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hoarfrost.demo import write_demo
-from hoarfrost.evaluation import leakage
-from hoarfrost.evaluation.leakage import Leakage, SharedPair, find_leakage, without_shared_axes
+from hoarfrost.evaluation import near_duplicates
+from hoarfrost.evaluation.leakage import Leakage, SharedPair, find_leakage
+from hoarfrost.evaluation.near_duplicates import (
+    NearPairs,
+    connecting_pairs,
+    near_groups,
+    near_pairs,
+    without_shared_axes,
+)
 from hoarfrost.experiment.splits import merged_groups, split
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.extraction.extract import extract
@@ -103,9 +110,9 @@ def test_blocks_find_what_a_loop_over_all_pairs_finds(n: int, seed: int, thresho
     x = drawn(n, 6, seed)
     splits = rng.choice(["train", "val", "test"], n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leakage, "_LEFT_ROWS", 4)
-        patch.setattr(leakage, "_RIGHT_ROWS", 7)
-        patch.setattr(leakage, "_MOST_KEPT", 50)
+        patch.setattr(near_duplicates, "_LEFT_ROWS", 4)
+        patch.setattr(near_duplicates, "_RIGHT_ROWS", 7)
+        patch.setattr(near_duplicates, "_MOST_KEPT", 50)
         report = looked_for(x, splits, range(n), threshold=threshold, most_listed=10_000)
         shorter = looked_for(x, splits, range(n), threshold=threshold, most_listed=3)
     expected = slow_pairs(x, splits, threshold)
@@ -115,6 +122,73 @@ def test_blocks_find_what_a_loop_over_all_pairs_finds(n: int, seed: int, thresho
     assert shorter.near_duplicates == report.near_duplicates[:3]
     found = {(int(pair.first), int(pair.second)) for pair in report.near_duplicates}
     assert found == set(expected)
+
+
+@given(st.integers(2, 50), st.integers(0, 100), st.floats(0.05, 0.95))
+def test_pairs_among_all_images_are_those_of_a_loop_and_give_the_same_report(
+    n: int, seed: int, threshold: float
+) -> None:
+    x, splits = drawn(n, 6, seed), np.random.default_rng(seed).choice(["train", "val", "test"], n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_LEFT_ROWS", 4)
+        patch.setattr(near_duplicates, "_RIGHT_ROWS", 7)
+        found = near_pairs(x, threshold=threshold)
+    assert {tuple(pair) for pair in found.pairs.tolist()} == set(slow_pairs(x, np.arange(n).astype(str), threshold))
+    searched = looked_for(x, splits, range(n), threshold=threshold)
+    given = find_leakage(None, splits, range(n), [str(i) for i in range(n)], near=found, threshold=threshold)
+    assert given.n_near_duplicates == searched.n_near_duplicates
+    pairs = [[(one.first, one.second) for one in report.near_duplicates] for report in (given, searched)]
+    assert sorted(pairs[0]) == sorted(pairs[1])
+
+
+@given(st.integers(2, 40), st.integers(0, 100), st.floats(0.05, 0.95))
+def test_with_too_many_pairs_those_that_remain_connect_the_same_images(n: int, seed: int, threshold: float) -> None:
+    x = drawn(n, 6, seed)
+    everything = near_pairs(x, threshold=threshold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_LEFT_ROWS", 4)
+        patch.setattr(near_duplicates, "_MOST_KEPT", 3)
+        fewer = near_pairs(x, threshold=threshold)
+    assert fewer.is_complete == (len(everything.cosines) <= 3)
+    for strict in (threshold, 0.5 + threshold / 2):  # at every higher threshold too
+        kept = [one.pairs[one.cosines > strict] for one in (everything, fewer)]
+        groups = [merged_groups(np.arange(n), components(pairs, n)) for pairs in kept]
+        assert np.array_equal(*groups)
+
+
+def components(pairs: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """Return equal numbers for connected images, by repeated relabelling."""
+    number = np.arange(n)
+    for _ in range(n):
+        for first, second in pairs.tolist():
+            number[[first, second]] = min(number[first], number[second])
+    return number
+
+
+def test_groups_are_connected_images_and_others_are_alone() -> None:
+    pairs = np.array([[0, 3], [3, 7], [2, 5]])
+    groups = near_groups(NearPairs(pairs, np.array([0.95, 0.8, 0.99], np.float32)), 9)
+    assert len({groups[0], groups[3], groups[7]}) == 1
+    assert groups[2] == groups[5]
+    assert len(set(groups.tolist())) == 6
+
+
+def test_a_chain_ends_at_the_bound_and_the_closest_stay_together() -> None:
+    pairs = np.column_stack([np.arange(29), np.arange(1, 30)])  # a film: each image is like the next one
+    cosines = np.full(29, 0.8, np.float32)
+    cosines[[4, 14, 24]] = 0.99
+    groups = near_groups(NearPairs(pairs, cosines), 100)
+    assert np.bincount(groups).max() <= 10
+    for first in (4, 14, 24):
+        assert groups[first] == groups[first + 1]
+    assert np.bincount(near_groups(NearPairs(pairs, cosines), 3_000)).max() == 30
+
+
+def test_connecting_pairs_are_fewer_than_the_images_and_the_closest() -> None:
+    pairs = np.array([[0, 1], [0, 2], [1, 2]])
+    found = connecting_pairs(NearPairs(pairs, np.array([0.8, 0.9, 1.0], np.float32)), 3)
+    assert {tuple(pair) for pair in found.pairs.tolist()} == {(0, 2), (1, 2)}
+    assert sorted(found.cosines.tolist()) == pytest.approx([0.9, 1.0])
 
 
 def test_constant_and_silent_columns_make_nothing_alike() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hoarfrost.demo import write_demo
-from hoarfrost.experiment import gate
+from hoarfrost.experiment import duplicates
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.extraction.extract import extract
@@ -98,7 +98,7 @@ def test_near_duplicate_is_a_warning_with_both_paths(tmp_path: Path, caplog: pyt
     assert {pair.first, pair.second} == {"malignant/5.png", "malignant/55.png"}
     assert {pair.first_split, pair.second_split} == {"train", "test"}
     assert 0.9 < pair.cosine < 1
-    assert "1 pair of near-identical images is split between training and test (cosine above 0.9)" in caplog.text
+    assert "1 pair of near-identical images is split between training and test (cosine above 0.75)" in caplog.text
     assert "malignant/5.png (train) and malignant/55.png (test)" in run.config.warnings[0]
 
 
@@ -109,7 +109,7 @@ def test_streamed_and_too_many_embeddings_are_not_compared_and_the_run_says_why(
     streamed = train(cache, memory_limit=40_000)
     assert streamed.leakage is not None
     assert streamed.leakage.not_compared == "the embeddings do not fit into the memory limit"
-    monkeypatch.setattr(gate, "MOST_COMPARED", N - 1)
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", N - 1)
     many = train(cache)
     assert many.leakage is not None
     assert many.leakage.not_compared == "60 images are too many to compare with one another"

@@ -16,6 +16,7 @@ SHOWN_HEADS = 20  # in a table
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
     from hoarfrost.experiment.splits import rule_named
+    from hoarfrost.runs import together_text
 
     split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
@@ -32,6 +33,8 @@ def train_text(run: "Run") -> str:
         lines.append(
             f"Positive class: {dataset.positive[0]}. To choose the other one, use --positive {dataset.classes[0]}."
         )
+    together = "" if run.leakage is None else together_text(run.leakage)
+    lines += [together] if together else []
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])

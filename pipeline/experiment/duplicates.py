@@ -1,0 +1,94 @@
+"""Near-identical images: searched before the splits are made, and kept together where patients are unknown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hoarfrost.evaluation.checks import Ints
+from hoarfrost.evaluation.leakage import MOST_LISTED, DifferentLabels, KeptTogether
+from hoarfrost.evaluation.near_duplicates import NearPairs, near_groups, near_pairs
+from hoarfrost.training import Rows, StreamedRows
+from hoarfrost.training.rows import gathered
+
+GROUP, WARN, IGNORE = "group", "warn", "ignore"
+MOST_COMPARED = 200_000  # images: two minutes on two cores; the time grows with the square of their number
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """What is known of near-identical images before they are split.
+
+    Attributes
+    ----------
+    mode : str
+        "group", "warn" or "ignore".
+    pairs : NearPairs or None
+        All pairs; None if they are searched later, between splits only, or not at all.
+    groups : ndarray (n,) int64 or None
+        Equal numbers for images that no split and no fold may divide.
+    not_compared : str
+        Why there is no search; empty if there is.
+    """
+
+    mode: str
+    pairs: NearPairs | None = None
+    groups: Ints | None = None
+    not_compared: str = ""
+
+    @property
+    def memberships(self) -> tuple[Ints, ...]:
+        """The groups, if there are any, as `merged_groups` takes them."""
+        return () if self.groups is None else (self.groups,)
+
+
+def search_near_duplicates(
+    x: Rows, mode: str, *, knows_patients: bool, given_test: npt.NDArray[np.bool_] | None = None
+) -> NearDuplicates:
+    """Search near-identical images among all images, if they are to be kept together.
+
+    Parameters
+    ----------
+    x : Rows
+        Embeddings (n, D), finite.
+    mode : str
+        "group": keep them together where patients are unknown. "warn": search them between splits only. "ignore".
+    knows_patients : bool
+        The patients are then the groups.
+    given_test : ndarray (n,) bool, optional
+        The images of a test split that the dataset brings. They are in no group: nothing that is decided on the other
+        images may depend on them.
+    """
+    not_compared = _why_not_compared(x, mode)
+    if not_compared or knows_patients or mode != GROUP:
+        return NearDuplicates(mode, not_compared=not_compared)
+    rows = np.arange(len(x)) if given_test is None else np.flatnonzero(~given_test)
+    pairs = near_pairs(gathered(x, rows))
+    groups = np.arange(len(x)) + len(rows)  # numbers that no group has
+    groups[rows] = near_groups(pairs, len(rows))
+    return NearDuplicates(mode, pairs if given_test is None else None, groups)
+
+
+def kept_together(near: NearDuplicates, paths: Sequence[str], labels: Sequence[str]) -> KeptTogether | None:
+    """Count the groups of near-identical images, and list those with different labels."""
+    if near.groups is None:
+        return None
+    order = np.argsort(near.groups, kind="stable")
+    starts = np.flatnonzero(np.diff(near.groups[order], prepend=-1))
+    groups = [places.tolist() for places in np.split(order, starts[1:]) if len(places) > 1]
+    mixed = []
+    for first, *others in groups:
+        other = next((place for place in others if labels[place] != labels[first]), None)
+        if other is not None:
+            mixed.append(DifferentLabels(paths[first], labels[first], paths[other], labels[other]))
+    sizes = [len(places) for places in groups]
+    return KeptTogether(sum(sizes), len(sizes), max(sizes, default=0), len(mixed), tuple(mixed[:MOST_LISTED]))
+
+
+def _why_not_compared(x: Rows, mode: str) -> str:
+    if mode == IGNORE:
+        return "--near-duplicates ignore"
+    if len(x) > MOST_COMPARED:
+        return f"{len(x):,} images are too many to compare with one another"
+    return "the embeddings do not fit into the memory limit" if isinstance(x, StreamedRows) else ""
