@@ -14,6 +14,8 @@ from hoarfrost.features.errors import TrainingError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hoarfrost.heads.layers import Basis
+
 TRANSFORMS = ("none", "sqrt", "unit")
 MAX_WIDTH = 65_536
 MAX_DEPTH = 64
@@ -253,22 +255,6 @@ class Mlp(HeadSpec):
         return {type(cls.activation()): apply_directly}
 
 
-@dataclass(frozen=True)
-class Basis:
-    """The features that a penalised head is linear in.
-
-    Attributes
-    ----------
-    design : Tensor (n, F)
-        Those of the training images: principal components, so its columns are orthogonal and their means zero.
-    module : callable
-        From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
-    """
-
-    design: "Tensor"
-    module: "Callable[[Tensor, Tensor], nn.Module]"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Penalised(HeadSpec):
     """A head that is linear in some features: its loss plus an L2 penalty has one minimum, which is found to convergence.
@@ -301,7 +287,7 @@ class Penalised(HeadSpec):
         """Equal for heads that are linear in the same features."""
         return replace(self, C=None)
 
-    def basis(self, z: "Tensor") -> Basis:
+    def basis(self, z: "Tensor") -> "Basis":
         """Return the features that the head is linear in, from standardised training embeddings (n, D)."""
         raise NotImplementedError
 
@@ -320,7 +306,7 @@ class Logistic(Penalised):
 
         return nn.Sequential(nn.Linear(n_inputs, n_classes))
 
-    def basis(self, z: "Tensor") -> Basis:
+    def basis(self, z: "Tensor") -> "Basis":
         """Return the embeddings themselves."""
         from hoarfrost.heads.layers import linear_basis
 
@@ -346,7 +332,7 @@ class Quadratic(Penalised):
 
         return nn.Sequential(QuadraticForm(n_inputs, n_classes))
 
-    def basis(self, z: "Tensor") -> Basis:
+    def basis(self, z: "Tensor") -> "Basis":
         """Return the kernel's features on the training images, see `hoarfrost.heads.layers.quadratic_basis`."""
         from hoarfrost.heads.layers import quadratic_basis
 

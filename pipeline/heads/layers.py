@@ -1,11 +1,11 @@
 """The layers that heads are made of, beside torch's own: standardised embeddings, and quadratic forms."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-from hoarfrost.heads.kinds import TRANSFORMS, Basis
 
 OFFSET = 0.5  # of the quadratic kernel: weighs linear against quadratic terms
 MOST_LANDMARKS = 2_000  # training images that span the kernel's features; a matrix of their size is decomposed
@@ -19,7 +19,7 @@ def transformed(x: Tensor, transform: str) -> Tensor:
         return x.sign() * x.abs().sqrt()
     if transform == "unit":
         return unit_length(x)
-    assert transform == TRANSFORMS[0]
+    assert transform == "none"
     return x
 
 
@@ -105,6 +105,22 @@ class QuadraticForm(nn.Module):
         quadratic = (u @ self.products * u).sum(-1)  # (C, B)
         logits: Tensor = quadratic.T + self.linear(u)
         return logits
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The features that a penalised head is linear in.
+
+    Attributes
+    ----------
+    design : Tensor (n, F)
+        Those of the training images: principal components, so its columns are orthogonal and their means zero.
+    module : callable
+        From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
+    """
+
+    design: Tensor
+    module: Callable[[Tensor, Tensor], nn.Module]
 
 
 def linear_basis(z: Tensor) -> Basis:

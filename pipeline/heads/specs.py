@@ -36,7 +36,7 @@ def parse_head(text: str) -> HeadSpec:
             raise TrainingError(f"--head {text}: {key} appears twice. Use each option once.")
         values[key] = _parse_value(known[key], value, f"--head {text}")
     for key in values.keys() - spec.options():
-        if values.pop(key) != known[key].default:
+        if values.pop(key):  # dropout=0 asks for nothing
             raise TrainingError(f"--head {text}: {spec.UNAVAILABLE.get(key, f'{spec.KIND} has no {key}. Omit it.')}")
     return replace(spec, **values)
 

@@ -62,14 +62,14 @@ def test_specification_of_the_grammar_is_understood(text: str, spec: HeadSpec) -
 )
 def test_what_is_no_head_is_refused_with_the_grammar(text: str) -> None:
     with pytest.raises(
-        TrainingError, match=r"not a head specification\. Expected linear, mlp:WIDTH or mlp:WIDTHxDEPTH"
+        TrainingError, match=r"not a head specification\. Expected logistic, linear, mlp:WIDTH or mlp:WIDTHxDEPTH"
     ):
         parse_head(text)
 
 
 @pytest.mark.parametrize("text", ["linear,", "linear,lr", "linear,momentum=0.9", "mlp:256,=1", "mlp:256 lr=1"])
 def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
-    with pytest.raises(TrainingError, match=r"Expected linear, .*dropout=0\.2,lr=1e-3,weight_decay=1e-2"):
+    with pytest.raises(TrainingError, match=r"Expected logistic, .*dropout=0\.2,lr=1e-3,weight_decay=1e-2"):
         parse_head(text)
 
 
@@ -94,6 +94,12 @@ def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
         ("linear,lr=fast", "lr=fast is not a number"),
         ("linear,lr=", "lr= is not a number"),
         ("linear,lr=1,lr=2", r"lr appears twice\. Use each option once"),
+        ("linear,dropout=0.3", "a linear head has no hidden layer, so dropout does not apply"),
+        ("logistic,lr=1e-3", "it is trained to convergence, so lr does not apply. Omit lr, or use C"),
+        ("mlp:8,C=1", "mlp has no C. Omit it"),
+        ("linear,members=0", "members must be a whole number from 1 to 1000, not 0"),
+        ("linear,members=2.5", "members must be a whole number from 1 to 1000, not 2.5"),
+        ("linear,transform=cube", "transform must be none, sqrt or unit, not cube"),
         ("linear,dropout=0.5", "a linear head has no hidden layer, so dropout does not apply.* use mlp:256"),
     ],
     ids=lambda value: value[:24],
@@ -146,7 +152,7 @@ def test_different_heads_have_different_slugs(one: HeadSpec, other: HeadSpec) ->
 
 
 def test_no_heads_asked_for_are_the_three_defaults() -> None:
-    assert [spec.name for spec in parse_heads(())] == ["linear", "mlp:256", "mlp:256x6"]
+    assert [spec.name for spec in parse_heads(())] == ["logistic", "mlp:256", "quadratic"]
 
 
 @pytest.mark.parametrize("twice", [("linear", "linear"), ("mlp:256", "mlp:256x1,lr=1e-3")], ids=str)

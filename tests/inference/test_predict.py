@@ -220,9 +220,11 @@ def test_window_of_the_run_is_that_of_new_dicom_files(tmp_path: Path) -> None:
     )
     (tmp_path / "c.h5").rename(tmp_path / "elsewhere.h5")  # so that all is embedded anew
     predict_dataset(tmp_path / "archive", tmp_path / "found.csv", run=tmp_path / "run")
-    expected = dict(zip(run.predictions.paths, run.predictions.probabilities["linear"][:, 1].tolist(), strict=True))
-    assert {row["path"]: float(row["linear"]) for row in read_csv(tmp_path / "found.csv")} == expected
-    one = next((tmp_path / "archive" / "a").iterdir())
+    rows = [i for i, split in enumerate(run.predictions.splits) if split == "test"]  # the others are out of fold
+    expected = {run.predictions.paths[i]: float(run.predictions.probabilities["linear"][i, 1]) for i in rows}
+    found = {row["path"]: float(row["linear"]) for row in read_csv(tmp_path / "found.csv")}
+    assert {path: found[path] for path in expected} == expected
+    one = tmp_path / "archive" / next(path for path in expected if path.startswith("a/"))
     predict_dataset(one, tmp_path / "one.csv", run=tmp_path / "run")
     (row,) = read_csv(tmp_path / "one.csv")
     assert float(row["linear"]) == expected[f"a/{one.name}"]
