@@ -65,7 +65,7 @@ def linear_basis(z: Tensor) -> Basis:
 
     def module(weights: Tensor, biases: Tensor) -> nn.Module:
         of_features = rotation @ weights  # (D, C)
-        layer = nn.Linear(*of_features.shape, device=z.device, dtype=z.dtype)
+        layer = nn.Linear(len(rotation), weights.shape[1], device=z.device, dtype=z.dtype)
         with torch.no_grad():
             layer.weight.copy_(of_features.T)
             layer.bias.copy_(biases - mean @ of_features)
@@ -113,7 +113,8 @@ def _of_landmarks(kernel: Tensor, columns: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(kernel)
     half = torch.linalg.solve_triangular(factor, columns.T @ columns, upper=False)
     gram = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    return torch.linalg.solve_triangular(factor.T, _principal(gram)[1], upper=True)
+    found: Tensor = torch.linalg.solve_triangular(factor.T, _principal(gram)[1], upper=True)
+    return found
 
 
 def _principal(gram: Tensor) -> tuple[Tensor, Tensor]:

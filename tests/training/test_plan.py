@@ -51,5 +51,5 @@ def test_one_cycle_is_torchs(n_steps: int) -> None:
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
 def test_a_few_steps_are_taken_too(schedule: str, n_steps: int) -> None:
     rates = [Plan(32, n_steps, 1, schedule).rate(step) for step in range(n_steps)]
-    assert max(rates) == 1
+    assert 0.5 < max(rates) <= 1
     assert min(rates) >= 0
