@@ -131,7 +131,7 @@ def linear_basis(z: Tensor) -> Basis:
 
     def module(weights: Tensor, biases: Tensor) -> nn.Module:
         of_features = rotation @ weights  # (D, C)
-        layer = nn.Linear(of_features.shape[0], of_features.shape[1], device=z.device, dtype=z.dtype)
+        layer = nn.Linear(len(rotation), weights.shape[1], device=z.device, dtype=z.dtype)
         with torch.no_grad():
             layer.weight.copy_(of_features.T)
             layer.bias.copy_(biases - mean @ of_features)

@@ -211,11 +211,12 @@ class Stack:
         """Take AdamW's step. Its function, not its class, which imports torch's compiler: that takes seconds."""
         for decays in (False, True):
             some = [i for i, of_value in enumerate(self._decays) if of_value == decays]
-            lists = (self._moved, gradients, self._means, self._squares)
-            moved, slopes, means, squares = ([values[i] for i in some] for values in lists)
+            moved, grads, means, squares = (
+                [values[i] for i in some] for values in (self._moved, gradients, self._means, self._squares)
+            )
             adamw(
-                moved, slopes, means, squares, [], [self._n_steps[i] for i in some],
-                fused=self._moved[0].device.type in {"cpu", "cuda"}, amsgrad=False, beta1=0.9, beta2=0.999, lr=lr,
+                moved, grads, means, squares, [], [self._n_steps[i] for i in some],
+                fused=moved[0].device.type in {"cpu", "cuda"}, amsgrad=False, beta1=0.9, beta2=0.999, lr=lr,
                 weight_decay=weight_decay if decays else 0.0, eps=1e-8, maximize=False,
             )  # fmt: skip
 

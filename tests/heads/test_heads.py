@@ -8,7 +8,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.kinds import MAX_DEPTH, MAX_PARAMETERS, MAX_WIDTH, HeadSpec, Linear, Mlp
+from hoarfrost.heads.kinds import (
+    MAX_DEPTH,
+    MAX_PARAMETERS,
+    MAX_WIDTH,
+    TRANSFORMS,
+    HeadSpec,
+    Linear,
+    Logistic,
+    Mlp,
+    Quadratic,
+)
 from hoarfrost.heads.specs import count_parameters, parse_head, parse_heads
 
 
@@ -26,11 +36,22 @@ positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 @st.composite
 def head_specs(draw: st.DrawFn) -> HeadSpec:
     width, depth = draw(shapes)
+    transform, members = draw(st.sampled_from(TRANSFORMS)), draw(st.integers(1, 1000))
+    if draw(st.booleans()):
+        return draw(st.sampled_from([Logistic, Quadratic]))(C=draw(st.none() | positive), transform=transform)
     lr, weight_decay = draw(positive), draw(st.just(0.0) | positive)
     if not depth:
-        return Linear(lr=lr, weight_decay=weight_decay)
+        return Linear(lr=lr, weight_decay=weight_decay, transform=transform, members=members)
     dropout = draw(st.floats(0, 1, exclude_max=True))
-    return Mlp(width=width, depth=depth, dropout=dropout, lr=lr, weight_decay=weight_decay)
+    return Mlp(
+        width=width,
+        depth=depth,
+        dropout=dropout,
+        lr=lr,
+        weight_decay=weight_decay,
+        transform=transform,
+        members=members,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +68,11 @@ def head_specs(draw: st.DrawFn) -> HeadSpec:
         ("mlp:256x2,weight_decay=0,lr=3E-4", Mlp(width=256, depth=2, lr=3e-4, weight_decay=0)),
         (" linear , lr = 0.1 ", Linear(lr=0.1)),
         ("linear,weight_decay=-0", Linear(weight_decay=0)),
-        ("linear,dropout=0", Linear()),
+        ("linear,transform=unit,members=5", Linear(transform="unit", members=5)),
+        ("mlp:8,members=1,transform=none", Mlp(width=8, members=1, transform="none")),
+        ("logistic", Logistic()),
+        ("logistic,C=auto", Logistic()),
+        ("quadratic,C=3e0,transform=none", Quadratic(C=3.0, transform="none")),
         (f"mlp:{MAX_WIDTH}", Mlp(width=MAX_WIDTH)),
         (f"mlp:1x{MAX_DEPTH}", Mlp(width=1, depth=MAX_DEPTH)),
     ],
@@ -62,14 +87,15 @@ def test_specification_of_the_grammar_is_understood(text: str, spec: HeadSpec) -
 )
 def test_what_is_no_head_is_refused_with_the_grammar(text: str) -> None:
     with pytest.raises(
-        TrainingError, match=r"not a head specification\. Expected logistic, linear, mlp:WIDTH or mlp:WIDTHxDEPTH"
+        TrainingError,
+        match=r"not a head specification\. Expected logistic, linear, mlp:WIDTH or mlp:WIDTHxDEPTH, quadratic,",
     ):
         parse_head(text)
 
 
 @pytest.mark.parametrize("text", ["linear,", "linear,lr", "linear,momentum=0.9", "mlp:256,=1", "mlp:256 lr=1"])
 def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
-    with pytest.raises(TrainingError, match=r"Expected logistic, .*dropout=0\.2,lr=1e-3,weight_decay=1e-2"):
+    with pytest.raises(TrainingError, match=r"Expected logistic, linear, .*dropout=0\.2,lr=1e-3,weight_decay=1e-2"):
         parse_head(text)
 
 
@@ -100,6 +126,13 @@ def test_what_is_no_option_is_refused_with_the_grammar(text: str) -> None:
         ("linear,members=0", "members must be a whole number from 1 to 1000, not 0"),
         ("linear,members=2.5", "members must be a whole number from 1 to 1000, not 2.5"),
         ("linear,transform=cube", "transform must be none, sqrt or unit, not cube"),
+        ("logistic,C=0", "C must be auto or above 0, not 0"),
+        ("logistic,C=no", "C=no is not a number"),
+        ("linear,C=1", r"linear has no C\. Omit it"),
+        ("linear,lr=auto", "lr=auto is not a number"),
+        ("linear,transform=log", "transform must be none, sqrt or unit, not log"),
+        ("mlp:8,members=1.5", "members must be a whole number from 1 to 1000, not 1.5"),
+        ("quadratic,lr=0.1", r"it is trained to convergence, so lr does not apply\. Omit lr, or use C"),
         ("linear,dropout=0.5", "a linear head has no hidden layer, so dropout does not apply.* use mlp:256"),
     ],
     ids=lambda value: value[:24],
@@ -131,6 +164,8 @@ def test_name_reads_back_as_the_same_head_with_the_same_name(spec: HeadSpec) -> 
         ("linear,weight_decay=1.00", "linear"),
         ("linear,lr=1.0", "linear,lr=1"),
         ("mlp:8,weight_decay=0,dropout=.5", "mlp:8,dropout=0.5,weight_decay=0"),
+        ("mlp:8,members=20,transform=sqrt", "mlp:8"),
+        ("logistic,transform=unit,C=0.010", "logistic,C=0.01,transform=unit"),
     ],
 )
 def test_name_is_the_shortest_specification(text: str, name: str) -> None:
@@ -139,7 +174,7 @@ def test_name_is_the_shortest_specification(text: str, name: str) -> None:
 
 @given(head_specs())
 def test_slug_is_a_safe_file_name(spec: HeadSpec) -> None:
-    assert set(spec.slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-+.=_")
+    assert set(spec.slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-+.=_C")
     assert spec.slug[0].isalpha()
     assert len(spec.slug) < 100
 
@@ -176,3 +211,12 @@ def test_head_gives_one_logit_per_class() -> None:
 def test_dropout_follows_every_hidden_layer() -> None:
     kinds = [type(layer).__name__ for layer in parse_head("mlp:8x2,dropout=0.2").build(512, 2)]
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+
+
+def test_a_penalised_head_stands_for_one_of_each_c() -> None:
+    path = parse_head("logistic").candidates()
+    assert [spec.C for spec in path] == list(Logistic.PATH)
+    assert {spec.stack_key for spec in path} == {Logistic().stack_key}
+    assert parse_head("quadratic,C=2").candidates() == (Quadratic(C=2.0),)
+    assert Logistic(C=1.0).stack_key != Logistic(C=1.0, transform="unit").stack_key != Quadratic(C=1.0).stack_key
+    assert parse_head("mlp:8").candidates() == (Mlp(width=8),)

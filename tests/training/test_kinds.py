@@ -20,8 +20,8 @@ from tests.training.test_stacks import CONFIG, N_FEATURES, drawn, folds_of, plai
 
 SMALL = {
     "linear": ["linear"],
-    "mlp": ["mlp:8x2", "mlp:8x2,dropout=0.4"],
-    "gelu": ["gelu:8x2", "gelu:8x2,dropout=0.4"],
+    "mlp": ["mlp:8x2,dropout=0", "mlp:8x2,dropout=0.4"],
+    "gelu": ["gelu:8x2,dropout=0", "gelu:8x2,dropout=0.4"],
     "narrow": ["narrow", "narrow,dropout=0"],
     "kernel": ["kernel", "kernel,gamma=0.1"],
 }

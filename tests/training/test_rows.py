@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hoarfrost.evaluation import macro_roc_aucs
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import Fold, HeldRows, Labelled, StreamedRows, TrainingConfig, train_heads
-from hoarfrost.training.rows import CHUNK_ROWS, moments
+from hoarfrost.training import rows as rows_module
+from hoarfrost.training.rows import CHUNK_ROWS, TransformedRows, fitted_standardise, moments, transformed_rows
 
 N_FEATURES = 4
 N_FILE_ROWS = 10 * CHUNK_ROWS + 17
@@ -111,6 +112,28 @@ def test_moments_are_those_of_all_rows_at_once(limit_chunks: int) -> None:
         wanted = expected if not shift else FILE[file_rows[rows]].astype(np.float64)
         assert mean.numpy() == pytest.approx(wanted.mean(0), rel=1e-12, abs=1e-12)
         assert std.numpy() == pytest.approx(wanted.std(0), rel=1e-10)
+
+
+@pytest.mark.parametrize("transform", ["none", "sqrt", "unit"])
+def test_rows_are_transformed_once_in_memory_or_each_time_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch, transform: str
+) -> None:
+    wanted = {
+        "none": FILE,
+        "sqrt": np.sign(FILE) * np.sqrt(np.abs(FILE)),
+        "unit": FILE / np.linalg.norm(FILE, axis=1, keepdims=True),
+    }[transform]
+    held, rows = HeldRows(torch.from_numpy(FILE)), np.arange(5, N_FILE_ROWS, 3)
+    once = transformed_rows(held, transform)
+    assert isinstance(once, HeldRows)
+    monkeypatch.setattr(rows_module, "TRANSFORMED_NUMBERS", 10)
+    each_time = transformed_rows(held, transform), transformed_rows(streamed(np.arange(N_FILE_ROWS))[0], transform)
+    assert all(isinstance(x, TransformedRows) == (transform != "none") for x in each_time)
+    for x in (once, *each_time):
+        assert x.take(torch.from_numpy(rows)).numpy() == pytest.approx(wanted[rows], abs=1e-6)
+        standardise = fitted_standardise(x, rows, transform)
+        expected = (wanted - wanted[rows].mean(0)) / wanted[rows].std(0)
+        assert standardise(held.x).numpy() == pytest.approx(expected, abs=1e-4)
 
 
 def test_streamed_heads_learn_as_held_ones_and_depend_on_nobody_else() -> None:
