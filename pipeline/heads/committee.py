@@ -32,7 +32,7 @@ def probabilities_of(logits: Tensor, *, multilabel: bool) -> Floats:
 def weighted_mean(of_members: Sequence[Floats], weights: Sequence[float]) -> Floats:
     """Return the weighted mean of the members' probabilities, always added in the same order; `weights` sum to one."""
     first, *others = (weight * each for weight, each in zip(weights, of_members, strict=True))
-    return np.asarray(sum(others, first))
+    return np.minimum(sum(others, first), 1.0)  # rounded weights may have a sum a little above one
 
 
 class Committee(nn.Module):

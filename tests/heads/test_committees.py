@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from hoarfrost import open_predictor
-from hoarfrost.heads.committee import Committee
+from hoarfrost.heads.committee import Committee, weighted_mean
 from hoarfrost.heads.files import SavedHead, head_bytes, read_head
 from hoarfrost.heads.layers import Standardise, rounded
 from hoarfrost.inference.predict import Predictor
@@ -61,6 +61,11 @@ def test_its_probabilities_are_the_weighted_mean_of_its_members(head: SavedHead,
     x = embeddings(9)
     found = open_predictor(written(head, tmp_path)).predict(x).probabilities
     np.testing.assert_allclose(found, by_hand(head, x), rtol=0, atol=1e-12)
+
+
+def test_certain_members_make_no_probability_above_one() -> None:
+    for n in range(1, 60):
+        assert weighted_mean([np.ones((3, 2))] * n, [1 / n] * n).max() <= 1
 
 
 def test_an_image_does_not_depend_on_the_others(head: SavedHead) -> None:
