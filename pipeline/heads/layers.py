@@ -8,9 +8,26 @@ import torch
 from torch import Tensor, nn
 
 OFFSET = 0.5  # of the quadratic kernel: weighs linear against quadratic terms
-MOST_LANDMARKS = 2_000  # training images that span the kernel's features; a matrix of their size is decomposed
+# Training images that span the kernel's features. On 2,500 chest X-rays 2,000 classify no better, in four times the time.
+MOST_LANDMARKS = 1_000
 SMALLEST_LENGTH = 1e-12  # of an embedding; a shorter one is divided by this
 SMALLEST_SHARE = 1e-7  # of the largest eigenvalue; smaller ones are rounding errors
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The features that a penalised head is linear in.
+
+    Attributes
+    ----------
+    design : Tensor (n, F)
+        Those of the training images: principal components, so its columns are orthogonal and their means zero.
+    module : callable
+        From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
+    """
+
+    design: Tensor
+    module: Callable[[Tensor, Tensor], nn.Module]
 
 
 def transformed(x: Tensor, transform: str) -> Tensor:

@@ -54,12 +54,12 @@ def fit_penalised(
     for spec, of_spec, bias, is_converged in zip(specs, weights, biases, converged.tolist(), strict=True):
         if not is_converged:
             logger.warning("%s: not converged after %d iterations", spec.name, MOST_ITERATIONS)
-        module = nn.Sequential(
-            standardise, basis.module(*_for_each_class(of_spec, bias, material.objective.n_outputs)).to(x.dtype)
-        )
-        is_finite = all(value.isfinite().all() for value in module.parameters())
-        head = TrainedHead(spec, config.seed, fold, module.eval(), (), 0, seconds)
-        found.append(TrainedHead(spec, config.seed, fold, module, (), 0, seconds) if is_finite else _not_finite(spec))
+        head = basis.module(*_for_each_class(of_spec, bias, material.objective.n_outputs)).to(x.dtype)
+        if all(value.isfinite().all() for value in head.parameters()):
+            module = nn.Sequential(standardise, head).eval()
+            found.append(TrainedHead(spec, config.seed, fold, module, (), 0, seconds))
+        else:
+            found.append(_not_finite(spec))
     return found
 
 

@@ -127,7 +127,7 @@ class StackRun:
             self.stack.remember(improved.to(self.x.device))
 
     def _is_better(self, member: Member, epoch: int, loss: float) -> bool:
-        """Return whether this epoch is a head's best so far; stop the head if its loss is not finite, or it is out of patience.
+        """Return whether this epoch is a head's best so far; stop it if its loss is not finite, or it is out of patience.
 
         The best epoch is that of the lowest validation loss, or without patience the last.
         """

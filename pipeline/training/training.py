@@ -130,7 +130,7 @@ class _Trainer:
 
 
 def _evenly(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    """Yield parts of nearly the same length, of at most so many values."""
+    """Yield parts of at most so many values, as even as possible."""
     n_parts = -(-len(values) // most)
     for part in np.array_split(np.arange(len(values)), n_parts):
         yield values[part[0] : part[-1] + 1]
