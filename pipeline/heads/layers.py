@@ -124,22 +124,6 @@ class QuadraticForm(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class Basis:
-    """The features that a penalised head is linear in.
-
-    Attributes
-    ----------
-    design : Tensor (n, F)
-        Those of the training images: principal components, so its columns are orthogonal and their means zero.
-    module : callable
-        From weights (F, C) and biases (C,) to the head's module, which maps standardised embeddings (B, D) to logits.
-    """
-
-    design: Tensor
-    module: Callable[[Tensor, Tensor], nn.Module]
-
-
 def linear_basis(z: Tensor) -> Basis:
     """Return the principal components of standardised embeddings (n, D)."""
     mean = z.mean(0)
