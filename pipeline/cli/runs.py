@@ -61,13 +61,17 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     click.IntRange(1, 100),
 )  # fmt: skip
 @_training("--seed", "First seed, for splits, initial weights and batches.", click.IntRange(0))
-@_training("--epochs", "Passes over the training images.  [default: as many as make 300 to 4,000 steps]", click.IntRange(1))
+@_training(
+    "--epochs", "Passes over the training images.  [default: as many as make 300 to 4,000 steps]", click.IntRange(1)
+)
 @_training(
     "--patience", "Stop a head after this many epochs without a lower validation loss. Needs a validation split.  "
     "[default: all epochs]", click.IntRange(1),
 )  # fmt: skip
 @_training(
-    "--batch-size", "Images in one training step.  [default: 32 to 512, by the number of images]", click.IntRange(1, 1 << 20)
+    "--batch-size",
+    "Images in one training step.  [default: 32 to 512, by the number of images]",
+    click.IntRange(1, 1 << 20),
 )
 @_training(
     "--schedule", "Schedule of the learning rate. one-cycle and cosine rise first, and end at zero.",

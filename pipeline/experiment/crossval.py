@@ -59,9 +59,7 @@ def _scored(
     return summary, OutOfFold(tuple(numbers.tolist()), pooled)
 
 
-def _pooled(
-    of_folds: Sequence[Mapping[str, Variant]], folds: Sequence[OuterFold], task: Task
-) -> dict[str, Floats]:
+def _pooled(of_folds: Sequence[Mapping[str, Variant]], folds: Sequence[OuterFold], task: Task) -> dict[str, Floats]:
     """Return the predictions (n, C) of each variant that all folds have, for each image by heads that never saw it."""
     names = [name for name in of_folds[0] if all(name in variants for variants in of_folds)]
     pooled = {name: task.unpredicted() for name in names}

@@ -47,9 +47,7 @@ def learning_curve(
             continue
         validated = None if config.patience is None else development.folds[0].val
         folds = [Fold(rows, rows if validated is None else validated) for rows in draws]
-        trained = train_heads(
-            variant.specs, task.labelled(), folds, len(task.names), config, macro_roc_aucs, on_epoch
-        )
+        trained = train_heads(variant.specs, task.labelled(), folds, len(task.names), config, macro_roc_aucs, on_epoch)
         aucs = tuple(_areas(variant, task, trained, [scored for _, scored in places]))
         n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
         points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), aucs))

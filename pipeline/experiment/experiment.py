@@ -18,9 +18,10 @@ from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
+from hoarfrost.experiment.facts import dataset_facts, embedding_facts
 from hoarfrost.experiment.gate import check_leakage
 from hoarfrost.experiment.results import Scored, compare, score_variants
-from hoarfrost.experiment.task import Task, dataset_facts, read_task
+from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
@@ -30,7 +31,6 @@ from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
-    EmbeddingFacts,
     Epoch,
     Predictions,
     Run,
@@ -147,17 +147,10 @@ def run_experiment(
         return lambda shape, epoch: on_progress(TrainingProgress(stage, shape, epoch))
 
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
-        task = read_task(
-            opened, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
-            memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
-            cross_fit=False if config.cross_fit is None and training.patience is not None else config.cross_fit,
-            near_duplicates=config.near_duplicates,
-        )  # fmt: skip
+        task = _read_task(opened, config, training)
         leakage = check_leakage(task, allowed=config.allow_leakage)
-        # Refused before anything is trained.
         development = development_of(task, training.seed)
-        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
-        _check_early_stopping(task, training)
+        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"))
         folded, out_of_fold = (
             cross_validate(heads, task, folds, training, config.select, in_stage("folds")) if folds else (None, None)
@@ -165,10 +158,9 @@ def run_experiment(
         on_progress(TrainingProgress("scores"))
         with one_thread(only_if=task.is_small):
             scored = score_variants(fitted, task, development, config.select)
+        chosen = scored.variants[scored.selected]
         curve = (
-            learning_curve(scored.variants[scored.selected], task, development, training, in_stage("curve"))
-            if config.with_learning_curve
-            else ()
+            learning_curve(chosen, task, development, training, in_stage("curve")) if config.with_learning_curve else ()
         )
         run = Run(
             directory=directory,
@@ -199,12 +191,19 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
         require_tensorboard()
 
 
-def _check_early_stopping(task: Task, training: TrainingConfig) -> None:
-    if training.patience is not None and task.is_cross_fitted:
+def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
+    """Read the task; early stopping sets a validation split aside."""
+    stops_early = training.patience is not None
+    if stops_early and config.cross_fit:
         raise TrainingError(
-            "--patience stops each head by its validation split, but with cross-fitting the images that validate would then "
-            "be chosen on. Omit --patience or --cross-fit."
+            "--patience stops each head by its validation images. With cross-fitting, these images would choose the head "
+            "that then predicts them. Omit --patience or --cross-fit."
         )
+    return read_task(
+        cache, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
+        memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
+        cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
+    )  # fmt: skip
 
 
 def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
@@ -250,7 +249,7 @@ def _run_config(
         select=config.select,
         streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
         dataset=dataset_facts(task),
-        embeddings=_embedding_facts(task, cache),
+        embeddings=embedding_facts(task, cache),
         versions={
             "python": platform.python_version(),
             **library_versions(),
@@ -259,23 +258,6 @@ def _run_config(
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         **vars(training),
         **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
-    )
-
-
-def _embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
-    """Return what the cache records about its embeddings, and the digest of the rows that the task uses."""
-    header = cache.header
-    return EmbeddingFacts(
-        cache=str(cache.path),
-        fingerprint=header.fingerprint.digest,
-        backbone=header.fingerprint.backbone,
-        weights=header.weights,
-        weights_sha256=header.fingerprint.weights_sha256,
-        preprocessing=dict(header.fingerprint.preprocessing),
-        precision=header.fingerprint.precision,
-        weights_origin=header.weights_origin,
-        weights_path=header.weights_path,
-        digest=cache.digest(task.table.rows[task.readable]),
     )
 
 

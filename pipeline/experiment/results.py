@@ -37,9 +37,7 @@ class Scored:
     of_references: Mapping[str, Floats]
 
 
-def score_variants(
-    fitted: Mapping[str, Variant], task: Task, development: Development, selection: str
-) -> Scored:
+def score_variants(fitted: Mapping[str, Variant], task: Task, development: Development, selection: str) -> Scored:
     """Score every variant and the references, and select a head by what is predicted out of fold.
 
     Raises
@@ -82,9 +80,7 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     return _compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, rows)
 
 
-def _compared(
-    task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints
-) -> tuple[Comparison, ...]:
+def _compared(task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints) -> tuple[Comparison, ...]:
     """Compare probabilities (n, C) with those of one head on some rows.
 
     With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
@@ -167,4 +163,3 @@ def _alarms(task: Task, name: str, probabilities: Floats, rivals: Mapping[str, F
                 f"(difference {one.difference.value:.3f}, 95% CI {one.difference.low:.3f} to {one.difference.high:.3f})"
             )
     return alarms
-

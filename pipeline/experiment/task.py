@@ -1,7 +1,6 @@
 """The task: a cached dataset's embeddings, classes and splits, checked."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -21,8 +20,8 @@ from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, UnreadableImage, class_numbers
 from hoarfrost.heads.committee import Committee
+from hoarfrost.runs import class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 from hoarfrost.training.rows import gathered
 
@@ -226,7 +225,10 @@ def read_task(
     _check_embeddings(x, list(compress(table.paths, readable)), cache)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
-        x, near_duplicates, knows_patients=patients is not None, given_test=test if test is not None and test.any() else None
+        x,
+        near_duplicates,
+        knows_patients=patients is not None,
+        given_test=test if test is not None and test.any() else None,
     )
     # The same bytes, patient, or near-identical images.
     groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
@@ -421,33 +423,3 @@ def _other_splits(task: Task) -> str:
     if task.table.splits is not None:
         return "or change the dataset's split column or folders."
     return "or use --positive LABEL for two classes. (The split was drawn here: the dataset does not have one.)"
-
-
-def dataset_facts(task: Task) -> DatasetFacts:
-    """Describe the dataset for the run's record."""
-    table = task.table
-    present = [name for name in SPLITS if (task.splits == name).any()]
-    sizes = Counter(task.splits.tolist())
-    return DatasetFacts(
-        name=table.name,
-        source=table.source,
-        classes=task.classes,
-        positive=task.positive,
-        split_by=task.split_by,
-        n_images=len(table),
-        n_patients=len(set(table.patients)) if table.patients is not None else None,
-        counts={name: _counts(task, name) for name in present},
-        n_split={name: sizes[name] for name in present},
-        is_multilabel=task.is_multilabel,
-        no_test_split=None if "test" in present else NO_TEST_SPLIT,
-        unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
-    )
-
-
-def _counts(task: Task, split: str) -> dict[str, int]:
-    """Count a split's images of each class or, with several labels per image, of each label."""
-    here = task.splits == split
-    if task.is_multilabel:
-        return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}
-    found = Counter(label for label, is_here in zip(task.labels(), here.tolist(), strict=True) if is_here)
-    return {label: found[label] for label in task.classes}

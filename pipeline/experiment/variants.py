@@ -176,11 +176,17 @@ def _variant(
     task: Task,
 ) -> Variant | None:
     """Return a variant from its trainings on one development set, or None if one of them failed."""
-    heads = [(head, fold) for number, fold in zip(numbers, development.folds, strict=True) for head in by_fold.get(number, ())]
+    heads = [
+        (head, fold)
+        for number, fold in zip(numbers, development.folds, strict=True)
+        for head in by_fold.get(number, ())
+    ]
     n_failed = len(numbers) - len({head.fold for head, _ in heads})
     if n_failed or not heads or len(heads) % len(numbers):
         return None
-    members = [Member(head, 1 / len(heads), fold.val, task.predicted_by([head.module], fold.val)[0]) for head, fold in heads]
+    members = [
+        Member(head, 1 / len(heads), fold.val, task.predicted_by([head.module], fold.val)[0]) for head, fold in heads
+    ]
     pooled, validated = _pooled(members, task), development.validated
     if not np.isfinite(pooled[validated]).all():
         return None
@@ -251,9 +257,7 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
     members, shares, pooled = [], {}, np.zeros((len(task.y), len(task.names)))
     for part, weight in zip(parts, weights.tolist(), strict=True):
         if weight:
-            members += [
-                Member(one.head, weight * one.weight, one.validated, one.out_of_fold) for one in part.members
-            ]
+            members += [Member(one.head, weight * one.weight, one.validated, one.out_of_fold) for one in part.members]
             shares[part.name] = weight
             pooled += weight * part.out_of_fold
     mean = Variant(None, tuple(members), pooled, mean_loss(y, pooled[rows]), shares)

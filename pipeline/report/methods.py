@@ -228,8 +228,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
         yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
     yield (
         "Calibration was assessed in ten bins of equal mass (Nixon et al. 2019), before and after scaling by a temperature "
-        f"fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of the rescaled "
-        "probabilities."
+        f"fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of "
+        "the rescaled probabilities."
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."

@@ -38,7 +38,9 @@ class DataSet:
 def _data_sets(folder: Path) -> Iterator[DataSet]:
     if BUSI.is_dir():
         yield DataSet("BUSI, malignant, near-duplicates together", BUSI, ("malignant",), demanded="0.921 / 0.308")
-        yield DataSet("BUSI, malignant, near-duplicates apart", BUSI, ("malignant",), "ignore", demanded="0.944 / 0.265")
+        yield DataSet(
+            "BUSI, malignant, near-duplicates apart", BUSI, ("malignant",), "ignore", demanded="0.944 / 0.265"
+        )
         yield DataSet("BUSI, three classes", BUSI)
     if PNEUMONIA.is_file():
         yield DataSet("pneumoniamnist", PNEUMONIA, repeats=1)
@@ -60,7 +62,11 @@ def nested(folder: Path) -> list[Measurement]:
                     f"{data.name}, {name}: pooled ROC AUC / log loss, {N_FOLDS} folds, {data.repeats} repeats",
                     _text(found) + _on_own_test(runs[0]),
                     data.demanded if where != UNTRAINED else "",
-                    {f"{what} {key}": value for what, both in found.items() for key, value in zip(KEYS, both, strict=True)},
+                    {
+                        f"{what} {key}": value
+                        for what, both in found.items()
+                        for key, value in zip(KEYS, both, strict=True)
+                    },
                 )
             )
         rows.append(_mean_over(by_set, name))
@@ -132,6 +138,7 @@ def _mean_over(by_set: Mapping[str, Mapping[str, tuple[float, float]]], weights:
     )
 
 
+VARIED_ON = ("BUSI, malignant, near-duplicates together", "demo, malignant")
 VARIED = ("transform=none", "transform=unit", "members=5", "dropout=0", "weight_decay=1", "lr=3e-4")
 
 
@@ -144,7 +151,7 @@ def defaults(folder: Path) -> list[Measurement]:
     }  # fmt: skip
     where = str(TRAINED) if TRAINED.is_file() else UNTRAINED
     rows = []
-    for data in (one for one in _data_sets(folder) if one.name in {"BUSI, malignant, near-duplicates together", "demo, malignant"}):
+    for data in (one for one in _data_sets(folder) if one.name in VARIED_ON):
         for name, options in settings.items():
             asked = heads if not options else ["mlp:256"]
             found = _areas([_run(data, where, folder, 0, asked, **options)])
@@ -154,7 +161,7 @@ def defaults(folder: Path) -> list[Measurement]:
 
 
 def precisions(folder: Path) -> list[Measurement]:
-    """The selected head and its test ROC AUC, from embeddings of three precisions."""
+    """Return the selected head and its test ROC AUC, from embeddings of three precisions."""
     if not (BUSI.is_dir() and TRAINED.is_file()):
         return []
     found = {}

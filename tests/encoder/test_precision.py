@@ -17,6 +17,7 @@ from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.heads.kinds import Linear
 from hoarfrost.training import Labelled, TrainingConfig
 from tests.support.one_head import train_head
+from tests.support.predicting import predict_probabilities
 
 BUSI = Path(__file__).parents[3] / "shared" / "data" / "busi"
 

@@ -88,7 +88,13 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
     rows = [("", "head", "members", "parameters", "val AUC", "test AUC", "size", "file")]
     for head in heads:
         test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:.3f}"
-        numbers = str(head.members), f"{head.parameters:,}", f"{head.val_roc_auc:.3f}", test, f"{head.bytes / 1e6:.2f} MB"
+        numbers = (
+            str(head.members),
+            f"{head.parameters:,}",
+            f"{head.val_roc_auc:.3f}",
+            test,
+            f"{head.bytes / 1e6:.2f} MB",
+        )
         rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
     lines = table(rows)
     lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]

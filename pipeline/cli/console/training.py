@@ -78,7 +78,10 @@ def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[
     for head in heads:
         about = head.trained_as or head.name, f"{head.n_members}", f"{head.n_parameters:,}"
         rows.append(("*" if head.name == run.selected else "", *about, *_score_cells(head, metrics)))
-    rows += [("", f"{one.name} ({one.setting})" if one.setting else one.name, "", "", *_score_cells(one, metrics)) for one in run.references]
+    rows += [
+        ("", f"{one.name} ({one.setting})" if one.setting else one.name, "", "", *_score_cells(one, metrics))
+        for one in run.references
+    ]
     return table(rows)
 
 

@@ -1,0 +1,56 @@
+"""What a run records about its images: the dataset and its splits, and where the embeddings came from."""
+
+from collections import Counter
+
+import numpy as np
+
+from hoarfrost.experiment.task import Task
+from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, UnreadableImage
+
+
+def embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
+    """Return what the cache records about its embeddings, and the digest of the rows that the task uses."""
+    header = cache.header
+    return EmbeddingFacts(
+        cache=str(cache.path),
+        fingerprint=header.fingerprint.digest,
+        backbone=header.fingerprint.backbone,
+        weights=header.weights,
+        weights_sha256=header.fingerprint.weights_sha256,
+        preprocessing=dict(header.fingerprint.preprocessing),
+        precision=header.fingerprint.precision,
+        weights_origin=header.weights_origin,
+        weights_path=header.weights_path,
+        digest=cache.digest(task.table.rows[task.readable]),
+    )
+
+
+def dataset_facts(task: Task) -> DatasetFacts:
+    """Describe the dataset for the run's record."""
+    table = task.table
+    present = [name for name in SPLITS if (task.splits == name).any()]
+    sizes = Counter(task.splits.tolist())
+    return DatasetFacts(
+        name=table.name,
+        source=table.source,
+        classes=task.classes,
+        positive=task.positive,
+        split_by=task.split_by,
+        n_images=len(table),
+        n_patients=len(set(table.patients)) if table.patients is not None else None,
+        counts={name: _counts(task, name) for name in present},
+        n_split={name: sizes[name] for name in present},
+        is_multilabel=task.is_multilabel,
+        no_test_split=None if "test" in present else NO_TEST_SPLIT,
+        unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
+    )
+
+
+def _counts(task: Task, split: str) -> dict[str, int]:
+    """Count a split's images of each class or, with several labels per image, of each label."""
+    here = task.splits == split
+    if task.is_multilabel:
+        return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}
+    found = Counter(label for label, is_here in zip(task.labels(), here.tolist(), strict=True) if is_here)
+    return {label: found[label] for label in task.classes}
