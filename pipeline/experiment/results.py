@@ -48,6 +48,9 @@ def score_variants(fitted: Mapping[str, Variant], task: Task, development: Devel
     others = np.setdiff1d(np.arange(len(task.y)), development.validated)
     fits = fit_references(task.x, task.y, development.folds, development.rows, others)
     of_references = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
+    majority = next((one.probabilities[others[0]] for one in fits if one.name == MAJORITY and len(others)), None)
+    if majority is not None:  # one constant: the shares of classes differ between folds, and would rank images
+        of_references[MAJORITY][:] = majority
     probabilities = {}
     for name, variant in fitted.items():
         found = _everywhere(variant, task, others)
