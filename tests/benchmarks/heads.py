@@ -24,7 +24,7 @@ from tests.benchmarks import usual
 from tests.benchmarks.extraction import BUSI, COMPARED_IMAGES, WEIGHTS, peak_mb
 from tests.benchmarks.large import write_large_cache
 from tests.benchmarks.measurement import Measurement
-from tests.benchmarks.nested import defaults, nested, precisions
+from tests.benchmarks.nested import defaults, nested, precisions, times
 
 N_ROWS, N_EPOCHS, BATCH = 4_000, 50, 256
 ALONE = 4  # heads trained one after another, by turns with the stack; 64 would only take longer
@@ -146,4 +146,5 @@ def streamed(folder: Path) -> list[Measurement]:
 
 MEASUREMENTS = {
     "stacked": stacked, "busi": busi, "streamed": streamed, "nested": nested, "defaults": defaults, "precisions": precisions,
+    "times": times,
 }  # fmt: skip

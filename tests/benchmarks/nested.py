@@ -1,5 +1,8 @@
 """The default heads, each kind alone and scikit-learn's classifiers, by nested cross-validation on every data set at hand."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,12 +18,15 @@ from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import Run
 from hoarfrost.training import TrainingConfig
+from tests.benchmarks.extraction import peak_mb
+from tests.benchmarks.large import write_large_cache
 from tests.benchmarks.measurement import Measurement
 
 SHARED = Path(__file__).parents[3] / "shared"
 TRAINED, UNTRAINED = SHARED / "weights" / "resnet18-imagenet.safetensors", "random:0"
 BUSI, PNEUMONIA = SHARED / "data" / "busi", SHARED / "data" / "pneumoniamnist.npz"
 N_FOLDS, N_REPEATS = 5, 3
+N_LARGE = 100_000
 
 
 @dataclass(frozen=True)
@@ -181,3 +187,52 @@ def precisions(folder: Path) -> list[Measurement]:
             {precision: auc for precision, (_, auc) in found.items()} | {"range": max(areas) - min(areas)},
         )
     ]
+
+
+def times(folder: Path) -> list[Measurement]:
+    """Return the seconds of whole `train` processes with the default heads, and the peak memory of a large one."""
+    rows = []
+    if BUSI.is_dir() and TRAINED.is_file():
+        path = _cached(BUSI, str(TRAINED), folder)
+        for options, demanded in (((), 10), (("--folds", str(N_FOLDS)), 60)):
+            command = [
+                "train",
+                "--cache",
+                str(path),
+                "--run",
+                str(folder / "timed"),
+                "--positive",
+                "malignant",
+                *options,
+            ]
+            seconds = [_seconds(command) for _ in range(N_REPEATS)]
+            rows.append(
+                Measurement(
+                    f"`train {' '.join(options)}` on BUSI, default heads, whole process".replace("  ", " ").replace(
+                        " `", "`"
+                    ),
+                    f"{np.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})",
+                    f"{demanded} s",
+                    {"seconds": float(np.median(seconds))},
+                )
+            )
+    large = write_large_cache(folder / "large.h5", N_LARGE)
+    command = ["train", "--cache", str(large), "--run", str(folder / "timed"), "--overwrite"]
+    started = time.perf_counter()
+    peak = peak_mb("hoarfrost", *command) * 1.048576
+    seconds_large = time.perf_counter() - started
+    rows.append(
+        Measurement(
+            f"`train` on {N_LARGE:,} generated embeddings, default heads, whole process",
+            f"{seconds_large:.0f} s, peak memory {peak:,.0f} MB",
+            "",
+            {"seconds": seconds_large, "peak_mb": peak},
+        )
+    )
+    return rows
+
+
+def _seconds(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "hoarfrost", *command, "--overwrite"], check=True, capture_output=True)
+    return time.perf_counter() - started
