@@ -151,7 +151,7 @@ def test_csv_of_several_labels_has_a_set_for_each(
 
 
 def test_too_few_validation_images_promise_nothing_and_that_is_said(tmp_path: Path) -> None:
-    run, x = synthetic(tmp_path, mixed({"benign": 10, "malignant": 10}))  # 16 are validated
+    run, x = synthetic(tmp_path, mixed({"benign": 30, "malignant": 30}), cross_fit=False)  # 6 for validation
     predictor = open_predictor(run.directory)
     found = predictor.predict(x)
     assert found.sets.all()
