@@ -1,7 +1,7 @@
 """From variants to results: the scores of each and of each reference, out of fold and on the test split."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,7 +65,8 @@ def score_variants(fitted: Mapping[str, Variant], task: Task, development: Devel
         if name not in probabilities:
             probabilities[name] = _everywhere(variant, task, others)
     rivals = {name: found for name, found in of_references.items() if name != MAJORITY}
-    results = tuple(_result(one, task, probabilities[name], rivals) for name, one in variants.items())
+    held_out = [fold.val for fold in development.folds]
+    results = tuple(_result(one, task, probabilities[name], rivals, held_out) for name, one in variants.items())
     references = tuple(_reference(one, task, of_references[one.name]) for one in fits)
     return Scored(variants, results, references, select(variants, selection), probabilities, of_references)
 
@@ -111,8 +112,10 @@ def _reference(fit: ReferenceFit, task: Task, probabilities: Floats) -> Referenc
     return ReferenceResult(fit.name, fit.n_train, scores["val"], scores.get("test"), fit.setting)
 
 
-def _result(variant: Variant, task: Task, probabilities: Floats, rivals: Mapping[str, Floats]) -> HeadResult:
-    """Score one variant by its committee, and each seed by its own members."""
+def _result(
+    variant: Variant, task: Task, probabilities: Floats, rivals: Mapping[str, Floats], held_out: Sequence[Ints]
+) -> HeadResult:
+    """Score one variant by its committee, and each seed by its own members; `held_out` are the rows of each fold."""
     heads, scores = [member.head for member in variant.members], _scores(task, probabilities)
     spec = None if variant.shares else heads[0].spec
     values = {} if spec is None else spec.values()
@@ -128,7 +131,7 @@ def _result(variant: Variant, task: Task, probabilities: Floats, rivals: Mapping
         val=scores["val"],
         test=scores.get("test"),
         seeds=() if spec is None else tuple(_of_seeds(variant, task)),
-        alarms=tuple(_alarms(task, variant.name, probabilities, rivals)),
+        alarms=tuple(_alarms(task, variant.name, probabilities, rivals, held_out)),
         n_members=len(heads),
         trained_as="" if spec is None or spec.name == variant.name else spec.name,
         shares=dict(variant.shares),
@@ -151,10 +154,13 @@ def _of_seeds(variant: Variant, task: Task) -> list[SeedResult]:
     ]
 
 
-def _alarms(task: Task, name: str, probabilities: Floats, rivals: Mapping[str, Floats]) -> list[str]:
+def _alarms(
+    task: Task, name: str, probabilities: Floats, rivals: Mapping[str, Floats], held_out: Sequence[Ints]
+) -> list[str]:
     """List the problems of a head that its validated images show."""
     rows, alarms = task.validated, []
-    if np.ptp(probabilities[rows], axis=0).max() < CONSTANT:
+    # By fold: heads that learned nothing but the share of a class differ between folds, as these shares do.
+    if max(np.ptp(probabilities[of_fold], axis=0).max() for of_fold in held_out) < CONSTANT:
         alarms.append("collapsed: it predicts the same probabilities for every image")
     what = "out-of-fold" if task.is_cross_fitted else "validation"
     for one in _compared(task, {name: probabilities, **rivals}, name, rows):

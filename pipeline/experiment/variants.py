@@ -299,7 +299,7 @@ def stacking_weights(of_truths: Sequence[Floats]) -> Floats:
 
 
 def select(variants: Mapping[str, Variant], selection: str) -> str:
-    """Return the name of the selected head: the mean of all kinds if there is one, or that with the lowest loss."""
+    """Return the name of the selected head: the mean of all kinds if there is one, or the single one with the lowest loss."""
     if selection == MEAN and MEAN in variants:
         return MEAN
-    return min(variants, key=lambda name: variants[name].loss)
+    return min((name for name in variants if name != MEAN), key=lambda name: variants[name].loss)

@@ -137,7 +137,7 @@ def _unused_steps(run: Run) -> set[str]:
 
 
 def _heads(run: Run) -> Iterator[str]:
-    config, names = run.config, [head.name for head in run.heads]
+    config, names = run.config, [head.name for head in run.heads if not head.shares]
     loss = "binary cross-entropy of each label" if config.dataset.is_multilabel else "cross-entropy"
     smoothing = f" with label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
     balanced = ", classes weighted equally" if config.class_weight == "balanced" else ""

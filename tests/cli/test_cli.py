@@ -161,7 +161,7 @@ def test_wrong_usage_is_status_2_with_the_way_to_the_help(
         (["train", "--cache", "{tmp}/no.h5", "--run", "{tmp}/run"], "no.h5. Create it with: hoarfrost extract"),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--head", "cnn"],
-            "--head cnn: not a head specification. Expected linear",
+            "--head cnn: not a head specification. Expected logistic, linear, mlp",
         ),
         (
             ["train", "--cache", "{cache}", "--run", "{tmp}/run", "--positive", "x"],
@@ -266,7 +266,7 @@ def test_train_prints_one_json_object_and_the_rest_on_stderr(hoarfrost: Hoarfros
     metrics = json.loads((run / "metrics.json").read_text())
     assert {key: document[key] for key in metrics} == metrics
     assert output.stdout.count("\n") == 1
-    lines = [f"training 2 heads: {head}, epoch 1 of at most 2" for head in ("linear", "mlp:8")]
+    lines = [f"training 2 heads: {head}, epoch 1" for head in ("linear", "mlp:8")]
     assert output.stderr.splitlines() == lines
 
 
@@ -304,7 +304,7 @@ def test_train_says_which_head_won_by_what_and_where_the_run_is(
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["heads"][0]["test"]
     low, high = scores["roc_auc_ci95_newcombe"]  # of 12 images
     assert f"{scores['roc_auc']:.3f} ({low:.3f} to {high:.3f})" in output.stdout
-    assert "* selected by validation ROC AUC; 42 train, 6 val, 12 test images, split by image" in output.stdout
+    assert "* selected by out-of-fold loss\n48 train, 12 test images, split by image\n" in output.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["no_test_split"] is None
     assert output.stdout.endswith(f"run {tmp_path / 'run'}\n")
 
@@ -320,7 +320,7 @@ def test_train_without_a_test_split_says_so_and_calls_nothing_test(hoarfrost: Ho
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for said in (config["dataset"]["no_test_split"], metrics["no_test_split"]):
-        assert said.startswith("There is no test split: all scores are of the validation split")
+        assert said.startswith("There is no test split: all scores are of the images that also chose the head")
 
 
 def test_finished_work_survives_a_terminal_that_cannot_show_its_names(

@@ -35,12 +35,13 @@ def run(cache: Path) -> Run:
 # -- the summary --------------------------------------------------------------------------------------------------------
 
 
-def test_table_states_the_best_epoch_and_where_training_stopped(run: Run) -> None:
+def test_table_states_the_members_and_the_parameters_of_all(run: Run) -> None:
     table = train_text(run).splitlines()
-    assert "best epoch" in table[0]
+    assert table[0].split()[:3] == ["head", "members", "parameters"]
+    assert [head.n_members for head in run.heads] == [1, 20, 21]
     for head in run.heads:
         row = next(line for line in table if f" {head.name} " in line)
-        assert f"{head.best_epoch} (stopped at {head.epochs})" in row
+        assert row.removeprefix("*").split()[1:3] == [f"{head.n_members}", f"{head.n_parameters:,}"]
 
 
 def test_positive_class_is_named_where_two_labels_left_the_choice(run: Run) -> None:
@@ -113,7 +114,7 @@ def test_calibration_is_compared_with_chance_and_with_scaling(found: Recalibrati
 # -- progress and Ctrl-C ------------------------------------------------------------------------------------------------
 
 
-def test_progress_has_the_totals_of_heads_seeds_folds_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_has_the_stage_with_its_heads_and_folds_and_the_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     config = ExperimentConfig(training=TrainingConfig(seeds=3, epochs=50), n_folds=5)
     with training_progress(2, config) as show:
         for progress in (
@@ -122,9 +123,9 @@ def test_progress_has_the_totals_of_heads_seeds_folds_and_epochs(capsys: pytest.
         ):  # fmt: skip
             show(progress)
     assert capsys.readouterr().err.splitlines() == [
-        "training 2 heads with 3 seeds: linear, epoch 1 of at most 50",
-        "training 2 heads with 3 seeds in 5 folds: linear, epoch 1 of at most 50",
-        "training the selected head on shares of the patients: linear, epoch 1 of at most 50",
+        "training 2 heads: linear, epoch 1",
+        "training 2 heads in 5 folds: linear, epoch 1",
+        "training the selected head on shares of the patients: linear, epoch 1",
     ]
 
 
@@ -137,7 +138,7 @@ def test_on_a_terminal_progress_is_one_line_that_is_drawn_at_least_twice_a_secon
         show(TrainingProgress("heads", "mlp:256", 7))
         time.sleep(1.2)  # an epoch that takes longer
     drawn = capsys.readouterr().err
-    assert drawn.count("training 1 head: mlp:256, epoch 7 of at most 100") >= 2
+    assert drawn.count("training 1 head: mlp:256, epoch 7 ") >= 2
     assert "0:00:01" in drawn
 
 

@@ -67,8 +67,10 @@ def test_a_stacked_head_equals_a_plain_loop_over_masked_binary_cross_entropy(
     y = torch.from_numpy(rng.integers(-1, 2, (90, 3)))
     data = Labelled(torch.from_numpy(rng.standard_normal((90, 6))), y)
     fold = Fold(np.arange(60), np.arange(60, 90))
-    config = TrainingConfig(epochs=20, patience=20, batch_size=16, class_weight=class_weight, label_smoothing=smoothing)
-    specs = [parse_head("mlp:5,lr=0.01"), parse_head("mlp:5,lr=0.003,weight_decay=0.2")]
+    config = TrainingConfig(
+        epochs=20, patience=20, batch_size=16, schedule="constant", class_weight=class_weight, label_smoothing=smoothing
+    )
+    specs = [parse_head(f"mlp:5,dropout=0,transform=none,{options}") for options in ("lr=0.01", "lr=0.003,weight_decay=0.2")]
     for found in train_heads(specs, data, [fold], 3, config, lambda _, p: np.zeros(len(p))):
         expected = plain_loop(found.spec, data, fold, config, found.best_epoch)
         torch.testing.assert_close(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hoarfrost.evaluation import roc_auc
 from hoarfrost.evaluation.conformal import calibrate
 from hoarfrost.evaluation.novelty import N_DIRECTIONS, Embeddings, fit_novelty
+from hoarfrost.experiment.development import development_of
 from hoarfrost.experiment.task import read_task
 from hoarfrost.experiment.validated import novelty_of
 from hoarfrost.features.cache import EmbeddingCache
@@ -107,13 +108,27 @@ def test_what_is_kept_is_small_and_no_embedding() -> None:
 def test_threshold_is_by_validation_images_which_the_reference_does_not_know(tmp_path: Path) -> None:
     path = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 120, "malignant": 80}))
     with EmbeddingCache(path) as cache:
-        task = read_task(cache, None, ["malignant"], 0)
-    reference, distances = novelty_of(task)
+        task = read_task(cache, None, ["malignant"], 0, cross_fit=False)
+    reference, distances = novelty_of(task, development_of(task, 0))
     rows = {name: np.flatnonzero(task.splits == name) for name in ("train", "val")}
     assert len(distances.scores) == len(rows["val"])
     assert distances.scores == pytest.approx(np.sort(reference.distances(task.embeddings(rows["val"]))))
     again = fit_novelty([task.embeddings(rows["train"])])
     assert again.mean == pytest.approx(reference.mean)
+
+
+def test_threshold_is_by_all_training_images_out_of_fold_where_there_is_no_validation_split(tmp_path: Path) -> None:
+    path = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 120, "malignant": 80}))
+    with EmbeddingCache(path) as cache:
+        task = read_task(cache, None, ["malignant"], 0)
+    development = development_of(task, 0)
+    reference, distances = novelty_of(task, development)
+    found = [
+        fit_novelty([task.embeddings(fold.train)]).distances(task.embeddings(fold.val)) for fold in development.folds
+    ]
+    assert len(distances.scores) == len(task.rows_of("train"))
+    assert distances.scores == pytest.approx(np.sort(np.concatenate(found)))
+    assert reference.mean == pytest.approx(fit_novelty([task.embeddings(task.rows_of("train"))]).mean)
 
 
 @pytest.mark.slow
@@ -126,7 +141,7 @@ def test_chest_x_rays_are_found_by_what_was_learnt_from_breast_ultrasound(tmp_pa
         task = read_task(cache, None, ["malignant"], 0)
     with EmbeddingCache(folder / "foreign.h5") as cache:
         foreign, _ = cache.arrays(cache.dataset())
-    reference, distances = novelty_of(task)
+    reference, distances = novelty_of(task, development_of(task, 0))
     own = reference.distances(task.embeddings(np.flatnonzero(task.splits == "test")))
     others = reference.distances(foreign)
     assert area(own, others) >= 0.99

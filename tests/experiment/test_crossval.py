@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoarfrost.experiment.crossval import NESTED, outer_folds
+from hoarfrost.experiment.crossval import NESTED
+from hoarfrost.experiment.development import outer_folds
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import read_task
@@ -20,7 +21,7 @@ from hoarfrost.runs import CrossValidation, Run, read_run
 from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 
-QUICK = TrainingConfig(epochs=4, patience=2, seeds=2)
+QUICK = TrainingConfig(epochs=4, seeds=2)
 LABELS = mixed({"benign": 60, "malignant": 40})
 CLASSES = ("benign", "malignant")
 
@@ -83,9 +84,12 @@ def test_a_patient_is_on_one_side_of_every_fold(
         task = read_task(cache, None, (), seed)
     held_out = []
     for fold in outer_folds(task, n_folds, seed):
-        sides = [set(patients[rows].tolist()) for rows in (fold.held_out, fold.inner.train, fold.inner.val)]
-        assert sum(map(len, sides)) == len(set.union(*sides))
-        assert all(set(labels[rows].tolist()) == set(CLASSES) for rows in (fold.inner.train, fold.inner.val))
+        for inner in fold.development.folds:
+            sides = [set(patients[rows].tolist()) for rows in (fold.held_out, inner.train, inner.val)]
+            assert sum(map(len, sides)) == len(set.union(*sides))
+            assert all(set(labels[rows].tolist()) == set(CLASSES) for rows in (inner.train, inner.val))
+        in_fold = np.union1d(fold.held_out, fold.development.validated)
+        assert in_fold.tolist() == np.flatnonzero((task.splits != "test") | (not has_test)).tolist()
         held_out += fold.held_out.tolist()
     assert sorted(held_out) == np.flatnonzero((task.splits != "test") | (not has_test)).tolist()
 
@@ -105,7 +109,7 @@ def test_folds_that_cannot_be_are_refused_with_the_numbers(groups: list[int], n_
 def test_every_head_and_reference_is_scored_on_the_pooled_predictions(tmp_path: Path) -> None:
     found = folds_of(cross_validated(write_labelled_cache(tmp_path / "c.h5", LABELS)))
     names = [result.name for result in found.results]
-    assert names[:3] == [NESTED, "linear", "mlp:8"]
+    assert names[:4] == [NESTED, "linear", "mlp:8", "mean"]
     assert "logistic regression" in names
     assert (found.n_folds, found.n_images, len(found.selected)) == (3, 100, 3)
     for result in found.results:
@@ -132,20 +136,24 @@ def test_held_out_images_have_no_say_in_the_heads_of_their_fold(
 ) -> None:
     heads: list[list[TrainedHead]] = []
 
-    def watched(*arguments: Any) -> list[TrainedHead]:
-        heads.append(train_heads(*arguments))
+    def watched(*arguments: Any, **options: Any) -> list[TrainedHead]:
+        heads.append(train_heads(*arguments, **options))
         return heads[-1]
 
-    monkeypatch.setattr("hoarfrost.experiment.crossval.train_heads", watched)
+    monkeypatch.setattr("hoarfrost.experiment.variants.train_heads", watched)
     x = embeddings_of(LABELS)
     first = cross_validated(write_labelled_cache(tmp_path / "a" / "c.h5", LABELS, embeddings=x))
     assert first.out_of_fold is not None
     x[np.array(first.out_of_fold.folds) == 0] *= -3
     second = cross_validated(write_labelled_cache(tmp_path / "b" / "c.h5", LABELS, embeddings=x))
+    assert second.out_of_fold is not None
+    assert first.out_of_fold.folds == second.out_of_fold.folds
     assert folds_of(first).selected[0] == folds_of(second).selected[0]
-    for one, other in zip(*heads, strict=True):
-        pairs = zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True)
-        assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs) == (one.fold == 0)
+    _, one, _, other = heads  # each run trains for the run itself, then in all folds at once
+    n_inner = 1 + max(head.fold for head in one) // 3
+    for before, after in zip(one, other, strict=True):
+        pairs = zip(before.module.state_dict().values(), after.module.state_dict().values(), strict=True)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs) == (before.fold < n_inner)
 
 
 def test_separable_classes_are_told_apart_in_every_fold(tmp_path: Path) -> None:
@@ -159,6 +167,8 @@ def test_a_given_test_split_stays_out_of_all_folds(tmp_path: Path) -> None:
     splits = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
     run = cross_validated(write_labelled_cache(tmp_path / "c.h5", LABELS, splits=splits))
     assert folds_of(run).n_images == 80
+    assert run.out_of_fold is not None
+    assert {fold for fold, split in zip(run.out_of_fold.folds, splits, strict=True) if split == "test"} == {-1}
 
 
 def test_cross_validation_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tests.support.commands import NumberOfThreads
 from tests.support.labelled import NOT_UTF8, embeddings_of, mixed, write_labelled_cache
 
 QUICK = TrainingConfig(epochs=4, patience=2)
+CROSS_FITTED = TrainingConfig(epochs=4)
 TWO = {"benign": 60, "malignant": 40}
 THREE = {"benign": 60, "malignant": 40, "normal": 30}
 
@@ -56,8 +58,8 @@ def test_run_folder_has_the_files_of_the_contract(tmp_path: Path) -> None:
     train(write_labelled_cache(tmp_path / "cache.h5", mixed(TWO)), heads=("linear", "mlp:8x2,dropout=0.2"))
     files = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert files == [
-        "config.json", "heads/linear.safetensors", "heads/mlp-8x2-dropout=0.2.safetensors",
-        "history.csv", "metrics.json", "predictions.csv",
+        "config.json", "heads/linear.safetensors", "heads/mean.safetensors",
+        "heads/mlp-8x2-dropout=0.2.safetensors", "history.csv", "metrics.json", "predictions.csv",
     ]  # fmt: skip
 
 
@@ -68,13 +70,13 @@ def test_metrics_and_predictions_have_the_shape_of_the_contract(tmp_path: Path) 
         heads=("linear", "mlp:8"),
     )
     metrics = read_metrics(tmp_path / "run")
-    assert metrics["selected"] in ("linear", "mlp:8")
-    assert [head["name"] for head in metrics["heads"]] == ["linear", "mlp:8"]
+    assert metrics["selected"] == "mean"
+    assert [head["name"] for head in metrics["heads"]] == ["linear", "mlp:8", "mean"]
     for head in metrics["heads"]:
         assert {"roc_auc", "roc_auc_ci95", "accuracy"} <= head["val"].keys() & head["test"].keys()
         assert (tmp_path / "run" / head["weights_file"]).is_file()
     rows = read_csv(tmp_path / "run" / "predictions.csv")
-    assert list(rows[0]) == ["path", "patient", "split", "label", "linear", "mlp:8"]
+    assert list(rows[0]) == ["path", "patient", "split", "label", "linear", "mlp:8", "mean"]
     assert [row["patient"] for row in rows] == patients
 
 
@@ -105,16 +107,16 @@ def test_three_classes_recomputed_by_scikit_learn_are_equal(tmp_path: Path) -> N
 
 def test_heads_file_alone_gives_the_predictions_from_raw_embeddings(tmp_path: Path) -> None:
     labels = mixed(TWO)
-    run = train(write_labelled_cache(tmp_path / "cache.h5", labels))
-    with safe_open(tmp_path / "run" / "heads" / "linear.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    run = train(write_labelled_cache(tmp_path / "cache.h5", labels), heads=("linear,transform=none",))
+    with safe_open(tmp_path / "run" / "heads" / "linear-transform=none.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no mapping
         description = json.loads(file.metadata()["hoarfrost"])
-    assert description["head"] == "linear"
+    assert description["head"] == "linear,transform=none"
     assert description["classes"] == ["benign", "malignant"]
     assert description["fingerprint"] == run.config.embeddings.fingerprint
-    x = (torch.from_numpy(embeddings_of(labels)) - tensors["0.mean"]) / tensors["0.std"]
-    logits = x @ tensors["1.0.weight"].T + tensors["1.0.bias"]
-    assert run.predictions.probabilities["linear"] == pytest.approx(logits.softmax(1).numpy(), abs=1e-6)
+    x = (torch.from_numpy(embeddings_of(labels)) - tensors["member0.0.mean"]) / tensors["member0.0.std"]
+    logits = x @ tensors["member0.1.0.weight"].T + tensors["member0.1.0.bias"]
+    assert run.predictions.probabilities["linear,transform=none"] == pytest.approx(logits.softmax(1).numpy(), abs=1e-6)
 
 
 def test_run_in_memory_is_the_run_that_is_read_back(tmp_path: Path) -> None:
@@ -130,53 +132,73 @@ def test_run_in_memory_is_the_run_that_is_read_back(tmp_path: Path) -> None:
 def test_history_has_a_line_for_each_epoch_of_each_head(tmp_path: Path) -> None:
     run = train(write_labelled_cache(tmp_path / "cache.h5", mixed(TWO)), heads=("linear", "mlp:8"))
     lines = Counter(row["head"] for row in read_csv(tmp_path / "run" / "history.csv"))
-    assert lines == {head.name: head.epochs for head in run.heads}
-    for head in run.heads:
-        best = next(e for e in run.history if e.head == head.name and e.epoch == head.best_epoch)
-        assert best.val_roc_auc == pytest.approx(head.val.value("roc_auc"), abs=1e-12)
+    linear, mlp, mean = run.heads
+    assert (linear.n_members, mlp.n_members, mean.n_members) == (1, 20, 21)
+    assert lines == {head.name: sum(seed.epochs for seed in head.seeds) for head in (linear, mlp)}
+    for head in (linear, mlp):
+        for seed in head.seeds:
+            places = (head.name, seed.seed, seed.best_epoch)
+            best = next(e for e in run.history if (e.head, e.seed, e.epoch) == places)
+            assert best.val_roc_auc == pytest.approx(seed.val_roc_auc, abs=1e-12)
+    assert (mean.seeds, mean.epochs, mean.best_epoch) == ((), 0, 0)
 
 
-def test_selected_head_is_the_best_on_validation_whatever_test_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_val, on_test = iter([0.2, 0.8]), iter([0.9, 0.1])
-
-    def perverse(y_true: Any, _: Any) -> float:
-        return next(on_val if len(y_true) == 30 else on_test)
-
-    monkeypatch.setattr("hoarfrost.experiment.task.macro_roc_auc", perverse)
-    splits = ["train"] * 50 + ["val"] * 30 + ["test"] * 20
-    cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), splits=splits)
-    assert train(cache, heads=("linear,lr=1e-4", "linear")).selected == "linear"
+def test_selected_head_is_the_best_out_of_fold_whatever_test_says(tmp_path: Path) -> None:
+    labels, splits = mixed(TWO), ["train"] * 80 + ["test"] * 20
+    x = embeddings_of(labels, distance=0.3)
+    labels[80:] = ["malignant" if label == "benign" else "benign" for label in labels[80:]]
+    cache = write_labelled_cache(tmp_path / "cache.h5", labels, splits=splits, embeddings=x)
+    run = train(cache, heads=("linear,lr=1e-9", "linear"), config=CROSS_FITTED)
+    bad, good = run.heads
+    assert run.selected == "linear"
+    assert good.val.value("loss") < bad.val.value("loss")
+    assert good.test.value("roc_auc") < bad.test.value("roc_auc")  # type: ignore[union-attr]
 
 
-def test_the_selection_is_by_the_mean_over_seeds(tmp_path: Path) -> None:
+def test_the_mean_of_all_kinds_is_selected_and_best_selects_the_one_with_the_lowest_loss(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), embeddings=embeddings_of(mixed(TWO), distance=0.05))
     heads = ["linear", "linear,lr=0.01", "mlp:8", "mlp:8,lr=0.01"]
-    run = train(cache, heads=heads, config=replace(QUICK, seeds=3))
-    means = {head.name: np.mean([seed.val_roc_auc for seed in head.seeds]) for head in run.heads}
-    assert [seed.seed for seed in run.heads[0].seeds] == [0, 1, 2]
-    assert len(set(means.values())) > 1
-    assert means[run.selected] == max(means.values())
+    mean, best = (
+        train(cache, tmp_path / select, heads=heads, config=replace(CROSS_FITTED, seeds=2), select=select)
+        for select in ("mean", "best")
+    )
+    assert mean.heads == best.heads
+    assert [head.name for head in mean.heads] == [*heads, "mean"]
+    losses = {head.name: head.val.value("loss") for head in mean.heads}
+    single = {name: loss for name, loss in losses.items() if name != "mean"}
+    assert (mean.selected, best.selected) == ("mean", min(single, key=single.__getitem__))
+    assert (mean.config.select, best.config.select) == ("mean", "best")
+    shares = mean.heads[-1].shares
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-12)
+    for kind in ("linear", "mlp"):  # of each kind the best, or none
+        alike = {name: loss for name, loss in single.items() if name.startswith(kind)}
+        assert {name for name in shares if name in alike} <= {min(alike, key=alike.__getitem__)}
+    assert [seed.seed for seed in mean.heads[0].seeds] == [0, 1]
+    assert [head.n_members for head in mean.heads[:4]] == [10] * 4  # five folds, two seeds
 
 
-def test_a_head_that_calls_every_image_the_same_is_named(tmp_path: Path) -> None:
-    # Weights that decay to nothing in the first step leave the bias alone, which learns that most are benign.
-    cache = write_labelled_cache(tmp_path / "cache.h5", mixed({"benign": 90, "malignant": 30}))
-    run = train(cache, heads=("linear,weight_decay=1000", "linear"), config=TrainingConfig(epochs=30, patience=30))
+@pytest.mark.parametrize("config", [QUICK, CROSS_FITTED], ids=["validation split", "cross-fitted"])
+def test_a_head_that_predicts_the_same_for_every_image_is_named(tmp_path: Path, config: TrainingConfig) -> None:
+    # A penalty that leaves no weight: what remains is the share of each class.
+    cache = write_labelled_cache(tmp_path / "cache.h5", mixed({"benign": 91, "malignant": 30}))
+    run = train(cache, heads=("logistic,C=1e-15", "logistic,C=0.01"), config=config)
     collapsed, sound = run.heads
-    assert "collapsed: it predicts 'benign' for every validation image" in collapsed.alarms
+    assert "collapsed: it predicts the same probabilities for every image" in collapsed.alarms
     assert not any("collapsed" in alarm for alarm in sound.alarms)
 
 
-def test_a_head_that_loses_to_logistic_regression_is_named_with_both_figures(tmp_path: Path) -> None:
-    cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO))
-    weak, _ = run = train(cache, heads=("linear,lr=1e-9", "linear,lr=0.01")).heads
-    to_beat = read_run(tmp_path / "run").references[1].val.value("roc_auc")
-    for head in run:
-        loses = [alarm for alarm in head.alarms if alarm.startswith("loses to logistic regression")]
-        assert bool(loses) == (head.val.value("roc_auc") < to_beat)
-    assert f"validation ROC AUC {weak.val.value('roc_auc'):.3f} against {to_beat:.3f}" in weak.alarms[-1]
+def test_a_reference_that_is_better_is_named_with_both_figures_and_the_interval(tmp_path: Path) -> None:
+    cache = write_labelled_cache(tmp_path / "cache.h5", mixed(TWO), embeddings=embeddings_of(mixed(TWO), distance=0.2))
+    run = train(cache, heads=("linear,lr=1e-9", "logistic"), config=CROSS_FITTED)
+    weak, sound, _ = run.heads
+    logistic = next(one for one in run.references if one.name == "logistic regression")
+    better, own = logistic.val.value("roc_auc"), weak.val.value("roc_auc")
+    (said,) = (alarm for alarm in weak.alarms if alarm.startswith("logistic regression is better: "))
+    figures = re.fullmatch(r".* is better: out-of-fold ROC AUC (.*) against (.*) \(difference (.*), 95% CI (.*) to (.*)\)", said)
+    assert figures is not None
+    assert figures.groups()[:3] == (f"{better:.3f}", f"{own:.3f}", f"{better - own:.3f}")
+    assert 0 < float(figures[4]) < float(figures[3]) < float(figures[5])
+    assert sound.alarms == ()  # whichever is ahead, the interval contains zero
 
 
 def test_separable_classes_reach_a_test_auc_of_one(tmp_path: Path) -> None:

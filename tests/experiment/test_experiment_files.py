@@ -43,13 +43,13 @@ def test_head_whose_predictions_overflow_is_left_out_and_named(
     x = embeddings_of(labels)
     x[[i for i, name in enumerate(splits) if name == "test"]] *= 1e37
     cache = write_labelled_cache(tmp_path / "cache.h5", labels, splits=splits, embeddings=x)
-    run = train(cache, heads=("linear,lr=100", "linear,lr=1e-9"))
-    assert [head.name for head in run.heads] == ["linear,lr=1e-09"]
-    assert list(read_run(run.directory).predictions.probabilities) == ["linear,lr=1e-09"]
-    assert [path.name for path in (run.directory / "heads").iterdir()] == ["linear-lr=1e-09.safetensors"]
-    assert "linear,lr=100: skipped, because its predictions overflow on some images" in caplog.text
+    run = train(cache, heads=("linear,lr=100,transform=none", "linear,lr=1e-9,transform=none"))
+    assert [head.name for head in run.heads] == ["linear,lr=1e-09,transform=none"]
+    assert list(read_run(run.directory).predictions.probabilities) == ["linear,lr=1e-09,transform=none"]
+    assert [path.name for path in (run.directory / "heads").iterdir()] == ["linear-lr=1e-09-transform=none.safetensors"]
+    assert "linear,lr=100,transform=none: skipped, because its predictions overflow on some images" in caplog.text
     with pytest.raises(TrainingError, match=r"predictions of every head overflow on some images.*learning rates"):
-        train(cache, heads=("linear,lr=100",))
+        train(cache, heads=("linear,lr=100,transform=none",))
 
 
 # -- cache and run folder -----------------------------------------------------------------------------------------------

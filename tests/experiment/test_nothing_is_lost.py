@@ -84,7 +84,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_work(
     trained: Trained, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forwarded = StandIn.forwarded
-    monkeypatch.setattr("hoarfrost.experiment.experiment.train_heads", lambda *_: pytest.fail("heads were trained"))
+    monkeypatch.setattr("hoarfrost.experiment.variants.train_heads", lambda *_, **__: pytest.fail("heads were trained"))
     monkeypatch.setattr(
         "hoarfrost.features.extraction.survey.inspect_isolated", lambda *_: pytest.fail("images were decoded")
     )

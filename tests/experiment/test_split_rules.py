@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,10 +42,10 @@ BY_SITE = SplitRule(
 )
 
 
-def run_of(folder: Path, **columns: object) -> Run:
+def run_of(folder: Path, cross_fit: bool | None = None, **columns: object) -> Run:
     labels = ["benign" if i % 2 else "malignant" for i in range(N)]
     cache = write_labelled_cache(folder / "c.h5", labels, **columns)  # type: ignore[arg-type]
-    return train(cache, folder / "run", ["linear"], config=QUICK)
+    return train(cache, folder / "run", ["linear"], config=QUICK, cross_fit=cross_fit)
 
 
 def test_a_new_rule_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,15 +71,16 @@ def test_a_new_rule_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({}, "image", "by image"),
         ({"patients": [f"p{i % 40}" for i in range(N)]}, "patient", "by patient"),
         ({"splits": ["train", "train", "val", "val", "test", "test"] * 20}, "given", "as given by the dataset"),
+        ({"splits": ["train", "train", "train", "train", "test", "test"] * 20}, "given", "as given by the dataset"),
         (
-            {"splits": ["train", "train", "train", "train", "test", "test"] * 20},
+            {"splits": ["train", "train", "train", "train", "test", "test"] * 20, "cross_fit": False},
             "given, val from train",
             "as given by the dataset, val taken from train",
         ),
     ],
 )
 def test_the_first_rule_that_applies_is_recorded_and_said(
-    tmp_path: Path, columns: dict[str, object], name: str, brief: str
+    tmp_path: Path, columns: dict[str, Any], name: str, brief: str
 ) -> None:
     run = run_of(tmp_path, **columns)
     assert run.config.dataset.split_by == name

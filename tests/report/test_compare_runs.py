@@ -46,7 +46,7 @@ def reason(first: Run, second: Run) -> str:
 def test_runs_of_one_cache_are_compared_as_heads_of_one_run_are(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS, patients=PATIENTS)
     heads = ["linear", "mlp:16"]
-    both = trained(cache, tmp_path / "both", heads=heads, epochs=5)
+    both = trained(cache, tmp_path / "both", heads=heads, epochs=5, select="best")
     other = next(name for name in heads if name != both.selected)
     runs = [trained(cache, tmp_path / name[:3], heads=[name], epochs=5) for name in (both.selected, other)]
     (test,) = side_by_side(runs).tests

@@ -81,7 +81,8 @@ def test_classes_that_embeddings_part_are_apart_on_the_map(tmp_path: Path) -> No
 
 def test_map_is_coloured_by_label_split_and_each_attribute(tmp_path: Path) -> None:
     attributes = {"scanner": ["A", "B"] * 50, "age": [str(i) for i in range(100)], "site": ["one"] * 100}
-    run = mapped_run(tmp_path, attributes=attributes)
+    splits = [("train", "train", "train", "val", "test")[i // 2 % 5] for i in range(100)]
+    run = mapped_run(tmp_path, attributes=attributes, splits=splits)
     found = {colouring.name: colouring for colouring in mapped(run).colourings}
     assert list(found) == ["label", "split", "age", "scanner"]  # one site tells nothing
     assert found["label"].values == ("benign", "malignant")

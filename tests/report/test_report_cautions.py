@@ -211,11 +211,12 @@ def test_methods_say_what_was_done_and_nothing_that_was_not(reported_demo: Run, 
     for words in (
         "Holm's method",
         "cross-validated in 3 folds",
-        "temperature fitted on validation",
-        "with 2 seeds",
+        "temperature fitted on out-of-fold predictions",
+        "were divided into 5 folds",
         "prevalence of 0.1",
     ):
         assert words in full
         assert words not in bare
     assert "untrained, randomly initialised weights (random:0)" in full
     assert "pretrained on ImageNet" in bare
+    assert "3 heads (linear, mlp:64 and mlp:16,dropout=0.2) were trained" in full  # the mean of all kinds is not
