@@ -17,6 +17,7 @@ from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
 from hoarfrost.features.decoding.isolated import inspect_isolated
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
+from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
 from hoarfrost.features.decoding.quarantine import load_isolated
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
@@ -184,16 +185,16 @@ def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, decoding: De
     if image_format.startswith("DICOM"):
         steps = _dicom_steps(mode, bits, decoding.window)
     else:
-        if mode in DEEP_MODES:
+        if mode in DEEP_MODES or mode == GREY_16_WITH_ALPHA:
             steps.append(f"scaled to 8 bits from {PERCENTILES}")
         elif bits > 8:
             steps.append(f"the upper 8 of {bits} bits")
-        if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
+        if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa", GREY_16_WITH_ALPHA}:
             steps.append("transparency over black")
         if some_large and image_format in {"JPEG", "MPO"}:
             shorter = jpeg_short_side(decoding.size)
             steps.append(f"large ones decoded at 1/2, 1/4 or 1/8 of their size, the shorter side at least {shorter}")
-        is_grey = mode in {"1", "L", "LA", "La"} or mode in DEEP_MODES
+        is_grey = mode in {"1", "L", "LA", "La", GREY_16_WITH_ALPHA} or mode in DEEP_MODES
         steps.append("grey" if is_grey else "RGB")
     return ", ".join([*steps, f"resized to {decoding.size} x {decoding.size}"])
 
