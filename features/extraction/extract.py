@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, existing_header
-from hoarfrost.features.datasets import Dataset, read_dataset, read_unlabelled
+from hoarfrost.features.datasets import Dataset, hints, read_dataset, read_unlabelled
+from hoarfrost.features.datasets.conflicts import warn_of_conflicts
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
 from hoarfrost.features.extraction.engines import LocalOptions
@@ -68,7 +69,10 @@ def extract(
     options = options or ExtractOptions()
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(options))
-        dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+        pseudonyms = Pseudonyms(salt_path(cache), keep_ids=options.keep_ids)
+        dataset = read_dataset(data, name=name, pseudonyms=pseudonyms, options=options.table)
+        for hint in hints(dataset):
+            logger.warning("%s", hint)
         existing = existing_header(cache)
         if existing is None:
             engine.start_early()
@@ -86,6 +90,7 @@ def extract(
             raise HoarfrostError(
                 f"{data}: none of the {len(dataset)} images could be read. The first: {path}: {reason.text}."
             )
+        warn_of_conflicts(dataset, table.keys, table.readable)
         writer.finish(table.for_dataset(dataset), table.keys)
     return _summary(job, counts, cache, time.monotonic() - started)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.datasets import Dataset, check_classes, read_table
+from hoarfrost.features.datasets import Dataset, TableOptions, check_classes, hints, read_table
+from hoarfrost.features.datasets.conflicts import conflict_text, conflicts
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
@@ -27,6 +28,8 @@ from hoarfrost.features.fingerprint import image_key, jpeg_short_side
 
 AT_ONCE = 1024  # images that go to the threads together
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
+# Medians of width / height: of a class with so many images, when far from 1, and when different.
+LEAST_SHAPES, FAR_FROM_SQUARE, DIFFERENT_SHAPES = 3, 1.25, 1.15
 SHOWN_VALUES = 20  # of an attribute; there may be as many as images
 PERCENTILES = "the 0.5% to the 99.5% percentile of its pixels"
 
@@ -48,8 +51,9 @@ class ImageKind:
 class Survey:
     """What is in a dataset; `inspect --json` prints it.
 
-    `duplicates` are images whose bytes another one has; `patients` their number, if known; `refused` is why
-    `extract` would not accept the dataset, and empty if it would.
+    `hints` are what it looks like, and should be known before an extraction. `duplicates` are images whose bytes
+    another one has; `patients` their number, if known; `refused` is why `extract` would not accept the dataset, and
+    empty if it would.
     """
 
     data: str
@@ -65,6 +69,7 @@ class Survey:
     unreadable_by_kind: Mapping[str, int]
     errors: tuple[tuple[str, str], ...]
     notes: Mapping[str, int]
+    hints: tuple[str, ...]
     refused: str
     contact_sheet: str | None
 
@@ -86,6 +91,7 @@ def survey(
     window: Window | None = None,
     max_pixels: int = MAX_PIXELS,
     contact_sheet: Path | None = None,
+    table: TableOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Survey:
     """Decode every image of a dataset as `extract` would, and count what there is.
@@ -99,6 +105,8 @@ def survey(
         As for an extraction.
     contact_sheet : Path, optional
         Where to write a PNG of up to 64 images as the encoder will see them.
+    table : TableOptions, optional
+        How the table is read.
     on_progress : callable
         Called after every thousand images.
 
@@ -109,7 +117,7 @@ def survey(
     """
     if contact_sheet is not None:
         check_sheet(contact_sheet)
-    dataset = read_table(data)
+    dataset = read_table(data, options=table or TableOptions())
     if not len(dataset):
         raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
     decoding = Decoding(max_pixels, window, PixelBudget())
@@ -132,8 +140,36 @@ def survey(
         unreadable_by_kind=kinds_of(image.error for image in seen if image.error),
         errors=errors,
         notes=dict(sum((image.notes for image in seen), Counter())),
+        hints=_hints(dataset, seen),
         refused=_refusal(dataset),
         contact_sheet=str(contact_sheet) if contact_sheet is not None else None,
+    )
+
+
+def _hints(dataset: Dataset, seen: list[_Seen]) -> tuple[str, ...]:
+    """Return what the table looks like, and what the decoded images add."""
+    found = conflicts(dataset.labels, [image.key for image in seen])
+    shapes: defaultdict[str, list[float]] = defaultdict(list)
+    for label, image in zip(dataset.labels, seen, strict=True):
+        if not image.error:
+            shapes[label].append(image.size[0] / image.size[1])
+    texts = (*hints(dataset), conflict_text(dataset, found), _stretched(shapes))
+    return tuple(text for text in texts if text)
+
+
+def _stretched(shapes: Mapping[str, list[float]]) -> str:
+    """Return a hint if aspect ratios are far from 1 and differ between classes: stretching then shows the class."""
+    medians = {label: float(np.median(ratios)) for label, ratios in shapes.items() if len(ratios) >= LEAST_SHAPES}
+    if len(medians) < 2:
+        return ""
+    widest, narrowest = max(medians, key=medians.__getitem__), min(medians, key=medians.__getitem__)
+    is_far = max(medians[widest], 1 / medians[narrowest]) > FAR_FROM_SQUARE
+    if not is_far or medians[widest] / medians[narrowest] < DIFFERENT_SHAPES:
+        return ""
+    return (
+        f"aspect ratios (width / height) differ between classes: the median is {medians[widest]:.2f} for {widest!r} and "
+        f"{medians[narrowest]:.2f} for {narrowest!r}. Images are stretched to a square, so a head can learn the shape of "
+        "the file in place of what it shows. Crop or pad all images to one aspect ratio first."
     )
 
 
