@@ -32,6 +32,7 @@ from hoarfrost.features.extraction.plan import (
 from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
 
 SHOWN_MISSING = 3
+COMPARED = 256  # embeddings, with each other
 NO_SUCH_FILE = reason_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
 ROWS_AT_ONCE = 1 << 20  # looked up together: bounds the memory beside the tables
 
@@ -92,7 +93,22 @@ def extract(
             )
         warn_of_conflicts(dataset, table.keys, table.readable)
         writer.finish(table.for_dataset(dataset), table.keys)
+    _warn_if_constant(cache, dataset.name)
     return _summary(job, counts, cache, time.monotonic() - started)
+
+
+def _warn_if_constant(cache: Path, name: str) -> None:
+    """Warn if a sample of the dataset's embeddings is one and the same: nothing can be learnt from such images."""
+    with EmbeddingCache(cache) as opened:
+        rows = np.unique(opened.dataset(name).rows)
+        rows = rows[rows >= 0]
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), COMPARED)).astype(int)]
+        embeddings = opened.embeddings(some)
+    if len(rows) == 1 or (embeddings == embeddings[0]).all():
+        logger.warning(
+            "All images have the same embedding, so nothing can be learnt from them. Perhaps they are all black. Look at "
+            "them with: hoarfrost inspect DATA --contact-sheet seen.png",
+        )  # fmt: skip
 
 
 def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> ExtractSummary:

@@ -180,3 +180,15 @@ def test_extract_says_the_hints(tmp_path: Path, caplog: pytest.LogCaptureFixture
     few = ExtractOptions(weights="random:0", precision="float32", table=TableOptions(exclude=("*mask*", "9.png")))
     assert extract(data, tmp_path / "d.h5", options=few).images == 8
     assert "look like masks" not in caplog.text
+
+
+def test_images_that_all_have_one_embedding_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from hoarfrost.features.extraction.extract import extract
+    from hoarfrost.features.extraction.plan import ExtractOptions
+
+    for i in range(8):  # black, and of different bytes
+        place = tmp_path / "set" / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encode(Image.new("L", (8 + i, 8))))
+    extract(tmp_path / "set", tmp_path / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
+    assert "All images have the same embedding" in caplog.text
