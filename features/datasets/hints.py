@@ -17,20 +17,30 @@ _MASK = re.compile(r"^(?:(?:mask|seg|segmentation)[_-](?P<after>.+)|(?P<before>.
                    r"groundtruth|annotation|roi)(?:[ _-]?\d+)?)$", re.IGNORECASE)  # fmt: skip
 # A patient in a name, then a side, a view or a number: "BP001_L", "p12-3", "case7_right_2".
 _PATIENT = r"([^/]*?[A-Za-z]*\d+)[_-](?:[A-Za-z]{1,5}|\d{1,4})(?:[_-][A-Za-z0-9]{1,5})*\.[^./]+$"
-_MASK_FOLDERS = frozenset({"mask", "masks", "image", "images", "img", "imgs", "annotation", "annotations", "gt"})
+_MASK_NAMES = frozenset({"mask", "masks", "annotation", "annotations", "gt", "segmentation", "segmentations", "seg"})
+_MASK_FOLDERS = _MASK_NAMES | {"image", "images", "img", "imgs"}
 
 
 def masks_among(dataset: Dataset) -> list[int]:
     """Return the rows of images whose name is another image's in the same folder with a word such as "_mask"."""
-    paths = dataset.paths[:SOME]
-    stems = {path.rpartition(".")[0] or path for path in paths}
-    found = []
-    for row, path in enumerate(paths):
-        folder, _, name = (path.rpartition(".")[0] or path).rpartition("/")
-        match = _MASK.match(name)
-        if match and f"{folder}/{match['after'] or match['before']}".lstrip("/") in stems:
-            found.append(row)
-    return found
+    stems = [path.rpartition(".")[0] or path for path in dataset.paths[:SOME]]
+    images = set(stems)
+    elsewhere = {stem.rpartition("/")[2] for stem in stems if not _is_in_mask_folder(stem)}
+    return [row for row, stem in enumerate(stems) if _is_mask(stem, images, elsewhere)]
+
+
+def _is_mask(stem: str, images: set[str], elsewhere: set[str]) -> bool:
+    """Return whether an image of the name without the word is beside it, or the name is that of one in another folder."""
+    folder, _, name = stem.rpartition("/")
+    match = _MASK.match(name)
+    plain = name if match is None else match["after"] or match["before"]
+    is_beside = match is not None and f"{folder}/{plain}".lstrip("/") in images
+    return is_beside or (_is_in_mask_folder(stem) and bool({name, plain} & elsewhere))
+
+
+def _is_in_mask_folder(stem: str) -> bool:
+    """Return whether a folder below the first, which is a class or a split, has a name such as "masks"."""
+    return any(folder.lower() in _MASK_NAMES for folder in stem.split("/")[1:-1])
 
 
 def hints(dataset: Dataset) -> tuple[str, ...]:
@@ -42,10 +52,7 @@ def _masks(dataset: Dataset) -> Iterator[str]:
     masks = masks_among(dataset)
     if masks:
         first = dataset.paths[masks[0]]
-        found = _MASK.match((first.rpartition(".")[0] or first).rpartition("/")[2])
-        assert found is not None
-        word = re.search(r"[A-Za-z]+", first.rpartition("/")[2].replace(found["after"] or found["before"], "", 1))
-        glob = f"*{word[0] if word else 'mask'}*"
+        glob = _glob_of(first)
         yield (
             f"{len(masks):,} of {len(dataset):,} files look like masks of the others (first: {first}). They would be "
             f"embedded and scored as images. To leave them out, pass --exclude '{glob}'."
@@ -56,6 +63,20 @@ def _masks(dataset: Dataset) -> Iterator[str]:
             f"the label {folders[0]!r} looks like a folder of images or masks, not a class. Pass the folder above the class "
             "folders, or leave files out with --exclude."
         )
+
+
+def _glob_of(mask: str) -> str:
+    """Return the pattern that leaves out a mask, and those like it."""
+    name = (mask.rpartition(".")[0] or mask).rpartition("/")[2]
+    match = _MASK.match(name)
+    if match is None:
+        folder = next(folder for folder in mask.split("/")[1:-1] if folder.lower() in _MASK_NAMES)
+        return f"*/{folder}/*"
+    return (
+        f"{name[: match.start('after')]}*"
+        if match["after"]
+        else f"*{re.sub(r'[0-9]+$', '*', name[match.end('before') :])}.*"
+    )
 
 
 def _labels(dataset: Dataset) -> Iterator[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hoarfrost.features.datasets import Dataset, TableOptions, check_classes, hints, read_table
 from hoarfrost.features.datasets.conflicts import conflict_text, conflicts
+from hoarfrost.features.datasets.hints import masks_among
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
@@ -82,6 +83,7 @@ class _Seen:
     kind: tuple[str, str, int] = ("", "", 0)
     size: tuple[int, int] = (0, 0)
     error: Reason | None = None
+    has_two_values: bool = False
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -153,8 +155,19 @@ def _hints(dataset: Dataset, seen: list[_Seen]) -> tuple[str, ...]:
     for label, image in zip(dataset.labels, seen, strict=True):
         if not image.error:
             shapes[label].append(image.size[0] / image.size[1])
-    texts = (*hints(dataset), conflict_text(dataset, found), _stretched(shapes))
+    texts = (*hints(dataset), _two_valued(dataset, seen), conflict_text(dataset, found), _stretched(shapes))
     return tuple(text for text in texts if text)
+
+
+def _two_valued(dataset: Dataset, seen: list[_Seen]) -> str:
+    """Return a hint if some of the images, but not all, have two values only, and their names do not say it."""
+    rows = [row for row, image in enumerate(seen) if image.has_two_values]
+    if not rows or len(rows) == len(seen) or masks_among(dataset):
+        return ""
+    return (
+        f"{len(rows):,} of {len(seen):,} images have two values only, like masks (first: {dataset.paths[rows[0]]}). If they "
+        "are masks, leave them out with --exclude."
+    )
 
 
 def _stretched(shapes: Mapping[str, list[float]]) -> str:
@@ -194,7 +207,7 @@ def _decode(read: Callable[[], Content], decoding: Decoding) -> _Seen:
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
         encoded, frame = unpack(content)
         look = inspect_isolated(encoded, frame, decoding.max_pixels, decoding.window, decoding.room, size=decoding.size)
-        return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
+        return _Seen(key, look.kind, look.size, None, look.has_two_values, Counter(look.notes))
     except (ImageDecodeError, MemoryError) as error:
         return _Seen(error=reason_of(error))
 

@@ -42,6 +42,23 @@ def test_masks_beside_images_are_said_with_the_option_that_leaves_them_out(tmp_p
     assert not hints(left)
 
 
+def test_masks_in_a_folder_of_their_own_are_said(tmp_path: Path) -> None:
+    data = folder(tmp_path, [f"{c}/{kind}/{i}.png" for c in "ab" for kind in ("images", "masks") for i in range(4)])
+    first, *_ = hints(read_dataset(data))
+    assert first.startswith("8 of 16 files look like masks of the others (first: a/masks/0.png)")
+    assert "--exclude '*/masks/*'" in first
+    assert len(read_dataset(data, options=TableOptions(exclude=("*/masks/*",)))) == 8
+
+
+def test_images_of_two_values_are_said_by_inspect(tmp_path: Path) -> None:
+    data = folder(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    for i in range(5):
+        bits = np.random.default_rng(i).integers(0, 2, (8, 8), dtype=np.uint8) * 255
+        (data / "b" / f"other {i}.png").write_bytes(encode(Image.fromarray(bits)))
+    (hint,) = survey(data).hints
+    assert hint.startswith("5 of 13 images have two values only, like masks (first: b/other 0.png)")
+
+
 def test_names_that_only_resemble_masks_have_no_hint(tmp_path: Path) -> None:
     data = folder(tmp_path, [f"{c}/{name}{i}.png" for c in "ab" for name in ("x", "unmasked", "seg") for i in range(4)])
     assert not hints(read_dataset(data))

@@ -220,7 +220,8 @@ def test_summary_counts_what_the_csv_holds(trained: Trained, hoarfrost: Hoarfros
 
 @pytest.mark.parametrize(
     ("names", "wanted"),
-    [(("a", "b", "c"), "a|c"), (("Effusion", "Mass", "Effusion|Mass"), "Effusion;Effusion|Mass"), (("a|b", "c", "d;e"), "a|b,d;e")],
+    [(("a", "b", "c"), "a|c"), (("Effusion", "Mass", "Effusion|Mass"), "Effusion;Effusion|Mass"),
+     (("a|b", "c", "d;e"), "a|b,d;e")],
 )  # fmt: skip
 def test_classes_in_one_cell_can_be_read_back(names: tuple[str, ...], wanted: str) -> None:
     assert Predictor.joined(SimpleNamespace(names=names), [True, False, True]) == wanted  # type: ignore[arg-type]
