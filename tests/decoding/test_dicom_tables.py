@@ -5,9 +5,10 @@ import random
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
@@ -24,7 +25,7 @@ from pydicom.uid import (
 from hoarfrost.features.decoding.images import decode_pixels
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.dicom_mutated import changed, coloured, compare, files, in_syntax, labelled, table
-from tests.support.dicom_oracle import reach, shares_of_white
+from tests.support.dicom_oracle import reach, shares_of_white, without_unused_bits
 from tests.support.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
 
 # pydicom warns of what tests write on purpose.
@@ -213,6 +214,26 @@ EXPLAINED = {
 def test_each_of_pydicoms_files_is_shown_as_by_pydicoms_reader_and_arithmetic_or_refused(path: Any) -> None:
     result = compare(path.read_bytes())
     assert result in {"equal", "refused"} or EXPLAINED.get(path.name, "-") in result
+
+
+# Valid files of pydicom's that GDCM reads too: JPEG, JPEG-LS and JPEG 2000.
+BY_GDCM = (
+    "693_J2KI.dcm", "GDCMJ2K_TextGBR.dcm", "J2K_pixelrep_mismatch.dcm", "JPEG2000.dcm", "JPEGLSNearLossless_08.dcm",
+    "JPEGLSNearLossless_16.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
+    "SC_jpeg_no_color_transform.dcm", "SC_jpeg_no_color_transform_2.dcm", "SC_rgb_dcmtk_+eb+cr.dcm",
+    "SC_rgb_dcmtk_+eb+cy+n1.dcm", "SC_rgb_dcmtk_+eb+cy+s2.dcm", "SC_rgb_dcmtk_+eb+cy+s4.dcm", "SC_rgb_gdcm_KY.dcm",
+    "SC_rgb_jls_lossy_line.dcm", "SC_rgb_jpeg.dcm", "SC_rgb_jpeg_app14_dcmd.dcm", "SC_rgb_jpeg_gdcm.dcm",
+    "SC_rgb_jpeg_lossy_gdcm.dcm", "SC_rgb_small_odd_jpeg.dcm", "examples_jpeg2k.dcm", "examples_ybr_color.dcm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_GDCM)
+def test_compressed_pixels_are_those_that_gdcm_decodes(name: str) -> None:
+    data = pydicom.dcmread(PYDICOM_FILES / name)
+    values = pixel_array(data, index=0, decoding_plugin="gdcm")
+    values = without_unused_bits(values, data.BitsStored) if values.ndim == 2 else values
+    found = decode_pixels((PYDICOM_FILES / name).read_bytes()) / 255
+    assert np.abs(found - shares_of_white(values, data)).max() <= 1 / 255
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
