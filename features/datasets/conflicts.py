@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,18 @@ _SHOWN = 3
 logger = logging.getLogger(__name__)
 
 
-def conflicts(labels: Sequence[str], keys: Sequence[bytes]) -> list[tuple[int, ...]]:
+def conflicts(labels: Sequence[Hashable], keys: Sequence[Hashable]) -> list[tuple[int, ...]]:
     """Return the groups of rows, ascending, whose images have the same bytes and not the same label.
 
     Parameters
     ----------
-    labels : sequence of str
-    keys : sequence of bytes
-        The images' keys, empty where an image could not be read.
+    labels : sequence
+    keys : sequence
+        The images' keys, or what else is equal for the same bytes; b"" where an image could not be read.
     """
-    groups: defaultdict[bytes, list[int]] = defaultdict(list)
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
-        if key:
+        if key != b"":
             groups[key].append(row)
     return [tuple(rows) for rows in groups.values() if len(rows) > 1 and len({labels[row] for row in rows}) > 1]
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hoarfrost.features.datasets.header import SEPARATORS
 from hoarfrost.features.datasets.options import PARENT, part_of
@@ -128,29 +128,33 @@ def _inverted(dataset: Dataset) -> str:
 
 
 def _patients(dataset: Dataset) -> Iterator[str]:
-    if dataset.patients is not None:
-        return
-    rule = suggested_patients(dataset)
-    if rule is not None:
-        option = rule if rule == PARENT else f"'{rule}'"
-        n = len({part_of(path, rule, "--patient-from") for path in dataset.paths[:SOME]})
-        yield (
-            f"no patients are known, but the paths suggest {n:,} patients of {len(dataset):,} images. Images of one patient "
-            f"in two splits make the test scores too high. To take them, pass --patient-from {option}."
-        )
+    if dataset.patients is None and (hint := patients_hint(dataset.paths[:SOME], dataset.classes)):
+        yield hint
 
 
-def suggested_patients(dataset: Dataset) -> str | None:
+def patients_hint(paths: Sequence[str], classes: Sequence[str]) -> str:
+    """Return what is said where no patients are known, but paths suggest some; empty if they do not."""
+    rule = suggested_patients(paths, classes)
+    if rule is None:
+        return ""
+    option = rule if rule == PARENT else f"'{rule}'"
+    n = len({part_of(path, rule, "--patient-from") for path in paths})
+    return (
+        f"no patients are known, but the paths suggest {n:,} patients of {len(paths):,} images. Images of one patient "
+        f"in two splits make the test scores too high. To take them, pass --patient-from {option}."
+    )
+
+
+def suggested_patients(paths: Sequence[str], classes: Sequence[str]) -> str | None:
     """Return the rule for --patient-from that the paths suggest: a folder below the class, or a prefix; None if neither."""
-    paths = list(dataset.paths[:SOME])
     for rule in (PARENT, _PATIENT):
         try:
             found = [part_of(path, rule, "") for path in paths]
         except DatasetError:
             continue
         sizes = Counter(found)
-        is_class = rule == PARENT and set(sizes) <= set(dataset.classes) | {path.split("/")[0] for path in paths}
+        is_class = rule == PARENT and set(sizes) <= set(classes) | {path.split("/")[0] for path in paths}
         n_shared = sum(n for n in sizes.values() if n > 1)
-        if not is_class and len(sizes) > 2 * len(dataset.classes) and n_shared >= LEAST_SHARE * len(paths):
+        if not is_class and len(sizes) > 2 * len(classes) and n_shared >= LEAST_SHARE * len(paths):
             return rule
     return None
