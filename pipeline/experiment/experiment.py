@@ -21,7 +21,7 @@ from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts
-from hoarfrost.experiment.gate import check_conflicts, check_leakage
+from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
@@ -157,6 +157,7 @@ def run_experiment(
 
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
+        state_mixed_patients(task)
         if replaced is not None and replaced.dataset.name == task.table.name and replaced.seed == training.seed:
             warn_of_moved(directory, replaced, list(compress(task.table.paths, task.readable)), task.splits)
         conflicting = check_conflicts(task, allowed=config.allow_conflicts)

@@ -11,7 +11,7 @@ from hoarfrost.experiment.duplicates import kept_together
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.datasets.conflicts import conflicts
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import leakage_warnings, shared_text
+from hoarfrost.runs import SPLITS, leakage_warnings, shared_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,3 +77,22 @@ def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
         )
     logger.warning("Conflicting labels, allowed by --allow-conflicts: %s", conflicting.text)
     return conflicting
+
+
+def state_mixed_patients(task: Task) -> None:
+    """State how the images are divided where patients have images of several classes and the splits are drawn here."""
+    if task.patients is None or task.is_multilabel or task.table.splits is not None:
+        return
+    pairs = np.unique(np.stack([task.patients, task.y]), axis=1)  # (2, pairs of patient and class)
+    n_mixed = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+    if n_mixed:
+        parts = {name: np.bincount(task.y[task.splits == name], minlength=len(task.names)) for name in SPLITS}
+        sizes = (
+            f"{name} " + ", ".join(f"{n:,} {label}" for n, label in zip(counts, task.names, strict=True))
+            for name, counts in parts.items()
+            if counts.any()
+        )
+        text = (
+            "%s of %s patients have images of several classes. They are not divided, so the classes' shares differ: %s"
+        )
+        logger.info(text, f"{n_mixed:,}", f"{len(np.unique(pairs[0])):,}", "; ".join(sizes))

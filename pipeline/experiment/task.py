@@ -23,7 +23,7 @@ from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.committee import Committee
-from hoarfrost.runs import SPLITS, Predictions, class_numbers
+from hoarfrost.runs import Predictions, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 from hoarfrost.training.rows import gathered
 
@@ -252,27 +252,7 @@ def read_task(
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
-    _state_mixed_patients(task)
     return task
-
-
-def _state_mixed_patients(task: Task) -> None:
-    """State how the images are divided where patients have images of several classes and the splits are drawn here."""
-    if task.patients is None or task.is_multilabel or task.table.splits is not None:
-        return
-    pairs = np.unique(np.stack([task.patients, task.y]), axis=1)  # (2, pairs of patient and class)
-    n_mixed = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
-    if n_mixed:
-        parts = {name: np.bincount(task.y[task.splits == name], minlength=len(task.names)) for name in SPLITS}
-        sizes = (
-            f"{name} " + ", ".join(f"{n:,} {label}" for n, label in zip(counts, task.names, strict=True))
-            for name, counts in parts.items()
-            if counts.any()
-        )
-        text = (
-            "%s of %s patients have images of several classes. They are not divided, so the classes' shares differ: %s"
-        )
-        logger.info(text, f"{n_mixed:,}", f"{len(np.unique(pairs[0])):,}", "; ".join(sizes))
 
 
 def _check_per_patient(task: Task) -> None:
