@@ -125,10 +125,11 @@ docs: $(READY)  ## build the documentation into artifacts/docs
 	@rm -rf artifacts/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
-fuzz: $(READY)  ## read damaged image files for ten minutes (FUZZ_SECONDS): none may crash the decoder
+fuzz: $(READY)  ## compare 5,000 changed DICOM headers, then read damaged images for ten minutes (FUZZ_SECONDS)
 	@$(PY) -c 'import atheris' 2>/dev/null || { \
 		if [ -z "$(PYTHON)" ]; then $(PIP) --editable '.[fuzz]'; \
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
+	$(PY) -m tests.support.dicom_mutated 5000
 	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
 
 bench: $(READY)  ## run the benchmarks; write docs/performance.md and artifacts/bench.json

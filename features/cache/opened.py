@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from hoarfrost.features.fingerprint import Fingerprint
 ALLOWED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; data that declares more is not there
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises on damaged files
+# Of HDF5's superblock: bytes of its version and flags, and the flag of a file that a writer has not closed.
+_VERSION_AT, _FLAGS_AT, _VERSION_WITH_FLAGS, _OPEN_FOR_WRITING = 8, 11, 3, 1
 
 Member = TypeVar("Member", bound=h5py.Group)
 
@@ -69,12 +72,22 @@ class OpenedFile:
     def _not_opened(self, error: Exception) -> CacheError:
         try:
             with self.path.open("rb") as file:
-                start = file.read(8)
+                start = file.read(_FLAGS_AT + 1)
         except OSError as unreadable:
             return CacheError(f"{self.path}: the cache cannot be read: {unreadable.strerror}.")
-        if start != b"\x89HDF\r\n\x1a\n":
+        if not start.startswith(b"\x89HDF\r\n\x1a\n"):
             return DamagedCacheError(
                 f"{self.path} is not a hoarfrost cache (not an HDF5 file). Check the path passed with --cache."
+            )
+        if (
+            len(start) > _FLAGS_AT
+            and start[_VERSION_AT] >= _VERSION_WITH_FLAGS
+            and start[_FLAGS_AT] & _OPEN_FOR_WRITING
+        ):
+            return CacheError(
+                f"{self.path}: marked as open for writing by another program, such as a notebook, or one that was killed. "
+                "That is not damage, so keep the file. Close the program. If none has it open, remove the mark: "
+                f"h5clear -s {shlex.quote(str(self.path))} (of the HDF5 tools). Then run hoarfrost cache verify."
             )
         if self.path == self.cache:
             return DamagedCacheError(

@@ -3,24 +3,31 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
+
+import numpy as np
 
 from hoarfrost.features.columns.labels import is_label_column
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.folders import list_images, read_folder
 from hoarfrost.features.datasets.frames import with_frames
-from hoarfrost.features.datasets.manifest import read_manifest
+from hoarfrost.features.datasets.hints import hints
+from hoarfrost.features.datasets.manifest import DEFAULTS, read_manifest
 from hoarfrost.features.datasets.npz import NpzImages, read_npz
+from hoarfrost.features.datasets.options import TableOptions, part_of
+from hoarfrost.features.datasets.placeholders import without_placeholders
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms
-from hoarfrost.features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images
+from hoarfrost.features.datasets.spellings import check_spellings, with_labels_named
+from hoarfrost.features.datasets.table import Dataset, FileImages, ImageSource, Stamps, file_images, to_nfc
 from hoarfrost.features.decoding.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.features.files import FileStamp, checked_url, is_url, join, list_url, suffix_of
 
 __all__ = [
-    "MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "Stamps", "check_classes", "open_images", "read_dataset",
-    "read_table", "read_unlabelled",
+    "MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "Stamps", "TableOptions", "check_classes", "hints",
+    "open_images", "read_dataset", "read_table", "read_unlabelled",
 ]  # fmt: skip
 
 MANIFEST_NAME = "labels.csv"
@@ -29,7 +36,13 @@ CSV_SUFFIXES = frozenset({".csv", ".tsv"})
 FILE_SUFFIXES = CSV_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES | {".npz"}
 
 
-def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+def read_dataset(
+    data: Path | str,
+    *,
+    name: str | None = None,
+    pseudonyms: Pseudonyms | None = None,
+    options: TableOptions = DEFAULTS,
+) -> Dataset:
     """Read the table of images at a path; no image is decoded.
 
     Parameters
@@ -42,25 +55,58 @@ def read_dataset(data: Path | str, *, name: str | None = None, pseudonyms: Pseud
         The dataset's name in the cache; by default that of the folder or file.
     pseudonyms : Pseudonyms, optional
         Pseudonyms of the patients in DICOM files; by default with another salt in each call.
+    options : TableOptions, optional
+        Other columns, files to leave out, where patients and labels come from.
 
     Raises
     ------
     DatasetError
-        If nothing can be read, or the table contradicts itself or has no classes to learn.
+        If nothing can be read, or the table contradicts itself, has no classes to learn, or one class in two spellings.
     """
-    dataset = read_table(data, name=name, pseudonyms=pseudonyms)
+    dataset = read_table(data, name=name, pseudonyms=pseudonyms, options=options)
     check_classes(dataset)
     return dataset
 
 
-def read_table(data: Path | str, *, name: str | None = None, pseudonyms: Pseudonyms | None = None) -> Dataset:
+def read_table(
+    data: Path | str,
+    *,
+    name: str | None = None,
+    pseudonyms: Pseudonyms | None = None,
+    options: TableOptions = DEFAULTS,
+) -> Dataset:
     """Read a dataset as `read_dataset` does, but without a check of its classes."""
     place = _checked_place(data)
     name = _default_name(place) if name is None else name
     if not _is_name(name):
         problem = "cannot be a dataset's name (empty, '/', '.' or control characters)"
         raise DatasetError(f"{name!r} {problem}. Pass --name NAME.")
-    return with_frames(_read(place, name, labelled=True), pseudonyms or Pseudonyms())
+    dataset = _selected(_read(place, name, options, labelled=True), options)
+    dataset = _with_rules(without_placeholders(dataset), options)
+    return with_frames(with_labels_named(dataset, options), pseudonyms or Pseudonyms())
+
+
+def _selected(dataset: Dataset, options: TableOptions) -> Dataset:
+    """Return the dataset without the files that are not included, or excluded."""
+    if not options.include and not options.exclude:
+        return dataset
+    kept = np.array([row for row, path in enumerate(dataset.paths) if options.selects(path)], np.int64)
+    if not len(kept):
+        raise DatasetError(f"{dataset.source}: --include and --exclude leave none of {len(dataset):,} images.")
+    return dataset.take(kept)
+
+
+def _with_rules(dataset: Dataset, options: TableOptions) -> Dataset:
+    """Return the dataset with patients and labels from its paths, as the options say."""
+    if options.label_from is not None:
+        rule = options.label_from
+        dataset = replace(
+            dataset, labels=dataset.paths.mapped(lambda path: to_nfc(part_of(path, rule, "--label-from")))
+        )
+    if options.patient_from is not None:
+        rule = options.patient_from
+        dataset = replace(dataset, patients=dataset.paths.mapped(lambda path: part_of(path, rule, "--patient-from")))
+    return dataset
 
 
 def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> Dataset:
@@ -81,7 +127,7 @@ def read_unlabelled(data: Path | str, pseudonyms: Pseudonyms | None = None) -> D
     """
     place = _checked_place(data)
     name = _default_name(place)
-    dataset = _read(place, name if _is_name(name) else UNNAMED, labelled=False)
+    dataset = _read(place, name if _is_name(name) else UNNAMED, DEFAULTS, labelled=False)
     if not len(dataset):
         raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
     return with_frames(dataset, pseudonyms or Pseudonyms())
@@ -95,18 +141,18 @@ def _checked_place(data: Path | str) -> str:
     return str(data)
 
 
-def _read(place: str, name: str, *, labelled: bool) -> Dataset:
+def _read(place: str, name: str, options: TableOptions, *, labelled: bool) -> Dataset:
     suffix = suffix_of(place)
     if _is_folder(place):
         if _contains_manifest(place):
-            return read_manifest(join(place, MANIFEST_NAME), name, place, labelled=labelled)
+            return read_manifest(join(place, MANIFEST_NAME), name, place, options, labelled=labelled)
         return read_folder(place, name) if labelled else list_images(place, name)
     if suffix == ".npz" and is_url(place):
         raise DatasetError(f"{place}: an npz file cannot be read from a URL. Copy it to a disk, and pass its path.")
     if suffix == ".npz":
         return read_npz(Path(place), name, labelled=labelled)
     if suffix in CSV_SUFFIXES:
-        return read_manifest(place, name, place, labelled=labelled)
+        return read_manifest(place, name, place, options, labelled=labelled)
     if labelled:
         raise DatasetError(
             f"{place}: not a folder, a CSV or an npz file. Pass the folder that contains the images, or a CSV with the "
@@ -174,6 +220,7 @@ def check_classes(dataset: Dataset) -> None:
         raise DatasetError(
             f"{dataset.source}: no label has both 0 and 1, so there is nothing to learn. Check the labels."
         )
+    check_spellings(dataset)
     if len(dataset.classes) < 2:
         raise DatasetError(
             f"{dataset.source}: all {len(dataset)} images have one class ({dataset.classes[0]!r}); a classifier needs "

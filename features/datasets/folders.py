@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.frames import dicom_header
-from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, FileImages, to_nfc
+from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, FileImages, split_of, to_nfc
 from hoarfrost.features.decoding.formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, is_dicom, may_be_bare_dicom
 from hoarfrost.features.errors import DatasetError, ImageDecodeError
 from hoarfrost.features.files import FileStamp, RemoteEntry, is_url, join, list_url, opened_file, real_place, suffix_of
@@ -27,7 +27,7 @@ Labelled = tuple[str, Texts]
 def read_folder(root: str, name: str) -> Dataset:
     """Read the table of an image folder, on disk or at a URL; the folders' names are the labels."""
     folders = [entry.name for entry in _listing(root) if _is_folder(entry)]
-    known = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    known = {folder: split_of(folder) for folder in folders if split_of(folder)}
     if "train" in known.values() and len(set(known.values())) > 1:
         return _read_split_folders(root, name, folders, known)
     if known and len(known) == len(folders):
@@ -59,7 +59,7 @@ def _read_split_folders(root: str, name: str, folders: list[str], known: dict[st
         raise DatasetError(f"{root}: two folders are the same split ({', '.join(sorted(known))}). Merge them.")
     listed: Stamps = {}
     found, splits = [], []
-    for folder in sorted(known, key=lambda folder: list(SPLIT_NAMES).index(folder.lower())):
+    for folder in sorted(known, key=lambda folder: list(SPLIT_NAMES).index(split_of(folder))):
         in_split = _read_class_folders(join(root, folder), f"{folder}/", listed)
         found += in_split
         splits.append(Texts.repeated(known[folder], sum(len(paths) for _, paths in in_split)))

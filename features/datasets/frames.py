@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.placeholders import placeholders, warn_of
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms
 from hoarfrost.features.datasets.table import ONLY_FRAME, Dataset, FileImages, Place, Places
 from hoarfrost.features.decoding.formats import (
@@ -148,7 +150,16 @@ def _with_headers(
     patients = dataset.patients
     if patients is None:
         # A file without a patient in its header is a patient of its own, as in a dataset without patients.
-        known = {file: header.patient for file, header in headers.items() if header.patient}
+        ids = Counter(header.patient_id for header in headers.values() if header.patient_id)
+        studies = {header.study or file for file, header in headers.items()}
+        unused = placeholders(ids, len(studies)) if sum(ids.values()) == len(headers) else placeholders(ids, 1)
+        if unused:
+            n_files = sum(ids[patient] for patient in unused)
+            warn_of(unused, n_files, len(headers), "the images of one study count as one patient")
+        patient_of = {
+            file: header.study if header.patient_id in unused else header.patient for file, header in headers.items()
+        }
+        known = {file: patient for file, patient in patient_of.items() if patient}
         patients = Texts.of(pseudonyms.of(known[file]) if file in known else file for file in files)
     return replace(dataset, patients=patients, attributes=attributes)
 

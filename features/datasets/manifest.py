@@ -17,7 +17,10 @@ import numpy as np
 from hoarfrost.features.columns.labels import is_label_column
 from hoarfrost.features.columns.lookup import Ints
 from hoarfrost.features.columns.texts import TextIndex, Texts, TextsBuilder
-from hoarfrost.features.datasets.table import SPLIT_NAMES, Dataset, file_images, to_nfc
+from hoarfrost.features.datasets.finding import found_below
+from hoarfrost.features.datasets.header import advice, renamed, separated
+from hoarfrost.features.datasets.options import TableOptions
+from hoarfrost.features.datasets.table import Dataset, file_images, split_of, to_nfc
 from hoarfrost.features.decoding.formats import FRAME_MARK
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, reason_of
 from hoarfrost.features.files import checked_url, is_url, opened_file
@@ -33,18 +36,30 @@ NOT_ASCII = bytes(range(128, 256))
 BLOCK_ROWS = 1 << 10  # as Python objects before they are packed: few enough for the processor's cache
 MAX_CELL_CHARACTERS = 8192  # more than any path or label needs; the cache stores columns as wide as their longest cell
 
+DEFAULTS = TableOptions()
+_STATED_DELIMITER = re.compile("sep=(.)", re.IGNORECASE)  # the first line of some of Excel's files
+_DECIMAL = re.compile(r"[+-]?\d+(,\d+)?")
+_TEXTS = frozenset({"path", "label", "split", "patient"})
+
 logger = logging.getLogger(__name__)
 
 
-def read_manifest(path: str, name: str, source: str, *, labelled: bool = True) -> Dataset:
+def read_manifest(
+    path: str, name: str, source: str, options: TableOptions = DEFAULTS, *, labelled: bool = True
+) -> Dataset:
     """Read the table of a CSV file, on disk or at a URL, with labels and splits if `labelled`.
 
     `source` is the path as the user wrote it.
     """
     columns, lines = _read_csv(path)
+    columns = renamed(path, columns, options)
+    if options.label_separator is not None and labelled:
+        columns = separated(path, columns, options.label_separator)
     _check_columns(path, columns, labelled=labelled)
     root = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+    root = root if options.image_root is None else str(options.image_root)
     paths = _manifest_paths(path, root, columns.pop("path"), lines)
+    paths = found_below(path, root, paths, is_root_given=options.image_root is not None)
     labels = Texts.repeated("", len(paths))
     if not labelled:
         # Patients may be empty here, because nothing is split by patient.
@@ -64,6 +79,7 @@ def _check_columns(path: str, columns: dict[str, Texts], *, labelled: bool) -> N
             raise DatasetError(
                 f"{path}: the column {required!r} is missing; the header has {', '.join(columns) or 'no columns'}. "
                 + (_REQUIRED if labelled else "Required: path. Optional: patient.")
+                + advice(path, columns, required)
             )
 
 
@@ -73,8 +89,11 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
     try:
         # "-sig": Excel writes a byte order mark
         with opened_file(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file.readline())
-            file.seek(0)
+            first = file.readline()
+            stated = _STATED_DELIMITER.fullmatch(first.strip('"\r\n '))
+            delimiter = stated[1] if stated else _delimiter(first)
+            if not stated:
+                file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(reader, [])]
             builders = [TextsBuilder() for _ in header]
@@ -84,7 +103,7 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
                 cells, at = _cells(path, rows, at, len(header), delimiter)
                 for builder, column in zip(builders, cells, strict=True):
                     builder.add(column)
-                lines.append(at)
+                lines.append(at + (1 if stated else 0))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason}). Save it as 'CSV UTF-8'.") from error
     except csv.Error as error:
@@ -92,7 +111,18 @@ def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
     except (OSError, ImageDecodeError) as error:  # the latter at a URL
         raise DatasetError(f"{path}: cannot be read: {reason_of(error).text}.") from error
     all_lines = np.concatenate(lines)
-    return _columns(path, header, [builder.built() for builder in builders], all_lines), all_lines
+    columns = _columns(path, header, [builder.built() for builder in builders], all_lines)
+    if delimiter != ",":
+        columns = {name: cells if name in _TEXTS else _with_points(cells) for name, cells in columns.items()}
+    return columns, all_lines
+
+
+def _with_points(cells: Texts) -> Texts:
+    """Return a column of numbers with decimal commas with points; any other as it is."""
+    written = [cell for cell in cells.values() if cell]
+    if not any("," in cell for cell in written) or not all(map(_DECIMAL.fullmatch, written)):
+        return cells
+    return cells.mapped(lambda cell: cell.replace(",", "."))
 
 
 def _row_blocks(reader: "_csv.Reader") -> Iterator[tuple[list[list[str]], Ints]]:
@@ -257,7 +287,7 @@ def _composed(cells: Texts) -> Texts:
 
 
 def _manifest_splits(manifest: str, cells: Texts, lines: Ints) -> Texts:
-    splits = cells.mapped(lambda cell: SPLIT_NAMES.get(cell.lower(), ""))
+    splits = cells.mapped(split_of)
     for row in splits.rows_of_length(0, 0):
         raise DatasetError(
             f"{manifest} line {lines[row]}: {cells[row]!r} is not a split. Use train, val or test, or "

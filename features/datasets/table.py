@@ -6,7 +6,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -26,10 +26,16 @@ STAMP_THREADS, STAMPS_PER_TASK = 16, 1024
 REMOTE_STAMP_THREADS = 32
 
 SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "train_set": "train", "training_set": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "val_set": "val", "valid_set": "val", "validation_set": "val",
+    "valset": "val", "dev": "val",
+    "test": "test", "testing": "test", "test_set": "test", "testing_set": "test", "testset": "test",
 }  # fmt: skip
+
+
+def split_of(name: str) -> str:
+    """Return the split that a folder or a cell names; empty if it does not name one."""
+    return SPLIT_NAMES.get(re.sub("[- ]+", "_", name.lower()), "")
 
 
 class Stamps(NamedTuple):
@@ -91,6 +97,18 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Dataset":
+        """Return a dataset of some rows (ascending)."""
+        return replace(
+            self,
+            paths=self.paths.take(rows),
+            labels=self.labels.take(rows),
+            splits=self.splits.take(rows) if self.splits is not None else None,
+            patients=self.patients.take(rows) if self.patients is not None else None,
+            images=self.images.subset(rows.tolist()),
+            attributes={name: texts.take(rows) for name, texts in self.attributes.items()},
+        )
 
 
 class Place(NamedTuple):

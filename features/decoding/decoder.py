@@ -3,7 +3,7 @@
 A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, and n_bytes: null for
 the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes and either an error with its kind,
 or what was wanted: for "header" the kind, the size, and the width and height to be decoded; "check" decodes as well, and
-adds notes; "pixels" adds the shape of the pixels, and only it sends them.
+adds notes and whether there are two values only; "pixels" adds the shape of the pixels, and only it sends them.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
@@ -43,8 +44,13 @@ def _answer(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memo
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
         pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
     if pixels is None or asked["want"] == "check":
-        return answer, memoryview(b"")
+        return {**answer, "has_two_values": pixels is not None and _has_two_values(pixels)}, memoryview(b"")
     return {**answer, "shape": pixels.shape}, pixels.data.cast("B")
+
+
+def _has_two_values(pixels: npt.NDArray[np.uint8]) -> bool:
+    low, high = pixels.min(), pixels.max()
+    return bool(low < high and ((pixels == low) | (pixels == high)).all())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
+from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -37,6 +38,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000"
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 # Keys of `notes` in --json: scripts rely on these words.
 FIRST_FRAME = "animated: the first frame is taken"
+SHOWN_THROUGH = "transparent everywhere: the colours are taken as they are"
 FIRST_IMAGE = "several images in a file with another format's name: the first is taken"
 
 # Pillow's modes of more than 8 bits a channel; convert("RGB") would clip them to white without a warning.
@@ -237,6 +239,7 @@ def _opened_dicom(content: bytes, frame: int, decoding: Decoding) -> Iterator[Op
 def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterator[OpenedImage]:
     # Limits what some formats allocate before their size is known: a GIF's background, a TIFF's tile. For all threads.
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
+    content = without_texts(content)
     try:
         image = Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
@@ -264,7 +267,7 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # MPO: a phone's JPEG, with a smaller one after it
             image.draft(image.mode, (jpeg_short_side(decoding.size),) * 2)
-        yield _PillowImage(image, size)
+        yield _PillowImage(image, size, decoding.on_note)
 
 
 def _seek(image: Image.Image, frame: int) -> None:
@@ -277,15 +280,36 @@ def _seek(image: Image.Image, frame: int) -> None:
 
 
 class _PillowImage:
-    def __init__(self, image: Image.Image, size: tuple[int, int]) -> None:
+    def __init__(self, image: Image.Image, size: tuple[int, int], on_note: Callable[[str], None]) -> None:
         self.width, self.height = image.size
         self.size = size
         is_keyed = "transparency" in image.info and image.mode not in DEEP_MODES
-        self.kind = (image.format or "", image.mode + ("+alpha" if is_keyed else ""), _bits(image))
-        self._image = image
+        mode = GREY_16_WITH_ALPHA if _is_deep_grey_with_alpha(image) else image.mode
+        self.kind = (image.format or "", mode + ("+alpha" if is_keyed else ""), _bits(image))
+        self._image, self._on_note = image, on_note
 
     def pixels(self) -> "Pixels":
-        return _pixels(self._image)
+        if self.kind[1] == GREY_16_WITH_ALPHA:
+            return _deep_grey_with_alpha(self._image, self._on_note)
+        image = self._image
+        if image.has_transparency_data and not _alpha(image).getbbox():
+            self._on_note(SHOWN_THROUGH)  # some programs write an alpha of 0 for "not used"
+            image = _opaque(image)
+        return _pixels(image)
+
+
+def _is_deep_grey_with_alpha(image: Image.Image) -> bool:
+    return image.format == "PNG" and any(GREY_16_WITH_ALPHA in tile for tile in getattr(image, "tile", []))
+
+
+def _deep_grey_with_alpha(image: Image.Image, on_note: Callable[[str], None]) -> "Pixels":
+    """Decode a PNG of 16-bit grey and alpha, as four channels of 8 bits: Pillow itself drops the lower halves."""
+    image.tile = [tile._replace(args="RGBA") for tile in image.tile]  # type: ignore[attr-defined]
+    image.load()
+    values, alpha = np.ascontiguousarray(np.asarray(_upright(image))).view(">u2").transpose(2, 0, 1)
+    if not alpha.any():
+        on_note(SHOWN_THROUGH)
+    return over_black(values, alpha)
 
 
 def _bits(image: Image.Image) -> int:
@@ -402,6 +426,17 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
     flat = Image.new(mode, image.size)
     flat.paste(with_alpha.convert(mode), mask=with_alpha.getchannel("A"))
     return flat
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    opaque = image.convert("LA" if image.mode in {"LA", "La"} else "RGBA")
+    opaque.putalpha(255)
+    opaque.format = image.format
+    return opaque
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
 
 
 def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":

@@ -31,11 +31,12 @@ class DecoderCrashError(ImageDecodeError):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What decoding a file showed: see `images.OpenedImage`; `notes` name what was skipped."""
+    """What decoding a file showed: see `images.OpenedImage`; `notes` name what was skipped; masks have two values."""
 
     kind: tuple[str, str, int]
     size: tuple[int, int]
     notes: tuple[str, ...]
+    has_two_values: bool = False
 
 
 class _Process:
@@ -166,7 +167,7 @@ def inspect_isolated(
             found, _ = process.ask(content, {**request, "want": "check"}, MOST_SECONDS)
     image_format, mode, bits = found["kind"]
     width, height = found["size"]
-    return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]))
+    return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]), found["has_two_values"])
 
 
 def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, existing_header
-from hoarfrost.features.datasets import Dataset, read_dataset, read_unlabelled
+from hoarfrost.features.datasets import Dataset, hints, read_dataset, read_unlabelled
+from hoarfrost.features.datasets.conflicts import warn_of_conflicts
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
 from hoarfrost.features.extraction.engines import LocalOptions
@@ -31,6 +32,7 @@ from hoarfrost.features.extraction.plan import (
 from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
 
 SHOWN_MISSING = 3
+COMPARED = 256  # embeddings, with each other
 NO_SUCH_FILE = reason_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
 ROWS_AT_ONCE = 1 << 20  # looked up together: bounds the memory beside the tables
 
@@ -68,7 +70,10 @@ def extract(
     options = options or ExtractOptions()
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(options))
-        dataset = read_dataset(data, name=name, pseudonyms=Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+        pseudonyms = Pseudonyms(salt_path(cache), keep_ids=options.keep_ids)
+        dataset = read_dataset(data, name=name, pseudonyms=pseudonyms, options=options.table)
+        for hint in hints(dataset):
+            logger.warning("%s", hint)
         existing = existing_header(cache)
         if existing is None:
             engine.start_early()
@@ -86,8 +91,24 @@ def extract(
             raise HoarfrostError(
                 f"{data}: none of the {len(dataset)} images could be read. The first: {path}: {reason.text}."
             )
+        warn_of_conflicts(dataset, table.keys, table.readable)
         writer.finish(table.for_dataset(dataset), table.keys)
+    _warn_if_constant(cache, dataset.name)
     return _summary(job, counts, cache, time.monotonic() - started)
+
+
+def _warn_if_constant(cache: Path, name: str) -> None:
+    """Warn if a sample of the dataset's embeddings is one and the same: nothing can be learnt from such images."""
+    with EmbeddingCache(cache) as opened:
+        rows = np.unique(opened.dataset(name).rows)
+        rows = rows[rows >= 0]
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), COMPARED)).astype(int)]
+        embeddings = opened.embeddings(some)
+    if len(rows) == 1 or (embeddings == embeddings[0]).all():
+        logger.warning(
+            "All images have the same embedding, so nothing can be learnt from them. Perhaps they are all black. Look at "
+            "them with: hoarfrost inspect DATA --contact-sheet seen.png",
+        )  # fmt: skip
 
 
 def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> ExtractSummary:

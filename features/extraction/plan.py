@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
-from hoarfrost.features.datasets import Dataset, FileStamp, Stamps
+from hoarfrost.features.datasets import Dataset, FileStamp, Stamps, TableOptions
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
@@ -59,6 +59,8 @@ class ExtractOptions:
         Keep the patient ids of DICOM files unchanged, in place of a salted hash.
     shard_size : int or None
         The most bytes of one file of the cache; see `CacheWriter`.
+    table : TableOptions
+        How the dataset's table is read.
     engine : EngineOptions
         Which engine embeds, with its own options; see `hoarfrost.features.extraction.engines`.
     """
@@ -76,6 +78,7 @@ class ExtractOptions:
     max_bad: float = MAX_BAD
     keep_ids: bool = False
     shard_size: int | None = None
+    table: TableOptions = field(default_factory=TableOptions)
     engine: EngineOptions = field(default_factory=LocalOptions)
 
 

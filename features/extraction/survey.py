@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.datasets import Dataset, check_classes, read_table
+from hoarfrost.features.datasets import Dataset, TableOptions, check_classes, hints, read_table
+from hoarfrost.features.datasets.conflicts import conflict_text, conflicts
+from hoarfrost.features.datasets.hints import masks_among
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
 from hoarfrost.features.decoding.isolated import inspect_isolated
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
+from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
 from hoarfrost.features.decoding.quarantine import load_isolated
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
@@ -26,6 +29,8 @@ from hoarfrost.features.fingerprint import image_key, jpeg_short_side
 
 AT_ONCE = 1024  # images that go to the threads together
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
+# Medians of width / height: of a class with so many images, when far from 1, and when different.
+LEAST_SHAPES, FAR_FROM_SQUARE, DIFFERENT_SHAPES = 3, 1.25, 1.15
 SHOWN_VALUES = 20  # of an attribute; there may be as many as images
 PERCENTILES = "the 0.5% to the 99.5% percentile of its pixels"
 
@@ -47,8 +52,9 @@ class ImageKind:
 class Survey:
     """What is in a dataset; `inspect --json` prints it.
 
-    `duplicates` are images whose bytes another one has; `patients` their number, if known; `refused` is why
-    `extract` would not accept the dataset, and empty if it would.
+    `hints` are what it looks like, and should be known before an extraction. `duplicates` are images whose bytes
+    another one has; `patients` their number, if known; `refused` is why `extract` would not accept the dataset, and
+    empty if it would.
     """
 
     data: str
@@ -64,6 +70,7 @@ class Survey:
     unreadable_by_kind: Mapping[str, int]
     errors: tuple[tuple[str, str], ...]
     notes: Mapping[str, int]
+    hints: tuple[str, ...]
     refused: str
     contact_sheet: str | None
 
@@ -76,6 +83,7 @@ class _Seen:
     kind: tuple[str, str, int] = ("", "", 0)
     size: tuple[int, int] = (0, 0)
     error: Reason | None = None
+    has_two_values: bool = False
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -85,6 +93,7 @@ def survey(
     window: Window | None = None,
     max_pixels: int = MAX_PIXELS,
     contact_sheet: Path | None = None,
+    table: TableOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Survey:
     """Decode every image of a dataset as `extract` would, and count what there is.
@@ -98,6 +107,8 @@ def survey(
         As for an extraction.
     contact_sheet : Path, optional
         Where to write a PNG of up to 64 images as the encoder will see them.
+    table : TableOptions, optional
+        How the table is read.
     on_progress : callable
         Called after every thousand images.
 
@@ -108,7 +119,7 @@ def survey(
     """
     if contact_sheet is not None:
         check_sheet(contact_sheet)
-    dataset = read_table(data)
+    dataset = read_table(data, options=table or TableOptions())
     if not len(dataset):
         raise DatasetError(f"{data}: no images listed. Check that this is the right path.")
     decoding = Decoding(max_pixels, window, PixelBudget())
@@ -131,8 +142,47 @@ def survey(
         unreadable_by_kind=kinds_of(image.error for image in seen if image.error),
         errors=errors,
         notes=dict(sum((image.notes for image in seen), Counter())),
+        hints=_hints(dataset, seen),
         refused=_refusal(dataset),
         contact_sheet=str(contact_sheet) if contact_sheet is not None else None,
+    )
+
+
+def _hints(dataset: Dataset, seen: list[_Seen]) -> tuple[str, ...]:
+    """Return what the table looks like, and what the decoded images add."""
+    found = conflicts(dataset.labels, [image.key for image in seen])
+    shapes: defaultdict[str, list[float]] = defaultdict(list)
+    for label, image in zip(dataset.labels, seen, strict=True):
+        if not image.error:
+            shapes[label].append(image.size[0] / image.size[1])
+    texts = (*hints(dataset), _two_valued(dataset, seen), conflict_text(dataset, found), _stretched(shapes))
+    return tuple(text for text in texts if text)
+
+
+def _two_valued(dataset: Dataset, seen: list[_Seen]) -> str:
+    """Return a hint if some of the images, but not all, have two values only, and their names do not say it."""
+    rows = [row for row, image in enumerate(seen) if image.has_two_values]
+    if not rows or len(rows) == len(seen) or masks_among(dataset):
+        return ""
+    return (
+        f"{len(rows):,} of {len(seen):,} images have two values only, like masks (first: {dataset.paths[rows[0]]}). If they "
+        "are masks, leave them out with --exclude."
+    )
+
+
+def _stretched(shapes: Mapping[str, list[float]]) -> str:
+    """Return a hint if aspect ratios are far from 1 and differ between classes: stretching then shows the class."""
+    medians = {label: float(np.median(ratios)) for label, ratios in shapes.items() if len(ratios) >= LEAST_SHAPES}
+    if len(medians) < 2:
+        return ""
+    widest, narrowest = max(medians, key=medians.__getitem__), min(medians, key=medians.__getitem__)
+    is_far = max(medians[widest], 1 / medians[narrowest]) > FAR_FROM_SQUARE
+    if not is_far or medians[widest] / medians[narrowest] < DIFFERENT_SHAPES:
+        return ""
+    return (
+        f"aspect ratios (width / height) differ between classes: the median is {medians[widest]:.2f} for {widest!r} and "
+        f"{medians[narrowest]:.2f} for {narrowest!r}. Images are stretched to a square, so a head can learn the shape of "
+        "the file in place of what it shows. Crop or pad all images to one aspect ratio first."
     )
 
 
@@ -157,7 +207,7 @@ def _decode(read: Callable[[], Content], decoding: Decoding) -> _Seen:
             return _Seen(key, ("array", "L" if content.ndim == 2 else "RGB", 8), content.shape[1::-1])
         encoded, frame = unpack(content)
         look = inspect_isolated(encoded, frame, decoding.max_pixels, decoding.window, decoding.room, size=decoding.size)
-        return _Seen(key, look.kind, look.size, notes=Counter(look.notes))
+        return _Seen(key, look.kind, look.size, None, look.has_two_values, Counter(look.notes))
     except (ImageDecodeError, MemoryError) as error:
         return _Seen(error=reason_of(error))
 
@@ -184,16 +234,16 @@ def _preprocessing_of(kind: tuple[str, str, int], some_large: bool, decoding: De
     if image_format.startswith("DICOM"):
         steps = _dicom_steps(mode, bits, decoding.window)
     else:
-        if mode in DEEP_MODES:
+        if mode in DEEP_MODES or mode == GREY_16_WITH_ALPHA:
             steps.append(f"scaled to 8 bits from {PERCENTILES}")
         elif bits > 8:
             steps.append(f"the upper 8 of {bits} bits")
-        if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
+        if "alpha" in mode or mode in {"LA", "La", "PA", "RGBA", "RGBa", GREY_16_WITH_ALPHA}:
             steps.append("transparency over black")
         if some_large and image_format in {"JPEG", "MPO"}:
             shorter = jpeg_short_side(decoding.size)
             steps.append(f"large ones decoded at 1/2, 1/4 or 1/8 of their size, the shorter side at least {shorter}")
-        is_grey = mode in {"1", "L", "LA", "La"} or mode in DEEP_MODES
+        is_grey = mode in {"1", "L", "LA", "La", GREY_16_WITH_ALPHA} or mode in DEEP_MODES
         steps.append("grey" if is_grey else "RGB")
     return ", ".join([*steps, f"resized to {decoding.size} x {decoding.size}"])
 

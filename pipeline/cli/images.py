@@ -34,6 +34,7 @@ from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
     "--max-bad", "Stop if a larger share of the images is unreadable. A single unreadable image stops it only at 0.",
     group=opts.IMAGES, type=ShareType(0, 1), default=0.05, metavar="SHARE",
 )  # fmt: skip
+@opts.table
 @opts.window
 @opts.max_pixels
 @opts.keep_ids
@@ -87,6 +88,7 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
     "--contact-sheet", "Save up to 64 images in one picture, as the encoder will see them.",
     type=PathType(dir_okay=False), metavar="FILE.png",
 )  # fmt: skip
+@opts.table
 @opts.window
 @opts.max_pixels
 @opts.json_flag

@@ -148,6 +148,43 @@ def _only_with_its_engine(context: click.Context, parameter: click.Parameter, va
     return value
 
 
+def table(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of how a table is read; the command gets them as one `table`, a TableOptions."""
+    own = partial(option, group=DATA)
+    names = (
+        "path_column", "label_column", "patient_column", "label_separator", "image_root", "include", "exclude",
+        "patient_from", "label_from", "merge_labels", "label_map",
+    )  # fmt: skip
+
+    @own("--path-column", "The CSV's column of paths, if it is not path.", metavar="NAME")
+    @own("--label-column", "The CSV's column of labels, if it is not label.", metavar="NAME")
+    @own("--patient-column", "The CSV's column of patients, if it is not patient.", metavar="NAME")
+    @own("--label-separator", "What separates several labels in one cell, such as '|'. Each label becomes a column.")
+    @own(
+        "--image-root", "The folder of the images, if it is not the CSV's. Files below it are also found by name, with or "
+        "without extension.", type=PathType(), metavar="DIR",
+    )  # fmt: skip
+    @own("--include", "Read only files that match, such as 'left*.png'. Repeatable.", multiple=True, metavar="PATTERN")
+    @own("--exclude", "Leave out files that match, such as '*_mask*'. Repeatable.", multiple=True, metavar="PATTERN")
+    @own(
+        "--patient-from", "Take patients from paths: the folder an image is in (parent), or the first group of a regular "
+        "expression.", metavar="REGEX|parent",
+    )  # fmt: skip
+    @own("--label-from", "Take labels from paths, in the same way.", metavar="REGEX|parent")
+    @own("--merge-labels", "Count spellings of one label (case, spaces, 1 and 1.0) as one label.", is_flag=True)
+    @own(
+        "--label-map", "A CSV with the columns label,name: each label is replaced by its name.", type=_FILE,
+        metavar="FILE",
+    )  # fmt: skip
+    @wraps(command)
+    def with_table(*arguments: Any, **given: Any) -> Any:
+        from hoarfrost.features.datasets.options import TableOptions
+
+        return command(*arguments, table=TableOptions(**{name: given.pop(name) for name in names}), **given)
+
+    return with_table
+
+
 def emit(as_json: bool, document: dict[str, Any], text: str, following: Sequence[object] = ()) -> None:
     """Print a result: one JSON object, or text for people; on a terminal also the command that usually follows."""
     from hoarfrost.cli.console.progress import harmless

@@ -43,6 +43,11 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 @opts.option(
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
+@opts.option("--allow-conflicts", "Continue even if the same image has two labels.", group=opts.DATA, is_flag=True)
+@opts.option(
+    "--splits-from", "Keep the splits of this earlier run. Only images and patients that it did not have are assigned.",
+    group=opts.DATA, type=PathType(), metavar="DIR",
+)  # fmt: skip
 @opts.option(
     "--cross-fit/--no-cross-fit", "Predict every image outside of the test split by heads that did not learn from it, and "
     "select by these predictions. --no-cross-fit: set a validation split aside.  [default: cross-fit, unless the dataset "

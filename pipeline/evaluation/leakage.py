@@ -48,12 +48,32 @@ class SimilarPair:
 
 @dataclass(frozen=True)
 class DifferentLabels:
-    """Two images of one group of near-duplicates, with their labels."""
+    """Two images of one group of near-duplicates, or of the same bytes, with their labels."""
 
     first: str
     first_label: str
     second: str
     second_label: str
+
+
+@dataclass(frozen=True)
+class Conflicting:
+    """Images with the same bytes and different labels: `n_images` of `n_contents` contents, a pair of each listed."""
+
+    n_images: int
+    n_contents: int
+    pairs: tuple[DifferentLabels, ...]
+
+    @property
+    def text(self) -> str:
+        """The counts, and the first pair."""
+        one = self.pairs[0]
+        contents = "1 image" if self.n_contents == 1 else f"{self.n_contents:,} images"
+        return (
+            f"{self.n_images:,} files are {contents} (the same bytes) under different labels, such as {one.first} "
+            f"({one.first_label or 'none'}) and {one.second} ({one.second_label or 'none'}). At least one of two such labels "
+            "is wrong."
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,8 @@ class Leakage:
         "group", "warn" or "ignore", as `--near-duplicates`.
     together : KeptTogether or None
         The near-duplicates that were kept together; None if they were not.
+    conflicting : Conflicting or None
+        The same bytes under different labels, allowed by `--allow-conflicts`; None if there are none.
     """
 
     n_patients: int
@@ -112,6 +134,7 @@ class Leakage:
     not_compared: str = ""
     near_duplicates_mode: str = "warn"
     together: KeptTogether | None = None
+    conflicting: Conflicting | None = None
 
     @property
     def refused(self) -> bool:

@@ -82,7 +82,9 @@ def _inner(task: Task, rows: Ints, option: str, seed: int) -> Development:
     if task.is_cross_fitted:
         return Development(_folds(task, rows, seed, f"{option}, the training images of a fold"))
     try:
-        inner = carve_validation(task.y[rows], task.groups[rows], task.names, seed=seed)
+        inner = carve_validation(
+            task.y[rows], task.groups[rows], task.names, seed=seed, identities=task.identities[rows]
+        )
     except TrainingError as error:
         raise TrainingError(f"{option}, the training images of a fold: {error}") from error
     fold = Fold(rows[inner == "train"], rows[inner == "val"])

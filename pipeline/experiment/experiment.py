@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
+from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts
-from hoarfrost.experiment.gate import check_leakage
+from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
@@ -37,6 +39,7 @@ from hoarfrost.runs import (
     RunConfig,
     check_run_directory,
     leakage_warnings,
+    read_run,
     require_tensorboard,
     write_run,
 )
@@ -75,6 +78,10 @@ class ExperimentConfig(ScoringConfig):
         Whether near-identical images are kept together in splits and folds, where patients are unknown.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
+    allow_conflicts : bool
+        Continue even if the same bytes have two labels.
+    splits_from : Path or None
+        An earlier run, whose splits are kept.
     overwrite : bool
         Replace an earlier run even if it has a report.
     """
@@ -91,6 +98,8 @@ class ExperimentConfig(ScoringConfig):
     with_tensorboard: bool = False
     near_duplicates: str = "group"
     allow_leakage: bool = False
+    allow_conflicts: bool = False
+    splits_from: Path | None = None
     overwrite: bool = False
 
 
@@ -140,7 +149,7 @@ def run_experiment(
         One of its children: cache, labels, splits, heads, or the run folder.
     """
     started = time.monotonic()
-    _check_place(directory, config)
+    replaced = _check_place(directory, config)
     training = replace(config.training, device=choose_device(config.training.device))
 
     def in_stage(stage: str) -> Callable[[str, int], None]:
@@ -148,7 +157,11 @@ def run_experiment(
 
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
-        leakage = check_leakage(task, allowed=config.allow_leakage)
+        state_mixed_patients(task)
+        if replaced is not None and replaced.dataset.name == task.table.name and replaced.seed == training.seed:
+            warn_of_moved(directory, replaced, list(compress(task.table.paths, task.readable)), task.splits)
+        conflicting = check_conflicts(task, allowed=config.allow_conflicts)
+        leakage = replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"))
@@ -182,13 +195,14 @@ def run_experiment(
     return run
 
 
-def _check_place(directory: Path, config: ExperimentConfig) -> None:
-    """Refuse what would fail only after the training, and state which earlier run will be replaced."""
+def _check_place(directory: Path, config: ExperimentConfig) -> RunConfig | None:
+    """Refuse what would fail only after the training; state and return which earlier run will be replaced."""
     earlier = check_run_directory(directory, overwrite=config.overwrite)
     if earlier is not None:
         logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
     if config.with_tensorboard:
         require_tensorboard()
+    return earlier
 
 
 def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
@@ -203,6 +217,7 @@ def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: Traini
         cache, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
         memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
+        earlier=None if config.splits_from is None else read_run(config.splits_from).predictions,
     )  # fmt: skip
 
 
@@ -227,6 +242,8 @@ def _warnings(run: Run) -> Iterator[str]:
     """List what a reader must know before trusting the run's scores."""
     if run.leakage is not None:
         yield from leakage_warnings(run.leakage)
+    if run.config.dataset.patients_hint:
+        yield run.config.dataset.patients_hint
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.datasets.hints import SOME, patients_hint
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, UnreadableImage
 
 
@@ -43,8 +44,15 @@ def dataset_facts(task: Task) -> DatasetFacts:
         n_split={name: sizes[name] for name in present},
         is_multilabel=task.is_multilabel,
         no_test_split=None if "test" in present else NO_TEST_SPLIT,
+        patients_hint=_patients_hint(task),
         unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
     )
+
+
+def _patients_hint(task: Task) -> str:
+    """Return that the paths suggest patients, if none are known; empty if they do not."""
+    hint = "" if task.table.patients is not None else patients_hint(task.table.paths[:SOME], task.classes)
+    return f"{hint[0].upper()}{hint[1:]} Pass it to `extract`, then train again." if hint else ""
 
 
 def _counts(task: Task, split: str) -> dict[str, int]:

@@ -1,15 +1,17 @@
-"""The leakage check: what the splits of a task share, found before anything is trained."""
+"""What stops a training before it begins: what the splits of a task share, and the same bytes under two labels."""
 
 import logging
 from dataclasses import replace
+from itertools import chain, compress, islice
 
 import numpy as np
 
-from hoarfrost.evaluation.leakage import Leakage, find_leakage
+from hoarfrost.evaluation.leakage import MOST_LISTED, Conflicting, DifferentLabels, Leakage, find_leakage
 from hoarfrost.experiment.duplicates import kept_together
 from hoarfrost.experiment.task import Task
+from hoarfrost.features.datasets.conflicts import conflicts
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import leakage_warnings, shared_text
+from hoarfrost.runs import SPLITS, leakage_warnings, shared_text
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +47,52 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     for warning in leakage_warnings(leakage):
         logger.warning("%s", warning)
     return leakage
+
+
+def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
+    """Look for images with the same bytes that would be learnt as different classes; None if there are none.
+
+    Labels that --positive joins are one class, and an unknown label conflicts with none.
+
+    Raises
+    ------
+    TrainingError
+        If there are any, unless that is `allowed`.
+    """
+    contents, found = task.table.rows[task.readable], set[tuple[int, ...]]()
+    for y in task.y.reshape(len(task.y), -1).T:
+        known = np.flatnonzero(y >= 0)
+        found |= {tuple(known[list(rows)].tolist()) for rows in conflicts(y[known].tolist(), contents[known].tolist())}
+    if not found:
+        return None
+    paths, labels = list(compress(task.table.paths, task.readable)), task.labels()
+    groups = sorted(found)
+    pairs = ((first, next(row for row in others if (task.y[row] != task.y[first]).any())) for first, *others in groups)
+    listed = tuple(DifferentLabels(paths[a], labels[a], paths[b], labels[b]) for a, b in islice(pairs, MOST_LISTED))
+    conflicting = Conflicting(len(set(chain.from_iterable(groups))), len(groups), listed)
+    if not allowed:
+        raise TrainingError(
+            f"The dataset {task.table.name!r} contradicts itself: {conflicting.text} Correct the labels or remove these "
+            "images, and extract again; or continue with --allow-conflicts. The report will then state it."
+        )
+    logger.warning("Conflicting labels, allowed by --allow-conflicts: %s", conflicting.text)
+    return conflicting
+
+
+def state_mixed_patients(task: Task) -> None:
+    """State how the images are divided where patients have images of several classes and the splits are drawn here."""
+    if task.patients is None or task.is_multilabel or task.table.splits is not None:
+        return
+    pairs = np.unique(np.stack([task.patients, task.y]), axis=1)  # (2, pairs of patient and class)
+    n_mixed = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+    if n_mixed:
+        parts = {name: np.bincount(task.y[task.splits == name], minlength=len(task.names)) for name in SPLITS}
+        sizes = (
+            f"{name} " + ", ".join(f"{n:,} {label}" for n, label in zip(counts, task.names, strict=True))
+            for name, counts in parts.items()
+            if counts.any()
+        )
+        text = (
+            "%s of %s patients have images of several classes. They are not divided, so the classes' shares differ: %s"
+        )
+        logger.info(text, f"{n_mixed:,}", f"{len(np.unique(pairs[0])):,}", "; ".join(sizes))

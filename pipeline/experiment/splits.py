@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.evaluation.checks import Ints
+from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.experiment.identities import Identities, draws_of
 from hoarfrost.features.errors import TrainingError
 
 VAL_SHARE = 0.1
@@ -99,8 +100,10 @@ def strata_of_groups(y: Ints, groups: Ints, classes: Sequence[str], fewest: int)
     return names, y[by_rarity][first], classes
 
 
-def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
-    """Split images 70/10/20 into train, val and test.
+def split(
+    y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0, identities: Identities | None = None
+) -> Strings:
+    """Split images into train, val and test, 70/10/20 on average.
 
     Parameters
     ----------
@@ -111,49 +114,80 @@ def split(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> St
     classes : sequence of str
         Names, for messages.
     seed : int
+    identities : ndarray (n,) uint64, optional
+        See `identities_of`; by default the group numbers.
 
     Returns
     -------
     ndarray (n,) of "train", "val" or "test"
-        Each class's groups are divided 70/10/20, rounded. Each split gets at least one, and at least two if the
-        class has six or more: a class with one image cannot be scored.
+        Each split gets at least one group of each class, and at least two if the class has six or more: a class with one
+        image cannot be scored.
 
     Raises
     ------
     TrainingError
         If a class has fewer than three groups.
+
+    Notes
+    -----
+    A keyed hash of a group's identity is a number between 0 and 1, and its range decides the split. It does not depend on
+    other groups, so that a group keeps its split when others are added. The price: the sizes of splits are random, with a
+    standard deviation of sqrt(n share (1 - share)). Groups are moved only where a split has too few of a class.
     """
-    return _divide(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed)
+    return _divide(y, groups, classes, {"test": TEST_SHARE, "val": VAL_SHARE}, seed, identities)
 
 
-def carve_validation(y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0) -> Strings:
+def carve_validation(
+    y: Ints, groups: Ints, classes: Sequence[str], *, seed: int = 0, identities: Identities | None = None
+) -> Strings:
     """Divide given training images into train and val (one in eight), as `split` does."""
-    return _divide(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed)
+    return _divide(y, groups, classes, {"val": VAL_SHARE / (1 - TEST_SHARE)}, seed, identities)
 
 
-def _divide(y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int) -> Strings:
-    rng = np.random.default_rng(seed)
-    has_labels = y.ndim == 2
-    names, stratum, classes = strata_of_groups(y, groups, classes, len(shares) + 1)
-    if has_labels:  # patients of several strata count for the rarest, so that another may become too small
-        sizes = np.bincount(stratum, minlength=len(classes))
-        stratum[sizes[stratum] < len(shares) + 1] = sizes.argmax()
-    assigned = np.full(len(names), "train", dtype="<U5")
-    for number, label in enumerate(classes):
-        if has_labels and not (stratum == number).any():
-            continue
-        members = rng.permutation(np.flatnonzero(stratum == number))
-        if len(members) < len(shares) + 1:
+def _divide(
+    y: Ints, groups: Ints, classes: Sequence[str], shares: dict[str, float], seed: int, identities: Identities | None
+) -> Strings:
+    names = (*shares, "train")
+    numbers, group = np.unique(groups, return_inverse=True)
+    draws = draws_of(group, groups.astype(np.uint64) if identities is None else identities, seed)  # (G,)
+    ends = np.cumsum(list(shares.values()))
+    place = np.searchsorted(ends, draws, side="right")  # (G,) which of `names`
+    has, fewest = [], []  # of each class: which groups have it, and how many each split needs
+    for which, mask in class_masks(y, classes).items():
+        members = np.zeros(len(numbers), bool)
+        members[group[mask]] = True
+        n = int(members.sum())
+        if n >= len(names):
+            has.append(members)
+            fewest.append(2 if n >= 2 * len(names) else 1)
+        elif y.ndim == 1:
             raise TrainingError(
-                f"The class {label!r} has {len(members)} patient(s) of its own (or images, if patients are unknown). At "
-                f"least {len(shares) + 1} are needed, one each for train, {', '.join(shares)}. Add images or a split column."
+                f"{which[0].upper()}{which[1:]} has {n} patient(s) (or images, if patients are unknown). At least "
+                f"{len(names)} are needed, one each for train, {', '.join(shares)}. Add images or a split column."
             )
-        fewest, start = 2 if len(members) >= 2 * (len(shares) + 1) else 1, 0
-        for name, share in shares.items():
-            count = max(fewest, round(share * len(members)))
-            assigned[members[start : start + count]] = name
-            start += count
-    return assigned[np.searchsorted(names, groups)]
+    if has:
+        middles = (np.concatenate([[0.0], ends]) + np.concatenate([ends, [1.0]])) / 2
+        _fill(place, np.array(has), np.array(fewest), np.abs(draws[:, None] - middles))
+    return np.array(names, dtype="<U5")[place][group]
+
+
+def _fill(place: Ints, has: npt.NDArray[np.bool_], fewest: Ints, distance: Floats) -> None:
+    """Move groups, in place, until each split has enough groups of each class, the rarest class first.
+
+    `place` (G,) is each group's split, `has` (C, G) whether it has a class, `fewest` (C,) how many groups of a class each
+    split needs, `distance` (G, S) how far a group's draw is from a split's range. A group moves only if the split that it
+    leaves keeps enough of all of its classes; where none may, the split stays as it is.
+    """
+    n_splits = distance.shape[1]
+    for number in np.argsort(has.sum(1), kind="stable"):
+        for wanted in range(n_splits):
+            while (has[number] & (place == wanted)).sum() < fewest[number]:
+                counts = np.stack([(has & (place == at)).sum(1) for at in range(n_splits)])  # (S, C)
+                is_spare = (counts > fewest)[place].T | ~has  # (C, G)
+                movable = np.flatnonzero(has[number] & (place != wanted) & is_spare.all(0))
+                if not len(movable):
+                    break
+                place[movable[distance[movable, wanted].argmin()]] = wanted
 
 
 def most_folds(y: Ints, groups: Ints, classes: Sequence[str]) -> int:
@@ -238,6 +272,10 @@ class SplitInput:
     knows_patients : bool
     cross_fit : bool
         No validation split is needed: its images are training images.
+    identities : ndarray (n,) uint64
+        See `identities_of`.
+    earlier : ndarray (n,) of "train", "val" or "test", or None
+        The splits of an earlier run that are to be kept; empty for images that it did not have.
     column : callable
         From the name of a further column of the dataset to its n texts; None if it has no such column.
     """
@@ -249,6 +287,8 @@ class SplitInput:
     given: Strings | None
     knows_patients: bool
     cross_fit: bool
+    identities: Identities
+    earlier: Strings | None
     column: Callable[[str], Sequence[str] | None]
 
     def gives(self, split: str) -> bool:
@@ -295,18 +335,47 @@ def _without_validation(splits: Strings) -> Strings:
 
 
 def _with_validation_from_train(images: SplitInput) -> Strings:
-    splits = _as_given(images).copy()
+    return _carved(images, _as_given(images).copy())
+
+
+def _carved(images: SplitInput, splits: Strings) -> Strings:
+    """Return the splits with a validation split from the training images, unless none is needed."""
     train = splits == "train"
-    splits[train] = carve_validation(images.y[train], images.groups[train], images.classes, seed=images.seed)
+    if not images.cross_fit:
+        splits[train] = carve_validation(
+            images.y[train], images.groups[train], images.classes, seed=images.seed, identities=images.identities[train]
+        )
     return splits
 
 
 def _drawn(images: SplitInput) -> Strings:
-    drawn = split(images.y, images.groups, images.classes, seed=images.seed)
+    drawn = split(images.y, images.groups, images.classes, seed=images.seed, identities=images.identities)
     return _without_validation(drawn) if images.cross_fit else drawn
 
 
+def _as_earlier(images: SplitInput) -> Strings:
+    """Keep an earlier run's splits. Another image joins the split of its group; if that is new too, it is drawn."""
+    assert images.earlier is not None
+    known = images.earlier != ""
+    number = np.unique(images.groups, return_inverse=True)[1]
+    of_group = np.full(int(number.max()) + 1, "", images.earlier.dtype)
+    of_group[number[known]] = images.earlier[known]
+    kept = np.where(known, images.earlier, of_group[number])
+    splits = np.where(kept != "", kept, _drawn(images)).astype("<U5")
+    if images.cross_fit:
+        return _without_validation(splits)
+    return splits if (kept == "val").any() else _carved(images, _without_validation(splits))
+
+
 SPLIT_RULES = (
+    SplitRule(
+        name="earlier run",
+        brief="as in an earlier run",
+        origin="those of an earlier run; for images that it did not have, drawn here",
+        method="The splits were those of an earlier run; further images were assigned at random (seed {seed})",
+        applies=lambda images: images.earlier is not None,
+        divide=_as_earlier,
+    ),
     SplitRule(
         name="given",
         brief="as given by the dataset",

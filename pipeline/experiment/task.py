@@ -14,6 +14,8 @@ from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.experiment.duplicates import GROUP, WARN, NearDuplicates, search_near_duplicates
+from hoarfrost.experiment.earlier import kept_splits
+from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
@@ -21,7 +23,7 @@ from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.committee import Committee
-from hoarfrost.runs import class_numbers
+from hoarfrost.runs import Predictions, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 from hoarfrost.training.rows import gathered
 
@@ -56,6 +58,8 @@ class Task:
         "mean" or "max": metrics count patients, and this joins the probabilities of their images.
     near : NearDuplicates
         What is known of near-identical images. Those that are kept together are in `groups` too.
+    identities : ndarray (n,) uint64
+        By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     """
 
     table: DatasetTable
@@ -69,6 +73,7 @@ class Task:
     positive: tuple[str, ...] | None
     names: tuple[str, ...]
     patients: Ints | None
+    identities: Identities
     per_patient: str | None = None
     is_cross_fitted: bool = False
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
@@ -177,6 +182,7 @@ def read_task(
     per_patient: str | None = None,
     cross_fit: bool | None = None,
     near_duplicates: str = GROUP,
+    earlier: Predictions | None = None,
 ) -> Task:
     """Read a dataset from the cache, and choose its classes and splits.
 
@@ -203,6 +209,8 @@ def read_task(
         where the dataset has no validation split.
     near_duplicates : "group", "warn" or "ignore"
         Whether near-identical images count as one group where patients are unknown, see `search_near_duplicates`.
+    earlier : Predictions, optional
+        Those of an earlier run, whose splits are kept.
 
     Raises
     ------
@@ -232,11 +240,15 @@ def read_task(
     )
     # The same bytes, patient, or near-identical images.
     groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
-    splits, split_by = _splits(table, readable, y, groups, names, seed, cross_fit=cross_fit)
+    identities = identities_of(cache.keys(table.rows[readable]), patients)
+    kept = None if earlier is None else kept_splits(earlier, table, readable)
+    splits, split_by = _splits(
+        table, readable, y, groups, names, seed, cross_fit=cross_fit, identities=identities, earlier=kept
+    )
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
-        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, per_patient, cross_fit,
-        near,
+        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities, per_patient,
+        cross_fit, near,
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
@@ -386,7 +398,7 @@ def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> 
 
 def _splits(
     table: DatasetTable, readable: npt.NDArray[np.bool_], y: Ints, groups: Ints, names: tuple[str, ...], seed: int, *,
-    cross_fit: bool,
+    cross_fit: bool, identities: Identities, earlier: Strings | None,
 ) -> tuple[Strings, str]:  # fmt: skip
     """Divide the images by the rule that applies to the dataset; return the splits and the rule's name."""
 
@@ -396,7 +408,9 @@ def _splits(
     given = None if table.splits is None else np.array(list(compress(table.splits, readable)), dtype="<U5")
     if given is not None and not (given == "train").any():
         raise TrainingError(f"The dataset {table.name!r} has no images in the split train.")
-    images = SplitInput(y, groups, names, seed, given, table.patients is not None, cross_fit, column)
+    images = SplitInput(
+        y, groups, names, seed, given, table.patients is not None, cross_fit, identities, earlier, column
+    )
     rule = rule_of(images)
     return rule.divide(images), rule.name
 

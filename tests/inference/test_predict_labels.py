@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,12 @@ def test_summary_counts_what_the_csv_holds(trained: Trained, hoarfrost: Hoarfros
     text = hoarfrost(*arguments).stdout
     assert "120 images predicted" in text
     assert "60 patients (mean)" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(("a", "b", "c"), "a|c"), (("Effusion", "Mass", "Effusion|Mass"), "Effusion;Effusion|Mass"),
+     (("a|b", "c", "d;e"), "a|b,d;e")],
+)  # fmt: skip
+def test_classes_in_one_cell_can_be_read_back(names: tuple[str, ...], wanted: str) -> None:
+    assert Predictor.joined(SimpleNamespace(names=names), [True, False, True]) == wanted  # type: ignore[arg-type]

@@ -64,6 +64,9 @@ class StandInReader:
             conformal_set=["benign"], coverage=0.9, distance=1.0, distance_limit=2.0, is_out_of_distribution=False,
         )  # fmt: skip
 
+    def trained_on(self, content: bytes) -> bool | None:
+        return content == PNG
+
     def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
         assert image.shape == (3, 224, 224)
         uri = "data:image/png;base64,"

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -23,7 +23,9 @@ from hoarfrost.features.errors import ImageDecodeError, Unreadable
 MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
 MAX_INFLATED_BYTES = 1 << 28
 
-_PIXEL_TAGS = frozenset(map(Tag, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
+_PIXEL_TAGS = {Tag(keyword): keyword for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
+_PIXEL_KINDS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
+_UNDEFINED = 0xFFFFFFFF  # the length of pixels in fragments
 _DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0"))  # transfer syntaxes of equal length
 META_BYTES = 4096  # within which the file meta information ends
 _LONG_KINDS = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # have two reserved bytes, then four bytes of length
@@ -108,6 +110,34 @@ def _end_of_meta(content: bytes) -> int:
         (length,) = struct.unpack_from("<I" if is_long else "<H", content, at + (8 if is_long else 6))
         at += (12 if is_long else 8) + length
     return at
+
+
+class PixelElement(NamedTuple):
+    """Where the pixels of a file are: their keyword, kind, first byte, and length; None if they are in fragments."""
+
+    keyword: str
+    kind: str
+    start: int
+    length: int | None
+
+
+def pixel_element(content: bytes, at: int, *, is_little_endian: bool) -> PixelElement:
+    """Read the head of the element with the pixels, by its bytes: whether kinds are explicit is often stated wrongly.
+
+    Raises
+    ------
+    ImageDecodeError
+        If there are no pixels.
+    """
+    order = "<" if is_little_endian else ">"
+    head = content[at : at + 12].ljust(12, b"\0")
+    keyword = _PIXEL_TAGS.get(Tag(*struct.unpack_from(order + "HH", head)))
+    if keyword is None:
+        raise ImageDecodeError(Unreadable.DICOM_PIXELS, "there are none")
+    is_explicit = head[4:6] in _PIXEL_KINDS
+    (length,) = struct.unpack_from(order + "I", head, 8 if is_explicit else 4)
+    kind = head[4:6].decode() if is_explicit else "OW"
+    return PixelElement(keyword, kind, at + (12 if is_explicit else 8), None if length == _UNDEFINED else length)
 
 
 def n_frames_stated(data: Dataset) -> int:

@@ -4,23 +4,36 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.pixels.processing import apply_windowing
 from pydicom.valuerep import DSfloat
 
 from hoarfrost.features.decoding.dicom.elements import number, numbers
+from hoarfrost.features.decoding.dicom.luts import first_table, white_of
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
+_MOST = (1 << 16) - 1  # that a table's entry can be
 _ABOVE_ZERO = float(np.nextafter(0.0, 1.0))
 _LEAST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": _ABOVE_ZERO, "SIGMOID": _ABOVE_ZERO}
 
 
-def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: Window | None) -> npt.NDArray[np.uint8]:
+# Their modality LUT leads back to the intensity of the beam. It is not for display (PS3.3, C.8.7.1.1.2).
+_NO_MODALITY_LUT = frozenset({
+    uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage, uid.EnhancedXAImageStorage,
+    uid.EnhancedXRFImageStorage, uid.UID("1.2.840.10008.5.1.4.1.1.12.3"),  # biplane, retired
+})  # fmt: skip
+
+
+def grey_pixels(
+    values: npt.NDArray[Any], header: Dataset, index: int, window: Window | None, *, is_little_endian: bool = True
+) -> npt.NDArray[np.uint8]:
     """Convert stored values to 8 bits.
 
-    First the modality LUT or rescale; then the requested window, else the file's first VOI LUT, else its first usable
-    window, else the window from the 0.5% to the 99.5% percentile of the pixels without padding.
+    First the modality LUT (but not of angiography and fluoroscopy) or rescale; then the requested window, else the
+    file's first VOI LUT, else its first usable window, else the window from the 0.5% to the 99.5% percentile of the
+    pixels without padding.
 
     Parameters
     ----------
@@ -30,22 +43,29 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
         The frame, from 0: an enhanced file has values for each frame, or for all.
     window : Window or None
         Used in place of the file's own.
+    is_little_endian : bool
+        The byte order of the file's tables.
 
     Raises
     ------
     ImageDecodeError
-        If no pixel is a number.
+        If no pixel is a number, or a table or rescale cannot be applied.
     """
-    seen = _rescaled(values, _group(header, index, "PixelValueTransformationSequence", "RescaleSlope"))
+    ends = stored_range(values, number(header, "BitsStored"))
+    group = _group(header, index, "PixelValueTransformationSequence", "RescaleSlope")
+    modality = None
+    if str(header.get("SOPClassUID", "")) not in _NO_MODALITY_LUT:
+        modality = first_table(group.get("ModalityLUTSequence", None), *ends, is_little_endian=is_little_endian)
+    seen = _rescaled(values, group) if modality is None else modality.applied(values)
+    low, high = (0.0, _MOST) if modality else sorted(float(_rescaled(np.array(end), group)) for end in ends)
     if seen.dtype.kind == "f" and not np.isfinite(seen).any():
         raise ImageDecodeError(Unreadable.NO_NUMBERS)
     if window is not None:
         return _apply_window(seen, window.center, window.width, "LINEAR")
     voi = _group(header, index, "FrameVOILUTSequence", "WindowCenter")
-    table = (voi.get("VOILUTSequence", None) or [Dataset()])[0]
-    if "LUTDescriptor" in table and "LUTData" in table:
-        whole = seen if seen.dtype.kind in "iu" else np.rint(seen).astype(np.int32)
-        return to_8_bits(apply_voi(whole, voi, 0), int(table.LUTDescriptor[2]))
+    table = first_table(voi.get("VOILUTSequence", None), low, high, is_little_endian=is_little_endian)
+    if table is not None:
+        return scaled(table.applied(seen), 0.0, float(white_of(table)))
     function = str(voi.get("VOILUTFunction", None) or "LINEAR").strip().upper()
     least = _LEAST_WIDTH.get(function, np.inf)
     for center, width in zip(numbers(voi, "WindowCenter"), numbers(voi, "WindowWidth"), strict=False):
@@ -56,10 +76,7 @@ def grey_pixels(values: npt.NDArray[Any], header: Dataset, index: int, window: W
 
 
 def _rescaled(values: npt.NDArray[Any], group: Dataset) -> npt.NDArray[Any]:
-    """Apply the modality LUT, else slope and intercept if both are present. An empty element counts as missing."""
-    if group.get("ModalityLUTSequence", None):
-        lut: npt.NDArray[Any] = apply_modality_lut(values, group)
-        return lut
+    """Apply slope and intercept if both are present. An empty element counts as missing."""
     if any(group.get(keyword, None) in (None, "") for keyword in ("RescaleSlope", "RescaleIntercept")):
         return values
     slope, intercept = number(group, "RescaleSlope"), number(group, "RescaleIntercept")
@@ -79,19 +96,28 @@ def _group(header: Dataset, index: int, sequence: str, keyword: str) -> Dataset:
     return header
 
 
+def stored_range(values: npt.NDArray[Any], bits: float | None) -> tuple[int, int]:
+    """Return the least and the greatest value that so many bits can store, with or without a sign as the values have."""
+    if values.dtype.kind not in "iu":
+        return -_MOST - 1, _MOST
+    n = int(bits or values.dtype.itemsize * 8)
+    return (-(2 ** (n - 1)), 2 ** (n - 1) - 1) if values.dtype.kind == "i" else (0, 2**n - 1)
+
+
 def _is_no_padding(values: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
     """Return which pixels are not padding, (H, W) bool."""
     first, last = number(header, "PixelPaddingValue"), number(header, "PixelPaddingRangeLimit")
     if first is None:
         return np.ones(values.shape, bool)
-    low, high = sorted(_as_stored(end, values.dtype) for end in (first, first if last is None else last))
+    ends = stored_range(values, number(header, "BitsStored"))
+    low, high = sorted(_as_stored(end, *ends) for end in (first, first if last is None else last))
     return (values < low) | (values > high)
 
 
-def _as_stored(value: float, dtype: np.dtype[Any]) -> float:
-    """Return a padding value as signed if the pixels are: some scanners write 63536 for -2000."""
-    is_wrapped = dtype.kind == "i" and value > np.iinfo(dtype).max
-    return value - 2.0 ** (8 * dtype.itemsize) if is_wrapped else value
+def _as_stored(value: float, lowest: int, highest: int) -> float:
+    """Return a padding value as the pixels store it: some scanners write 63536 for -2000, others the reverse."""
+    n_values = highest - lowest + 1
+    return value if lowest <= value <= highest else (value - lowest) % n_values + lowest
 
 
 def _apply_window(values: npt.NDArray[Any], center: float, width: float, function: str) -> npt.NDArray[np.uint8]:
@@ -103,9 +129,3 @@ def _apply_window(values: npt.NDArray[Any], center: float, width: float, functio
     window.VOILUTFunction = function
     seen: npt.NDArray[np.uint8] = np.rint(apply_windowing(values, window)).astype(np.uint8)
     return seen
-
-
-def to_8_bits(values: npt.NDArray[Any], bits: int | None) -> npt.NDArray[np.uint8]:
-    """Scale whole numbers of `bits` bits (None: those of their type) to 8."""
-    bits = values.dtype.itemsize * 8 if bits is None else bits
-    return values.astype(np.uint8, copy=False) if bits == 8 else scaled(values, 0.0, float(2**bits - 1))

@@ -10,17 +10,18 @@ import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
+from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder, get_decoder
+from pydicom.pixels.processing import convert_color_space
+from pydicom.pixels.utils import as_pixel_options
 
 from hoarfrost.features.decoding.dicom import elements
-from hoarfrost.features.decoding.dicom.codestreams import codestream_size, max_rle_bytes
+from hoarfrost.features.decoding.dicom.codestreams import Codestream, max_rle_bytes, read_codestream
 from hoarfrost.features.decoding.dicom.elements import number
-from hoarfrost.features.decoding.dicom.grey import grey_pixels, to_8_bits
+from hoarfrost.features.decoding.dicom.grey import grey_pixels, stored_range
+from hoarfrost.features.decoding.dicom.luts import coloured
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
-from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.decoding.windows import Window, scaled
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_REASON = 200  # characters of a codec's message
@@ -39,11 +40,12 @@ CRASHING = frozenset({"gdcm", TWELVE_BITS})
 JPEGExtended12BitDecoder.add_plugin(TWELVE_BITS, ("hoarfrost.features.decoding.dicom.jpeg12", "decoded"))
 
 _JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds if the end is missing
+_LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K})
+_LEAST = {"SamplesPerPixel": 1, "BitsAllocated": 8}  # where a header lacks them
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # ends compressed pixels
 _GREYS = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
 _COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # that pydicom converts to RGB
 _OTHER_COLOURS = frozenset({"YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK"})
-
 _KEYWORDS = (
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
@@ -52,7 +54,8 @@ _KEYWORDS = (
     "PixelPresentation", "RedPaletteColorLookupTableDescriptor",
     "GreenPaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
 )  # fmt: skip
 
 
@@ -138,43 +141,67 @@ class DicomImage:
                 return decode_isolated(self._content, self._frame, limit, self._window)
             except DecoderCrashError as error:
                 raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
-        values = self._decoded()
+        values, codestream = self._decoded()
         try:
             with np.errstate(all="ignore"):  # a value too large for a float becomes white or black
-                return self._to_8_bits(values)
+                return self._to_8_bits(values, codestream)
         except (ImageDecodeError, MemoryError):
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
             raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, _one_line(error)) from error
 
-    def _to_8_bits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    def _to_8_bits(self, values: npt.NDArray[Any], codestream: Codestream | None) -> npt.NDArray[np.uint8]:
         """Convert (H, W) or (H, W, 3) stored values to 8 bits."""
-        if self._photometric == "PALETTE COLOR":
-            return to_8_bits(apply_color_lut(values, self._data), None)
+        is_little_endian = self._syntax.is_little_endian
         if values.ndim == 3 and self._photometric in _COLOURS:
-            return to_8_bits(values, int(self._data.BitsStored))
-        if values.ndim != 2:
+            return self._rgb(values, codestream)
+        if values.ndim != 2 or self._photometric not in _GREYS:
             raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
-        grey = grey_pixels(values, self._data, self._index, self._window)
+        ends = stored_range(values, number(self._data, "BitsStored"))
+        if self._photometric == "PALETTE COLOR":
+            return coloured(values, self._data, *ends, is_little_endian=is_little_endian)
+        grey = grey_pixels(values, self._data, self._index, self._window, is_little_endian=is_little_endian)
         return 255 - grey if self._photometric == "MONOCHROME1" else grey
 
-    def _decoded(self) -> npt.NDArray[Any]:
+    def _rgb(self, values: npt.NDArray[Any], codestream: Codestream | None) -> npt.NDArray[np.uint8]:
+        """Convert (H, W, 3) stored values to RGB of 8 bits."""
+        if values.dtype.kind != "u":
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, f"{self._photometric} of values with a sign")
+        stated, bits = self._photometric, int(self._data.BitsStored)
+        if codestream is None and stated in {"YBR_RCT", "YBR_ICT"}:
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, f"{stated} without JPEG 2000")
+        if codestream is not None and codestream.bits > bits:
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, f"{codestream.bits} bits, but the header states {bits}")
+        is_rgb = stated == "RGB" if codestream is None else codestream.is_colour_converted(stated)
+        if not is_rgb and (bits != 8 or values.dtype.itemsize > 1):  # the only conversion that the standard defines
+            raise ImageDecodeError(Unreadable.DICOM_COLOURS, f"{stated} of {bits} bits")
+        values = values if is_rgb else convert_color_space(values, "YBR_FULL", "RGB")
+        return values.astype(np.uint8, copy=False) if bits == 8 else scaled(values, 0.0, float(2**bits - 1))
+
+    def _decoded(self) -> tuple[npt.NDArray[Any], Codestream | None]:
+        """Return stored values (H, W) or (H, W, 3), colours unconverted, and what their codestream states."""
         if self._syntax in _JPEG_LS and self._content.find(_DELIMITER, self._pixels_at) < 0:
             raise ImageDecodeError(Unreadable.DICOM_PIXELS, "the end of the JPEG-LS data is missing")
         if self._photometric not in _GREYS | _COLOURS:
             raise ImageDecodeError(Unreadable.DICOM_COLOURS, self._photometric)
-        high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
-        if self._codec in {"", "pydicom"} and high is not None and stored is not None and high != stored - 1:
-            raise ImageDecodeError(Unreadable.DICOM_HIGH_BIT, f"the highest is {high:g} of {stored:g}")
         if not self._syntax.is_transfer_syntax:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax[:64])
         try:
-            if self._syntax.is_encapsulated:
-                self._check_codestream()
+            element = elements.pixel_element(
+                self._content, self._pixels_at, is_little_endian=self._syntax.is_little_endian
+            )
+            codestream = self._checked(element)
+            self._check_high_bit(codestream)
+            options = as_pixel_options(
+                self._data, transfer_syntax_uid=self._syntax, pixel_keyword=element.keyword, pixel_vr=element.kind
+            )
+            buffer = io.BytesIO(self._content)
+            buffer.seek(element.start)
             # Only this one of many frames is read.
-            return pixel_array(
-                io.BytesIO(self._content), index=self._index, decoding_plugin=self._codec, transfer_syntax_uid=self._syntax
-            )  # fmt: skip
+            values, _ = get_decoder(self._syntax).as_array(
+                buffer, index=self._index, raw=True, decoding_plugin=self._codec, **options
+            )
+            return self._without_unused_bits(values, codestream), codestream
         except NotImplementedError as error:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError):
@@ -184,22 +211,74 @@ class DicomImage:
             kind = next((kind for words, kind in _KINDS.items() if words in text), Unreadable.DICOM_PIXELS)
             raise ImageDecodeError(kind, text) from error
 
-    def _check_codestream(self) -> None:
-        """Refuse more compressed pixels than the header states, before a decoder allocates memory for them."""
+    def _checked(self, element: elements.PixelElement) -> Codestream | None:
+        """Compare the length or the codestream of the pixels with the header, before a decoder allocates memory for them."""
+        if self._syntax.is_encapsulated == (element.length is not None):
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, f"they are not {self._syntax.name}, as the header states")
+        n_channels, bits = (int(number(self._data, keyword) or least) for keyword, least in _LEAST.items())
+        n_bytes = self.width * self.height * n_channels * bits // 8
+        if element.length is not None:
+            self._check_length(element.length, self.width * self.height * n_channels * bits)
+            return None
         buffer = io.BytesIO(self._content)
-        buffer.seek(self._pixels_at + 12)  # after the element's tag, kind and length
+        buffer.seek(element.start)
         frame = get_frame(buffer, self._index, number_of_frames=elements.n_frames_stated(self._data))
-        n_channels = int(number(self._data, "SamplesPerPixel") or 1)
-        size = codestream_size(frame)
-        if size is not None and (size.width * size.height > self.width * self.height or size.n_channels > n_channels):
+        if self._syntax == uid.RLELossless:
+            if len(frame) > max_rle_bytes(n_bytes):
+                raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than pixels")
+            return None
+        found = read_codestream(frame)
+        if found is None:
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "no header of a codestream")
+        if (found.width, found.height, found.n_channels) != (self.width, self.height, n_channels):
             raise ImageDecodeError(
                 Unreadable.DICOM_PIXELS,
-                f"{size.width} x {size.height} with {size.n_channels} channels, but the header states {self.width} x "
+                f"{found.width} x {found.height} with {found.n_channels} channels, but the header states {self.width} x "
                 f"{self.height} with {n_channels}",
             )
-        n_bytes = self.width * self.height * n_channels * int(number(self._data, "BitsAllocated") or 8) // 8
-        if self._syntax == uid.RLELossless and len(frame) > max_rle_bytes(n_bytes):
-            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than pixels")
+        if n_channels > 1 and self._syntax not in _JPEG_LS and number(self._data, "PlanarConfiguration"):
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, "colours by plane, which this compression does not have")
+        if found.bits > bits:
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, f"{found.bits} bits, but the header states {bits}")
+        return found
+
+    def _check_length(self, n_bytes: int, n_bits: int) -> None:
+        """Refuse uncompressed pixels that are longer by a frame, or by what YBR_FULL_422 leaves out."""
+        n_frames = elements.n_frames_stated(self._data)
+        if self._photometric == "YBR_FULL_422" and n_bytes * 8 >= n_bits * n_frames:
+            raise ImageDecodeError(
+                Unreadable.DICOM_COLOURS, "YBR_FULL_422, but the pixels are as long as RGB or YBR_FULL"
+            )
+        if n_bytes * 8 >= n_bits * (n_frames + 1):
+            reason = f"{n_bytes:,} bytes, but the header states {n_bits * n_frames // 8:,}"
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, reason)
+
+    def _check_high_bit(self, codestream: Codestream | None) -> None:
+        """Refuse values above unused bits, unless a codestream has no unused bits."""
+        high, stored = number(self._data, "HighBit"), number(self._data, "BitsStored")
+        if high is None or stored is None or high == stored - 1 or (codestream and codestream.bits <= stored):
+            return
+        raise ImageDecodeError(Unreadable.DICOM_HIGH_BIT, f"the highest is {high:g} of {stored:g}")
+
+    def _without_unused_bits(self, values: npt.NDArray[Any], codestream: Codestream | None) -> npt.NDArray[Any]:
+        """Clear the bits above the stored ones, such as overlays, that a codec preserved: pydicom clears only others'.
+
+        Lossy compression blurs such bits into values. Values that are hardly too large are clipped there, as rounding
+        errors; others are refused.
+        """
+        stored = int(number(self._data, "BitsStored") or 0)
+        if codestream is None or codestream.bits <= stored or values.ndim != 2 or values.dtype.kind not in "iu":
+            return values
+        low, high = stored_range(values, stored)
+        if self._syntax not in _LOSSY:
+            shift = values.dtype.itemsize * 8 - stored
+            cleared: npt.NDArray[Any] = (values << shift) >> shift
+            return cleared
+        most = (high - low) // 16
+        if values.min() < low - most or values.max() > high + most:
+            text = f"values beyond the {stored} bits that the header states"
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, text)
+        return values.clip(low, high)
 
 
 def _one_line(error: Exception) -> str:

@@ -51,6 +51,7 @@ def survey_text(found: "Survey") -> str:
     lines += [f"    {path}: {reason}" for path, reason in found.errors[:SHOWN_UNREADABLE]]
     if len(found.errors) > SHOWN_UNREADABLE:
         lines.append(f"    and {len(found.errors) - SHOWN_UNREADABLE:,} more; --json lists all")
+    lines += [f"caution: {hint}" for hint in found.hints]
     if found.refused:
         lines.append(f"extract will refuse this dataset: {found.refused}")
     if found.contact_sheet is not None:

@@ -71,6 +71,13 @@ class TrainingExamples:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[bytes]:
+        return frozenset(self._keys.tolist())
+
     def _standardised(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.asarray(self._standardise(torch.from_numpy(embeddings)).numpy())
 
@@ -132,6 +139,10 @@ class Cases:
     def n_training(self) -> int | None:
         """The number of training images; None where it is not known."""
         return None if self._examples is None else len(self._examples)
+
+    def trained_on(self, key: bytes) -> bool | None:
+        """Return whether an image, by the digest of its content, is a training image; None if that is not known."""
+        return None if self._examples is None else key in self._examples
 
     @cached_property
     def _labels(self) -> dict[bytes, str]:

@@ -22,11 +22,14 @@ from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
 from hoarfrost.inference.predict.predictor import COVERAGE, Prediction, Predictor
+from hoarfrost.inference.sources import training_keys
 from hoarfrost.runs import RunHeads, read_heads
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 BLOCK_ROWS = 4_096
+SHOWN = 3  # paths in a note
 NOT_FINITE = "the embedding is not finite; the weights may be damaged"
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ class PredictionSummary:
     `images` = `predicted` + `failed`; `forward_images` went through the backbone. `set_sizes` counts images by the number
     of classes in their conformal set (with several labels: of labels that stay undecided). `out_of_distribution` and
     `novelty_threshold` are None if there are too few validation images for a threshold. `patients` and `patients_output`
-    are None if patients are unknown. `notes` state what is missing.
+    are None if patients are unknown. `notes` state what is missing. `in_training_split` are the paths of images whose bytes
+    were in the run's training split; None if that is not known.
     """
 
     predicted: int
@@ -63,6 +67,7 @@ class PredictionSummary:
     patients: int | None
     per_patient: str | None
     errors: tuple[tuple[str, str], ...]
+    in_training_split: tuple[str, ...] | None = None
 
 
 def predict_dataset(
@@ -121,15 +126,39 @@ def predict_dataset(
             data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
             on_progress=on_progress,
         )  # fmt: skip
+        trained_on, notes = _trained_on(embedded, run)
         summary = _write(
-            embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean", started
-        )
+            embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean", started,
+            trained_on, notes,
+        )  # fmt: skip
     if not summary.predicted:
         path, reason = summary.errors[0]
         raise HoarfrostError(
             f"{data}: none of the {summary.images} images could be read. The first: {path}: {reason}. {output} lists all."
         )
     return summary
+
+
+def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | None, list[str]]:
+    """Return which images were in the run's training split, (n,) bool, and what is to be said of them."""
+    if run is None:
+        return None, []
+    try:
+        known = training_keys(run)
+    except HoarfrostError as error:
+        return None, [f"Whether images were in the training split is not known. {error}"]
+    found = np.fromiter((key.tobytes() in known for key in embedded.keys), bool, len(embedded.keys))
+    found[list(embedded.errors)] = False
+    places = np.flatnonzero(found)
+    if not len(places):
+        return found, []
+    first = ", ".join(embedded.dataset.paths[place] for place in places[:SHOWN].tolist())
+    others = " and others (--json lists all)" if len(places) > SHOWN else ""
+    note = (
+        f"{len(places):,} of {len(found):,} images were in the run's training split (by their bytes): {first}{others}. The "
+        "head learned from them, so these predictions do not show how it does on new images."
+    )
+    return found, [note]
 
 
 def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Predictor:
@@ -212,7 +241,14 @@ class _Tally:
 
 
 def _write(
-    embedded: EmbeddedDataset, cache: Path, predictor: Predictor, output: Path, how: str, started: float
+    embedded: EmbeddedDataset,
+    cache: Path,
+    predictor: Predictor,
+    output: Path,
+    how: str,
+    started: float,
+    trained_on: Bools | None,
+    notes: list[str],
 ) -> PredictionSummary:
     """Write the images' CSV, and the patients' if these are known."""
     dataset, errors = embedded.dataset, dict(embedded.errors)
@@ -223,7 +259,7 @@ def _write(
         for places, found in _predicted(embedded, cache, predictor, errors):
             table.add(places, found, errors)
             tally.add(_without(places, errors), found)
-    notes, n_patients = _notes(predictor), None
+    notes, n_patients = [*notes, *_notes(predictor)], None
     if patients is not None:
         of_patients = PatientTable(predictor, how, patients)
         n_patients = of_patients.write(patients_path(output), tally.probabilities, tally.is_novel)
@@ -255,6 +291,9 @@ def _write(
         patients=n_patients,
         per_patient=None if patients is None else how,
         errors=tuple((dataset.paths[place], reason) for place, reason in sorted(errors.items())),
+        in_training_split=None
+        if trained_on is None
+        else tuple(dataset.paths[place] for place in np.flatnonzero(trained_on).tolist()),
     )
 
 

@@ -18,6 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 COVERAGE = 0.9
 FALSE_ALARMS = 0.05
+SEPARATORS = ("|", ";", ",", "\t", " & ")  # of classes in one cell
 NONE = "(none)"  # an empty set, and an image without a predicted label
 
 
@@ -144,8 +145,12 @@ class Predictor:
         return [self.joined(row) for row in called]
 
     def joined(self, which: Sequence[bool] | Bools) -> str:
-        """Return the names of some classes, "a|b"; "(none)" if there are none."""
-        return "|".join(self.names[i] for i in np.flatnonzero(which)) or NONE
+        """Return the names of some classes, "a|b"; "(none)" if there are none.
+
+        Where a name contains "|", the first of ";", ",", tab and " & " that none contains separates them.
+        """
+        separator = next((each for each in SEPARATORS if not any(each in name for name in self.names)), SEPARATORS[0])
+        return separator.join(self.names[i] for i in np.flatnonzero(which)) or NONE
 
     def _validated(self, unit: str) -> Validated:
         return next(one for one in self.head.validated if one.unit == unit)

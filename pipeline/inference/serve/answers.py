@@ -70,6 +70,9 @@ class Answer(BaseModel):
         description="Beyond it an image is out of distribution; null if there are too few validation images."
     )
     is_out_of_distribution: bool | None
+    in_training_split: bool | None = Field(
+        default=None, description="Whether the head learned from an image of the same bytes; null if not known."
+    )
     explanation: Explanation | None = None
 
 

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from fastapi import FastAPI, File, HTTPException, Query, UploadFile
+from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.datastructures import UploadFile as StarletteFile
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -29,7 +30,7 @@ DESCRIPTION = (
     "images only."
 )
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Not a form with a file"},
+    400: {"model": Problem, "description": "Not a form with one file"},
     408: {"model": Problem, "description": "Not sent or not answered in time"},
     413: {"model": Problem, "description": "Too many bytes"},
     415: {"model": Problem, "description": "Not an image, a damaged one, or one with too many pixels"},
@@ -47,6 +48,9 @@ class Reader(Protocol):
 
     def answer(self, images: "Sequence[torch.Tensor]") -> Sequence[Answer]:
         """Answer for a batch; called in one thread."""
+
+    def trained_on(self, content: bytes) -> bool | None:
+        """Return whether a file of these bytes was in the training split; None if that is not known."""
 
     def explain(self, image: "torch.Tensor", answer: Answer) -> Answer:
         """Add the explanation; called in one thread."""
@@ -80,9 +84,13 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
 
     @app.post("/predict", summary="Predict one image", responses=REFUSALS)
     async def predict(
+        request: Request,
         file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP, BMP, DICOM and others.")],
         explain: Annotated[bool, Query(description="With activation map and nearest training images.")] = False,
     ) -> Answer:
+        uploads = (await request.form()).multi_items()
+        if sum(isinstance(value, StarletteFile) for _, value in uploads) > 1:
+            raise HTTPException(400, "more than one file in the form: send one image in each request")
         return await _predict(app, reader, limits, await file.read(), explain)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -98,6 +106,7 @@ async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes,
         async with asyncio.timeout(limits.seconds):
             pixels = await loop.run_in_executor(threads, reader.decode, content)
             answer: Answer = await asyncio.wrap_future(app.state.batcher.submit(pixels))
+            answer = answer.model_copy(update={"in_training_split": reader.trained_on(content)})
             if explain:
                 answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
     except ImageDecodeError as error:

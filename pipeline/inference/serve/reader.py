@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, encode_png, load_image
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.recipes import recipe_like
+from hoarfrost.features.fingerprint import bytes_key, image_key
 from hoarfrost.inference.explain import Cases, Explainer, overlay
 from hoarfrost.inference.export.metadata import operating_points
 from hoarfrost.inference.predict import Predictor
@@ -86,6 +88,12 @@ class HeadReader:
             )
             for i in range(len(images))
         ]
+
+    def trained_on(self, content: bytes) -> bool | None:
+        """Return whether a file of these bytes, or its first frame, was in the training split; None if not known."""
+        digest = bytes_key(content)
+        known = self._cases.trained_on(digest)
+        return self._cases.trained_on(image_key(EncodedFrame(content, digest, 1, 1))) if known is False else known
 
     def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
         """Add where in the image the evidence lies, and the nearest training images; nothing without a feature map."""
