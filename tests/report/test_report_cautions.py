@@ -1,5 +1,6 @@
 """What a report says must be known before its figures are believed, where it says so, and when it does not."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
