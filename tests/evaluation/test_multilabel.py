@@ -70,7 +70,9 @@ def test_a_stacked_head_equals_a_plain_loop_over_masked_binary_cross_entropy(
     config = TrainingConfig(
         epochs=20, patience=20, batch_size=16, schedule="constant", class_weight=class_weight, label_smoothing=smoothing
     )
-    specs = [parse_head(f"mlp:5,dropout=0,transform=none,{options}") for options in ("lr=0.01", "lr=0.003,weight_decay=0.2")]
+    specs = [
+        parse_head(f"mlp:5,dropout=0,transform=none,{options}") for options in ("lr=0.01", "lr=0.003,weight_decay=0.2")
+    ]
     for found in train_heads(specs, data, [fold], 3, config, lambda _, p: np.zeros(len(p))):
         expected = plain_loop(found.spec, data, fold, config, found.best_epoch)
         torch.testing.assert_close(

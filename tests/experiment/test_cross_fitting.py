@@ -136,7 +136,9 @@ def test_a_committees_file_predicts_test_images_as_the_csv_says_to_the_last_digi
 
 def test_early_stopping_with_cross_fitting_is_refused_before_any_training(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", LABELS)
-    with pytest.raises(TrainingError, match="--patience stops each head by its validation split, but with cross-fitting"):
+    with pytest.raises(
+        TrainingError, match="--patience stops each head by its validation split, but with cross-fitting"
+    ):
         train(cache, config=replace(QUICK, patience=2), cross_fit=True)
     assert not (tmp_path / "run").exists()
 

@@ -148,7 +148,9 @@ def test_hostile_names_appear_as_text_in_a_binary_run(tmp_path: Path) -> None:
 def test_report_without_test_split_never_says_test_auc(tmp_path: Path) -> None:
     page = report_page(make_run(tmp_path / "run", n_of_split={"train": 90, "val": 30}))
     warning, rest = page.text.split("Expect lower scores on new images.")
-    assert "The dataset does not have a test split. All scores are validation scores, which also chose the head" in warning
+    assert (
+        "The dataset does not have a test split. All scores are validation scores, which also chose the head" in warning
+    )
     assert not re.search(r"\btest\b", rest, re.IGNORECASE)
     labels = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
     assert not any("test" in label for label in labels)
