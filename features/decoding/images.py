@@ -3,7 +3,6 @@
 import io
 import math
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
-PIXELS_AT_ONCE = 64 << 20  # of all threads together
 STRIP_PIXELS = 1 << 20
 MAX_REASON = 300  # characters of a library's message
 
@@ -59,28 +58,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow's blocks have 16 MB, which malloc keeps for each thread once they are freed; it returns those above 32 MB at once.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
-
-
-class PixelBudget:
-    """The number of pixels that all threads together may decode at once: each takes up to ten bytes for a moment."""
-
-    def __init__(self, n_pixels: int = PIXELS_AT_ONCE) -> None:
-        self._n_pixels = n_pixels
-        self._n_taken = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, n_pixels: int) -> Iterator[None]:
-        """Wait until so many pixels may be decoded; an image that is larger than the whole budget is decoded alone."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._n_taken or self._n_taken + n_pixels <= self._n_pixels)
-            self._n_taken += n_pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._n_taken -= n_pixels
-                self._changed.notify_all()
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import torch
 from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, PartWriter
 from hoarfrost.features.datasets import Dataset, FileStamp, ImageSource
 from hoarfrost.features.datasets.table import Content
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import EncodedFrame
-from hoarfrost.features.decoding.images import Decoding, PixelBudget
+from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_on_usable_cpus, usable_cpus
 from hoarfrost.features.encoder.registry import encoder_named

@@ -15,8 +15,9 @@ from hoarfrost.features.datasets import Dataset, TableOptions, check_classes, hi
 from hoarfrost.features.datasets.conflicts import conflict_text, conflicts
 from hoarfrost.features.datasets.hints import masks_among
 from hoarfrost.features.datasets.table import Content
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
-from hoarfrost.features.decoding.images import DEEP_MODES, Decoding, PixelBudget
+from hoarfrost.features.decoding.images import DEEP_MODES, Decoding
 from hoarfrost.features.decoding.isolated import inspect_isolated
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
