@@ -7,12 +7,25 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-from hoarfrost.evaluation.checks import Floats, Ints, checked, checked_binary, normal_quantile, tied_groups
+from hoarfrost.evaluation.checks import (
+    Floats,
+    Ints,
+    checked,
+    checked_binary,
+    checked_groups,
+    normal_quantile,
+    tied_groups,
+)
 from hoarfrost.evaluation.estimates import Share
 from hoarfrost.evaluation.intervals import SharePlace, share
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
+PRIOR_DEVIATION = 0.5
+"""Of the logarithm of a temperature, around 0 (simulated; see `fit_temperature`)."""
+N_TEMPERATURE_FOLDS = 5
+BEYOND_LIMIT = "the best one is beyond 0.05 or 20, so the classes are separated perfectly, or nothing was learnt"
+_JUST_INSIDE = 1.001
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 underflows to zero below this
 _MOST_STEPS = 100
 _N_SIMULATED = 500
@@ -23,13 +36,14 @@ class TemperatureFit:
     """A temperature fitted on validation, and the mean cross-entropy (nats) before and after.
 
     `at_limit` is True if the likelihood is highest beyond the limits: the classes are perfectly separated, or nothing
-    was learnt. Such a temperature is no information about calibration.
+    was learnt. `reason` states why a temperature was not used; it is 1 then.
     """
 
     temperature: float
     loss_before: float
     loss_after: float
     at_limit: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,14 +94,22 @@ class Calibration:
     lines: tuple[CalibrationLine, ...]
 
 
-def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
-    """Fit the temperature, between 0.05 and 20, that makes probabilities most likely; on validation, never on test.
+def fit_temperature(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> TemperatureFit:
+    """Fit the temperature that makes probabilities most likely, shrunken towards 1; on validation, never on test.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values 0 to C-1
     probabilities : ndarray (n, C) float64
         Rows sum to one.
+    groups : ndarray (n,) int64, optional
+        Patients; each counts once against the prior, and is in one fold.
+
+    Returns
+    -------
+    TemperatureFit
+        With the temperature 1 and a reason, if the likelihood alone is highest beyond 0.05 or 20, or if the temperature
+        does not lower the log loss in five folds.
 
     Raises
     ------
@@ -96,25 +118,59 @@ def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
 
     Notes
     -----
-    The loss is convex in 1/T, so it has one minimum. With two classes a temperature keeps ranks, and so ROC AUC and
-    accuracy; with more classes it keeps accuracy.
+    The logarithm of T has a normal prior with mean 0 and standard deviation `PRIOR_DEVIATION`. Of eight strengths it had
+    the lowest log loss on new samples in a simulation of 6 to 600 samples and true temperatures of 0.5 to 2. With two
+    classes a temperature keeps ranks, and so ROC AUC; with more classes it keeps accuracy.
 
     References
     ----------
     Guo et al. (2017), On Calibration of Modern Neural Networks, ICML.
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    numbers, n_groups = checked_groups(np.arange(len(y_true)) if groups is None else groups, len(y_true))
     logits = _logits(probabilities)
+    before = _loss_at(0.0, logits, y_true)
+    unscaled = TemperatureFit(1.0, before, before, at_limit=False)
+    # The loss has one minimum, so it lies beyond a limit if the loss falls towards it.
+    for limit, inside in ((COLDEST, COLDEST * _JUST_INSIDE), (HOTTEST, HOTTEST / _JUST_INSIDE)):
+        if _loss_at(math.log(limit), logits, y_true) <= _loss_at(math.log(inside), logits, y_true):
+            return replace(unscaled, at_limit=True, reason=BEYOND_LIMIT)
+    left_out = _loss_in_folds(logits, y_true, numbers, n_groups)
+    if not left_out < before:
+        why = f"in {N_TEMPERATURE_FOLDS} folds it made the log loss no better ({left_out:.3f} against {before:.3f})"
+        return replace(unscaled, reason=why)
+    best = _shrunken(logits, y_true, numbers)
+    return TemperatureFit(math.exp(best), before, _loss_at(best, logits, y_true), at_limit=False)
 
-    def loss(log_temperature: float) -> float:
-        found = log_softmax(logits * math.exp(-log_temperature), axis=1)
-        return -float(found[np.arange(len(y_true)), y_true].mean())
+
+def _loss_at(log_temperature: float, logits: Floats, y_true: Ints) -> float:
+    found = log_softmax(logits * math.exp(-log_temperature), axis=1)
+    return -float(found[np.arange(len(y_true)), y_true].mean())
+
+
+def _loss_in_folds(logits: Floats, y_true: Ints, numbers: Ints, n_groups: int) -> float:
+    """Return the mean loss of samples with the temperature that patients in other folds ask for."""
+    # Dealt out by class, so that each fold has cases of all.
+    order = np.argsort(np.bincount(numbers, weights=y_true) / np.bincount(numbers), kind="stable")
+    folds = np.empty(n_groups, np.int64)
+    folds[order] = np.arange(n_groups) % N_TEMPERATURE_FOLDS
+    total = 0.0
+    for fold in range(min(N_TEMPERATURE_FOLDS, n_groups)):
+        held = folds[numbers] == fold
+        found = 0.0 if held.all() else _shrunken(logits[~held], y_true[~held], numbers[~held])
+        total += _loss_at(found, logits[held], y_true[held]) * int(held.sum())
+    return total / len(y_true)
+
+
+def _shrunken(logits: Floats, y_true: Ints, numbers: Ints) -> float:
+    """Return the logarithm of the temperature, shrunken towards zero by the prior."""
+    n_groups = len(np.unique(numbers))
+
+    def penalised(log_temperature: float) -> float:
+        return _loss_at(log_temperature, logits, y_true) + (log_temperature / PRIOR_DEVIATION) ** 2 / (2 * n_groups)
 
     limits = (math.log(COLDEST), math.log(HOTTEST))
-    found = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-8})
-    best = min((float(found.x), *limits), key=loss)
-    at_limit = min(abs(best - limit) for limit in limits) < 1e-4
-    return TemperatureFit(math.exp(best), loss(0.0), loss(best), at_limit)
+    return float(minimize_scalar(penalised, bounds=limits, method="bounded", options={"xatol": 1e-8}).x)
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:

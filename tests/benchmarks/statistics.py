@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from hoarfrost.evaluation import bootstrap_auc_ci, delong_ci, newcombe_ci
+from hoarfrost.evaluation import bootstrap_auc_ci, delong_ci, fit_temperature, newcombe_ci
 from tests.benchmarks.measurement import Measurement
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +28,8 @@ N_PATIENTS = (100, 300)
 IMAGES_A_PATIENT, SHARED_VARIANCE = 3, 0.7  # of the scores of one patient's images
 N_SCORES, N_BOOTSTRAPPED, N_EMBEDDINGS = 1_000_000, 10_000, 100_000
 REPEATS = 3
+N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
+PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
 _GATE = """
 import json, time
@@ -90,6 +93,55 @@ def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measureme
         f"bootstrap over {n_patients} patients of {IMAGES_A_PATIENT} images, prevalence {prevalence}, AUC {auc}: covers"
     )
     return _coverage(what, found, auc)
+
+
+def temperature_prior(_: Path) -> list[Measurement]:
+    """How much worse a fitted temperature makes the log loss of new samples than the true one, by the prior's strength.
+
+    Scores of two classes whose log-odds are multiplied by the true temperature.
+    """
+    found = {n: np.mean([_losses(n, t) for t in TEMPERATURES], axis=0) for n in N_FOR_TEMPERATURE}
+    rows = []
+    for n, losses in found.items():
+        figures = dict(zip(("T = 1", *(f"prior {one:g}" for one in PRIORS), "used"), losses.tolist(), strict=True))
+        measured = ", ".join(f"{name} {loss:.4f}" for name, loss in figures.items())
+        rows.append(Measurement(f"temperature, n = {n}: added log loss", measured, "used: below T = 1", figures))
+    return rows
+
+
+def _losses(n: int, temperature: float) -> Floats:
+    """Return the added loss of no temperature, of each prior alone, and of what `fit_temperature` returns."""
+    rng = np.random.default_rng(0)
+    distance = _distance(0.9)
+
+    def drawn(n: int) -> tuple[Ints, Floats]:
+        y_true = (np.arange(n) < n / 2).astype(np.int64)
+        return y_true, temperature * distance * (rng.normal(size=n) + distance * (y_true - 0.5))
+
+    y_new, new = drawn(20_000)
+
+    def added(found: float) -> float:
+        def loss(t: float) -> float:
+            return float(np.logaddexp(0, np.where(y_new == 1, -new, new) / t).mean())
+
+        return loss(found) - loss(temperature)
+
+    total = np.zeros(len(PRIORS) + 2)
+    for _ in range(N_TEMPERATURES):
+        y_true, logit = drawn(n)
+        p = 1 / (1 + np.exp(-logit))
+        fit = fit_temperature(y_true, np.column_stack([1 - p, p]))
+        total += [added(t) for t in (1.0, *(_by_prior(y_true, logit, one) for one in PRIORS), fit.temperature)]
+    return total / N_TEMPERATURES
+
+
+def _by_prior(y_true: Ints, logit: Floats, deviation: float) -> float:
+    signed = np.where(y_true == 1, -logit, logit)
+
+    def penalised(x: float) -> float:
+        return float(np.logaddexp(0, signed * np.exp(-x)).sum() + (x / deviation) ** 2 / 2)
+
+    return float(np.exp(minimize_scalar(penalised, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def _distance(auc: float) -> float:
@@ -161,6 +213,7 @@ def _fastest(call: Callable[[], object]) -> float:
 MEASUREMENTS = {
     "delong_coverage": delong_coverage,
     "clustered_coverage": clustered_coverage,
+    "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,
     "leakage_gate": leakage_gate,

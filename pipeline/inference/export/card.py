@@ -49,7 +49,8 @@ def model_card(run: Run, head: SavedHead, file: str, made: Sequence[str]) -> str
 def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
     embeddings = run.config.embeddings
     weights = f"weights {embeddings.weights} (SHA-256 {embeddings.weights_sha256})"
-    temperatures = ", ".join(f"{temperature:.3g}" for temperature in head.validated[0].temperatures)
+    found = head.validated[0].temperatures
+    temperatures = ", ".join(f"{temperature:.3g}" for temperature in found)
     rows = {
         "file": f"`{file}`",
         "classes": ", ".join(head.names),
@@ -59,7 +60,7 @@ def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
         "selected by the run": "yes" if head.name == run.selected else f"no, the run selected {run.selected}",
         "fingerprint of the embeddings": embeddings.fingerprint,
         "precision of the embeddings": embeddings.precision.partition(":")[0],
-        "calibration": f"temperature {temperatures}, fitted on the validation split",
+        "calibration": "none (temperature 1)" if set(found) == {1.0} else f"temperature {temperatures}, fitted on validation",
         "trained": run.config.created,
     }
     yield from _table(("property", "value"), list(rows.items()))
