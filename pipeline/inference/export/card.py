@@ -60,7 +60,9 @@ def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
         "selected by the run": "yes" if head.name == run.selected else f"no, the run selected {run.selected}",
         "fingerprint of the embeddings": embeddings.fingerprint,
         "precision of the embeddings": embeddings.precision.partition(":")[0],
-        "calibration": "none (temperature 1)" if set(found) == {1.0} else f"temperature {temperatures}, fitted on validation",
+        "calibration": "none (temperature 1)"
+        if set(found) == {1.0}
+        else f"temperature {temperatures}, fitted on validation",
         "trained": run.config.created,
     }
     yield from _table(("property", "value"), list(rows.items()))
