@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax, stdtrit
 
 from hoarfrost.evaluation.checks import (
     Floats,
@@ -17,7 +17,7 @@ from hoarfrost.evaluation.checks import (
     tied_groups,
 )
 from hoarfrost.evaluation.estimates import Share
-from hoarfrost.evaluation.intervals import SharePlace, share
+from hoarfrost.evaluation.intervals import is_repeated, share
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
@@ -61,7 +61,8 @@ class CalibrationLine:
     """Logistic recalibration of one class's probability.
 
     With perfect calibration `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0. A slope
-    below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's.
+    below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's; where
+    patients have several samples, with the variance of sums over patients.
     Undefined figures are None, and `reason` states why.
     """
 
@@ -207,7 +208,7 @@ def assess_calibration(
     probabilities : ndarray (n, C) float64
         Rows sum to one.
     groups : ndarray (n,) int64, optional
-        Patients, where they are known.
+        Patients, for intervals where some have several samples.
     n_bins : int
         Of equal mass; fewer where there are fewer samples, or ties.
     level : float
@@ -217,10 +218,6 @@ def assess_calibration(
     ------
     ValueError
         If the shapes differ, or `n_bins` is below one.
-
-    Notes
-    -----
-    Samples are assumed independent.
 
     References
     ----------
@@ -240,7 +237,7 @@ def assess_calibration(
 
     def observed(c: Floats, h: Ints, rows: Ints) -> Bin:
         patients = None if groups is None else groups[rows]
-        rate = share(h == 1, np.ones(len(h), bool), patients, SharePlace.CALIBRATION_BIN, level=level)
+        rate = share(h == 1, np.ones(len(h), bool), patients, level=level)
         return Bin(float(c[0]), float(c[-1]), float(c.mean()), rate)
 
     parts = (np.split(one, starts[1:]) for one in (confidence, hits, order))
@@ -248,11 +245,11 @@ def assess_calibration(
         error=float(_errors(confidence, hits[None], starts)[0]),
         error_by_chance=_error_by_chance(confidence, starts),
         bins=tuple(map(observed, *parts)),
-        lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], level) for c in classes),
+        lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], groups, level) for c in classes),
     )
 
 
-def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> CalibrationLine:
+def calibration_line(y_true: Ints, p: Floats, groups: Ints | None = None, *, level: float = 0.95) -> CalibrationLine:
     """Return calibration slope and intercept of one class's probability.
 
     The slope is None where the classes are perfectly separated, or all probabilities are equal.
@@ -262,6 +259,8 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
     y_true : ndarray (n,) int64, values {0, 1}
     p : ndarray (n,) float64
         Probability of class 1, in [0, 1].
+    groups : ndarray (n,) int64, optional
+        Patients.
 
     Raises
     ------
@@ -274,15 +273,19 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
 
     References
     ----------
-    Cox (1958), Biometrika 45(3/4), 562-565. Van Calster et al. (2019), BMC Medicine 17, 230.
+    Cox (1958), Biometrika 45(3/4), 562-565. Van Calster et al. (2019), BMC Medicine 17, 230. Liang and Zeger (1986),
+    Biometrika 73(1), 13-22 (clusters).
     """
     y_true, p = checked_binary(y_true, p)
     if ((p < 0) | (p > 1)).any():
         raise ValueError("p holds values outside 0 to 1")
-    reach = normal_quantile(level)
+    numbers, reach = None, normal_quantile(level)
+    if groups is not None and is_repeated(groups):
+        numbers, n_groups = checked_groups(groups, len(y_true))
+        reach = float(stdtrit(max(n_groups - 1, 1), (1 + level) / 2))  # few patients: the variance is uncertain too
     pair = _logits(np.column_stack([1 - p, p]))
     x = pair[:, 1] - pair[:, 0]
-    intercept, deviation = _calibration_in_the_large(y_true, x)
+    intercept, deviation = _calibration_in_the_large(y_true, x, numbers)
     without_slope = CalibrationLine(
         None, None, intercept, (intercept - reach * deviation, intercept + reach * deviation)
     )
@@ -291,17 +294,17 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
     ones, zeros = x[y_true == 1], x[y_true == 0]
     if zeros.max() <= ones.min() or ones.max() <= zeros.min():
         return replace(without_slope, reason="no slope: the probabilities separate the classes perfectly")
-    found = _slope(y_true, x)
+    found = _slope(y_true, x, numbers)
     if found is None:
         return replace(without_slope, reason="no slope: Newton's method did not converge")
     slope, deviation = found
     return replace(without_slope, slope=slope, slope_interval=(slope - reach * deviation, slope + reach * deviation))
 
 
-def _line_or_none(y_true: Ints, p: Floats, level: float) -> CalibrationLine:
+def _line_or_none(y_true: Ints, p: Floats, groups: Ints | None, level: float) -> CalibrationLine:
     if y_true.min() == y_true.max():
         return CalibrationLine(None, None, None, None, "only one class is present")
-    return calibration_line(y_true, np.clip(p, 0, 1), level=level)
+    return calibration_line(y_true, np.clip(p, 0, 1), groups, level=level)
 
 
 def _logits(probabilities: Floats) -> Floats:
@@ -338,18 +341,28 @@ def _error_by_chance(confidence: Floats, starts: Ints) -> float:
     return float(np.mean(found))
 
 
-def _calibration_in_the_large(y_true: Ints, x: Floats) -> tuple[float, float]:
+def _calibration_in_the_large(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float]:
     """Return the intercept that makes the mean probability the observed share, and its standard error."""
     share = float(y_true.mean())
     at = math.log(share / (1 - share))
     low, high = at - float(x.max()), at - float(x.min())
     # The mean of expit(a + x) grows with a, and lies around the share at these two.
     a = low if low == high else float(brentq(lambda a: float(expit(a + x).mean()) - share, low - 1e-9, high + 1e-9))
-    q = expit(a + x)
-    return a, 1 / math.sqrt(max(float((q * (1 - q)).sum()), _SMALLEST))
+    return a, math.sqrt(float(_covariance(np.ones((len(x), 1)), y_true, expit(a + x), numbers)[0, 0]))
 
 
-def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
+def _covariance(design: Floats, y_true: Ints, q: Floats, numbers: Ints | None) -> Floats:
+    """Return the covariance (k, k) of a logistic regression's coefficients; with patients, of sums over them."""
+    information = design.T @ (design * (q * (1 - q))[:, None])
+    inverse = np.linalg.inv(np.maximum(information, _SMALLEST) if len(information) == 1 else information)
+    if numbers is None:
+        return np.asarray(inverse)
+    sums = np.stack([np.bincount(numbers, weights=one) for one in (design * (y_true - q)[:, None]).T])  # (k, patients)
+    n_groups = sums.shape[1]
+    return np.asarray(inverse @ (sums @ sums.T) @ inverse * (n_groups / max(n_groups - 1, 1)))
+
+
+def _slope(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float] | None:
     """Return the slope of the logistic regression on x and its standard error; None if it does not converge."""
     centre, scale = float(x.mean()), float(x.std())
     design = np.column_stack([np.ones(len(x)), (x - centre) / scale])
@@ -371,7 +384,6 @@ def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
             step /= 2  # the loss is convex: a shorter step lowers it
         beta = beta - step
         if float(np.abs(step).max()) < 1e-10 * (1 + float(np.abs(beta).max())):
-            q = expit(design @ beta)
-            covariance = np.linalg.inv(design.T @ (design * (q * (1 - q))[:, None]))
+            covariance = _covariance(design, y_true, expit(design @ beta), numbers)
             return float(beta[1]) / scale, math.sqrt(float(covariance[1, 1])) / scale
     return None

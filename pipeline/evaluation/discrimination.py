@@ -158,10 +158,13 @@ def newcombe_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[
     ----------
     Newcombe (2006), Statistics in Medicine 25(4), 559-573.
     """
-    auc, z2 = roc_auc(y_true, y_score), normal_quantile(level) ** 2
     n_pos = int((np.asarray(y_true) == 1).sum())
-    n_neg = len(y_true) - n_pos
-    averaged = (n_pos + n_neg) / 2 - 1
+    return newcombe_limits(roc_auc(y_true, y_score), n_pos, len(y_true) - n_pos, level=level)
+
+
+def newcombe_limits(auc: float, n_pos: int, n_neg: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Newcombe's interval, see `newcombe_ci`, of an area found with numbers of independent cases of each class."""
+    averaged, z2 = (n_pos + n_neg) / 2 - 1, normal_quantile(level) ** 2
 
     def lower(auc: float) -> float:
         def beyond(candidate: float) -> float:

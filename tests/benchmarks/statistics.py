@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from hoarfrost.evaluation import bootstrap_auc_ci, delong_ci, fit_temperature, newcombe_ci
+from hoarfrost.evaluation import Estimate, bootstrap_auc_ci, delong_ci, evaluate_threshold, fit_temperature, newcombe_ci
+from hoarfrost.evaluation.calibration import calibration_line
 from tests.benchmarks.measurement import Measurement
 
 Ints = npt.NDArray[np.int64]
@@ -29,6 +30,7 @@ IMAGES_A_PATIENT, SHARED_VARIANCE = 3, 0.7  # of the scores of one patient's ima
 N_SCORES, N_BOOTSTRAPPED, N_EMBEDDINGS = 1_000_000, 10_000, 100_000
 REPEATS = 3
 N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
+CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 1_000, 300_000
 PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
 _GATE = """
@@ -93,6 +95,62 @@ def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measureme
         f"bootstrap over {n_patients} patients of {IMAGES_A_PATIENT} images, prevalence {prevalence}, AUC {auc}: covers"
     )
     return _coverage(what, found, auc)
+
+
+def figures_coverage(_: Path) -> list[Measurement]:
+    """Calibration, shares, likelihood ratios and predictive values elsewhere, with three images a patient."""
+    cells = list(product(CORRELATIONS, N_OF_FIGURES))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        return [row for rows in pool.map(_figures_cell, *zip(*cells, strict=True)) for row in rows]
+
+
+def _figures_cell(shared_variance: float, n_patients: int) -> list[Measurement]:
+    """Count how often each interval contains the figure of very many patients; probabilities are too extreme."""
+    rng = np.random.default_rng(0)
+    truth = _figures(rng, shared_variance, N_TRUE, with_patients=False)
+    found: dict[str, list[bool]] = {name: [] for name in truth}
+    for _ in range(N_FIGURES):
+        for name, one in _figures(rng, shared_variance, n_patients, with_patients=True).items():
+            value = truth[name].value
+            if one.low is not None and one.high is not None and value is not None:
+                found[name].append(one.low <= value <= one.high)
+    rows = []
+    for name, covers in found.items():
+        share = float(np.mean(covers))
+        what = f"{name}, {n_patients} patients of {IMAGES_A_PATIENT} images, correlation {shared_variance:g}: covers"
+        outside = "" if 0.93 <= share <= 0.97 else " OUTSIDE"
+        rows.append(Measurement(what, f"{share:.1%}{outside}", "93 to 97%", {"covers": share}))
+    return rows
+
+
+def _figures(
+    rng: np.random.Generator, shared_variance: float, n_patients: int, *, with_patients: bool
+) -> dict[str, Estimate]:
+    patients = np.repeat(np.arange(n_patients), IMAGES_A_PATIENT)
+    y_true = (patients % 10 < 3).astype(np.int64)
+    noise = np.sqrt(1 - shared_variance) * rng.normal(size=len(patients))
+    noise += np.sqrt(shared_variance) * rng.normal(size=n_patients)[patients]
+    distance = _distance(0.85)
+    # Log-odds of normal scores, multiplied by 1.3: overconfident.
+    p = 1 / (1 + np.exp(-1.3 * (distance * (noise + distance * (y_true - 0.5)) + np.log(0.3 / 0.7))))
+    groups = patients if with_patients else None
+    line = calibration_line(y_true, p, groups)
+    point = evaluate_threshold(y_true, p, 0.3, groups=groups, prevalence=0.05)
+    assert line.slope_interval is not None
+    assert line.intercept_interval is not None
+    assert point.at_prevalence is not None
+    assert point.at_prevalence.ppv is not None
+    assert point.at_prevalence.npv is not None
+    return {
+        "calibration slope": Estimate(line.slope, *line.slope_interval),
+        "calibration intercept": Estimate(line.intercept, *line.intercept_interval),
+        "sensitivity": point.sensitivity,
+        "specificity": point.specificity,
+        "LR+": point.lr_positive,
+        "LR-": point.lr_negative,
+        "PPV at 5%": point.at_prevalence.ppv,
+        "NPV at 5%": point.at_prevalence.npv,
+    }
 
 
 def temperature_prior(_: Path) -> list[Measurement]:
@@ -213,6 +271,7 @@ def _fastest(call: Callable[[], object]) -> float:
 MEASUREMENTS = {
     "delong_coverage": delong_coverage,
     "clustered_coverage": clustered_coverage,
+    "figures_coverage": figures_coverage,
     "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,

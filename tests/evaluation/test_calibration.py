@@ -258,7 +258,7 @@ FAR_OUT = [
 def test_slope_is_found_where_newtons_whole_steps_go_astray(y: list[int], x: list[float]) -> None:
     """One value far out. The loss is convex: where both its derivatives are zero, it is least."""
     y_true, at = np.array(y), np.array(x)
-    found = _slope(y_true, at)
+    found = _slope(y_true, at, None)
     assert found is not None
     slope, deviation = found
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from hoarfrost.evaluation import ShownIn, metrics_of
-from hoarfrost.evaluation.intervals import SharePlace, share_at
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
@@ -135,10 +134,10 @@ def _data(run: Run) -> Iterator[str]:
 def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
     scores = evaluation.scores(run.head(head.name))
     shown = list(metrics_of([scores], ShownIn.EVERYWHERE))
+    printed = [(metric, scores.printed(metric.key) or scores[metric.key]) for metric in shown]
     rows = [
         (evaluation.title_of(metric), decimal(found.value), interval(found.interval), found.method or NONE)
-        for metric in shown
-        for found in (scores[metric.key], *((scores.beside[metric.key],) if metric.key in scores.beside else ()))
+        for metric, found in printed
     ]
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
     for metric in shown:
@@ -176,8 +175,8 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
         results = [
             (
                 one.name, rule(fixed.point.name),
-                estimate_text(share_at(fixed.result.sensitivity, SharePlace.MODEL_CARD)),
-                estimate_text(share_at(fixed.result.specificity, SharePlace.MODEL_CARD)),
+                estimate_text(fixed.result.sensitivity),
+                estimate_text(fixed.result.specificity),
             )
             for one in run.assessment.classes
             for fixed in one.points
