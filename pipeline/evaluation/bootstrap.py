@@ -128,10 +128,13 @@ def bootstrap_share_ci(
     if not in_denominator.any():
         raise ValueError("no sample is counted")
 
-    def share(weights: Floats) -> Floats:
-        return _quotient(weights @ (hit * in_denominator), weights @ in_denominator)
+    # Sums over patients give the same draws as their samples, and are fewer.
+    sums, sizes = (np.bincount(numbers, weights=one) for one in (hit * in_denominator, in_denominator))
 
-    return bootstrap_ci(share, numbers, level=level, n_draws=n_draws, seed=seed)
+    def share(weights: Floats) -> Floats:
+        return _quotient(weights @ sums, weights @ sizes)
+
+    return bootstrap_ci(share, np.arange(len(sums)), level=level, n_draws=n_draws, seed=seed)
 
 
 def bootstrap_ci(

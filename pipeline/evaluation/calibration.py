@@ -5,14 +5,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax, stdtrit
 
-from hoarfrost.evaluation.checks import Floats, Ints, checked, checked_binary, normal_quantile, tied_groups
+from hoarfrost.evaluation.checks import (
+    Floats,
+    Ints,
+    checked,
+    checked_binary,
+    checked_groups,
+    normal_quantile,
+    tied_groups,
+)
 from hoarfrost.evaluation.estimates import Share
-from hoarfrost.evaluation.intervals import SharePlace, share
+from hoarfrost.evaluation.intervals import is_repeated, share
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
+PRIOR_DEVIATION = 0.5
+"""Of the logarithm of a temperature, around 0 (simulated; see `fit_temperature`)."""
+N_TEMPERATURE_FOLDS = 5
+BEYOND_LIMIT = "the best one is beyond 0.05 or 20, so the classes are separated perfectly, or nothing was learnt"
+_JUST_INSIDE = 1.001
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 underflows to zero below this
 _MOST_STEPS = 100
 _N_SIMULATED = 500
@@ -23,13 +36,14 @@ class TemperatureFit:
     """A temperature fitted on validation, and the mean cross-entropy (nats) before and after.
 
     `at_limit` is True if the likelihood is highest beyond the limits: the classes are perfectly separated, or nothing
-    was learnt. Such a temperature is no information about calibration.
+    was learnt. `reason` states why a temperature was not used; it is 1 then.
     """
 
     temperature: float
     loss_before: float
     loss_after: float
     at_limit: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,8 @@ class CalibrationLine:
     """Logistic recalibration of one class's probability.
 
     With perfect calibration `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0. A slope
-    below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's.
+    below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's; where
+    patients have several samples, with the variance of sums over patients.
     Undefined figures are None, and `reason` states why.
     """
 
@@ -80,14 +95,22 @@ class Calibration:
     lines: tuple[CalibrationLine, ...]
 
 
-def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
-    """Fit the temperature, between 0.05 and 20, that makes probabilities most likely; on validation, never on test.
+def fit_temperature(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> TemperatureFit:
+    """Fit the temperature that makes probabilities most likely, shrunken towards 1; on validation, never on test.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values 0 to C-1
     probabilities : ndarray (n, C) float64
         Rows sum to one.
+    groups : ndarray (n,) int64, optional
+        Patients; each counts once against the prior, and is in one fold.
+
+    Returns
+    -------
+    TemperatureFit
+        With the temperature 1 and a reason, if the likelihood alone is highest beyond 0.05 or 20, or if the temperature
+        does not lower the log loss in five folds.
 
     Raises
     ------
@@ -96,25 +119,59 @@ def fit_temperature(y_true: Ints, probabilities: Floats) -> TemperatureFit:
 
     Notes
     -----
-    The loss is convex in 1/T, so it has one minimum. With two classes a temperature keeps ranks, and so ROC AUC and
-    accuracy; with more classes it keeps accuracy.
+    The logarithm of T has a normal prior with mean 0 and standard deviation `PRIOR_DEVIATION`. Of eight strengths it had
+    the lowest log loss on new samples in a simulation of 6 to 600 samples and true temperatures of 0.5 to 2. With two
+    classes a temperature keeps ranks, and so ROC AUC; with more classes it keeps accuracy.
 
     References
     ----------
     Guo et al. (2017), On Calibration of Modern Neural Networks, ICML.
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
+    numbers, n_groups = checked_groups(np.arange(len(y_true)) if groups is None else groups, len(y_true))
     logits = _logits(probabilities)
+    before = _loss_at(0.0, logits, y_true)
+    unscaled = TemperatureFit(1.0, before, before, at_limit=False)
+    # The loss has one minimum, so it lies beyond a limit if the loss falls towards it.
+    for limit, inside in ((COLDEST, COLDEST * _JUST_INSIDE), (HOTTEST, HOTTEST / _JUST_INSIDE)):
+        if _loss_at(math.log(limit), logits, y_true) <= _loss_at(math.log(inside), logits, y_true):
+            return replace(unscaled, at_limit=True, reason=BEYOND_LIMIT)
+    left_out = _loss_in_folds(logits, y_true, numbers, n_groups)
+    if not left_out < before:
+        why = f"in {N_TEMPERATURE_FOLDS} folds it made the log loss no better ({left_out:.3f} against {before:.3f})"
+        return replace(unscaled, reason=why)
+    best = _shrunken(logits, y_true, numbers)
+    return TemperatureFit(math.exp(best), before, _loss_at(best, logits, y_true), at_limit=False)
 
-    def loss(log_temperature: float) -> float:
-        found = log_softmax(logits * math.exp(-log_temperature), axis=1)
-        return -float(found[np.arange(len(y_true)), y_true].mean())
+
+def _loss_at(log_temperature: float, logits: Floats, y_true: Ints) -> float:
+    found = log_softmax(logits * math.exp(-log_temperature), axis=1)
+    return -float(found[np.arange(len(y_true)), y_true].mean())
+
+
+def _loss_in_folds(logits: Floats, y_true: Ints, numbers: Ints, n_groups: int) -> float:
+    """Return the mean loss of samples with the temperature that patients in other folds ask for."""
+    # Dealt out by class, so that each fold has cases of all.
+    order = np.argsort(np.bincount(numbers, weights=y_true) / np.bincount(numbers), kind="stable")
+    folds = np.empty(n_groups, np.int64)
+    folds[order] = np.arange(n_groups) % N_TEMPERATURE_FOLDS
+    total = 0.0
+    for fold in range(min(N_TEMPERATURE_FOLDS, n_groups)):
+        held = folds[numbers] == fold
+        found = 0.0 if held.all() else _shrunken(logits[~held], y_true[~held], numbers[~held])
+        total += _loss_at(found, logits[held], y_true[held]) * int(held.sum())
+    return total / len(y_true)
+
+
+def _shrunken(logits: Floats, y_true: Ints, numbers: Ints) -> float:
+    """Return the logarithm of the temperature, shrunken towards zero by the prior."""
+    n_groups = len(np.unique(numbers))
+
+    def penalised(log_temperature: float) -> float:
+        return _loss_at(log_temperature, logits, y_true) + (log_temperature / PRIOR_DEVIATION) ** 2 / (2 * n_groups)
 
     limits = (math.log(COLDEST), math.log(HOTTEST))
-    found = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-8})
-    best = min((float(found.x), *limits), key=loss)
-    at_limit = min(abs(best - limit) for limit in limits) < 1e-4
-    return TemperatureFit(math.exp(best), loss(0.0), loss(best), at_limit)
+    return float(minimize_scalar(penalised, bounds=limits, method="bounded", options={"xatol": 1e-8}).x)
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
@@ -151,7 +208,7 @@ def assess_calibration(
     probabilities : ndarray (n, C) float64
         Rows sum to one.
     groups : ndarray (n,) int64, optional
-        Patients, where they are known.
+        Patients, for intervals where some have several samples.
     n_bins : int
         Of equal mass; fewer where there are fewer samples, or ties.
     level : float
@@ -161,10 +218,6 @@ def assess_calibration(
     ------
     ValueError
         If the shapes differ, or `n_bins` is below one.
-
-    Notes
-    -----
-    Samples are assumed independent.
 
     References
     ----------
@@ -184,7 +237,7 @@ def assess_calibration(
 
     def observed(c: Floats, h: Ints, rows: Ints) -> Bin:
         patients = None if groups is None else groups[rows]
-        rate = share(h == 1, np.ones(len(h), bool), patients, SharePlace.CALIBRATION_BIN, level=level)
+        rate = share(h == 1, np.ones(len(h), bool), patients, level=level)
         return Bin(float(c[0]), float(c[-1]), float(c.mean()), rate)
 
     parts = (np.split(one, starts[1:]) for one in (confidence, hits, order))
@@ -192,11 +245,11 @@ def assess_calibration(
         error=float(_errors(confidence, hits[None], starts)[0]),
         error_by_chance=_error_by_chance(confidence, starts),
         bins=tuple(map(observed, *parts)),
-        lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], level) for c in classes),
+        lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], groups, level) for c in classes),
     )
 
 
-def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> CalibrationLine:
+def calibration_line(y_true: Ints, p: Floats, groups: Ints | None = None, *, level: float = 0.95) -> CalibrationLine:
     """Return calibration slope and intercept of one class's probability.
 
     The slope is None where the classes are perfectly separated, or all probabilities are equal.
@@ -206,6 +259,8 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
     y_true : ndarray (n,) int64, values {0, 1}
     p : ndarray (n,) float64
         Probability of class 1, in [0, 1].
+    groups : ndarray (n,) int64, optional
+        Patients.
 
     Raises
     ------
@@ -218,15 +273,19 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
 
     References
     ----------
-    Cox (1958), Biometrika 45(3/4), 562-565. Van Calster et al. (2019), BMC Medicine 17, 230.
+    Cox (1958), Biometrika 45(3/4), 562-565. Van Calster et al. (2019), BMC Medicine 17, 230. Liang and Zeger (1986),
+    Biometrika 73(1), 13-22 (clusters).
     """
     y_true, p = checked_binary(y_true, p)
     if ((p < 0) | (p > 1)).any():
         raise ValueError("p holds values outside 0 to 1")
-    reach = normal_quantile(level)
+    numbers, reach = None, normal_quantile(level)
+    if groups is not None and is_repeated(groups):
+        numbers, n_groups = checked_groups(groups, len(y_true))
+        reach = float(stdtrit(max(n_groups - 1, 1), (1 + level) / 2))  # few patients: the variance is uncertain too
     pair = _logits(np.column_stack([1 - p, p]))
     x = pair[:, 1] - pair[:, 0]
-    intercept, deviation = _calibration_in_the_large(y_true, x)
+    intercept, deviation = _calibration_in_the_large(y_true, x, numbers)
     without_slope = CalibrationLine(
         None, None, intercept, (intercept - reach * deviation, intercept + reach * deviation)
     )
@@ -235,17 +294,17 @@ def calibration_line(y_true: Ints, p: Floats, *, level: float = 0.95) -> Calibra
     ones, zeros = x[y_true == 1], x[y_true == 0]
     if zeros.max() <= ones.min() or ones.max() <= zeros.min():
         return replace(without_slope, reason="no slope: the probabilities separate the classes perfectly")
-    found = _slope(y_true, x)
+    found = _slope(y_true, x, numbers)
     if found is None:
         return replace(without_slope, reason="no slope: Newton's method did not converge")
     slope, deviation = found
     return replace(without_slope, slope=slope, slope_interval=(slope - reach * deviation, slope + reach * deviation))
 
 
-def _line_or_none(y_true: Ints, p: Floats, level: float) -> CalibrationLine:
+def _line_or_none(y_true: Ints, p: Floats, groups: Ints | None, level: float) -> CalibrationLine:
     if y_true.min() == y_true.max():
         return CalibrationLine(None, None, None, None, "only one class is present")
-    return calibration_line(y_true, np.clip(p, 0, 1), level=level)
+    return calibration_line(y_true, np.clip(p, 0, 1), groups, level=level)
 
 
 def _logits(probabilities: Floats) -> Floats:
@@ -282,18 +341,28 @@ def _error_by_chance(confidence: Floats, starts: Ints) -> float:
     return float(np.mean(found))
 
 
-def _calibration_in_the_large(y_true: Ints, x: Floats) -> tuple[float, float]:
+def _calibration_in_the_large(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float]:
     """Return the intercept that makes the mean probability the observed share, and its standard error."""
     share = float(y_true.mean())
     at = math.log(share / (1 - share))
     low, high = at - float(x.max()), at - float(x.min())
     # The mean of expit(a + x) grows with a, and lies around the share at these two.
     a = low if low == high else float(brentq(lambda a: float(expit(a + x).mean()) - share, low - 1e-9, high + 1e-9))
-    q = expit(a + x)
-    return a, 1 / math.sqrt(max(float((q * (1 - q)).sum()), _SMALLEST))
+    return a, math.sqrt(float(_covariance(np.ones((len(x), 1)), y_true, expit(a + x), numbers)[0, 0]))
 
 
-def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
+def _covariance(design: Floats, y_true: Ints, q: Floats, numbers: Ints | None) -> Floats:
+    """Return the covariance (k, k) of a logistic regression's coefficients; with patients, of sums over them."""
+    information = design.T @ (design * (q * (1 - q))[:, None])
+    inverse = np.linalg.inv(np.maximum(information, _SMALLEST) if len(information) == 1 else information)
+    if numbers is None:
+        return np.asarray(inverse)
+    sums = np.stack([np.bincount(numbers, weights=one) for one in (design * (y_true - q)[:, None]).T])  # (k, patients)
+    n_groups = sums.shape[1]
+    return np.asarray(inverse @ (sums @ sums.T) @ inverse * (n_groups / max(n_groups - 1, 1)))
+
+
+def _slope(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float] | None:
     """Return the slope of the logistic regression on x and its standard error; None if it does not converge."""
     centre, scale = float(x.mean()), float(x.std())
     design = np.column_stack([np.ones(len(x)), (x - centre) / scale])
@@ -315,7 +384,6 @@ def _slope(y_true: Ints, x: Floats) -> tuple[float, float] | None:
             step /= 2  # the loss is convex: a shorter step lowers it
         beta = beta - step
         if float(np.abs(step).max()) < 1e-10 * (1 + float(np.abs(beta).max())):
-            q = expit(design @ beta)
-            covariance = np.linalg.inv(design.T @ (design * (q * (1 - q))[:, None]))
+            covariance = _covariance(design, y_true, expit(design @ beta), numbers)
             return float(beta[1]) / scale, math.sqrt(float(covariance[1, 1])) / scale
     return None

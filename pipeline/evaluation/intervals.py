@@ -8,8 +8,8 @@ from enum import Enum
 import numpy as np
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
-from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_groups, normal_quantile
-from hoarfrost.evaluation.discrimination import macro_auc_ci, newcombe_ci
+from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
+from hoarfrost.evaluation.discrimination import macro_auc_ci, newcombe_ci, newcombe_limits, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, Share, wilson
 
 FEW = 30
@@ -28,19 +28,6 @@ class IntervalKind(Enum):
     NONE = "none"
     AREA = "area under a ROC curve"
     RESAMPLED = "any figure: scored again on units drawn with replacement"
-
-
-class SharePlace(Enum):
-    """Where a proportion is printed."""
-
-    OPERATING_POINT = "operating point"
-    SUBGROUP = "subgroup"
-    CALIBRATION_BIN = "calibration bin"
-    MODEL_CARD = "operating point in the model card"
-
-
-OVER_PATIENTS = frozenset({SharePlace.OPERATING_POINT})
-"""Where proportions get intervals over patients with several images. Elsewhere images are assumed independent."""
 
 
 # -- metrics ------------------------------------------------------------------------------------------------------------
@@ -92,17 +79,33 @@ def area(
     Returns
     -------
     Estimate
-        By "DeLong", "bootstrap over patients", or DeLong's method with the reason why patients could not be drawn.
+        By "DeLong", "bootstrap over patients", or DeLong's method with the reason why patients could not be drawn. If an
+        area of 0 or 1 leaves these without any width, by "Newcombe" from the numbers of patients.
     """
-    method = DELONG
-    if groups is not None and _is_repeated(groups):
+    method, ends = DELONG, None
+    if groups is not None and is_repeated(groups):
         try:
             drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
-            return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP)
+            method, ends = BOOTSTRAP, (drawn.low, drawn.high)
         except ValueError as error:
             method = f"{_AS_INDEPENDENT}{error}"
-    low, high = macro_auc_ci(y_true, probabilities, level=level)
+    low, high = ends or macro_auc_ci(y_true, probabilities, level=level)
+    if low == high and plain.value in {0, 1}:
+        # No draw differs, which is no certainty.
+        low, high = _of_perfect_areas(y_true, probabilities, groups, level)
+        method = NEWCOMBE
     return replace(plain, low=low, high=high, method=method)
+
+
+def _of_perfect_areas(y_true: Ints, probabilities: Floats, groups: Ints | None, level: float) -> tuple[float, float]:
+    """Return the mean of Newcombe's limits over the classes, from the numbers of patients, or else of samples."""
+    limits = []
+    for number, rows, y in binary_problems(y_true, probabilities.shape[1]):
+        units = rows if groups is None else groups[rows]
+        n_pos, n_neg = (len(np.unique(units[y == value])) for value in (1, 0))
+        limits.append(newcombe_limits(roc_auc(y, probabilities[rows, number]), n_pos, n_neg, level=level))
+    low, high = np.mean(limits, axis=0).tolist()
+    return low, high
 
 
 def area_beside(found: Estimate, y_true: Ints, probabilities: Floats) -> Estimate | None:
@@ -127,7 +130,7 @@ def area_of_subgroup(
     Errors are those of `macro_auc_ci`.
     """
     found = area(plain, y_true, probabilities, groups, level=level, seed=seed)
-    if found.method in {DELONG, BOOTSTRAP}:
+    if found.method in {DELONG, BOOTSTRAP, NEWCOMBE}:
         return found, ""
     return replace(plain, method=BOOTSTRAP), f"no interval: {found.method.removeprefix(_AS_INDEPENDENT)}"
 
@@ -144,7 +147,7 @@ def _resampled(plain: Estimate, score_rows: Callable[[Ints], float], groups: Int
         drawn = bootstrap_ci(statistic, units, n_draws=N_RESAMPLED)
     except ValueError:
         return plain
-    method = BOOTSTRAP if _is_repeated(units) else RESAMPLED_UNITS
+    method = BOOTSTRAP if is_repeated(units) else RESAMPLED_UNITS
     return replace(plain, low=drawn.low, high=drawn.high, method=method)
 
 
@@ -158,8 +161,8 @@ def _score_or_nan(score_rows: Callable[[Ints], float], rows: Ints) -> float:
 # -- proportions --------------------------------------------------------------------------------------------------------
 
 
-def share(hits: Bools, counted: Bools, groups: Ints | None, place: SharePlace, *, level: float = 0.95) -> Share:
-    """Return a proportion with the interval that it gets where it is printed.
+def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95) -> Share:
+    """Return a proportion with its interval.
 
     Parameters
     ----------
@@ -173,34 +176,31 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, place: SharePlace, *
     Returns
     -------
     Share
-        With Wilson's interval; or, where patients have several samples and `place` is in `OVER_PATIENTS`, see
-        `over_patients`.
+        With Wilson's interval; or, where patients have several samples, see `over_patients`.
     """
     found = wilson(int((hits & counted).sum()), int(counted.sum()), level=level)
     if groups is None:
         return found
     found = replace(found, n_patients=count_patients(groups[counted]))
-    if place not in OVER_PATIENTS or not _is_repeated(groups):
+    if not is_repeated(groups):
         return found
     try:
         drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups, level=level)
     except ValueError:  # nothing is counted, or too few patients: it has no interval
-        return over_patients(found, None)
-    return over_patients(found, (drawn.low, drawn.high))
+        return over_patients(found, None, level=level)
+    return over_patients(found, (drawn.low, drawn.high), level=level)
 
 
-def share_at(found: Share, place: SharePlace) -> Share:
-    """Return an existing proportion with the interval that it gets where it is printed, see `share`."""
-    return found if place in OVER_PATIENTS else replace(wilson(found.n_hits, found.n), n_patients=found.n_patients)
-
-
-def over_patients(found: Share, ends: tuple[float, float] | None) -> Share:
+def over_patients(found: Share, ends: tuple[float, float] | None, *, level: float = 0.95) -> Share:
     """Return a proportion with the interval by bootstrap over patients, or none where that is undefined.
 
-    Where the proportion is 0 or 1 in all draws, they have no spread; this is no certainty, so Wilson's stays.
+    A proportion of 0 or 1 is the same in all draws. This is no certainty, so it gets Wilson's interval, from the number
+    of patients: their images are not independent.
     """
     if ends is not None and ends[0] == ends[1]:
-        return found
+        n = found.n if found.n_patients is None else found.n_patients
+        plain = wilson(n if found.n_hits else 0, n, level=level)
+        return replace(found, low=plain.low, high=plain.high)
     low, high = (None, None) if ends is None else ends
     return replace(found, low=low, high=high, method=BOOTSTRAP)
 
@@ -241,5 +241,6 @@ def count_patients(groups: Ints | None) -> int | None:
     return None if groups is None else len(np.unique(groups))
 
 
-def _is_repeated(groups: Ints) -> bool:
+def is_repeated(groups: Ints) -> bool:
+    """Return whether a patient has several samples."""
     return len(np.unique(groups)) < len(groups)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_binary, normal_quantile
+from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_binary, checked_groups, normal_quantile
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import SharePlace, share
+from hoarfrost.evaluation.intervals import is_repeated, share
 
 REQUIRED = 0.95
 YOUDEN = "Youden's index"
 LOG, BAYES = "log method", "Bayes' rule on a likelihood ratio"
+LOG_CLUSTERED = f"{LOG}, clustered by patient"
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def evaluate_threshold(
 
     Notes
     -----
-    `hoarfrost.evaluation.intervals` decides the intervals of proportions. Likelihood ratios have the log method's. Where
-    one of their two proportions is zero, or both are one, one half is added to all four counts for the interval. A ratio
-    of zero has the lower limit zero; an infinite ratio is None and has no upper limit. Predictive values at a prevalence
-    and their intervals follow from the likelihood ratios by Bayes' rule. These assume independent samples.
+    `hoarfrost.evaluation.intervals` decides the intervals of proportions. Likelihood ratios have the log method's; where
+    patients have several samples, its variance is that of sums over patients. Where one of their two proportions is zero,
+    or both are one, one half is added to all four counts for the interval, which are then patients'. A ratio of zero has
+    the lower limit zero; an infinite ratio is None and has no upper limit. Predictive values at a prevalence and their
+    intervals follow from the likelihood ratios by Bayes' rule.
 
     References
     ----------
@@ -157,11 +159,10 @@ def evaluate_threshold(
     found, diseased = y_score >= threshold, y_true == 1
     tp, fp = int((found & diseased).sum()), int((found & ~diseased).sum())
     fn, tn = int(diseased.sum()) - tp, int((~diseased).sum()) - fp
-    positive = _ratio(tp, tp + fn, fp, fp + tn, level)
-    negative = _ratio(fn, tp + fn, tn, fp + tn, level)
+    positive, negative = (_ratio(hits, diseased, groups, level) for hits in (found, ~found))
 
     def of(hits: Bools, counted: Bools) -> Share:
-        return share(hits, counted, groups, SharePlace.OPERATING_POINT, level=level)
+        return share(hits, counted, groups, level=level)
 
     return PointResult(
         float(threshold), tp, fp, tn, fn,
@@ -189,19 +190,32 @@ def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
     return thresholds, sensitivity, specificity
 
 
-def _ratio(k1: int, n1: int, k0: int, n0: int, level: float) -> Estimate:
-    """Return the ratio of two proportions k1/n1 and k0/n0 with the log method's interval."""
-    z = normal_quantile(level)
-    if k1 == 0 and k0 == 0:
-        return Estimate(None, None, None, n=n1 + n0)
-    added = 0.5 if 0 in {k1, k0} or (k1, k0) == (n1, n0) else 0.0
-    a, na, b, nb = k1 + added, n1 + 2 * added, k0 + added, n0 + 2 * added
-    deviation = math.sqrt(1 / a - 1 / na + 1 / b - 1 / nb)
-    centre = math.log((a / na) / (b / nb))
-    low, high = math.exp(centre - z * deviation), math.exp(centre + z * deviation)
-    if k0 == 0:
-        return Estimate(None, low, None, LOG, n1 + n0)
-    return Estimate((k1 / n1) / (k0 / n0), 0.0 if k1 == 0 else low, high, LOG, n1 + n0)
+def _ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
+    """Return the ratio of the shares of hits among the diseased and the others, with the log method's interval."""
+    z, sizes = normal_quantile(level), np.array([diseased.sum(), (~diseased).sum()], np.float64)
+    p = np.array([hits[diseased].mean(), hits[~diseased].mean()])
+    n, numbers, method = len(hits), None, LOG
+    if groups is not None and is_repeated(groups):
+        numbers, method = checked_groups(groups, n)[0], LOG_CLUSTERED
+    if not p.any():
+        return Estimate(None, None, None, n=n)
+    if (p == 0).any() or (p == 1).all():
+        if numbers is not None:
+            sizes = np.array([len(np.unique(numbers[diseased])), len(np.unique(numbers[~diseased]))], np.float64)
+        shares, added = (p * sizes + 0.5) / (sizes + 1), sizes + 1
+        variance, centre = float(((1 - shares) / (shares * added)).sum()), math.log(shares[0] / shares[1])
+    else:
+        centre = math.log(p[0] / p[1])
+        variance = float(((1 - p) / (p * sizes)).sum())
+        if numbers is not None:
+            # The influence of each sample on the logarithm of the ratio; independent ones have the variance above.
+            influence = np.where(diseased, (hits - p[0]) / (sizes[0] * p[0]), -(hits - p[1]) / (sizes[1] * p[1]))
+            sums = np.bincount(numbers, weights=influence)
+            variance = float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
+    low, high = (math.exp(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
+    if p[1] == 0:
+        return Estimate(None, low, None, method, n)
+    return Estimate(float(p[0] / p[1]), 0.0 if p[0] == 0 else low, high, method, n)
 
 
 def _predictive_value(ratio: Estimate, prevalence: float, *, of_disease: bool) -> Estimate | None:

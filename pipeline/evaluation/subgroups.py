@@ -10,7 +10,7 @@ import numpy as np
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked, class_counts
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import SharePlace, area_of_subgroup, count_patients, share
+from hoarfrost.evaluation.intervals import area_of_subgroup, count_patients, share
 
 FEWEST = 20
 """With fewer samples a subgroup's figures would be meaningless."""
@@ -138,8 +138,8 @@ def _subgroup(
     sensitivity, specificity = None, None
     if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
         found, of_class = probabilities[:, 1] >= threshold, y_true == 1
-        sensitivity = share(found, of_class, groups, SharePlace.SUBGROUP, level=level)
-        specificity = share(~found, ~of_class, groups, SharePlace.SUBGROUP, level=level)
+        sensitivity = share(found, of_class, groups, level=level)
+        specificity = share(~found, ~of_class, groups, level=level)
     return Subgroup(name, value, len(y_true), counts, area, sensitivity, specificity, reason)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from hoarfrost.evaluation import (
+    TemperatureFit,
     apply_temperature,
     assess_calibration,
     binary_problems,
@@ -43,8 +44,10 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     split = list(places)[-1]
     units = {name: task.units(rows) for name, rows in places.items()}
     p = {name: units[name].joined(probabilities[rows]) for name, rows in places.items()}
-    y, groups = {name: units[name].y for name in places}, units[split].groups
-    joint = None if task.is_multilabel else _recalibration(y["val"], p["val"], y[split], p[split], groups)
+    y, groups, val_groups = {name: units[name].y for name in places}, units[split].groups, units["val"].groups
+    joint = None
+    if not task.is_multilabel:
+        joint = _recalibration(fit_temperature(y["val"], p["val"], val_groups), y[split], p[split], groups)
     calibrated = p[split] if joint is None else apply_temperature(p[split], joint.temperature.temperature)
     validated = {number: (rows, one) for number, rows, one in binary_problems(y["val"], len(task.names))}
     classes = []
@@ -53,7 +56,8 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
         val_p, found, likely = p["val"][val_rows, number], p[split][rows, number], calibrated[rows, number]
         alone, members = None, None if groups is None else groups[rows]
         if joint is None:
-            alone = _recalibration(val_one, _two_columns(val_p), one, _two_columns(found), members)
+            fit = fit_temperature(val_one, _two_columns(val_p), None if val_groups is None else val_groups[val_rows])
+            alone = _recalibration(fit, one, _two_columns(found), members)
             likely = apply_temperature(_two_columns(found), alone.temperature.temperature)[:, 1]
         points = _fixed_points(val_one, val_p, one, found, members, prevalence)
         benefit = decision_curve(one, np.clip(likely, 0, 1), prevalence=prevalence)
@@ -79,8 +83,7 @@ def _two_columns(p: Floats) -> Floats:
     return np.column_stack([1 - p, p])
 
 
-def _recalibration(y_val: Ints, p_val: Floats, y_true: Ints, p: Floats, groups: Ints | None) -> Recalibration:
-    fit = fit_temperature(y_val, p_val)
+def _recalibration(fit: TemperatureFit, y_true: Ints, p: Floats, groups: Ints | None) -> Recalibration:
     after = assess_calibration(y_true, apply_temperature(p, fit.temperature), groups)
     return Recalibration(fit, assess_calibration(y_true, p, groups), after)
 

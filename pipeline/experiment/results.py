@@ -16,7 +16,7 @@ from hoarfrost.heads.specs import count_parameters
 from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
 from hoarfrost.training.references import MAJORITY, ReferenceFit, fit_references
 
-CONSTANT = 1e-9  # probabilities that differ by less are the same for all images
+CONSTANT = 1e-9  # probabilities, or areas, that differ by less are the same
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _alarms(
     what = "out-of-fold" if task.is_cross_fitted else "validation"
     for one in _compared(task, {name: probabilities, **rivals}, name, rows):
         # Better only where the whole interval says so; a point estimate is a coin toss.
-        if one.difference.low is not None and one.difference.low > 0 and one.p is not None:
+        if one.difference.low is not None and one.difference.low > CONSTANT and one.p is not None:
             found, own = (task.roc_auc(rows, of[rows]) for of in (rivals[one.name], probabilities))
             alarms.append(
                 f"{one.name} is better: {what} ROC AUC {found:.3f} against {own:.3f} "

@@ -43,10 +43,15 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
     has_points = y.ndim == 2 or p.shape[1] == 2
     points = tuple(choose_thresholds(one, of_class) for one, of_class in problems) if has_points else ()
     if y.ndim == 1:
-        temperatures = [fit_temperature(y, p).temperature]
+        fits = [fit_temperature(y, p, groups)]
     else:
-        temperatures = [fit_temperature(one, np.column_stack([1 - q, q])).temperature for one, q in problems]
-    return Validated(unit, len(y), tuple(temperatures), points, calibrate_classes(y, p, groups))
+        of_labels = [None if groups is None else groups[rows] for _, rows, _ in binary_problems(y, p.shape[1])]
+        fits = [
+            fit_temperature(one, np.column_stack([1 - q, q]), members)
+            for (one, q), members in zip(problems, of_labels, strict=True)
+        ]
+    temperatures = tuple(fit.temperature for fit in fits)
+    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups))
 
 
 def novelty_of(task: Task, development: Development) -> tuple[NoveltyReference, ConformalScores]:

@@ -266,11 +266,13 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
 
 def _tempered(variant: Variant, task: Task, rows: Ints) -> Variant:
     """Return a variant whose logits are divided by the temperature that its out-of-fold predictions ask for."""
-    y, p = task.y[rows], variant.out_of_fold[rows]
+    y, p, groups = task.y[rows], variant.out_of_fold[rows], task.groups[rows]
     if task.is_multilabel:
         known = y >= 0
-        y, p = y[known], np.column_stack([1 - p[known], p[known]])
-    temperature = fit_temperature(y, p).temperature
+        y, p, groups = y[known], np.column_stack([1 - p[known], p[known]]), groups[known.nonzero()[0]]
+    temperature = fit_temperature(y, p, groups).temperature
+    if temperature == 1:
+        return variant
     members = []
     for one in variant.members:
         module = cooled(one.head.module, temperature)

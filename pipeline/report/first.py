@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from hoarfrost.evaluation import FEW, Scores, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, several
-from hoarfrost.runs import DatasetFacts, Run, leakage_warnings
+from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
 
@@ -137,21 +139,35 @@ def _of_leakage(run: Run) -> Iterator[Caution]:
 
 
 def _of_cases(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    """Yield a caution on the rarest class, if it is rare."""
+    """Yield a caution on the rarest class, if it is rare; patients are counted where they are known."""
     if run.assessment is None:
         return
-    rarest = min(run.assessment.classes, key=lambda one: min(one.n_positive, one.n - one.n_positive))
-    n_without = rarest.n - rarest.n_positive
-    counts = (rarest.n_positive, rarest.name), (n_without, f"not {rarest.name}")
-    n_rare, which = min(counts, key=lambda pair: pair[0])
+    n_rare, n_all, which = min(_cases(run.assessment, evaluation))
+    counted = evaluation.unit if evaluation.patients is None else "patient"
     if n_rare < FEW:
         area = evaluation.area(run.head(run.selected))
         yield Caution(
-            f"Few {evaluation.unit}s",
-            f"Only {n_rare:,} of the {rarest.n:,} {evaluation.split_name} {evaluation.unit}s are {which}, so the "
+            f"Few {counted}s",
+            f"Only {n_rare:,} of the {n_all:,} {evaluation.split_name} {counted}s are {which}, so the "
             f"interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.",
             "data",
         )
+
+
+def _cases(assessment: Assessment, evaluation: Evaluation) -> Iterator[tuple[int, int, str]]:
+    """Yield for each class or label the number of cases with and without it, of how many, and in words."""
+    for one in assessment.classes:
+        counts = {f"{one.name}": one.n_positive, f"not {one.name}": one.n - one.n_positive}
+        n_all = one.n
+        if evaluation.patients is not None:
+            number = evaluation.classes.index(one.name)
+            y = evaluation.y_true[:, number] if evaluation.is_multilabel else evaluation.y_true == number
+            counts = {
+                word: len(np.unique(evaluation.patients[y == value]))
+                for word, value in zip(counts, (1, 0), strict=True)
+            }
+            n_all = len(np.unique(evaluation.patients[y >= 0]))
+        yield from ((n, n_all, word) for word, n in counts.items())
 
 
 def _of_heads(run: Run) -> Iterator[Caution]:

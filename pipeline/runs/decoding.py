@@ -117,9 +117,7 @@ def _is_over_patients(share: Share) -> bool:
 
 
 def _drawn(share: Share) -> list[float | None] | None:
-    """Return the interval over patients: a single point if its draws had no spread."""
-    if share.method != BOOTSTRAP:
-        return [share.value, share.value]
+    """Return the interval over patients."""
     return None if share.interval is None else list(share.interval)
 
 
@@ -129,7 +127,11 @@ def _point_from_json(values: Any, _: Any) -> FixedPoint:
         return fixed
 
     def over(name: str, share: Share) -> Share:
-        return over_patients(share, None if drawn[name] is None else (drawn[name][0], drawn[name][1]))
+        if drawn[name] is None:
+            return over_patients(share, None)
+        # Of a share of 0 or 1, earlier versions wrote a single point.
+        low, high = (0.0, 0.0) if share.n_hits in {0, share.n} else drawn[name]
+        return over_patients(share, (low, high))
 
     return _changed(fixed, fixed.result, over)
 

@@ -35,7 +35,9 @@ class Recalibration:
         before, after, fit = self.before, self.after, self.temperature
         larger = "no larger than" if before.error <= SAME_ERROR * before.error_by_chance else "larger than"
         scaling = f"Temperature scaling (T = {fit.temperature:.2f})"
-        if fit.at_limit:
+        if fit.reason:
+            effect = f"No temperature scaling (T = 1): {fit.reason}."
+        elif fit.at_limit:  # a run of an earlier version, which used such a temperature
             effect = f"{scaling} could not be fitted: T is at its limit."
         elif after.error < before.error / SAME_ERROR:
             effect = f"{scaling} reduced it to {after.error:.3f}."

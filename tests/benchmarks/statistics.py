@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from hoarfrost.evaluation import bootstrap_auc_ci, delong_ci, newcombe_ci
+from hoarfrost.evaluation import Estimate, bootstrap_auc_ci, delong_ci, evaluate_threshold, fit_temperature, newcombe_ci
+from hoarfrost.evaluation.calibration import calibration_line
 from tests.benchmarks.measurement import Measurement
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +29,9 @@ N_PATIENTS = (100, 300)
 IMAGES_A_PATIENT, SHARED_VARIANCE = 3, 0.7  # of the scores of one patient's images
 N_SCORES, N_BOOTSTRAPPED, N_EMBEDDINGS = 1_000_000, 10_000, 100_000
 REPEATS = 3
+N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
+CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 1_000, 300_000
+PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
 _GATE = """
 import json, time
@@ -90,6 +95,111 @@ def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measureme
         f"bootstrap over {n_patients} patients of {IMAGES_A_PATIENT} images, prevalence {prevalence}, AUC {auc}: covers"
     )
     return _coverage(what, found, auc)
+
+
+def figures_coverage(_: Path) -> list[Measurement]:
+    """Calibration, shares, likelihood ratios and predictive values elsewhere, with three images a patient."""
+    cells = list(product(CORRELATIONS, N_OF_FIGURES))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        return [row for rows in pool.map(_figures_cell, *zip(*cells, strict=True)) for row in rows]
+
+
+def _figures_cell(shared_variance: float, n_patients: int) -> list[Measurement]:
+    """Count how often each interval contains the figure of very many patients; probabilities are too extreme."""
+    rng = np.random.default_rng(0)
+    truth = _figures(rng, shared_variance, N_TRUE, with_patients=False)
+    found: dict[str, list[bool]] = {name: [] for name in truth}
+    for _ in range(N_FIGURES):
+        for name, one in _figures(rng, shared_variance, n_patients, with_patients=True).items():
+            value = truth[name].value
+            if one.low is not None and one.high is not None and value is not None:
+                found[name].append(one.low <= value <= one.high)
+    rows = []
+    for name, covers in found.items():
+        share = float(np.mean(covers))
+        what = f"{name}, {n_patients} patients of {IMAGES_A_PATIENT} images, correlation {shared_variance:g}: covers"
+        outside = "" if 0.93 <= share <= 0.97 else " OUTSIDE"
+        rows.append(Measurement(what, f"{share:.1%}{outside}", "93 to 97%", {"covers": share}))
+    return rows
+
+
+def _figures(
+    rng: np.random.Generator, shared_variance: float, n_patients: int, *, with_patients: bool
+) -> dict[str, Estimate]:
+    patients = np.repeat(np.arange(n_patients), IMAGES_A_PATIENT)
+    y_true = (patients % 10 < 3).astype(np.int64)
+    noise = np.sqrt(1 - shared_variance) * rng.normal(size=len(patients))
+    noise += np.sqrt(shared_variance) * rng.normal(size=n_patients)[patients]
+    distance = _distance(0.85)
+    # Log-odds of normal scores, multiplied by 1.3: overconfident.
+    p = 1 / (1 + np.exp(-1.3 * (distance * (noise + distance * (y_true - 0.5)) + np.log(0.3 / 0.7))))
+    groups = patients if with_patients else None
+    line = calibration_line(y_true, p, groups)
+    point = evaluate_threshold(y_true, p, 0.3, groups=groups, prevalence=0.05)
+    assert line.slope_interval is not None
+    assert line.intercept_interval is not None
+    assert point.at_prevalence is not None
+    assert point.at_prevalence.ppv is not None
+    assert point.at_prevalence.npv is not None
+    return {
+        "calibration slope": Estimate(line.slope, *line.slope_interval),
+        "calibration intercept": Estimate(line.intercept, *line.intercept_interval),
+        "sensitivity": point.sensitivity,
+        "specificity": point.specificity,
+        "LR+": point.lr_positive,
+        "LR-": point.lr_negative,
+        "PPV at 5%": point.at_prevalence.ppv,
+        "NPV at 5%": point.at_prevalence.npv,
+    }
+
+
+def temperature_prior(_: Path) -> list[Measurement]:
+    """How much worse a fitted temperature makes the log loss of new samples than the true one, by the prior's strength.
+
+    Scores of two classes whose log-odds are multiplied by the true temperature.
+    """
+    found = {n: np.mean([_losses(n, t) for t in TEMPERATURES], axis=0) for n in N_FOR_TEMPERATURE}
+    rows = []
+    for n, losses in found.items():
+        figures = dict(zip(("T = 1", *(f"prior {one:g}" for one in PRIORS), "used"), losses.tolist(), strict=True))
+        measured = ", ".join(f"{name} {loss:.4f}" for name, loss in figures.items())
+        rows.append(Measurement(f"temperature, n = {n}: added log loss", measured, "used: below T = 1", figures))
+    return rows
+
+
+def _losses(n: int, temperature: float) -> Floats:
+    """Return the added loss of no temperature, of each prior alone, and of what `fit_temperature` returns."""
+    rng = np.random.default_rng(0)
+    distance = _distance(0.9)
+
+    def drawn(n: int) -> tuple[Ints, Floats]:
+        y_true = (np.arange(n) < n / 2).astype(np.int64)
+        return y_true, temperature * distance * (rng.normal(size=n) + distance * (y_true - 0.5))
+
+    y_new, new = drawn(20_000)
+
+    def added(found: float) -> float:
+        def loss(t: float) -> float:
+            return float(np.logaddexp(0, np.where(y_new == 1, -new, new) / t).mean())
+
+        return loss(found) - loss(temperature)
+
+    total = np.zeros(len(PRIORS) + 2)
+    for _ in range(N_TEMPERATURES):
+        y_true, logit = drawn(n)
+        p = 1 / (1 + np.exp(-logit))
+        fit = fit_temperature(y_true, np.column_stack([1 - p, p]))
+        total += [added(t) for t in (1.0, *(_by_prior(y_true, logit, one) for one in PRIORS), fit.temperature)]
+    return total / N_TEMPERATURES
+
+
+def _by_prior(y_true: Ints, logit: Floats, deviation: float) -> float:
+    signed = np.where(y_true == 1, -logit, logit)
+
+    def penalised(x: float) -> float:
+        return float(np.logaddexp(0, signed * np.exp(-x)).sum() + (x / deviation) ** 2 / 2)
+
+    return float(np.exp(minimize_scalar(penalised, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def _distance(auc: float) -> float:
@@ -161,6 +271,8 @@ def _fastest(call: Callable[[], object]) -> float:
 MEASUREMENTS = {
     "delong_coverage": delong_coverage,
     "clustered_coverage": clustered_coverage,
+    "figures_coverage": figures_coverage,
+    "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,
     "leakage_gate": leakage_gate,

@@ -16,13 +16,10 @@ from hoarfrost.evaluation import (
     Metric,
     Scores,
     Subgroup,
-    bootstrap_share_ci,
-    intervals,
     metrics,
     score,
-    wilson,
 )
-from hoarfrost.evaluation.intervals import BOOTSTRAP, IntervalKind, SharePlace, share, share_at
+from hoarfrost.evaluation.intervals import BOOTSTRAP, IntervalKind
 from hoarfrost.evaluation.metrics import OneAgainstRest, ShownIn, registered
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.heads.specs import parse_heads
@@ -234,16 +231,3 @@ def test_undefined_draws_leave_a_metric_without_an_interval(monkeypatch: pytest.
 
 
 # -- which interval a proportion gets -----------------------------------------------------------------------------------
-
-
-def test_interval_of_a_proportion_depends_on_where_it_is_printed_by_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    hits, counted, patients = rng.random(120) < 0.7, np.ones(120, bool), np.arange(120) // 4
-    plain = replace(wilson(int(hits.sum()), 120), n_patients=30)
-    assert share(hits, counted, patients, SharePlace.SUBGROUP) == plain
-    drawn = share(hits, counted, patients, SharePlace.OPERATING_POINT)
-    expected = bootstrap_share_ci(hits.astype(int), counted.astype(int), patients)
-    assert (drawn.interval, drawn.method) == ((expected.low, expected.high), BOOTSTRAP)
-    assert share_at(drawn, SharePlace.MODEL_CARD) == plain
-    monkeypatch.setattr(intervals, "OVER_PATIENTS", frozenset(SharePlace))
-    assert share(hits, counted, patients, SharePlace.SUBGROUP) == share_at(drawn, SharePlace.MODEL_CARD) == drawn

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hoarfrost.evaluation import Subgroup, banded, bootstrap_auc_ci, delong_ci, roc_auc, score_subgroups, wilson
+from hoarfrost.evaluation.discrimination import newcombe_limits
 from tests.support.samples import calibrated, drawn_probabilities, two_columns
 
 
@@ -42,11 +43,15 @@ def test_subgroup_of_patients_with_several_images_has_the_bootstraps_interval() 
     )
 
 
-def test_subgroup_whose_positives_are_of_one_patient_has_no_interval_and_says_why() -> None:
+def test_subgroup_whose_positives_are_of_one_patient_counts_one_or_says_why_it_has_no_interval() -> None:
     y_true = np.array([1, 1] + [0] * 28)
     patients = np.array([0, 0, *range(1, 29)])
-    one = score_subgroups(y_true, two_columns(np.linspace(0.9, 0.1, 30)), {"site": ["x"] * 30}, groups=patients)[0]
-    assert (one.roc_auc.value, one.roc_auc.low, one.roc_auc.high) == (1, None, None)
+    p = np.linspace(0.9, 0.1, 30)
+    perfect = score_subgroups(y_true, two_columns(p), {"site": ["x"] * 30}, groups=patients)[0]
+    assert perfect.roc_auc.interval == newcombe_limits(1, 1, 28)
+    p[5] = 0.95
+    one = score_subgroups(y_true, two_columns(p), {"site": ["x"] * 30}, groups=patients)[0]
+    assert one.roc_auc.interval is None
     assert one.reason.startswith("no interval: a bootstrap over patients needs two patients of each class")
 
 

@@ -81,11 +81,15 @@ def test_alarm_of_the_selected_head_is_grave_and_those_of_others_are_not(tmp_pat
     assert others["Other heads"] == "2 heads with a warning: linear, mlp:256x2,dropout=0.2."
 
 
-def test_few_cases_are_counted_and_their_interval_said(reported_demo: Run) -> None:
-    one = reported_demo.assessment.classes[0]  # type: ignore[union-attr]
-    area = evaluation_of(reported_demo).scores(reported_demo.head(reported_demo.selected)).auc
-    said = texts(reported_demo)[1]["Few images"]
-    assert said.startswith(f"Only {one.n_positive} of the {one.n} test images are malignant")
+def test_few_patients_are_counted_and_their_interval_said(reported_demo: Run) -> None:
+    evaluation = evaluation_of(reported_demo)
+    area = evaluation.area(reported_demo.head(reported_demo.selected))
+    assert evaluation.patients is not None
+    n_all, n_with = (
+        len(np.unique(evaluation.patients[rows])) for rows in (evaluation.y_true >= 0, evaluation.y_true == 1)
+    )
+    said = texts(reported_demo)[1]["Few patients"]
+    assert said.startswith(f"Only {n_with} of the {n_all} test patients are malignant")
     assert said.endswith(f"the interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.")
 
 
@@ -128,18 +132,18 @@ def test_newcombes_interval_is_printed_in_place_of_delongs_where_a_run_has_it(tm
 
 
 def test_interval_over_patients_goes_before_wilsons_unless_it_has_no_width() -> None:
-    result = evaluate_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), 0.5)
+    result = evaluate_threshold(np.array([0, 0, 0, 1, 1, 1]), np.array([0.1, 0.2, 0.7, 0.8, 0.9, 0.6]), 0.5)
     point = OperatingPoint("Youden's index", 0.5, 1.0, 1.0)
     written = to_json(FixedPoint(point, result))
     assert written["by_patient"] is None
     assert from_json(written, FixedPoint) == FixedPoint(point, result)
-    written["by_patient"] = {"sensitivity": [1.0, 1.0], "specificity": [0.4, 1.0], "ppv": None, "npv": [0.5, 0.9]}
+    written["by_patient"] = {"sensitivity": [1.0, 1.0], "specificity": [0.4, 0.9], "ppv": None, "npv": [1.0, 1.0]}
     fixed = from_json(written, FixedPoint)
     assert fixed.result is not None
     assert fixed.result.sensitivity == result.sensitivity
-    assert (fixed.result.specificity.interval, fixed.result.npv.interval) == ((0.4, 1.0), (0.5, 0.9))
+    assert (fixed.result.specificity.interval, fixed.result.npv) == ((0.4, 0.9), result.npv)
     assert fixed.result.ppv.interval is None
-    assert to_json(fixed) == written
+    assert from_json(to_json(fixed), FixedPoint) == fixed
 
 
 @given(samples())

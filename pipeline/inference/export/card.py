@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from hoarfrost.evaluation import ShownIn, metrics_of
-from hoarfrost.evaluation.intervals import SharePlace, share_at
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
@@ -49,7 +48,8 @@ def model_card(run: Run, head: SavedHead, file: str, made: Sequence[str]) -> str
 def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
     embeddings = run.config.embeddings
     weights = f"weights {embeddings.weights} (SHA-256 {embeddings.weights_sha256})"
-    temperatures = ", ".join(f"{temperature:.3g}" for temperature in head.validated[0].temperatures)
+    found = head.validated[0].temperatures
+    temperatures = ", ".join(f"{temperature:.3g}" for temperature in found)
     rows = {
         "file": f"`{file}`",
         "classes": ", ".join(head.names),
@@ -59,7 +59,9 @@ def _facts(run: Run, head: SavedHead, file: str) -> Iterator[str]:
         "selected by the run": "yes" if head.name == run.selected else f"no, the run selected {run.selected}",
         "fingerprint of the embeddings": embeddings.fingerprint,
         "precision of the embeddings": embeddings.precision.partition(":")[0],
-        "calibration": f"temperature {temperatures}, fitted on the validation split",
+        "calibration": "none (temperature 1)"
+        if set(found) == {1.0}
+        else f"temperature {temperatures}, fitted on validation",
         "trained": run.config.created,
     }
     yield from _table(("property", "value"), list(rows.items()))
@@ -132,10 +134,10 @@ def _data(run: Run) -> Iterator[str]:
 def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
     scores = evaluation.scores(run.head(head.name))
     shown = list(metrics_of([scores], ShownIn.EVERYWHERE))
+    printed = [(metric, scores.printed(metric.key) or scores[metric.key]) for metric in shown]
     rows = [
         (evaluation.title_of(metric), decimal(found.value), interval(found.interval), found.method or NONE)
-        for metric in shown
-        for found in (scores[metric.key], *((scores.beside[metric.key],) if metric.key in scores.beside else ()))
+        for metric, found in printed
     ]
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
     for metric in shown:
@@ -173,8 +175,8 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
         results = [
             (
                 one.name, rule(fixed.point.name),
-                estimate_text(share_at(fixed.result.sensitivity, SharePlace.MODEL_CARD)),
-                estimate_text(share_at(fixed.result.specificity, SharePlace.MODEL_CARD)),
+                estimate_text(fixed.result.sensitivity),
+                estimate_text(fixed.result.specificity),
             )
             for one in run.assessment.classes
             for fixed in one.points
