@@ -9,10 +9,12 @@ import numpy.typing as npt
 from hoarfrost.evaluation.checks import Ints
 from hoarfrost.evaluation.leakage import MOST_LISTED, DifferentLabels, KeptTogether
 from hoarfrost.evaluation.near_duplicates import NearPairs, near_groups, near_pairs
+from hoarfrost.features.devices import one_thread
 from hoarfrost.training import Rows, StreamedRows
 from hoarfrost.training.rows import gathered
 
 GROUP, WARN, IGNORE = "group", "warn", "ignore"
+FEWEST_FOR_CORES = 10_000  # images: with fewer one core is faster than several that wait for one another
 MOST_COMPARED = 200_000  # images: two minutes on two cores; the time grows with the square of their number
 
 
@@ -64,7 +66,8 @@ def search_near_duplicates(
     if not_compared or knows_patients or mode != GROUP:
         return NearDuplicates(mode, not_compared=not_compared)
     rows = np.arange(len(x)) if given_test is None else np.flatnonzero(~given_test)
-    pairs = near_pairs(gathered(x, rows))
+    with one_thread(only_if=len(rows) < FEWEST_FOR_CORES):
+        pairs = near_pairs(gathered(x, rows))
     groups = np.arange(len(x)) + len(rows)  # numbers that no group has
     groups[rows] = near_groups(pairs, len(rows))
     return NearDuplicates(mode, pairs if given_test is None else None, groups)

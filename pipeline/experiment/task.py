@@ -13,7 +13,7 @@ import torch
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
-from hoarfrost.experiment.duplicates import GROUP, WARN, NearDuplicates, search_near_duplicates
+from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.earlier import kept_splits
 from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
@@ -27,7 +27,6 @@ from hoarfrost.runs import Predictions, class_numbers
 from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
 from hoarfrost.training.rows import gathered
 
-FEWEST_FOR_CORES = 10_000  # images
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
