@@ -242,6 +242,8 @@ def _warnings(run: Run) -> Iterator[str]:
     """List what a reader must know before trusting the run's scores."""
     if run.leakage is not None:
         yield from leakage_warnings(run.leakage)
+        if run.leakage.conflicting is not None:
+            yield run.leakage.conflicting.warning
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)

@@ -12,7 +12,7 @@ import pytest
 from hoarfrost import train
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.report.evaluation import evaluation_of
-from hoarfrost.report.first import grave_warnings
+from hoarfrost.report.first import grave_warnings, warnings_of
 from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_run
 from hoarfrost.training import TrainingConfig
@@ -59,7 +59,11 @@ def test_conflicts_that_are_allowed_are_on_top_of_the_report(tmp_path: Path, hoa
     assert done.status == 0
     assert "warning: Conflicting labels, allowed by --allow-conflicts: 2 files are 1 image" in done.stderr
     assert json.loads(done.stdout)["leakage"]["conflicting"]["n_images"] == 2
-    assert grave(read_run(tmp_path / "run"))["Conflicting labels"].startswith("Allowed by --allow-conflicts: 2 files")
+    run = read_run(tmp_path / "run")
+    text = grave(run)["Conflicting labels"]
+    assert text.startswith("Conflicting labels, allowed by --allow-conflicts: 2 files")
+    assert text in run.config.warnings
+    assert [one.text for one in warnings_of(run, evaluation_of(run))].count(text) == 0
 
 
 def test_allowing_conflicts_where_there_are_none_changes_nothing(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_patients_that_paths_suggest_are_on_top_of_the_report(tmp_path: Path, pa
     assert option in text
     assert text in read_run(tmp_path / "run").config.warnings
     page = write_report(tmp_path / "run").read_text()
-    assert page.index("Patients unknown") < page.index("<h2")
+    assert page.index("No patients are known, but") < page.index("<h1>")
 
 
 def test_nothing_is_said_of_patients_that_are_known_or_that_no_path_suggests(tmp_path: Path) -> None:
