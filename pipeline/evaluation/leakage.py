@@ -75,6 +75,11 @@ class Conflicting:
             "is wrong."
         )
 
+    @property
+    def warning(self) -> str:
+        """The same, of a run that was trained nevertheless."""
+        return f"Conflicting labels, allowed by --allow-conflicts: {self.text}"
+
 
 @dataclass(frozen=True)
 class KeptTogether:

@@ -1,7 +1,7 @@
 """Splits that stay: those of an earlier run, kept where they are asked for, and compared where they are not."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hoarfrost.experiment.splits import Strings
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.errors import RunError, TrainingError
-from hoarfrost.runs import Predictions, RunConfig, read_splits
+from hoarfrost.runs import Predictions, RunHeads, read_heads, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +41,44 @@ def kept_splits(earlier: Predictions, table: DatasetTable, readable: npt.NDArray
     return np.array(kept, dtype="<U5")
 
 
-def warn_of_moved(directory: Path, earlier: RunConfig, paths: Sequence[str], splits: Strings) -> None:
-    """Warn if images that an earlier run tested on are no longer test images, or the reverse.
+def warn_of_moved(directory: Path, cache: Path, dataset: str, seed: int, splits: Mapping[str, str]) -> None:
+    """Warn if images that the latest earlier run tested on are no longer test images, or the reverse.
 
     Parameters
     ----------
     directory : Path
-        The earlier run.
-    earlier : RunConfig
-        Its configuration.
-    paths : sequence of str, length n
-    splits : ndarray (n,) of "train", "val" or "test"
-        Those of the new run.
+        The new run's folder. Earlier runs are looked for here and beside it.
+    cache, dataset, seed
+        Those of the new run. An earlier run with others says nothing about this one.
+    splits : mapping
+        From the path of each image to its split in the new run.
     """
-    try:
-        found = read_splits(directory)
-    except RunError:  # it is about to be replaced
+    places = {directory, *(path.parent for path in directory.parent.glob("*/config.json"))}
+    found = [run for run in map(_run_at, places) if run is not None and _origin(run) == (str(cache), dataset, seed)]
+    if not found:
         return
-    was_test = {path: split == "test" for path, split in found.items()}
-    n_left = sum(was_test.get(path, False) and split != "test" for path, split in zip(paths, splits, strict=True))
-    n_joined = sum(not was_test.get(path, True) and split == "test" for path, split in zip(paths, splits, strict=True))
+    earlier = max(found, key=lambda run: run.config.created)
+    try:
+        known = {path: split for path, split in read_splits(earlier.directory).items() if path in splits}
+    except RunError:
+        return
+    n_left = sum(split == "test" != splits[path] for path, split in known.items())
+    n_joined = sum(split != "test" == splits[path] for path, split in known.items())
     if n_left or n_joined:
         logger.warning(
             "The splits differ from those of the run %s of %s: %s of its test images are training images now, and %s of its "
-            "training images are test images. Heads that were chosen by that run have seen them. To keep its splits, pass "
-            "--splits-from with a copy of that run.",
-            directory, earlier.created, f"{n_left:,}", f"{n_joined:,}",
+            "training images are test images. What was chosen by that run has seen them. To keep the splits that it drew, "
+            "stop, and pass --splits-from %s.",
+            earlier.directory, earlier.config.created, f"{n_left:,}", f"{n_joined:,}", earlier.directory,
         )  # fmt: skip
+
+
+def _run_at(directory: Path) -> RunHeads | None:
+    try:
+        return read_heads(directory)
+    except RunError:  # another folder, or a run that cannot be read
+        return None
+
+
+def _origin(run: RunHeads) -> tuple[str, str, int]:
+    return run.config.embeddings.cache, run.config.dataset.name, run.config.seed

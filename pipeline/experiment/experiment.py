@@ -149,7 +149,7 @@ def run_experiment(
         One of its children: cache, labels, splits, heads, or the run folder.
     """
     started = time.monotonic()
-    replaced = _check_place(directory, config)
+    _check_place(directory, config)
     training = replace(config.training, device=choose_device(config.training.device))
 
     def in_stage(stage: str) -> Callable[[str, int], None]:
@@ -158,8 +158,9 @@ def run_experiment(
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
         state_mixed_patients(task)
-        if replaced is not None and replaced.dataset.name == task.table.name and replaced.seed == training.seed:
-            warn_of_moved(directory, replaced, list(compress(task.table.paths, task.readable)), task.splits)
+        if config.splits_from is None:
+            splits = dict(zip(compress(task.table.paths, task.readable), task.splits.tolist(), strict=True))
+            warn_of_moved(directory, opened.path, task.table.name, training.seed, splits)
         conflicting = check_conflicts(task, allowed=config.allow_conflicts)
         leakage = replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
         development = development_of(task, training.seed)
@@ -195,14 +196,13 @@ def run_experiment(
     return run
 
 
-def _check_place(directory: Path, config: ExperimentConfig) -> RunConfig | None:
-    """Refuse what would fail only after the training; state and return which earlier run will be replaced."""
+def _check_place(directory: Path, config: ExperimentConfig) -> None:
+    """Refuse what would fail only after the training, and state which earlier run will be replaced."""
     earlier = check_run_directory(directory, overwrite=config.overwrite)
     if earlier is not None:
         logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
     if config.with_tensorboard:
         require_tensorboard()
-    return earlier
 
 
 def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
@@ -242,6 +242,8 @@ def _warnings(run: Run) -> Iterator[str]:
     """List what a reader must know before trusting the run's scores."""
     if run.leakage is not None:
         yield from leakage_warnings(run.leakage)
+        if run.leakage.conflicting is not None:
+            yield run.leakage.conflicting.warning
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)

@@ -75,7 +75,7 @@ def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
             f"The dataset {task.table.name!r} contradicts itself: {conflicting.text} Correct the labels or remove these "
             "images, and extract again; or continue with --allow-conflicts. The report will then state it."
         )
-    logger.warning("Conflicting labels, allowed by --allow-conflicts: %s", conflicting.text)
+    logger.warning("%s", conflicting.warning)
     return conflicting
 
 

@@ -109,7 +109,7 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
     if run.leakage is not None and run.leakage.allowed:
         yield Caution("Leakage", leakage_warnings(run.leakage)[0], "leakage")
     if run.leakage is not None and run.leakage.conflicting is not None:
-        yield Caution("Conflicting labels", f"Allowed by --allow-conflicts: {run.leakage.conflicting.text}", "leakage")
+        yield Caution("Conflicting labels", run.leakage.conflicting.warning, "leakage")
     if run.config.dataset.patients_hint:
         yield Caution("Patients unknown", run.config.dataset.patients_hint, "data")
     for alarm in run.head(run.selected).alarms:

@@ -32,12 +32,13 @@ def write_labelled_cache(
     contents: Sequence[int] | None = None,
     embeddings: npt.NDArray[np.float32] | None = None,
     attributes: Mapping[str, list[str]] | None = None,
+    paths: Sequence[str] | None = None,
 ) -> Path:
     """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes."""
     n = len(labels)
     x = embeddings if embeddings is not None else embeddings_of(labels)
     keys = [bytes_key(f"{name} {content}".encode()) for content in contents or range(n)]
-    paths = [f"{label}/{i}.png" for i, label in enumerate(labels)]
+    paths = list(paths or [f"{label}/{i}.png" for i, label in enumerate(labels)])
     readable = [i for i in range(n) if i not in unreadable]
     first = {keys[i]: i for i in reversed(readable)}  # the same bytes are embedded once
     embedded = sorted(first.values())
