@@ -14,7 +14,7 @@ from hoarfrost.evaluation.discrimination import roc_auc
 from hoarfrost.evaluation.intervals import IntervalKind
 
 THRESHOLD = 0.5
-"""Where images may have several labels, a label is predicted if its probability is at or above this."""
+"""Where no thresholds were chosen, a label is predicted if its probability is at or above this."""
 
 
 class ShownIn(IntEnum):
@@ -72,11 +72,13 @@ class OneAgainstRest:
 class Sample:
     """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and the predictions that follow.
 
-    `predicted` is the most probable class (n,), or the labels with a probability of `THRESHOLD` or more (n, C).
+    `thresholds` has one number for class 1 of two, or one for each label. `predicted` (n,) or (n, C) is what reaches them;
+    without them the most probable class, or the labels with a probability of `THRESHOLD` or more.
     """
 
     y_true: Ints
     probabilities: Floats
+    thresholds: tuple[float, ...] = ()
 
     @property
     def is_multilabel(self) -> bool:
@@ -87,7 +89,9 @@ class Sample:
     def predicted(self) -> Ints:
         """The predicted class, or labels, of each sample."""
         if self.is_multilabel:
-            return np.asarray(self.probabilities >= THRESHOLD, np.int64)
+            return np.asarray(self.probabilities >= np.array(self.thresholds or (THRESHOLD,)), np.int64)
+        if self.thresholds:
+            return np.asarray(self.probabilities[:, 1] >= self.thresholds[0], np.int64)
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
     @cached_property
@@ -112,7 +116,7 @@ class Sample:
 
     def drawn(self, rows: Ints) -> "Sample":
         """Return some of the samples; a sample may occur several times."""
-        return Sample(self.y_true[rows], self.probabilities[rows])
+        return Sample(self.y_true[rows], self.probabilities[rows], self.thresholds)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_binary, checked_groups, normal_quantile
+from hoarfrost.evaluation.checks import (
+    Bools,
+    Floats,
+    Ints,
+    binary_problems,
+    checked_binary,
+    checked_groups,
+    normal_quantile,
+)
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.intervals import is_repeated, share
 
@@ -114,6 +122,23 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, required: float = REQUIR
         point(sensitive, specificity, sensitivity >= required),
         point(specific, sensitivity, specificity >= required),
     )
+
+
+def primary_thresholds(y_true: Ints, probabilities: Floats) -> tuple[float, ...]:
+    """Return the threshold of the primary operating point, Youden's index: of class 1 of two, or of each label.
+
+    Empty with more classes, which do not have one, and where the probabilities are the same for all samples.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
+    probabilities : ndarray (n, C) float64
+    """
+    if (y_true.ndim == 1 and probabilities.shape[1] > 2) or not np.ptp(probabilities, axis=0).any():
+        return ()
+    problems = binary_problems(y_true, probabilities.shape[1])
+    points = (choose_thresholds(y, probabilities[rows, number])[0] for number, rows, y in problems)
+    return tuple(point.threshold for point in points if point.threshold is not None)
 
 
 def evaluate_threshold(

@@ -27,6 +27,9 @@ class Scores:
         The same with an interval by another method, where two are printed.
     per_class : mapping of str -> Scores
         Each class against the rest, or each label; empty with two classes.
+    thresholds : tuple of float
+        Of class 1, or of each label, by which accuracy and all other metrics of decisions decide. Empty if they take the
+        most probable class, or labels that are more probable than not.
     """
 
     n: int
@@ -34,6 +37,7 @@ class Scores:
     estimates: Mapping[str, Estimate]
     beside: Mapping[str, Estimate] = field(default_factory=dict)
     per_class: "Mapping[str, Scores]" = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
 
     def __getitem__(self, key: str) -> Estimate:
         return self.estimates[key]
@@ -69,7 +73,13 @@ def metrics_of(results: Iterable[Scores], least: ShownIn) -> tuple[Metric, ...]:
     return tuple(metric for metric in registered(least) if metric.key in found)
 
 
-def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: Ints | None = None) -> Scores:
+def score(
+    y_true: Ints,
+    probabilities: Floats,
+    classes: Sequence[str],
+    groups: Ints | None = None,
+    thresholds: tuple[float, ...] = (),
+) -> Scores:
     """Score one head on one split by all metrics, each with its interval.
 
     Parameters
@@ -81,12 +91,14 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
         The classes, or the labels.
     groups : ndarray (n,) int64, optional
         Patients, for the intervals where some have several samples.
+    thresholds : tuple of float, optional
+        Fixed on validation: of class 1 of two, or of each label.
 
     Returns
     -------
     Scores
-        Metrics of decisions use the most probable class, or the labels that are more probable than not. The scores of a
-        label omit samples for which it is unknown.
+        Metrics of decisions use the thresholds; without them the most probable class, or the labels that are more probable
+        than not. The scores of a label omit samples for which it is unknown.
 
     Raises
     ------
@@ -94,7 +106,7 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
         If a class has fewer than two samples, or a label is present, or absent, in fewer than two (ROC AUC or its
         interval is undefined then), or the shapes differ.
     """
-    sample = Sample(*checked(y_true, probabilities, len(classes)))
+    sample = Sample(*checked(y_true, probabilities, len(classes)), thresholds)
     _check_cases(sample, classes)
     per_class = {}
     if sample.is_multilabel or len(classes) > 2:
@@ -106,7 +118,8 @@ def score(y_true: Ints, probabilities: Floats, classes: Sequence[str], groups: I
     metrics = [metric for metric in registered() if metric.is_overall]
     found = {metric.key: _overall(metric, sample, per_class, groups, n_patients) for metric in metrics}
     second = area_beside(found[ROC_AUC], sample.y_true, sample.probabilities)
-    return Scores(len(sample.y_true), n_patients, found, {} if second is None else {ROC_AUC: second}, per_class)
+    beside = {} if second is None else {ROC_AUC: second}
+    return Scores(len(sample.y_true), n_patients, found, beside, per_class, thresholds)
 
 
 def _overall(

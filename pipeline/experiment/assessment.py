@@ -15,6 +15,7 @@ from hoarfrost.evaluation import (
     score_subgroups,
 )
 from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.metrics import Sample
 from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.splits import k_folds
@@ -68,13 +69,22 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     }
     subgroups = score_subgroups(y[split], p[split], attributes, threshold=threshold, groups=groups)
     unit = "image" if task.per_patient is None else f"patient, {task.per_patient}"
-    return Assessment(head, split, unit, tuple(classes), joint, subgroups, _confusion(y[split], p[split]))
+    return Assessment(
+        head,
+        split,
+        unit,
+        tuple(classes),
+        joint,
+        subgroups,
+        _confusion(y[split], p[split], task.thresholds(probabilities)),
+    )
 
 
-def _confusion(y_true: Ints, p: Floats) -> Confusion | None:
+def _confusion(y_true: Ints, p: Floats, thresholds: tuple[float, ...]) -> Confusion | None:
+    """Count the classes that are predicted: by the primary operating point of two, else the most probable ones."""
     if y_true.ndim == 2:
         return None
-    counts = confusion_matrix(y_true, p.argmax(axis=1), p.shape[1])
+    counts = confusion_matrix(y_true, Sample(y_true, p, thresholds).predicted, p.shape[1])
     shares = [[n / sum(row) if sum(row) else None for n in row] for row in counts.tolist()]
     return Confusion(tuple(tuple(row) for row in counts.tolist()), tuple(tuple(row) for row in shares))
 

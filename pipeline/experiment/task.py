@@ -12,6 +12,7 @@ import torch
 
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.operating import primary_thresholds
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.earlier import kept_splits
@@ -142,10 +143,15 @@ class Task:
         patients = None if self.patients is None else self.patients[rows]
         return units_of(self.y[rows], len(self.names), patients, self.per_patient)
 
-    def score(self, rows: Ints, probabilities: Floats) -> Scores:
-        """Score probabilities (m, C) of some rows."""
+    def score(self, rows: Ints, probabilities: Floats, thresholds: tuple[float, ...] = ()) -> Scores:
+        """Score probabilities (m, C) of some rows, with thresholds that were fixed on validation."""
         units = self.units(rows)
-        return score(units.y, units.joined(probabilities), self.names, units.groups)
+        return score(units.y, units.joined(probabilities), self.names, units.groups, thresholds)
+
+    def thresholds(self, probabilities: Floats) -> tuple[float, ...]:
+        """Return the primary operating point of probabilities (n, C) for all images, fixed on validated ones."""
+        units = self.units(self.validated)
+        return primary_thresholds(units.y, units.joined(probabilities[self.validated]))
 
     def roc_auc(self, rows: Ints, probabilities: Floats) -> float:
         """Return the ROC AUC alone, as in `score`."""

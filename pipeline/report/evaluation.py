@@ -8,6 +8,7 @@ import numpy as np
 
 from hoarfrost.evaluation import Estimate, Metric, Scores
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.units import patient_numbers, units_of
 from hoarfrost.report.words import several
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
@@ -66,6 +67,15 @@ class Evaluation:
         """Return a head's ROC AUC on this split, with the interval that is printed."""
         scores = self.scores(head)
         return scores.printed(ROC_AUC) or scores.auc
+
+    def decided_by(self, head: HeadResult | ReferenceResult) -> str:
+        """Return the rule by which a head's accuracy and other metrics of decisions decide."""
+        thresholds = self.scores(head).thresholds
+        if len(thresholds) == 1:
+            return f"at threshold \N{GREATER-THAN OR EQUAL TO} {thresholds[0]:.3f} ({YOUDEN})"
+        if thresholds:
+            return f"at each label's threshold ({YOUDEN})"
+        return "at a probability of 0.5" if self.is_binary or self.is_multilabel else "the most probable class"
 
     def title_of(self, metric: Metric) -> str:
         """Return a metric's title, and if it is a mean over classes or labels, that it is."""

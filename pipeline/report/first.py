@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation import FEW, Scores, Share, ShownIn, metrics_of
+from hoarfrost.evaluation import FEW, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, several
-from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
+from hoarfrost.runs import Assessment, DatasetFacts, HeadResult, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
 
@@ -45,12 +45,14 @@ def task_of(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
 
 def tiles(run: Run, evaluation: Evaluation) -> tuple[Tile, ...]:
     """Return the answer: ROC AUC, sensitivity and specificity at the first threshold, other metrics shown everywhere."""
-    scores = evaluation.scores(run.head(run.selected))
-    area, *others = (_tile(metric, scores, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
+    head = run.head(run.selected)
+    scores = evaluation.scores(head)
+    area, *others = (_tile(metric, head, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
     return area, *_point_tiles(run, evaluation.split_name), *others
 
 
-def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
+def _tile(metric: Metric, head: HeadResult, evaluation: Evaluation) -> Tile:
+    scores = evaluation.scores(head)
     found, notes = scores.printed(metric.key) or scores[metric.key], []
     if found.interval is not None:
         method = f" ({found.method})" if found.method else ""
@@ -61,6 +63,7 @@ def _tile(metric: Metric, scores: Scores, evaluation: Evaluation) -> Tile:
             positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
             notes.append(f"{positives}{evaluation.of_patients(1)}")
     if metric.baseline:
+        notes.append(evaluation.decided_by(head))
         guess = "answer" if evaluation.is_multilabel else "class"
         notes.append(f"always the most frequent {guess}: {decimal(scores.value_or_none(metric.baseline))}")
     return Tile(f"{evaluation.split_name} {evaluation.title_of(metric)}", decimal(found.value), tuple(notes))

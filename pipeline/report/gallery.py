@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hoarfrost.evaluation.metrics import THRESHOLD
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.features.fingerprint import window_asked_for
 from hoarfrost.inference.sources import RunSource
@@ -81,18 +82,24 @@ def groups_of(run: Run, evaluation: Evaluation) -> dict[str, CaseGroup]:
 def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]:
     """Yield the selected head's most confident errors and its least certain cases."""
     rows = run.rows_of(evaluation.split)
-    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows)
+    head = run.head(run.selected)
+    # Metrics that count patients have thresholds of patients, which do not apply to one image.
+    thresholds = () if run.config.per_patient else evaluation.scores(head).thresholds
+    decided_by = "by the more probable answer" if run.config.per_patient else evaluation.decided_by(head)
+    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows, thresholds)
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
     yield (
         "errors",
         CaseGroup(
             "Most confident errors",
-            f"Wrong predictions of {run.selected} on the {evaluation.samples()}, the most confident first.",
+            f"Wrong predictions of {run.selected} on the {evaluation.samples()} "
+            f"({decided_by}), the most confident first.",
             tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
         ),
     )
-    note = "The two most probable answers are closest to each other."
+    closest = "probability is closest to the threshold" if thresholds else "two most probable answers are closest"
+    note = f"The {closest}{'' if thresholds else ' to each other'}."
     yield "unsure", CaseGroup("Least certain", note, tuple((answer.case,) for answer in unsure[:N_CASES]))
 
 
@@ -106,22 +113,28 @@ class _Answer:
     confidence: float
 
 
-def _class_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]") -> list[_Answer]:
+def _class_answers(
+    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", thresholds: tuple[float, ...]
+) -> list[_Answer]:
     p = evaluation.probabilities[run.selected]
-    predicted = p.argmax(axis=1)
-    lesser, greater = np.sort(p, axis=1)[:, -2:].T
+    predicted, lead = p.argmax(axis=1), np.ptp(np.sort(p, axis=1)[:, -2:], axis=1)
+    if thresholds:
+        predicted = (p[:, 1] >= thresholds[0]).astype(np.int64)
+        lead = 2 * np.abs(p[:, 1] - thresholds[0])
     answers = []
     for i, row in enumerate(rows):
-        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(greater[i])}"
+        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(p[i, predicted[i]])}"
         lines = (f"label {run.predictions.labels[row]}", predicted_as)
         is_right = bool(predicted[i] == evaluation.y_true[i])
         subject = 1 if evaluation.is_binary else int(predicted[i])
         case = Case(run.predictions.paths[row], lines)
-        answers.append(_Answer(case, subject, is_right, float(greater[i] - lesser[i])))
+        answers.append(_Answer(case, subject, is_right, float(lead[i])))
     return answers
 
 
-def _label_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]") -> list[_Answer]:
+def _label_answers(
+    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", thresholds: tuple[float, ...]
+) -> list[_Answer]:
     """Return one answer for each label that is known of an image."""
     p = evaluation.probabilities[run.selected]
     answers = []
@@ -129,7 +142,8 @@ def _label_answers(run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]
         has, found = bool(evaluation.y_true[i, number]), float(p[i, number])
         lines = (f"{evaluation.classes[number]}: {'yes' if has else 'no'}", f"probability {decimal(found)}")
         case = Case(run.predictions.paths[rows[i]], lines)
-        answers.append(_Answer(case, int(number), (found >= 0.5) == has, abs(2 * found - 1)))
+        at = thresholds[number] if thresholds else THRESHOLD
+        answers.append(_Answer(case, int(number), (found >= at) == has, 2 * abs(found - at)))
     return answers
 
 

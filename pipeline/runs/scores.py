@@ -10,6 +10,7 @@ from hoarfrost.evaluation.metrics import ROC_AUC
 
 _INTERVAL, _METHOD, _BY_CLASS = "_ci95", "_method", "_per_class"
 _BESIDE = f"{_INTERVAL}_{NEWCOMBE.lower()}"
+_THRESHOLDS = "thresholds"
 _N_KNOWN = f"n_known{_BY_CLASS}"
 
 
@@ -18,7 +19,8 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
 
     A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; that of
     another method in `roc_auc_ci95_newcombe`. The scores of classes or labels are in `per_class`, and again by metric, for
-    metrics that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`.
+    metrics that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`. `thresholds` are those that
+    decide accuracy and the like; without the key the most probable class, or a probability of 0.5, does.
     """
     found: dict[str, Any] = {"n": scores.n}
     if scores.n_patients is not None:
@@ -30,6 +32,8 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
             found[f"{key}{_INTERVAL}{_METHOD}"] = estimate.method
     for key, estimate in scores.beside.items():
         found[f"{key}{_BESIDE}"] = [estimate.low, estimate.high]
+    if scores.thresholds:
+        found[_THRESHOLDS] = list(scores.thresholds)
     return found | (_by_metric(scores.per_class) if scores.per_class else {})
 
 
@@ -68,7 +72,7 @@ def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> S
         if f"{key}{_BESIDE}" in values:
             low, high = values[f"{key}{_BESIDE}"]
             beside[key] = replace(estimates[key], low=low, high=high, method=NEWCOMBE)
-    return Scores(n, n_patients, estimates, beside, _per_class(values))
+    return Scores(n, n_patients, estimates, beside, _per_class(values), tuple(values.get(_THRESHOLDS, ())))
 
 
 def _per_class(values: Mapping[str, Any]) -> dict[str, Scores]:

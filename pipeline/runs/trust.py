@@ -63,7 +63,7 @@ class ClassAssessment:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Samples by true class (rows) and most probable class (columns), and their shares of the row, None if it is empty."""
+    """Samples by true class (rows) and predicted class (columns), and their shares of the row, None if it is empty."""
 
     counts: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float | None, ...], ...]

@@ -38,6 +38,7 @@ def train_text(run: "Run") -> str:
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
+    lines += _decision_lines(_scores_of(run.head(run.selected)))
     if split != "test":
         lines.append(
             f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
@@ -111,6 +112,14 @@ def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
         yield f"Intervals of the AUC: {' or '.join(methods)}."
     if NEWCOMBE in methods:
         yield f"{NEWCOMBE}'s is used for few images of a class or an AUC near 1, because DeLong's is too narrow there."
+
+
+def _decision_lines(scores: "Scores") -> "Iterator[str]":
+    """Name the thresholds that decide accuracy, where there are any."""
+    from hoarfrost.evaluation.operating import YOUDEN
+
+    if scores.thresholds:
+        yield f"Accuracy: at the threshold that each head has by {YOUDEN} on validated images."
 
 
 def _estimate_text(found: "Estimate | None") -> str:

@@ -143,6 +143,7 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
     for metric in shown:
         if metric.baseline:
             title, guess = evaluation.title_of(metric), decimal(scores.value_or_none(metric.baseline))
+            yield f"\n{title[0].upper()}{title[1:]}: {evaluation.decided_by(run.head(head.name))}, before calibration."
             yield f"\n{title[0].upper()}{title[1:]} of always predicting the most frequent class: {guess}."
     recalibration = None if run.assessment is None else run.assessment.calibration
     if head.name == run.selected and recalibration is not None:
