@@ -43,7 +43,6 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 @opts.option(
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
-@opts.option("--allow-conflicts", "Continue even if the same image has two labels.", group=opts.DATA, is_flag=True)
 @opts.option(
     "--splits-from", "Keep the splits of this earlier run. Only images and patients that it did not have are assigned.",
     group=opts.DATA, type=PathType(), metavar="DIR",

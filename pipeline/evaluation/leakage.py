@@ -77,8 +77,8 @@ class Conflicting:
 
     @property
     def warning(self) -> str:
-        """The same, of a run that was trained nevertheless."""
-        return f"Conflicting labels, allowed by --allow-conflicts: {self.text}"
+        """The same, with what it is and the way out."""
+        return f"Conflicting labels: {self.text} Correct the labels, or remove these images."
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Leakage:
     together : KeptTogether or None
         The near-duplicates that were kept together; None if they were not.
     conflicting : Conflicting or None
-        The same bytes under different labels, allowed by `--allow-conflicts`; None if there are none.
+        The same bytes under different labels; None if there are none.
     """
 
     n_patients: int

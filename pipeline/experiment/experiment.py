@@ -21,7 +21,7 @@ from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts
-from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
+from hoarfrost.experiment.gate import check_leakage, find_conflicts, state_mixed_patients
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
@@ -78,8 +78,6 @@ class ExperimentConfig(ScoringConfig):
         Whether near-identical images are kept together in splits and folds, where patients are unknown.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
-    allow_conflicts : bool
-        Continue even if the same bytes have two labels.
     splits_from : Path or None
         An earlier run, whose splits are kept.
     overwrite : bool
@@ -98,7 +96,6 @@ class ExperimentConfig(ScoringConfig):
     with_tensorboard: bool = False
     near_duplicates: str = "group"
     allow_leakage: bool = False
-    allow_conflicts: bool = False
     splits_from: Path | None = None
     overwrite: bool = False
 
@@ -161,7 +158,7 @@ def run_experiment(
         if config.splits_from is None:
             splits = dict(zip(compress(task.table.paths, task.readable), task.splits.tolist(), strict=True))
             warn_of_moved(directory, opened.path, task.table.name, training.seed, splits)
-        conflicting = check_conflicts(task, allowed=config.allow_conflicts)
+        conflicting = find_conflicts(task)
         leakage = replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training

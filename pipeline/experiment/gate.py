@@ -49,15 +49,10 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     return leakage
 
 
-def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
+def find_conflicts(task: Task) -> Conflicting | None:
     """Look for images with the same bytes that would be learnt as different classes; None if there are none.
 
     Labels that --positive joins are one class, and an unknown label conflicts with none.
-
-    Raises
-    ------
-    TrainingError
-        If there are any, unless that is `allowed`.
     """
     contents, found = task.table.rows[task.readable], set[tuple[int, ...]]()
     for y in task.y.reshape(len(task.y), -1).T:
@@ -70,11 +65,6 @@ def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
     pairs = ((first, next(row for row in others if (task.y[row] != task.y[first]).any())) for first, *others in groups)
     listed = tuple(DifferentLabels(paths[a], labels[a], paths[b], labels[b]) for a, b in islice(pairs, MOST_LISTED))
     conflicting = Conflicting(len(set(chain.from_iterable(groups))), len(groups), listed)
-    if not allowed:
-        raise TrainingError(
-            f"The dataset {task.table.name!r} contradicts itself: {conflicting.text} Correct the labels or remove these "
-            "images, and extract again; or continue with --allow-conflicts. The report will then state it."
-        )
     logger.warning("%s", conflicting.warning)
     return conflicting
 

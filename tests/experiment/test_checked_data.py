@@ -41,37 +41,19 @@ def same_bytes(folder: Path, labels: Sequence[str] = LABELS, **columns: Any) -> 
     return write_labelled_cache(folder / "c.h5", labels, contents=[*range(N - 1), 0], **columns)
 
 
-def test_same_bytes_under_two_labels_are_refused_with_both_files_and_nothing_is_written(tmp_path: Path) -> None:
-    match = (
-        r"'phantoms' contradicts itself: 2 files are 1 image \(the same bytes\) under different labels, such as "
-        r"benign/0\.png \(benign\) and malignant/119\.png \(malignant\).*--allow-conflicts"
-    )
-    with pytest.raises(TrainingError, match=match):
-        trained(same_bytes(tmp_path))
-    assert not (tmp_path / "run").exists()
-
-
-def test_conflicts_that_are_allowed_are_on_top_of_the_report(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+def test_same_bytes_under_two_labels_are_said_on_top_of_the_report(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     done = hoarfrost(
         "train", "--cache", same_bytes(tmp_path), "--run", tmp_path / "run", "--head", "linear", "--epochs", 1,
-        "--allow-conflicts", "--json",
+        "--json",
     )  # fmt: skip
     assert done.status == 0
-    assert "warning: Conflicting labels, allowed by --allow-conflicts: 2 files are 1 image" in done.stderr
+    assert "warning: Conflicting labels: 2 files are 1 image" in done.stderr
     assert json.loads(done.stdout)["leakage"]["conflicting"]["n_images"] == 2
     run = read_run(tmp_path / "run")
     text = grave(run)["Conflicting labels"]
-    assert text.startswith("Conflicting labels, allowed by --allow-conflicts: 2 files")
+    assert text.startswith("Conflicting labels: 2 files")
     assert text in run.config.warnings
     assert [one.text for one in warnings_of(run, evaluation_of(run))].count(text) == 0
-
-
-def test_allowing_conflicts_where_there_are_none_changes_nothing(tmp_path: Path) -> None:
-    cache = write_labelled_cache(tmp_path / "c.h5", LABELS)
-    allowed = trained(cache, allow_conflicts=True)
-    assert allowed.leakage is not None
-    assert allowed.leakage.conflicting is None
-    assert "Conflicting labels" not in grave(allowed)
 
 
 def test_labels_that_positive_joins_are_no_conflict(tmp_path: Path) -> None:
