@@ -79,9 +79,13 @@ def _everywhere(variant: Variant, task: Task, others: Ints) -> Floats:
 
 
 def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
-    """Compare all other heads, and the references, with the selected head on the split that is reported."""
-    rows = list(task.scored.values())[-1]
-    return _compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, rows)
+    """Compare all other heads, and the references, with the selected head on the test split.
+
+    Without one nothing is compared: p values on the images that selected a head are small by chance alone.
+    """
+    if "test" not in task.scored:
+        return ()
+    return _compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
 
 
 def _compared(task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints) -> tuple[Comparison, ...]:

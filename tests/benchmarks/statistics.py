@@ -127,7 +127,7 @@ def _figures(
     rng: np.random.Generator, shared_variance: float, n_patients: int, *, with_patients: bool
 ) -> dict[str, Estimate]:
     patients = np.repeat(np.arange(n_patients), IMAGES_A_PATIENT)
-    y_true = (patients % 10 < 3).astype(np.int64)
+    y_true = (rng.random(n_patients) < 0.3).astype(np.int64)[patients]  # drawn: the intercept depends on the share
     noise = np.sqrt(1 - shared_variance) * rng.normal(size=len(patients))
     noise += np.sqrt(shared_variance) * rng.normal(size=n_patients)[patients]
     distance = _distance(0.85)

@@ -1,5 +1,7 @@
 """One decision rule: whatever a threshold decides uses the primary operating point, and its name stands beside it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
@@ -10,8 +12,9 @@ from hoarfrost.report.first import tiles
 from hoarfrost.report.gallery import groups_of
 from hoarfrost.runs import Run
 from hoarfrost.runs.decoding import from_json, to_json
-from tests.experiment.test_assessment import images_of, points_of
+from tests.experiment.test_assessment import images_of, points_of, train
 from tests.experiment.test_assessment import two as two
+from tests.support.labelled import write_labelled_cache
 
 
 def decided(run: Run) -> tuple[np.ndarray, np.ndarray, float]:
@@ -71,3 +74,10 @@ def test_labels_are_each_decided_at_their_threshold() -> None:
     p = np.array([[0.4, 0.6], [0.3, 0.9], [0.1, 0.7], [0.2, 0.8]])
     assert score(y, p, ("a", "b"), thresholds=(0.25, 0.75)).value("accuracy") == 1
     assert score(y, p, ("a", "b")).value("accuracy") == 0.5
+
+
+def test_nothing_is_tested_on_the_images_that_selected(tmp_path: Path) -> None:
+    cache = write_labelled_cache(
+        tmp_path / "c.h5", [f"{i % 2}" for i in range(120)], splits=["train"] * 80 + ["val"] * 40
+    )
+    assert train(cache, ("linear", "mlp:8")).comparisons == ()

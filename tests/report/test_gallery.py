@@ -45,24 +45,31 @@ def html_of(run: Run) -> str:
     return write_report(run.directory, with_map=False).read_text(encoding="utf-8")
 
 
+def threshold_of(run: Run) -> float:
+    test = run.head(run.selected).test
+    assert test is not None
+    (threshold,) = test.thresholds
+    return threshold
+
+
 def test_errors_are_those_of_the_test_split_the_most_confident_first(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
-    p = run.predictions.probabilities[run.selected]
+    p, threshold = run.predictions.probabilities[run.selected][:, 1], threshold_of(run)
     wrong = [
-        (p[i].max(), run.predictions.paths[i])
+        (abs(p[i] - threshold), run.predictions.paths[i])
         for i, split in enumerate(run.predictions.splits)
-        if split == "test" and p[i].argmax() != run.y_true()[i]
+        if split == "test" and (p[i] >= threshold) != run.y_true()[i]
     ]
     errors = looked(run).groups["errors"]
     assert [cases[0].path for cases in errors.cases] == [path for _, path in sorted(wrong, reverse=True)][:N_CASES]
     assert errors.note.startswith(f"Wrong predictions of {run.selected} on the ")
 
 
-def test_least_certain_are_those_nearest_to_even(tmp_path: Path) -> None:
+def test_least_certain_are_those_nearest_to_the_threshold(tmp_path: Path) -> None:
     run = pictured_run(tmp_path)
     p = run.predictions.probabilities[run.selected]
     margins = {
-        run.predictions.paths[i]: abs(p[i, 1] - p[i, 0])
+        run.predictions.paths[i]: abs(p[i, 1] - threshold_of(run))
         for i, split in enumerate(run.predictions.splits)
         if split == "test"
     }
