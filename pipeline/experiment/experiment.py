@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hoarfrost.evaluation.checks import Floats
+from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
@@ -154,12 +155,7 @@ def run_experiment(
 
     with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
-        state_mixed_patients(task)
-        if config.splits_from is None:
-            splits = dict(zip(compress(task.table.paths, task.readable), task.splits.tolist(), strict=True))
-            warn_of_moved(directory, opened.path, task.table.name, training.seed, splits)
-        conflicting = find_conflicts(task)
-        leakage = replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
+        leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"))
@@ -216,6 +212,16 @@ def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: Traini
         cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
         earlier=None if config.splits_from is None else read_run(config.splits_from).predictions,
     )  # fmt: skip
+
+
+def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
+    """Refuse data that contradict themselves or leak, and state what is to be known of the splits."""
+    state_mixed_patients(task)
+    if config.splits_from is None:
+        splits = dict(zip(compress(task.table.paths, task.readable), task.splits.tolist(), strict=True))
+        warn_of_moved(directory, cache, task.table.name, config.training.seed, splits)
+    conflicting = find_conflicts(task)
+    return replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
 
 
 def _reviewed(run: Run, task: Task, scored: Scored) -> Run:

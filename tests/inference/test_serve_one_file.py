@@ -21,7 +21,7 @@ def client() -> Iterator[Any]:
 
 
 def test_answer_says_whether_the_head_was_trained_on_the_file(client: Any) -> None:
-    for content, is_known in ((PNG, True), (encode(picture(40, 30)), False)):
+    for content, is_known in ((PNG, True), (encode(picture(16, 16)), False)):
         assert client.post("/predict", files={"file": ("x.png", content)}).json()["in_training_split"] is is_known
 
 
