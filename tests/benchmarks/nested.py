@@ -61,11 +61,12 @@ def nested(folder: Path) -> list[Measurement]:
     for name, where in (weights | {UNTRAINED: UNTRAINED}).items():
         by_set = {}
         for data in _data_sets(folder):
-            runs = [_run(data, where, folder, seed) for seed in range(data.repeats)]
+            repeats = data.repeats if where != UNTRAINED else 1  # untrained weights are no result: once is enough
+            runs = [_run(data, where, folder, seed) for seed in range(repeats)]
             by_set[data.name] = found = _areas(runs)
             rows.append(
                 Measurement(
-                    f"{data.name}, {name}: pooled ROC AUC / log loss, {N_FOLDS} folds, {data.repeats} repeats",
+                    f"{data.name}, {name}: pooled ROC AUC / log loss, {N_FOLDS} folds, {repeats} repeat{'' if repeats == 1 else 's'}",
                     _text(found) + _on_own_test(runs[0]),
                     data.demanded if where != UNTRAINED else "",
                     {
