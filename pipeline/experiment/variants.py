@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.devices import one_thread
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.committee import Committee
+from hoarfrost.heads.committee import Committee, weighted_mean
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import cooled, rounded
 from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
@@ -204,14 +204,17 @@ def _stored(variant: Variant, task: Task) -> Variant:
     return replace(variant, members=tuple(members), out_of_fold=_pooled(members, task))
 
 
-def _pooled(members: Iterable[Member], task: Task) -> Floats:
+def _pooled(members: Sequence[Member], task: Task) -> Floats:
     """Return the weighted mean (n, C) of the out-of-fold probabilities of each image; NaN where there is none."""
-    total, weights = np.zeros((len(task.y), len(task.names))), np.zeros(len(task.y))
+    of_folds: dict[int, list[Member]] = {}
     for member in members:
-        total[member.validated] += member.weight * member.out_of_fold
-        weights[member.validated] += member.weight
+        of_folds.setdefault(member.head.fold, []).append(member)
     pooled = task.unpredicted()
-    pooled[weights > 0] = total[weights > 0] / weights[weights > 0, None]
+    for of_fold in of_folds.values():
+        total = math.fsum(member.weight for member in of_fold)
+        # With one fold the weights are left as they are: the last digit is then that of the saved head.
+        weights = [member.weight / total if len(of_folds) > 1 else member.weight for member in of_fold]
+        pooled[of_fold[0].validated] = weighted_mean([member.out_of_fold for member in of_fold], weights)
     return pooled
 
 
@@ -254,12 +257,13 @@ def with_mean(variants: Mapping[str, Variant], task: Task, development: Developm
     y = task.y[rows]
     parts = [_tempered(one, task, rows) for one in best.values()]
     weights = stacking_weights([of_truth(y, one.out_of_fold[rows]) for one in parts])
-    members, shares, pooled = [], {}, np.zeros((len(task.y), len(task.names)))
+    members: list[Member] = []
+    shares: dict[str, float] = {}
     for part, weight in zip(parts, weights.tolist(), strict=True):
         if weight:
             members += [Member(one.head, weight * one.weight, one.validated, one.out_of_fold) for one in part.members]
             shares[part.name] = weight
-            pooled += weight * part.out_of_fold
+    pooled = _pooled(members, task)
     mean = Variant(None, tuple(members), pooled, mean_loss(y, pooled[rows]), shares)
     return {**variants, MEAN: mean}
 

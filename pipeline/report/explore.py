@@ -37,7 +37,8 @@ SHARES = ("sensitivity", "specificity", "ppv", "npv")
 class Start:
     """A threshold that has a name, and its true and false positives.
 
-    `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them.
+    `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them. Those of
+    the predictive values in use hold at the stated prevalence.
     `method` is that of the intervals which are shown.
     """
 
@@ -177,7 +178,11 @@ def _intervals(result: PointResult | None) -> tuple[dict[str, tuple[float, float
     """Return the intervals of a fixed threshold, and their methods; those of any other are Wilson's."""
     if result is None:
         return {}, WILSON
-    return {name: getattr(result, name).interval for name in SHARES}, ", ".join(_methods([result]))
+    intervals = {name: getattr(result, name).interval for name in SHARES}
+    there = result.at_prevalence
+    elsewhere = {"ppv-there": there.ppv, "npv-there": there.npv} if there is not None else {}
+    intervals |= {name: one.interval for name, one in elsewhere.items() if one is not None}
+    return intervals, ", ".join(_methods([result]))
 
 
 def script_json(document: object) -> str:

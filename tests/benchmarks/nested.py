@@ -16,6 +16,7 @@ from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
+from hoarfrost.report.words import several
 from hoarfrost.runs import Run
 from hoarfrost.training import TrainingConfig
 from tests.benchmarks.extraction import peak_mb
@@ -66,7 +67,7 @@ def nested(folder: Path) -> list[Measurement]:
             by_set[data.name] = found = _areas(runs)
             rows.append(
                 Measurement(
-                    f"{data.name}, {name}: pooled ROC AUC / log loss, {N_FOLDS} folds, {repeats} repeat{'' if repeats == 1 else 's'}",
+                    f"{data.name}, {name}: pooled ROC AUC / log loss, {N_FOLDS} folds, {several(repeats, 'repeat')}",
                     _text(found) + _on_own_test(runs[0]),
                     data.demanded if where != UNTRAINED else "",
                     {

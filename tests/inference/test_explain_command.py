@@ -244,7 +244,10 @@ def test_report_shows_the_errors_with_maps_where_they_are_asked_for(run: Run, tm
     write_report(run.directory, output=without)
     html = with_maps.read_text(encoding="utf-8")
     p, split = run.predictions.probabilities[run.selected], np.array(run.predictions.splits)
-    n_errors = min(12, int((p.argmax(1) != run.y_true())[split == "test"].sum()))
+    assert run.assessment is not None
+    threshold = run.assessment.classes[0].points[0].point.threshold
+    assert threshold is not None
+    n_errors = min(12, int(((p[:, 1] >= threshold) != run.y_true())[split == "test"].sum()))
     assert n_errors > 0
     assert html.count('alt="Map of malignant in ') == n_errors
     assert "for malignant</span>" in html

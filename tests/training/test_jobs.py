@@ -67,7 +67,8 @@ def test_an_error_or_an_interruption_stops_the_jobs_beside_it(
     n_threads: NumberOfThreads, runs: list[Callable[[OnEpoch], Found]], on_epoch: OnEpoch, error: type[BaseException]
 ) -> None:
     n_threads(2)
+    before = threading.active_count()  # other tests of this process may have left some
     with pytest.raises(error):
         finished([Job(run, is_small=True) for run in [*runs, endless]], on_epoch, one_by_one=False)
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
     assert torch.get_num_threads() == 2
