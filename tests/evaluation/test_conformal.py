@@ -154,13 +154,13 @@ def test_coverage_on_busi_is_near_ninety_percent_though_validation_also_selected
     covered = []
     for seed in range(20):
         with EmbeddingCache(cache) as opened:
-            task = read_task(opened, None, ["malignant"], seed)
+            task = read_task(opened, None, ["malignant"], seed, cross_fit=False)
         rows = {name: np.flatnonzero(task.splits == name) for name in ("train", "val", "test")}
         fold = Fold(rows["train"], rows["val"])
         heads = train_heads(
             parse_heads(["linear"]), task.labelled(), [fold], 2, TrainingConfig(seed=seed), macro_roc_aucs
         )
-        found = {name: task.predicted(heads[0].module, which) for name, which in rows.items()}
+        found = {name: task.predicted_by([heads[0].module], which)[0] for name, which in rows.items()}
         sets = prediction_sets(found["test"], calibrate_classes(task.y[rows["val"]], found["val"]), 0.9)
         covered.append(sets[np.arange(len(sets)), task.y[rows["test"]]].mean())
     assert 0.87 <= np.mean(covered) <= 0.94  # 20 splits; all 200 are `make bench`, predict.coverage

@@ -87,7 +87,7 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             backbone, "load_weights", lambda spec, encoder: load("random:0" if spec == "imagenet" else spec, encoder)
         )
         assert run_page("README.md", place) == README_COMMANDS
-        shutil.copy(place / "runs" / "demo" / "heads" / "linear.safetensors", place)
+        shutil.copy(place / "runs" / "demo" / "heads" / "logistic.safetensors", place)
         yield place
 
 

@@ -113,7 +113,7 @@ def test_report_does_not_train_what_is_trained(reported_once: Path) -> None:
 def test_report_trains_again_when_there_are_new_images(after_report: Path) -> None:
     write_images(after_report.parent / DATA, 26)
     make(after_report, "report", f"DATA=../{DATA}", "WEIGHTS=random:0")
-    assert head_names(after_report) == ["linear", "mlp:256", "mlp:256x6"]
+    assert head_names(after_report) == ["logistic", "mlp:256", "quadratic", "mean"]
 
 
 @pytest.mark.slow
