@@ -142,9 +142,9 @@ def _coverage(folder: Path, positive: tuple[str, ...]) -> Measurement:
             parse_heads(HEADS), task.labelled(), [Fold(_rows(task, "train"), val)], len(task.names),
             TrainingConfig(seed=seed), macro_roc_aucs,
         )  # fmt: skip
-        head = max(heads, key=lambda one: macro_roc_auc(task.y[val], task.predicted(one.module, val)))
-        calibrations = calibrate_classes(task.y[val], task.predicted(head.module, val))
-        sets = prediction_sets(task.predicted(head.module, test), calibrations, COVERAGE)
+        head = max(heads, key=lambda one: macro_roc_auc(task.y[val], task.predicted_by([one.module], val)[0]))
+        calibrations = calibrate_classes(task.y[val], task.predicted_by([head.module], val)[0])
+        sets = prediction_sets(task.predicted_by([head.module], test)[0], calibrations, COVERAGE)
         covered.append(float(sets[np.arange(len(test)), task.y[test]].mean()))
         sizes.append(float(sets.sum(axis=1).mean()))
     what = f"{positive[0]} or not" if positive else f"{len(task.names)} classes"
@@ -200,7 +200,7 @@ def _cache(folder: Path, data: Path) -> Path:
 
 def _task(folder: Path, data: Path, seed: int, positive: tuple[str, ...] = ("malignant",)) -> Task:
     with EmbeddingCache(_cache(folder, data)) as cache:
-        return read_task(cache, None, positive, seed)
+        return read_task(cache, None, positive, seed, cross_fit=False)
 
 
 def _rows(task: Task, split: str) -> Ints:
