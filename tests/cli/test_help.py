@@ -17,7 +17,8 @@ GROUPS = [path for path, command in commands() if isinstance(command, click.Grou
 
 
 def context_of(path: tuple[str, ...]) -> click.Context:
-    return click.Context(dict(commands())[path], info_name=" ".join(path))
+    # With the settings of `hoarfrost`: click keeps the help option of the first context for all later ones.
+    return click.Context(dict(commands())[path], info_name=" ".join(path), **main.context_settings)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
