@@ -88,8 +88,8 @@ def heads(directory: Path, as_json: bool) -> None:
     Example:
       $ hoarfrost heads runs/first
          head       members  parameters  val AUC  test AUC  size     file
-         linear     1        1,026       0.985    0.992     0.08 MB  runs/first/heads/linear.safetensors
-      *  mlp:256x6  1        460,802     0.998    0.991     1.92 MB  runs/first/heads/mlp-256x6.safetensors
+         logistic   5        5,130       0.996    0.998     0.12 MB  runs/first/heads/logistic.safetensors
+      *  mean       25       2,641,970   0.996    0.998     5.49 MB  runs/first/heads/mean.safetensors
       * selected
     """
     from hoarfrost.cli.console.summaries import heads_text

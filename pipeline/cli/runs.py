@@ -125,11 +125,12 @@ def train(
     --overwrite is required. A folder with any other files is never replaced.
 
     Example:
-      $ hoarfrost train --cache images.h5 --run runs/first --positive malignant --head mlp:256x6
-         head                   parameters  best epoch         val AUC  test AUC (95% CI)       test accuracy
-      *  mlp:256x6              460,802     5 (stopped at 15)  0.998    0.991 (0.959 to 0.999)  0.958
-         majority class                                        0.500    0.500 (0.500 to 0.500)  0.747
-         logistic regression                                   0.989    0.992 (0.958 to 1.000)  0.968
+      $ hoarfrost train --cache images.h5 --run runs/first --positive malignant
+         head                             members  parameters  out-of-fold AUC  test AUC (95% CI)       test accuracy
+         logistic,C=1                     5        5,130       0.996            0.998 (0.984 to 1.000)  0.964
+         mlp:256                          20       2,636,840   0.996            0.997 (0.984 to 1.000)  0.964
+      *  mean                             25       2,641,970   0.996            0.998 (0.986 to 1.000)  0.982
+         logistic regression (C = 1)                           0.996            0.998 (0.984 to 1.000)  0.964
       ...
 
     More examples:
