@@ -97,6 +97,10 @@ class EncoderError(HoarfrostError):
     """An encoder is unknown, or does not support what was requested."""
 
 
+class ViewError(HoarfrostError):
+    """A view does not follow the grammar, is not possible with the encoder, or is missing."""
+
+
 class CacheError(HoarfrostError):
     """The cache cannot be opened, written or trusted."""
 

@@ -112,14 +112,18 @@ class Fingerprint:
         `weights_digest` of the encoder's tensors, hex.
     preprocessing : mapping
         From decoded pixels to the encoder's input; JSON values.
+        That of the view of the encoder's own size; another view's name states in what it differs.
     precision : str
         What the forward pass computes in: "float32", "bfloat16", or "int8:" and the ranges that it was calibrated to.
+    layers : tuple of int
+        The stages whose means are an embedding, see `EncoderSpec.checked_layers`; empty for the encoder's own output.
     """
 
     backbone: str
     weights_sha256: str
     preprocessing: Mapping[str, Any]
     precision: str
+    layers: tuple[int, ...] = ()
 
     @property
     def encoder(self) -> EncoderSpec:
@@ -129,7 +133,10 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """SHA-256 of the parts in canonical JSON, hex."""
-        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
+        parts = asdict(self)
+        if not self.layers:  # as before embeddings could have several layers
+            del parts["layers"]
+        return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Return which parts differ: "precision: float32 here, bfloat16 there"."""
@@ -146,6 +153,7 @@ def _parts(fingerprint: Fingerprint) -> dict[str, str]:
         "backbone": fingerprint.backbone,
         "weights (SHA-256)": fingerprint.weights_sha256,
         "precision": fingerprint.precision,
+        "layers": ",".join(map(str, fingerprint.layers)) or "the last",
         **{f"preprocessing.{key}": _canonical(value) for key, value in fingerprint.preprocessing.items()},
     }
 

@@ -4,7 +4,7 @@ from hoarfrost.features.cache.checks import CacheInfo, VerifyReport, describe, v
 from hoarfrost.features.cache.compaction import CompactSummary, compact
 from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.known import KnownFiles
-from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Keys
+from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys, Mask
 from hoarfrost.features.cache.lock import lock_owner
 from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
@@ -21,10 +21,12 @@ __all__ = [
     "DatasetTable",
     "EmbeddedFile",
     "EmbeddingCache",
+    "Embeddings",
     "Header",
     "KeyIndex",
     "Keys",
     "KnownFiles",
+    "Mask",
     "PartWriter",
     "VerifyReport",
     "compact",

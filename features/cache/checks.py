@@ -1,17 +1,16 @@
 """`cache info` and `cache verify`: what is in a cache, and whether every byte of it is sound."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from hoarfrost.features.cache.images import LostImages, StoredImages
-from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import DatasetTable, Keys, Mask, Shard, joined_keys
+from hoarfrost.features.cache.keys import KeyIndex, find_images
+from hoarfrost.features.cache.layout import DatasetTable, Header, Keys, Mask, Shard, image_keys, joined_keys
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.shards import shards_directory
@@ -24,6 +23,7 @@ from hoarfrost.features.cache.store import (
     require_cache,
 )
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.fingerprint import KEY_BYTES
 
 T = TypeVar("T")
 
@@ -32,7 +32,10 @@ SHOWN_ROWS = 1000  # damaged rows listed one by one; for a cache that is all dam
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One dataset of a cache; `duplicates` counts images with the same bytes as an earlier path."""
+    """One dataset of a cache; `duplicates` counts images with the same bytes as an earlier path.
+
+    `lacking` counts, for each view that some readable images do not have, these images.
+    """
 
     name: str
     source: str
@@ -41,11 +44,16 @@ class DatasetInfo:
     unreadable: int
     duplicates: int
     labels: dict[str, int]
+    lacking: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in a cache. `unused` counts embeddings that no dataset refers to; a cache that is one file has 0 shards."""
+    """What is in a cache; `images` counts embeddings, `views` those of each view.
+
+    `unused` counts embeddings of images that are in no dataset. `layers` is empty if embeddings are of the last layer alone.
+    A cache that is one file has 0 shards.
+    """
 
     cache: str
     bytes: int
@@ -62,6 +70,8 @@ class CacheInfo:
     preprocessing: dict[str, object]
     precision: str
     compute: str
+    layers: tuple[int, ...]
+    views: dict[str, int]
     datasets: tuple[DatasetInfo, ...]
 
 
@@ -94,17 +104,19 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         raise only_damaged_parts(path)
     tables: list[DatasetTable] = []
     n_images = n_shards = 0
+    keys: Keys | None = None
     if path.exists():
         with CacheFile(path) as file:
             tables = [file.tables.read(name) for name in file.tables.names()]
             n_images, n_shards = file.n_images, len(file.shards)
+            keys = file.keys if file.header.views else None
     made_by = header.fingerprint
     in_parts = [_n_images(part) for part in parts]
     return CacheInfo(
         cache=str(path),
         bytes=bytes_of(path),
         images=n_images,
-        unused=int((~used_rows(tables, n_images)).sum()),
+        unused=int((~used_rows(tables, n_images, keys)).sum()),
         shards=n_shards,
         parts=len(parts),
         damaged_parts=in_parts.count(None) + len(part_paths(path, DAMAGED_SUFFIX)),
@@ -116,8 +128,21 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         preprocessing=dict(made_by.preprocessing),
         precision=made_by.precision,
         compute=header.compute,
-        datasets=tuple(map(_dataset_info, tables)),
+        layers=made_by.layers,
+        views=_per_view(header, keys, n_images),
+        datasets=tuple(_dataset_info(table, header, keys) for table in tables),
     )
+
+
+def _per_view(header: Header, keys: Keys | None, n_images: int) -> dict[str, int]:
+    """Return how many embeddings there are of each view."""
+    if keys is None:
+        return {view: n_images if view == header.own_view else 0 for view in header.view_names}
+    codes = keys[:, KEY_BYTES:]
+    return {
+        view: int((codes == np.frombuffer(header.code_of(view), np.uint8)).all(axis=1).sum())
+        for view in header.view_names
+    }
 
 
 def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T:
@@ -136,8 +161,13 @@ def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T
     raise CacheError(f"{path} is being written, and changes faster than it can be read. Try again later.")
 
 
-def _dataset_info(table: DatasetTable) -> DatasetInfo:
+def _dataset_info(table: DatasetTable, header: Header, keys: Keys | None) -> DatasetInfo:
     rows = table.rows[table.rows >= 0]
+    lacking: dict[str, int] = {}
+    if keys is not None:
+        index, own = KeyIndex(keys), image_keys(keys[rows])
+        found = {view: find_images(index, header, own, (view,)) for view in header.view_names}
+        lacking = {view: int((places < 0).sum()) for view, places in found.items() if (places < 0).any()}
     return DatasetInfo(
         name=table.name,
         source=table.source,
@@ -146,14 +176,18 @@ def _dataset_info(table: DatasetTable) -> DatasetInfo:
         unreadable=len(table) - len(rows),
         duplicates=len(rows) - len(np.unique(rows)),
         labels=dict(sorted(table.labels.counts().items())),
+        lacking=lacking,
     )
 
 
-def used_rows(tables: list[DatasetTable], n_images: int) -> Mask:
-    """Return which embeddings a table refers to, (N,) bool."""
+def used_rows(tables: list[DatasetTable], n_images: int, keys: Keys | None) -> Mask:
+    """Return which embeddings belong to an image in a table, (N,) bool; `keys` (N, K) are needed where there are views."""
     used = np.zeros(n_images, bool)
     for table in tables:
         used[table.rows[table.rows >= 0]] = True
+    if keys is not None and used.any():
+        images = image_keys(keys)
+        used = KeyIndex(images[used]).find(images) >= 0
     return used
 
 
@@ -257,5 +291,5 @@ def _damaged_rows(
 def _other_content(images: StoredImages, keys: Keys, shard: Shard | None) -> Iterator[str]:
     """Yield the problem of a shard whose rows are sound, but not those that the index lists."""
     with suppress(DamagedCacheError):  # reported already
-        if shard is not None and hashlib.sha256(keys.tobytes() + images.row_sums.tobytes()).digest() != shard.content:
+        if shard is not None and images.content(keys) != shard.content:
             yield f"{images.path}: it holds other images than the index lists, although each of them is sound"

@@ -11,13 +11,14 @@ from hoarfrost.features.cache.checks import bytes_of, used_rows
 from hoarfrost.features.cache.folding import write_cache
 from hoarfrost.features.cache.images import LostImages, StoredImages
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import Block, DatasetTable, Header, Keys, Mask, Rows, SourceFile
+from hoarfrost.features.cache.layout import Block, DatasetTable, Keys, Mask, Rows, SourceFile
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import (
     DAMAGED_SUFFIX,
     check_fingerprint,
+    existing_header,
     only_damaged_parts,
     part_paths,
     real_path,
@@ -92,9 +93,13 @@ class _Compaction:
         self.shard_bytes: int | None = None
         self._keys: list[Keys] = []
         self._keep: list[Mask] = []
+        found = existing_header(path, lenient=True)
+        if found is None:
+            raise only_damaged_parts(path)
+        self.header = found
         for file_path in [path, *part_paths(path)] if path.exists() else part_paths(path):
             try:
-                with CacheFile(file_path, lenient=True) as file:
+                with CacheFile(file_path, lenient=True, by_view=bool(self.header.views)) as file:
                     self._add(file)
             except DamagedCacheError:
                 if file_path == path:
@@ -114,17 +119,19 @@ class _Compaction:
 
     def _add(self, file: CacheFile) -> None:
         is_main = file.path == self.path
-        if not self.sources:
-            self.header: Header = file.header
         check_fingerprint(file.path, file.header, self.header)
         tables = self._tables_of(file, sum(source.n_images for source in self.sources))
         # Parts belong to an extraction that is not finished, and rows whose table is lost may belong to any image.
-        in_use = used_rows(tables, file.n_images) if is_main and not self.lost_tables else np.ones(file.n_images, bool)
+        in_use = np.ones(file.n_images, bool)
+        salvaged = [piece.images.salvage() for piece in file.pieces]
+        if is_main and not self.lost_tables:
+            keys = np.concatenate([found for found, _ in salvaged]) if self.header.views and salvaged else None
+            in_use = used_rows(tables, file.n_images, keys)
         self.n_folded += not is_main
         self._rewrite = self._rewrite or not is_main
         self.shard_bytes = file.shard_bytes or self.shard_bytes
         for number, (start, images, shard) in enumerate(file.pieces):
-            keys, sound = images.salvage()
+            keys, sound = salvaged[number]
             mine = in_use[start : start + images.n_images]
             self.n_damaged += int((~sound).sum())
             self.n_unused += int((sound & ~mine).sum())

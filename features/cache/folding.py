@@ -56,7 +56,7 @@ def write_cache(
         If a file cannot be written; the cache has not changed then.
     """
     shard_bytes = shard_bytes or SHARD_BYTES
-    n_rows = rows_per_shard(shard_bytes, header.dim)
+    n_rows = rows_per_shard(shard_bytes, header.dim, header.key_bytes)
     pieces = list(_pieces(sources, keep, n_rows))
     n_images = sum(piece.n_images for piece in pieces)
     is_small = n_images <= n_rows and n_images * shard_bytes // n_rows + _table_bytes(tables, pending) <= shard_bytes

@@ -1,5 +1,6 @@
 """The images of one file: keys and embeddings, every byte that is read checked."""
 
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -11,10 +12,19 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache.layout import Block, Checksums, Embeddings, Keys, Mask, row_bytes, rows_per_chunk
+from hoarfrost.features.cache.layout import (
+    ENCODERS_OWN,
+    Block,
+    Checksums,
+    Embeddings,
+    Keys,
+    Mask,
+    row_bytes,
+    row_keys,
+    rows_per_chunk,
+)
 from hoarfrost.features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
 from hoarfrost.features.errors import CacheError
-from hoarfrost.features.fingerprint import KEY_BYTES
 
 FLETCHER_BYTES = 4  # HDF5 appends the Fletcher-32 sum to each chunk
 
@@ -37,10 +47,15 @@ class Chunk(NamedTuple):
 
 
 class StoredImages:
-    """The content of `/images` of an opened file; rows count from 0 in each file. Damage raises DamagedCacheError."""
+    """The content of `/images` of an opened file; rows count from 0 in each file. Damage raises DamagedCacheError.
 
-    def __init__(self, file: OpenedFile) -> None:
+    With `by_view` keys are those of version 2, whatever version the file has.
+    """
+
+    def __init__(self, file: OpenedFile, *, by_view: bool = False) -> None:
         self._opened = file
+        self._key_bytes = file.header.key_bytes
+        self._suffix = ENCODERS_OWN if by_view and not file.header.views else b""
         self._file = file.root
         self.path: Path = file.path
         self.dim = file.header.dim
@@ -53,7 +68,7 @@ class StoredImages:
             keys, embeddings, row_sums, chunk_sums = (self._opened.dataset(images, name) for name in names)
             n_images, chunk_rows = int(keys.shape[0]), embeddings.chunks[0]
             expected: list[tuple[Any, tuple[int, ...], Any]] = [
-                (keys, (n_images, KEY_BYTES), np.uint8),
+                (keys, (n_images, self._key_bytes), np.uint8),
                 (embeddings, (n_images, self.dim), np.float32),
                 (row_sums, (n_images,), np.uint32),
                 (chunk_sums, (-(-n_images // chunk_rows),), np.uint32),
@@ -72,8 +87,16 @@ class StoredImages:
             return np.asarray(self._file[f"images/{name}"][rows])
 
     def keys(self, rows: slice = slice(None)) -> Keys:
-        """Read keys, (n, 32) uint8; all by default."""
-        return self._values("key", rows)
+        """Read the keys of rows, (n, K) uint8; all by default."""
+        return self._completed(self._values("key", rows))
+
+    def _completed(self, keys: Keys) -> Keys:
+        return row_keys(keys, self._suffix) if self._suffix else keys
+
+    def content(self, keys: Keys) -> bytes:
+        """Return `Shard.content`, from all keys as `salvage` returned them."""
+        stored = np.ascontiguousarray(keys[:, : self._key_bytes])
+        return hashlib.sha256(stored.tobytes() + self.row_sums.tobytes()).digest()
 
     @cached_property
     def row_sums(self) -> Checksums:
@@ -114,12 +137,12 @@ class StoredImages:
 
         Returns
         -------
-        keys : ndarray (N, 32) uint8
+        keys : ndarray (N, K) uint8
             Zeros where they cannot be read.
         sound : ndarray (N,) bool
             Which rows' key and embedding match their checksum.
         """
-        keys, sound = _unread(self.n_images)
+        keys, sound = _unread(self.n_images, self._key_bytes)
         for chunk in self.chunks:
             rows = slice(chunk.start, chunk.stop)
             try:
@@ -127,7 +150,7 @@ class StoredImages:
                 sound[rows] = self._sound_rows(chunk, keys[rows])
             except HDF5_ERRORS:  # HDF5's checksum of the keys fails: none of these rows can be trusted
                 continue
-        return keys, sound
+        return self._completed(keys), sound
 
     def _sound_rows(self, chunk: Chunk, keys: Keys) -> Mask:
         embeddings = self._raw_chunk(chunk)
@@ -191,14 +214,15 @@ class StoredImages:
 class LostImages:
     """The images of a shard that cannot be opened: their number and the reason are all that is known of them."""
 
-    def __init__(self, path: Path, n_images: int, error: CacheError) -> None:
+    def __init__(self, path: Path, n_images: int, key_bytes: int, error: CacheError) -> None:
         self.path, self.n_images, self.error = path, n_images, error
+        self._key_bytes = key_bytes
 
     def salvage(self) -> tuple[Keys, Mask]:
         """Return zeros, and no row as sound."""
-        return _unread(self.n_images)
+        return _unread(self.n_images, self._key_bytes)
 
 
-def _unread(n_images: int) -> tuple[Keys, Mask]:
+def _unread(n_images: int, key_bytes: int) -> tuple[Keys, Mask]:
     """Return keys of zeros, and a mask by which no row is sound."""
-    return np.zeros((n_images, KEY_BYTES), np.uint8), np.zeros(n_images, bool)
+    return np.zeros((n_images, key_bytes), np.uint8), np.zeros(n_images, bool)

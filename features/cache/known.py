@@ -5,14 +5,14 @@ from functools import cached_property
 
 import numpy as np
 
-from hoarfrost.features.cache.layout import FileTable, Keys, Rows, joined_keys
+from hoarfrost.features.cache.layout import FileTable, Keys, Rows, image_keys, joined_keys
 from hoarfrost.features.columns.texts import TextIndex, Texts
 
 
 class KnownFiles:
     """The files of earlier extractions, by path; if several tables have one, the last counts.
 
-    The tables' `rows` point to `keys`, (N, 32) uint8.
+    The tables' `rows` point to `keys` (N, K) uint8 of rows.
     """
 
     def __init__(self, tables: Sequence[FileTable], keys: Keys) -> None:
@@ -49,10 +49,10 @@ class KnownFiles:
         rows : ndarray (m,) int64
             Which of them are unchanged, ascending.
         keys : ndarray (m, 32) uint8
-            And their keys.
+            And the images' keys.
         """
         places = self._index.find(paths) if self else np.full(len(paths), -1, np.int64)
         rows = np.flatnonzero(places >= 0)
         known = places[rows]
         same = (self._sizes[known] == sizes[rows]) & (self._mtimes_ns[known] == mtimes_ns[rows])
-        return rows[same], self._keys[self._rows[known[same]]]
+        return rows[same], image_keys(self._keys[self._rows[known[same]]])

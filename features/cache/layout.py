@@ -1,11 +1,12 @@
-"""What a cache file holds: the names, types and limits of the format "hoarfrost-cache", version 1.
+"""What a cache file holds: the names, types and limits of the format "hoarfrost-cache", versions 1 and 2.
 
 The cache and its parts have the same layout; docs/cache-format.md describes it for other programs.
 """
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,14 @@ from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
 INDEX_FORMAT = "hoarfrost-cache-index"  # the index of a cache in shards
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest
 CHUNK_ROWS = 1024  # at most
 CHUNK_BYTES = 1 << 21  # of embeddings: large enough to stream, small enough that damage costs little
 SHARD_NAME_BYTES = 40
 SHARD_BYTES = 64_000_000_000  # by default
 MAX_DIM = 1 << 16
+VIEW_BYTES = 8  # of a row's key in version 2: they follow the image's key
+ENCODERS_OWN = bytes(VIEW_BYTES)  # the code of the view that version 1 has alone
 MAX_TEXT_BYTES = 1 << 24
 MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
 
@@ -33,12 +36,31 @@ Checksums = npt.NDArray[np.uint32]
 
 
 def joined_keys(arrays: Iterable[Keys]) -> Keys:
-    """Return all keys as one array, (N, 32) uint8; an empty one if there are no arrays."""
-    return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *arrays])
+    """Return all keys as one array, (N, K) uint8; an empty one if there are no arrays."""
+    found = list(arrays)
+    return np.concatenate(found) if found else np.empty((0, KEY_BYTES), np.uint8)
+
+
+def view_code(name: str) -> bytes:
+    """Return what stands for a view in rows' keys, unless it is the encoder's own: the start of its name's SHA-256."""
+    return sha256(name.encode()).digest()[:VIEW_BYTES]
+
+
+def row_keys(keys: Keys, code: bytes) -> Keys:
+    """Return the keys (n, 40) uint8 of rows: those of images (n, 32) uint8, each followed by the code of a view."""
+    return np.concatenate([keys, np.broadcast_to(np.frombuffer(code, np.uint8), (len(keys), VIEW_BYTES))], axis=1)
+
+
+def image_keys(keys: Keys) -> Keys:
+    """Return the keys (n, 32) uint8 of the images that rows are of."""
+    return keys[:, :KEY_BYTES]
 
 
 class Block(NamedTuple):
-    """Some images: keys (N, 32) uint8 and their embeddings (N, D) float32."""
+    """Some embeddings: the keys of their rows (N, K) uint8, and their numbers (N, D) float32.
+
+    In version 1 a row's key is its image's, K = 32. In version 2 the code of its view follows, K = 40.
+    """
 
     keys: Keys
     embeddings: Embeddings
@@ -48,9 +70,17 @@ class Block(NamedTuple):
         return Block(self.keys[rows], self.embeddings[rows])
 
     def checksums(self) -> Checksums:
-        """Return the CRC-32 of each key with its embedding, (N,) uint32: this detects rows in another's place, too."""
-        pairs = zip(np.ascontiguousarray(self.keys), np.ascontiguousarray(self.embeddings), strict=True)
-        return np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(self.keys))
+        """Return the CRC-32 of each key with its embedding, (N,) uint32: this detects rows in another's place, too.
+
+        It covers the image's key, the embedding, and the view's code. That of the encoder's own view is left out, so that
+        a row has the same checksum in both versions.
+        """
+        images, codes = np.ascontiguousarray(image_keys(self.keys)), np.ascontiguousarray(self.keys[:, KEY_BYTES:])
+        pairs = zip(images, np.ascontiguousarray(self.embeddings), strict=True)
+        sums = np.fromiter((zlib.crc32(row, zlib.crc32(key)) for key, row in pairs), np.uint32, len(self.keys))
+        for place in np.flatnonzero(codes.any(axis=1)).tolist():
+            sums[place] = zlib.crc32(codes[place], int(sums[place]))
+        return sums
 
 
 class Shard(NamedTuple):
@@ -83,10 +113,10 @@ def rows_per_chunk(dim: int) -> int:
     return min(CHUNK_ROWS, 1 << (max(1, CHUNK_BYTES // row_bytes(dim)).bit_length() - 1))
 
 
-def rows_per_shard(shard_bytes: int, dim: int) -> int:
+def rows_per_shard(shard_bytes: int, dim: int, key_bytes: int = KEY_BYTES) -> int:
     """Return how many images a file of at most `shard_bytes` holds: whole chunks, so that shards read like one file."""
     n_rows = rows_per_chunk(dim)
-    per_chunk = n_rows * (row_bytes(dim) + KEY_BYTES + 4) + 64  # the row's checksum; the chunk's, and its place
+    per_chunk = n_rows * (row_bytes(dim) + key_bytes + 4) + 64  # the row's checksum; the chunk's, and its place
     beside = 1 << 19  # HDF5's own, and the last chunk of the rows' checksums
     return n_rows * max(1, (shard_bytes - beside) // per_chunk)
 
@@ -98,7 +128,8 @@ class Header:
     `dim` is how many numbers an embedding has, `weights` the value of --weights, `weights_origin` where the weights came
     from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest embeddings
     ("eager", "compiled", "openvino"), which a resumed extraction keeps. `weights_path` is the absolute path of the
-    checkpoint, empty if the weights were not a file.
+    checkpoint, empty if the weights were not a file. `views` are the names of the views that embeddings are of, the
+    preferred one first; empty for the encoder's own view alone, which is what version 1 of the format holds.
     """
 
     fingerprint: Fingerprint
@@ -107,6 +138,39 @@ class Header:
     weights_origin: str = ""
     compute: str = ""
     weights_path: str = ""
+    views: tuple[str, ...] = ()
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format that holds such embeddings."""
+        return 2 if self.views else 1
+
+    @property
+    def key_bytes(self) -> int:
+        """The length of a row's key."""
+        return KEY_BYTES + (VIEW_BYTES if self.views else 0)
+
+    @property
+    def own_view(self) -> str:
+        """The name of the encoder's own view: the size that the fingerprint's preprocessing describes."""
+        return str(self.fingerprint.preprocessing.get("resize", ["whole"])[0])
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The names of all views, the preferred one first."""
+        return self.views or (self.own_view,)
+
+    def code_of(self, view: str) -> bytes:
+        """Return what stands for a view in rows' keys; nothing in version 1."""
+        if not self.views:
+            return b""
+        return ENCODERS_OWN if view == self.own_view else view_code(view)
+
+    def with_views(self, views: Iterable[str]) -> "Header":
+        """Return the header of a file that has further views too."""
+        names = tuple(dict.fromkeys([*self.view_names, *views]))
+        is_first_version = names == (self.own_view,) and not self.fingerprint.layers
+        return replace(self, views=() if is_first_version and not self.views else names)
 
 
 @dataclass(frozen=True)

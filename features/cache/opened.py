@@ -137,6 +137,7 @@ class OpenedFile:
                 weights_sha256=self.text(self.root, "weights_sha256"),
                 preprocessing=preprocessing,
                 precision=self.text(self.root, "precision"),
+                layers=self._layers() if found > 1 else (),
             )
             if fingerprint.digest != self.text(self.root, "fingerprint"):
                 raise self.damaged("its fingerprint does not match its encoder, weights, preprocessing and precision")
@@ -146,11 +147,24 @@ class OpenedFile:
             return Header(
                 fingerprint,
                 dim=dim,
+                views=self._views() if found > 1 else (),
                 weights=self.text(self.root, "weights"),
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
                 weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
             )
+
+    def _views(self) -> tuple[str, ...]:
+        views = json.loads(self.text(self.root, "views"))
+        if not isinstance(views, dict) or not views:
+            raise self.damaged("its views are not a JSON object of names and codes")
+        return tuple(views)
+
+    def _layers(self) -> tuple[int, ...]:
+        columns = json.loads(self.text(self.root, "layers"))
+        if not isinstance(columns, dict) or not all(name.isdigit() for name in columns):
+            raise self.damaged("its layers are not a JSON object of numbers and columns")
+        return tuple(int(name) for name in columns)
 
     def text(self, owner: h5py.Group, name: str) -> str:
         """Read an attribute that is a short text."""

@@ -16,14 +16,13 @@ from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_direct
 from hoarfrost.features.cache.writing import write_cache_file
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
-from hoarfrost.features.fingerprint import KEY_BYTES
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
 COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
 
 
 class EmbeddedFile(NamedTuple):
-    """An image whose embedding is appended: its file, and the key of its bytes."""
+    """An image whose embedding is appended: its file, and the key of the embedding's row, see `Block`."""
 
     path: str
     size: int
@@ -38,10 +37,11 @@ class Part(NamedTuple):
     keys: Keys
     known: list[FileTable]
     compute: str
+    by_view: bool
 
     def blocks(self) -> Iterator[Block]:
         """Read the images; the file is opened only now: there may be more parts than a process may open files."""
-        with CacheFile(self.path) as file:
+        with CacheFile(self.path, by_view=self.by_view) as file:
             yield from file.blocks()
 
 
@@ -90,7 +90,13 @@ class PartWriter:
         """The keys that were in the cache before this writer added any."""
         return self._known
 
+    @property
+    def by_view(self) -> bool:
+        """Whether rows' keys state the view, as in version 2 of the format."""
+        return bool(self.header.views)
+
     def __contains__(self, key: bytes) -> bool:
+        """Return whether there is a row of this key."""
         return key in self._new_keys or self.known.contains(key) or self._added_index.contains(key)
 
     def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
@@ -132,10 +138,12 @@ class PartWriter:
                 raise CacheError(f"{directory}: the folder of parts cannot be created: {error.strerror}.") from error
             # Zero-padded time first, so that names sort in the order of commits.
             path = directory / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
-            keys = np.frombuffer(b"".join(file.key for file in self._pending), np.uint8).reshape(-1, KEY_BYTES)
+            keys = np.frombuffer(b"".join(file.key for file in self._pending), np.uint8).reshape(
+                -1, self.header.key_bytes
+            )
             block = Block(keys, np.concatenate(self._embeddings))
             write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
-            self.parts.append(Part(path, keys, [], self.header.compute))
+            self.parts.append(Part(path, keys, [], self.header.compute, self.by_view))
             self._pending, self._embeddings = [], []
             self._added.append(keys)
             # A sorted array holds a key in 48 bytes, a Python set in 150; sorting seldom keeps it cheap.
@@ -155,7 +163,7 @@ class PartWriter:
         others = [path for path in part_paths(self.path) if path not in own]
         for path in others:
             if path.name not in self._read_parts:
-                with CacheFile(path) as file:
+                with CacheFile(path, by_view=self.by_view) as file:
                     self._added.append(file.keys)
                 self._read_parts.add(path.name)
         self._index_added()
@@ -167,16 +175,19 @@ class PartWriter:
         self._added_index, self._new_keys = KeyIndex(self._added[0]), set()
 
     def _part_table(self) -> DatasetTable:
-        """Return what a resumed extraction needs to skip the files of this part unread."""
-        n = len(self._pending)
+        """Return what a resumed extraction needs to skip the files of this part unread: each file once."""
+        first: dict[str, int] = {}
+        for row, file in enumerate(self._pending):
+            first.setdefault(file.path, row)
+        files, n = [self._pending[row] for row in first.values()], len(first)
         return DatasetTable(
             name=self.dataset,
             source="",
             root=self.root,
-            paths=Texts.of(file.path for file in self._pending),
-            rows=np.arange(n),
+            paths=Texts.of(file.path for file in files),
+            rows=np.fromiter(first.values(), np.int64, n),
             labels=Texts.repeated("", n),
             errors=Texts.repeated("", n),
-            sizes=np.array([file.size for file in self._pending], np.int64),
-            mtimes_ns=np.array([file.mtime_ns for file in self._pending], np.int64),
+            sizes=np.array([file.size for file in files], np.int64),
+            mtimes_ns=np.array([file.mtime_ns for file in files], np.int64),
         )

@@ -12,7 +12,17 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import numpy as np
 
 from hoarfrost.features.cache.images import Chunk, LostImages, StoredImages
-from hoarfrost.features.cache.layout import INDEX_FORMAT, Block, Checksums, Embeddings, Keys, Rows, Shard, SourceFile
+from hoarfrost.features.cache.layout import (
+    INDEX_FORMAT,
+    VIEW_BYTES,
+    Block,
+    Checksums,
+    Embeddings,
+    Keys,
+    Rows,
+    Shard,
+    SourceFile,
+)
 from hoarfrost.features.cache.opened import DamagedCacheError, OpenedFile
 from hoarfrost.features.cache.shards import MissingShardError, listed_shards, open_shard, shards_directory
 from hoarfrost.features.cache.tables import StoredTables
@@ -36,7 +46,8 @@ class Piece(NamedTuple, Generic[Images]):
 class CacheFile:
     """A cache, or one of its parts, open for reading; a context manager.
 
-    With `lenient`, a cache in shards opens even if some of them are missing or damaged: as `LostImages` in `pieces`.
+    With `lenient`, a cache in shards opens even if some of them are missing or damaged: as `LostImages` in `pieces`. With
+    `by_view`, rows have the keys of version 2 of the format even if the file has version 1.
 
     Raises
     ------
@@ -44,8 +55,9 @@ class CacheFile:
         On opening and reading, if a file is missing, not a cache, of a newer version, or damaged.
     """
 
-    def __init__(self, path: Path, *, lenient: bool = False) -> None:
+    def __init__(self, path: Path, *, lenient: bool = False, by_view: bool = False) -> None:
         self.path = path
+        self._by_view = by_view
         for attempts_left in reversed(range(OPEN_ATTEMPTS)):
             with ExitStack() as closing:
                 try:
@@ -63,19 +75,22 @@ class CacheFile:
     def _open(self, closing: ExitStack, lenient: bool) -> None:
         self._file = OpenedFile(self.path)
         closing.callback(self._file.root.close)
+        by_view = self._by_view or bool(self._file.header.views)
+        self._key_bytes = KEY_BYTES + (VIEW_BYTES if by_view else 0)
         self.shards: tuple[Shard, ...] = ()
         self._stored: list[StoredImages | LostImages] = []  # one for each shard, or the file's own
         if self._file.format != INDEX_FORMAT:
-            self._stored.append(StoredImages(self._file))
+            self._stored.append(StoredImages(self._file, by_view=by_view))
             return
         self.shards = listed_shards(self._file)
         for shard in self.shards:
             try:
-                file, images = open_shard(self.path, self._file.header, shard, self.shards)
+                file, images = open_shard(self.path, self._file.header, shard, self.shards, by_view)
             except DamagedCacheError as error:
                 if not lenient or (isinstance(error, MissingShardError) and self._is_replaced()):
                     raise
-                self._stored.append(LostImages(shards_directory(self.path) / shard.name, shard.n_images, error))
+                path = shards_directory(self.path) / shard.name
+                self._stored.append(LostImages(path, shard.n_images, self._key_bytes, error))
                 continue
             closing.callback(file.root.close)
             self._stored.append(images)
@@ -112,10 +127,12 @@ class CacheFile:
 
     @cached_property
     def keys(self) -> Keys:
-        """All keys, (N, 32) uint8."""
+        """The keys of all rows, (N, K) uint8."""
         if len(self._sound) == 1:
             return self._sound[0].images.keys()
-        keys = np.empty((self.n_images, KEY_BYTES), np.uint8)  # filled in place: joined, they would be there twice
+        keys = np.empty(
+            (self.n_images, self._key_bytes), np.uint8
+        )  # filled in place: joined, they would be there twice
         for start, images, _ in self._sound:
             keys[start : start + images.n_images] = images.keys()
         return keys

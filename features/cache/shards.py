@@ -56,8 +56,10 @@ def listed_shards(index: OpenedFile) -> tuple[Shard, ...]:
     return shards
 
 
-def open_shard(cache: Path, header: Header, shard: Shard, listed: Sequence[Shard]) -> tuple[OpenedFile, StoredImages]:
-    """Open a shard, and check that it is the one that the index lists.
+def open_shard(
+    cache: Path, header: Header, shard: Shard, listed: Sequence[Shard], by_view: bool
+) -> tuple[OpenedFile, StoredImages]:
+    """Open a shard, and check that it is the one that the index lists; `by_view` as in `StoredImages`.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def open_shard(cache: Path, header: Header, shard: Shard, listed: Sequence[Shard
             raise file.damaged("it is an index, not a shard")
         with file.reading("its content"):
             content = file.text(file.root, "content") if "content" in file.root.attrs else ""
-        images = StoredImages(file)
+        images = StoredImages(file, by_view=by_view)
         problem = "; ".join(_differences(header, shard, listed, file.header, images.n_images, content))
         if problem:
             raise file.damaged(f"it is not the shard that {cache.name} lists: {problem}")

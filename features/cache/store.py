@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Keys, Mask, Rows
+import numpy as np
+
+from hoarfrost.features.cache.keys import KeyIndex, find_images
+from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Keys, Mask, Rows, image_keys
 from hoarfrost.features.cache.opened import missing_cache
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.errors import CacheError, FingerprintMismatchError
@@ -63,18 +65,27 @@ def only_damaged_parts(path: Path) -> CacheError:
     )
 
 
-def existing_header(path: Path) -> Header | None:
-    """Return the header of a cache or, while its first extraction is not finished, of a part; None if both are missing."""
+def existing_header(path: Path, *, lenient: bool = False) -> Header | None:
+    """Return the header of a cache, or while its first extraction is not finished of a part; None if both are missing.
+
+    Its views are those of the cache and of its latest part. `lenient` is as in `CacheFile`.
+    """
     path = real_path(path)
-    for file_path in [path, *part_paths(path)]:
+    parts = part_paths(path)
+    found: Header | None = None
+    for file_path in [path, *reversed(parts)]:
         try:
-            with CacheFile(file_path) as file:
-                return file.header
+            with CacheFile(file_path, lenient=lenient) as file:
+                header = file.header
         except CacheError:
             # A part may be damaged, or just have been folded into the file; the writer deals with both.
             if file_path == path and path.exists():
                 raise
-    return None
+            continue
+        if file_path != path:
+            return header if found is None else found.with_views(header.view_names)
+        found = header
+    return found
 
 
 class EmbeddingCache:
@@ -130,19 +141,40 @@ class EmbeddingCache:
         return self._file.embeddings(rows)
 
     def digest(self, rows: Rows) -> str:
-        """Return the SHA-256 (hex) of these rows' keys and checksums, in order: it covers images and embeddings."""
-        return hashlib.sha256(self._file.keys[rows].tobytes() + self._file.row_sums[rows].tobytes()).hexdigest()
+        """Return the SHA-256 (hex) of these rows' images and checksums, in order: it covers images and embeddings."""
+        return hashlib.sha256(self.keys(rows).tobytes() + self._file.row_sums[rows].tobytes()).hexdigest()
 
     def keys(self, rows: Rows) -> Keys:
         """Return the images' keys by row, (n, 32) uint8: the digests of their bytes."""
-        return self._file.keys[rows]
+        return image_keys(self._file.keys[rows])
 
-    def rows_of(self, keys: Keys) -> Rows:
-        """Return the rows (n,) int64 of images by their keys (n, 32) uint8; -1 if an image is not in the cache."""
-        return self._index.find(keys)
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views that the cache has embeddings of, the preferred one first."""
+        return self.header.view_names
 
-    def __contains__(self, key: bytes) -> bool:
-        return self._index.contains(key)
+    def rows_of(self, keys: Keys, view: str | None = None) -> Rows:
+        """Return the rows (n,) int64 of images' embeddings by the images' keys (n, 32) uint8; -1 if there is none.
+
+        `view` is the name of a view; without it, each image's embedding of the first view that it has.
+        """
+        if view is not None and view not in self.views:
+            return np.full(len(keys), -1, np.int64)
+        return find_images(self._index, self.header, keys, self.views if view is None else (view,))
+
+    def has(self, key: bytes, view: str) -> bool:
+        """Return whether there is an embedding of an image, by its key, in a view."""
+        return view in self.views and self._index.contains(key + self.header.code_of(view))
+
+    def view_rows(self, rows: Rows, views: Sequence[str]) -> Rows:
+        """Return the rows (n, V) int64 of images' embeddings of several views; -1 where there is none.
+
+        `rows` (n,) are those of any view of the images, as in a dataset's table.
+        """
+        if tuple(views) == self.views and len(views) == 1:
+            return rows[:, None]
+        keys = self.keys(rows)
+        return np.stack([self.rows_of(keys, view) for view in views], axis=1)
 
     @cached_property
     def _index(self) -> KeyIndex:
@@ -154,7 +186,7 @@ class EmbeddingCache:
         Returns
         -------
         embeddings : ndarray (m, D) float32
-            Those of the m readable images, in the table's order.
+            Those of the m readable images, in the table's order; each of the first view that the image has.
         readable : ndarray (n,) bool
             Which of the table's n images are readable.
         """

@@ -12,9 +12,20 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from hoarfrost.features.cache.folding import remove_unlisted_shards, write_cache
-from hoarfrost.features.cache.keys import KeyIndex
+from hoarfrost.features.cache.keys import KeyIndex, find_images
 from hoarfrost.features.cache.known import KnownFiles
-from hoarfrost.features.cache.layout import DatasetTable, FileTable, Header, Keys, Mask, Rows, SourceFile, joined_keys
+from hoarfrost.features.cache.layout import (
+    DatasetTable,
+    FileTable,
+    Header,
+    Keys,
+    Mask,
+    Rows,
+    SourceFile,
+    image_keys,
+    joined_keys,
+    row_keys,
+)
 from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.parts import Part, PartWriter
@@ -72,7 +83,7 @@ class CacheWriter(PartWriter):
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be created: {error.strerror}.") from error
         with ExitStack() as stack:
             self.lock = stack.enter_context(WriterLock(self.path))
-            self._main = stack.enter_context(CacheFile(self.path)) if self.path.exists() else None
+            self._main = stack.enter_context(CacheFile(self.path, by_view=self.by_view)) if self.path.exists() else None
             self._remove_leftovers()
             if self._main is not None:
                 check_fingerprint(self.path, self._main.header, self.header)
@@ -98,7 +109,7 @@ class CacheWriter(PartWriter):
         """Read each part whole once, so that damage shows before anything relies on it."""
         for path in part_paths(self.path):
             try:
-                with CacheFile(path) as part:
+                with CacheFile(path, by_view=self.by_view) as part:
                     for _ in part.blocks():
                         pass
                     header, keys, known = part.header, part.keys, self._known_in(part)
@@ -109,7 +120,7 @@ class CacheWriter(PartWriter):
                 os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
                 continue
             check_fingerprint(self.path, header, self.header)
-            yield Part(path, keys, known, header.compute)
+            yield Part(path, keys, known, header.compute, self.by_view)
 
     def _stored_keys(self) -> Keys:
         """Return all keys on the disk, (N, 32): those of the file, then those of the parts in order."""
@@ -157,8 +168,18 @@ class CacheWriter(PartWriter):
             return self._index
 
     def find(self, keys: Keys) -> Rows:
-        """Return the row of each key (n, 32) uint8 among all embeddings on the disk, (n,) int64; -1 if it is missing."""
-        return self._current_index().find(keys)
+        """Return each image's row, by the images' keys (n, 32) uint8, among all on the disk, (n,) int64; -1 if it is missing.
+
+        It is the row of the first view that the image has.
+        """
+        return find_images(self._current_index(), self.header, keys, self.header.view_names)
+
+    def has_views(self, keys: Keys, views: Iterable[str]) -> Mask:
+        """Return which images, by their keys (n, 32) uint8, have an embedding of each of some views, (n,) bool."""
+        index, found = self._current_index(), np.ones(len(keys), bool)
+        for view in views if self.by_view else ():
+            found &= index.find(row_keys(keys, self.header.code_of(view))) >= 0
+        return found
 
     @property
     def known(self) -> KeyIndex:
@@ -179,12 +200,13 @@ class CacheWriter(PartWriter):
         found = {*part_paths(self.path), *(directory / name for name in names)} - {part.path for part in self.parts}
         added = []
         for path in sorted(found):
-            with CacheFile(path) as file:
+            with CacheFile(path, by_view=self.by_view) as file:
                 check_fingerprint(self.path, file.header, self.header)
-                added.append(Part(path, file.keys, [], file.header.compute))
+                added.append(Part(path, file.keys, [], file.header.compute, self.by_view))
         self.parts += added
         keys = joined_keys(part.keys for part in added)
-        return AddedParts(len(keys), int((KeyIndex(keys).is_first() & (known.find(keys) < 0)).sum()))
+        is_new = KeyIndex(keys).is_first() & (known.find(keys) < 0)
+        return AddedParts(len(keys), int(KeyIndex(image_keys(keys[is_new])).is_first().sum()))
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
         """Commit, fold all parts into the cache's file, and write the dataset's table there.

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from hoarfrost.features.cache.layout import (
     FORMAT,
-    FORMAT_VERSION,
     INDEX_FORMAT,
     MAX_CELL_BYTES,
     SHARD_NAME_BYTES,
@@ -74,7 +73,7 @@ def write_cache_file(
     """
     with _new_file(path) as (file, output):
         _write_header(file, header, FORMAT)
-        content = _write_images(file, n_images, header.dim, output.checked(blocks))
+        content = _write_images(file, n_images, header, output.checked(blocks))
         if is_shard:
             _write_attributes(file, content=content.hex())
         _write_tables(file, tables, pending)
@@ -188,7 +187,7 @@ def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
     _write_attributes(
         file,
         format=file_format,
-        format_version=FORMAT_VERSION,
+        format_version=header.format_version,
         fingerprint=made_by.digest,
         backbone=made_by.backbone,
         weights=header.weights,
@@ -199,8 +198,19 @@ def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
         compute=header.compute,
         **({"weights_path": header.weights_path} if header.weights_path else {}),
         dim=header.dim,
+        **(_of_version_2(header) if header.views else {}),
         versions=json.dumps(library_versions(), sort_keys=True),
     )
+
+
+def _of_version_2(header: Header) -> dict[str, str]:
+    """Return the views with their codes in keys, and the columns of each layer, as JSON."""
+    made_by = header.fingerprint
+    columns = made_by.encoder.columns_of(made_by.layers) if made_by.layers else {}
+    return {
+        "views": json.dumps({view: header.code_of(view).hex() for view in header.views}),
+        "layers": json.dumps({layer: [some.start, some.stop] for layer, some in columns.items()}),
+    }
 
 
 def library_versions() -> dict[str, str]:
@@ -228,11 +238,12 @@ def _write_attributes(target: h5py.Group, **values: str | int) -> None:
         target.attrs.create(name, np.bytes_(content), dtype=h5py.string_dtype("utf-8", max(len(content), 1)))
 
 
-def _write_images(file: h5py.File, n_images: int, dim: int, blocks: Iterable[Block]) -> bytes:
+def _write_images(file: h5py.File, n_images: int, header: Header, blocks: Iterable[Block]) -> bytes:
     """Write keys, embeddings and checksums; return `Shard.content`."""
+    dim, key_bytes = header.dim, header.key_bytes
     images = file.create_group("images")
     chunk_rows = max(1, min(rows_per_chunk(dim), n_images))
-    keys = _checked_dataset(images, "key", (n_images, KEY_BYTES), np.uint8, (chunk_rows, KEY_BYTES))
+    keys = _checked_dataset(images, "key", (n_images, key_bytes), np.uint8, (chunk_rows, key_bytes))
     embeddings = _checked_dataset(images, "embedding", (n_images, dim), np.float32, (chunk_rows, dim))
     row_sums = np.zeros(n_images, np.uint32)
     chunk_sums = np.zeros(-(-n_images // chunk_rows), np.uint32)

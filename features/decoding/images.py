@@ -1,4 +1,4 @@
-"""From encoded bytes to an encoder's input. With `pictures`, the sole user of Pillow."""
+"""From encoded bytes to pixels. With `pictures`, the sole user of Pillow."""
 
 import io
 import math
@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -23,7 +23,6 @@ from hoarfrost.features.fingerprint import jpeg_short_side
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import torch
 
     from hoarfrost.features.datasets.table import Content
 
@@ -87,6 +86,10 @@ class Decoding:
     is_isolated: bool = False
     size: int = DEFAULT.size
 
+    def at(self, size: int) -> "Decoding":
+        """Return the same for another size of the encoder's input."""
+        return replace(self, size=size)
+
     def room(self, n_pixels: int) -> AbstractContextManager[None]:
         """Wait until so many pixels may be decoded."""
         return nullcontext() if self.budget is None else self.budget.of(n_pixels)
@@ -106,44 +109,6 @@ class OpenedImage(Protocol):
 
     def pixels(self) -> "Pixels":
         """Decode (H, W) grey or (H, W, 3) RGB."""
-
-
-def load_image(content: "Content", decoding: Decoding | None = None) -> "torch.Tensor":
-    """Return an image as the encoder's input, from an encoded file, one of its frames, or an array.
-
-    Parameters
-    ----------
-    content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
-    decoding : Decoding, optional
-
-    Returns
-    -------
-    Tensor (C, S, S) uint8
-        S is `decoding.size`; C is 1 for grey images, else 3 (RGB).
-
-    Raises
-    ------
-    ImageDecodeError
-        If the bytes are not an image, or cannot be read completely.
-    """
-    decoding = decoding or Decoding()
-    target = (decoding.size, decoding.size)
-    if isinstance(content, np.ndarray):
-        return _resized(_planes(content.copy() if content.shape[:2] == target else content), target)
-    with opened(content, decoding) as image, decoding.room(image.width * image.height):
-        return _resized(_planes(image.pixels()), target)
-
-
-def _resized(image: "torch.Tensor", target: tuple[int, int]) -> "torch.Tensor":
-    import torch  # here: reading a header, or decoding in another process, does not need it
-
-    if image.shape[1:] == target:
-        return image
-    try:
-        resized = torch.nn.functional.interpolate(image[None], target, mode="bilinear", antialias=True)
-    except RuntimeError as error:
-        raise ImageDecodeError(Unreadable.NOT_RESIZED, str(error).splitlines()[0]) from error
-    return resized[0]  # (C, S, S) uint8
 
 
 def decode_pixels(content: "bytes | EncodedFrame", decoding: Decoding | None = None) -> "Pixels":
@@ -422,13 +387,3 @@ def _stored_type(image: Image.Image) -> "npt.DTypeLike | None":
     if image.mode == "L" and sample_format == _SIGNED:
         return np.int8
     return np.uint32 if image.mode == "I" and image.format == "TIFF" and sample_format == _UNSIGNED else None
-
-
-def _planes(pixels: "Pixels") -> "torch.Tensor":
-    """Return the pixels as (C, H, W), channels last in memory; without a copy if possible."""
-    import torch
-
-    if not pixels.flags.writeable or any(stride < 0 for stride in pixels.strides):
-        pixels = pixels.copy()
-    tensor = torch.from_numpy(pixels)
-    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

@@ -4,7 +4,7 @@ import logging
 import mmap
 import os
 import queue
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
-from hoarfrost.features.decoding.images import Decoding, load_image
+from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.looks import by_decoding, load_looks, looks_at
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -100,25 +102,27 @@ class Quarantine:
                 logger.warning(text, self._notes_path, error.strerror)
                 return mmap.mmap(-1, n_bytes)
 
-    def load(self, content: "Content", key: bytes, decoding: Decoding) -> "torch.Tensor":
-        """Decode as `load_image` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
+    def load(self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
+        """Decode as `load_looks` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
         if isinstance(content, np.ndarray):  # no decoder
-            return load_image(content, decoding)
+            return load_looks(content, key, views, decoding)
         if key in self._reasons:
             raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
-            return self._load_suspect(content, key, decoding)
+            return self._load_suspect(content, key, views, decoding)
         slot = self._free.get()
         self._slots[slot : slot + KEY_BYTES] = key
         try:
-            return load_image(content, decoding)
+            return load_looks(content, key, views, decoding)
         finally:
             self._slots[slot : slot + KEY_BYTES] = _NO_KEY
             self._free.put(slot)
 
-    def _load_suspect(self, content: "bytes | EncodedFrame", key: bytes, decoding: Decoding) -> "torch.Tensor":
+    def _load_suspect(
+        self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding
+    ) -> "list[torch.Tensor]":
         try:
-            return load_isolated(content, decoding)
+            return load_isolated(content, key, views, decoding)
         except DecoderCrashError as error:
             reason = f"{error} (in quarantine: {self.path.name})"
             self._reasons[key] = reason
@@ -132,12 +136,19 @@ class Quarantine:
                 self._slots[slot : slot + KEY_BYTES] = _NO_KEY
 
 
-def load_isolated(content: "Content", decoding: Decoding) -> "torch.Tensor":
-    """Decode as `load_image` does, but in another process; raises as `decode_isolated` does."""
+def load_isolated(
+    content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, *, seconds: float | None = None
+) -> "list[torch.Tensor]":
+    """Decode as `load_looks` does, but in another process; raises as `decode_isolated` does."""
     if isinstance(content, np.ndarray):  # no decoder
-        return load_image(content, decoding)
-    pixels = decode_isolated(*unpack(content), decoding.max_pixels, decoding.window, size=decoding.size)
-    return load_image(pixels, decoding)
+        return load_looks(content, key, views, decoding)
+    encoded, frame = unpack(content)
+    found: dict[View, list[torch.Tensor]] = {}
+    for some in by_decoding(encoded, views):
+        size = some[0].size
+        pixels = decode_isolated(encoded, frame, decoding.max_pixels, decoding.window, size=size, seconds=seconds)
+        found.update(zip(some, looks_at(pixels, key, some), strict=True))
+    return [look for view in views for look in found[view]]
 
 
 def suspect_keys(cache: Path) -> set[bytes]:

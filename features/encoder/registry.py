@@ -1,7 +1,8 @@
 """The known encoders, one entry each: all that the rest of the program knows about a frozen network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from hoarfrost.features.errors import EncoderError
@@ -44,21 +45,24 @@ class PublishedWeights:
 
 
 @dataclass(frozen=True)
-class FeatureMap:
-    """The map whose mean over the cells is the embedding.
+class Stage:
+    """A part of the network whose output is a map; its mean over the cells is an embedding, or some columns of one.
 
     Attributes
     ----------
+    number : int
+        As in `--layers 3,4`.
     layer : str
-        The module of the network whose output it is, (B, D, cells, cells).
-    cells : int
-        Along each side.
+        The network's child whose output it is, (B, dim, cells, cells).
+    dim : int
+        How many numbers its mean has.
     cell_pixels : int
         From one cell to the next; cell (i, j) sees the image around pixel (i, j) times this.
     """
 
+    number: int
     layer: str
-    cells: int
+    dim: int
     cell_pixels: int
 
 
@@ -75,7 +79,7 @@ class EncoderSpec:
     dim : int
         Length of an embedding.
     size : int
-        Height and width of its input, in pixels.
+        Height and width of its usual input, in pixels.
     mean, std : tuple of three floats
         Of red, green and blue, each from 0 to 1: the input's normalisation.
     build : callable
@@ -86,8 +90,12 @@ class EncoderSpec:
     published : PublishedWeights or None
     output : str
         The part of the network whose output is the embedding, for prose.
-    feature_map : FeatureMap or None
-        None if an embedding is not a mean over cells; its predictions cannot be explained then.
+    stages : tuple of Stage
+        In the order of the pass: the network's children run one after another, up to the last stage. The mean of the last
+        stage's map is the embedding. Empty if an embedding is not a mean over cells; its predictions cannot be explained
+        by maps then.
+    size_step : int or None
+        Height and width may be any multiple of this; None if they must be `size`.
     fast_paths : frozenset of FastPath
         "folded": each BatchNorm2d follows the Conv2d that is registered before it, and becomes part of it.
         "winograd": wide 3 x 3 convolutions by Winograd's method in float32 on a CPU; needs "folded".
@@ -104,17 +112,50 @@ class EncoderSpec:
     libraries: tuple[str, ...] = ("torch", "torchvision")
     published: PublishedWeights | None = None
     output: str = "global average pooling"
-    feature_map: FeatureMap | None = None
+    stages: tuple[Stage, ...] = ()
+    size_step: int | None = None
     fast_paths: frozenset[FastPath] = frozenset()
 
-    def require_feature_map(self) -> FeatureMap:
-        """Return the feature map; raise EncoderError if there is none."""
-        if self.feature_map is None:
+    def stages_of(self, layers: Sequence[int]) -> tuple[Stage, ...]:
+        """Return the stages whose means are an embedding: the last one if no layers are named.
+
+        Raises
+        ------
+        EncoderError
+            If the encoder does not have one of these layers.
+        """
+        if not layers:
+            return self.stages[-1:]
+        found = tuple(stage for stage in self.stages if stage.number in layers)
+        unknown = sorted({*layers} - {stage.number for stage in found})
+        if unknown:
+            own = ", ".join(str(stage.number) for stage in self.stages) or "none to choose"
+            raise EncoderError(f"--layers: the encoder {self.title} has no layer {unknown[0]}. Its layers: {own}.")
+        return found
+
+    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers of the layers, ascending; none for the last one alone, which is the encoder's own output."""
+        stages = self.stages_of(layers)
+        return () if stages == self.stages[-1:] else tuple(stage.number for stage in stages)
+
+    def dim_of(self, layers: Sequence[int]) -> int:
+        """Return the length of an embedding of these layers."""
+        return sum(stage.dim for stage in self.stages_of(layers)) if layers else self.dim
+
+    def columns_of(self, layers: Sequence[int]) -> "dict[int, slice]":
+        """Return the columns of each layer in an embedding of these layers, by the layer's number."""
+        stages = self.stages_of(layers)
+        ends = list(accumulate(stage.dim for stage in stages))
+        return {stage.number: slice(end - stage.dim, end) for stage, end in zip(stages, ends, strict=True)}
+
+    def require_feature_map(self) -> Stage:
+        """Return the last stage, whose map predictions are explained by; raise EncoderError if there is none."""
+        if not self.stages:
             raise EncoderError(
                 f"The encoder {self.title} does not have a feature map, so its predictions cannot be explained by maps. "
                 "Predict without explanations, or extract and train with an encoder that has one."
             )
-        return self.feature_map
+        return self.stages[-1]
 
     def require_int8(self) -> None:
         """Raise EncoderError if the encoder does not run in 8-bit integers."""
@@ -145,8 +186,9 @@ RESNET18 = EncoderSpec(
         url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
         megabytes=45,
     ),
-    # Padding centres the first cell's receptive field on the first pixel, and each of five strides of 2 keeps it there.
-    feature_map=FeatureMap(layer="layer4", cells=7, cell_pixels=2**5),
+    # Padding centres the first cell's receptive field on the first pixel, and each stride of 2 keeps it there.
+    stages=tuple(Stage(number, f"layer{number}", 2 ** (5 + number), 2 ** (1 + number)) for number in (1, 2, 3, 4)),
+    size_step=32,
     fast_paths=frozenset({"folded", "winograd", "compiled", "int8"}),
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, existing_header
+from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, KnownFiles, Mask, existing_header
 from hoarfrost.features.datasets import Dataset, hints, read_dataset, read_unlabelled
 from hoarfrost.features.datasets.conflicts import warn_of_conflicts
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
@@ -128,6 +128,8 @@ def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> Extra
         weights=header.weights,
         device=counts.device,
         precision=header.fingerprint.precision,
+        views=tuple(view.name for view in job.recipe.views),
+        layers=header.fingerprint.layers,
         errors=errors,
         failed_by_kind=kinds_of(job.table.errors.values()),
         notes=dict(counts.notes),
@@ -185,6 +187,9 @@ def embed_like(
         Its subclass says what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
+    there = existing_header(cache)
+    if there is not None:
+        recipe = replace(recipe, header=recipe.header.with_views(there.views))
     # This machine's engine: Ray's workers copy nothing from a source cache.
     options = replace(
         options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
@@ -212,10 +217,12 @@ def embed_like(
 def _embed(engine: Engine, job: Job) -> LoopCounts:
     """Embed the images that are not known; if all are, only check the device that was asked for."""
     dataset, table, options = job.dataset, job.table, job.options
-    todo = set_unchanged(dataset, KnownFiles.nothing() if options.rehash else job.writer.known_files(), table)
+    known, views = KnownFiles.nothing() if options.rehash else job.writer.known_files(), job.recipe.views
+    todo = set_unchanged(dataset, known, table, lambda keys: job.writer.has_views(keys, [view.name for view in views]))
     _report_missing(dataset, table.errors, options)
     if todo:
         job.stop.check(len(todo), table.readable)
+        _state_cost(job)
         job.on_progress(Progress(0, len(todo), 0.0))
         return engine.embed(job, todo)
     if options.device in {"auto", "cpu"}:
@@ -225,18 +232,36 @@ def _embed(engine: Engine, job: Job) -> LoopCounts:
     return LoopCounts(choose_device(options.device, job.recipe.precision))
 
 
-def set_unchanged(dataset: Dataset, known: KnownFiles, table: ImageRecords) -> Sequence[int]:
-    """Return the images to read; record those that are unchanged since an earlier extraction, and missing files."""
+def set_unchanged(
+    dataset: Dataset, known: KnownFiles, table: ImageRecords, is_complete: Callable[[Keys], Mask]
+) -> Sequence[int]:
+    """Return the images to read; record those that are unchanged since an earlier extraction, and missing files.
+
+    `is_complete` returns which images, by their keys (n, 32) uint8, have all embeddings, (n,) bool.
+    """
     stamps = dataset.images.stamps(of_urls=bool(known))
     for first in range(0, len(dataset), ROWS_AT_ONCE) if known else ():
         some = slice(first, first + ROWS_AT_ONCE)
         rows, keys = known.unchanged(dataset.paths[some], stamps.sizes[some], stamps.mtimes_ns[some])
+        complete = is_complete(keys)
+        rows, keys = rows[complete], keys[complete]
         table.keys[first + rows], table.readable[first + rows] = keys, True
     table.set_stamps(stamps)
     missing = np.flatnonzero(stamps.missing).tolist()
     table.errors.update(dict.fromkeys(missing, NO_SUCH_FILE))
     # Numbers side by side: a list of ten million would take five times the memory.
     return array("q", np.flatnonzero(~table.readable & ~stamps.missing).tobytes())
+
+
+def _state_cost(job: Job) -> None:
+    """State how much more work several views are than one look at the encoder's own size."""
+    views, size = job.recipe.views, job.recipe.encoder.size
+    cost = sum(view.n_looks * view.size**2 for view in views) / size**2
+    if len(views) > 1 or cost > 1:
+        names = ", ".join(view.name for view in views)
+        logger.warning(
+            "%d views (%s): about %.3g times the work of one look at %d pixels.", len(views), names, cost, size
+        )
 
 
 def _report_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:

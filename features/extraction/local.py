@@ -77,6 +77,8 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
         return backbone
 
     with Quarantine(writer.path, n_decoders(options)) as quarantine:
-        loop = EmbeddingLoop(writer, quarantine, make_backbone, device, batch_size, options, job.source_cache)
+        loop = EmbeddingLoop(
+            writer, quarantine, make_backbone, device, batch_size, options, job.source_cache, job.recipe.views
+        )
         work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
         return loop.run(work, job.stop)

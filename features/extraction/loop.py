@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, PartWriter
+from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, Embeddings, PartWriter
 from hoarfrost.features.datasets import Dataset, FileStamp, ImageSource
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
+from hoarfrost.features.decoding.views import View, standard_view
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_on_usable_cpus, usable_cpus
+from hoarfrost.features.encoder.backbone.network import CPU_GROUP
 from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
@@ -57,24 +59,24 @@ class Work:
 
 @dataclass(frozen=True)
 class _Read:
-    """One file read, without `content` if its embedding is there already, or if it is read again to be decoded."""
+    """One file read, without `content` if no view is `missing`, or if it is read again to be decoded."""
 
     index: int
     stamp: FileStamp
     key: bytes
-    is_known: bool
+    missing: tuple[View, ...]
     content: Content | None
     read: Callable[[], Content]
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One image read, its pixels in the batch's buffer unless its embedding is there already."""
+    """One image read; its looks in `views` are in the batch's buffers. There are none if its embeddings are there already."""
 
     index: int
     stamp: FileStamp
     key: bytes
-    decoded: bool
+    views: tuple[View, ...]
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,12 @@ class _Failed:
 
 
 class _Batch(NamedTuple):
-    """Images that are read together: each worker fills places of its own in `pixels` (B, 3, S, S) uint8."""
+    """Images that are read together: each worker fills places of its own in `pixels`.
 
-    pixels: torch.Tensor
+    For each size S of views there is a buffer (B * L, 3, S, S) uint8 for the L looks of B images.
+    """
+
+    pixels: dict[int, torch.Tensor]
     tasks: "list[Future[Future[list[_Loaded | _Failed]]]]"  # reading returns the decoding
     n_images: int
 
@@ -103,7 +108,7 @@ class _InFlight(NamedTuple):
 
     batch: _Batch
     images: list[_Loaded]
-    embeddings: Callable[[], torch.Tensor]
+    embeddings: dict[int, Callable[[], torch.Tensor]]  # of all looks of a size, in the order of the images
     compute: str  # its compute path
 
 
@@ -114,6 +119,7 @@ class EmbeddingLoop:
     The same on one machine, for a whole dataset, and in each worker of a cluster, for one piece of it after another.
     `writer` receives the embeddings, and knows which are there already; `quarantine` is entered already;
     `make_backbone` is called when the first image needs it; embeddings that `source_cache` has are copied from there.
+    `views` are computed of each image; by default the encoder's own.
     """
 
     writer: PartWriter
@@ -123,11 +129,17 @@ class EmbeddingLoop:
     batch_size: int
     options: ExtractOptions
     source_cache: EmbeddingCache | None = None
+    views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
-        options, size = self.options, encoder_named(self.options.encoder).size
+        options, encoder = self.options, encoder_named(self.options.encoder)
+        self.views = self.views or (standard_view(encoder),)
+        self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
+        self._places = Places(self.views)
         self._n_decoders = n_decoders(options)
-        self._decoding = Decoding(options.max_pixels, options.window, PixelBudget(), self._note_of_image, size=size)
+        self._decoding = Decoding(
+            options.max_pixels, options.window, PixelBudget(), self._note_of_image, size=encoder.size
+        )
         self._n_bytes_ahead = 0
         self._counting = threading.Lock()
         self._may_decode = threading.Event()
@@ -136,8 +148,12 @@ class EmbeddingLoop:
         self._keys_on_device: set[bytes] = set()
         # A GPU copies from pinned memory beside its computation, and has one more batch under way.
         n_buffers, pinned = (N_BUFFERS + 1, True) if self.device == "cuda" else (N_BUFFERS, False)
-        shape = (self.batch_size, 3, size, size)
-        self._free = [host_tensor(shape, torch.uint8, pinned=pinned) for _ in range(n_buffers)]
+        self._n_images = images_in_a_batch(self.batch_size, self._places)
+        shapes = {size: (self._n_images * n, 3, size, size) for size, n in self._places.n_looks.items()}
+        self._free = [
+            {size: host_tensor(shape, torch.uint8, pinned=pinned) for size, shape in shapes.items()}
+            for _ in range(n_buffers)
+        ]
         # A reading thread looks a key up in the cache; those that it may miss are in batches that still had a buffer.
         self._recent_keys: deque[set[bytes]] = deque(maxlen=n_buffers)
 
@@ -171,45 +187,51 @@ class EmbeddingLoop:
 
     def _start(self, batch: _Batch) -> None:
         """Record images that failed or are known already, and start the forward pass of the others."""
-        new, places, found_elsewhere = [], [], []
+        new, looks, read = [], [], []
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
                 self._fail(result)
-            elif not result.decoded or self._is_embedded_since_reading(result.key):
+                continue
+            read.append(result)
+            if not result.views or self._is_embedded_since_reading(result.key):
                 self.work.table.set(result.index, result.stamp, result.key)
-                found_elsewhere.append(result)
             else:
                 new.append(result)
-                places.append(place)
+                looks += [look for view in result.views for look in self._places.of(view, place)]
                 self._keys_on_device.add(result.key)
-        self._copy_from_source_cache(found_elsewhere)
+        self._copy_from_source_cache(read)
         if not new:
             self._free.append(batch.pixels)
             return
-        # Gaps are closed in place, as gathering into a new tensor takes seven times as long; by NumPy, as torch's threads
-        # would wait for one another at each image, on cores that are decoding.
-        rows = batch.pixels.numpy()
-        for to, place in enumerate(places):
-            if to != place:
-                rows[to] = rows[place]
-        pixels = batch.pixels[: len(new)]
-        with self._decoding_paused():  # the first time, the backbone is also made and timed
-            embeddings = self.backbone.start(pixels)
+        # The first time, the backbone is also made and timed.
+        with self._decoding_paused():
+            embeddings = {
+                size: self.backbone.start(_close_gaps(pixels, [row for of, row in looks if of == size]))
+                for size, pixels in batch.pixels.items()
+                if any(of == size for of, _ in looks)
+            }
         self._on_device.append(_InFlight(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
 
     def _copy_from_source_cache(self, images: list[_Loaded]) -> None:
         """Copy the embeddings that are in the source cache, and not in this one."""
-        wanted = {image.key: image for image in images if image.key not in self.writer}
-        if self.source_cache is None or not wanted:
+        if self.source_cache is None:
             return
-        rows = self.source_cache.rows_of(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES))
-        found = [image for image, row in zip(wanted.values(), rows, strict=True) if row >= 0]
-        if found:  # the others are on the device
-            self.writer.append([self._file(image) for image in found], self.source_cache.embeddings(rows[rows >= 0]))
+        for view, code in self._codes.items():
+            others = {image.key: image for image in images if view not in image.views}
+            wanted = {key: image for key, image in others.items() if key + code not in self.writer}
+            if not wanted:
+                continue
+            keys = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES)
+            rows = self.source_cache.rows_of(keys, view.name)
+            files = [
+                self._file(image, code) for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
+            ]  # the others are on the device
+            if files:
+                self.writer.append(files, self.source_cache.embeddings(rows[rows >= 0]))
 
-    def _file(self, image: _Loaded) -> EmbeddedFile:
-        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key)
+    def _file(self, image: _Loaded, code: bytes) -> EmbeddedFile:
+        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key + code)
 
     def _is_embedded_since_reading(self, key: bytes) -> bool:
         """Return whether the same bytes went to the device after this image was looked up and not found."""
@@ -233,20 +255,33 @@ class EmbeddingLoop:
         """Copy embeddings from the device to the cache, all but those of the latest batches."""
         while len(self._on_device) > keep:
             started = self._on_device.popleft()
-            embeddings = started.embeddings().numpy()  # (B, D) float32
+            embeddings = self._in_order(started)  # (rows, D) float32
             if self.writer.header.compute != started.compute:  # a GPU that is out of memory stops using compiled code
                 self.writer.commit()
                 self.writer.set_compute(started.compute)
-            files = [self._file(image) for image in started.images]
+            files = [self._file(image, self._codes[view]) for image in started.images for view in image.views]
             self.writer.append(files, embeddings)
             for image in started.images:
                 self.work.table.set(image.index, image.stamp, image.key)
             keys = {image.key for image in started.images}
             self._keys_on_device -= keys
             self._recent_keys.append(keys)
-            self.counts.embedded += len(files)
-            self.counts.forward_images += len(files)
+            self.counts.embedded += len(started.images)
+            self.counts.forward_images += sum(view.n_looks for image in started.images for view in image.views)
             self._free.append(started.batch.pixels)
+
+    def _in_order(self, started: _InFlight) -> Embeddings:
+        """Return the embeddings of each image's views, one image after another; of tiles their mean."""
+        found = {size: wait().numpy() for size, wait in started.embeddings.items()}
+        if len(found) == 1 and not any(view.tiles > 1 for view in self.views):
+            return next(iter(found.values()))
+        rows, at = [], dict.fromkeys(found, 0)
+        for image in started.images:
+            for view in image.views:
+                first = at[view.size]
+                at[view.size] += view.n_looks
+                rows.append(found[view.size][first : at[view.size]].mean(axis=0))
+        return np.stack(rows)
 
     def _fail(self, failed: _Failed) -> None:
         self.work.table.errors[failed.index] = failed.reason
@@ -265,7 +300,7 @@ class EmbeddingLoop:
         ahead: deque[_Batch] = deque()
         try:
             while True:
-                while self._free and (images := list(islice(source, self.batch_size))):
+                while self._free and (images := list(islice(source, self._n_images))):
                     ahead.append(self._fill(images, readers, decoders))
                 if not ahead:
                     return
@@ -277,15 +312,17 @@ class EmbeddingLoop:
 
     def _fill(self, images: list[Unread], readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> _Batch:
         pixels = self._free.pop()
-        size = -(-self.batch_size // (TASKS_A_WORKER * self._n_readers))
-        parts = [slice(first, first + size) for first in range(0, len(images), size)]
-        tasks = [readers.submit(self._read_some, images[part], pixels[part], decoders) for part in parts]
+        size = -(-self._n_images // (TASKS_A_WORKER * self._n_readers))
+        tasks = [
+            readers.submit(self._read_some, images[first : first + size], first, pixels, decoders)
+            for first in range(0, len(images), size)
+        ]
         return _Batch(pixels, tasks, len(images))
 
     def _read_some(
-        self, images: list[Unread], places: torch.Tensor, decoders: ThreadPoolExecutor
+        self, images: list[Unread], first: int, pixels: dict[int, torch.Tensor], decoders: ThreadPoolExecutor
     ) -> "Future[list[_Loaded | _Failed]]":
-        return decoders.submit(self._decode_some, [self._read(index, read) for index, read in images], places)
+        return decoders.submit(self._decode_some, [self._read(index, read) for index, read in images], first, pixels)
 
     def _read(self, index: int, read: Callable[[], Content]) -> "_Read | _Failed":
         try:
@@ -293,10 +330,15 @@ class EmbeddingLoop:
             stamp = self.work.images.stamp(index)
             content = read()
             key = image_key(content)
-            is_known = key in self.writer or (self.source_cache is not None and key in self.source_cache)
-            return _Read(index, stamp, key, is_known, None if is_known else self._within_budget(content), read)
+            missing = tuple(view for view in self.views if not self._is_known(key, view))
+            return _Read(index, stamp, key, missing, self._within_budget(content) if missing else None, read)
         except (ImageDecodeError, OSError, MemoryError) as error:
             return _Failed(index, reason_of(error))
+
+    def _is_known(self, key: bytes, view: View) -> bool:
+        if key + self._codes[view] in self.writer:
+            return True
+        return self.source_cache is not None and self.source_cache.has(key, view.name)
 
     def _within_budget(self, content: Content) -> Content | None:
         """Return what was read, or None if too much is waiting to be decoded: a second read costs less than memory."""
@@ -310,30 +352,69 @@ class EmbeddingLoop:
         with self._counting:
             self.counts.notes[note] += 1
 
-    def _decode_some(self, images: "list[_Read | _Failed]", places: torch.Tensor) -> "list[_Loaded | _Failed]":
+    def _decode_some(
+        self, images: "list[_Read | _Failed]", first: int, pixels: dict[int, torch.Tensor]
+    ) -> "list[_Loaded | _Failed]":
         results: list[_Loaded | _Failed] = []
-        for place in places[: len(images)]:
+        for place in range(first, first + len(images)):
             image = images.pop(0)  # so that a file's bytes are freed once it is decoded
-            results.append(image if isinstance(image, _Failed) else self._decode(image, place))
+            results.append(image if isinstance(image, _Failed) else self._decode(image, place, pixels))
         return results
 
-    def _decode(self, image: _Read, place: torch.Tensor) -> "_Loaded | _Failed":
-        if image.is_known:
-            return _Loaded(image.index, image.stamp, image.key, decoded=False)
+    def _decode(self, image: _Read, place: int, pixels: dict[int, torch.Tensor]) -> "_Loaded | _Failed":
+        if not image.missing:
+            return _Loaded(image.index, image.stamp, image.key, ())
         self._may_decode.wait()
         try:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
                 raise ImageDecodeError(Unreadable.CHANGED)
-            # One grey channel is broadcast to three.
-            place.copy_(self.quarantine.load(content, image.key, self._decoding))
+            looks = self.quarantine.load(content, image.key, image.missing, self._decoding)
+            places = [look for view in image.missing for look in self._places.of(view, place)]
+            for (size, row), look in zip(places, looks, strict=True):
+                pixels[size][row].copy_(look)  # one grey channel is broadcast to three
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return _Failed(image.index, reason_of(error))
         finally:
             if image.content is not None:
                 with self._counting:
                     self._n_bytes_ahead -= _n_bytes(image.content)
-        return _Loaded(image.index, image.stamp, image.key, decoded=True)
+        return _Loaded(image.index, image.stamp, image.key, image.missing)
+
+
+def _close_gaps(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Move some rows (ascending) of a buffer to its start, and return them.
+
+    In place, as gathering into a new tensor takes seven times as long; by NumPy, as torch's threads would wait for one
+    another at each image, on cores that are decoding.
+    """
+    values = pixels.numpy()
+    for to, row in enumerate(rows):
+        if to != row:
+            values[to] = values[row]
+    return pixels[: len(rows)]
+
+
+class Places:
+    """Where the looks of images are in a batch's buffers, one for each size."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.n_looks: dict[int, int] = {}
+        self._first: dict[View, int] = {}
+        for view in views:
+            self._first[view] = self.n_looks.get(view.size, 0)
+            self.n_looks[view.size] = self._first[view] + view.n_looks
+
+    def of(self, view: View, image: int) -> list[tuple[int, int]]:
+        """Return the size and the row of each look of a view, for the image at a place in the batch."""
+        first = image * self.n_looks[view.size] + self._first[view]
+        return [(view.size, row) for row in range(first, first + view.n_looks)]
+
+
+def images_in_a_batch(batch_size: int, places: Places) -> int:
+    """Return how many images give a batch of looks at any size; whole groups of the encoder, if there are so many."""
+    n = max(1, batch_size // max(places.n_looks.values()))
+    return n if n == batch_size or n < CPU_GROUP else n - n % CPU_GROUP
 
 
 def n_decoders(options: ExtractOptions) -> int:
@@ -354,10 +435,10 @@ def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.T
     """
     n_images = min(len(dataset), SAMPLE_IMAGES)
     indices = np.linspace(0, len(dataset) - 1, n_images).astype(int).tolist()
-    images = []
+    images, decoding = [], decoding or Decoding()
     for _, read in dataset.images.contents(indices):
         try:
-            images.append(load_isolated(read(), decoding or Decoding()).expand(3, -1, -1))
+            images.append(load_isolated(read(), b"", (View(decoding.size),), decoding)[0].expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

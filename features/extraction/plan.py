@@ -38,6 +38,12 @@ class ExtractOptions:
     precision : str
         "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else float32),
         "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+    views : str
+        Names of views and sets of views, see `hoarfrost.features.decoding.views.parse_views`; by default those of the cache,
+        for a new one the encoder's own.
+    layers : tuple of int or None
+        The stages whose means are the embeddings, see `EncoderSpec.stages_of`; None for those of the cache's embeddings, for
+        a new one the last alone.
     encoder : str
         Its name, see `hoarfrost.features.encoder.registry`.
     batch_size : int or None
@@ -68,6 +74,8 @@ class ExtractOptions:
     weights: str = "imagenet"
     device: str = "auto"
     precision: str = "auto"
+    views: str = ""
+    layers: tuple[int, ...] | None = None
     encoder: str = DEFAULT.name
     batch_size: int | None = None
     workers: int | None = None
@@ -96,7 +104,8 @@ class Progress:
 class ExtractSummary:
     """What an extraction did; `extract --json` prints it.
 
-    `images` = `embedded` + `reused` + `failed`; `forward_images` went through the encoder. `errors` are paths and
+    `images` = `embedded` + `reused` + `failed`. `views` are those that were asked for; an image is embedded if one of them
+    was missing. `forward_images` counts what went through the encoder: each look at an image. `errors` are paths and
     reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was ignored in images that were read. `workers` are
     the processes that embedded at the same time: 0 if all images were known, 1 without Ray.
     """
@@ -114,6 +123,8 @@ class ExtractSummary:
     weights: str
     device: str
     precision: str
+    views: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
     errors: tuple[tuple[str, str], ...] = ()
     failed_by_kind: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
+from hoarfrost.features.decoding.views import View, parse_views, standard_view
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.features.errors import FingerprintMismatchError
@@ -27,6 +28,8 @@ class Recipe:
     header: Header
     weights_spec: str
     weights: "Weights | None"
+    views: tuple[View, ...] = ()
+    """The views to compute now; the header has all those of the cache."""
 
     @property
     def encoder(self) -> EncoderSpec:
@@ -45,8 +48,11 @@ class Recipe:
         """
         from hoarfrost.features.encoder.backbone import Backbone, choose_compute
 
-        backbone = Backbone(self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size)
-        choose_compute(backbone, n_images, resumed=resumed)
+        backbone = Backbone(
+            self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size,
+            layers=self.header.fingerprint.layers,
+        )  # fmt: skip
+        choose_compute(backbone, n_images * sum(view.n_looks for view in self.views), resumed=resumed)
         return backbone
 
     def for_another_process(self) -> "Recipe":
@@ -105,8 +111,22 @@ def recipe_for(
             weights, precision = _calibrated(weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
-    header = Header(Fingerprint(encoder.name, sha256, steps, precision), encoder.dim, name, origin, weights_path=path)
-    return Recipe(header, spec, weights)
+    views, layers = _looks(options, encoder, existing)
+    made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)
+    known = () if existing is None else existing.views
+    header = Header(made_by, encoder.dim_of(layers), name, origin, weights_path=path, views=known)
+    return Recipe(header.with_views(view.name for view in views), spec, weights, views)
+
+
+def _looks(
+    options: ExtractOptions, encoder: EncoderSpec, existing: Header | None
+) -> "tuple[tuple[View, ...], tuple[int, ...]]":
+    """Return the views to compute, and the layers: as asked, or as in the cache."""
+    own = standard_view(encoder).name
+    views = parse_views(options.views or ",".join((own,) if existing is None else existing.view_names), encoder)
+    if options.layers is not None:
+        return views, encoder.checked_layers(options.layers)
+    return views, () if existing is None else existing.fingerprint.layers
 
 
 def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Window | None]":
@@ -130,8 +150,8 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
     encoder, own = asked.encoder, window_asked_for(asked.preprocessing)
     mine = replace(asked, preprocessing=preprocessing(encoder, own))
     differences = mine.differences(asked)
-    if encoder.dim != header.dim:
-        differences.append(f"dimension: {encoder.dim} here, {header.dim} there")
+    if (dim := encoder.dim_of(asked.layers)) != header.dim:
+        differences.append(f"dimension: {dim} here, {header.dim} there")
     if differences:
         raise FingerprintMismatchError(
             "The head was trained on embeddings that this version of hoarfrost cannot make, so its predictions would mean "
@@ -141,7 +161,8 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
         found = None if own is None else Window.parse(own)
     except ValueError as error:
         raise FingerprintMismatchError(f"The window that the head records is not valid: {error}.") from error
-    return Recipe(header, weights or header.weights_path or header.weights, None), found
+    views = parse_views(",".join(header.view_names), encoder)
+    return Recipe(header, weights or header.weights_path or header.weights, None, views), found
 
 
 def _existing_precision(asked: str, existing: Header | None) -> str | None:

@@ -22,6 +22,7 @@ from hoarfrost.features.decoding.isolated import inspect_isolated
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
 from hoarfrost.features.decoding.quarantine import load_isolated
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
@@ -283,6 +284,6 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
     for i, (_, read) in enumerate(dataset.images.contents(chosen)):
         top, left = i // SHEET_COLUMNS * size, i % SHEET_COLUMNS * size
         sheet[top : top + size, left : left + size] = (
-            load_isolated(read(), decoding).expand(3, -1, -1).permute(1, 2, 0).numpy()
+            load_isolated(read(), b"", (View(size),), decoding)[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
         )
     write_sheet(path, sheet)

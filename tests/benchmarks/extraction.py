@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
 from hoarfrost.features.encoder.backbone import Backbone, choose_compute, load_weights
 from hoarfrost.features.encoder.backbone.compiling import seconds_per_image, try_to_compile

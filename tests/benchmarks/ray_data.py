@@ -17,7 +17,7 @@ BATCH_SIZE = 32
 
 def decoded(batch: dict[str, Any]) -> dict[str, Any]:
     """Decode a batch of files."""
-    from hoarfrost.features.decoding.images import load_image
+    from hoarfrost.features.decoding.looks import load_image
 
     return {"path": batch["path"], "image": np.stack([load_image(content).numpy() for content in batch["bytes"]])}
 

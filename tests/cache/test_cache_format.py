@@ -102,8 +102,8 @@ def test_another_fingerprint_is_refused_naming_what_differs(tmp_path: Path) -> N
 def test_a_newer_format_is_named_as_such(tmp_path: Path) -> None:
     write_cache(tmp_path / "c.h5")
     with h5py.File(tmp_path / "c.h5", "r+") as file:
-        file.attrs["format_version"] = 2
-    with pytest.raises(CacheError, match="newer hoarfrost.*format 2.*Upgrade"):
+        file.attrs["format_version"] = 3
+    with pytest.raises(CacheError, match="newer hoarfrost.*format 3.*Upgrade"):
         EmbeddingCache(tmp_path / "c.h5")
 
 

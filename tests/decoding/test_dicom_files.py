@@ -27,7 +27,8 @@ from pydicom.uid import (
 )
 
 from hoarfrost.features.decoding.dicom import read_header
-from hoarfrost.features.decoding.images import Decoding, decode_pixels, load_image
+from hoarfrost.features.decoding.images import Decoding, decode_pixels
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.decoding.test_dicom import WINDOW, by_pydicom, shares
 from tests.support.bad_images import check_truncations

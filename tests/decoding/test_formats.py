@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps, features
 
 from hoarfrost.features.decoding.formats import EncodedFrame, describe
-from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, load_image, n_pages, opened
+from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels, n_pages, opened
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.bad_images import check_truncations

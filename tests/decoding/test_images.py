@@ -19,7 +19,8 @@ from torchvision.transforms import Resize
 
 import hoarfrost.features.decoding.images
 from hoarfrost.features.decoding.budget import PixelBudget
-from hoarfrost.features.decoding.images import Decoding, decode_pixels, encode_png, load_image
+from hoarfrost.features.decoding.images import Decoding, decode_pixels, encode_png
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.builders import encode, picture, upright_over_black
 

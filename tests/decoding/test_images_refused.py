@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS
-from hoarfrost.features.decoding.images import Decoding, load_image
+from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.decoding.test_images import FILES, GREY, patched, png
 from tests.support.builders import encode

@@ -8,7 +8,7 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.errors import HoarfrostError, WeightsError
 from tests.support.builders import SHARED_DATA, encode, picture, upright_over_black
@@ -286,7 +286,7 @@ def test_a_batch_that_cannot_even_be_copied_goes_in_pieces(
         """Images on the host, of which no more than 4 fit on the device."""
 
         def __init__(self, images: torch.Tensor) -> None:
-            self.images = images
+            self.images, self.shape = images, images.shape
 
         def split(self, n_images: int, dim: int) -> list["Copied"]:
             return [Copied(piece) for piece in torch.split(self.images, n_images, dim)]

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 import hoarfrost.features.encoder.backbone.int8
 from hoarfrost.features.cache import EmbeddingCache, Header, existing_header
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.int8 import PREFIX, calibrated_precision
 from hoarfrost.features.errors import FingerprintMismatchError, HoarfrostError, ImageDecodeError

@@ -10,7 +10,7 @@ from torch import nn
 from hoarfrost.evaluation import roc_auc
 from hoarfrost.experiment.splits import split
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
 from hoarfrost.features.encoder.precision import choose_precision

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hoarfrost.features.cache import CacheFile, CacheWriter, EmbeddingCache
 from hoarfrost.features.datasets import Dataset, FileStamp
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
 from hoarfrost.features.extraction.interrupts import StopSignals

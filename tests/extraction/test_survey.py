@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.extraction.survey import PERCENTILES, survey
 from tests.support.builders import encode, picture, write_csv, write_image_folder, write_npz

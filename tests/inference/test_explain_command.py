@@ -11,7 +11,7 @@ from PIL import Image
 from hoarfrost.cli.console.summaries import explain_text
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions

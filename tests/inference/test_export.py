@@ -16,7 +16,7 @@ import torch
 from hoarfrost.demo import write_demo
 from hoarfrost.evaluation import apply_temperature
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.extract import extract

@@ -19,7 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import hoarfrost.inference.serve
-from hoarfrost.features.decoding.images import Decoding, load_image
+from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.builders import encode, picture
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from hoarfrost.features.decoding.images import load_image
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.builders import encode, picture
 from tests.support.dicoms import dicom, encoded, grey_values

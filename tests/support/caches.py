@@ -44,7 +44,7 @@ def some_table(n: int, name: str = "demo", prefix: str = "image", **columns: obj
     return DatasetTable(**{**values, **columns})  # type: ignore[arg-type]
 
 
-def rows_per_tiny_shard(shard_bytes: int, _: int) -> int:
+def rows_per_tiny_shard(shard_bytes: int, _: int, _key_bytes: int = 32) -> int:
     """Take the place of `rows_per_shard`: five rows in 50,000 bytes, where a real shard has a thousand or more."""
     return shard_bytes // 10_000
 

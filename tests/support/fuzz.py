@@ -12,7 +12,8 @@ import atheris
 with atheris.instrument_imports(include=["PIL", "features"]):
     import hoarfrost.features.decoding.dicom  # noqa: F401 - what is imported later is not instrumented
     from hoarfrost.features.decoding.formats import EncodedFrame
-    from hoarfrost.features.decoding.images import Decoding, _formats, load_image
+    from hoarfrost.features.decoding.images import Decoding, _formats
+    from hoarfrost.features.decoding.looks import load_image
     from hoarfrost.features.errors import ImageDecodeError
 
     _formats()  # imports Pillow's plugins

@@ -11,7 +11,8 @@ from torchvision.models import resnet18
 
 from hoarfrost.demo import CLASS_SHARES, draw_patient, plan_patients
 from hoarfrost.demo.phantoms import SCANNERS, Phantom, draw_anatomy, draw_phantom
-from hoarfrost.features.decoding.images import encode_png, load_image
+from hoarfrost.features.decoding.images import encode_png
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.inference.explain import Explainer, upsampled
 

@@ -1,7 +1,7 @@
 """The forward pass on a device: batches of uint8 images in, embeddings out, as fast as the machine allows."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
@@ -28,7 +28,10 @@ class Backbone:
     precision : str
         "float32", "bfloat16", or "int8:" and activation ranges (see `hoarfrost.features.encoder.backbone.int8`).
     batch_size : int
-        How many images a GPU computes at once; on a CPU compiled code does, up to `COMPILED_GROUP`.
+        How many images of the encoder's own size a GPU computes at once; on a CPU compiled code does, up to
+        `COMPILED_GROUP`.
+    layers : sequence of int
+        The stages whose means are the embeddings; by default the encoder's own output.
 
     Attributes
     ----------
@@ -36,11 +39,17 @@ class Backbone:
         The compute path: "eager", "compiled" or "openvino". Their results differ in the last bits. A GPU that runs
         out of memory changes from "compiled" to "eager".
     group : int
-        How many images go through the layers at once.
+        How many images of the encoder's own size go through the layers at once.
     """
 
     def __init__(
-        self, weights: Weights, *, device: str = "cpu", precision: str = "float32", batch_size: int = 32
+        self,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        precision: str = "float32",
+        batch_size: int = 32,
+        layers: Sequence[int] = (),
     ) -> None:
         self.encoder = weights.encoder
         self.device = torch.device(device)
@@ -54,9 +63,9 @@ class Backbone:
 
             self.encoder.require_int8()
             choose_device(device, precision)  # refuses a GPU
-            self._forward, self.compute = Int8Network(weights, precision), "openvino"
+            self._forward, self.compute = Int8Network(weights, precision, layers), "openvino"
         else:
-            self.network = Network(weights)
+            self.network = Network(weights, layers)
             if self.device.type == "cpu" and precision == "float32" and "winograd" in self.encoder.fast_paths:
                 self.network.use_winograd()
             self._forward = self.network.to_precision(DTYPES[precision]).to(self.device)
@@ -68,6 +77,10 @@ class Backbone:
         """How many images go through compiled layers at once."""
         return min(self.batch_size, COMPILED_GROUP) if self.device.type == "cpu" else self.batch_size
 
+    def group_for(self, size: int) -> int:
+        """Return how many images of this size go through the layers at once: as many pixels as of the encoder's own."""
+        return max(1, self.group * self.encoder.size**2 // size**2)
+
     @property
     def n_in_flight(self) -> int:
         """How many batches may be started before the first result is fetched."""
@@ -78,10 +91,10 @@ class Backbone:
         return self.start(images)()
 
     @torch.no_grad()
-    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the feature maps (B, D, cells, cells) float32, on the CPU, of images (B, 3, S, S) uint8.
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps (B, dim, cells, cells) float32 of each stage, on the CPU, of images (B, 3, S, S) uint8.
 
-        Compiled code is not used. The maps' means over the cells are the embeddings.
+        Compiled code is not used. The maps' means over the cells, side by side, are the embeddings.
 
         Raises
         ------
@@ -92,9 +105,10 @@ class Backbone:
         """
         if not isinstance(self._forward, torch.nn.Module):
             raise ValueError("a network in 8-bit integers has no feature maps; use float32")
-        groups = torch.split(images, self.group)
+        groups = torch.split(images, self.group_for(images.shape[-1]))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
-            return torch.cat([self.network.feature_maps(group.to(self.device)).cpu() for group in groups])
+            of_groups = [self.network.feature_maps(group.to(self.device)) for group in groups]
+        return [torch.cat([found.cpu() for found in of_stage]) for of_stage in zip(*of_groups, strict=True)]
 
     @torch.no_grad()  # not inference_mode: a compiled network would be compiled again for its type of tensor
     def start(self, images: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -132,7 +146,8 @@ class Backbone:
         """Run whole groups of images; halve the group as often as a GPU's memory cannot hold it."""
         while True:
             try:
-                return torch.cat([self._run_group(group) for group in torch.split(images, self.group)])
+                groups = torch.split(images, self.group_for(images.shape[-1]))
+                return torch.cat([self._run_group(group) for group in groups])
             except RuntimeError as error:
                 self._halve_group(error)
             self._free_memory()
@@ -142,7 +157,8 @@ class Backbone:
         while True:
             self._free_memory()
             try:
-                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in torch.split(images, self.group)])
+                pieces = torch.split(images, self.group_for(images.shape[-1]))
+                return torch.cat([self._run(piece.to(self.device)).cpu() for piece in pieces])
             except RuntimeError as error:
                 self._halve_group(error)
 
@@ -166,7 +182,7 @@ class Backbone:
             torch.cuda.empty_cache()
 
     def _run_group(self, images: torch.Tensor) -> torch.Tensor:
-        padding = self.group - len(images)
+        padding = self.group_for(images.shape[-1]) - len(images)
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else images
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
             return self._forward(whole)[: len(images)]

@@ -26,7 +26,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network, frozen_layers
 from hoarfrost.features.encoder.backbone.weights import Weights
-from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.encoder.registry import EncoderSpec, Stage
 from hoarfrost.features.errors import HoarfrostError
 
 if TYPE_CHECKING:
@@ -64,19 +64,27 @@ class Int8Network:
     `precision` is what `calibrated_precision` returned. HoarfrostError is raised if OpenVINO is not installed.
     """
 
-    def __init__(self, weights: Weights, precision: str) -> None:
+    def __init__(self, weights: Weights, precision: str, layers: Sequence[int] = ()) -> None:
         require_openvino()
-        import openvino
-
-        ranges = [float(value) for value in precision.removeprefix(PREFIX).split(",")]
-        images, embeddings = _graph(weights.encoder, frozen_layers(weights), ranges)
-        model = openvino.Model([embeddings], [images], weights.encoder.name)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": usable_cpus()}
-        self._model = _core().compile_model(model, "CPU", settings)
+        self._ranges = [float(value) for value in precision.removeprefix(PREFIX).split(",")]
+        self._encoder, self._stages = weights.encoder, weights.encoder.stages_of(layers)
+        self._layers = frozen_layers(weights)
+        self._models: dict[int, openvino.CompiledModel] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of images."""
-        return torch.from_numpy(np.array(self._model(images.numpy())[0]))
+        size = images.shape[-1]
+        if size not in self._models:  # one of any size would be slower
+            self._models[size] = self._compiled(size)
+        return torch.from_numpy(np.array(self._models[size](images.numpy())[0]))
+
+    def _compiled(self, size: int) -> "openvino.CompiledModel":
+        import openvino
+
+        images, embeddings = _graph(self._encoder, self._layers, self._ranges, self._stages, size)
+        model = openvino.Model([embeddings], [images], self._encoder.name)
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": usable_cpus()}
+        return _core().compile_model(model, "CPU", settings)
 
 
 @cache
@@ -101,25 +109,31 @@ def _blocks(layers: nn.Module) -> list[BasicBlock]:
     return [module for module in layers.modules() if isinstance(module, BasicBlock)]
 
 
-def _graph(encoder: EncoderSpec, resnet: nn.Module, ranges: "Sequence[float]") -> "tuple[openvino.Node, openvino.Node]":
+def _graph(
+    encoder: EncoderSpec, resnet: nn.Module, ranges: "Sequence[float]", stages: Sequence[Stage], size: int
+) -> "tuple[openvino.Node, openvino.Node]":
     """Return the network's input and output in OpenVINO, with inputs and weights of convolutions quantised."""
     from openvino import opset13 as ops
 
     assert isinstance(resnet, ResNet)
     mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) * 255 for each in (encoder.mean, encoder.std))
-    images = ops.parameter([-1, 3, encoder.size, encoder.size], np.uint8, name="images")
+    images = ops.parameter([-1, 3, size, size], np.uint8, name="images")
     x = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
     # One range for all three colours: with one for each, the first convolution would run in float32.
     x = _quantised(x, float((-mean / std).min()), float(((255 - mean) / std).max()))
     x = _quantised(ops.relu(_convolution(x, resnet.conv1)), 0, ranges[0])  # before pooling, which is exact in integers
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3], index_element_type="i64").output(0)
+    last_blocks = [_blocks(resnet.get_submodule(stage.layer))[-1] for stage in stages]
+    means = []
     for i, block in enumerate(_blocks(resnet)):
         if i > 0:
             x = _quantised(x, 0, ranges[2 * i])
         y = _quantised(ops.relu(_convolution(x, block.conv1)), 0, ranges[2 * i + 1])
         shortcut = x if block.downsample is None else _convolution(x, block.downsample[0])
         x = ops.relu(ops.add(_convolution(y, block.conv2), shortcut))
-    return images, ops.reduce_mean(x, ops.constant(np.array([2, 3])), keep_dims=False)
+        if block in last_blocks:
+            means.append(ops.reduce_mean(x, ops.constant(np.array([2, 3])), keep_dims=False))
+    return images, means[0] if len(means) == 1 else ops.concat(means, 1)
 
 
 def _quantised(x: "openvino.Node", low: float, high: float) -> "openvino.Node":

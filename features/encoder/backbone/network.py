@@ -1,9 +1,11 @@
 """The network: an encoder without its classifier, frozen, with normalisation inside and the fast paths of its entry."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hoarfrost.features.encoder.backbone.weights import Weights
@@ -22,9 +24,11 @@ class Network(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.encoder = weights.encoder
+        self.stages = self.encoder.stages_of(layers)
+        self._has_own_output = not layers
         self.layers = frozen_layers(weights)
         self.dtype = torch.float32  # of the layers
         self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1) * 255)
@@ -45,22 +49,39 @@ class Network(nn.Module):
         self.dtype = dtype
         return self
 
-    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the maps whose means are the embeddings, (B, D, cells, cells) float32; EncoderError if there are none."""
-        found: list[torch.Tensor] = []
-        layer = self.layers.get_submodule(self.encoder.require_feature_map().layer)
-        watch = layer.register_forward_hook(lambda _, __, output: found.append(output))
-        try:
-            self(images)  # exactly the same computation
-        finally:
-            watch.remove()
-        return found[0].float()
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of each stage whose means are the embeddings, (B, dim, cells, cells) float32.
+
+        Raises
+        ------
+        EncoderError
+            If the encoder has no maps.
+        """
+        self.encoder.require_feature_map()
+        return [found.float() for found in self._maps(self._normalised(images))]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return embeddings."""
-        x = ((images.float() - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
-        embeddings: torch.Tensor = self.layers(x)
-        return embeddings.float()
+        x = self._normalised(images)
+        if self._has_own_output:
+            embeddings: torch.Tensor = self.layers(x)
+            return embeddings.float()
+        return torch.cat([F.adaptive_avg_pool2d(found, 1).flatten(1) for found in self._maps(x)], 1).float()
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images.float() - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Run the network up to its last wanted stage; return the wanted stages' outputs."""
+        wanted = [stage.layer for stage in self.stages]
+        found = []
+        for name, layer in self.layers.named_children():
+            x = layer(x)
+            if name in wanted:
+                found.append(x)
+            if name == wanted[-1]:
+                break
+        return found
 
 
 def frozen_layers(weights: Weights) -> nn.Module:

@@ -107,7 +107,9 @@ class Worker:
         options = replace(plan.options, workers=plan.options.workers or min(self._n_threads, usable_cpus()))
         self._quarantine = Quarantine(plan.cache, n_decoders(options), worker=self._name)
         self._quarantine.__enter__()  # until the process ends
-        self._loop = EmbeddingLoop(self._parts, self._quarantine, lambda: backbone, device, batch_size, options)
+        self._loop = EmbeddingLoop(
+            self._parts, self._quarantine, lambda: backbone, device, batch_size, options, views=plan.recipe.views
+        )
         return Prepared(backbone.compute, batch_size, self._warnings.since_last())
 
     def _check_shared_paths(self) -> None:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS
-from hoarfrost.features.decoding.images import Decoding, decode_pixels, load_image
+from hoarfrost.features.decoding.images import Decoding, decode_pixels
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import HoarfrostError
@@ -120,7 +121,7 @@ class Explainer:
         """
         found: list[ExplainedImage] = []
         for some in torch.split(images, AT_ONCE):
-            features = self.backbone.feature_maps(some).numpy()
+            features = self.backbone.feature_maps(some)[-1].numpy()
             embeddings = features.mean(axis=(2, 3))
             prediction = self.predictor.predict(embeddings)
             numbers = self._subjects(prediction.probabilities) if number is None else [number] * len(some)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hoarfrost.features.decoding.images import Decoding, load_image
+from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import CacheError, DatasetError, HoarfrostError, ImageDecodeError
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.heads.files import SavedHead

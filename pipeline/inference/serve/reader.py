@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame
-from hoarfrost.features.decoding.images import Decoding, encode_png, load_image
+from hoarfrost.features.decoding.images import Decoding, encode_png
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -148,7 +149,7 @@ def opened_reader(
 
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
-    feature_map = predictor.header.fingerprint.encoder.feature_map
+    encoder = predictor.header.fingerprint.encoder
     has_point = not predictor.head.is_multilabel and len(points) > 0
     deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
@@ -161,7 +162,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
         coverage=predictor.coverage,
-        map_cells=None if feature_map is None else feature_map.cells,
+        map_cells=encoder.size // encoder.stages[-1].cell_pixels if encoder.stages else None,
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
     )
