@@ -4,6 +4,8 @@ This is the Python interface: extraction, arrays for scikit-learn, training, pre
 libraries are loaded by the first call that needs them. `hoarfrost.evaluation` has the statistics, on arrays alone.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from hoarfrost.training import TrainingConfig
 
 __version__ = "0.1.0"
+
+# Torch's threads wait for one another at the end of each layer, and by default they wait by spinning. Beside any other
+# work on the machine that makes extraction several times slower. It is read when torch is loaded; the user's choice counts.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Data", "extract", "load_data", "open_predictor", "train"]
 

@@ -1,6 +1,6 @@
 """The known encoders, one entry each: all that the rest of the program knows about a frozen network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
@@ -133,9 +133,9 @@ class EncoderSpec:
             raise EncoderError(f"--layers: the encoder {self.title} has no layer {unknown[0]}. Its layers: {own}.")
         return found
 
-    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+    def checked_layers(self, layers: Iterable[int]) -> tuple[int, ...]:
         """Return the numbers of the layers, ascending; none for the last one alone, which is the encoder's own output."""
-        stages = self.stages_of(layers)
+        stages = self.stages_of(tuple(layers))
         return () if stages == self.stages[-1:] else tuple(stage.number for stage in stages)
 
     def dim_of(self, layers: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
-from hoarfrost.features.decoding.views import View, parse_views, standard_view
+from hoarfrost.features.decoding.views import HIGH, View, parse_views, standard_view
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.features.errors import FingerprintMismatchError
@@ -17,6 +17,8 @@ from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_o
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
+
+HIGH_LAYERS = 2  # the last ones, of a new cache with the views "high"
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,10 @@ def _looks(
     views = parse_views(options.views or ",".join((own,) if existing is None else existing.view_names), encoder)
     if options.layers is not None:
         return views, encoder.checked_layers(options.layers)
-    return views, () if existing is None else existing.fingerprint.layers
+    if existing is not None:
+        return views, existing.fingerprint.layers
+    is_high = HIGH in (name.strip() for name in options.views.split(","))
+    return views, encoder.checked_layers(stage.number for stage in encoder.stages[-HIGH_LAYERS:]) if is_high else ()
 
 
 def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Window | None]":

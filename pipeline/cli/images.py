@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hoarfrost.cli import options as opts
-from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
+from hoarfrost.cli.types import DataType, NumbersType, PathType, ShareType, SizeType
 
 
 @click.command(cls=opts.Command)
@@ -25,6 +25,19 @@ from hoarfrost.cli.types import DataType, PathType, ShareType, SizeType
     "Number format of the encoder. auto is bfloat16 where the device computes it natively, else float32. int8 is "
     "about twice as fast as float32 on a CPU. It is calibrated on images of DATA and needs OpenVINO.",
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto",
+)  # fmt: skip
+@opts.option(
+    "--views",
+    "How to look at each image, such as 224,224:flip,448:crop. standard: once, at the encoder's own size. high: the whole "
+    "image, its mirror image and its centre, at 224 and 448 pixels, and --layers 3,4. Do not use flip where left and right "
+    "mean something.  [default: standard; those of an existing cache]",
+    metavar="VIEW,...", default="", show_default=False,
+)  # fmt: skip
+@opts.option(
+    "--layers",
+    "Layers of the encoder whose means are the embedding, such as 3,4. More layers often help, at no cost in time.  "
+    "[default: the last; those of an existing cache]",
+    type=NumbersType(), metavar="N,...",
 )  # fmt: skip
 @opts.option(
     "--on-error", "Skip an unreadable image and record the reason, or stop at the first one.",
@@ -69,6 +82,7 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
       hoarfrost extract archive/ --cache lung.h5 --window -600/1500
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
       hoarfrost extract s3://archive/chest --cache chest.h5
+      hoarfrost extract images/ --cache images.h5 --views high
       hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
     from hoarfrost.cli.console.progress import extraction_progress

@@ -59,6 +59,21 @@ class SizeType(click.ParamType[int]):
         return size
 
 
+class NumbersType(click.ParamType[tuple[int, ...]]):
+    """Whole numbers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+            self.fail(f"{value!r} is not a list of numbers; write for example 3,4", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 class ShareType(click.FloatRange):
     """A number in a range; NaN is refused, which click's own range would accept."""
 

@@ -68,6 +68,21 @@ def near_pairs(x: Floats32, *, threshold: float = NEAR_DUPLICATE_COSINE) -> Near
     return found
 
 
+def of_images(found: NearPairs, n: int) -> NearPairs:
+    """Return pairs of n images from pairs of their rows: row r is image r modulo n, as it is or in its mirror image.
+
+    Each pair of images is kept once, with its largest cosine; an image is no pair with itself.
+    """
+    if not (found.pairs >= n).any():
+        return found
+    pairs = np.sort(found.pairs % n, axis=1)
+    order = np.lexsort((-found.cosines, pairs[:, 1], pairs[:, 0]))
+    pairs, cosines = pairs[order], found.cosines[order]
+    is_first = np.append(True, (np.diff(pairs, axis=0) != 0).any(axis=1)) if len(pairs) else np.empty(0, bool)
+    kept = is_first & (pairs[:, 0] != pairs[:, 1])
+    return NearPairs(pairs[kept], cosines[kept], found.is_complete)
+
+
 def connecting_pairs(found: NearPairs, n: int) -> NearPairs:
     """Return the closest pairs that connect the same images without a cycle, fewer than n.
 

@@ -67,7 +67,7 @@ def _areas(variant: Variant, task: Task, trained: Sequence[TrainedHead], scored:
         weights[member.head.spec] = weights.get(member.head.spec, 0) + member.weight
     found: dict[tuple[int, object], list[Floats]] = {}
     for head in trained:
-        (of_head,) = task.predicted_by([head.module], scored[head.fold])
+        (of_head,) = task.predicted_by([head], scored[head.fold])
         found.setdefault((head.fold, head.spec), []).append(of_head)
     areas = []
     for draw, rows in enumerate(scored):

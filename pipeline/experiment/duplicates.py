@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from hoarfrost.evaluation.checks import Ints
 from hoarfrost.evaluation.leakage import MOST_LISTED, DifferentLabels, KeptTogether
-from hoarfrost.evaluation.near_duplicates import NearPairs, near_groups, near_pairs
+from hoarfrost.evaluation.near_duplicates import NearPairs, near_groups, near_pairs, of_images
 from hoarfrost.features.devices import one_thread
-from hoarfrost.training import Rows, StreamedRows
+from hoarfrost.training import Looks, StreamedRows
 from hoarfrost.training.rows import gathered
 
 GROUP, WARN, IGNORE = "group", "warn", "ignore"
@@ -46,14 +46,15 @@ class NearDuplicates:
 
 
 def search_near_duplicates(
-    x: Rows, mode: str, *, knows_patients: bool, given_test: npt.NDArray[np.bool_] | None = None
+    looks: Looks, mode: str, *, knows_patients: bool, given_test: npt.NDArray[np.bool_] | None = None
 ) -> NearDuplicates:
     """Search near-identical images among all images, if they are to be kept together.
 
     Parameters
     ----------
-    x : Rows
-        Embeddings (n, D), finite.
+    looks : Looks
+        Embeddings of n images, finite. Those of the first view are compared, in the encoder's last layer, and where its
+        mirror image is there, with that too.
     mode : str
         "group": keep them together where patients are unknown. "warn": search them between splits only. "ignore".
     knows_patients : bool
@@ -62,13 +63,17 @@ def search_near_duplicates(
         The images of a test split that the dataset brings. They are in no group: nothing that is decided on the other
         images may depend on them.
     """
-    not_compared = _why_not_compared(x, mode)
+    not_compared = _why_not_compared(looks, mode)
     if not_compared or knows_patients or mode != GROUP:
         return NearDuplicates(mode, not_compared=not_compared)
-    rows = np.arange(len(x)) if given_test is None else np.flatnonzero(~given_test)
+    rows = np.arange(len(looks)) if given_test is None else np.flatnonzero(~given_test)
+    sides = [looks.first(looks.last_layer)]
+    mirrored = looks.views.index(f"{looks.views[0]}:flip") if f"{looks.views[0]}:flip" in looks.views else None
+    if mirrored is not None:
+        sides.append(looks.chosen((mirrored,), looks.columns(looks.last_layer), average=False))
     with one_thread(only_if=len(rows) < FEWEST_FOR_CORES):
-        pairs = near_pairs(gathered(x, rows))
-    groups = np.arange(len(x)) + len(rows)  # numbers that no group has
+        pairs = of_images(near_pairs(np.concatenate([gathered(side, rows) for side in sides])), len(rows))
+    groups = np.arange(len(looks)) + len(rows)  # numbers that no group has
     groups[rows] = near_groups(pairs, len(rows))
     return NearDuplicates(mode, pairs if given_test is None else None, groups)
 
@@ -89,9 +94,9 @@ def kept_together(near: NearDuplicates, paths: Sequence[str], labels: Sequence[s
     return KeptTogether(sum(sizes), len(sizes), max(sizes, default=0), len(mixed), tuple(mixed[:MOST_LISTED]))
 
 
-def _why_not_compared(x: Rows, mode: str) -> str:
+def _why_not_compared(looks: Looks, mode: str) -> str:
     if mode == IGNORE:
         return "--near-duplicates ignore"
-    if len(x) > MOST_COMPARED:
-        return f"{len(x):,} images are too many to compare with one another"
-    return "the embeddings do not fit into the memory limit" if isinstance(x, StreamedRows) else ""
+    if len(looks) > MOST_COMPARED:
+        return f"{len(looks):,} images are too many to compare with one another"
+    return "the embeddings do not fit into the memory limit" if isinstance(looks.rows, StreamedRows) else ""

@@ -17,6 +17,7 @@ import torch
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
+from hoarfrost.experiment.compared_views import choose_views
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
@@ -27,6 +28,7 @@ from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
+from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
 from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
 from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import TrainingError
@@ -77,6 +79,9 @@ class ExperimentConfig(ScoringConfig):
         Write the training curves for TensorBoard too.
     near_duplicates : "group", "warn" or "ignore"
         Whether near-identical images are kept together in splits and folds, where patients are unknown.
+    views : str
+        Names of views or of sets of views that all heads look at; "auto" chooses among those of the cache by out-of-fold
+        loss.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
     splits_from : Path or None
@@ -96,6 +101,7 @@ class ExperimentConfig(ScoringConfig):
     with_learning_curve: bool = False
     with_tensorboard: bool = False
     near_duplicates: str = "group"
+    views: str = AUTO
     allow_leakage: bool = False
     splits_from: Path | None = None
     overwrite: bool = False
@@ -158,33 +164,40 @@ def run_experiment(
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training
-        (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"))
-        folded, out_of_fold = (
-            cross_validate(heads, task, folds, training, config.select, in_stage("folds")) if folds else (None, None)
+        sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
+        (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
+        folded, out_of_fold, of_views = (
+            cross_validate(heads, task, folds, training, config.select, in_stage("folds"), sets=sets)
+            if folds
+            else (None, None, None)
         )
         on_progress(TrainingProgress("scores"))
         with one_thread(only_if=task.is_small):
-            scored = score_variants(fitted, task, development, config.select)
+            views, of_run = choose_views(fitted, task, development, config.select)
+            scored = score_variants(fitted[views], task, development, config.select, views.views)
         chosen = scored.variants[scored.selected]
         curve = (
             learning_curve(chosen, task, development, training, in_stage("curve")) if config.with_learning_curve else ()
         )
         run = Run(
             directory=directory,
-            config=_run_config(task, development, opened, config, training, fitted, shlex.join(command), started),
+            config=_run_config(
+                task, development, opened, config, training, fitted[views], views, shlex.join(command), started
+            ),
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
             cross_validation=folded,
             learning_curve=curve,
-            history=tuple(_epochs(fitted)),
+            history=tuple(_epochs(fitted[views])),
             predictions=_predictions(task, scored.probabilities),
             out_of_fold=out_of_fold,
             leakage=leakage,
+            views=of_views or of_run,
         )
         with one_thread(only_if=task.is_small):
             run = _reviewed(run, task, scored)
-            files = _head_files(task, development, scored, opened.header)
+            files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
 
@@ -210,7 +223,7 @@ def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: Traini
         cache, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
         memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
-        earlier=None if config.splits_from is None else read_run(config.splits_from).predictions,
+        earlier=None if config.splits_from is None else read_run(config.splits_from).predictions, views=config.views,
     )  # fmt: skip
 
 
@@ -259,6 +272,7 @@ def _run_config(
     config: ExperimentConfig,
     training: TrainingConfig,
     fitted: Mapping[str, Variant],
+    views: ViewSet,
     command: str,
     started: float,
 ) -> RunConfig:
@@ -269,9 +283,9 @@ def _run_config(
         head_seconds={name: sum(one.head.seconds for one in variant.members) for name, variant in fitted.items()},
         n_cross_fit=len(development.folds) if task.is_cross_fitted else None,
         select=config.select,
-        streamed_bytes=task.x.limit_bytes if isinstance(task.x, StreamedRows) else None,
+        streamed_bytes=task.looks.rows.limit_bytes if isinstance(task.looks.rows, StreamedRows) else None,
         dataset=dataset_facts(task),
-        embeddings=embedding_facts(task, cache),
+        embeddings=embedding_facts(task, cache, views.views),
         versions={
             "python": platform.python_version(),
             **library_versions(),
@@ -286,9 +300,12 @@ def _run_config(
 # -- heads --------------------------------------------------------------------------------------------------------------
 
 
-def _head_files(task: Task, development: Development, scored: Scored, header: Header) -> dict[str, bytes]:
-    """Return the content of each head file, by its name."""
-    novelty, distances = novelty_of(task, development)
+def _head_files(
+    task: Task, development: Development, scored: Scored, header: Header, views: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the content of each head file, by its name; `views` are those that the heads look at."""
+    novelty, distances = novelty_of(task, development, views[0])
+    header = replace(header, views=tuple(views) if header.views else ())
     files = {}
     for name, variant in scored.variants.items():
         members = (

@@ -1,6 +1,7 @@
 """What a run records about its images: the dataset and its splits, and where the embeddings came from."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,8 +11,8 @@ from hoarfrost.features.datasets.hints import SOME, patients_hint
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, UnreadableImage
 
 
-def embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
-    """Return what the cache records about its embeddings, and the digest of the rows that the task uses."""
+def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> EmbeddingFacts:
+    """Return what the cache records about its embeddings, the views that heads look at, and the digest of these rows."""
     header = cache.header
     return EmbeddingFacts(
         cache=str(cache.path),
@@ -23,7 +24,9 @@ def embedding_facts(task: Task, cache: EmbeddingCache) -> EmbeddingFacts:
         precision=header.fingerprint.precision,
         weights_origin=header.weights_origin,
         weights_path=header.weights_path,
-        digest=cache.digest(task.table.rows[task.readable]),
+        digest=cache.digest(cache.view_rows(task.table.rows[task.readable], views).ravel()),
+        views=tuple(views) if header.views else (),
+        layers=header.fingerprint.layers,
     )
 
 

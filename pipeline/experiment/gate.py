@@ -12,6 +12,7 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.features.datasets.conflicts import conflicts
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import SPLITS, leakage_warnings, shared_text
+from hoarfrost.training.rows import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     patients = None if table.patients is None else [table.patients[i] for i in places]
     near = task.near
     is_searched = not near.not_compared and (near.pairs is None or not near.pairs.is_complete)
-    x = task.embeddings(np.arange(len(places))) if is_searched else None
+    x = gathered(task.looks.first(task.looks.last_layer), np.arange(len(places))) if is_searched else None
     paths = [table.paths[i] for i in places]
     found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients, near=near.pairs)
     leakage = replace(

@@ -37,8 +37,12 @@ class Scored:
     of_references: Mapping[str, Floats]
 
 
-def score_variants(fitted: Mapping[str, Variant], task: Task, development: Development, selection: str) -> Scored:
+def score_variants(
+    fitted: Mapping[str, Variant], task: Task, development: Development, selection: str, views: Sequence[str] = ()
+) -> Scored:
     """Score every variant and the references, and select a head by what is predicted out of fold.
+
+    The references get the mean embedding of some views, by default of all.
 
     Raises
     ------
@@ -46,7 +50,7 @@ def score_variants(fitted: Mapping[str, Variant], task: Task, development: Devel
         If the predictions of every head overflow.
     """
     others = np.setdiff1d(np.arange(len(task.y)), development.validated)
-    fits = fit_references(task.x, task.y, development.folds, development.rows, others)
+    fits = fit_references(task.looks.mean(views), task.y, development.folds, development.rows, others)
     of_references = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
     majority = next((one.probabilities[others[0]] for one in fits if one.name == MAJORITY and len(others)), None)
     if majority is not None:  # one constant: the shares of classes differ between folds, and would rank images
@@ -85,10 +89,10 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     """
     if "test" not in task.scored:
         return ()
-    return _compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
+    return compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
 
 
-def _compared(task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints) -> tuple[Comparison, ...]:
+def compared(task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints) -> tuple[Comparison, ...]:
     """Compare probabilities (n, C) with those of one head on some rows.
 
     With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
@@ -168,7 +172,7 @@ def _alarms(
     if max(np.ptp(probabilities[of_fold], axis=0).max() for of_fold in held_out) < CONSTANT:
         alarms.append("collapsed: it predicts the same probabilities for every image")
     what = "out-of-fold" if task.is_cross_fitted else "validation"
-    for one in _compared(task, {name: probabilities, **rivals}, name, rows):
+    for one in compared(task, {name: probabilities, **rivals}, name, rows):
         # Better only where the whole interval says so; a point estimate is a coin toss.
         if one.difference.low is not None and one.difference.low > CONSTANT and one.p is not None:
             found, own = (task.roc_auc(rows, of[rows]) for of in (rivals[one.name], probabilities))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import compress
 from unicodedata import normalize
 
@@ -18,14 +19,14 @@ from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearD
 from hoarfrost.experiment.earlier import kept_splits
 from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
+from hoarfrost.experiment.views import AUTO, chosen_views
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
-from hoarfrost.features.encoder.registry import encoder_named
+from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, encoder_named
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.committee import Committee
 from hoarfrost.runs import Predictions, class_numbers
-from hoarfrost.training import HeldRows, Labelled, Rows, StreamedRows
+from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
 from hoarfrost.training.rows import gathered
 
 FEWEST_TO_SCORE = 2  # images of a class in a split
@@ -41,8 +42,8 @@ class Task:
 
     Attributes
     ----------
-    x : Rows
-        Embeddings (n, D) float32 of the readable images.
+    looks : Looks
+        Embeddings (n, D) float32 of the readable images, in one view or several.
     y : ndarray (n,) or (n, C) int64
         Class numbers; or, with several labels per image, 1, 0, and -1 for an unknown label.
     groups : ndarray (n,) int64
@@ -58,13 +59,15 @@ class Task:
         "mean" or "max": metrics count patients, and this joins the probabilities of their images.
     near : NearDuplicates
         What is known of near-identical images. Those that are kept together are in `groups` too.
+    encoder : EncoderSpec
+        The network that the embeddings are of.
     identities : ndarray (n,) uint64
         By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     """
 
     table: DatasetTable
     readable: npt.NDArray[np.bool_]
-    x: Rows
+    looks: Looks
     y: Ints
     groups: Ints
     splits: Strings
@@ -77,6 +80,7 @@ class Task:
     per_patient: str | None = None
     is_cross_fitted: bool = False
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
+    encoder: EncoderSpec = DEFAULT
 
     @property
     def is_multilabel(self) -> bool:
@@ -99,6 +103,16 @@ class Task:
         test = self.rows_of("test")
         return {"val": self.validated} | ({"test": test} if len(test) else {})
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views, the preferred one first."""
+        return self.looks.views
+
+    @cached_property
+    def x(self) -> Rows:
+        """The embeddings (n, D) of the first view."""
+        return self.looks.first()
+
     def rows_of(self, *splits: str) -> Ints:
         """Return the rows of the images in some splits."""
         return np.flatnonzero(np.isin(self.splits, splits))
@@ -113,14 +127,15 @@ class Task:
             return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
         return list(compress(self.table.labels, self.readable))
 
-    def predicted_by(self, modules: "Sequence[torch.nn.Module]", rows: Ints) -> list[Floats]:
+    def predicted_by(self, heads: Sequence[TrainedHead], rows: Ints) -> list[Floats]:
         """Return the probabilities (m, C) of several trained heads for some rows."""
-        return [self.predicted_with(Committee([one], [1.0], is_multilabel=self.is_multilabel), rows) for one in modules]
+        return [self.predicted_with([one], [1.0], rows) for one in heads]
 
-    def predicted_with(self, committee: Committee, rows: Ints) -> Floats:
-        """Return the probabilities (m, C) of a committee for some rows."""
-        exact, found = committee.exact(), np.empty((len(rows), len(self.names)))
-        for places, part in self.x.blocks(rows):
+    def predicted_with(self, heads: Sequence[TrainedHead], weights: Sequence[float], rows: Ints) -> Floats:
+        """Return the probabilities (m, C) of a committee of trained heads for some rows."""
+        exact = committee_of(heads, weights, self.views, is_multilabel=self.is_multilabel).exact()
+        found = np.empty((len(rows), len(self.names)))
+        for places, part in self.looks.blocks(rows):
             found[places] = exact.probabilities(part)
         return found
 
@@ -132,10 +147,10 @@ class Task:
     @property
     def is_streamed(self) -> bool:
         """Whether embeddings are read from the cache in parts, because they exceed the memory limit."""
-        return isinstance(self.x, StreamedRows)
+        return isinstance(self.looks.rows, StreamedRows)
 
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """Return the embeddings (m, D) of some rows."""
+        """Return the embeddings (m, D) of some rows, in the first view."""
         return gathered(self.x, rows)
 
     def units(self, rows: Ints) -> Units:
@@ -172,7 +187,7 @@ class Task:
 
     def labelled(self) -> Labelled:
         """Return embeddings and labels for training, on the device."""
-        return Labelled(self.x, torch.from_numpy(self.y).to(self.x.device))
+        return Labelled(self.looks, torch.from_numpy(self.y).to(self.looks.rows.device))
 
 
 def read_task(
@@ -188,6 +203,7 @@ def read_task(
     cross_fit: bool | None = None,
     near_duplicates: str = GROUP,
     earlier: Predictions | None = None,
+    views: str = AUTO,
 ) -> Task:
     """Read a dataset from the cache, and choose its classes and splits.
 
@@ -216,13 +232,16 @@ def read_task(
         Whether near-identical images count as one group where patients are unknown, see `search_near_duplicates`.
     earlier : Predictions, optional
         Those of an earlier run, whose splits are kept.
+    views : str
+        Names of views or of sets of views; "auto" for all that each image has.
 
     Raises
     ------
     HoarfrostError
         One of its children, if the cache, the labels or the splits cannot be used.
     """
-    encoder_named(cache.header.fingerprint.backbone)  # refused now: no report could describe it
+    made_by = cache.header.fingerprint
+    encoder = encoder_named(made_by.backbone)  # refused now: no report could describe it
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:
@@ -234,11 +253,13 @@ def read_task(
     patients = None if table.patients is None else list(compress(table.patients, readable))
     if cross_fit is None:
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
-    x = _rows(cache, table, memory_limit, device)
-    _check_embeddings(x, list(compress(table.paths, readable)), cache)
+    names_of_views, rows = chosen_views(cache, table, views)
+    layers = encoder.columns_of(made_by.layers) if made_by.layers else {}
+    looks = Looks(_rows(cache, table.name, rows.ravel(), memory_limit, device), names_of_views, layers)
+    _check_embeddings(looks, list(compress(table.paths, readable)), cache)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
-        x,
+        looks,
         near_duplicates,
         knows_patients=patients is not None,
         given_test=test if test is not None and test.any() else None,
@@ -252,8 +273,8 @@ def read_task(
     )
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
-        table, readable, x, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities, per_patient,
-        cross_fit, near,
+        table, readable, looks, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities,
+        per_patient, cross_fit, near, encoder,
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
@@ -279,27 +300,27 @@ def _check_per_patient(task: Task) -> None:
             raise TrainingError(f"{option}, the split {split}: {error} (--positive), or omit the option.") from error
 
 
-def _rows(cache: EmbeddingCache, table: DatasetTable, memory_limit: int | None, device: str) -> Rows:
-    """Read the embeddings into memory, that of a GPU if it has room; else stream them."""
-    readable = table.rows[table.rows >= 0]
+def _rows(cache: EmbeddingCache, name: str, rows: Ints, memory_limit: int | None, device: str) -> Rows:
+    """Read embeddings into memory, that of a GPU if it has room; else stream them."""
     dim = cache.header.dim
-    n_bytes, limit = len(readable) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
+    n_bytes, limit = len(rows) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
     if n_bytes > limit:
         text = "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time"
-        logger.warning(text, table.name, n_bytes / 1e9, limit / 1e9)
-        return StreamedRows(cache.embeddings, readable, dim, int(limit), torch.device(device))
-    x = torch.from_numpy(cache.embeddings(readable))
+        logger.warning(text, name, n_bytes / 1e9, limit / 1e9)
+        return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device))
+    x = torch.from_numpy(cache.embeddings(rows))
     if device == "cuda":
         fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]
         x = x.to(device) if fits else x.pin_memory()
     return HeldRows(x, torch.device(device))
 
 
-def _check_embeddings(x: Rows, paths: Sequence[str], cache: EmbeddingCache) -> None:
+def _check_embeddings(looks: Looks, paths: Sequence[str], cache: EmbeddingCache) -> None:
     """Refuse NaN and infinity: standardisation would spread them from one image to all."""
-    broken = np.zeros(len(x), bool)
-    for places, part in x.blocks(np.arange(len(x))):
-        broken[places] = ~part.isfinite().all(dim=1).cpu().numpy()
+    broken = np.zeros(len(looks), bool)
+    for places, part in looks.rows.blocks(np.arange(len(looks.rows))):
+        wrong = ~part.isfinite().all(dim=1).cpu().numpy()
+        broken[places[wrong] // len(looks.views)] = True
     if broken.any():
         raise TrainingError(
             f"{cache.path}: the embeddings of {broken.sum()} of {len(paths)} images are not finite (first: "

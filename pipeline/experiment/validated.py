@@ -10,6 +10,7 @@ from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.files import IMAGE, Validated
+from hoarfrost.training import Rows
 
 MOST_MEASURED = 50_000  # images that novelty is fitted on, and whose distances are kept; more do not change it
 
@@ -54,24 +55,25 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
     return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups))
 
 
-def novelty_of(task: Task, development: Development) -> tuple[NoveltyReference, ConformalScores]:
-    """Describe the training embeddings, and return the distances of validated images from those they were not among."""
+def novelty_of(task: Task, development: Development, view: str) -> tuple[NoveltyReference, ConformalScores]:
+    """Describe the training embeddings of a view; return validated images' distances from those they were not among."""
+    x = task.looks.mean([view])
     validated = np.concatenate([_at_most(fold.val, len(development.folds)) for fold in development.folds])
     distances: list[Floats] = []
     for fold in development.folds:
-        reference = _novelty(task, fold.train)
+        reference = _novelty(x, fold.train)
         found = np.empty(len(rows := _at_most(fold.val, len(development.folds))))
-        for places, part in task.x.blocks(rows):
+        for places, part in x.blocks(rows):
             found[places] = reference.distances(part.cpu().numpy())
         distances.append(found)
     if len(development.folds) > 1:
-        reference = _novelty(task, development.rows)
+        reference = _novelty(x, development.rows)
     patients = None if task.patients is None else task.patients[validated]
     return reference, calibrate(np.concatenate(distances), patients)
 
 
-def _novelty(task: Task, rows: Ints) -> NoveltyReference:
-    return fit_novelty(part.cpu().numpy() for _, part in task.x.blocks(_at_most(rows)))
+def _novelty(x: Rows, rows: Ints) -> NoveltyReference:
+    return fit_novelty(part.cpu().numpy() for _, part in x.blocks(_at_most(rows)))
 
 
 def _at_most(rows: Ints, n_parts: int = 1) -> Ints:

@@ -11,11 +11,13 @@ from hoarfrost.evaluation import fit_temperature, macro_roc_aucs
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.views import ViewSet, looking_at, with_layers
 from hoarfrost.features.devices import one_thread
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.heads.committee import Committee, weighted_mean
+from hoarfrost.heads.committee import weighted_mean
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import cooled, rounded
+from hoarfrost.heads.views import places_of
 from hoarfrost.training import TrainedHead, TrainingConfig, train_heads
 
 MEAN = "mean"
@@ -81,16 +83,16 @@ class Variant:
 
     def predicted(self, task: Task, rows: Ints) -> Floats:
         """Return the committee's probabilities (m, C) for images that no member learned from."""
-        modules = [member.head.module for member in self.members]
-        weights = [member.weight for member in self.members]
-        return task.predicted_with(Committee(modules, weights, is_multilabel=task.is_multilabel), rows)
+        return task.predicted_with(
+            [member.head for member in self.members], [member.weight for member in self.members], rows
+        )
 
     def by_seed(self, task: Task, rows: Ints) -> dict[int, tuple[Floats, Floats]]:
         """Return for each seed the probabilities of its members alone: out of fold (n, C), and of other `rows` (m, C)."""
         found = {}
         for seed in dict.fromkeys(member.head.seed for member in self.members):
             members = [member for member in self.members if member.head.seed == seed]
-            others = task.predicted_by([member.head.module for member in members], rows)
+            others = task.predicted_by([member.head for member in members], rows)
             found[seed] = _pooled(members, task), np.mean(others, axis=0)
         return found
 
@@ -101,25 +103,35 @@ def fit_variants(
     task: Task,
     config: TrainingConfig,
     on_epoch: Callable[[str, int], None],
-) -> list[dict[str, Variant]]:
+    *,
+    sets: Sequence[ViewSet] = (),
+) -> list[dict[ViewSet, dict[str, Variant]]]:
     """Train every variant on every fold of every development set in one pass.
+
+    Parameters
+    ----------
+    sets : sequence of ViewSet
+        The sets of views to compare; by default one set, of all views.
 
     Returns
     -------
     list of dict
-        For each development set its variants by name. Of a specification with several candidates (each C of a path) the
-        one with the lowest out-of-fold loss is kept. Variants whose loss or predictions are not finite are omitted.
+        For each development set, and for each set of views, the variants by name. A variant has members for each size and
+        geometry of the views. Of those with several candidates (each C of a path, all layers or the last alone) the one
+        with the lowest out-of-fold loss is kept. Variants whose loss or predictions are not finite are omitted.
 
     Raises
     ------
     TrainingError
         If no variant is left on a development set.
     """
-    candidates = {spec: spec.candidates() for spec in specs}
+    sets = sets or (ViewSet((task.views,)),)
+    candidates = _candidates(specs, sets, task)
     each = list(dict.fromkeys(one for several in candidates.values() for one in several))
     fewest = min(len(one.folds) for one in developments)
     largest = max(len(fold.train) for one in developments for fold in one.folds)
-    n_seeds = {spec: _seeds_in_a_fold(spec, config, fewest, largest) for spec in each}
+    most_units = max(len(one.units) for one in sets)
+    n_seeds = {spec: _seeds_in_a_fold(spec, config, fewest * most_units, largest) for spec in each}
     folds = [fold for one in developments for fold in one.folds]
     heads: dict[HeadSpec, dict[int, list[TrainedHead]]] = {}
     for head in train_heads(
@@ -131,31 +143,68 @@ def fit_variants(
         for development in developments:
             numbers = range(first, first + len(development.folds))
             first = numbers.stop
-            found.append(_best(candidates, heads, numbers, development, task))
+            best = _best(candidates, heads, numbers, development, task)
+            of_sets = {one: _of_set(one, specs, best, task, development) for one in sets}
+            found.append({one: variants for one, variants in of_sets.items() if variants})
+    return found
+
+
+_Unit = tuple[HeadSpec, tuple[str, ...]]  # what the user specified, and the names of the views that its members look at
+
+
+def _candidates(specs: Sequence[HeadSpec], sets: Sequence[ViewSet], task: Task) -> dict[_Unit, list[HeadSpec]]:
+    """Return the heads to train for each specification and each unit of views, of which the best is kept."""
+    found: dict[_Unit, list[HeadSpec]] = {}
+    for spec in specs:
+        for unit in dict.fromkeys(unit for one in sets for unit in one.units):
+            looking = looking_at(spec, unit, len(task.views))
+            if looking is not None:
+                layered = with_layers(looking, task.looks.layers)
+                found[spec, unit] = [one for some in layered for one in some.candidates()]
+        if not any(of == spec for of, _ in found):
+            places_of(spec.view_names, task.views)  # states the view that is missing
     return found
 
 
 def _best(
-    candidates: Mapping[HeadSpec, Sequence[HeadSpec]],
+    candidates: Mapping[_Unit, Sequence[HeadSpec]],
     heads: Mapping[HeadSpec, Mapping[int, Sequence[TrainedHead]]],
     numbers: range,
     development: Development,
     task: Task,
-) -> dict[str, Variant]:
-    """Return each variant on one development set, by its best candidate."""
+) -> dict[_Unit, Variant]:
+    """Return each specification's variant for each unit of views on one development set, by its best candidate."""
     variants = {}
-    for spec, several in candidates.items():
+    for (spec, unit), several in candidates.items():
         trained = [_variant(spec, heads.get(one, {}), numbers, development, task) for one in several]
         sound = [one for one in trained if one is not None]
         if sound:
-            variants[spec.name] = _stored(min(sound, key=lambda one: one.loss), task)
+            variants[spec, unit] = _stored(min(sound, key=lambda one: one.loss), task)
         else:
-            logger.warning("%s: skipped, because its loss or predictions became NaN or infinite", spec.name)
+            logger.warning("%s: skipped, because its loss or predictions became NaN or infinite", several[0].name)
     if not variants:
         raise TrainingError(
             "The loss or the predictions of every head became NaN or infinite. Lower the learning rates (lr=)."
         )
     return variants
+
+
+def _of_set(
+    views: ViewSet, specs: Sequence[HeadSpec], best: Mapping[_Unit, Variant], task: Task, development: Development
+) -> dict[str, Variant]:
+    """Return the variants that look at a set of views: the members for each of its units, with equal weight."""
+    found = {}
+    for spec in specs:
+        parts = [best[spec, unit] for unit in views.units if (spec, unit) in best]
+        if not parts:
+            continue
+        if len(parts) == 1:
+            found[spec.name] = parts[0]
+            continue
+        members = tuple(replace(one, weight=one.weight / len(parts)) for part in parts for one in part.members)
+        pooled, rows = _pooled(members, task), development.validated
+        found[spec.name] = Variant(spec, members, pooled, mean_loss(task.y[rows], pooled[rows]), {})
+    return found
 
 
 def _seeds_in_a_fold(spec: HeadSpec, config: TrainingConfig, n_folds: int, n_train: int) -> int:
@@ -184,9 +233,7 @@ def _variant(
     n_failed = len(numbers) - len({head.fold for head, _ in heads})
     if n_failed or not heads or len(heads) % len(numbers):
         return None
-    members = [
-        Member(head, 1 / len(heads), fold.val, task.predicted_by([head.module], fold.val)[0]) for head, fold in heads
-    ]
+    members = [Member(head, 1 / len(heads), fold.val, task.predicted_by([head], fold.val)[0]) for head, fold in heads]
     pooled, validated = _pooled(members, task), development.validated
     if not np.isfinite(pooled[validated]).all():
         return None
@@ -197,10 +244,10 @@ def _stored(variant: Variant, task: Task) -> Variant:
     """Return a variant with weights that float16 can hold, in the members where that hardly changes a prediction."""
     members = []
     for one in variant.members:
-        smaller = rounded(one.head.module)
+        smaller = replace(one.head, module=rounded(one.head.module))
         (found,) = task.predicted_by([smaller], one.validated)
         is_close = np.abs(found - one.out_of_fold).max() <= LARGEST_ROUNDING
-        members.append(replace(one, head=replace(one.head, module=smaller), out_of_fold=found) if is_close else one)
+        members.append(replace(one, head=smaller, out_of_fold=found) if is_close else one)
     return replace(variant, members=tuple(members), out_of_fold=_pooled(members, task))
 
 
@@ -282,8 +329,9 @@ def _tempered(variant: Variant, task: Task, rows: Ints) -> Variant:
         module = cooled(one.head.module, temperature)
         if module is None:
             return variant
-        (found,) = task.predicted_by([module], one.validated)
-        members.append(replace(one, head=replace(one.head, module=module), out_of_fold=found))
+        head = replace(one.head, module=module)
+        (found,) = task.predicted_by([head], one.validated)
+        members.append(replace(one, head=head, out_of_fold=found))
     return _stored(replace(variant, members=tuple(members)), task)
 
 

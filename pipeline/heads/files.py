@@ -24,11 +24,12 @@ from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import Standardise
 from hoarfrost.heads.specs import parse_head
+from hoarfrost.heads.views import Columns, columns_of, member_views
 from hoarfrost.runs import from_json, to_json
 
 FORMAT = "hoarfrost-head"
-FORMAT_VERSION = 3
-READ_VERSIONS = (2, 3)
+FORMAT_VERSION = 4
+READ_VERSIONS = (2, 3, 4)
 IMAGE = "image"  # a unit, see `Validated`
 KEY = "hoarfrost"  # in the metadata
 DIGEST = "sha256"
@@ -150,7 +151,13 @@ class SavedHead:
     def committee(self) -> Committee:
         """The members as one module, in float32."""
         modules, weights = zip(*((member.module, member.weight) for member in self.members), strict=True)
-        return Committee(modules, weights, is_multilabel=self.is_multilabel)
+        views = [member_views(member.spec, self.views) for member in self.members]
+        return Committee(modules, weights, is_multilabel=self.is_multilabel, views=views)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views that embeddings are needed of, in order; novelty is measured in the first."""
+        return self.header.view_names
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ class _Description:
     per_patient: str | None
     novelty_rest: float
     validated: tuple[_Fixed, ...]
+    views: tuple[str, ...] = ()
 
 
 def head_bytes(head: SavedHead) -> bytes:
@@ -198,6 +206,7 @@ def head_bytes(head: SavedHead) -> bytes:
         per_patient=head.per_patient,
         novelty_rest=head.novelty.rest,
         validated=tuple(_Fixed(one.unit, one.n, one.temperatures, one.points) for one in head.validated),
+        views=head.header.views,
     )  # fmt: skip
     # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
     # writes several entries in random order, so that the same head would not be the same bytes.
@@ -330,10 +339,17 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         raise ValueError("its fingerprint does not match the embeddings that it describes")
     multilabel = {"sigmoid": True, "softmax": False}[description.activation]
     n_inputs, n_classes = description.n_inputs, len(description.classes)
+    header = Header(
+        description.embeddings, n_inputs, description.weights, description.weights_origin, views=description.views
+    )
+    layers = header.fingerprint.layers
+    columns = header.fingerprint.encoder.columns_of(layers) if layers else {}
     members = []
     for i, one in enumerate(description.members):
         spec = parse_head(one.head)
-        module = _module(spec, n_inputs, n_classes, _prefix(i), tensors)
+        member_views(spec, header.view_names)  # refused now
+        of_spec = columns_of(spec.layer_numbers, columns)
+        module = _module(spec, n_inputs, of_spec, n_classes, _prefix(i), tensors)
         members.append(SavedMember(spec, one.seed, one.fold, one.weight, module))
     n_calibrations = n_classes if multilabel else 1
     n_points = n_calibrations if multilabel or n_classes == 2 else 0
@@ -342,7 +358,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         raise ValueError("thresholds and calibration for images are missing")
     return SavedHead(
         description.head, tuple(members), description.classes, multilabel,
-        Header(description.embeddings, n_inputs, description.weights, description.weights_origin),
+        header,
         description.per_patient,
         validated,
         _novelty(description.novelty_rest, n_inputs, tensors),
@@ -350,9 +366,12 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
     )  # fmt: skip
 
 
-def _module(spec: HeadSpec, n_inputs: int, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _module(
+    spec: HeadSpec, n_inputs: int, columns: Columns, n_classes: int, prefix: str, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    n_inputs = sum(end - first for first, end in columns) if columns else n_inputs
     with torch.device("meta"):  # shapes alone: a damaged file may state any size
-        standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs), spec.transform)
+        standardise = Standardise(torch.empty(n_inputs), torch.empty(n_inputs), spec.transform, columns)
         like = nn.Sequential(standardise, spec.build(n_inputs, n_classes))
     state = {
         name: _checked(prefix + name, tuple(meta.shape), tensors, (torch.float32, torch.float16))

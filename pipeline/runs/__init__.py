@@ -24,6 +24,7 @@ from hoarfrost.runs.folder import (
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
+    ComparedViews,
     CrossValidated,
     CrossValidation,
     DatasetFacts,
@@ -40,6 +41,7 @@ from hoarfrost.runs.records import (
     SeedResult,
     SplitSize,
     UnreadableImage,
+    ViewsResult,
     class_numbers,
 )
 from hoarfrost.runs.tensorboard import require_tensorboard
@@ -61,6 +63,7 @@ __all__ = [
     "SPLITS",
     "Assessment",
     "ClassAssessment",
+    "ComparedViews",
     "Confusion",
     "CrossValidated",
     "CrossValidation",
@@ -81,6 +84,7 @@ __all__ = [
     "SplitSize",
     "Suspects",
     "UnreadableImage",
+    "ViewsResult",
     "check_run_directory",
     "class_numbers",
     "from_json",

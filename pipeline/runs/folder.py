@@ -23,6 +23,7 @@ from hoarfrost.features.files.whole import check_writable
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.records import (
+    ComparedViews,
     CrossValidation,
     DatasetFacts,
     Epoch,
@@ -61,6 +62,7 @@ METRICS: dict[str, Any] = {
     "leakage": Leakage | None,
     "shortcuts": tuple[AttributeAudit, ...],
     "suspects": Suspects | None,
+    "views": ComparedViews | None,
 }
 """The parts of a run that `metrics.json` contains."""
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")

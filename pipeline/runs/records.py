@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.evaluation import Comparison, Scores
+from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
@@ -61,7 +62,8 @@ class DatasetFacts:
 class EmbeddingFacts:
     """Where the embeddings came from: what the cache records, and the digest of the embeddings that were used.
 
-    `weights_path` is where a checkpoint was; empty if the weights were not a file.
+    `weights_path` is where a checkpoint was; empty if the weights were not a file. `views` are those that the selected head
+    looks at; empty for the encoder's own. `layers` are empty for the encoder's last.
     """
 
     cache: str
@@ -74,6 +76,8 @@ class EmbeddingFacts:
     digest: str = ""
     weights_origin: str = ""
     weights_path: str = ""
+    views: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
     @property
     def encoder(self) -> EncoderSpec:
@@ -196,6 +200,34 @@ class CrossValidation:
 
 
 @dataclass(frozen=True)
+class ViewsResult:
+    """The head that a set of views selects: its ROC AUC and log loss (nats).
+
+    `work` is that of the encoder, in looks at its own size. `difference` is the ROC AUC minus that of the smallest set, on
+    the same images; None for that set. `n_chosen` counts how often the set was chosen by out-of-fold loss.
+    """
+
+    views: tuple[str, ...]
+    work: float
+    roc_auc: float
+    loss: float
+    difference: Estimate | None
+    n_chosen: int
+
+
+@dataclass(frozen=True)
+class ComparedViews:
+    """What more looks gave: the sets of views side by side.
+
+    `basis` is "folds" (nested cross-validation, with `n_choices` folds), "test", or "val" (what selected them).
+    """
+
+    basis: str
+    n_choices: int
+    results: tuple[ViewsResult, ...]
+
+
+@dataclass(frozen=True)
 class LearningPoint:
     """The selected head, trained on a share of the training patients: the ROC AUCs of each draw and seed."""
 
@@ -283,6 +315,7 @@ class Run:
     assessment: Assessment | None = None
     shortcuts: tuple[AttributeAudit, ...] = ()
     suspects: Suspects | None = None
+    views: ComparedViews | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

@@ -30,9 +30,9 @@ class Group:
 class Batch:
     """One step of G groups.
 
-    `rows` (G, B) are row numbers in the data; `targets` (G, B, K) are the weights of the negative log-probabilities in
-    the loss, with sum one for each group. Shorter groups are padded with rows of weight zero; `sizes`, length G, counts
-    the others.
+    `rows` (G, B) are row numbers in the data, one look at each image; `targets` (G, B, K) are the weights of the negative
+    log-probabilities in the loss, with sum one for each group. Shorter groups are padded with rows of weight zero; `sizes`,
+    length G, counts the others.
     """
 
     rows: Tensor
@@ -43,7 +43,8 @@ class Batch:
 class Batches:
     """The order of the training rows, drawn for each epoch by the group's seed alone.
 
-    All groups take the same number of steps: a fold's rows are distributed evenly over them.
+    All groups take the same number of steps: a fold's images are distributed evenly over them. Of several looks at an image
+    one is drawn for each epoch.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Batches:
         y: Tensor,
         objective: Objective,
         config: TrainingConfig,
+        n_looks: int = 1,
     ) -> None:
+        self._n_looks = n_looks
         self.groups = list(groups)
         self.folds = folds
         self.plan = plan_for(config, max(len(fold.train) for fold in folds))
@@ -84,23 +87,28 @@ class Batches:
             yield self._batch([orders[group][step] for group in self.groups])
 
     def _steps(self, group: Group) -> "list[npt.NDArray[np.int64]]":
-        """Return each step's places in `self._rows`."""
-        order = self._x.shuffled(self.folds[group.fold].train, self._orders[group], self._n_epochs)
-        return np.array_split(order + self._starts[group.fold], self.n_steps)
+        """Return each step's places in `self._rows`, times the number of looks, plus the look that was drawn."""
+        generator = self._orders[group]
+        order = self._x.shuffled(self.folds[group.fold].train, generator, self._n_epochs) + self._starts[group.fold]
+        if self._n_looks > 1:
+            order = order * self._n_looks + torch.randint(self._n_looks, (len(order),), generator=generator).numpy()
+        return np.array_split(order, self.n_steps)
 
     def _batch(self, parts: "list[npt.NDArray[np.int64]]") -> Batch:
         sizes = tuple(map(len, parts))
         longest = max(sizes)
         if min(sizes) == longest:
-            places, weights = torch.from_numpy(np.stack(parts)), None
+            looks, weights = torch.from_numpy(np.stack(parts)), None
         else:
-            places = torch.from_numpy(np.stack([np.resize(part, longest) for part in parts]))
+            looks = torch.from_numpy(np.stack([np.resize(part, longest) for part in parts]))
             weights = torch.arange(longest) < torch.tensor(sizes)[:, None]  # (G, B): not those that pad
+        places = looks // self._n_looks
         of_rows, of_images = self._of_rows[places], self._of_images[places]  # (G, B, K) and (G, B)
         if weights is not None:
             of_rows, of_images = of_rows * weights[..., None], of_images * weights
         targets = of_rows / of_images.sum(1).clamp(min=LEAST_WEIGHT)[:, None, None]
-        return Batch(self._rows[places].to(self._x.device), targets.to(self._x.device), sizes)
+        rows = self._rows[places] * self._n_looks + looks % self._n_looks
+        return Batch(rows.to(self._x.device), targets.to(self._x.device), sizes)
 
 
 def seed_of(text: str) -> int:

@@ -7,23 +7,28 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.views import member_views
+from hoarfrost.training.looks import Looks
 from hoarfrost.training.objective import Objective
 from hoarfrost.training.rows import HeldRows, Rows
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embeddings (n, D), and class numbers (n,) int64, or labels (n, C) int64 of 0, 1 and -1 (unknown)."""
+    """Embeddings (n, D), of one view or several; and class numbers (n,), or labels (n, C) of 0, 1 and -1 (unknown), int64."""
 
-    x: Tensor | Rows
+    x: Tensor | Rows | Looks
     y: Tensor
 
     @property
-    def rows(self) -> Rows:
-        """The embeddings by row, wherever they are."""
-        return HeldRows(self.x) if isinstance(self.x, Tensor) else self.x
+    def looks(self) -> Looks:
+        """The embeddings by image and view, wherever they are."""
+        if isinstance(self.x, Looks):
+            return self.x
+        return Looks(HeldRows(self.x) if isinstance(self.x, Tensor) else self.x)
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,18 @@ class Fold:
 
 @dataclass(frozen=True)
 class Material:
-    """What heads of one transform learn from: transformed embeddings, labels, and each fold's layer that standardises."""
+    """What heads of one transform, and of the same views and layers, learn from.
+
+    `x` (n * n_looks, D) are transformed embeddings, image by image; `y` has a label for each image, and `folds` the numbers
+    of images. `standardise` are the folds' layers.
+    """
 
     x: Rows
     y: Tensor
     folds: Sequence[Fold]
     standardise: Sequence[Standardise]
     objective: Objective
+    n_looks: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,3 +80,15 @@ class TrainedHead:
     history: tuple[TrainedEpoch, ...]
     best_epoch: int
     seconds: float
+
+
+def committee_of(
+    heads: Sequence[TrainedHead], weights: Sequence[float], views: Sequence[str], *, is_multilabel: bool
+) -> Committee:
+    """Return trained heads as a committee on embeddings of these views."""
+    return Committee(
+        [head.module for head in heads],
+        weights,
+        is_multilabel=is_multilabel,
+        views=[member_views(head.spec, views) for head in heads],
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hoarfrost.heads.layers import Standardise, transformed
+from hoarfrost.heads.views import Columns
 
 Ints = npt.NDArray[np.int64]
 
@@ -239,15 +240,15 @@ def transformed_rows(x: Rows, transform: str) -> Rows:
     return TransformedRows(x, transform)
 
 
-def fitted_standardise(x: Rows, rows: Ints, transform: str) -> Standardise:
+def fitted_standardise(x: Rows, rows: Ints, transform: str, columns: Columns = ()) -> Standardise:
     """Return the layer for the mean and deviation of a fold's training rows: other rows' figures would leak.
 
-    `x` is transformed already; the layer transforms the embeddings that a finished head takes.
+    `x` has the chosen columns, and is transformed already; the layer does both to the embeddings that a finished head takes.
     """
     mean, std = moments(x, rows)  # (D,) each
     # A feature that is constant here must not divide by zero, nor become huge in images where it varies.
     usable = std > NEARLY_CONSTANT * mean.abs() + 1e-12
-    return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype), transform)
+    return Standardise(mean.to(x.dtype), torch.where(usable, std, 1.0).to(x.dtype), transform, columns)
 
 
 def gathered(x: Rows, rows: Ints) -> npt.NDArray[np.float32]:

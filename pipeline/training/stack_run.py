@@ -14,6 +14,7 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
+from hoarfrost.training.looks import look_rows
 from hoarfrost.training.records import Material, TrainedEpoch, TrainedHead
 from hoarfrost.training.stack import Member, Stack
 
@@ -38,9 +39,10 @@ class StackRun:
             material.x, material.y, material.folds, config, roc_aucs,
         )  # fmt: skip
         self.objective = material.objective
-        self.batches = Batches(groups, self.folds, self.x, self.y, self.objective, config)
+        self.n_looks = material.n_looks
+        self.batches = Batches(groups, self.folds, self.x, self.y, self.objective, config, self.n_looks)
         self.standardise = material.standardise
-        self.x.hold(np.unique(np.concatenate([fold.val for fold in self.folds])))
+        self.x.hold(np.unique(look_rows(np.concatenate([fold.val for fold in self.folds]), self.n_looks)))
         members = [Member(spec, group.seed, group.fold) for group in groups for spec in specs]
         initial = {(spec, seed): self._initial(spec, seed) for spec in specs for seed in {g.seed for g in groups}}
         modules = [initial[member.spec, member.seed] for member in members]
@@ -146,10 +148,11 @@ class StackRun:
         return loss < least
 
     def _validation_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each group's validation labels and its heads' log-probabilities (V, n, K)."""
-        folds = [self.folds[group.fold] for group in self.batches.groups]
-        longest = max(len(fold.val) for fold in folds)
-        rows = torch.stack([torch.from_numpy(np.resize(fold.val, longest)) for fold in folds]).to(self.x.device)
+        """Yield each group's validation labels and its heads' log-probabilities (V, n, K): the means over looks."""
+        folds, k = [self.folds[group.fold] for group in self.batches.groups], self.n_looks
+        longest = max(len(fold.val) for fold in folds) * k
+        of_folds = [np.resize(look_rows(fold.val, k), longest) for fold in folds]
+        rows = torch.from_numpy(np.stack(of_folds)).to(self.x.device)
         # In memory: a group's inputs, and one layer's outputs of all heads.
         n_activations = self.stack.n_groups * self.x.n_features + self.stack.n_activations
         at_once = max(1, VALIDATED_AT_ONCE // n_activations)
@@ -158,9 +161,11 @@ class StackRun:
         for first in range(0, longest, at_once):
             x = self.x.take(rows[:, first : first + at_once]).sub_(self.mean).div_(self.std)  # (G, B, D)
             found[:, first : first + at_once] = self.objective.log_probabilities(self.stack.logits(x))
+        if k > 1:
+            found = found.view(len(found), -1, k, found.shape[-1]).logsumexp(2) - math.log(k)
         found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
         for place, fold in enumerate(folds):
-            yield self.y[rows[place, : len(fold.val)].to(self.y.device)], found[place, :, : len(fold.val)]
+            yield self.y[torch.from_numpy(fold.val).to(self.y.device)], found[place, :, : len(fold.val)]
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 

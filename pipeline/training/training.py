@@ -15,6 +15,7 @@ from hoarfrost.heads.kinds import HeadSpec, Penalised
 from hoarfrost.heads.specs import count_parameters
 from hoarfrost.training.batches import Group
 from hoarfrost.training.jobs import Found, Job, OnEpoch, finished
+from hoarfrost.training.looks import look_rows
 from hoarfrost.training.objective import objective_for
 from hoarfrost.training.penalised import fit_penalised
 from hoarfrost.training.records import Fold, Labelled, Material, TrainedHead
@@ -67,8 +68,9 @@ def train_heads(
     """
     seeds = {spec: 1 if isinstance(spec, Penalised) else (n_seeds or {}).get(spec, config.seeds or 1) for spec in specs}
     jobs = list(_Trainer(data, folds, n_classes, config, roc_aucs).jobs(seeds))
-    found = finished(jobs, on_epoch, one_by_one=isinstance(data.rows, StreamedRows) or data.rows.device.type != "cpu")
-    data.rows.release()
+    rows = data.looks.rows
+    found = finished(jobs, on_epoch, one_by_one=isinstance(rows, StreamedRows) or rows.device.type != "cpu")
+    rows.release()
     trained = [head for head in found if isinstance(head, TrainedHead)]
     if not trained:
         raise next(error for error in found if isinstance(error, TrainingError))
@@ -91,19 +93,26 @@ class _Trainer:
         alike: dict[tuple[Hashable, int], list[HeadSpec]] = defaultdict(list)
         for spec, n in seeds.items():
             alike[spec.stack_key, n].append(spec)
-        materials = {transform: self._material(transform) for transform in {spec.transform for spec in seeds}}
+        materials: dict[Hashable, Material] = {}
         for (_, n), specs in alike.items():
-            material = materials[specs[0].transform]
+            needs = (specs[0].transform, specs[0].views, specs[0].layers, specs[0].AVERAGES_VIEWS)
+            if needs not in materials:
+                materials[needs] = self._material(specs[0])
+            material = materials[needs]
             penalised = [spec for spec in specs if isinstance(spec, Penalised)]
             if penalised:
                 yield from (self._fit(penalised, material, fold) for fold in range(len(self.folds)))
             else:
                 yield from self._stacks(specs, material, range(self.config.seed, self.config.seed + n))
 
-    def _material(self, transform: str) -> Material:
-        x = transformed_rows(self.data.rows, transform)
-        standardise = [fitted_standardise(x, fold.train, transform) for fold in self.folds]
-        return Material(x, self.data.y, self.folds, standardise, objective_for(self.data.y, self.n_classes))
+    def _material(self, spec: HeadSpec) -> Material:
+        looks = self.data.looks
+        chosen, n_looks = looks.of(spec)
+        x, columns = transformed_rows(chosen, spec.transform), looks.columns(spec.layer_numbers)
+        rows = [look_rows(fold.train, n_looks) for fold in self.folds]
+        standardise = [fitted_standardise(x, of_fold, spec.transform, columns) for of_fold in rows]
+        objective = objective_for(self.data.y, self.n_classes)
+        return Material(x, self.data.y, self.folds, standardise, objective, n_looks)
 
     def _fit(self, specs: Sequence[Penalised], material: Material, fold: int) -> Job:
         def run(on_epoch: OnEpoch) -> Found:

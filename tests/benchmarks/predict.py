@@ -142,9 +142,9 @@ def _coverage(folder: Path, positive: tuple[str, ...]) -> Measurement:
             parse_heads(HEADS), task.labelled(), [Fold(_rows(task, "train"), val)], len(task.names),
             TrainingConfig(seed=seed), macro_roc_aucs,
         )  # fmt: skip
-        head = max(heads, key=lambda one: macro_roc_auc(task.y[val], task.predicted_by([one.module], val)[0]))
-        calibrations = calibrate_classes(task.y[val], task.predicted_by([head.module], val)[0])
-        sets = prediction_sets(task.predicted_by([head.module], test)[0], calibrations, COVERAGE)
+        head = max(heads, key=lambda one: macro_roc_auc(task.y[val], task.predicted_by([one], val)[0]))
+        calibrations = calibrate_classes(task.y[val], task.predicted_by([head], val)[0])
+        sets = prediction_sets(task.predicted_by([head], test)[0], calibrations, COVERAGE)
         covered.append(float(sets[np.arange(len(test)), task.y[test]].mean()))
         sizes.append(float(sets.sum(axis=1).mean()))
     what = f"{positive[0]} or not" if positive else f"{len(task.names)} classes"

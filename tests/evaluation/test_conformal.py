@@ -160,7 +160,7 @@ def test_coverage_on_busi_is_near_ninety_percent_though_validation_also_selected
         heads = train_heads(
             parse_heads(["linear"]), task.labelled(), [fold], 2, TrainingConfig(seed=seed), macro_roc_aucs
         )
-        found = {name: task.predicted_by([heads[0].module], which)[0] for name, which in rows.items()}
+        found = {name: task.predicted_by([heads[0]], which)[0] for name, which in rows.items()}
         sets = prediction_sets(found["test"], calibrate_classes(task.y[rows["val"]], found["val"]), 0.9)
         covered.append(sets[np.arange(len(sets)), task.y[rows["test"]]].mean())
     assert 0.87 <= np.mean(covered) <= 0.94  # 20 splits; all 200 are `make bench`, predict.coverage

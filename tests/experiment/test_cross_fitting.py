@@ -39,7 +39,8 @@ def fitted(path: Path, **columns: Any) -> tuple[Task, Development, dict[str, Var
     with EmbeddingCache(write_labelled_cache(path, LABELS, **columns)) as cache:
         task = read_task(cache, None, (), 0)
     development = development_of(task, 0)
-    (variants,) = fit_variants(parse_heads(list(HEADS)), [development], task, QUICK, lambda *_: None)
+    (of_sets,) = fit_variants(parse_heads(list(HEADS)), [development], task, QUICK, lambda *_: None)
+    (variants,) = of_sets.values()
     return task, development, with_mean(variants, task, development)
 
 
@@ -87,7 +88,7 @@ def test_an_image_is_predicted_by_exactly_the_members_whose_fold_did_not_train_o
         total, weights = np.zeros((100, 2)), np.zeros(100)
         for member in variant.members:
             unseen = np.setdiff1d(development.rows, development.folds[member.head.fold].train)
-            total[unseen] += member.weight * task.predicted_by([member.head.module], unseen)[0]
+            total[unseen] += member.weight * task.predicted_by([member.head], unseen)[0]
             weights[unseen] += member.weight
         rows = development.rows
         assert (weights[rows] > 0).all()

@@ -58,7 +58,7 @@ def of_member(**changes: object) -> Damage:
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "newer": (lambda d, _: d.update(format_version=FORMAT_VERSION + 1), r"newer hoarfrost \(head format 4.*Upgrade"),
+    "newer": (lambda d, _: d.update(format_version=FORMAT_VERSION + 1), r"newer hoarfrost \(head format 5.*Upgrade"),
     "older": (lambda d, _: d.update(format_version=1), r"older hoarfrost \(head format 1\).*this needs only the cache"),
     "foreign": (lambda d, _: d.update(format="other"), "not a hoarfrost head, but 'other'"),
     "no classes": (lambda d, _: d.pop("classes"), "damaged: 'classes' is missing"),

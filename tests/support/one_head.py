@@ -20,7 +20,7 @@ def train_head(
     roc_auc: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
 ) -> TrainedHead:
     """Train one head with one seed, as `train_heads` trains many."""
-    x = torch.cat([part.rows.take(torch.arange(len(part.y))) for part in (train, val)])
+    x = torch.cat([part.looks.rows.take(torch.arange(len(part.y))) for part in (train, val)])
     data = Labelled(x, torch.cat([train.y, val.y]))
     fold = Fold(np.arange(len(train.y)), np.arange(len(train.y), len(data.y)))
 

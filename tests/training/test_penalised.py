@@ -55,7 +55,7 @@ def fitted(
 
 def standardised(data: Labelled, fold: Fold, transform: str = "sqrt") -> npt.NDArray[np.float64]:
     """Transform and standardise all rows by the training rows, without the product's code."""
-    x = data.rows.take(torch.arange(len(data.y))).double().numpy()
+    x = data.looks.rows.take(torch.arange(len(data.y))).double().numpy()
     x = {"sqrt": np.sqrt, "none": np.array, "unit": lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)}[transform](
         x
     )
@@ -249,7 +249,7 @@ def test_the_solution_is_where_the_gradient_is_zero() -> None:
     from hoarfrost.training.objective import objective_for
 
     data = drawn(3)
-    z = transformed(data.rows.take(torch.arange(N)), "sqrt").double()
+    z = transformed(data.looks.rows.take(torch.arange(N)), "sqrt").double()
     basis = layers.linear_basis(unit_length(z - z.mean(0)))
     gram = basis.design.T @ basis.design
     torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-9)

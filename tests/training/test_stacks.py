@@ -105,12 +105,12 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
     groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=spec.lr)
     rows = torch.from_numpy(fold.train)
-    x = data.rows.take(torch.arange(len(data.y)))
+    x = data.looks.rows.take(torch.arange(len(data.y)))
     x = {"none": x, "sqrt": x.sign() * x.abs().sqrt()}[spec.transform]
     std, mean = torch.std_mean(x[rows], dim=0, correction=0)
     counts = torch.bincount(data.y[rows], minlength=2)
     weight = len(rows) / (2 * counts.double()) if config.class_weight == "balanced" else None
-    batches = Batches([Group(config.seed, 0)], [fold], data.rows, data.y, SingleLabel(2), config)
+    batches = Batches([Group(config.seed, 0)], [fold], data.looks.rows, data.y, SingleLabel(2), config)
     n_steps = (config.epochs or 0) * batches.n_steps
     n_warm, step = max(1, round(0.05 * n_steps)), 0
     one_cycle = OneCycleLR(torch.optim.AdamW([torch.zeros(1)], lr=spec.lr), max_lr=spec.lr, total_steps=n_steps)
@@ -140,7 +140,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
 
 def test_every_training_row_is_in_one_batch_of_an_epoch_and_no_other_row_is() -> None:
     folds = [Fold(np.arange(0, 50), np.arange(50, 60)), Fold(np.arange(20, 63), np.arange(63, 70))]
-    batches = Batches([Group(0, 0), Group(0, 1)], folds, drawn().rows, drawn().y, SingleLabel(2), CONFIG)
+    batches = Batches([Group(0, 0), Group(0, 1)], folds, drawn().looks.rows, drawn().y, SingleLabel(2), CONFIG)
     steps = list(batches.epoch())
     assert len(steps) == 4
     for place, fold in enumerate(folds):
@@ -155,7 +155,7 @@ def test_orders_differ_between_epochs_and_seeds_but_not_by_who_else_is_there() -
     fold = Fold(np.arange(50), np.arange(50, 60))
 
     def rows(groups: Sequence[Group], seed: int) -> list[list[int]]:
-        batches = Batches(groups, [fold], drawn().rows, drawn().y, SingleLabel(2), CONFIG)
+        batches = Batches(groups, [fold], drawn().looks.rows, drawn().y, SingleLabel(2), CONFIG)
         place = list(groups).index(Group(seed, 0))
         return [torch.cat([b.rows[place, : b.sizes[place]] for b in batches.epoch()]).tolist() for _ in range(2)]
 

@@ -310,10 +310,11 @@ def _predicted(
         for first in range(0, len(embedded.dataset), BLOCK_ROWS):
             places = np.arange(first, min(first + BLOCK_ROWS, len(embedded.dataset)))
             good = _without(places, errors)
-            x = np.empty((0, predictor.header.dim), np.float32)
+            x = np.empty((0, len(predictor.head.views), predictor.header.dim), np.float32)
             if opened is not None and len(good):
-                x = opened.embeddings(opened.rows_of(embedded.keys[good]))
-            finite = np.isfinite(x).all(axis=1)
+                rows = [opened.rows_of(embedded.keys[good], view) for view in predictor.head.views]
+                x = np.stack([opened.embeddings(of_view) for of_view in rows], axis=1)
+            finite = np.isfinite(x).all(axis=(1, 2))
             errors.update(dict.fromkeys(good[~finite].tolist(), NOT_FINITE))
             yield places, predictor.predict(x[finite])
 

@@ -86,22 +86,25 @@ class Predictor:
 
         Parameters
         ----------
-        x : ndarray (n, D) float32
+        x : ndarray (n, D) float32, or (n, V, D) of the V views of the head
             Embeddings that `header` describes. One image's prediction does not depend on the others.
 
         Raises
         ------
         ValueError
-            If `x` is not (n, D) of the header's dimension, or not finite.
+            If `x` does not have the views and the dimension of the header, or is not finite.
         """
         x = np.ascontiguousarray(x, np.float32)
-        if x.ndim != 2 or x.shape[1] != self.header.dim:
-            raise ValueError(f"embeddings must be (n, {self.header.dim}), not {x.shape}")
+        n_views = len(self.head.views)
+        shape = (self.header.dim,) if n_views == 1 and x.ndim == 2 else (n_views, self.header.dim)
+        if x.shape[1:] != shape:
+            raise ValueError(f"embeddings must be {('n', *shape)}, not {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("some embeddings are NaN or infinite")
         if not len(x):
             return self._applied(IMAGE, np.empty((0, len(self.names))), np.empty(0))
-        return self._applied(IMAGE, self.committee.probabilities(torch.from_numpy(x)), self.head.novelty.distances(x))
+        distances = self.head.novelty.distances(x if x.ndim == 2 else np.ascontiguousarray(x[:, 0]))
+        return self._applied(IMAGE, self.committee.probabilities(torch.from_numpy(x)), distances)
 
     def predict_patients(self, probabilities: Floats, patients: Ints, how: str) -> Prediction:
         """Predict patients from their images.
