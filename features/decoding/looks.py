@@ -1,10 +1,10 @@
 """From an image to the encoder's inputs: one for each view, or for each tile of a view."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 MOST_DEGREES, MOST_SCALE = 10.0, 0.1  # of a random turn, and of a random change of size
 JPEG_START = b"\xff\xd8"
 
+
+class Seen(NamedTuple):
+    """An image as the encoder sees it: its looks (C, S, S) uint8, view by view, and the image's own height and width."""
+
+    looks: list[torch.Tensor]
+    shape: tuple[int, int]
+
+
 Box = tuple[float, float, float, float]  # top, left, bottom and right, in pixels of the image; may lie beyond it
 
 
@@ -32,6 +40,11 @@ def load_image(content: "Content", decoding: Decoding | None = None) -> torch.Te
 
 
 def load_looks(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> list[torch.Tensor]:
+    """Return the looks at an image in some views, see `seen_in`."""
+    return seen_in(content, key, views, decoding).looks
+
+
+def seen_in(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> Seen:
     """Return an image as the encoder sees it in some views.
 
     Parameters
@@ -45,18 +58,26 @@ def load_looks(content: "Content", key: bytes, views: Sequence[View], decoding: 
 
     Returns
     -------
-    list of Tensor (C, S, S) uint8
-        `View.n_looks` of each view, in the order of the views; S is the view's size; C is 1 for grey images, else 3 (RGB).
+    Seen
+        `View.n_looks` looks of each view, in the order of the views; S is the view's size; C is 1 for grey images, else 3
+        (RGB).
 
     Raises
     ------
     ImageDecodeError
         If the bytes are not an image, or cannot be read completely.
     """
+    return seen_by(_decoded(content, views, decoding), key, views)
+
+
+def seen_by(decoded: "Iterable[tuple[Pixels, Sequence[View]]]", key: bytes, views: Sequence[View]) -> Seen:
+    """Return an image as seen in views, from its pixels and the views that are made of each."""
     found: dict[View, list[torch.Tensor]] = {}
-    for pixels, some in _decoded(content, views, decoding):
+    shape = (0, 0)
+    for pixels, some in decoded:
+        shape = max(shape, (pixels.shape[0], pixels.shape[1]))
         found.update(zip(some, looks_at(pixels, key, some), strict=True))
-    return [look for view in views for look in found[view]]
+    return Seen([look for view in views for look in found[view]], shape)
 
 
 def _decoded(
@@ -104,7 +125,7 @@ def looks_at(pixels: "Pixels", key: bytes, views: Sequence[View]) -> list[list[t
     found = []
     for view in views:
         looks = []
-        for box in _boxes(view, *image.shape[1:]):
+        for box in boxes(view, *image.shape[1:]):
             if (view.size, box) not in made:
                 made[view.size, box] = _enlarged(image, box, view.size)
             looks.append(_moved(made[view.size, box], view, key))
@@ -120,7 +141,7 @@ def _planes(pixels: "Pixels") -> torch.Tensor:
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 
 
-def _boxes(view: View, height: int, width: int) -> list[Box]:
+def boxes(view: View, height: int, width: int) -> list[Box]:
     """Return what a view shows of an image: one box, or those of its tiles, row by row."""
     if view.geometry == "stretch":
         high, wide = float(height), float(width)

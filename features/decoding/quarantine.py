@@ -14,7 +14,7 @@ import numpy as np
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
-from hoarfrost.features.decoding.looks import by_decoding, load_looks, looks_at
+from hoarfrost.features.decoding.looks import Seen, by_decoding, load_looks, seen_by, seen_in
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -136,19 +136,24 @@ class Quarantine:
                 self._slots[slot : slot + KEY_BYTES] = _NO_KEY
 
 
-def load_isolated(
-    content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, *, seconds: float | None = None
-) -> "list[torch.Tensor]":
+def load_isolated(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
     """Decode as `load_looks` does, but in another process; raises as `decode_isolated` does."""
+    return seen_isolated(content, key, views, decoding).looks
+
+
+def seen_isolated(
+    content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, *, seconds: float | None = None
+) -> Seen:
+    """Decode as `seen_in` does, but in another process; raises as `decode_isolated` does."""
     if isinstance(content, np.ndarray):  # no decoder
-        return load_looks(content, key, views, decoding)
+        return seen_in(content, key, views, decoding)
     encoded, frame = unpack(content)
-    found: dict[View, list[torch.Tensor]] = {}
-    for some in by_decoding(encoded, views):
-        size = some[0].size
-        pixels = decode_isolated(encoded, frame, decoding.max_pixels, decoding.window, size=size, seconds=seconds)
-        found.update(zip(some, looks_at(pixels, key, some), strict=True))
-    return [look for view in views for look in found[view]]
+    limits = (decoding.max_pixels, decoding.window)
+    decoded = (
+        (decode_isolated(encoded, frame, *limits, size=some[0].size, seconds=seconds), some)
+        for some in by_decoding(encoded, views)
+    )
+    return seen_by(decoded, key, views)
 
 
 def suspect_keys(cache: Path) -> set[bytes]:

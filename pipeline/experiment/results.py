@@ -12,6 +12,7 @@ from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, select, with_mean
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import count_parameters
 from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
 from hoarfrost.training.references import MAJORITY, ReferenceFit, fit_references
@@ -126,7 +127,7 @@ def _result(
 ) -> HeadResult:
     """Score one variant by its committee, and each seed by its own members; `held_out` are the rows of each fold."""
     heads, scores = [member.head for member in variant.members], _scores(task, probabilities)
-    spec = None if variant.shares else heads[0].spec
+    spec = None if variant.shares else _common_spec(variant)
     values = {} if spec is None else spec.values()
     return HeadResult(
         name=variant.name,
@@ -145,6 +146,15 @@ def _result(
         trained_as="" if spec is None or spec.name == variant.name else spec.name,
         shares=dict(variant.shares),
     )
+
+
+def _common_spec(variant: Variant) -> HeadSpec:
+    """Return what all members have in common: their options, without views and layers that differ between them."""
+    first, *others = variant.specs
+    assert variant.requested is not None
+    common = replace(first, views=variant.requested.views, layers=variant.requested.layers)
+    same = [replace(one, views=common.views, layers=common.layers) == common for one in others]
+    return common if all(same) else variant.requested
 
 
 def _of_seeds(variant: Variant, task: Task) -> list[SeedResult]:

@@ -26,17 +26,17 @@ class RunSource:
     table: DatasetTable
     place: Mapping[str, int]
 
-    def embeddings(self, paths: Sequence[str]) -> "npt.NDArray[np.float32]":
-        """Read the embeddings of some images, (n, D) float32."""
-        return self.cache.embeddings(self._rows(paths))
+    def embeddings(self, paths: Sequence[str], view: str) -> "npt.NDArray[np.float32]":
+        """Read the embeddings of some images in a view, (n, D) float32."""
+        return self.cache.embeddings(self.cache.view_rows(self._rows(paths), (view,))[:, 0])
 
     def keys(self, paths: Sequence[str]) -> list[bytes]:
         """Read the keys of some images: digests of their content when it was embedded."""
         return [key.tobytes() for key in self.cache.keys(self._rows(paths))]
 
-    def digest(self, paths: Sequence[str]) -> str:
-        """Return the digest of some images and their embeddings, as a run records it of the images that it used."""
-        return self.cache.digest(self._rows(paths))
+    def digest(self, paths: Sequence[str], views: Sequence[str]) -> str:
+        """Return the digest of some images and their embeddings in some views, as a run records it of what it used."""
+        return self.cache.digest(self.cache.view_rows(self._rows(paths), views).ravel())
 
     def attributes(self, paths: Sequence[str]) -> dict[str, list[str]]:
         """Return the further columns of some images."""
@@ -107,7 +107,8 @@ def opened_source(run: Run) -> Iterator[RunSource]:
             )
         source = RunSource(cache, table, place)
         # Names and times may be unchanged while the images are not: only their digests show it.
-        if facts.digest and source.digest(run.predictions.paths) != facts.digest:
+        views = facts.views or (cache.header.own_view,)
+        if facts.digest and source.digest(run.predictions.paths, views) != facts.digest:
             raise CacheError(
                 f"The dataset {table.name} in {path} was extracted again after the heads were trained, and some images have "
                 "changed. Train again."

@@ -233,11 +233,11 @@ def _maps(
     from hoarfrost.features.decoding.images import thumbnail
     from hoarfrost.inference.explain import overlay
 
-    pixels, image = explainer.prepared(content)
+    pixels, seen = explainer.prepared(content)
     encoder = explainer.backbone.encoder
     found = {}
     for subject in sorted(subjects):
-        (explanation,) = explainer.explain(image[None], subject)
+        (explanation,) = explainer.explain([seen], subject)
         found[path, subject] = _uri(thumbnail(overlay(pixels, explanation.cells, encoder, MAP_SIDE), MAP_SIDE))
     return found
 

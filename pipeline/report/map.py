@@ -94,7 +94,8 @@ def map_of(run: Run, source: RunSource) -> EmbeddingMap:
     rows = np.arange(len(run.predictions.paths))
     if len(rows) > MOST_POINTS:
         rows = np.sort(np.random.default_rng(run.config.seed).choice(rows, MOST_POINTS, replace=False))
-    x, shares = principal_components(source.embeddings([run.predictions.paths[i] for i in rows]))
+    view = (run.config.embeddings.views or source.cache.views)[0]
+    x, shares = principal_components(source.embeddings([run.predictions.paths[i] for i in rows], view))
     n_neighbours = min(N_NEIGHBOURS, len(rows) - 1)
     colourings = _colourings(run, source, rows, _neighbours(x, n_neighbours))
     layouts = [

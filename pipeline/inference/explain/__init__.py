@@ -3,7 +3,16 @@
 from hoarfrost.inference.explain.cases import Cases
 from hoarfrost.inference.explain.dataset import ExplainSummary, explain_dataset
 from hoarfrost.inference.explain.drawing import overlay
-from hoarfrost.inference.explain.explainer import Explainer, open_explainer
+from hoarfrost.inference.explain.explainer import Explainer, in_colour, open_explainer
 from hoarfrost.inference.explain.maps import upsampled
 
-__all__ = ["Cases", "ExplainSummary", "Explainer", "explain_dataset", "open_explainer", "overlay", "upsampled"]
+__all__ = [
+    "Cases",
+    "ExplainSummary",
+    "Explainer",
+    "explain_dataset",
+    "in_colour",
+    "open_explainer",
+    "overlay",
+    "upsampled",
+]

@@ -102,7 +102,8 @@ class TrainingExamples:
 def training_examples(run: Run, source: RunSource, head: SavedHead) -> TrainingExamples:
     """Read the training images of a run from its cache; raise CacheError if the embeddings cannot be read.
 
-    Of a head's members, the first with the largest weight decides how embeddings are standardised.
+    They are compared in the head's first view. Of the members that look at it, the first with the largest weight decides
+    how embeddings are standardised.
     """
     rows = [i for i, split in enumerate(run.predictions.splits) if split == "train"]
     paths, labels, patients = (
@@ -110,8 +111,11 @@ def training_examples(run: Run, source: RunSource, head: SavedHead) -> TrainingE
         for column in (run.predictions.paths, run.predictions.labels, run.predictions.patients)
     )
     committee = head.committee
-    standardise, _ = committee.parts()[int(np.argmax(committee.weights))]
-    return TrainingExamples(source.embeddings(paths), standardise, paths, labels, patients, source.keys(paths))
+    of_first_view = [reading for reading in committee.readings if 0 in reading.places]
+    standardise, _ = committee.parts()[max(of_first_view, key=lambda reading: reading.weight).member]
+    return TrainingExamples(
+        source.embeddings(paths, head.views[0]), standardise, paths, labels, patients, source.keys(paths)
+    )
 
 
 class Cases:

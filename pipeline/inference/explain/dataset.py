@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hoarfrost.features.datasets import Dataset, read_unlabelled
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.decoding.formats import FRAME_MARK
 from hoarfrost.features.decoding.images import encode_png
+from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.decoding.pictures import check_sheet, fitted, write_sheet
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, RunError
 from hoarfrost.features.extraction.plan import Progress
@@ -166,7 +166,7 @@ class _ExplanationWriter:
         """Explain all images that can be read."""
         started = time.monotonic()
         for batch in self._batches():
-            images = torch.stack([image for *_, image in batch])
+            images = [image for *_, image in batch]
             for (index, key, pixels, _), found in zip(batch, self.explainer.explain(images, self.number), strict=True):
                 self._add(index, key, pixels, found)
             done = len(self.explained) + len(self.errors)
@@ -177,8 +177,8 @@ class _ExplanationWriter:
                 f"{self.dataset.source}: none of the {len(self.dataset)} images could be read. The first: {path}: {reason}."
             )
 
-    def _batches(self) -> Iterator[list[tuple[int, bytes, Pixels, torch.Tensor]]]:
-        """Decode a few images at a time: place, key, pixels for people, and the backbone's input."""
+    def _batches(self) -> Iterator[list[tuple[int, bytes, Pixels, Seen]]]:
+        """Decode a few images at a time: place, key, pixels for people, and what the encoder sees."""
         batch = []
         for index, read in self.dataset.images.contents(range(len(self.dataset))):
             try:

@@ -123,7 +123,7 @@ def card(shown: Shown) -> Pixels:
 def _note(shown: Shown) -> str:
     every, total = shown.encoder.require_feature_map().cell_pixels, float(shown.cells.sum())
     cells = " x ".join(map(str, shown.cells.shape))
-    return NOTE.format(cells=cells, every=every, size=shown.encoder.size, total=total, measure=shown.measure)
+    return NOTE.format(cells=cells, every=every, size=len(shown.cells) * every, total=total, measure=shown.measure)
 
 
 def _legend_texts(shown: Shown, top: int, width: int) -> list[Line]:

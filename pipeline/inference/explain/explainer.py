@@ -10,14 +10,16 @@ import torch
 
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.images import Decoding, decode_pixels
-from hoarfrost.features.decoding.looks import load_image
+from hoarfrost.features.decoding.looks import Seen, seen_in
+from hoarfrost.features.decoding.views import View, parse_views
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.recipes import recipe_like
+from hoarfrost.features.fingerprint import image_key
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.explain.drawing import Pixels
-from hoarfrost.inference.explain.maps import Floats, evidence_maps
+from hoarfrost.inference.explain.maps import Floats, LookMaps, embeddings_of, evidence_maps, spread_of
 from hoarfrost.inference.predict import Predictor
 
 if TYPE_CHECKING:
@@ -33,14 +35,16 @@ class ExplainedImage:
     Attributes
     ----------
     embedding : ndarray (D,) float32
+        Of the head's first view.
     probabilities, calibrated : ndarray (C,) float64
         See `hoarfrost.inference.predict.Prediction`.
     called : str
         The predicted class, or all predicted labels.
     subject : str
         The class, or label, that the map is of.
-    cells : ndarray (cells, cells) float64
-        What each cell adds to the evidence for it, see `hoarfrost.inference.explain.maps.evidence`.
+    cells : ndarray (T, T) float64
+        What each cell adds to the evidence for it, see `hoarfrost.inference.explain.maps.evidence`. The grid is that of the
+        encoder's last layer in the largest view.
     """
 
     embedding: npt.NDArray[np.float32]
@@ -91,55 +95,83 @@ class Explainer:
             raise HoarfrostError(f"--class {name}: the head {head} has no such class. Its classes: {', '.join(names)}.")
         return names.index(name)
 
-    def prepared(self, content: "Content") -> tuple[Pixels, torch.Tensor]:
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views that the head looks at."""
+        return parse_views(",".join(self.predictor.head.views), self.backbone.encoder)
+
+    def prepared(self, content: "Content") -> tuple[Pixels, Seen]:
         """Decode an image as the head's images were decoded.
 
         Returns
         -------
         pixels : ndarray (H, W) or (H, W, 3) uint8
             The whole image, for people.
-        image : Tensor (3, S, S) uint8
-            The backbone's input.
+        seen : Seen
+            The image as the encoder sees it.
 
         Raises
         ------
         ImageDecodeError
             If it cannot be read completely.
         """
-        pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding)
-        return pixels, load_image(pixels, self.decoding).expand(3, -1, -1)
+        largest = max(view.size for view in self.views)
+        pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, self.decoding.at(largest))
+        return pixels, seen_in(content, image_key(content), self.views, self.decoding)
 
-    def explain(self, images: torch.Tensor, number: int | None = None) -> list[ExplainedImage]:
+    def explain(self, images: Sequence[Seen], number: int | None = None) -> list[ExplainedImage]:
         """Explain images.
 
         Parameters
         ----------
-        images : Tensor (n, 3, S, S) uint8
+        images : sequence of Seen
         number : int, optional
             The class to map the evidence for. The default is the positive one of two classes, the predicted one of more,
             and the most probable of several labels.
         """
         found: list[ExplainedImage] = []
-        for some in torch.split(images, AT_ONCE):
-            features = self.backbone.feature_maps(some)[-1].numpy()
-            embeddings = features.mean(axis=(2, 3))
+        for first in range(0, len(images), AT_ONCE):
+            looks = self._looks(images[first : first + AT_ONCE])
+            embeddings = embeddings_of(looks).float().numpy()  # (n, V, D)
             prediction = self.predictor.predict(embeddings)
-            numbers = self._subjects(prediction.probabilities) if number is None else [number] * len(some)
-            maps = evidence_maps(self.predictor.committee, features, numbers)  # (n, cells, cells)
+            subjects = self._subjects(prediction.probabilities)
+            numbers = subjects if number is None else [number] * len(subjects)
+            maps = evidence_maps(self.predictor.committee, looks, numbers)  # (n, T, T)
             answers = self.predictor.answers(prediction.called)
             for i, each in enumerate(numbers):
                 found.append(
                     ExplainedImage(
-                        embeddings[i], prediction.probabilities[i], prediction.calibrated[i], answers[i],
+                        embeddings[i, 0], prediction.probabilities[i], prediction.calibrated[i], answers[i],
                         self.predictor.names[each], maps[i],
                     )
                 )  # fmt: skip
+        return found
+
+    def _looks(self, images: Sequence[Seen]) -> list[LookMaps]:
+        """Return the feature maps of every look at some images, and where their cells lie."""
+        stages, shapes = (
+            self.backbone.encoder.stages_of(self.predictor.header.fingerprint.layers),
+            [i.shape for i in images],
+        )
+        grid = (max(view.size for view in self.views), stages[-1].cell_pixels)
+        found, place = [], 0
+        for number, view in enumerate(self.views):
+            for tile in range(view.n_looks):
+                maps = self.backbone.feature_maps(in_colour([image.looks[place] for image in images]))
+                spread = tuple(spread_of(view, tile, shapes, stage.cell_pixels, grid) for stage in stages)
+                found.append(LookMaps(tuple(each.numpy() for each in maps), number, 1 / view.n_looks, spread))
+                place += 1
         return found
 
     def _subjects(self, probabilities: Floats) -> Sequence[int]:
         if len(self.predictor.names) == 2 and not self.predictor.head.is_multilabel:
             return [1] * len(probabilities)
         return [int(number) for number in probabilities.argmax(axis=1)]
+
+
+def in_colour(looks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return looks (C, S, S) as one batch (n, 3, S, S); a grey channel is repeated."""
+    return torch.stack([look.expand(3, -1, -1) for look in looks])
 
 
 def open_explainer(
@@ -160,6 +192,9 @@ def open_explainer(
     """
     recipe, window = recipe_like(head.header, weights)
     recipe.encoder.require_feature_map()
-    backbone = Backbone(recipe.checked_weights(), device=choose_device(device, "float32"), batch_size=AT_ONCE)
+    backbone = Backbone(
+        recipe.checked_weights(), device=choose_device(device, "float32"), batch_size=AT_ONCE,
+        layers=head.header.fingerprint.layers,
+    )  # fmt: skip
     decoding = Decoding(max_pixels or MAX_PIXELS, window, size=recipe.encoder.size)
     return Explainer(Predictor(head), backbone, decoding)

@@ -1,41 +1,112 @@
 """Class activation maps: what each cell of the last feature map adds to the evidence for a class. Arrays in, arrays out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hoarfrost.features.decoding.looks import boxes
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.encoder.registry import EncoderSpec
-from hoarfrost.heads.committee import Committee
+from hoarfrost.heads.committee import Committee, seen
 
 Floats = npt.NDArray[np.float64]
 
 
-def evidence_maps(committee: Committee, features: npt.NDArray[np.float32], numbers: Sequence[int]) -> Floats:
-    """Divide a head's evidence for a class among the cells of the last feature map.
+@dataclass(frozen=True)
+class Spread:
+    """How the cells of a look's map lie in the grid of the picture, for n images.
+
+    `rows` and `columns` (n, T, cells) are the shares of each cell's height and width that are in each row and column of
+    the grid. A quarter turn exchanges rows and columns of the map first, if `is_turned`.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    is_turned: bool
+
+    def onto_grid(self, maps: Tensor) -> Tensor:
+        """Return maps (n, cells, cells) on the grid, (n, T, T), with the same sums."""
+        turned = maps.transpose(1, 2) if self.is_turned else maps
+        return self.rows @ turned @ self.columns.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class LookMaps:
+    """The feature maps of one look at n images.
+
+    Attributes
+    ----------
+    stages : tuple of ndarray (n, dim, cells, cells) float32
+        As `hoarfrost.features.encoder.backbone.Backbone.feature_maps` returns them; side by side, their means over the
+        cells are the embedding.
+    view : int
+        The place of the view among those of the head.
+    share : float
+        Of the look in the view's embedding: one, or of a tile one over the number of tiles.
+    spread : tuple of Spread
+        For each stage where its cells lie in the picture's grid; none if they are the grid.
+    """
+
+    stages: tuple[npt.NDArray[np.float32], ...]
+    view: int = 0
+    share: float = 1.0
+    spread: tuple[Spread, ...] = ()
+
+    def embedding(self) -> Tensor:
+        """Return the looks' embeddings (n, D) float64."""
+        return torch.cat([torch.from_numpy(found).double().mean((2, 3)) for found in self.stages], 1)
+
+    def divided(self, weights: Tensor) -> Tensor:
+        """Return what each cell of the grid adds, (n, T, T), from the weights (n, D) of the embedding's numbers."""
+        total, first = torch.zeros(()), 0
+        for number, found in enumerate(self.stages):
+            dim, n_cells = found.shape[1], found.shape[2] * found.shape[3]
+            of_stage = weights[:, first : first + dim]
+            maps = torch.einsum("nk,nkij->nij", of_stage, torch.from_numpy(found).double()) / n_cells
+            total = total + (self.spread[number].onto_grid(maps) if self.spread else maps)
+            first += dim
+        return total * self.share
+
+
+def embeddings_of(looks: Sequence[LookMaps]) -> Tensor:
+    """Return the embeddings (n, V, D) float64 of all views."""
+    n_views = max(look.view for look in looks) + 1
+    return torch.stack(
+        [
+            sum((one.share * one.embedding() for one in looks if one.view == view), torch.zeros(()))
+            for view in range(n_views)
+        ],
+        dim=1,
+    )
+
+
+def evidence_maps(committee: Committee, looks: Sequence[LookMaps], numbers: Sequence[int]) -> Floats:
+    """Divide a head's evidence for a class among the cells of its feature maps.
 
     Parameters
     ----------
     committee : Committee
         The head in float64, see `Committee.exact`.
-    features : ndarray (n, D, cells, cells) float32
-        As `hoarfrost.features.encoder.backbone.Backbone.feature_maps` returns them.
+    looks : sequence of LookMaps
+        All looks at n images.
     numbers : sequence of int, length n
         The class, or label, of each image's map.
 
     Returns
     -------
-    ndarray (n, cells, cells) float64
+    ndarray (n, T, T) float64
         Their sums over the cells are the evidence, see `evidence`.
 
     Notes
     -----
-    The embedding is the mean of the feature map over its cells. A cell adds, over the number of cells, each activation
-    times the slope of its feature's standardisation times the gradient of the evidence by the standardised feature. The
-    slope allows for the transform, see `Standardise.slope`. What remains belongs to no cell, and is spread evenly, so the
-    sum is the evidence.
+    An embedding is the mean of feature maps over their cells. A cell adds, over the number of cells, each activation times
+    the slope of its feature's standardisation times the gradient of the evidence by the standardised feature. The slope
+    allows for the transform, see `Standardise.slope`. What several views and layers add is summed where they show the same
+    place. What remains belongs to no cell, and is spread evenly, so the sum is the evidence.
 
     For one member that is linear in standardised features this is an exact division of its logit. For hidden layers,
     products of features, and the mean of several members' probabilities, it is that of the function's tangent: the map
@@ -48,19 +119,31 @@ def evidence_maps(committee: Committee, features: npt.NDArray[np.float32], numbe
     Learning Important Features Through Propagating Activation Differences, ICML (gradient times input, and the slope
     between a reference and the input for transforms).
     """
-    x = torch.from_numpy(features).double()
-    embeddings = x.mean((2, 3))  # (n, D)
-    parts = committee.parts()
-    standardised = [standardise(embeddings).requires_grad_() for standardise, _ in parts]
-    logits = [layers(z) for (_, layers), z in zip(parts, standardised, strict=True)]
-    found = evidence(committee.joined(logits), numbers, multilabel=committee.is_multilabel)  # (n,)
-    gradients = torch.autograd.grad(found.sum(), standardised)
-    slopes = [standardise.slope(embeddings) for standardise, _ in parts]
-    weights = (torch.stack(gradients) * torch.stack(slopes)).sum(0)  # (n, D)
-    n_cells = x.shape[2] * x.shape[3]
-    maps = torch.einsum("nk,nkij->nij", weights, x) / n_cells
-    rest = found.detach() - maps.sum((1, 2))
+    found, weights = _divided(committee, embeddings_of(looks), numbers)
+    maps = sum((look.divided(weights[:, look.view]) for look in looks), torch.zeros(()))
+    n_cells = maps.shape[1] * maps.shape[2]
+    rest = found - maps.sum((1, 2))
     return np.asarray((maps + rest[:, None, None] / n_cells).numpy())
+
+
+def _divided(committee: Committee, x: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the evidence (n,) of embeddings (n, V, D), and the weight (n, V, D) of each number in it."""
+    parts = committee.parts()
+    inputs = [seen(x, reading.places) for reading in committee.readings]
+    own = [parts[reading.member] for reading in committee.readings]
+    standardised = [standardise(e).requires_grad_() for (standardise, _), e in zip(own, inputs, strict=True)]
+    logits = [layers(z) for (_, layers), z in zip(own, standardised, strict=True)]
+    found = evidence(committee.joined(logits), numbers, multilabel=committee.is_multilabel)
+    gradients = torch.autograd.grad(found.sum(), standardised)
+    weights = torch.zeros_like(x)
+    for reading, (standardise, _), e, gradient in zip(committee.readings, own, inputs, gradients, strict=True):
+        places = list(reading.places)
+        of_columns = (gradient * standardise.slope(e))[:, None] / len(places)
+        start = 0
+        for first, end in standardise.columns or ((0, x.shape[2]),):
+            weights[:, places, first:end] += of_columns[:, :, start : start + end - first]
+            start += end - first
+    return found.detach(), weights
 
 
 def evidence(logits: Tensor, numbers: Sequence[int], *, multilabel: bool) -> Tensor:
@@ -81,6 +164,68 @@ def evidence(logits: Tensor, numbers: Sequence[int], *, multilabel: bool) -> Ten
     """
     own = logits[torch.arange(len(logits)), torch.tensor(numbers)]
     return own if multilabel else own - (logits.sum(1) - own) / (logits.shape[1] - 1)
+
+
+def spread_of(
+    view: View, tile: int, shapes: Sequence[tuple[int, int]], cell_pixels: int, grid: tuple[int, int]
+) -> Spread:
+    """Return where a look's cells lie in the picture.
+
+    Parameters
+    ----------
+    view : View
+    tile : int
+        Which of its looks, row by row.
+    shapes : sequence of (int, int), length n
+        Height and width of each image.
+    cell_pixels : int
+        Of the look's map.
+    grid : tuple of int
+        The size in pixels of the largest view, and the pixels of a cell of the grid.
+
+    Notes
+    -----
+    A random turn of a few degrees is not undone.
+    """
+    down = across = _intervals(view.size, cell_pixels)
+    across = _mirrored(across) if view.flip else across
+    if view.turn == 90:
+        down, across = across, _mirrored(down)
+    elif view.turn == 180:
+        down, across = _mirrored(down), _mirrored(across)
+    elif view.turn == 270:
+        down, across = _mirrored(across), down
+    target = _intervals(*grid)
+    rows, columns = [], []
+    for height, width in shapes:
+        top, left, bottom, right = boxes(view, height, width)[tile]
+        rows.append(_overlaps((top + down * (bottom - top)) / height, target))
+        columns.append(_overlaps((left + across * (right - left)) / width, target))
+    return Spread(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(columns)), view.turn in {90, 270})
+
+
+def _intervals(size: int, cell_pixels: int) -> Floats:
+    """Return the start and end of each cell as shares of the input's side, (cells, 2)."""
+    middles = np.arange(size // cell_pixels) * cell_pixels
+    edges = np.append(np.maximum(middles - cell_pixels / 2, 0), size) / size
+    return np.column_stack([edges[:-1], edges[1:]])
+
+
+def _mirrored(intervals: Floats) -> Floats:
+    return 1 - intervals[:, ::-1]
+
+
+def _overlaps(cells: Floats, target: Floats) -> Floats:
+    """Return the share of each cell (c, 2) in each interval of the target (T, 2), (T, c); columns have the sum one."""
+    start, end = cells.clip(0, 1).T
+    shared = np.minimum(end, target[:, 1:]) - np.maximum(start, target[:, :1])
+    length = end - start
+    is_point = length <= 1e-12  # a cell beyond the image: what it adds is shown at the border
+    found = np.maximum(shared, 0) / np.where(is_point, 1, length)
+    nearest = np.minimum(np.searchsorted(target[:, 1], start), len(target) - 1)
+    found[:, is_point] = 0
+    found[nearest[is_point], np.flatnonzero(is_point)] = 1
+    return np.asarray(found / found.sum(axis=0))
 
 
 def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> Floats:
@@ -105,8 +250,8 @@ def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> F
 
 def _cell_positions(n_pixels: int, n_cells: int, encoder: EncoderSpec) -> Floats:
     """Return each pixel's position in units of cells, (n_pixels,)."""
-    seen = (np.arange(n_pixels) + 0.5) * (encoder.size / n_pixels) - 0.5
-    return np.clip(seen / encoder.require_feature_map().cell_pixels, 0, n_cells - 1)
+    shown = (np.arange(n_pixels) + 0.5) * (n_cells / n_pixels) - 0.5 / encoder.require_feature_map().cell_pixels
+    return np.clip(shown, 0, n_cells - 1)
 
 
 def _interpolated(cells: Floats, positions: Floats) -> Floats:

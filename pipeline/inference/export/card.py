@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from hoarfrost.evaluation import ShownIn, metrics_of
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
-from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
+from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, input_size, operating_points, preparation
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.first import Caution, grave_warnings, task_of, warnings_of
 from hoarfrost.report.methods import methods_of
@@ -88,14 +88,14 @@ def _intended(run: Run) -> Iterator[str]:
 
 
 def _usage(head: SavedHead, file: str) -> Iterator[str]:
-    encoder = head.header.fingerprint.encoder
-    yield f"{preparation(encoder)} The model itself contains normalisation, encoder, standardisation, head and temperature."
+    size = input_size(head)
+    yield f"{preparation(head)} The model itself contains normalisation, encoder, standardisation, head and temperature."
     yield ""
     shape = f"float32 (N, {len(head.names)})"
     yield from _table(
         ("name", "content"),
         [
-            (f"input `{INPUT}`", f"uint8 (N, 3, {encoder.size}, {encoder.size}), RGB; any number N of images"),
+            (f"input `{INPUT}`", f"uint8 (N, 3, {size}, {size}), RGB; any number N of images"),
             (f"output `{OUTPUTS[0]}`", f"{shape}, calibrated, in the order of the classes"),
             (f"output `{OUTPUTS[1]}`", f"{shape}, before calibration, as in the run's predictions.csv"),
         ],

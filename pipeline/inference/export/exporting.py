@@ -94,7 +94,7 @@ def export_head(
     classifier = Classifier(recipe.checked_weights(), saved)
     content = writer(formats.exported_program(classifier), metadata_of(facts, saved))
     largest = _largest_difference(classifier, content, runner)
-    decoding = Decoding(window=window, size=recipe.encoder.size)
+    decoding = Decoding(window=window, size=classifier.size)
     differs, n_compared, notes = _difference_from_run(facts, saved, decoding, content, runner)
     made = _sentences(file_format, largest, differs, n_compared, saved)
     _write(output, content, model_card(facts, saved, output.name, made))
@@ -121,7 +121,7 @@ def export_head(
 
 def _largest_difference(classifier: Classifier, content: bytes, runner: Runner) -> float:
     """Return the largest difference between the file and the module, in batches of several sizes."""
-    images = _trial_images(max(formats.BATCHES), classifier.encoder.size)
+    images = _trial_images(max(formats.BATCHES), classifier.size)
     with torch.no_grad():
         wanted = [output.numpy() for output in classifier(torch.from_numpy(images))]
     largest = max(

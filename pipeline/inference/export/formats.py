@@ -41,7 +41,7 @@ def require_onnx() -> None:
 
 def exported_program(classifier: Classifier) -> "ExportedProgram":
     """Trace the model for batches of any size."""
-    size = classifier.encoder.size
+    size = classifier.size
     example = torch.zeros((2, 3, size, size), dtype=torch.uint8)
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1)}}
     with _quiet():

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from hoarfrost.evaluation import apply_temperature
-from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.fingerprint import preprocessing
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import Run
@@ -17,7 +17,7 @@ INPUT, OUTPUTS = "images", ("probabilities", "uncalibrated")
 def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
     """Return the description of a head exported from `run`, each value a text; structured values are JSON."""
     facts = head.header
-    size = facts.fingerprint.encoder.size
+    size = input_size(head)
     steps = {key: value for key, value in facts.fingerprint.preprocessing.items() if key not in {"mean", "std"}}
     return {
         "format": f"{FORMAT} {FORMAT_VERSION}",
@@ -28,6 +28,7 @@ def metadata_of(run: Run, head: SavedHead) -> dict[str, str]:
         "input": f"{INPUT}: uint8 RGB (N, 3, {size}, {size}), grey repeated in all three channels; the model normalises",
         "outputs": f"{OUTPUTS[0]}: calibrated (N, C) float32; {OUTPUTS[1]}: the same before calibration",
         "preprocessing": _json(steps),
+        "views": _json(head.views),
         "operating_points": _json(operating_points(head)),
         "temperatures": _json(head.validated[0].temperatures),
         "fingerprint": facts.fingerprint.digest,
@@ -70,9 +71,14 @@ def calibrated_threshold(threshold: float, temperature: float) -> float:
     return float(apply_temperature([[1 - p, p]], temperature)[0, 1])  # type: ignore[arg-type]
 
 
-def preparation(encoder: EncoderSpec) -> str:
+def input_size(head: SavedHead) -> int:
+    """Return the height and width of the exported model's input: those of the head's largest view."""
+    return max(view.size for view in parse_views(",".join(head.views), head.header.fingerprint.encoder))
+
+
+def preparation(head: SavedHead) -> str:
     """Return how an image becomes the input, in words."""
-    size, how = encoder.size, preprocessing(encoder)["interpolation"]
+    size, how = input_size(head), preprocessing(head.header.fingerprint.encoder)["interpolation"]
     return (
         f"Decode to 8-bit grey or RGB, resize to {size} x {size} ({how}; no crop, the aspect ratio is not kept), "
         f"repeat a grey channel three times, and put the channels first: uint8 (N, 3, {size}, {size})."

@@ -22,7 +22,7 @@ from hoarfrost.inference.serve.batcher import LARGEST_BATCH, Batcher
 from hoarfrost.inference.serve.limits import LimitRequests, Limits
 
 if TYPE_CHECKING:
-    import torch
+    from hoarfrost.features.decoding.looks import Seen
 
 DESCRIPTION = (
     f"**{RESEARCH_USE}**\n\nA head on a frozen encoder answers for one image at a time. No file is kept. Calibration, "
@@ -43,16 +43,16 @@ class Reader(Protocol):
 
     about: About
 
-    def decode(self, content: bytes) -> "torch.Tensor":
-        """Decode to (3, S, S) uint8; called in several threads. Raises ImageDecodeError."""
+    def decode(self, content: bytes) -> "Seen":
+        """Decode to what the encoder sees; called in several threads. Raises ImageDecodeError."""
 
-    def answer(self, images: "Sequence[torch.Tensor]") -> Sequence[Answer]:
+    def answer(self, images: "Sequence[Seen]") -> Sequence[Answer]:
         """Answer for a batch; called in one thread."""
 
     def trained_on(self, content: bytes) -> bool | None:
         """Return whether a file of these bytes was in the training split; None if that is not known."""
 
-    def explain(self, image: "torch.Tensor", answer: Answer) -> Answer:
+    def explain(self, image: "Seen", answer: Answer) -> Answer:
         """Add the explanation; called in one thread."""
 
 

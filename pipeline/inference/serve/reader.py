@@ -4,6 +4,7 @@ import base64
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,16 @@ import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, encode_png
-from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
-from hoarfrost.features.decoding.looks import load_image
+from hoarfrost.features.decoding.isolated import DecoderCrashError
+from hoarfrost.features.decoding.looks import Seen
+from hoarfrost.features.decoding.quarantine import seen_isolated
+from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.extraction.recipes import recipe_like
 from hoarfrost.features.fingerprint import bytes_key, image_key
-from hoarfrost.inference.explain import Cases, Explainer, overlay
+from hoarfrost.inference.explain import Cases, Explainer, in_colour, overlay
 from hoarfrost.inference.export.metadata import operating_points
 from hoarfrost.inference.predict import Predictor
 from hoarfrost.inference.predict.opening import run_head
@@ -47,8 +50,8 @@ class HeadReader:
         self._looking = threading.Lock()  # HDF5 and the pictures in memory are for one thread at a time
         self.about = _about(self.predictor, limits, cases.n_training)
 
-    def decode(self, content: bytes) -> torch.Tensor:
-        """Decode to (3, S, S) uint8, in another process: a hostile file may crash a decoder.
+    def decode(self, content: bytes) -> Seen:
+        """Decode to what the encoder sees, in another process: a hostile file may crash a decoder.
 
         Raises
         ------
@@ -57,20 +60,18 @@ class HeadReader:
         """
         if not content:
             raise ImageDecodeError(Unreadable.EMPTY)
-        decoding = self._explainer.decoding
+        explainer = self._explainer
         try:
-            pixels = decode_isolated(
-                content, 0, self._limits.max_pixels, decoding.window,
-                size=decoding.size, seconds=self._limits.seconds,
-            )  # fmt: skip
+            return seen_isolated(
+                content, bytes_key(content), explainer.views, explainer.decoding, seconds=self._limits.seconds
+            )
         except DecoderCrashError as error:
             raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
-        return load_image(pixels, decoding).expand(3, -1, -1)
 
-    def answer(self, images: Sequence[torch.Tensor]) -> list[Answer]:
-        """Answer for a batch of (3, S, S) uint8."""
+    def answer(self, images: Sequence[Seen]) -> list[Answer]:
+        """Answer for a batch."""
         with self._computing:
-            embeddings = self._backbone.embed(torch.stack(list(images))).numpy()
+            embeddings = self._embedded(images)
         found, names = self.predictor.predict(embeddings), self.predictor.names
         limit = self.predictor.novelty_threshold
         assert found.distances is not None
@@ -90,24 +91,35 @@ class HeadReader:
             for i in range(len(images))
         ]
 
+    def _embedded(self, images: Sequence[Seen]) -> "npt.NDArray[np.float32]":
+        """Return the embeddings (n, V, D) of all views."""
+        found, place = [], 0
+        for view in self._explainer.views:
+            looks = [
+                self._backbone.embed(in_colour([image.looks[place + tile] for image in images]))
+                for tile in range(view.n_looks)
+            ]
+            place += view.n_looks
+            found.append(looks[0] if len(looks) == 1 else torch.stack(looks).mean(0))
+        return torch.stack(found, 1).numpy()
+
     def trained_on(self, content: bytes) -> bool | None:
         """Return whether a file of these bytes, or its first frame, was in the training split; None if not known."""
         digest = bytes_key(content)
         known = self._cases.trained_on(digest)
         return self._cases.trained_on(image_key(EncodedFrame(content, digest, 1, 1))) if known is False else known
 
-    def explain(self, image: torch.Tensor, answer: Answer) -> Answer:
+    def explain(self, image: Seen, answer: Answer) -> Answer:
         """Add where in the image the evidence lies, and the nearest training images; nothing without a feature map."""
         if self.about.map_cells is None:
             return answer
         with self._computing:
-            found = self._explainer.explain(image[None])[0]
+            found = self._explainer.explain([image])[0]
         with self._looking:
             nearest = self._cases.nearest(found, b"", "")
             pictures = self._cases.pictures(nearest)
-        pixels = image.permute(1, 2, 0).numpy()  # (S, S, 3)
-        encoder = self.predictor.header.fingerprint.encoder
-        drawn = overlay(pixels, found.cells, encoder, encoder.size)
+        pixels = image.looks[0].expand(3, -1, -1).permute(1, 2, 0).numpy()  # (S, S, 3)
+        drawn = overlay(pixels, found.cells, self.predictor.header.fingerprint.encoder, len(pixels))
         neighbours = [
             Neighbour(
                 label=one.label, path=one.path, distance=one.distance,
@@ -137,10 +149,11 @@ def opened_reader(
     recipe, window = recipe_like(saved.header, weights)
     precision = saved.header.fingerprint.precision
     found = recipe.checked_weights()
-    backbone = Backbone(found, device=choose_device(device, precision), precision=precision, batch_size=LARGEST_BATCH)
+    made = partial(Backbone, found, batch_size=LARGEST_BATCH, layers=saved.header.fingerprint.layers)
+    backbone = made(device=choose_device(device, precision), precision=precision)
     in_float32 = backbone
     if precision != "float32":
-        in_float32 = Backbone(found, device=choose_device(device, "float32"), batch_size=LARGEST_BATCH)
+        in_float32 = made(device=choose_device(device, "float32"))
     explainer = Explainer(Predictor(saved), in_float32, Decoding(limits.max_pixels, window, size=recipe.encoder.size))
     with ExitStack() as stack:
         cases = Cases.opened(run, explainer, N_NEIGHBOURS, notes, stack)
@@ -150,6 +163,7 @@ def opened_reader(
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
     encoder = predictor.header.fingerprint.encoder
+    largest = max(view.size for view in parse_views(",".join(predictor.head.views), encoder))
     has_point = not predictor.head.is_multilabel and len(points) > 0
     deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
@@ -162,7 +176,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
         coverage=predictor.coverage,
-        map_cells=encoder.size // encoder.stages[-1].cell_pixels if encoder.stages else None,
+        map_cells=largest // encoder.stages[-1].cell_pixels if encoder.stages else None,
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
     )
