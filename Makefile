@@ -2,6 +2,8 @@
 #
 #   DATA      folder, CSV or npz of images       (default: the embedded demo set)
 #   WEIGHTS   imagenet | PATH | random:SEED | auto
+#   VIEWS     how to look at each image          (standard, high, or 224,224:flip,448; default: once)
+#   LAYERS    layers of the encoder              (LAYERS=3,4; default: the last)
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
 #   CACHE     the cache file; RUN: the run folder (default: below artifacts/, by DATA and WEIGHTS)
@@ -13,7 +15,7 @@
 #   PYTHON    the Python of an existing environment; then nothing is installed
 
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
-export DATA WEIGHTS CACHE RUN HEADS
+export DATA WEIGHTS CACHE RUN HEADS VIEWS LAYERS
 
 on = $(filter-out 0 no off false,$(1))# EXPLAIN=0 is as good as nothing
 
@@ -92,7 +94,8 @@ usable:
 extract: $(READY)  ## compute the embeddings that are not in the cache yet
 	@$(PLACES) \
 	if [ -z "$$DATA" ] && [ ! -e "$$data/labels.csv" ]; then $(HOARFROST) demo "$$data"; fi; \
-	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights"
+	set --; [ -z "$$VIEWS" ] || set -- --views "$$VIEWS"; [ -z "$$LAYERS" ] || set -- "$$@" --layers "$$LAYERS"; \
+	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights" "$$@"
 
 train: $(READY)  ## train heads on the cache, without the images; replaces an earlier run in RUN
 	@$(PLACES) \

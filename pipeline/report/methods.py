@@ -11,6 +11,7 @@ from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
 from hoarfrost.report.provenance import plain
+from hoarfrost.report.views import looks_of
 from hoarfrost.report.words import decimal, listed, several
 from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
 
@@ -104,10 +105,17 @@ def _leaks(run: Run) -> str:
 def _features(run: Run) -> Iterator[str]:
     facts = run.config.embeddings
     encoder = facts.encoder
+    looks = looks_of(facts)
     yield (
-        f"Each image was embedded once by a frozen {encoder.title} up to its {encoder.output} ({encoder.dim} values) with "
-        f"{_weights(facts)} (SHA-256 {facts.weights_sha256[:16]}), in {facts.precision.split(':')[0]}."
+        f"Each image was embedded {looks or 'once'} by a frozen {encoder.title} up to its {encoder.output} "
+        f"({encoder.dim_of(facts.layers)} values) with {_weights(facts)} (SHA-256 {facts.weights_sha256[:16]}), in "
+        f"{facts.precision.split(':')[0]}."
     )
+    if len(facts.views) > 1:
+        yield (
+            "Heads that learn in steps saw one view of each image in a step, and their probabilities were averaged over "
+            "views; fitted heads took the mean embedding of an image's views. Each size and geometry has members of its own."
+        )
     unused = _unused_steps(run)
     steps = [f"{name} {plain(value)}" for name, value in facts.preprocessing.items() if name not in unused]
     special = "; special cases are in config.json" if SPECIAL & unused & facts.preprocessing.keys() else ""

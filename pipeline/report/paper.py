@@ -60,8 +60,8 @@ def tables_of(run: Run) -> dict[str, Table]:
     Returns
     -------
     dict of name -> Table
-        Those that the run has: "heads", "comparisons", "counts", "cross-validation", "learning curve", "operating
-        points", "calibration", "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
+        Those that the run has: "heads", "comparisons", "counts", "cross-validation", "learning curve", "views",
+        "operating points", "calibration", "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
     """
     found = {
         "heads": _heads(run),
@@ -69,6 +69,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "counts": _counts(run),
         "cross-validation": _cross_validation(run),
         "learning curve": _learning_curve(run),
+        "views": _views(run),
         **(_assessment(run.assessment) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
         "near-duplicates": _near_duplicates(run),
@@ -145,6 +146,22 @@ def _cross_validation(run: Run) -> Table:
         (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area)) for one, area in zip(results, pooled, strict=True)
     )
     return Table(columns, rows)
+
+
+def _views(run: Run) -> Table:
+    rows = tuple(
+        (
+            ", ".join(one.views),
+            one.work,
+            one.roc_auc,
+            one.loss,
+            *_ends(one.difference),
+            one.n_chosen,
+            *_about(one.difference),
+        )
+        for one in (run.views.results if run.views is not None else ())
+    )
+    return Table(("views", "work", "roc_auc", "loss", "difference", "low", "high", "chosen", *ABOUT), rows)
 
 
 def _learning_curve(run: Run) -> Table:

@@ -44,6 +44,10 @@ def _embedding_facts(config: RunConfig) -> Iterator[Fact]:
     if embeddings.digest:
         yield Fact("digest of the rows", embeddings.digest, is_code=True)
     yield Fact("fingerprint", embeddings.fingerprint, is_code=True)
+    if embeddings.views:
+        yield Fact("views", ", ".join(embeddings.views))
+    if embeddings.layers:
+        yield Fact("layers", ", ".join(map(str, embeddings.layers)))
     yield Fact("weights", embeddings.weights, is_code=True)
     yield Fact("weights' SHA-256", embeddings.weights_sha256, is_code=True)
 

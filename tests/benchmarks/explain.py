@@ -7,6 +7,7 @@ import torch
 
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
@@ -73,11 +74,11 @@ def costs(folder: Path) -> list[Measurement]:
     extract(folder / "demo", cache, options=ExtractOptions(weights="random:0", precision="float32"))
     run_experiment(cache, run, parse_heads(("mlp:256",)), ExperimentConfig(positive=["malignant"]))
     explainer = open_explainer(run_head(read_heads(run)))
-    image = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
+    image = Seen([torch.zeros((1, 224, 224), dtype=torch.uint8)], (224, 224))
     seconds = []
     for _ in range(10):
         started = time.perf_counter()
-        explainer.explain(image)
+        explainer.explain([image])
         seconds.append(time.perf_counter() - started)
     exported = [
         export_head(run, folder / f"m{suffix}", file_format=kind)

@@ -9,6 +9,7 @@ import torch
 
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -111,7 +112,9 @@ def backbone() -> Backbone:
 def test_evidence_is_that_of_the_probabilities_beside_it(
     head: SavedHead, images: torch.Tensor, backbone: Backbone
 ) -> None:
-    for one in Explainer(Predictor(head), backbone, Decoding()).explain(images):
+    for one in Explainer(Predictor(head), backbone, Decoding()).explain(
+        [Seen([image], (224, 224)) for image in images]
+    ):
         number = head.names.index(one.subject)
         logarithms = np.log(one.probabilities)
         if head.is_multilabel:
@@ -128,8 +131,9 @@ def test_a_committee_is_served(head: SavedHead, images: torch.Tensor, embedded: 
     explainer = Explainer(Predictor(head), backbone, Decoding())
     cases = Cases(explainer, run=None, n=0)  # type: ignore[arg-type]
     reader = HeadReader(explainer, backbone, cases, Limits(max_bytes=10**6, max_pixels=10**6, seconds=2, at_once=8))
-    answers = reader.answer(list(images))
+    seen = [Seen([image], (224, 224)) for image in images]
+    answers = reader.answer(seen)
     assert reader.about.head == answers[0].head == head.name
     found = np.array([[one.probabilities[name] for name in head.names] for one in answers])
     np.testing.assert_allclose(found, Predictor(head).predict(embedded).calibrated, rtol=0, atol=1e-6)
-    assert reader.explain(images[0], answers[0]).explanation is not None
+    assert reader.explain(seen[0], answers[0]).explanation is not None

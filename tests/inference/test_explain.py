@@ -15,7 +15,7 @@ from hoarfrost.heads.files import head_bytes
 from hoarfrost.heads.layers import Standardise, transformed
 from hoarfrost.inference.explain.cases import TrainingExamples
 from hoarfrost.inference.explain.drawing import Shown, card, legend, overlay, sheet_of
-from hoarfrost.inference.explain.maps import evidence, evidence_maps, upsampled
+from hoarfrost.inference.explain.maps import LookMaps, evidence, evidence_maps, upsampled
 from tests.support.builders import picture
 from tests.support.saved_heads import MIXED, members, saved_head
 
@@ -53,7 +53,7 @@ def test_the_map_sums_to_the_evidence_in_the_heads_probabilities(spec: str, n_cl
     x, committee = features(), head(f"{spec},transform={transform}", n_classes=n_classes)
     logarithms = np.log(committee.probabilities(pooled(x)))
     for number in range(n_classes):
-        maps = evidence_maps(committee, x, [number] * 3)
+        maps = evidence_maps(committee, [LookMaps((x,))], [number] * 3)
         assert maps.shape == (3, 7, 7)
         others = np.delete(logarithms, number, axis=1).mean(axis=1)
         np.testing.assert_allclose(maps.sum((1, 2)), logarithms[:, number] - others, rtol=0, atol=1e-5)
@@ -63,15 +63,15 @@ def test_the_map_sums_to_the_evidence_in_the_heads_probabilities(spec: str, n_cl
 def test_the_map_of_a_committee_sums_to_the_evidence_in_its_mean_probabilities(multilabel: bool) -> None:
     x, committee = features(), head(*MIXED, n_classes=2, multilabel=multilabel)
     p = committee.probabilities(pooled(x))[:, 1]
-    maps = evidence_maps(committee, x, [1] * 3)
+    maps = evidence_maps(committee, [LookMaps((x,))], [1] * 3)
     np.testing.assert_allclose(maps.sum((1, 2)), np.log(p / (1 - p)), rtol=0, atol=1e-5)
 
 
 def test_each_image_has_the_map_of_its_own_class() -> None:
     x, committee = features(), head(*MIXED)
-    together = evidence_maps(committee, x, [2, 0, 1])
+    together = evidence_maps(committee, [LookMaps((x,))], [2, 0, 1])
     for i, number in enumerate((2, 0, 1)):
-        alone = evidence_maps(committee, x[i : i + 1], [number])[0]
+        alone = evidence_maps(committee, [LookMaps((x[i : i + 1],))], [number])[0]
         np.testing.assert_allclose(together[i], alone, atol=1e-10)
 
 
@@ -99,7 +99,7 @@ def test_a_linear_map_is_weight_times_slope_times_activation_and_an_even_share_o
         for j in range(7):
             z = (x[0, :, i, j].astype(np.float64) - reference) * slope / std
             expected[i, j] = ((weight[1] - weight[0]) @ z + bias[1] - bias[0]) / 49
-    np.testing.assert_allclose(evidence_maps(committee, x, [1])[0], expected, atol=1e-10)
+    np.testing.assert_allclose(evidence_maps(committee, [LookMaps((x,))], [1])[0], expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("spec", [*HEADS, "mixed"])
@@ -111,14 +111,14 @@ def test_without_transform_the_map_is_gradient_times_activation_on_the_feature_m
     (gradient,) = torch.autograd.grad(logits[1] - logits[0], maps)
     expected = (gradient[0] * maps[0]).sum(0).detach()
     constant = (logits[1] - logits[0] - expected.sum()).item()
-    found = evidence_maps(committee, x, [1])[0]
+    found = evidence_maps(committee, [LookMaps((x,))], [1])[0]
     np.testing.assert_allclose(found, expected.numpy() + constant / 49, atol=1e-12)
 
 
 def test_explaining_leaves_the_head_as_it_is() -> None:
     saved = saved_head()
     before = head_bytes(saved)
-    evidence_maps(saved.committee.exact(), features(), [1] * 3)
+    evidence_maps(saved.committee.exact(), [LookMaps((features(),))], [1] * 3)
     assert head_bytes(saved) == before
     assert all(value.requires_grad for one in saved.members for value in one.module.parameters())
 
@@ -136,7 +136,8 @@ def test_evidence_does_not_see_what_all_logits_have_in_common() -> None:
 def test_a_cell_looks_at_the_image_around_32_pixels_times_its_place() -> None:
     network = Network(load_weights("random:0"))
     image = torch.full((1, 3, SIZE, SIZE), 90.0, requires_grad=True)
-    maps = network.feature_maps(image + 20 * torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    (maps,) = network.feature_maps(image + 20 * noise)
     for i, j in ((3, 3), (2, 4)):
         (gradient,) = torch.autograd.grad(maps[0, :, i, j].sum(), image, retain_graph=True)
         weight = gradient[0].square().sum(0)
@@ -148,7 +149,7 @@ def test_a_cell_looks_at_the_image_around_32_pixels_times_its_place() -> None:
 def test_pooled_feature_maps_are_the_embeddings() -> None:
     images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     backbone = Backbone(load_weights("random:0"))
-    maps = backbone.feature_maps(images)
+    (maps,) = backbone.feature_maps(images)
     assert maps.shape == (3, 512, 7, 7)
     torch.testing.assert_close(maps.mean((2, 3)), backbone.embed(images), rtol=1e-5, atol=1e-6)
 

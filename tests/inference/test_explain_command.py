@@ -11,7 +11,6 @@ from PIL import Image
 from hoarfrost.cli.console.summaries import explain_text
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -161,8 +160,8 @@ def test_frames_of_a_dicom_file_are_explained_and_its_patient_is_in_no_product(
 
 def test_another_class_is_mapped_where_it_is_asked_for(run: Run) -> None:
     explainer = open_explainer(run_head(read_heads(run.directory)))
-    image = load_image((images_of(run) / some_paths(run, 1)[0]).read_bytes()).expand(3, -1, -1)[None]
-    of_positive, of_other = (explainer.explain(image, number)[0] for number in (1, 0))
+    _, seen = explainer.prepared((images_of(run) / some_paths(run, 1)[0]).read_bytes())
+    of_positive, of_other = (explainer.explain([seen], number)[0] for number in (1, 0))
     np.testing.assert_allclose(of_positive.cells, -of_other.cells, atol=1e-12)
     assert of_other.subject == explainer.predictor.names[0]
     with pytest.raises(HoarfrostError, match="--class cyst: .* has no such class. Its classes: .*malignant"):

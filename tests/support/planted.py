@@ -51,7 +51,7 @@ class Hits:
 
 def hits(explainer: Explainer, phantoms: Sequence[Phantom], class_name: str) -> Hits:
     """Map the evidence for a class in phantoms with lesions, and count."""
-    images = torch.stack([load_image(encode_png(one.image)).expand(3, -1, -1) for one in phantoms])
+    images = [explainer.prepared(one.image)[1] for one in phantoms]
     found = explainer.explain(images, explainer.class_number(class_name))
     masks = np.stack([one.lesion_mask for one in phantoms])  # (n, H, W)
     height, width = masks.shape[1:]

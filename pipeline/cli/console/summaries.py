@@ -27,6 +27,9 @@ def extract_text(summary: "ExtractSummary") -> str:
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
         f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}{ray}",
     ]
+    if len(summary.views) > 1 or summary.layers:
+        layers = f"; layers {', '.join(map(str, summary.layers))}" if summary.layers else ""
+        lines.append(f"views {', '.join(summary.views)}{layers}")
     lines += [f"  {n:,} unreadable: {kind}" for kind, n in summary.failed_by_kind.items()]
     lines += [f"  {n:,} {note}" for note, n in summary.notes.items()]
     lines += untrained_lines(summary.weights)

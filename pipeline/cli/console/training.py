@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
+    from hoarfrost.runs import Assessment, ComparedViews, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 
@@ -52,6 +52,7 @@ def train_text(run: "Run") -> str:
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
     lines += _learning_curve_lines(run, split)
+    lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
 
 
@@ -202,3 +203,16 @@ def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
     for point in run.learning_curve:
         aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
         yield f"  {share}: {sum(aucs) / len(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
+
+
+def _views_lines(views: "ComparedViews | None") -> "Iterator[str]":
+    """Show what more looks gave: each set of views with its scores, and the difference from the first."""
+    if views is None:
+        return
+    on = {"folds": "nested cross-validation", "test": "test split", "val": "the images that selected; optimistic"}
+    yield f"Views ({on[views.basis]}): ROC AUC, log loss, difference in ROC AUC (95% CI):"
+    for one in views.results:
+        times = f" in {one.n_chosen} of {views.n_choices} folds" if views.n_choices > 1 else ""
+        difference = "" if one.difference is None else f", {_estimate_text(one.difference)}"
+        chosen = f", chosen{times}" if one.n_chosen else ""
+        yield f"  {', '.join(one.views)}: {one.roc_auc:.3f}, {one.loss:.3f}{difference}{chosen}"

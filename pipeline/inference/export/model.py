@@ -45,9 +45,8 @@ class Look(nn.Module):
 def _resizing(start: float, end: float, length: int, size: int) -> Tensor:
     """Return the matrix (size, length) that cuts out part of an axis and resizes it as `looks_at` does."""
     first, last = round(start), round(end)
-    pixels = torch.eye(length)[first:last]  # of (last - first) pixels, in terms of all
-    resized = F.interpolate(pixels.T[None, :, :, None], (size, 1), mode="bilinear", antialias=True)
-    return resized[0, :, :, 0].T.contiguous()
+    pixels = torch.eye(length)[first:last]  # (last - first) pixels in terms of all
+    return F.interpolate(pixels[None, None], (size, length), mode="bilinear", antialias=True)[0, 0]
 
 
 def looks_of(views: Sequence[View]) -> list[Look]:

@@ -1,0 +1,71 @@
+"""What more looks gave: the sets of views side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hoarfrost.report.words import estimate_text, listed
+from hoarfrost.runs import ComparedViews, EmbeddingFacts, Run, ViewsResult
+
+BASES = {
+    "folds": "pooled predictions of nested cross-validation, in which each fold chose its own set",
+    "test": "test split",
+    "val": "images that also selected the heads and the set, so the figures are optimistic",
+}
+FLIPPED = (
+    "Heads also look at mirror images. That is wrong where left and right mean something (laterality, situs inversus). "
+    "Then train with --views without flip."
+)
+MOST_VIEWS = 12
+
+
+@dataclass(frozen=True)
+class ViewsRow:
+    """A set of views: its names, the encoder's work in looks, scores, and the difference from the smallest set."""
+
+    views: tuple[str, ...]
+    work: float
+    roc_auc: float
+    loss: float
+    difference: str
+    chosen: str
+
+
+def views_rows(compared: ComparedViews | None) -> tuple[ViewsRow, ...]:
+    """Return the rows of the table; none if there was only one set."""
+    if compared is None:
+        return ()
+    return tuple(
+        ViewsRow(
+            one.views, one.work, one.roc_auc, one.loss,
+            "" if one.difference is None else estimate_text(one.difference),
+            _chosen(one, compared),
+        )
+        for one in compared.results
+    )  # fmt: skip
+
+
+def _chosen(one: ViewsResult, compared: ComparedViews) -> str:
+    if compared.basis == "folds":
+        return f"in {one.n_chosen} of {compared.n_choices} folds"
+    return "chosen" if one.n_chosen else ""
+
+
+def views_basis(compared: ComparedViews | None) -> str:
+    """Return what the sets were scored on, in words."""
+    return "" if compared is None else BASES[compared.basis]
+
+
+def looks_of(facts: EmbeddingFacts) -> str:
+    """Return the views and layers that a run's heads look at, in words; empty for one look and the last layer."""
+    parts = []
+    if facts.views:
+        parts.append(f"in {len(facts.views)} views ({listed(list(facts.views), MOST_VIEWS)})")
+    if facts.layers:
+        parts.append(f"as the mean outputs of layers {' and '.join(map(str, facts.layers))}")
+    return ", ".join(parts)
+
+
+def views_cautions(run: Run) -> Iterator[str]:
+    """Yield what a reader must know about the views."""
+    if any("flip" in name.split(":") for name in run.config.embeddings.views):
+        yield FLIPPED
