@@ -145,7 +145,7 @@ def load_isolated(
     encoded, frame = unpack(content)
     found: dict[View, list[torch.Tensor]] = {}
     for some in by_decoding(encoded, views):
-        size = some[0].size
+        size = some[0].decoded_size
         pixels = decode_isolated(encoded, frame, decoding.max_pixels, decoding.window, size=size, seconds=seconds)
         found.update(zip(some, looks_at(pixels, key, some), strict=True))
     return [look for view in views for look in found[view]]
