@@ -30,7 +30,14 @@ from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
-from hoarfrost.features.cache.store import DAMAGED_SUFFIX, check_fingerprint, part_paths, parts_directory, remove_parts
+from hoarfrost.features.cache.store import (
+    DAMAGED_SUFFIX,
+    check_fingerprint,
+    existing_header,
+    part_paths,
+    parts_directory,
+    remove_parts,
+)
 from hoarfrost.features.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -83,6 +90,8 @@ class CacheWriter(PartWriter):
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be created: {error.strerror}.") from error
         with ExitStack() as stack:
             self.lock = stack.enter_context(WriterLock(self.path))
+            if (there := existing_header(self.path)) is not None:
+                self.header = self.header.with_views(there.views)  # so that none is lost
             self._main = stack.enter_context(CacheFile(self.path, by_view=self.by_view)) if self.path.exists() else None
             self._remove_leftovers()
             if self._main is not None:

@@ -187,9 +187,6 @@ def embed_like(
         Its subclass says what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
-    there = existing_header(cache)
-    if there is not None:
-        recipe = replace(recipe, header=recipe.header.with_views(there.views))
     # This machine's engine: Ray's workers copy nothing from a source cache.
     options = replace(
         options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
