@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from hoarfrost.features.cache.images import LostImages, StoredImages
-from hoarfrost.features.cache.keys import KeyIndex, find_images
+from hoarfrost.features.cache.keys import KeyIndex, count_by_view, find_images
 from hoarfrost.features.cache.layout import DatasetTable, Header, Keys, Mask, Shard, image_keys, joined_keys
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
@@ -49,7 +49,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in a cache; `images` counts embeddings, `views` those of each view.
+    """What is in a cache; `images` counts embeddings, `views` those of each view; `own_view` is the encoder's own.
 
     `unused` counts embeddings of images that are in no dataset. `layers` is empty if embeddings are of the last layer alone.
     A cache that is one file has 0 shards.
@@ -71,6 +71,7 @@ class CacheInfo:
     precision: str
     compute: str
     layers: tuple[int, ...]
+    own_view: str
     views: dict[str, int]
     datasets: tuple[DatasetInfo, ...]
 
@@ -104,7 +105,7 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         raise only_damaged_parts(path)
     tables: list[DatasetTable] = []
     n_images = n_shards = 0
-    keys: Keys | None = None
+    keys = joined_keys([]) if header.views else None
     if path.exists():
         with CacheFile(path, by_view=bool(header.views)) as file:
             tables = [file.tables.read(name) for name in file.tables.names()]
@@ -129,20 +130,10 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         precision=made_by.precision,
         compute=header.compute,
         layers=made_by.layers,
-        views=_per_view(header, keys, n_images),
+        own_view=header.own_view,
+        views={header.own_view: n_images} if keys is None else count_by_view(header, keys),
         datasets=tuple(_dataset_info(table, header, keys) for table in tables),
     )
-
-
-def _per_view(header: Header, keys: Keys | None, n_images: int) -> dict[str, int]:
-    """Return how many embeddings there are of each view."""
-    if keys is None:
-        return {view: n_images if view == header.own_view else 0 for view in header.view_names}
-    codes = keys[:, KEY_BYTES:]
-    return {
-        view: int((codes == np.frombuffer(header.code_of(view), np.uint8)).all(axis=1).sum())
-        for view in header.view_names
-    }
 
 
 def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T:

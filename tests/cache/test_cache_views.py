@@ -29,6 +29,7 @@ from hoarfrost.features.cache.shards import shards_directory
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.errors import CacheError
 from tests.support.caches import HEADER, rows_per_tiny_shard, some_files, some_images, some_table, write_cache
+from tests.support.commands import Hoarfrost
 from tests.support.viewed import by_key, write_viewed
 
 VIEWS = ("224", "448", "224:flip")
@@ -357,3 +358,35 @@ def test_a_lost_shard_costs_its_rows_alone(tmp_path: Path) -> None:
     assert by_key(path) == {key: row for key, row in before.items() if key not in lost}
     assert describe(path).datasets[0].lacking == {"448": 5}
     assert verify(path).sound
+
+
+# -- what people read -----------------------------------------------------------------------------------------------------
+
+
+def test_info_prints_views_and_what_lacks_them(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    path = tmp_path / "c.h5"
+    write_cache(path)
+    write_cache(path, 6, seed=5, name="other")
+    assert "\nviews" not in hoarfrost("cache", "info", path).stdout
+    assert "\nlayers" not in hoarfrost("cache", "info", path).stdout
+    add_view(path, "224:flip")
+    lines = hoarfrost("cache", "info", path).stdout.splitlines()
+    assert "views 224 (26 embeddings), 224:flip (20 embeddings)" in lines
+    other = next(i for i, line in enumerate(lines) if line.startswith("dataset other: 6 images"))
+    assert lines[other + 1] == "  6 images without view 224:flip"
+    assert lines[-1] == "To add what a dataset lacks, extract it again, without --views or with all of its views."
+    document = json.loads(hoarfrost("cache", "info", path, "--json").stdout)
+    assert document["views"] == {"224": 26, "224:flip": 20}
+    assert [each["lacking"] for each in document["datasets"]] == [{}, {"224:flip": 6}]
+
+
+def test_info_prints_layers_and_a_view_that_is_not_the_encoders_own(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    layered = replace(HEADER, fingerprint=replace(HEADER.fingerprint, layers=(3, 4)), dim=768).of_views(["448"])
+    keys, embeddings = some_images(4)[0], np.zeros((4, 768), np.float32)
+    with CacheWriter(tmp_path / "c.h5", layered, "demo") as writer:
+        code = layered.code_of("448")
+        writer.append([file._replace(key=file.key + code) for file in some_files(keys)], embeddings)
+        writer.finish(some_table(4), keys)
+    text = hoarfrost("cache", "info", tmp_path / "c.h5").stdout
+    assert "layers 3, 4\nviews 448 (4 embeddings)\n" in text
+    assert "without view" not in text

@@ -192,6 +192,7 @@ ON_RAY = """
 import json, os, sys
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 from pathlib import Path
+from hoarfrost.features.extraction.engines import RayOptions
 from tests.support.viewed import extracted
 if __name__ == "__main__":
     engine = RayOptions(cpus_per_worker=1, max_workers=2)
