@@ -256,9 +256,8 @@ def _state_cost(job: Job) -> None:
     cost = sum(view.n_looks * view.size**2 for view in views) / size**2
     if len(views) > 1 or cost > 1:
         names = ", ".join(view.name for view in views)
-        logger.warning(
-            "%d views (%s): about %.3g times the work of one look at %d pixels.", len(views), names, cost, size
-        )
+        what = "1 view" if len(views) == 1 else f"{len(views)} views"
+        logger.warning("%s (%s): about %.3g times the work of one look at %d pixels.", what, names, cost, size)
 
 
 def _report_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:
