@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from hoarfrost.features.cache.images import LostImages, StoredImages
-from hoarfrost.features.cache.keys import KeyIndex, find_images
+from hoarfrost.features.cache.keys import KeyIndex, count_by_view, find_images
 from hoarfrost.features.cache.layout import DatasetTable, Header, Keys, Mask, Shard, image_keys, joined_keys
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.reading import CacheFile
@@ -49,7 +49,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in a cache; `images` counts embeddings, `views` those of each view.
+    """What is in a cache; `images` counts embeddings, `views` those of each view; `own_view` is the encoder's own.
 
     `unused` counts embeddings of images that are in no dataset. `layers` is empty if embeddings are of the last layer alone.
     A cache that is one file has 0 shards.
@@ -71,6 +71,7 @@ class CacheInfo:
     precision: str
     compute: str
     layers: tuple[int, ...]
+    own_view: str
     views: dict[str, int]
     datasets: tuple[DatasetInfo, ...]
 
@@ -104,12 +105,12 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         raise only_damaged_parts(path)
     tables: list[DatasetTable] = []
     n_images = n_shards = 0
-    keys: Keys | None = None
+    keys = joined_keys([]) if header.views else None
     if path.exists():
-        with CacheFile(path) as file:
+        with CacheFile(path, by_view=bool(header.views)) as file:
             tables = [file.tables.read(name) for name in file.tables.names()]
             n_images, n_shards = file.n_images, len(file.shards)
-            keys = file.keys if file.header.views else None
+            keys = file.keys if header.views else None
     made_by = header.fingerprint
     in_parts = [_n_images(part) for part in parts]
     return CacheInfo(
@@ -129,20 +130,10 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         precision=made_by.precision,
         compute=header.compute,
         layers=made_by.layers,
-        views=_per_view(header, keys, n_images),
+        own_view=header.own_view,
+        views={header.own_view: n_images} if keys is None else count_by_view(header, keys),
         datasets=tuple(_dataset_info(table, header, keys) for table in tables),
     )
-
-
-def _per_view(header: Header, keys: Keys | None, n_images: int) -> dict[str, int]:
-    """Return how many embeddings there are of each view."""
-    if keys is None:
-        return {view: n_images if view == header.own_view else 0 for view in header.view_names}
-    codes = keys[:, KEY_BYTES:]
-    return {
-        view: int((codes == np.frombuffer(header.code_of(view), np.uint8)).all(axis=1).sum())
-        for view in header.view_names
-    }
 
 
 def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T:
@@ -250,19 +241,18 @@ def _problems(file: CacheFile) -> Iterator[str]:
                 tables.append(file.tables.read(name, group))
             except CacheError as error:
                 yield str(error)
-    keys = []
-    for start, images, shard in file.pieces:
+    salvaged = [piece.images.salvage() for piece in file.pieces]
+    listed = _Listed(file.header, tables, joined_keys(found for found, _ in salvaged))
+    for (start, images, shard), (found, sound) in zip(file.pieces, salvaged, strict=True):
         if isinstance(images, LostImages):
             yield str(images.error)
             continue
-        found, sound = images.salvage()
-        keys.append(found[sound])
-        yield from _damaged_rows(images, found, sound, start, tables)
+        yield from _damaged_rows(images, found, sound, start, listed)
         if sound.all():
             yield from images.damaged_sums()
             yield from images.unreadable_by_others()
             yield from _other_content(images, found, shard)
-    n_repeated = int((~KeyIndex(joined_keys(keys)).is_first()).sum())
+    n_repeated = int((~KeyIndex(joined_keys(found[sound] for found, sound in salvaged)).is_first()).sum())
     if n_repeated:
         yield f"{file.path}: {n_repeated} keys appear more than once"
     for table in tables:
@@ -271,18 +261,34 @@ def _problems(file: CacheFile) -> Iterator[str]:
             yield f"{file.path}: dataset {table.name!r}: {len(bad)} images have neither an embedding nor an error: {bad[0]}"
 
 
-def _damaged_rows(
-    images: StoredImages, keys: Keys, sound: Mask, start: int, tables: list[DatasetTable]
-) -> Iterator[str]:
+class _Listed:
+    """The images that tables list, to be found by a row of any of their views."""
+
+    def __init__(self, header: Header, tables: list[DatasetTable], keys: Keys) -> None:
+        self._views = {header.code_of(view): view for view in header.views}
+        has_views = bool(self._views) and len(keys) > 0
+        self._tables = [(table, image_keys(keys)[table.rows] if has_views else None) for table in tables]
+
+    def text(self, row: int, key: bytes) -> str:
+        """Return a row's key, its view where rows have one, and its image's first places in each table."""
+        own = np.frombuffer(key[:KEY_BYTES], np.uint8)
+        paths: list[str] = []
+        for table, keys in self._tables:
+            at = table.rows == row
+            if keys is not None and own.any():  # zeros are keys that cannot be read
+                at |= (keys == own).all(axis=1) & (table.rows >= 0)
+            paths += [f"{table.name}: {table.paths[i]}" for i in np.flatnonzero(at)[:3]]
+        view = self._views.get(key[KEY_BYTES:], "")
+        return "; ".join(filter(None, [f"key {key.hex()[:12]}…", view and f"view {view}", ", ".join(paths)]))
+
+
+def _damaged_rows(images: StoredImages, keys: Keys, sound: Mask, start: int, listed: _Listed) -> Iterator[str]:
     """Yield the damaged rows of a file whose first row is `start`, with their images."""
     damaged = np.flatnonzero(~sound).tolist()
     for row in damaged[:SHOWN_ROWS]:
-        at = [(table, i) for table in tables for i in np.flatnonzero(table.rows == start + row)[:3]]
-        paths = ", ".join(f"{table.name}: {table.paths[i]}" for table, i in at)
-        key = f"key {keys[row].tobytes().hex()[:12]}…{'; ' if paths else ''}{paths}"
         yield (
-            f"{images.path}: row {start + row} ({key}) does not match its checksum; "
-            "`hoarfrost cache compact` drops it, and the next extract embeds it again"
+            f"{images.path}: row {start + row} ({listed.text(start + row, keys[row].tobytes())}) does not match its "
+            "checksum; `hoarfrost cache compact` drops it, and the next extract embeds it again"
         )
     if len(damaged) > SHOWN_ROWS:
         yield f"{images.path}: {len(damaged) - SHOWN_ROWS} more rows do not match their checksums"

@@ -57,6 +57,15 @@ def find_images(index: KeyIndex, header: Header, keys: Keys, views: Sequence[str
     return rows
 
 
+def count_by_view(header: Header, keys: Keys) -> dict[str, int]:
+    """Return how many rows there are of each view, by the rows' keys (n, K) uint8."""
+    if not header.views or not len(keys):
+        return dict.fromkeys(header.view_names, len(keys))
+    codes = keys[:, KEY_BYTES:]
+    own = {view: np.frombuffer(header.code_of(view), np.uint8) for view in header.views}
+    return {view: int((codes == code).all(axis=1).sum()) for view, code in own.items()}
+
+
 def _hashes(keys: Keys) -> npt.NDArray[np.uint64]:
     """Return the first eight bytes of each key as a number, mixed with a view's code: SHA-256 spreads both evenly."""
     numbers = keys.view(np.uint64)

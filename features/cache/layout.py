@@ -168,7 +168,11 @@ class Header:
 
     def with_views(self, views: Iterable[str]) -> "Header":
         """Return the header of a file that has further views too."""
-        names = tuple(dict.fromkeys([*self.view_names, *views]))
+        return self.of_views([*self.view_names, *views])
+
+    def of_views(self, views: Iterable[str]) -> "Header":
+        """Return the header of a file of these views; of version 1 if that can hold them, unless this is of version 2."""
+        names = tuple(dict.fromkeys(views))
         is_first_version = names == (self.own_view,) and not self.fingerprint.layers
         return replace(self, views=() if is_first_version and not self.views else names)
 

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,21 +145,22 @@ class OpenedFile:
             dim = self.whole_number(self.root, "dim")
             if not 0 < dim <= MAX_DIM:
                 raise self.damaged(f"its embeddings have {dim} numbers, not 1 to {MAX_DIM}")
-            return Header(
+            header = Header(
                 fingerprint,
                 dim=dim,
-                views=self._views() if found > 1 else (),
                 weights=self.text(self.root, "weights"),
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
                 weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
             )
+            return self._with_views(header) if found > 1 else header
 
-    def _views(self) -> tuple[str, ...]:
+    def _with_views(self, header: Header) -> Header:
         views = json.loads(self.text(self.root, "views"))
-        if not isinstance(views, dict) or not views:
-            raise self.damaged("its views are not a JSON object of names and codes")
-        return tuple(views)
+        header = replace(header, views=tuple(views) if isinstance(views, dict) else ())
+        if not header.views or views != {view: header.code_of(view).hex() for view in header.views}:
+            raise self.damaged("its views are not a JSON object of names and their codes")
+        return header
 
     def _layers(self) -> tuple[int, ...]:
         columns = json.loads(self.text(self.root, "layers"))

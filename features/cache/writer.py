@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from hoarfrost.features.cache.folding import remove_unlisted_shards, write_cache
-from hoarfrost.features.cache.keys import KeyIndex, find_images
+from hoarfrost.features.cache.keys import KeyIndex, count_by_view, find_images
 from hoarfrost.features.cache.known import KnownFiles
 from hoarfrost.features.cache.layout import (
     DatasetTable,
@@ -30,16 +30,23 @@ from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
-from hoarfrost.features.cache.store import DAMAGED_SUFFIX, check_fingerprint, part_paths, parts_directory, remove_parts
+from hoarfrost.features.cache.store import (
+    DAMAGED_SUFFIX,
+    check_fingerprint,
+    existing_header,
+    part_paths,
+    parts_directory,
+    remove_parts,
+)
 from hoarfrost.features.errors import CacheError
 
 logger = logging.getLogger(__name__)
 
 
 class AddedParts(NamedTuple):
-    """The number of embeddings in the added parts, and of images among them that were not in the cache before."""
+    """The number of embeddings in the added parts, by view, and of images that got one that the cache did not have."""
 
-    n_embeddings: int
+    n_embeddings: Mapping[str, int]
     n_new: int
 
 
@@ -83,6 +90,8 @@ class CacheWriter(PartWriter):
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be created: {error.strerror}.") from error
         with ExitStack() as stack:
             self.lock = stack.enter_context(WriterLock(self.path))
+            if (there := existing_header(self.path)) is not None:
+                self.header = self.header.with_views(there.views)  # so that none is lost
             self._main = stack.enter_context(CacheFile(self.path, by_view=self.by_view)) if self.path.exists() else None
             self._remove_leftovers()
             if self._main is not None:
@@ -206,7 +215,8 @@ class CacheWriter(PartWriter):
         self.parts += added
         keys = joined_keys(part.keys for part in added)
         is_new = KeyIndex(keys).is_first() & (known.find(keys) < 0)
-        return AddedParts(len(keys), int(KeyIndex(image_keys(keys[is_new])).is_first().sum()))
+        n_new = int(KeyIndex(image_keys(keys[is_new])).is_first().sum())
+        return AddedParts(count_by_view(self.header, keys), n_new)
 
     def finish(self, table: DatasetTable, keys: Keys) -> bool:
         """Commit, fold all parts into the cache's file, and write the dataset's table there.

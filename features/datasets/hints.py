@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hoarfrost.features.datasets.header import SEPARATORS
 from hoarfrost.features.datasets.options import PARENT, part_of
@@ -17,6 +17,8 @@ _MASK = re.compile(r"^(?:(?:mask|seg|segmentation)[_-](?P<after>.+)|(?P<before>.
                    r"groundtruth|annotation|roi)(?:[ _-]?\d+)?)$", re.IGNORECASE)  # fmt: skip
 # A patient in a name, then a side, a view or a number: "BP001_L", "p12-3", "case7_right_2".
 _PATIENT = r"([^/]*?[A-Za-z]*\d+)[_-](?:[A-Za-z]{1,5}|\d{1,4})(?:[_-][A-Za-z0-9]{1,5})*\.[^./]+$"
+_SIDES = {"l": "left", "left": "left", "os": "left", "r": "right", "right": "right", "od": "right"}  # eyes: OD and OS
+_OF_SIDES = re.compile(r"laterality|(.*[_ -])?side|left[_ /-]?(or|vs)?[_ /-]?right", re.IGNORECASE)  # a column's name
 _MASK_NAMES = frozenset({"mask", "masks", "annotation", "annotations", "gt", "segmentation", "segmentations", "seg"})
 _MASK_FOLDERS = _MASK_NAMES | {"image", "images", "img", "imgs"}
 
@@ -158,3 +160,29 @@ def suggested_patients(paths: Sequence[str], classes: Sequence[str]) -> str | No
         if not is_class and len(sizes) > 2 * len(classes) and n_shared >= LEAST_SHARE * len(paths):
             return rule
     return None
+
+
+def sides_hint(dataset: Dataset) -> str:
+    """Return a hint if columns, labels or folders speak of left and right: mirror images are wrong then; else nothing."""
+    where = ""
+    folders = {folder for path in dataset.paths[:SOME] for folder in path.split("/")[:-1]}
+    if _are_sides(folders):
+        where = "there are folders for left and right"
+    elif _are_sides(dataset.labels.counts()):
+        where = "the labels are left and right"
+    else:
+        of_sides = [
+            name
+            for name, column in dataset.attributes.items()
+            if _OF_SIDES.fullmatch(name) or _are_sides(column.counts())
+        ]
+        where = f"the column {of_sides[0]!r} states left or right" if of_sides else ""
+    return where and (
+        f"{where}. A mirror image shows the other side, so flips are wrong where left and right mean something (laterality, "
+        "situs). Then leave out views with flip."
+    )
+
+
+def _are_sides(names: Iterable[str]) -> bool:
+    """Return whether there is a name for left, and one for right."""
+    return {_SIDES.get(name.strip().lower()) for name in names} >= {"left", "right"}

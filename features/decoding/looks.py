@@ -85,8 +85,8 @@ def _decoded(
 ) -> "Iterator[tuple[Pixels, Sequence[View]]]":
     """Yield an image's pixels, and the views that are made of them.
 
-    A large JPEG is decoded at the scale that a view's own size allows, so that a view does not depend on which others are
-    made with it. Sizes of the same scale share the pixels; so do all sizes of other files.
+    A large JPEG is decoded at the scale that a view itself allows, so that a view does not depend on which others are made
+    with it. Views of the same scale share the pixels; so do all views of other files.
     """
     if isinstance(content, np.ndarray):
         is_shown_as_it_is = any(content.shape[:2] == (view.size, view.size) for view in views)
@@ -95,7 +95,7 @@ def _decoded(
     groups = by_decoding(unpack(content)[0], views)
     while groups:
         first, *groups = groups
-        with opened(content, decoding.at(first[0].size)) as image:
+        with opened(content, decoding.at(first[0].decoded_size)) as image:
             shape = (image.width, image.height)
             same = [some for some in groups if _shape(content, decoding, some[0]) == shape]
             groups = [some for some in groups if some not in same]
@@ -104,17 +104,17 @@ def _decoded(
 
 
 def by_decoding(encoded: bytes, views: Sequence[View]) -> list[Sequence[View]]:
-    """Return the views in groups, each of one decoding of a file: of a JPEG those of one size, else all of them."""
+    """Return the views in groups, each of one decoding of a file: of a JPEG those of one `decoded_size`, else all."""
     if not encoded.startswith(JPEG_START):
         return [views]
-    sizes = dict.fromkeys(view.size for view in views)
-    return [[view for view in views if view.size == size] for size in sizes]
+    sizes = dict.fromkeys(view.decoded_size for view in views)
+    return [[view for view in views if view.decoded_size == size] for size in sizes]
 
 
 def _shape(content: "Content", decoding: Decoding, view: View) -> tuple[int, int]:
     """Return the width and height at which a JPEG is decoded for a view; this reads the header alone."""
     assert not isinstance(content, np.ndarray)
-    with opened(content, decoding.at(view.size)) as image:
+    with opened(content, decoding.at(view.decoded_size)) as image:
         return image.width, image.height
 
 
@@ -177,8 +177,10 @@ def _along(start: float, end: float, length: int, size: int) -> tuple[int, int, 
     last = max(min(round(end), length), first + 1)
     if start >= -0.5 and end <= length + 0.5:  # the box is inside
         return first, last, 0, size
-    places = (round((edge - start) / (end - start) * size) for edge in (max(start, 0.0), min(end, float(length))))
-    low, high = (min(max(place, 0), size) for place in places)
+    edges = max(start, 0.0), min(end, float(length))
+    low, high = (min(max(round((edge - start) / (end - start) * size), 0), size) for edge in edges)
+    if edges[1] - edges[0] >= 0.5:  # however thin the image is, it is seen
+        low, high = min(low, size - 1), max(high, min(low, size - 1) + 1)
     return first, last, low, max(high, low)
 
 

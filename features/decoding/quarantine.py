@@ -150,7 +150,7 @@ def seen_isolated(
     encoded, frame = unpack(content)
     limits = (decoding.max_pixels, decoding.window)
     decoded = (
-        (decode_isolated(encoded, frame, *limits, size=some[0].size, seconds=seconds), some)
+        (decode_isolated(encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds), some)
         for some in by_decoding(encoded, views)
     )
     return seen_by(decoded, key, views)

@@ -75,6 +75,14 @@ class View:
         return replace(self, crop=1.0, turn=0, seed=None, flip=False).name
 
     @property
+    def decoded_size(self) -> int:
+        """The size of a look at the whole image that shows as much detail: large JPEGs are decoded for it.
+
+        That is twice as much as a look needs, so that a centre of half the side needs no more.
+        """
+        return max(self.size * self.tiles, math.ceil(self.size / (2 * self.crop)))
+
+    @property
     def n_looks(self) -> int:
         """How many times the encoder runs for it."""
         return self.tiles**2

@@ -187,9 +187,6 @@ def embed_like(
         Its subclass says what is wrong: dataset, weights, fingerprint, cache.
     """
     recipe, window = recipe_like(header, weights)
-    there = existing_header(cache)
-    if there is not None:
-        recipe = replace(recipe, header=recipe.header.with_views(there.views))
     # This machine's engine: Ray's workers copy nothing from a source cache.
     options = replace(
         options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
@@ -259,9 +256,8 @@ def _state_cost(job: Job) -> None:
     cost = sum(view.n_looks * view.size**2 for view in views) / size**2
     if len(views) > 1 or cost > 1:
         names = ", ".join(view.name for view in views)
-        logger.warning(
-            "%d views (%s): about %.3g times the work of one look at %d pixels.", len(views), names, cost, size
-        )
+        what = "1 view" if len(views) == 1 else f"{len(views)} views"
+        logger.warning("%s (%s): about %.3g times the work of one look at %d pixels.", what, names, cost, size)
 
 
 def _report_missing(dataset: Dataset, missing: dict[int, Reason], options: ExtractOptions) -> None:

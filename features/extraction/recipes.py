@@ -115,9 +115,10 @@ def recipe_for(
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
     made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)
-    known = () if existing is None else existing.views
-    header = Header(made_by, encoder.dim_of(layers), name, origin, weights_path=path, views=known)
-    return Recipe(header.with_views(view.name for view in views), spec, weights, views)
+    header = Header(made_by, encoder.dim_of(layers), name, origin, weights_path=path)
+    names = [view.name for view in views]
+    header = header.of_views(names) if existing is None else replace(header, views=existing.views).with_views(names)
+    return Recipe(header, spec, weights, views)
 
 
 def _looks(

@@ -13,7 +13,7 @@ import numpy as np
 
 from hoarfrost.features.datasets import Dataset, TableOptions, check_classes, hints, read_table
 from hoarfrost.features.datasets.conflicts import conflict_text, conflicts
-from hoarfrost.features.datasets.hints import masks_among
+from hoarfrost.features.datasets.hints import masks_among, sides_hint
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
@@ -157,7 +157,8 @@ def _hints(dataset: Dataset, seen: list[_Seen]) -> tuple[str, ...]:
     for label, image in zip(dataset.labels, seen, strict=True):
         if not image.error:
             shapes[label].append(image.size[0] / image.size[1])
-    texts = (*hints(dataset), _two_valued(dataset, seen), conflict_text(dataset, found), _stretched(shapes))
+    of_images = (_two_valued(dataset, seen), conflict_text(dataset, found), _stretched(shapes))
+    texts = (*hints(dataset), *of_images, sides_hint(dataset))
     return tuple(text for text in texts if text)
 
 
@@ -183,8 +184,9 @@ def _stretched(shapes: Mapping[str, list[float]]) -> str:
         return ""
     return (
         f"aspect ratios (width / height) differ between classes: the median is {medians[widest]:.2f} for {widest!r} and "
-        f"{medians[narrowest]:.2f} for {narrowest!r}. Images are stretched to a square, so a head can learn the shape of "
-        "the file in place of what it shows. Crop or pad all images to one aspect ratio first."
+        f"{medians[narrowest]:.2f} for {narrowest!r}. A head can learn the shape of the file in place of what it shows. "
+        "Images that are stretched to a square, as by default, mostly hide their shape. Views with pad show it as black "
+        "sides. Do not use pad here, or crop all images to one aspect ratio first."
     )
 
 

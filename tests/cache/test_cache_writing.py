@@ -349,8 +349,8 @@ def test_parts_of_workers_are_taken_in_and_each_key_is_folded_once(tmp_path: Pat
         for worker, rows in zip(workers, (slice(1, 8), slice(6, 12)), strict=True):  # 6 and 7 stand in both, 1 is known
             worker.append(some_files(keys[rows]), embeddings[rows])
             worker.commit()
-        assert writer.add_parts([part.path.name for worker in workers for part in worker.parts]) == (13, 10)
-        assert writer.add_parts() == (0, 0)
+        assert writer.add_parts([part.path.name for worker in workers for part in worker.parts]) == ({"224": 13}, 10)
+        assert writer.add_parts() == ({"224": 0}, 0)
         writer.finish(some_table(12), keys)
     assert verify(path).sound
     assert not part_paths(path)

@@ -1,6 +1,7 @@
 """Masks beside images, patients in names, placeholders, the same bytes under two labels, aspect ratios of classes."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,48 @@ def test_aspect_ratios_that_differ_between_classes_are_said(
     data = folder(tmp_path, [f"a/{i}.png" for i in range(5)], (10, 10))
     folder(tmp_path, [f"b/{i}.png" for i in range(6)], wide)
     assert [hint.startswith("aspect ratios (width / height) differ") for hint in survey(data).hints] == [True] * is_said
+
+
+def test_what_stretching_hides_and_padding_shows_is_said(tmp_path: Path) -> None:
+    data = folder(tmp_path, [f"a/{i}.png" for i in range(5)], (10, 10))
+    folder(tmp_path, [f"b/{i}.png" for i in range(6)], (30, 10))
+    (hint,) = survey(data).hints
+    assert "the median is 3.00 for 'b' and 1.00 for 'a'" in hint
+    assert "stretched to a square, as by default, mostly hide their shape. Views with pad show it" in hint
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels", "where"),
+    [
+        ({"laterality": "xy"}, "ab", "the column 'laterality' states left or right"),
+        ({"Breast side": "xy"}, "ab", "the column 'breast side' states left or right"),
+        ({"left_right": "xy"}, "ab", "the column 'left_right' states left or right"),
+        ({"scanner": "xy", "eye": ["OD", "OS"]}, "ab", "the column 'eye' states left or right"),
+        ({"s": "lr"}, "ab", "the column 's' states left or right"),
+        ({}, ["Left", "right"], "the labels are left and right"),
+        ({"side_effect": "xy", "outside": ["yes", "no"]}, "ab", ""),
+        ({"s": "lx"}, "ab", ""),
+        ({}, ["L", "M"], ""),
+    ],
+)
+def test_left_and_right_in_columns_and_labels_are_said(
+    tmp_path: Path, columns: dict[str, Sequence[str]], labels: Sequence[str], where: str
+) -> None:
+    folder(tmp_path, [f"{i}.png" for i in range(8)])
+    rows = [[f"{i}.png", labels[i % 2], *(values[i // 2 % 2] for values in columns.values())] for i in range(8)]
+    hints = survey(write_csv(tmp_path / "t.csv", [["path", "label", *columns], *rows])).hints
+    found = [hint for hint in hints if "flips are wrong where left and right mean something" in hint]
+    assert [hint.partition(". ")[0] for hint in found] == [where] * bool(where)
+    assert all("Then leave out views with flip." in hint for hint in found)
+
+
+@pytest.mark.parametrize(("names", "is_said"), [(("L", "R"), True), (("left", "RIGHT"), True), (("L", "M"), False)])
+def test_folders_for_left_and_right_are_said(tmp_path: Path, names: tuple[str, str], is_said: bool) -> None:
+    data = folder(tmp_path, [f"{label}/{name}/{i}.png" for label in "ab" for name in names for i in range(4)])
+    found = [
+        hint for hint in survey(data).hints if hint.startswith("there are folders for left and right. A mirror image")
+    ]
+    assert len(found) == is_said
 
 
 def test_extract_says_the_hints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels
 from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
-from hoarfrost.features.decoding.looks import load_image
+from hoarfrost.features.decoding.looks import load_image, load_looks
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
@@ -104,11 +104,11 @@ def test_image_being_decoded_is_in_the_notes_and_is_gone_afterwards(
 ) -> None:
     seen = []
 
-    def looking(content: object, decoding: object) -> torch.Tensor:
+    def looking(*arguments: object) -> list[torch.Tensor]:
         seen.append((tmp_path / "c.h5.trying").read_bytes())
-        return load_image(content, decoding)  # type: ignore[arg-type]
+        return load_looks(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "load_image", looking)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "load_looks", looking)
     with Quarantine(tmp_path / "c.h5", 2) as quarantine:
         quarantine.load(PNG, KEY, USUAL, PLAIN)[0]
         assert KEY in seen[0]

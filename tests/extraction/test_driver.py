@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.datasets import Dataset, FileStamp
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import HoarfrostError, Reason
 from hoarfrost.features.extraction.cluster import connection, driver
 from hoarfrost.features.extraction.cluster.actors import Started, WorkerLostError
@@ -144,7 +145,7 @@ def embed(
     dataset = Dataset("demo", "images", [f"{i}.png" for i in range(n)], ["a"] * n, None, None, images)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch, CacheWriter(folder / "c.h5", HEADER, "demo") as writer:
         patch.setattr(driver, "actors", no_ray)
-        recipe, stop = Recipe(HEADER, "random:0", None), stop or StopSignals()
+        recipe, stop = Recipe(HEADER, "random:0", None, (View(224),)), stop or StopSignals()
         job = Job(dataset, writer, recipe, ExtractOptions(max_bad=1.0), lambda _: None, stop)
         counts = Driver(job, range(n), "cpu", lambda: slots, started, max_workers).run()
     return job.table, counts

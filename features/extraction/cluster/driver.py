@@ -118,8 +118,9 @@ class Driver:
                 actors.end(member.actor)
             still_suspect = suspect_keys(path) | self._suspects if self._n_done < len(self.todo) else set()
             clear_notes(path, still_suspect)
-        taken = self.job.writer.add_parts(self._parts)
-        self._counts.forward_images, self._counts.embedded = taken.n_embeddings, taken.n_new
+        taken, views = self.job.writer.add_parts(self._parts), self.job.recipe.views
+        self._counts.forward_images = sum(view.n_looks * taken.n_embeddings.get(view.name, 0) for view in views)
+        self._counts.embedded = taken.n_new
         return self._counts
 
     # -- workers ----------------------------------------------------------------------------------------------------

@@ -112,6 +112,10 @@ def cache_info_text(info: "CacheInfo") -> str:
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
+    if info.layers:
+        lines.append(f"layers {', '.join(map(str, info.layers))}")
+    if len(info.views) > 1 or info.layers or info.own_view not in info.views:
+        lines.append(f"views {', '.join(f'{view} ({n:,} embeddings)' for view, n in info.views.items())}")
     if info.shards:
         lines.append(f"{info.shards} shards in {info.cache}.shards; the cache needs them")
     if info.parts:
@@ -126,6 +130,9 @@ def cache_info_text(info: "CacheInfo") -> str:
             f"dataset {dataset.name}: {dataset.images:,} images ({labels}), {dataset.unreadable:,} unreadable, "
             f"{dataset.duplicates:,} duplicates; from {dataset.source}, {dataset.created}"
         )
+        lines += [f"  {count(n, 'image')} without view {view}" for view, n in dataset.lacking.items()]
+    if any(dataset.lacking for dataset in info.datasets):
+        lines.append("To add what a dataset lacks, extract it again, without --views or with all of its views.")
     return "\n".join(lines)
 
 

@@ -1,0 +1,210 @@
+"""Extractions with views that end early, whatever ends them, continue to the cache of one that does not."""
+
+import importlib.util
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hoarfrost.features.cache.parts
+import hoarfrost.features.extraction.loop
+from hoarfrost.features.cache import EmbeddingCache, describe, verify
+from hoarfrost.features.cache.store import part_paths
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions, Progress
+from tests.support.builders import encode, picture, write_image_folder
+from tests.support.commands import ROOT
+from tests.support.viewed import MANY, by_key, extracted
+
+
+@pytest.fixture
+def images(tmp_path: Path, free_backbone: None) -> Path:  # noqa: ARG001 - for what it does
+    """Twelve images, and a backbone that costs nothing."""
+    return write_image_folder(tmp_path / "images", {"a": 6, "b": 6})
+
+
+class EndedError(Exception):
+    """An extraction that ends early."""
+
+
+def ended_early(images: Path, cache: Path, views: str, n_done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extract one image after another, and stop after some; what is finished is committed."""
+
+    def stop(progress: Progress) -> None:
+        if progress.done >= n_done:
+            raise EndedError
+
+    options = ExtractOptions(
+        weights="random:0", device="cpu", precision="float32", batch_size=1, workers=1, views=views
+    )
+    monkeypatch.setattr(hoarfrost.features.extraction.loop, "SHOW_SECONDS", 0.0)
+    with pytest.raises(EndedError):
+        extract(images, cache, options=options, on_progress=stop)
+    assert part_paths(cache)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n_forward"),
+    [
+        ("224,448", "224,448", 2 * 12 - 2 * 4),
+        ("224,448", "224", 12 - 4),  # fewer
+        ("224,448", "448,224:flip", 2 * 12 - 4),  # others
+        ("224,448", "", 2 * 12 - 2 * 4),  # those of the part
+        ("448", "", 12 - 4),
+        ("", "224,448", 2 * 12 - 4),  # more
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_committed_is_not_computed_again_whichever_views_are_asked_for(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    after: str,
+    n_forward: int,
+    is_first: bool,
+) -> None:
+    cache = tmp_path / "c.h5"
+    if not is_first:  # the parts are beside a file of version 1
+        extracted(write_image_folder(tmp_path / "other", {"a": 1, "b": 1}, size=(5, 5)), cache)
+    ended_early(images, cache, before, 4, monkeypatch)
+    committed = {}
+    for part in part_paths(cache):
+        committed |= by_key(part)
+    assert len(committed) == 4 * (1 + before.count(","))
+    assert verify(cache).sound
+    if not (before == "448" and not after and not is_first):  # then 224 is a view of the cache, too
+        assert extracted(images, cache, after).forward_images == n_forward
+    else:
+        assert extracted(images, cache, after).forward_images == n_forward + 12
+    found = by_key(cache)
+    assert committed.items() <= found.items()
+    assert verify(cache).sound
+    assert not part_paths(cache)
+    extracted(images, tmp_path / "whole.h5", ",".join(view for view in (after, before or "224") if view))
+    mine = {key: row for key, row in by_key(tmp_path / "whole.h5").items() if key in found}
+    assert mine.items() <= found.items()
+    with EmbeddingCache(cache) as opened:
+        assert (opened.dataset("images").rows >= 0).all()
+
+
+def test_a_damaged_part_costs_its_views_of_its_images_alone(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "c.h5"
+    monkeypatch.setattr(hoarfrost.features.cache.parts, "COMMIT_SECONDS", 0.0)
+    ended_early(images, cache, "224,448", 5, monkeypatch)
+    parts = part_paths(cache)
+    assert len(parts) == 5
+    parts[2].write_bytes(parts[2].read_bytes()[:9000])
+    assert extracted(images, cache, "224,448").forward_images == 2 * 12 - 2 * 4
+    extracted(images, tmp_path / "whole.h5", "224,448")
+    assert by_key(cache) == by_key(tmp_path / "whole.h5")
+
+
+# -- kills --------------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.support.standin import StandIn, stand_in_module
+sys.modules["hoarfrost.features.encoder.backbone"] = stand_in_module()
+import hoarfrost.features.cache.parts
+hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.05
+StandIn.seconds_a_batch = float(sys.argv[4])
+from tests.support.viewed import extracted
+print(extracted(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], batch_size=8).forward_images)
+"""
+
+
+def command(images: Path, cache: Path, views: str, seconds_a_batch: float) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, str(images), str(cache), views, str(seconds_a_batch)]
+
+
+@pytest.mark.slow
+def test_20_kills_at_random_moments_end_in_the_cache_of_none(tmp_path: Path) -> None:
+    images, cache, chance = tmp_path / "images", tmp_path / "c.h5", random.Random(0)
+    write_image_folder(images, {"a": 120, "b": 120}, size=(24, 20))
+    own = subprocess.run(command(images, cache, "", 0.0), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(own.stdout) == 240  # a cache of version 1: views are added to it
+    old = by_key(cache)
+    committed: dict[bytes, bytes] = {}
+    n_killed = 0
+    while n_killed < 20:
+        n_parts = len(part_paths(cache))
+        process = subprocess.Popen(
+            command(images, cache, MANY, 0.02), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        at_once = chance.random() < 0.3  # also before anything is committed
+        while not at_once and len(part_paths(cache)) <= n_parts and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed: make it slower"
+        n_killed += 1
+        found: dict[bytes, bytes] = {}
+        for part in part_paths(cache):
+            found |= by_key(part)
+        assert committed.items() <= found.items()
+        assert by_key(cache) == old
+        committed = found
+    assert verify(cache).sound
+    done = subprocess.run(command(images, cache, MANY, 0.0), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 240 * 10
+    subprocess.run(command(images, tmp_path / "whole.h5", MANY, 0.0), cwd=ROOT, capture_output=True, check=True)
+    assert by_key(cache) == by_key(tmp_path / "whole.h5")
+    assert verify(cache).sound
+    assert describe(cache).datasets[0].lacking == {}
+
+
+# -- a cluster ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_rays_workers_make_the_views_that_one_machine_makes(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for i in range(12):
+        path = images / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(40, 30, seed=i % 10)))  # the last two are copies
+    views = "224,96:flip,96:tiles=2,128:affine=3"
+    run = [on_ray(tmp_path, "224"), on_ray(tmp_path, views), on_ray(tmp_path, "")]
+    assert [(each["embedded"], each["reused"]) for each in run] == [(10, 2), (10, 2), (0, 12)]
+    assert [each["forward_images"] for each in run][0::2] == [10, 0]
+    assert run[1]["forward_images"] >= 60  # a copy may be computed twice, by two workers
+    local = extracted(images, tmp_path / "local.h5", views)
+    assert local.forward_images == 70
+    assert by_key(tmp_path / "ray.h5") == by_key(tmp_path / "local.h5")
+    assert verify(tmp_path / "ray.h5").sound
+    with EmbeddingCache(tmp_path / "ray.h5") as ray, EmbeddingCache(tmp_path / "local.h5") as one:
+        assert ray.views == one.views
+        assert ray.keys(ray.dataset().rows).tobytes() == one.keys(one.dataset().rows).tobytes()
+
+
+ON_RAY = """
+import json, os, sys
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+from pathlib import Path
+from hoarfrost.features.extraction.engines import RayOptions
+from tests.support.viewed import extracted
+if __name__ == "__main__":
+    engine = RayOptions(cpus_per_worker=1, max_workers=2)
+    done = extracted(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], engine=engine)
+    print(json.dumps({"embedded": done.embedded, "reused": done.reused, "forward_images": done.forward_images}))
+"""
+
+
+def on_ray(folder: Path, views: str) -> dict[str, int]:
+    """Extract in a process of its own: what Ray warns of is not the tests' business."""
+    arguments = [str(folder / "images"), str(folder / "ray.h5"), views]
+    done = subprocess.run([sys.executable, "-c", ON_RAY, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
