@@ -191,3 +191,15 @@ def grouped(views: Sequence[View]) -> dict[str, tuple[View, ...]]:
     for view in views:
         groups.setdefault(view.group, []).append(view)
     return {name: tuple(some) for name, some in groups.items()}
+
+
+def map_cells(names: Sequence[str], encoder: EncoderSpec) -> int:
+    """Return the cells along each side of the last layer's map in the largest view; by default the encoder's own.
+
+    Raises
+    ------
+    EncoderError
+        If the encoder has no maps.
+    """
+    size = max((view.size for view in parse_views(",".join(names), encoder)) if names else (encoder.size,))
+    return size // encoder.require_feature_map().cell_pixels

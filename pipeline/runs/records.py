@@ -12,6 +12,7 @@ from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.features.decoding.views import map_cells
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Suspects
@@ -83,6 +84,11 @@ class EmbeddingFacts:
     def encoder(self) -> EncoderSpec:
         """The encoder of this name; raises EncoderError if this version does not have it."""
         return encoder_named(self.backbone)
+
+    @property
+    def map_cells(self) -> int:
+        """The number of cells along each side of the maps that explain predictions; raises EncoderError without maps."""
+        return map_cells(self.views, self.encoder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ class Predictor:
         n_views = len(self.head.views)
         shape = (self.header.dim,) if n_views == 1 and x.ndim == 2 else (n_views, self.header.dim)
         if x.shape[1:] != shape:
-            raise ValueError(f"embeddings must be {('n', *shape)}, not {x.shape}")
+            raise ValueError(f"embeddings must be (n, {', '.join(map(str, shape))}), not {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("some embeddings are NaN or infinite")
         if not len(x):

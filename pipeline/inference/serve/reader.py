@@ -16,7 +16,7 @@ from hoarfrost.features.decoding.images import Decoding, encode_png
 from hoarfrost.features.decoding.isolated import DecoderCrashError
 from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.decoding.quarantine import seen_isolated
-from hoarfrost.features.decoding.views import parse_views
+from hoarfrost.features.decoding.views import map_cells
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -163,7 +163,6 @@ def opened_reader(
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
     encoder = predictor.header.fingerprint.encoder
-    largest = max(view.size for view in parse_views(",".join(predictor.head.views), encoder))
     has_point = not predictor.head.is_multilabel and len(points) > 0
     deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
@@ -176,7 +175,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
         coverage=predictor.coverage,
-        map_cells=largest // encoder.stages[-1].cell_pixels if encoder.stages else None,
+        map_cells=map_cells(predictor.head.views, encoder) if encoder.stages else None,
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
     )
