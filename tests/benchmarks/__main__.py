@@ -28,6 +28,7 @@ from tests.benchmarks import (
     serve,
     statistics,
     table,
+    views,
 )
 from tests.benchmarks.measurement import Measurement
 
@@ -36,6 +37,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
     "images": images.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
+    "views": views.MEASUREMENTS,
     "predict": predict.MEASUREMENTS,
     "statistics": statistics.MEASUREMENTS,
     "report": report.MEASUREMENTS | report_map.MEASUREMENTS,
@@ -54,6 +56,8 @@ WEIGHTS = {
     "heads.nested": "as named",
     "heads.defaults": TRAINED,
     "heads.precisions": TRAINED,
+    "views.gains": TRAINED,
+    "views.costs": UNTRAINED,
     "predict": UNTRAINED,
     "explain": UNTRAINED,
     "explain.lesions": "as named",

@@ -1,0 +1,133 @@
+"""Views and layers: what more looks at an image give, and what they cost."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from hoarfrost.demo import write_demo
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.extraction.extract import extract
+from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.heads.specs import DEFAULT_HEADS, parse_heads
+from hoarfrost.runs import Run, ViewsResult
+from tests.benchmarks.measurement import Measurement
+from tests.benchmarks.nested import BUSI, N_FOLDS, PNEUMONIA, TRAINED, UNTRAINED
+
+LAYERS = ("4", "3+4", "2+3+4")
+THREE = "224,224:flip,224:crop"
+N_TIMED, N_ROUNDS = 96, 3
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A data set, the views that are cached of it, and what is done about near-duplicates."""
+
+    name: str
+    source: Path
+    views: str
+    layers: tuple[str, ...]
+    positive: tuple[str, ...] = ()
+    near_duplicates: str = "group"
+    demanded: str = ""
+
+
+def _compared(folder: Path) -> Iterator[Compared]:
+    if BUSI.is_dir():
+        yield Compared("BUSI, near-duplicates together", BUSI, "high", LAYERS, ("malignant",), "group", "0.945 / 0.268")
+        yield Compared("BUSI, near-duplicates apart", BUSI, "high", ("3+4",), ("malignant",), "ignore", "0.960 / 0.240")
+    write_demo(folder / "demo")
+    yield Compared("demo", folder / "demo", "high", ("3+4",), ("malignant",))
+    if PNEUMONIA.is_file():
+        yield Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448", ("3+4",))
+
+
+def gains(folder: Path) -> list[Measurement]:
+    """Pooled ROC AUC and log loss of nested cross-validation, by sets of views and by layers; all choices are inside."""
+    weights = str(TRAINED) if TRAINED.is_file() else UNTRAINED
+    rows = []
+    for data in _compared(folder):
+        for layers in data.layers:
+            run = _nested(data, layers, weights, folder)
+            assert run.views is not None
+            assert run.cross_validation is not None
+            pooled = {one.name: one.pooled for one in run.cross_validation.results}
+            chosen, rival = next(iter(pooled.values())), pooled["support vector machine"]
+            auc, loss = chosen.value("roc_auc"), chosen.value("loss")
+            rows.append(
+                Measurement(
+                    f"{data.name}, layers {layers.replace('+', ', ')}: pooled ROC AUC / log loss, {N_FOLDS} folds",
+                    f"{auc:.4f} / {loss:.3f} as chosen; {'; '.join(map(_text, run.views.results))}; support vector machine "
+                    f"on the mean embedding {rival.value('roc_auc'):.4f} / {rival.value('loss'):.3f}",
+                    data.demanded if layers == "3+4" else "",
+                    {"auc": auc, "loss": loss},
+                )
+            )
+    return rows
+
+
+def _nested(data: Compared, layers: str, weights: str, folder: Path) -> Run:
+    heads = parse_heads([f"{head},layers={layers}" for head in DEFAULT_HEADS])
+    config = ExperimentConfig(
+        positive=data.positive, near_duplicates=data.near_duplicates, cross_fit=True, n_folds=N_FOLDS,
+        allow_leakage=True, overwrite=True,
+    )  # fmt: skip
+    return run_experiment(_cached(data.source, data.views, weights, folder), folder / "run", heads, config)
+
+
+@cache
+def _cached(source: Path, views: str, weights: str, folder: Path) -> Path:
+    path = folder / f"{source.stem}.h5"
+    extract(source, path, options=ExtractOptions(weights=weights, precision="float32", views=views, layers=(2, 3, 4)))
+    return path
+
+
+def _text(one: ViewsResult) -> str:
+    sizes = sorted({name.partition(":")[0] for name in one.views}, key=int)
+    times = f" (chosen {one.n_chosen} times)" if one.n_chosen else ""
+    return f"{len(one.views)} at {' and '.join(sizes)} {one.roc_auc:.4f} / {one.loss:.3f}{times}"
+
+
+def costs(folder: Path) -> list[Measurement]:
+    """Time extractions of the same images with several views, by turns."""
+    source = _some(BUSI, folder) if BUSI.is_dir() else write_demo(folder / "some", n_images=N_TIMED).directory
+    asked = {"one look": "224", "three at 224": THREE, "one at 448": "448"}
+    rows = []
+    for precision in ("float32", "bfloat16", "int8"):
+        seconds: dict[str, list[float]] = {name: [] for name in asked}
+        for number in range(N_ROUNDS):
+            for name, views in asked.items():
+                path = folder / f"{precision}-{name}-{number}.h5"
+                options = ExtractOptions(weights=UNTRAINED, precision=precision, views=views)
+                seconds[name].append(extract(source, path, options=options).seconds)
+        one = np.array(seconds["one look"])
+        ratios = {name: float(np.median(np.array(found) / one)) for name, found in seconds.items()}
+        rows.append(
+            Measurement(
+                f"`extract --views` of {N_TIMED} images, {precision}, against one look at 224",
+                f"three looks at 224 {ratios['three at 224']:.2f} times, one at 448 {ratios['one at 448']:.2f} times "
+                f"({N_TIMED / np.median(one):.0f} images/s with one look)",
+                "2.7 times, 4.2 times",
+                {"three": ratios["three at 224"], "large": ratios["one at 448"]},
+            )
+        )
+    return rows
+
+
+def _some(source: Path, folder: Path) -> Path:
+    """Write a CSV of images from all over a folder."""
+    dataset = read_dataset(source)
+    places: Sequence[int] = np.linspace(0, len(dataset) - 1, N_TIMED).astype(int).tolist()
+    path = folder / "some.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label"))
+        writer.writerows((source / dataset.paths[place], dataset.labels[place]) for place in places)
+    return path
+
+
+MEASUREMENTS = {"gains": gains, "costs": costs}
