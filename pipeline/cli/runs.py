@@ -48,6 +48,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
 @opts.option(
+    "--allow-conflicts", "Continue even if more than one in a hundred images has two labels (the same bytes, in two "
+    "classes).", group=opts.DATA, is_flag=True,
+)  # fmt: skip
+@opts.option(
     "--splits-from", "Keep the splits of this earlier run. Only images and patients that it did not have are assigned.",
     group=opts.DATA, type=PathType(), metavar="DIR",
 )  # fmt: skip

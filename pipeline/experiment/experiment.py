@@ -23,7 +23,7 @@ from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts
-from hoarfrost.experiment.gate import check_leakage, find_conflicts, state_mixed_patients
+from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
@@ -84,6 +84,8 @@ class ExperimentConfig(ScoringConfig):
         loss.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
+    allow_conflicts : bool
+        Continue even if many images have two labels.
     splits_from : Path or None
         An earlier run, whose splits are kept.
     overwrite : bool
@@ -103,6 +105,7 @@ class ExperimentConfig(ScoringConfig):
     near_duplicates: str = "group"
     views: str = AUTO
     allow_leakage: bool = False
+    allow_conflicts: bool = False
     splits_from: Path | None = None
     overwrite: bool = False
 
@@ -233,7 +236,7 @@ def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig)
     if config.splits_from is None:
         splits = dict(zip(compress(task.table.paths, task.readable), task.splits.tolist(), strict=True))
         warn_of_moved(directory, cache, task.table.name, config.training.seed, splits)
-    conflicting = find_conflicts(task)
+    conflicting = check_conflicts(task, allowed=config.allow_conflicts)
     return replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
 
 

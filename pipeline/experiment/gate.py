@@ -14,6 +14,8 @@ from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import SPLITS, leakage_warnings, shared_text
 from hoarfrost.training.rows import gathered
 
+MOST_CONFLICTING = 0.01  # a share of the images
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,10 +52,16 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     return leakage
 
 
-def find_conflicts(task: Task) -> Conflicting | None:
+def check_conflicts(task: Task, *, allowed: bool = False) -> Conflicting | None:
     """Look for images with the same bytes that would be learnt as different classes; None if there are none.
 
-    Labels that --positive joins are one class, and an unknown label conflicts with none.
+    Labels that --positive joins are one class, and an unknown label conflicts with none. Few are only logged: large public
+    data sets have some.
+
+    Raises
+    ------
+    TrainingError
+        If they are more than a share `MOST_CONFLICTING` of the images, unless that is `allowed`.
     """
     contents, found = task.table.rows[task.readable], set[tuple[int, ...]]()
     for y in task.y.reshape(len(task.y), -1).T:
@@ -66,6 +74,11 @@ def find_conflicts(task: Task) -> Conflicting | None:
     pairs = ((first, next(row for row in others if (task.y[row] != task.y[first]).any())) for first, *others in groups)
     listed = tuple(DifferentLabels(paths[a], labels[a], paths[b], labels[b]) for a, b in islice(pairs, MOST_LISTED))
     conflicting = Conflicting(len(set(chain.from_iterable(groups))), len(groups), listed)
+    if conflicting.n_images > MOST_CONFLICTING * len(task.y) and not allowed:
+        raise TrainingError(
+            f"The dataset {task.table.name!r} contradicts itself: {conflicting.text} Correct the labels or remove these "
+            "images, and extract again; or continue with --allow-conflicts. The report will then state it."
+        )
     logger.warning("%s", conflicting.warning)
     return conflicting
 

@@ -44,7 +44,7 @@ def same_bytes(folder: Path, labels: Sequence[str] = LABELS, **columns: Any) -> 
 def test_same_bytes_under_two_labels_are_said_on_top_of_the_report(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
     done = hoarfrost(
         "train", "--cache", same_bytes(tmp_path), "--run", tmp_path / "run", "--head", "linear", "--epochs", 1,
-        "--json",
+        "--json", "--allow-conflicts",
     )  # fmt: skip
     assert done.status == 0
     assert "warning: Conflicting labels: 2 files are 1 image" in done.stderr
@@ -56,11 +56,24 @@ def test_same_bytes_under_two_labels_are_said_on_top_of_the_report(tmp_path: Pat
     assert [one.text for one in warnings_of(run, evaluation_of(run))].count(text) == 0
 
 
+def test_many_images_with_two_labels_are_refused_and_few_are_not(
+    tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = same_bytes(tmp_path)
+    done = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--head", "linear", "--epochs", 1)
+    assert done.status == 1
+    assert "contradicts itself: 2 files are 1 image (the same bytes) under different labels" in done.stderr
+    assert "--allow-conflicts" in done.stderr
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("hoarfrost.experiment.gate.MOST_CONFLICTING", 2 / N)
+    assert conflicting(trained(cache)) is not None
+
+
 def test_labels_that_positive_joins_are_no_conflict(tmp_path: Path) -> None:
     labels = [*(["benign", "normal", "malignant"] * (N // 3))[:-1], "normal"]
     cache = same_bytes(tmp_path, labels)
     assert conflicting(trained(cache, positive=["malignant"])) is None
-    assert conflicting(trained(cache, overwrite=True)) is not None
+    assert conflicting(trained(cache, overwrite=True, allow_conflicts=True)) is not None
 
 
 def conflicting(run: Run) -> Conflicting | None:
@@ -73,7 +86,7 @@ def test_one_label_of_several_may_be_unknown_but_not_contradict(tmp_path: Path, 
     cells = ["1", "0"] * (N // 2)
     cells[-1] = last
     cache = same_bytes(tmp_path, ["benign"] * N, attributes={"mass": cells})
-    found = conflicting(trained(cache, label_columns=["mass"]))
+    found = conflicting(trained(cache, label_columns=["mass"], allow_conflicts=True))
     assert (found is not None) == is_said
     assert found is None or "2 files are 1 image" in found.text
 
