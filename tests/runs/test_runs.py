@@ -250,13 +250,6 @@ def test_link_to_a_run_folder_stays_a_link(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "run"]
 
 
-def test_leftover_of_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path: Path) -> None:
-    leftover = tmp_path / f".run.{os.getpid()}.tmp"
-    (leftover / "heads").mkdir(parents=True)
-    written(tmp_path / "run")
-    assert os.listdir(tmp_path) == ["run"]
-
-
 def refused_places(root: Path) -> dict[str, tuple[Path, str]]:
     """Make places that no run may be written to: path, and what the message says."""
     for name in ("photos", "other tool", "listed", "newer", "broken", "with notes", "with heads"):
@@ -320,7 +313,9 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.write_bytes", "hoarfrost.runs.folder._swap"])
+@pytest.mark.parametrize(
+    "call", ["os.fsync", "pathlib.Path.write_bytes", "hoarfrost.features.files.whole._put_in_place"]
+)
 def test_earlier_run_survives_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     first = written(tmp_path / "run", odd="first")
     monkeypatch.setattr(call, full_disk)
@@ -342,6 +337,7 @@ def test_earlier_run_is_put_back_where_the_new_one_cannot_take_its_place(
             full_disk()
         return rename(self, target)
 
+    monkeypatch.setattr("hoarfrost.features.files.whole.exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(RunError, match="No space left on device"):
         written(tmp_path / "run", odd="second")
