@@ -20,6 +20,7 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
+from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.records import (
     CrossValidation,
     DatasetFacts,
@@ -43,11 +44,12 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 OLDEST_VERSION = 4
+DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
 _TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
-OWN_FILES = frozenset({*_TABLES, "heads", "tensorboard", REPORT})
+OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -174,6 +176,7 @@ def write_run(
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
+            write_digests(staging)
             check_run_directory(run.directory, overwrite=overwrite)  # again: a report may have been written meanwhile
     except OSError as error:
         raise RunError(
@@ -232,9 +235,10 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Turn an error in reading a file of a run into one that names the file and the way out."""
+    """Check a file of a run; turn an error in reading it into one that names the file and the way out."""
     again = "Remove the folder and train again."
     try:
+        check_digest(path.parent, path)
         yield path
     except FileNotFoundError as error:
         raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
@@ -308,6 +312,10 @@ def _read_config(directory: Path) -> RunConfig:
         if content["format_version"] < OLDEST_VERSION:
             raise RunError(
                 f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
+            )
+        if content["format_version"] >= DIGESTS_SINCE and not (directory / DIGESTS).is_file():
+            raise RunError(
+                f"{directory}: the run is incomplete, {DIGESTS} is missing. Remove the folder and train again."
             )
         for field in fields(TrainingConfig):
             content[field.name]  # its default would hide that it is missing

@@ -35,6 +35,7 @@ from hoarfrost.runs import (
     read_run,
     write_run,
 )
+from hoarfrost.runs.digests import write_digests
 from hoarfrost.runs.folder import FORMAT_VERSION
 from tests.support.made_runs import run_config
 
@@ -167,8 +168,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_run_folder_holds_the_files_of_the_contract(tmp_path: Path) -> None:
     written(tmp_path / "run")
     assert list(contents(tmp_path / "run")) == [
-        "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json", "out_of_fold.csv",
-        "predictions.csv",
+        "SHA256SUMS", "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json",
+        "out_of_fold.csv", "predictions.csv",
     ]  # fmt: skip
     assert os.listdir(tmp_path) == ["run"]
 
@@ -357,3 +358,4 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    write_digests(path.parent)  # a writer with an error, not a file that was changed
