@@ -15,7 +15,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
+from hoarfrost.features.decoding.isolated import DecodingStoppedError, decode_isolated
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
+from hoarfrost.features.decoding.slow import is_slow, is_slow_tiff
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -139,7 +141,7 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
         with open_file(encoded, frame, decoding) as image:
             _check_size(image.width, image.height, decoding.max_pixels)
             yield image
-    except ImageDecodeError:
+    except (ImageDecodeError, DecodingStoppedError):
         raise
     except UnidentifiedImageError as error:
         text = f"{Unreadable.NOT_RECOGNISED} ({describe(encoded)})"
@@ -209,7 +211,9 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # MPO: a phone's JPEG, with a smaller one after it
             image.draft(image.mode, (jpeg_short_side(decoding.size),) * 2)
-        yield _PillowImage(image, size, decoding.on_note)
+        opened_image = _PillowImage(image, size, decoding.on_note)
+        is_thread_enough = decoding.is_isolated or not _is_slow(content, image, size[0] * size[1])
+        yield opened_image if is_thread_enough else _SlowImage(opened_image, content, frame, decoding)
 
 
 def _seek(image: Image.Image, frame: int) -> None:
@@ -238,6 +242,24 @@ class _PillowImage:
             self._on_note(SHOWN_THROUGH)  # some programs write an alpha of 0 for "not used"
             image = _opaque(image)
         return _pixels(image)
+
+
+def _is_slow(content: bytes, image: Image.Image, n_pixels: int) -> bool:
+    if image.format == "TIFF":
+        return is_slow_tiff(content, n_pixels, getattr(image, "tag_v2", {}))
+    return is_slow(content, n_pixels)
+
+
+class _SlowImage:
+    """An image that is decoded in another process, which has a limit; see `slow`."""
+
+    def __init__(self, header: OpenedImage, content: bytes, frame: int, decoding: Decoding) -> None:
+        self.width, self.height, self.size, self.kind = header.width, header.height, header.size, header.kind
+        self._content, self._frame, self._decoding = content, frame, decoding
+
+    def pixels(self) -> "Pixels":
+        decoding = self._decoding
+        return decode_isolated(self._content, self._frame, decoding.max_pixels, decoding.window, size=decoding.size)
 
 
 def _is_deep_grey_with_alpha(image: Image.Image) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.isolated import DecoderCrashError, DecodingStoppedError, decode_isolated
 from hoarfrost.features.decoding.looks import by_decoding, load_looks, looks_at
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
@@ -114,6 +114,8 @@ class Quarantine:
         self._slots[slot : slot + KEY_BYTES] = key
         try:
             return load_looks(content, key, views, decoding)
+        except DecoderCrashError as error:  # of a file that `slow` found
+            raise self._quarantined(key, error) from error
         finally:
             self._slots[slot : slot + KEY_BYTES] = _NO_KEY
             self._free.put(slot)
@@ -121,19 +123,26 @@ class Quarantine:
     def _load_suspect(
         self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding
     ) -> "list[torch.Tensor]":
+        is_known = True
         try:
             return load_isolated(content, key, views, decoding)
+        except DecodingStoppedError:
+            is_known = False
+            raise
         except DecoderCrashError as error:
-            reason = f"{error} (in quarantine: {self.path.name})"
-            self._reasons[key] = reason
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{key.hex()} {reason}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            raise ImageDecodeError(Unreadable.CRASHED, text=reason) from error
+            raise self._quarantined(key, error) from error
         finally:
-            if (slot := self._suspects[key]) is not None:
+            if is_known and (slot := self._suspects[key]) is not None:
                 self._slots[slot : slot + KEY_BYTES] = _NO_KEY
+
+    def _quarantined(self, key: bytes, error: DecoderCrashError) -> ImageDecodeError:
+        reason = f"{error} (in quarantine: {self.path.name})"
+        self._reasons[key] = reason
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{key.hex()} {reason}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return ImageDecodeError(Unreadable.CRASHED, text=reason)
 
 
 def load_isolated(
