@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,9 +56,8 @@ class _Process:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         # From a thread that does not end: on Linux a decoder ends with the thread that started it.
-        starter = _starter(os.getpid())
-        options = {"stdin": pipe, "stdout": pipe, "stderr": nowhere, "env": environment}
-        self._process = starter.submit(lambda: subprocess.Popen(COMMAND, **options)).result()
+        start = partial(subprocess.Popen, COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        self._process = _starter(os.getpid()).submit(start).result()
         self._latest = b""
         self._is_late = False
         self._is_stopped = False
