@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class DecoderCrashError(ImageDecodeError):
 
 
 class DecodingStoppedError(HoarfrostError):
-    """A signal ended the decoder: nothing is known of the image."""
+    """A signal, or a client that left, ended the decoder: nothing is known of the image."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class _Process:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         # From a thread that does not end: on Linux a decoder ends with the thread that started it.
-        start = partial(subprocess.Popen, COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
-        self._process = _starter(os.getpid()).submit(start).result()
+        starting = _starter(os.getpid()).submit(
+            lambda: subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        )
+        self._process = starting.result()
         self._latest = b""
         self._is_late = False
         self._is_stopped = False
@@ -120,6 +122,29 @@ class _Process:
         self._process.wait()
 
 
+class Cancellation:
+    """Lets one thread end what another one decodes."""
+
+    def __init__(self) -> None:
+        self._process: _Process | None = None
+        self._is_cancelled = False
+        self._changing = threading.Lock()
+
+    def attach(self, process: _Process | None) -> None:
+        """Name the process at work; None once it is done."""
+        with self._changing:
+            self._process = process
+            if self._is_cancelled and process is not None:
+                process.stop()
+
+    def cancel(self) -> None:
+        """End the process at work, or the next one; none if all is done."""
+        with self._changing:
+            self._is_cancelled = True
+            if self._process is not None:
+                self._process.stop()
+
+
 _idle: list[_Process] = []  # append and pop are safe in threads
 _busy: set[_Process] = set()
 _stopped = threading.Event()
@@ -143,7 +168,7 @@ def resume_decoding() -> None:
 
 
 @contextmanager
-def _a_process() -> Iterator[_Process]:
+def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
     try:
         while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
@@ -151,11 +176,15 @@ def _a_process() -> Iterator[_Process]:
     except IndexError:
         process = _Process()
     _busy.add(process)
+    cancellation = cancellation or Cancellation()
     try:
+        cancellation.attach(process)
         if _stopped.is_set():
             process.stop()
         yield process
+        cancellation.attach(None)
     except ImageDecodeError as error:
+        cancellation.attach(None)
         if not isinstance(error, DecoderCrashError):
             _idle.append(process)
         raise
@@ -173,6 +202,7 @@ def decode_isolated(
     *,
     size: int = DEFAULT.size,
     seconds: float | None = None,
+    cancellation: Cancellation | None = None,
 ) -> "npt.NDArray[np.uint8]":
     """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
 
@@ -186,10 +216,10 @@ def decode_isolated(
     ImageDecodeError
         If the image is unreadable.
     DecodingStoppedError
-        If `stop_decoding` was called.
+        If `stop_decoding` was called, or `cancellation` was cancelled.
     """
     request = _request(frame, max_pixels, window, size)
-    with _a_process() as process:
+    with _a_process(cancellation) as process:
         answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 

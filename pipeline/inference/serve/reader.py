@@ -12,7 +12,7 @@ import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, encode_png
-from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.isolated import Cancellation, DecoderCrashError, decode_isolated
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
@@ -47,7 +47,7 @@ class HeadReader:
         self._looking = threading.Lock()  # HDF5 and the pictures in memory are for one thread at a time
         self.about = _about(self.predictor, limits, cases.n_training)
 
-    def decode(self, content: bytes) -> torch.Tensor:
+    def decode(self, content: bytes, cancellation: Cancellation) -> torch.Tensor:
         """Decode to (3, S, S) uint8, in another process: a hostile file may crash a decoder.
 
         Raises
@@ -61,7 +61,7 @@ class HeadReader:
         try:
             pixels = decode_isolated(
                 content, 0, self._limits.max_pixels, decoding.window,
-                size=decoding.size, seconds=self._limits.seconds,
+                size=decoding.size, seconds=self._limits.seconds, cancellation=cancellation,
             )  # fmt: skip
         except DecoderCrashError as error:
             raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
