@@ -1,5 +1,6 @@
 """What a client may cost the service: connections, work that nobody waits for, requests from pages elsewhere."""
 
+import contextlib
 import logging
 import socket
 import time
@@ -11,8 +12,6 @@ import torch
 
 pytest.importorskip("fastapi_offline")
 httpx = pytest.importorskip("httpx")
-
-import contextlib
 
 import hoarfrost.inference.serve.connections as connections  # noqa: E402
 from hoarfrost.features.decoding.images import Decoding  # noqa: E402
