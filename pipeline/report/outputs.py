@@ -1,6 +1,6 @@
 """What `hoarfrost report` writes: the page of a run, its figures and tables as files, or several runs side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ def report_runs(
     with_map: bool = True,
     with_explanations: bool = False,
     weights: str | None = None,
+    images_from: Collection[str] = (),
 ) -> Reported:
     """Write the report of a run, or of several side by side; as `write_report`.
 
@@ -65,7 +66,7 @@ def report_runs(
     if len(directories) == 1:
         report = write_report(
             directories[0], output=output, with_images=with_images, with_map=with_map,
-            with_explanations=with_explanations, weights=weights,
+            with_explanations=with_explanations, weights=weights, images_from=images_from,
         )  # fmt: skip
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
@@ -84,6 +85,7 @@ def write_report(
     with_map: bool = True,
     with_explanations: bool = False,
     weights: str | None = None,
+    images_from: Collection[str] = (),
 ) -> Path:
     """Write the report of a run, by default into its folder.
 
@@ -101,6 +103,8 @@ def write_report(
         Show the errors with maps of the parts that speak for and against a class; this runs the encoder on them.
     weights : str, optional
         The present path of the encoder's weights, if they have moved; for explanations only.
+    images_from : collection of str
+        Folders and hosts that images may be read from, besides the dataset's own folder: a cache may come from others.
 
     Returns
     -------
@@ -119,7 +123,9 @@ def write_report(
     The report depends only on the run, its cache and its images: on one machine the same give the same bytes.
     """
     explainer = _explainer(directory, weights) if with_explanations else None
-    page = render(read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer)
+    page = render(
+        read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from
+    )
     return _write_page(output or directory / "report.html", page)
 
 
