@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import DAMAGED_SUFFIX, check_fingerprint, part_paths, parts_directory, remove_parts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.whole import file_identity
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class CacheWriter(PartWriter):
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be created: {error.strerror}.") from error
         with ExitStack() as stack:
             self.lock = stack.enter_context(WriterLock(self.path))
+            self._identity = file_identity(self.path)
             self._main = stack.enter_context(CacheFile(self.path, by_view=self.by_view)) if self.path.exists() else None
             self._remove_leftovers()
             if self._main is not None:
@@ -97,9 +100,10 @@ class CacheWriter(PartWriter):
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed writer left half-written; the lock shows that no other writer is running."""
-        for folder, prefix in ((self.path.parent, f"{self.path.name}."), (parts_directory(self.path), "part-")):
+        own = re.compile(rf"({re.escape(self.path.name)}|part-.*)\.(\d+|trying(-[^.]*)?)\.tmp")  # not of FILE.old
+        for folder in (self.path.parent, parts_directory(self.path)):
             for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
-                if leftover.name.startswith(prefix):
+                if own.fullmatch(leftover.name):
                     leftover.unlink(missing_ok=True)
         # Shards without an index and without parts do not come from a killed writer: someone has lost the index.
         if self._main is not None or part_paths(self.path):
@@ -259,7 +263,14 @@ class CacheWriter(PartWriter):
     def _write(self, first: Mask, tables: list[DatasetTable], pending: list[DatasetTable]) -> None:
         main, shard_bytes = ([], None) if self._main is None else (self._main.sources(), self._main.shard_bytes)
         sources = [*main, *(SourceFile(len(part.keys), part.blocks) for part in self.parts)]
+        self.lock.check()
+        if file_identity(self.path) != self._identity:
+            raise CacheError(
+                f"{self.path} was replaced by another program during this run, and is left as it is. What was committed is "
+                f"in {parts_directory(self.path)}: run the same command again to add it."
+            )
         write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes)
+        self._identity = file_identity(self.path)
         remove_parts(self.path, [part.path for part in self.parts])
         self.parts = []
 

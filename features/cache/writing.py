@@ -29,6 +29,7 @@ from hoarfrost.features.cache.layout import (
 )
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.whole import sync_folder
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _new_file(path: Path) -> "Iterator[tuple[h5py.File, _Output]]":
                 yield file, output
             output.sync()
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise CacheError(
             f"{path} cannot be written: {error.strerror or error}. What was committed before is safe. "
@@ -171,15 +172,6 @@ class _Output(io.FileIO):
         if self._error is not None:
             raise self._error
         os.fsync(self.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk: the rename is not safe before."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_header(file: h5py.File, header: Header, file_format: str) -> None:

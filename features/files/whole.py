@@ -72,6 +72,15 @@ def whole_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)  # the earlier folder, or what was not completed
 
 
+def file_identity(path: Path) -> tuple[int, ...]:
+    """Return what differs once a file is replaced or written; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def put_right(place: Path) -> None:
     """Bring back a folder that a killed process had moved aside, and remove what it left of a file or folder."""
     own = re.compile(rf"\.{re.escape(place.name)}\.(\d+|[0-9a-f]{{32}})\.(old|tmp)")

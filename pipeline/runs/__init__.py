@@ -16,6 +16,7 @@ from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.folder import (
     OWN_FILES,
+    REPORT,
     check_run_directory,
     metrics_document,
     read_heads,
@@ -60,6 +61,7 @@ from hoarfrost.runs.trust import (
 __all__ = [
     "NO_TEST_SPLIT",
     "OWN_FILES",
+    "REPORT",
     "SPLITS",
     "Assessment",
     "ClassAssessment",

@@ -47,7 +47,7 @@ def test_urls_of_a_cache_are_not_requested(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("path", ["../images/", "x/../../images/", "{tmp}/images/"])
 def test_paths_outside_of_the_root_are_not_read_unless_their_folder_is_named(tmp_path: Path, path: str) -> None:
     run = pictured_run(tmp_path)
-    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "x").mkdir(parents=True)
     path = path.format(tmp=tmp_path)
     with steered(run, str(tmp_path / "root"), path) as source:
         found, reasons = read_of(source)
