@@ -263,14 +263,22 @@ class CacheWriter(PartWriter):
     def _write(self, first: Mask, tables: list[DatasetTable], pending: list[DatasetTable]) -> None:
         main, shard_bytes = ([], None) if self._main is None else (self._main.sources(), self._main.shard_bytes)
         sources = [*main, *(SourceFile(len(part.keys), part.blocks) for part in self.parts)]
+        opened = self._main
+
+        def release() -> None:
+            if os.name == "nt" and opened is not None:  # see `write_cache_file`
+                opened.__exit__()
+
         self.lock.check()
         if file_identity(self.path) != self._identity:
             raise CacheError(
                 f"{self.path} was replaced by another program during this run, and is left as it is. What was committed is "
                 f"in {parts_directory(self.path)}: run the same command again to add it."
             )
-        write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes)
+        write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes, release)
         self._identity = file_identity(self.path)
+        if os.name == "nt":
+            self._main = self._stack.enter_context(CacheFile(self.path, by_view=self.by_view))
         remove_parts(self.path, [part.path for part in self.parts])
         self.parts = []
 

@@ -83,7 +83,9 @@ class Quarantine:
 
     def __exit__(self, *_: object) -> None:
         noted = [slot for slot in self._suspects.values() if slot is not None]
-        if all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted):
+        is_known = all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted)
+        self._slots.close()  # Windows removes no file that is mapped
+        if is_known:
             self._notes_path.unlink(missing_ok=True)
 
     def suspect(self, keys: Collection[bytes]) -> None:

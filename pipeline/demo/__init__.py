@@ -30,7 +30,8 @@ _SHARES_BY_IMAGES = (0.45, 0.35, 0.15, 0.05)
 _HEADER = "path,label,patient,scanner"
 _IMAGE = rf"(?:{'|'.join(CLASS_SHARES)})/p\d{{3,}}_\d\.png"
 _OWN_ROW = re.compile(rf"({'|'.join(CLASS_SHARES)})/(p\d{{3,}})_\d\.png,\1,\2,[{''.join(s.name for s in SCANNERS)}]")
-_OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp")
+_LEFTOVER = rf"(?:(?:{'|'.join(CLASS_SHARES)})/)?\.[\w.]+\.[0-9a-f]{{32}}\.tmp"
+_OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp|{_LEFTOVER}")
 
 
 @dataclass(frozen=True)
