@@ -31,7 +31,14 @@ from hoarfrost.features.cache.lock import WriterLock
 from hoarfrost.features.cache.opened import DamagedCacheError
 from hoarfrost.features.cache.parts import Part, PartWriter
 from hoarfrost.features.cache.reading import CacheFile
-from hoarfrost.features.cache.store import DAMAGED_SUFFIX, check_fingerprint, part_paths, parts_directory, remove_parts
+from hoarfrost.features.cache.store import (
+    DAMAGED_SUFFIX,
+    check_fingerprint,
+    part_paths,
+    parts_directory,
+    remove_if_empty,
+    remove_parts,
+)
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.files.whole import file_identity
 
@@ -105,6 +112,7 @@ class CacheWriter(PartWriter):
             for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
                 if own.fullmatch(leftover.name):
                     leftover.unlink(missing_ok=True)
+        remove_if_empty(parts_directory(self.path))
         # Shards without an index and without parts do not come from a killed writer: someone has lost the index.
         if self._main is not None or part_paths(self.path):
             remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
