@@ -201,7 +201,6 @@ class EmbeddingLoop:
         if not new:
             self._free.append(batch.pixels)
             return n_stopped
-        # The first time, the backbone is also made and timed.
         with self._decoding_paused():
             embeddings = {
                 size: self.backbone.start(_close_gaps(pixels, [row for of, row in looks if of == size]))

@@ -353,7 +353,22 @@ def _write_probabilities(
         writer = csv.writer(file)
         writer.writerow([*header, *columns])
         for i, row in enumerate(facts):
-            writer.writerow([*row, *(repr(float(scores[i])) for scores in columns.values())])
+            writer.writerow(
+                [*(_marked(cell) for cell in row), *(repr(float(scores[i])) for scores in columns.values())]
+            )
+
+
+# What a spreadsheet runs as a formula, and the mark itself.
+_MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def _marked(cell: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
+
+
+def _unmarked(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
 
 
 _TRUTHS = {1: "1", 0: "0", -1: ""}
@@ -403,7 +418,10 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         content = file.read()
     if not content.endswith("\n"):
         raise ValueError("its last line is incomplete")
-    return list(csv.DictReader(io.StringIO(content, newline="")))
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    for row in rows:
+        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
+    return rows
 
 
 def _write_history(path: Path, history: Iterable[Epoch]) -> None:

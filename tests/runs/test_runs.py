@@ -1,5 +1,6 @@
 """The run folder: written whole or not at all, read back as it was, and never written over anything else."""
 
+import csv
 import json
 import os
 import tempfile
@@ -359,3 +360,12 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change(content)
     path.write_text(json.dumps(content))
     write_digests(path.parent)  # a writer with an error, not a file that was changed
+
+
+@pytest.mark.parametrize("odd", ["=cmd|' /C calc'!A0", "+1", "-x", "@sum", "'quoted", "'=both", "\tx"])
+def test_cells_that_a_spreadsheet_would_run_are_marked_and_read_back(tmp_path: Path, odd: str) -> None:
+    run = written(tmp_path / "run", odd=odd)
+    with (tmp_path / "run" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row[:4]]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for cell in cells)
+    assert same(read_run(run.directory), run)
