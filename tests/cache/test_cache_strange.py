@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import hoarfrost.features.cache.writing
-from hoarfrost.features.cache import CacheWriter, EmbeddingCache, verify
+from hoarfrost.features.cache import CacheWriter, EmbeddingCache, verify, write_cache_file
+from hoarfrost.features.cache.layout import Block
 from hoarfrost.features.errors import CacheError
 from tests.support.caches import HEADER, some_files, some_images, some_table, write_cache
 
@@ -39,7 +40,8 @@ def test_format_version_that_never_was_is_damage(tmp_path: Path, monkeypatch: py
 
     write_cache(tmp_path / "sound.h5", 3)
     monkeypatch.setattr(hoarfrost.features.cache.writing, "_write_attributes", changed)
-    write_cache(tmp_path / "c.h5", 3)
+    keys, embeddings = some_images(3)
+    write_cache_file(tmp_path / "c.h5", HEADER, 3, [Block(keys, embeddings)], [some_table(3)])
     with pytest.raises(CacheError, match=re.escape("its format version is -3")):
         EmbeddingCache(tmp_path / "c.h5")
     assert "its format version is -3" in str(verify(tmp_path / "c.h5").problems)
