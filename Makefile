@@ -62,7 +62,7 @@ PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: usable help setup extract train report test lint lock docs fuzz bench screenshot clean
+.PHONY: usable help setup extract train report test lint lock docs soak fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -134,6 +134,9 @@ fuzz: $(READY)  ## compare 5,000 changed DICOM headers, then read damaged images
 		else echo "make fuzz needs atheris: pip install 'hoarfrost[fuzz]'" >&2; exit 1; fi; }
 	$(PY) -m tests.support.dicom_mutated 5000
 	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
+
+soak: $(READY)  ## kill commands 1,000 times at random moments (SOAK_KILLS), and count what was lost or stayed
+	OMP_NUM_THREADS=1 $(PY) -m tests.support.soak $(if $(SOAK_KILLS),$(SOAK_KILLS),1000)
 
 bench: $(READY)  ## run the benchmarks; write docs/performance.md and artifacts/bench.json
 	$(PY) -m tests.benchmarks

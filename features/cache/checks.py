@@ -22,7 +22,7 @@ from hoarfrost.features.cache.store import (
     real_path,
     require_cache,
 )
-from hoarfrost.features.errors import CacheError
+from hoarfrost.features.errors import CacheError, EncoderError
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 T = TypeVar("T")
@@ -252,6 +252,7 @@ def _problems(file: CacheFile) -> Iterator[str]:
             yield from images.damaged_sums()
             yield from images.unreadable_by_others()
             yield from _other_content(images, found, shard)
+    yield from _strange(file)
     n_repeated = int((~KeyIndex(joined_keys(found[sound] for found, sound in salvaged)).is_first()).sum())
     if n_repeated:
         yield f"{file.path}: {n_repeated} keys appear more than once"
@@ -259,6 +260,20 @@ def _problems(file: CacheFile) -> Iterator[str]:
         bad = [table.paths[i] for i in np.flatnonzero(table.rows < 0) if not table.errors[i]]
         if bad:
             yield f"{file.path}: dataset {table.name!r}: {len(bad)} images have neither an embedding nor an error: {bad[0]}"
+
+
+def _strange(file: CacheFile) -> Iterator[str]:
+    """Yield what no extraction writes, although every checksum is right."""
+    made_by = file.header.fingerprint
+    with suppress(EncoderError):  # of a version that knows other encoders
+        expected = made_by.encoder.dim_of(made_by.layers)
+        if file.header.dim != expected:
+            yield f"{file.path}: embeddings of {file.header.dim} numbers, but {made_by.backbone} has {expected}"
+    n_strange = 0
+    with suppress(CacheError):  # reported already
+        n_strange = sum(int((~np.isfinite(block.embeddings)).any(axis=1).sum()) for block in file.blocks())
+    if n_strange:
+        yield f"{file.path}: {n_strange} embeddings contain NaN or infinity"
 
 
 class _Listed:

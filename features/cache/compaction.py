@@ -59,10 +59,11 @@ def compact(path: Path) -> CompactSummary:
     if path.exists():
         with CacheFile(path, lenient=True):  # a file that is not a cache gets no lock file beside it
             pass
-    with WriterLock(path):
+    with WriterLock(path) as lock:
         before = bytes_of(path)
         compaction = _Compaction(path)
         if compaction.changes:
+            lock.check()
             write_cache(
                 path, compaction.header, compaction.sources, compaction.kept, compaction.tables("datasets"),
                 compaction.tables("pending"), compaction.shard_bytes,

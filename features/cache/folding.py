@@ -5,7 +5,7 @@ A full shard is never written again: a fold costs what is new, and the last shar
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
@@ -35,6 +35,7 @@ def write_cache(
     tables: Sequence[DatasetTable],
     pending: Sequence[DatasetTable],
     shard_bytes: int | None,
+    release: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a cache from images that are on the disk: one file with its tables if it is small enough, or else shards.
 
@@ -49,6 +50,8 @@ def write_cache(
         Which images of the sources, one after another, are kept.
     shard_bytes : int or None
         The most bytes that a file may have; `SHARD_BYTES` by default.
+    release : callable
+        As for `write_cache_file`.
 
     Raises
     ------
@@ -62,7 +65,7 @@ def write_cache(
     is_small = n_images <= n_rows and n_images * shard_bytes // n_rows + _table_bytes(tables, pending) <= shard_bytes
     if is_small and not any(piece.shard for piece in pieces):
         blocks = chain.from_iterable(piece.blocks() for piece in pieces)
-        write_cache_file(path, header, n_images, blocks, tables, pending)
+        write_cache_file(path, header, n_images, blocks, tables, pending, release=release)
         remove_unlisted_shards(path, [])
         return
     directory = shards_directory(path)
@@ -71,7 +74,7 @@ def write_cache(
     except OSError as error:
         raise CacheError(f"{directory}: the folder of shards cannot be created: {error.strerror}.") from error
     shards = _all_shards(directory, header, pieces, n_rows)
-    write_index(path, header, shards, shard_bytes, tables, pending)
+    write_index(path, header, shards, shard_bytes, tables, pending, release)
     remove_unlisted_shards(path, shards)
 
 

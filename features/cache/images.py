@@ -1,7 +1,6 @@
 """The images of one file: keys and embeddings, every byte that is read checked."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -25,6 +24,7 @@ from hoarfrost.features.cache.layout import (
 )
 from hoarfrost.features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.local import read_at
 
 FLETCHER_BYTES = 4  # HDF5 appends the Fletcher-32 sum to each chunk
 
@@ -207,7 +207,7 @@ class StoredImages:
     def _fill(self, chunk: Chunk, out: Embeddings) -> None:
         """Read straight into place: HDF5's own path copies each chunk twice, under one lock."""
         view = out.data.cast("B")
-        if os.preadv(self._opened.descriptor, [view], chunk.offset) != len(view):
+        if read_at(self._opened.descriptor, str(self._opened.path), view, chunk.offset) != len(view):
             raise self._opened.damaged(f"{chunk} are truncated")
 
 

@@ -1,7 +1,6 @@
 """One writer per cache: a lock that the operating system releases when its process dies."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from hoarfrost.features.errors import CacheError, CacheLockedError
+from hoarfrost.features.files.locks import lock_file
 
 _held_here: set[str] = set()
 
@@ -22,7 +22,7 @@ def lock_path(cache: Path) -> Path:
 class WriterLock:
     """The right to write to a cache, held while the context lasts.
 
-    A POSIX record lock on `FILE.lock`: NFS and cluster file systems pass it between hosts, and it
+    A lock on the file `FILE.lock`: NFS and cluster file systems pass it between hosts, and it
     ends with its process, even if that is killed. The file itself stays; it names the last process that held the lock.
 
     Raises
@@ -39,7 +39,7 @@ class WriterLock:
 
     def __enter__(self) -> Self:
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise CacheError(f"{self.path}: the cache's folder cannot be written: {error.strerror}.") from error
         status = os.fstat(descriptor)
@@ -48,7 +48,7 @@ class WriterLock:
         if self._identity in _held_here:
             raise self._locked_error(descriptor)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(descriptor)
         except (BlockingIOError, PermissionError) as error:
             raise self._locked_error(descriptor) from error
         except OSError as error:
@@ -66,18 +66,32 @@ class WriterLock:
         _held_here.discard(self._identity)
         os.close(self._descriptor)
 
+    def check(self) -> None:
+        """Raise CacheError if the lock's file was removed or replaced: then another process may be writing, too."""
+        try:
+            is_ours = os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise CacheError(
+                f"{self.path} was removed or replaced during this run, so another process may be writing to the cache. "
+                "Nothing was changed in it, and what was committed is safe. Run the same command again to continue."
+            )
+
     def _write_owner(self) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self.owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         # For the error message of a second writer, and for workers on other hosts; a full disk must not stop the writer here.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, self.owner.encode(), 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, self.owner.encode())
             os.fsync(self._descriptor)  # a network file system shows others what is synced, or closed
 
     def _locked_error(self, descriptor: int) -> CacheLockedError:
         try:
-            owner = json.loads(os.pread(descriptor, 4096, 0))
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            owner = json.loads(os.read(descriptor, 4096))
             who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"

@@ -130,6 +130,8 @@ class OpenedFile:
                     f"{self.path} was written by a newer hoarfrost (cache format {found}; this version reads up to "
                     f"{FORMAT_VERSION}). Upgrade hoarfrost, or choose another --cache."
                 )
+            if found < 1:
+                raise self.damaged(f"its format version is {found}")
             preprocessing = json.loads(self.text(self.root, "preprocessing"))
             if not isinstance(preprocessing, dict):
                 raise self.damaged("its preprocessing is not a JSON object")

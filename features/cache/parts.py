@@ -16,6 +16,7 @@ from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_direct
 from hoarfrost.features.cache.writing import write_cache_file
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.whole import sync_folder
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
 COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU fills seconds with a hundred thousand
@@ -133,7 +134,9 @@ class PartWriter:
         if self._pending:
             directory = parts_directory(self.path)
             try:
-                directory.mkdir(exist_ok=True)
+                if not directory.is_dir():
+                    directory.mkdir(exist_ok=True)
+                    sync_folder(directory.parent)  # a power cut would lose the part with its folder
             except OSError as error:
                 raise CacheError(f"{directory}: the folder of parts cannot be created: {error.strerror}.") from error
             # Zero-padded time first, so that names sort in the order of commits.

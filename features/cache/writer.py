@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -36,9 +37,11 @@ from hoarfrost.features.cache.store import (
     existing_header,
     part_paths,
     parts_directory,
+    remove_if_empty,
     remove_parts,
 )
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.whole import file_identity
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class CacheWriter(PartWriter):
             raise CacheError(f"{self.path.parent}: the cache's folder cannot be created: {error.strerror}.") from error
         with ExitStack() as stack:
             self.lock = stack.enter_context(WriterLock(self.path))
+            self._identity = file_identity(self.path)
             if (there := existing_header(self.path)) is not None:
                 self.header = self.header.with_views(there.views)  # so that none is lost
             self._main = stack.enter_context(CacheFile(self.path, by_view=self.by_view)) if self.path.exists() else None
@@ -106,10 +110,12 @@ class CacheWriter(PartWriter):
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed writer left half-written; the lock shows that no other writer is running."""
-        for folder, prefix in ((self.path.parent, f"{self.path.name}."), (parts_directory(self.path), "part-")):
+        own = re.compile(rf"({re.escape(self.path.name)}|part-.*)\.(\d+|trying(-[^.]*)?)\.tmp")  # not of FILE.old
+        for folder in (self.path.parent, parts_directory(self.path)):
             for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
-                if leftover.name.startswith(prefix):
+                if own.fullmatch(leftover.name):
                     leftover.unlink(missing_ok=True)
+        remove_if_empty(parts_directory(self.path))
         # Shards without an index and without parts do not come from a killed writer: someone has lost the index.
         if self._main is not None or part_paths(self.path):
             remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
@@ -269,7 +275,22 @@ class CacheWriter(PartWriter):
     def _write(self, first: Mask, tables: list[DatasetTable], pending: list[DatasetTable]) -> None:
         main, shard_bytes = ([], None) if self._main is None else (self._main.sources(), self._main.shard_bytes)
         sources = [*main, *(SourceFile(len(part.keys), part.blocks) for part in self.parts)]
-        write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes)
+        opened = self._main
+
+        def release() -> None:
+            if os.name == "nt" and opened is not None:  # see `write_cache_file`
+                opened.__exit__()
+
+        self.lock.check()
+        if file_identity(self.path) != self._identity:
+            raise CacheError(
+                f"{self.path} was replaced by another program during this run, and is left as it is. What was committed is "
+                f"in {parts_directory(self.path)}: run the same command again to add it."
+            )
+        write_cache(self.path, self.header, sources, first, tables, pending, self._shard_bytes or shard_bytes, release)
+        self._identity = file_identity(self.path)
+        if os.name == "nt":
+            self._main = self._stack.enter_context(CacheFile(self.path, by_view=self.by_view))
         remove_parts(self.path, [part.path for part in self.parts])
         self.parts = []
 

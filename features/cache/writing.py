@@ -5,7 +5,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,7 @@ from hoarfrost.features.cache.layout import (
 )
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.files.whole import sync_folder
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def write_cache_file(
     tables: Iterable[DatasetTable],
     pending: Iterable[DatasetTable] = (),
     is_shard: bool = False,
+    release: Callable[[], None] = lambda: None,
 ) -> bytes:
     """Write one file whole: under a temporary name, synced, then renamed into place.
 
@@ -60,6 +62,8 @@ def write_cache_file(
         What is known of the files of extractions that are not finished.
     is_shard : bool
         Record `Shard.content` in the file itself.
+    release : callable
+        Closes the existing file, just before it is replaced: Windows replaces no open one.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def write_cache_file(
     CacheError
         If the file cannot be written (a full disk, say); the temporary file is removed then.
     """
-    with _new_file(path) as (file, output):
+    with _new_file(path, release) as (file, output):
         _write_header(file, header, FORMAT)
         content = _write_images(file, n_images, header, output.checked(blocks))
         if is_shard:
@@ -87,9 +91,10 @@ def write_index(
     shard_bytes: int,
     tables: Iterable[DatasetTable],
     pending: Iterable[DatasetTable],
+    release: Callable[[], None],
 ) -> None:
     """Write the index of a cache in shards, as `write_cache_file` writes; the rename makes these the cache's shards."""
-    with _new_file(path) as (file, _):
+    with _new_file(path, release) as (file, _):
         _write_header(file, header, INDEX_FORMAT)
         _write_attributes(file, shard_bytes=shard_bytes)
         group, n = file.create_group("shards"), len(shards)
@@ -101,7 +106,7 @@ def write_index(
 
 
 @contextmanager
-def _new_file(path: Path) -> "Iterator[tuple[h5py.File, _Output]]":
+def _new_file(path: Path, release: Callable[[], None]) -> "Iterator[tuple[h5py.File, _Output]]":
     """Open a file to be filled under a temporary name; sync and rename it afterwards, or remove it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -110,8 +115,9 @@ def _new_file(path: Path) -> "Iterator[tuple[h5py.File, _Output]]":
             with h5py.File(output, "w", libver=("v110", "v110")) as file:
                 yield file, output
             output.sync()
+        release()
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise CacheError(
             f"{path} cannot be written: {error.strerror or error}. What was committed before is safe. "
@@ -171,15 +177,6 @@ class _Output(io.FileIO):
         if self._error is not None:
             raise self._error
         os.fsync(self.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk: the rename is not safe before."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_header(file: h5py.File, header: Header, file_format: str) -> None:

@@ -23,6 +23,7 @@ from hoarfrost.features.decoding.formats import (
     is_dicom,
     may_be_bare_dicom,
 )
+from hoarfrost.features.decoding.tiff import page_offsets
 from hoarfrost.features.errors import DatasetError, ImageDecodeError
 from hoarfrost.features.files import is_url, join, opened_file, suffix_of
 
@@ -72,9 +73,7 @@ def _read_one_header(root: str, file: str) -> "tuple[int, DicomHeader | None]":
     try:
         with opened_file(place) as content:
             if suffix_of(file) in TIFF_SUFFIXES:
-                from hoarfrost.features.decoding.images import n_pages  # here: listing most datasets needs no Pillow
-
-                return min(n_pages(content), MAX_FRAMES), None
+                return max(1, min(len(page_offsets(content)), MAX_FRAMES)), None
             head = content.read(HEAD_BYTES)
             header = dicom_header(content, place) if is_dicom(head) or may_be_bare_dicom(head) else None
     except (OSError, ImageDecodeError):

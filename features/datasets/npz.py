@@ -20,6 +20,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import Content, Dataset, Stamps
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp, stamp_of
+from hoarfrost.features.files.local import read_at
 
 CHECK_SECONDS = 1.0  # that rows wait at most for their checksum
 _BLOCK_BYTES = 1 << 20
@@ -186,7 +187,7 @@ def _stored_rows(
         n_present = info.file_size - header_bytes
         raise ValueError(f"its header states {n_rows * n_bytes:,} bytes, but it has {n_present:,}")
     file = _OpenFile(path)
-    name_bytes, extra_bytes = struct.unpack("<HH", os.pread(file.number, 4, info.header_offset + _LENGTHS_AT))
+    name_bytes, extra_bytes = struct.unpack("<HH", file.read(4, info.header_offset + _LENGTHS_AT))
     start = info.header_offset + _LENGTHS_AT + 4 + name_bytes + extra_bytes
     is_abandoned = threading.Event()
     with ThreadPoolExecutor(1, "checksum") as pool:
@@ -208,7 +209,7 @@ def _check(file: "_OpenFile", info: zipfile.ZipInfo, start: int, is_abandoned: t
     for offset in range(0, info.file_size, _BLOCK_BYTES):
         if is_abandoned.is_set():
             return
-        block = os.pread(file.number, min(_BLOCK_BYTES, info.file_size - offset), start + offset)
+        block = file.read(min(_BLOCK_BYTES, info.file_size - offset), start + offset)
         checksum = zlib.crc32(block, checksum)
     if checksum != info.CRC:
         raise ValueError("its checksum is wrong")
@@ -218,15 +219,21 @@ class _OpenFile:
     """A file that stays open while any of its readers exists."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self.number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
 
+    def read(self, n_bytes: int, start: int) -> bytes:
+        """Read so many bytes, or those that there are; any thread may."""
+        content = bytearray(n_bytes)
+        return bytes(content[: read_at(self.number, self.path, memoryview(content), start)])
+
     def pixels(self, start: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Read one image."""
-        content = os.pread(self.number, math.prod(shape), start)
+        content = self.read(math.prod(shape), start)
         if len(content) < math.prod(shape):
             raise ImageDecodeError(Unreadable.NPZ_CUT_SHORT)
         return np.frombuffer(content, np.uint8).reshape(shape)

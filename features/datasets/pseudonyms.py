@@ -47,7 +47,7 @@ def _salt_in(path: Path) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             text = path.read_text(encoding="ascii", errors="replace").strip()
         else:

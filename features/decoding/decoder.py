@@ -1,9 +1,10 @@
 """The process that `hoarfrost.features.decoding.isolated` starts. It decodes images from stdin, and may crash.
 
-A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, and n_bytes: null for
-the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes and either an error with its kind,
-or what was wanted: for "header" the kind, the size, and the width and height to be decoded; "check" decodes as well, and
-adds notes and whether there are two values only; "pixels" adds the shape of the pixels, and only it sends them.
+A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, seconds (of computing,
+at most), and n_bytes: null for the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes
+and either an error with its kind, or what was wanted: for "header" the kind, the size, and the width and height to be
+decoded; "check" decodes as well, and adds notes and whether there are two values only; "pixels" adds the shape of the
+pixels, and only it sends them.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.features.decoding import limits
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
 from hoarfrost.features.decoding.windows import Window
@@ -27,6 +29,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         asked = json.loads(line)
         if asked["n_bytes"] is not None:
             content = requests.read(asked["n_bytes"])
+        limits.limit(asked["seconds"], asked["max_pixels"], len(content))
         try:
             answer, payload = _answer(content, asked)
         except ImageDecodeError as error:
@@ -57,4 +60,5 @@ if __name__ == "__main__":
     # What a library prints must not be mixed into the answers.
     own = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    limits.end_with_parent()
     serve(sys.stdin.buffer, own)

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
+from hoarfrost.features.decoding.isolated import DecodingStoppedError, decode_isolated
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
+from hoarfrost.features.decoding.slow import is_slow, is_slow_tiff
+from hoarfrost.features.decoding.tiff import FromPage
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -139,7 +142,7 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
         with open_file(encoded, frame, decoding) as image:
             _check_size(image.width, image.height, decoding.max_pixels)
             yield image
-    except ImageDecodeError:
+    except (ImageDecodeError, DecodingStoppedError):
         raise
     except UnidentifiedImageError as error:
         text = f"{Unreadable.NOT_RECOGNISED} ({describe(encoded)})"
@@ -183,7 +186,7 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     content = without_texts(content)
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats())
+        image = Image.open(_from_frame(content, frame), formats=_formats())
     except UnidentifiedImageError:
         if not may_be_bare_dicom(content):
             raise
@@ -191,10 +194,11 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             yield bare
         return
     with image:
-        _check_size(*image.size, decoding.max_pixels)  # before another frame is sought, which decodes some
-        if frame:
-            _seek(image, frame)
-        elif image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+        _check_size(*image.size, decoding.max_pixels)
+        if frame and image.format != "TIFF":
+            reason = f"only the first frame of a {image.format} is read"
+            raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), reason)
+        if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
             decoding.on_note(FIRST_FRAME)
         if image.format == "PNG":  # decoding ends with the last pixel, before the pixels' checksums
             with Image.open(io.BytesIO(content), formats=("PNG",)) as unread:
@@ -204,19 +208,20 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _SEPARATE_PLANES:
                 reason = f"{_bits(image)} bits per channel, channels stored separately"
                 raise ImageDecodeError(Unreadable.TIFF_KIND, reason)
-            if not frame and getattr(image, "n_frames", 1) > 1:
+            if not frame and getattr(image, "is_animated", False):
                 decoding.on_note(FIRST_IMAGE)
         size = image.size
         if image.format in {"JPEG", "MPO"}:  # MPO: a phone's JPEG, with a smaller one after it
             image.draft(image.mode, (jpeg_short_side(decoding.size),) * 2)
-        yield _PillowImage(image, size, decoding.on_note)
+        opened_image = _PillowImage(image, size, decoding.on_note)
+        is_thread_enough = decoding.is_isolated or not _is_slow(content, image, size[0] * size[1])
+        yield opened_image if is_thread_enough else _SlowImage(opened_image, content, frame, decoding)
 
 
-def _seek(image: Image.Image, frame: int) -> None:
-    if image.format != "TIFF":
-        raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), f"only the first frame of a {image.format} is read")
+def _from_frame(content: bytes, frame: int) -> io.BytesIO:
+    """Open a file; of a TIFF, so that it begins with the frame."""
     try:
-        image.seek(frame - 1)
+        return FromPage(content, frame) if frame and content.startswith((b"II", b"MM")) else io.BytesIO(content)
     except EOFError as error:
         raise ImageDecodeError(Unreadable.NO_FRAME.format(frame), "the file has fewer") from error
 
@@ -238,6 +243,24 @@ class _PillowImage:
             self._on_note(SHOWN_THROUGH)  # some programs write an alpha of 0 for "not used"
             image = _opaque(image)
         return _pixels(image)
+
+
+def _is_slow(content: bytes, image: Image.Image, n_pixels: int) -> bool:
+    if image.format == "TIFF":
+        return is_slow_tiff(content, n_pixels, getattr(image, "tag_v2", {}))
+    return is_slow(content, n_pixels)
+
+
+class _SlowImage:
+    """An image that is decoded in another process, which has a limit; see `slow`."""
+
+    def __init__(self, header: OpenedImage, content: bytes, frame: int, decoding: Decoding) -> None:
+        self.width, self.height, self.size, self.kind = header.width, header.height, header.size, header.kind
+        self._content, self._frame, self._decoding = content, frame, decoding
+
+    def pixels(self) -> "Pixels":
+        decoding = self._decoding
+        return decode_isolated(self._content, self._frame, decoding.max_pixels, decoding.window, size=decoding.size)
 
 
 def _is_deep_grey_with_alpha(image: Image.Image) -> bool:
@@ -270,15 +293,6 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
     """Return the value of a TIFF's tag; of several, one for each channel, the first."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value[0] if isinstance(value, tuple) else value  # type: ignore[no-any-return]
-
-
-def n_pages(file: str | BinaryIO) -> int:
-    """Return the number of a TIFF's pages; 1 if they cannot be counted: decoding will report why."""
-    try:
-        with Image.open(file, formats=("TIFF",)) as image:
-            return max(1, int(getattr(image, "n_frames", 1)))
-    except Exception:  # as in `opened`
-        return 1
 
 
 def encode_png(pixels: "Pixels") -> bytes:

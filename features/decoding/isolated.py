@@ -8,25 +8,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
-from hoarfrost.features.errors import ImageDecodeError, Unreadable
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 COMMAND = (sys.executable, "-P", "-m", "hoarfrost.features.decoding.decoder")
-MOST_SECONDS = 120.0  # no image takes as long as this: the decoder hangs
+MOST_SECONDS = (
+    120.0  # of computing: no image takes as long. Counted by the system, so that a busy machine changes nothing
+)
+WALL_FACTOR = 5.0  # so many times as long may pass: then the decoder hangs without computing
 
 
 class DecoderCrashError(ImageDecodeError):
     """A decoder crashed or hung."""
+
+
+class DecodingStoppedError(HoarfrostError):
+    """A signal, or a client that left, ended the decoder: nothing is known of the image."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +55,27 @@ class _Process:
         # Only where this package was found: the working folder may contain another package of the same name.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        # From a thread that does not end: on Linux a decoder ends with the thread that started it.
+        starting = _starter(os.getpid()).submit(
+            lambda: subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        )
+        self._process = starting.result()
         self._latest = b""
         self._is_late = False
+        self._is_stopped = False
 
-    def ask(self, content: bytes, request: dict[str, Any], seconds: float) -> "tuple[dict[str, Any], bytes]":
+    def ask(self, content: bytes, request: dict[str, Any], seconds: float | None) -> "tuple[dict[str, Any], bytes]":
         """Send a request; return the answer and its pixels, or raise the reason why there are none."""
         is_sent = content is self._latest  # frames of one file follow one another
-        timer = threading.Timer(seconds, self._time_out)
+        computing = seconds or MOST_SECONDS
+        request = {**request, "seconds": computing, "n_bytes": None if is_sent else len(content)}
+        timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
         timer.start()
         try:
             sender, answers = self._process.stdin, self._process.stdout
             assert sender is not None
             assert answers is not None
-            sender.write(json.dumps({**request, "n_bytes": None if is_sent else len(content)}).encode() + b"\n")
+            sender.write(json.dumps(request).encode() + b"\n")
             sender.write(b"" if is_sent else content)
             sender.flush()
             answer = json.loads(answers.readline() or "{}")
@@ -69,7 +85,8 @@ class _Process:
         finally:
             timer.cancel()
         if not answer or len(payload) < answer["n_bytes"]:
-            raise DecoderCrashError(Unreadable.CRASHED, self._end(seconds))
+            ended = self._end(computing)
+            raise DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
         self._latest = content
         if "error" in answer:
             raise ImageDecodeError(answer["kind"], text=answer["error"])
@@ -83,12 +100,17 @@ class _Process:
         self._is_late = True
         self._process.kill()
 
+    def stop(self) -> None:
+        """End the process in the middle of an image; `ask` then raises DecodingStoppedError."""
+        self._is_stopped = True
+        self._process.kill()
+
     def _end(self, seconds: float) -> str:
         """Wait for the process to end; return how it ended."""
         self.close()
-        if self._is_late:
-            return f"not finished after {seconds:.0f} s"
         status = self._process.returncode
+        if self._is_late or status == -getattr(signal, "SIGXCPU", 0):
+            return f"not finished after {seconds:.0f} s"
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def close(self) -> None:
@@ -100,24 +122,76 @@ class _Process:
         self._process.wait()
 
 
+class Cancellation:
+    """Lets one thread end what another one decodes."""
+
+    def __init__(self) -> None:
+        self._process: _Process | None = None
+        self._is_cancelled = False
+        self._changing = threading.Lock()
+
+    def attach(self, process: _Process | None) -> None:
+        """Name the process at work; None once it is done."""
+        with self._changing:
+            self._process = process
+            if self._is_cancelled and process is not None:
+                process.stop()
+
+    def cancel(self) -> None:
+        """End the process at work, or the next one; none if all is done."""
+        with self._changing:
+            self._is_cancelled = True
+            if self._process is not None:
+                self._process.stop()
+
+
 _idle: list[_Process] = []  # append and pop are safe in threads
+_busy: set[_Process] = set()
+_stopped = threading.Event()
+
+
+@lru_cache
+def _starter(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked process needs its own
+    return ThreadPoolExecutor(1, "decoders")
+
+
+def stop_decoding() -> None:
+    """End the decoders that are at work, and start none: from a signal's handler, until `resume_decoding`."""
+    _stopped.set()
+    for process in list(_busy):
+        process.stop()
+
+
+def resume_decoding() -> None:
+    """Let images be decoded again."""
+    _stopped.clear()
 
 
 @contextmanager
-def _a_process() -> Iterator[_Process]:
+def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
     try:
         while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
             process.close()
     except IndexError:
         process = _Process()
+    _busy.add(process)
+    cancellation = cancellation or Cancellation()
     try:
+        cancellation.attach(process)
+        if _stopped.is_set():
+            process.stop()
         yield process
+        cancellation.attach(None)
     except ImageDecodeError as error:
+        cancellation.attach(None)
         if not isinstance(error, DecoderCrashError):
             _idle.append(process)
         raise
-    _idle.append(process)
+    else:
+        _idle.append(process)
+    finally:
+        _busy.discard(process)
 
 
 def decode_isolated(
@@ -128,11 +202,12 @@ def decode_isolated(
     *,
     size: int = DEFAULT.size,
     seconds: float | None = None,
+    cancellation: Cancellation | None = None,
 ) -> "npt.NDArray[np.uint8]":
     """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
 
-    `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`; a decoder that has not
-    finished after `seconds` is ended.
+    `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`. A decoder that has not
+    finished after `seconds` is ended; by default, after MOST_SECONDS of computing.
 
     Raises
     ------
@@ -140,10 +215,12 @@ def decode_isolated(
         If the process crashed or hung.
     ImageDecodeError
         If the image is unreadable.
+    DecodingStoppedError
+        If `stop_decoding` was called, or `cancellation` was cancelled.
     """
     request = _request(frame, max_pixels, window, size)
-    with _a_process() as process:
-        answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds or MOST_SECONDS)
+    with _a_process(cancellation) as process:
+        answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
 
@@ -162,9 +239,9 @@ def inspect_isolated(
     """
     request = _request(frame, max_pixels, window, size)
     with _a_process() as process:
-        header, _ = process.ask(content, {**request, "want": "header"}, MOST_SECONDS)
+        header, _ = process.ask(content, {**request, "want": "header"}, None)
         with room(header["width"] * header["height"]):
-            found, _ = process.ask(content, {**request, "want": "check"}, MOST_SECONDS)
+            found, _ = process.ask(content, {**request, "want": "check"}, None)
     image_format, mode, bits = found["kind"]
     width, height = found["size"]
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]), found["has_two_values"])

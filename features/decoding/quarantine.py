@@ -6,6 +6,7 @@ import os
 import queue
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.isolated import Cancellation, DecoderCrashError, DecodingStoppedError, decode_isolated
 from hoarfrost.features.decoding.looks import Seen, by_decoding, load_looks, seen_by, seen_in
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
@@ -83,7 +84,9 @@ class Quarantine:
 
     def __exit__(self, *_: object) -> None:
         noted = [slot for slot in self._suspects.values() if slot is not None]
-        if all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted):
+        is_known = all(self._slots[slot : slot + KEY_BYTES] == _NO_KEY for slot in noted)
+        self._slots.close()  # Windows removes no file that is mapped
+        if is_known:
             self._notes_path.unlink(missing_ok=True)
 
     def suspect(self, keys: Collection[bytes]) -> None:
@@ -114,6 +117,8 @@ class Quarantine:
         self._slots[slot : slot + KEY_BYTES] = key
         try:
             return load_looks(content, key, views, decoding)
+        except DecoderCrashError as error:  # of a file that `slow` found
+            raise self._quarantined(key, error) from error
         finally:
             self._slots[slot : slot + KEY_BYTES] = _NO_KEY
             self._free.put(slot)
@@ -121,19 +126,26 @@ class Quarantine:
     def _load_suspect(
         self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding
     ) -> "list[torch.Tensor]":
+        is_known = True
         try:
             return load_isolated(content, key, views, decoding)
+        except DecodingStoppedError:
+            is_known = False
+            raise
         except DecoderCrashError as error:
-            reason = f"{error} (in quarantine: {self.path.name})"
-            self._reasons[key] = reason
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{key.hex()} {reason}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            raise ImageDecodeError(Unreadable.CRASHED, text=reason) from error
+            raise self._quarantined(key, error) from error
         finally:
-            if (slot := self._suspects[key]) is not None:
+            if is_known and (slot := self._suspects[key]) is not None:
                 self._slots[slot : slot + KEY_BYTES] = _NO_KEY
+
+    def _quarantined(self, key: bytes, error: DecoderCrashError) -> ImageDecodeError:
+        reason = f"{error} (in quarantine: {self.path.name})"
+        self._reasons[key] = reason
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{key.hex()} {reason}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return ImageDecodeError(Unreadable.CRASHED, text=reason)
 
 
 def load_isolated(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
@@ -142,7 +154,13 @@ def load_isolated(content: "Content", key: bytes, views: Sequence[View], decodin
 
 
 def seen_isolated(
-    content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, *, seconds: float | None = None
+    content: "Content",
+    key: bytes,
+    views: Sequence[View],
+    decoding: Decoding,
+    *,
+    seconds: float | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Seen:
     """Decode as `seen_in` does, but in another process; raises as `decode_isolated` does."""
     if isinstance(content, np.ndarray):  # no decoder
@@ -150,7 +168,12 @@ def seen_isolated(
     encoded, frame = unpack(content)
     limits = (decoding.max_pixels, decoding.window)
     decoded = (
-        (decode_isolated(encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds), some)
+        (
+            decode_isolated(
+                encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
+            ),
+            some,
+        )
         for some in by_decoding(encoded, views)
     )
     return seen_by(decoded, key, views)

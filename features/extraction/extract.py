@@ -1,6 +1,7 @@
 """Embed the images that are missing from the cache, on this machine or on a cluster."""
 
 import errno
+import glob
 import logging
 import os
 import time
@@ -222,11 +223,20 @@ def _embed(engine: Engine, job: Job) -> LoopCounts:
         _state_cost(job)
         job.on_progress(Progress(0, len(todo), 0.0))
         return engine.embed(job, todo)
+    _clear_empty_notes(job.writer.path)
     if options.device in {"auto", "cpu"}:
         return LoopCounts("cpu")
     from hoarfrost.features.devices import choose_device  # here: torch takes seconds to import
 
     return LoopCounts(choose_device(options.device, job.recipe.precision))
+
+
+def _clear_empty_notes(cache: Path) -> None:
+    """Remove what a killed extraction left of its notes, if no image is in them."""
+    if any(cache.parent.glob(f"{glob.escape(cache.name)}.trying*")):
+        from hoarfrost.features.decoding.quarantine import clear_notes, suspect_keys  # here: it loads torch
+
+        clear_notes(cache, suspect_keys(cache))
 
 
 def set_unchanged(

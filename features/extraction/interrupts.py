@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.features.decoding.isolated import resume_decoding, stop_decoding
 from hoarfrost.features.errors import HoarfrostError
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,18 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._restore()
+        resume_decoding()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self.__exit__()  # a second signal acts as usual
+        stop_decoding()  # of images that may take minutes
+        self._restore()  # a second signal acts as usual
         with suppress(RuntimeError):  # the signal came while the same stream was written to
             logger.info("Stopping; saving the current batch. Press Ctrl-C again to stop at once.")
 

@@ -20,6 +20,7 @@ from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.isolated import DecodingStoppedError
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.decoding.views import View, standard_view
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_on_usable_cpus, usable_cpus
@@ -81,10 +82,10 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Failed:
-    """One image that could not be read."""
+    """One image that could not be read; without a reason, a signal stopped its decoding."""
 
     index: int
-    reason: Reason
+    reason: Reason | None
 
 
 class _Batch(NamedTuple):
@@ -116,10 +117,8 @@ class _InFlight(NamedTuple):
 class EmbeddingLoop:
     """Reads, decodes and resizes in threads, and embeds in batches in this one; results keep the order of the images.
 
-    The same on one machine, for a whole dataset, and in each worker of a cluster, for one piece of it after another.
-    `writer` receives the embeddings, and knows which are there already; `quarantine` is entered already;
-    `make_backbone` is called when the first image needs it; embeddings that `source_cache` has are copied from there.
-    `views` are computed of each image; by default the encoder's own.
+    `writer` receives the embeddings, and knows which are there already; `quarantine` is entered; `make_backbone` is called
+    when the first image needs it; what `source_cache` has is copied; `views` are computed, by default the encoder's own.
     """
 
     writer: PartWriter
@@ -146,7 +145,7 @@ class EmbeddingLoop:
         self._may_decode.set()
         self._on_device: deque[_InFlight] = deque()
         self._keys_on_device: set[bytes] = set()
-        # A GPU copies from pinned memory beside its computation, and has one more batch under way.
+        # A GPU copies from pinned memory, and has one more batch under way.
         n_buffers, pinned = (N_BUFFERS + 1, True) if self.device == "cuda" else (N_BUFFERS, False)
         self._n_images = images_in_a_batch(self.batch_size, self._places)
         shapes = {size: (self._n_images * n, 3, size, size) for size, n in self._places.n_looks.items()}
@@ -172,8 +171,7 @@ class EmbeddingLoop:
             stack.callback(self.writer.commit)
             n_threads = stack.enter_context(threads_on_usable_cpus())
             for batch in self._batches(n_threads):
-                self._start(batch)
-                done += batch.n_images
+                done += batch.n_images - self._start(batch)
                 if done == total:
                     self._finish(keep=0)
                 now = time.monotonic()
@@ -185,12 +183,12 @@ class EmbeddingLoop:
                 stop.check(total - done, work.table.readable)
         return self.counts
 
-    def _start(self, batch: _Batch) -> None:
-        """Record images that failed or are known already, and start the forward pass of the others."""
-        new, looks, read = [], [], []
+    def _start(self, batch: _Batch) -> int:
+        """Record images that failed or are known already, start the others' forward pass; return how many were stopped."""
+        new, looks, read, n_stopped = [], [], [], 0
         for place, result in enumerate(batch.results()):
             if isinstance(result, _Failed):
-                self._fail(result)
+                n_stopped += self._fail(result)
                 continue
             read.append(result)
             if not result.views or self._is_embedded_since_reading(result.key):
@@ -202,8 +200,7 @@ class EmbeddingLoop:
         self._copy_from_source_cache(read)
         if not new:
             self._free.append(batch.pixels)
-            return
-        # The first time, the backbone is also made and timed.
+            return n_stopped
         with self._decoding_paused():
             embeddings = {
                 size: self.backbone.start(_close_gaps(pixels, [row for of, row in looks if of == size]))
@@ -212,6 +209,7 @@ class EmbeddingLoop:
             }
         self._on_device.append(_InFlight(batch, new, embeddings, self.backbone.compute))
         self._finish(keep=self.backbone.n_in_flight)
+        return n_stopped
 
     def _copy_from_source_cache(self, images: list[_Loaded]) -> None:
         """Copy the embeddings that are in the source cache, and not in this one."""
@@ -252,7 +250,7 @@ class EmbeddingLoop:
             self._may_decode.set()
 
     def _finish(self, *, keep: int) -> None:
-        """Copy embeddings from the device to the cache, all but those of the latest batches."""
+        """Copy embeddings from the device to the cache, but for the latest batches."""
         while len(self._on_device) > keep:
             started = self._on_device.popleft()
             embeddings = self._in_order(started)  # (rows, D) float32
@@ -283,13 +281,17 @@ class EmbeddingLoop:
                 rows.append(found[view.size][first : at[view.size]].mean(axis=0))
         return np.stack(rows)
 
-    def _fail(self, failed: _Failed) -> None:
+    def _fail(self, failed: _Failed) -> bool:
+        """Record why an image failed; return whether it was only stopped."""
+        if failed.reason is None:
+            return True
         self.work.table.errors[failed.index] = failed.reason
         try:
             self.work.on_failed(failed.index, failed.reason)
         except HoarfrostError:
             self._finish(keep=0)
             raise
+        return False
 
     def _batches(self, n_threads: int) -> Iterator[_Batch]:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
@@ -373,6 +375,8 @@ class EmbeddingLoop:
             places = [look for view in image.missing for look in self._places.of(view, place)]
             for (size, row), look in zip(places, looks, strict=True):
                 pixels[size][row].copy_(look)  # one grey channel is broadcast to three
+        except DecodingStoppedError:
+            return _Failed(image.index, None)
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return _Failed(image.index, reason_of(error))
         finally:

@@ -18,7 +18,7 @@ from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, unpack
 from hoarfrost.features.decoding.images import DEEP_MODES, Decoding
-from hoarfrost.features.decoding.isolated import inspect_isolated
+from hoarfrost.features.decoding.isolated import inspect_isolated, resume_decoding, stop_decoding
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
 from hoarfrost.features.decoding.quarantine import load_isolated
@@ -196,9 +196,15 @@ def _decode_all(dataset: Dataset, decoding: Decoding, on_progress: Callable[[Pro
     found: list[_Seen] = []
     contents = dataset.images.contents(range(len(dataset)))
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        while some := list(islice(contents, AT_ONCE)):
-            found += pool.map(lambda item: _decode(item[1], decoding), some)
-            on_progress(Progress(len(found), len(dataset), len(found) / (time.monotonic() - started)))
+        try:
+            while some := list(islice(contents, AT_ONCE)):
+                found += pool.map(lambda item: _decode(item[1], decoding), some)
+                on_progress(Progress(len(found), len(dataset), len(found) / (time.monotonic() - started)))
+        except BaseException:  # Ctrl-C: a thousand images wait, and some may take minutes
+            stop_decoding()
+            pool.shutdown(wait=True, cancel_futures=True)
+            resume_decoding()
+            raise
     return found
 
 

@@ -25,13 +25,25 @@ def stamp_of_path(path: str) -> FileStamp:
 def read_path(path: str) -> bytes:
     """Read a whole file. Raise ImageDecodeError if it cannot be read, changes meanwhile, or is not a file."""
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would block
         try:
             return _read_open_file(number)
         finally:
             os.close(number)
     except OSError as error:
         raise ImageDecodeError(reason_of(error).kind) from error
+
+
+def read_at(number: int, path: str, view: memoryview, offset: int) -> int:
+    """Fill a buffer from an open file; return how many bytes there were. Any thread may read anywhere at once.
+
+    Windows has no such read, and another position of the same file would confuse who has opened it: there it is opened again.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(number, [view], offset)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        return file.readinto(view)
 
 
 def _read_open_file(number: int) -> bytes:

@@ -80,7 +80,7 @@ class RemoteEntry:
 def is_url(place: object) -> bool:
     """Return whether a path is a URL."""
     scheme, mark, _ = str(place).partition("://")
-    return bool(mark) and scheme.isascii() and scheme.isalnum()
+    return bool(mark) and len(scheme) > 1 and scheme.isascii() and scheme.isalnum()  # one letter is a drive of Windows
 
 
 def join_url(root: str, relative: str) -> str:

@@ -135,16 +135,32 @@ def inspect(data: Path | str, as_json: bool, **options: Any) -> None:
 @click.argument("directory", metavar="DIR", type=PathType())
 @opts.option("--images", "How many images to draw.", type=click.IntRange(30), default=480)
 @opts.option("--seed", "Seed of the random drawing.", type=click.IntRange(0), default=0)
+@opts.option(
+    "--report with_report",
+    "Do the whole job: DIR/images, DIR/cache.h5, and DIR/run with its report.html.",
+    is_flag=True,
+)
+@opts.option("--weights", "With --report: the encoder's weights, as for `extract`.", default="auto", metavar="PATH|…")
 @opts.json_flag
-def demo(directory: Path, images: int, seed: int, as_json: bool) -> None:
+def demo(directory: Path, images: int, seed: int, with_report: bool, weights: str, as_json: bool) -> None:
     """Write a synthetic dataset of ultrasound images to DIR, an image folder with a labels.csv.
 
     Example:
       $ hoarfrost demo images
       480 images of 243 patients in images
-    """
-    from hoarfrost.demo import write_demo
 
+    More examples:
+      hoarfrost demo first --report
+    """
+    from hoarfrost.cli.console.progress import extraction_progress
+    from hoarfrost.demo import write_demo
+    from hoarfrost.demo.main_job import report_demo
+
+    if with_report:
+        with extraction_progress() as show:
+            made = report_demo(directory, n_images=images, seed=seed, weights=weights, on_progress=show)
+        opts.emit(as_json, made.document(), f"report {made.report}")
+        return
     summary = write_demo(directory, n_images=images, seed=seed)
     document = {**dataclasses.asdict(summary), "directory": str(summary.directory)}
     text = f"{summary.n_images} images of {summary.n_patients} patients in {summary.directory}"

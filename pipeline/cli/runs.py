@@ -185,6 +185,11 @@ def train(
     default=True,
 )  # fmt: skip
 @opts.option(
+    "--images-from", "Also show images from this folder or host. Otherwise only those below the dataset's own folder: a "
+    "cache from others may name any path or URL. Repeatable.",
+    group=opts.CONTENT, multiple=True, metavar="FOLDER|HOST",
+)  # fmt: skip
+@opts.option(
     "--map/--no-map with_map", "Include a map of the embeddings, or omit it.",
     group=opts.CONTENT, default=True,
 )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 from hoarfrost.demo.phantoms import SCANNERS, Phantom, Scanner, draw_anatomy, draw_phantom
 from hoarfrost.features.datasets import MANIFEST_NAME
 from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.files.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ _SHARES_BY_IMAGES = (0.45, 0.35, 0.15, 0.05)
 _HEADER = "path,label,patient,scanner"
 _IMAGE = rf"(?:{'|'.join(CLASS_SHARES)})/p\d{{3,}}_\d\.png"
 _OWN_ROW = re.compile(rf"({'|'.join(CLASS_SHARES)})/(p\d{{3,}})_\d\.png,\1,\2,[{''.join(s.name for s in SCANNERS)}]")
-_OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp")
+_LEFTOVER = rf"(?:(?:{'|'.join(CLASS_SHARES)})/)?\.[\w.]+\.[0-9a-f]{{32}}\.tmp"
+_OWN_FILE = re.compile(rf"{_IMAGE}|(?:{_IMAGE}|{re.escape(MANIFEST_NAME)})\.\d+\.tmp|{_LEFTOVER}")
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,8 @@ def _replace_if_changed(path: Path, content: bytes, *, durable: bool = False) ->
     """Write a file, complete or not at all; keep it and its time stamp if nothing changes."""
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path, durable=durable) as file:
         file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _remove_leftovers(directory: Path, *, keep: set[str]) -> None:

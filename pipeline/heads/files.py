@@ -337,6 +337,8 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         raise ValueError("it does not describe a head on embeddings")
     if description.embeddings.digest != description.fingerprint:
         raise ValueError("its fingerprint does not match the embeddings that it describes")
+    if len(set(description.classes)) < len(description.classes):
+        raise ValueError("two of its classes have the same name")
     multilabel = {"sigmoid": True, "softmax": False}[description.activation]
     n_inputs, n_classes = description.n_inputs, len(description.classes)
     header = Header(

@@ -1,13 +1,16 @@
 """What is behind a run: the cache that it was trained from, and through it the images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.errors import CacheError, ImageDecodeError
+from hoarfrost.features.files import is_url, join
 from hoarfrost.features.fingerprint import image_key
 from hoarfrost.runs import Run, read_run
 
@@ -20,11 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSource:
-    """The cached dataset of a run. `place` is the row in `table` of each of the run's images, by path."""
+    """The cached dataset of a run. `place` is the row in `table` of each of the run's images, by path.
+
+    A cache may come from others, and its paths may be any: images are read from below the dataset's own folder, and from
+    the folders and hosts in `images_from`.
+    """
 
     cache: EmbeddingCache
     table: DatasetTable
     place: Mapping[str, int]
+    images_from: Collection[str] = ()
 
     def embeddings(self, paths: Sequence[str], view: str) -> "npt.NDArray[np.float32]":
         """Read the embeddings of some images in a view, (n, D) float32."""
@@ -57,8 +65,16 @@ class RunSource:
         from hoarfrost.features.datasets import open_images
 
         known = sorted(set(paths) & self.place.keys(), key=self.place.__getitem__)
-        key = dict(zip(known, self.keys(known), strict=True))
         reasons |= dict.fromkeys(set(paths) - set(known), "it is not in the cache")
+        outside = {path: where for path in known if (where := self._outside(path))}
+        reasons |= {
+            path: f"it is not below the dataset's own folder, but in {where} (report --images-from)"
+            for path, where in outside.items()
+        }
+        known = [path for path in known if path not in outside]
+        if not known:
+            return
+        key = dict(zip(known, self.keys(known), strict=True))
         images = open_images(self.table.root, self.table.paths)
         for place, read in images.contents([self.place[path] for path in known]):
             path = self.table.paths[place]
@@ -73,13 +89,29 @@ class RunSource:
                 continue
             yield path, content
 
+    def _outside(self, path: str) -> str:
+        """Return the folder or host that an image is in; empty if it may be read from there."""
+        place = join(self.table.root, path)
+        if is_url(place):
+            url = urlsplit(place)
+            names = {url.netloc, url.hostname, f"{url.scheme}://{url.netloc}"}
+            return "" if names & set(self.images_from) else f"{url.scheme}://{url.netloc}"
+        if os.path.isfile(self.table.root):
+            return ""  # a row of an npz file
+        place = os.path.abspath(place)
+        own = [] if os.path.dirname(self.table.root) == self.table.root else [self.table.root]
+        folders = [
+            os.path.join(os.path.abspath(folder), "") for folder in (*own, *self.images_from) if not is_url(folder)
+        ]
+        return "" if any(place.startswith(folder) for folder in folders) else os.path.dirname(place)
+
     def _rows(self, paths: Sequence[str]) -> "npt.NDArray[np.int64]":
         return self.table.rows[[self.place[path] for path in paths]]
 
 
 @contextmanager
-def opened_source(run: Run) -> Iterator[RunSource]:
-    """Open the cache of a run, and its dataset in it.
+def opened_source(run: Run, images_from: Collection[str] = ()) -> Iterator[RunSource]:
+    """Open the cache of a run, and its dataset in it; for `images_from` see `RunSource`.
 
     Raises
     ------
@@ -105,7 +137,7 @@ def opened_source(run: Run) -> Iterator[RunSource]:
                 f"The dataset {table.name} in {path} is not the one that the heads were trained on. Missing images: "
                 f"{len(missing):,} ({missing[0]} first). Extract them again, or train again."
             )
-        source = RunSource(cache, table, place)
+        source = RunSource(cache, table, place, images_from)
         # Names and times may be unchanged while the images are not: only their digests show it.
         views = facts.views or (cache.header.own_view,)
         if facts.digest and source.digest(run.predictions.paths, views) != facts.digest:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hoarfrost.features.errors import RunError
+from hoarfrost.features.files.whole import whole_file
 from hoarfrost.report.figures import Axis, Figure, Forest, Marks, Panel
 from hoarfrost.report.svg import N_COLOURS, N_DASHES
 
@@ -84,13 +85,18 @@ def write_figures(
         for name, figure in figures.items():
             for suffix, content in _drawings(figure).items():
                 paths.append(directory / f"{figure_names[name]}.{suffix}")
-                paths[-1].write_bytes(content)
+                _write(paths[-1], content)
         for name, table in tables.items():
             paths.append(directory / f"{table_names[name]}.csv")
-            paths[-1].write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
+            _write(paths[-1], csv_text(table).encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise RunError(f"{directory}: the figures cannot be written: {error}. Name another folder.") from error
     return tuple(paths)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _file_names(names: Iterable[str]) -> dict[str, str]:

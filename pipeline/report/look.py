@@ -2,6 +2,7 @@
 
 import logging
 from base64 import b64encode
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -45,8 +46,9 @@ class ImagesSection:
 
 
 def look_of(
-    run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None
-) -> ImagesSection:
+    run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None,
+    images_from: Collection[str] = (),
+) -> ImagesSection:  # fmt: skip
     """Collect what the page shows of images.
 
     Parameters
@@ -58,6 +60,8 @@ def look_of(
         False omits the map.
     explainer : Explainer, optional
         Of the selected head, for maps of the errors.
+    images_from : collection of str
+        Folders and hosts that images may be read from, besides the dataset's own folder.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def look_of(
     groups = groups_of(run, evaluation_of(run, by_image=True))
     pictures = None if with_images else Pictures(note=NO_IMAGES)
     try:
-        with opened_source(run) as source:
+        with opened_source(run, images_from) as source:
             pictures = pictures or read_pictures(source, groups.values(), explainer)
             found = map_of(run, source) if with_map else None
             look = ImagesSection(groups, pictures, found, "" if with_map else NO_MAP)

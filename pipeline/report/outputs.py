@@ -1,14 +1,14 @@
 """What `hoarfrost report` writes: the page of a run, its figures and tables as files, or several runs side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.errors import RunError
-from hoarfrost.features.files.whole import whole_file
+from hoarfrost.features.files.whole import file_identity, whole_file
 from hoarfrost.report.page import render
-from hoarfrost.runs import Run, read_heads, read_run
+from hoarfrost.runs import REPORT, Run, read_heads, read_run
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
@@ -43,6 +43,7 @@ def report_runs(
     with_map: bool = True,
     with_explanations: bool = False,
     weights: str | None = None,
+    images_from: Collection[str] = (),
 ) -> Reported:
     """Write the report of a run, or of several side by side; as `write_report`.
 
@@ -65,7 +66,7 @@ def report_runs(
     if len(directories) == 1:
         report = write_report(
             directories[0], output=output, with_images=with_images, with_map=with_map,
-            with_explanations=with_explanations, weights=weights,
+            with_explanations=with_explanations, weights=weights, images_from=images_from,
         )  # fmt: skip
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
@@ -84,6 +85,7 @@ def write_report(
     with_map: bool = True,
     with_explanations: bool = False,
     weights: str | None = None,
+    images_from: Collection[str] = (),
 ) -> Path:
     """Write the report of a run, by default into its folder.
 
@@ -101,6 +103,8 @@ def write_report(
         Show the errors with maps of the parts that speak for and against a class; this runs the encoder on them.
     weights : str, optional
         The present path of the encoder's weights, if they have moved; for explanations only.
+    images_from : collection of str
+        Folders and hosts that images may be read from, besides the dataset's own folder: a cache may come from others.
 
     Returns
     -------
@@ -119,8 +123,22 @@ def write_report(
     The report depends only on the run, its cache and its images: on one machine the same give the same bytes.
     """
     explainer = _explainer(directory, weights) if with_explanations else None
-    page = render(read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer)
-    return _write_page(output or directory / "report.html", page)
+    identity = file_identity(directory / "config.json")
+    page = render(
+        read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from
+    )
+    return _write_page(output, page) if output is not None else _write_into_run(directory, identity, page)
+
+
+def _write_into_run(directory: Path, identity: tuple[int, ...], page: str) -> Path:
+    def check_same() -> None:
+        if file_identity(directory / "config.json") != identity:
+            raise RunError(
+                f"{directory} was replaced while its report was being written, so the report of the earlier run was not "
+                "written. Run `hoarfrost report` again."
+            )
+
+    return _write_page(directory / REPORT, page, check_same)
 
 
 def _explainer(directory: Path, weights: str | None) -> "Explainer":
@@ -142,11 +160,12 @@ def _write_figures(run: Run, directory: Path) -> tuple[Path, ...]:
     return write_figures(directory, named_figures(run), tables_of(run))
 
 
-def _write_page(path: Path, page: str) -> Path:
+def _write_page(path: Path, page: str, check: Callable[[], None] = lambda: None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(page.encode("utf-8", "replace"))
+            check()
     except OSError as error:
         raise RunError(
             f"{path}: the report cannot be written: {error}. Free disk space, fix the folder's permissions, or name "

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,10 @@ class Figures:
     subgroups: Forest | None
 
 
-def render(run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None) -> str:
+def render(
+    run: Run, *, with_images: bool = True, with_map: bool = True, explainer: "Explainer | None" = None,
+    images_from: Collection[str] = (),
+) -> str:  # fmt: skip
     """Write a run's report as HTML.
 
     Parameters
@@ -137,6 +140,8 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True, explain
         False omits the map of the embeddings.
     explainer : Explainer, optional
         Of the selected head, for maps of the errors.
+    images_from : collection of str
+        Folders and hosts that images may be read from, besides the dataset's own folder.
 
     Returns
     -------
@@ -149,7 +154,7 @@ def render(run: Run, *, with_images: bool = True, with_map: bool = True, explain
     return environment.get_template("template.html.j2").render(
         vars(page),
         drawings=_drawings(figures),
-        look=look_of(run, with_images=with_images, with_map=with_map, explainer=explainer),
+        look=look_of(run, with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from),
         script=Markup(script),
         script_hash=_digest(script),
     )

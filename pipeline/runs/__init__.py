@@ -7,13 +7,16 @@ DIR/predictions.csv  path, patient, split, label, one probability column per hea
 DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
+DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
 DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
 """
 
 from hoarfrost.runs.decoding import from_json, to_json
+from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.folder import (
     OWN_FILES,
+    REPORT,
     check_run_directory,
     metrics_document,
     read_heads,
@@ -60,6 +63,7 @@ from hoarfrost.runs.trust import (
 __all__ = [
     "NO_TEST_SPLIT",
     "OWN_FILES",
+    "REPORT",
     "SPLITS",
     "Assessment",
     "ClassAssessment",
@@ -85,6 +89,7 @@ __all__ = [
     "Suspects",
     "UnreadableImage",
     "ViewsResult",
+    "check_digest",
     "check_run_directory",
     "class_numbers",
     "from_json",

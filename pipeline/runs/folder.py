@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +17,10 @@ from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
-from hoarfrost.features.files.whole import check_writable
+from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
+from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.records import (
     ComparedViews,
     CrossValidation,
@@ -46,11 +45,12 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 OLDEST_VERSION = 4
+DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
 _TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
-OWN_FILES = frozenset({*_TABLES, "heads", "tensorboard", REPORT})
+OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -88,7 +88,7 @@ def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfi
         If `directory` is a file, the current folder, or a folder with content that is not an earlier run.
     """
     try:
-        place = directory.resolve()
+        place = _put_right(directory)
         if Path.cwd().is_relative_to(place):
             raise RunError(
                 f"{directory} is the current folder or contains it. A run replaces its whole folder. "
@@ -103,6 +103,14 @@ def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfi
         return earlier
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise RunError(f"{directory} cannot be used as a run folder: {error}. Name another one with --run.") from error
+
+
+def _put_right(directory: Path) -> Path:
+    """Return the folder without links, after the leavings of killed processes are removed."""
+    place = directory.resolve()
+    put_right(place)
+    put_right(place / REPORT)
+    return place
 
 
 def _earlier_run(directory: Path, *, overwrite: bool) -> RunConfig:
@@ -156,30 +164,26 @@ def write_run(
         If the folder holds something that is not a run, or cannot be written.
     """
     check_run_directory(run.directory, overwrite=overwrite)
-    place = run.directory.resolve()  # a link to a folder stays a link
-    staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
-        (staging / "heads").mkdir(parents=True)
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        _write_json(staging / "config.json", header | to_json(run.config))
-        _write_json(staging / "metrics.json", metrics_document(run))
-        _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
-        if run.out_of_fold is not None:
-            _write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
-        _write_history(staging / "history.csv", run.history)
-        for name, content in head_files.items():
-            (staging / "heads" / name).write_bytes(content)
-        if with_tensorboard:
-            write_tensorboard(staging / "tensorboard", run.history)
-        _sync_tree(staging)
-        _swap(staging, place)
+        with whole_folder(run.directory) as staging:
+            (staging / "heads").mkdir()
+            header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+            _write_json(staging / "config.json", header | to_json(run.config))
+            _write_json(staging / "metrics.json", metrics_document(run))
+            _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+            if run.out_of_fold is not None:
+                _write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
+            _write_history(staging / "history.csv", run.history)
+            for name, content in head_files.items():
+                (staging / "heads" / name).write_bytes(content)
+            if with_tensorboard:
+                write_tensorboard(staging / "tensorboard", run.history)
+            write_digests(staging)
+            check_run_directory(run.directory, overwrite=overwrite)  # again: a report may have been written meanwhile
     except OSError as error:
         raise RunError(
             f"{run.directory}: the run cannot be written: {error}. Name another folder with --run."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_run(directory: Path) -> Run:
@@ -233,9 +237,10 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Turn an error in reading a file of a run into one that names the file and the way out."""
+    """Check a file of a run; turn an error in reading it into one that names the file and the way out."""
     again = "Remove the folder and train again."
     try:
+        check_digest(path.parent, path)
         yield path
     except FileNotFoundError as error:
         raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
@@ -281,30 +286,6 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], co
         raise ValueError("a split that metrics.json scores has no rows")
 
 
-def _swap(staging: Path, directory: Path) -> None:
-    """Rename the finished folder to its place; an earlier run is removed only after that."""
-    retired = staging.with_suffix(".old")
-    try:
-        if directory.exists():
-            directory.rename(retired)
-        staging.rename(directory)
-    except BaseException:  # Ctrl-C too: the earlier run must not be lost between the two renames
-        if retired.exists() and not directory.exists():
-            retired.rename(directory)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)  # the new run is in place; a leftover does no harm
-
-
-def _sync_tree(directory: Path) -> None:
-    """Flush every file to the disk before the folder gets its name."""
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 are kept unchanged
@@ -312,6 +293,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _read_config(directory: Path) -> RunConfig:
     with _reading(directory / "config.json") as path:
+        _put_right(directory)
         if not path.is_file():
             if directory.is_file():
                 raise RunError(f"{directory} is a file. A run is a folder: name the one that `train --run` wrote.")
@@ -332,6 +314,10 @@ def _read_config(directory: Path) -> RunConfig:
         if content["format_version"] < OLDEST_VERSION:
             raise RunError(
                 f"{directory} was written by an older hoarfrost (run format {content['format_version']}). Train again."
+            )
+        if content["format_version"] >= DIGESTS_SINCE and not (directory / DIGESTS).is_file():
+            raise RunError(
+                f"{directory}: the run is incomplete, {DIGESTS} is missing. Remove the folder and train again."
             )
         for field in fields(TrainingConfig):
             content[field.name]  # its default would hide that it is missing
@@ -369,7 +355,22 @@ def _write_probabilities(
         writer = csv.writer(file)
         writer.writerow([*header, *columns])
         for i, row in enumerate(facts):
-            writer.writerow([*row, *(repr(float(scores[i])) for scores in columns.values())])
+            writer.writerow(
+                [*(_marked(cell) for cell in row), *(repr(float(scores[i])) for scores in columns.values())]
+            )
+
+
+# What a spreadsheet runs as a formula, and the mark itself.
+_MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def _marked(cell: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
+
+
+def _unmarked(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
 
 
 _TRUTHS = {1: "1", 0: "0", -1: ""}
@@ -419,7 +420,10 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         content = file.read()
     if not content.endswith("\n"):
         raise ValueError("its last line is incomplete")
-    return list(csv.DictReader(io.StringIO(content, newline="")))
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    for row in rows:
+        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
+    return rows
 
 
 def _write_history(path: Path, history: Iterable[Epoch]) -> None:

@@ -58,7 +58,7 @@ def test_run_folder_has_the_files_of_the_contract(tmp_path: Path) -> None:
     train(write_labelled_cache(tmp_path / "cache.h5", mixed(TWO)), heads=("linear", "mlp:8x2,dropout=0.2"))
     files = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert files == [
-        "config.json", "heads/linear.safetensors", "heads/mean.safetensors",
+        "SHA256SUMS", "config.json", "heads/linear.safetensors", "heads/mean.safetensors",
         "heads/mlp-8x2-dropout=0.2.safetensors", "history.csv", "metrics.json", "predictions.csv",
     ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.heads.files import head_bytes, read_head
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import list_heads
+from hoarfrost.runs.digests import write_digests
 from hoarfrost.training import TrainingConfig
 from tests.support.commands import Hoarfrost
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
@@ -63,7 +64,7 @@ def test_head_that_cannot_be_used_is_listed_with_its_reason(run: Path, hoarfrost
     (copied / "heads" / "mlp-8x2-dropout=0.2.safetensors").write_bytes(b"x")
     missing, damaged, mean = list_heads(copied)
     assert "no such file" in missing.problem
-    assert "not a readable .safetensors" in damaged.problem
+    assert "was changed after the run was written" in damaged.problem
     assert (missing.members, damaged.members, mean.problem) == (0, 0, "")
     output = hoarfrost("heads", copied)
     assert output.status == 0
@@ -103,6 +104,9 @@ def test_head_of_another_run_in_its_place_is_refused(run: Path, head: Path, tmp_
     saved = read_head(head)
     other = replace(saved.header, fingerprint=replace(saved.header.fingerprint, precision="bfloat16"))
     (copied / "heads" / "linear.safetensors").write_bytes(head_bytes(replace(saved, header=other)))
+    with pytest.raises(RunError, match="was changed after the run was written"):
+        open_predictor(copied, "linear")
+    write_digests(copied)  # as in runs of earlier versions, which have none
     with pytest.raises(
         RunError, match="belongs to another run: the head was trained on embeddings with another fingerprint"
     ):

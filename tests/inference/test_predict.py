@@ -20,6 +20,7 @@ from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import Predictor, predict_dataset
 from hoarfrost.runs import read_run
+from hoarfrost.runs.digests import write_digests
 from hoarfrost.training import TrainingConfig
 from tests.support.bad_images import BAD
 from tests.support.builders import write_csv, write_images
@@ -145,6 +146,7 @@ def test_run_whose_cache_is_gone_predicts_new_images(trained: Trained, tmp_path:
     config = json.loads((moved / "config.json").read_text())
     config["embeddings"]["cache"] = str(tmp_path / "nowhere.h5")
     (moved / "config.json").write_text(json.dumps(config))
+    write_digests(moved)
     assert forward_images(new_images(tmp_path / "new"), tmp_path / "new.csv", run=moved) == 6
 
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 import hoarfrost.inference.serve
 from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.isolated import Cancellation
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.errors import ImageDecodeError
 from tests.support.builders import encode, picture
@@ -31,6 +32,7 @@ testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
 from hoarfrost.inference.serve.answers import About, Answer, Explanation, Neighbour, Threshold  # noqa: E402
 from hoarfrost.inference.serve.app import create_app  # noqa: E402
 from hoarfrost.inference.serve.batcher import Batcher  # noqa: E402
+from hoarfrost.inference.serve.connections import LimitedConnection  # noqa: E402
 from hoarfrost.inference.serve.limits import Limits, refuse  # noqa: E402
 
 ABOUT = About(
@@ -51,7 +53,7 @@ class StandInReader:
         self.batches: list[int] = []
         self.pause = 0.0
 
-    def decode(self, content: bytes) -> torch.Tensor:
+    def decode(self, content: bytes, _: Cancellation | None = None) -> torch.Tensor:
         time.sleep(self.pause)
         return load_image(content, Decoding(max_pixels=LIMITS.max_pixels)).expand(3, -1, -1)
 
@@ -168,7 +170,7 @@ def test_body_of_unknown_length_is_counted(client: Any) -> None:
     ids=["nothing", "text field", "other field", "raw body", "broken form", "wrong method", "wrong path"],
 )
 def test_odd_requests_are_the_clients_mistake(client: Any, request_of: Any) -> None:
-    assert 400 <= request_of(client).status_code < 500
+    assert request_of(client).status_code in {400, 404, 405}
 
 
 def test_page_elsewhere_cannot_call_this_host_by_another_name(client: Any) -> None:
@@ -261,7 +263,7 @@ def test_interface_is_documented_without_a_network(client: Any) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/predict"]["post"]
     assert "Research use only" in document["info"]["description"]
-    assert {"200", "400", "408", "413", "415", "422", "429"} <= set(operation["responses"])
+    assert set(operation["responses"]) == {"200", "400", "403", "408", "413", "415", "429"}
     page = client.get("/docs").text
     assert "//" not in page.replace("//cdn", "!").replace("http://", "").split("<script>")[0]
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
@@ -303,7 +305,7 @@ def listening(reader: StandInReader, limits: Limits = LIMITS) -> Iterator[str]:
     import uvicorn
 
     app = create_app(reader, limits, hosts=["127.0.0.1"], workers=2)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, http=LimitedConnection, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -1,5 +1,6 @@
 """The run folder: written whole or not at all, read back as it was, and never written over anything else."""
 
+import csv
 import json
 import os
 import tempfile
@@ -35,6 +36,7 @@ from hoarfrost.runs import (
     read_run,
     write_run,
 )
+from hoarfrost.runs.digests import write_digests
 from hoarfrost.runs.folder import FORMAT_VERSION
 from tests.support.made_runs import run_config
 
@@ -167,8 +169,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_run_folder_holds_the_files_of_the_contract(tmp_path: Path) -> None:
     written(tmp_path / "run")
     assert list(contents(tmp_path / "run")) == [
-        "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json", "out_of_fold.csv",
-        "predictions.csv",
+        "SHA256SUMS", "config.json", "heads/0.safetensors", "heads/1.safetensors", "history.csv", "metrics.json",
+        "out_of_fold.csv", "predictions.csv",
     ]  # fmt: skip
     assert os.listdir(tmp_path) == ["run"]
 
@@ -250,13 +252,6 @@ def test_link_to_a_run_folder_stays_a_link(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "run"]
 
 
-def test_leftover_of_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path: Path) -> None:
-    leftover = tmp_path / f".run.{os.getpid()}.tmp"
-    (leftover / "heads").mkdir(parents=True)
-    written(tmp_path / "run")
-    assert os.listdir(tmp_path) == ["run"]
-
-
 def refused_places(root: Path) -> dict[str, tuple[Path, str]]:
     """Make places that no run may be written to: path, and what the message says."""
     for name in ("photos", "other tool", "listed", "newer", "broken", "with notes", "with heads"):
@@ -320,7 +315,9 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.write_bytes", "hoarfrost.runs.folder._swap"])
+@pytest.mark.parametrize(
+    "call", ["os.fsync", "pathlib.Path.write_bytes", "hoarfrost.features.files.whole._put_in_place"]
+)
 def test_earlier_run_survives_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     first = written(tmp_path / "run", odd="first")
     monkeypatch.setattr(call, full_disk)
@@ -342,6 +339,7 @@ def test_earlier_run_is_put_back_where_the_new_one_cannot_take_its_place(
             full_disk()
         return rename(self, target)
 
+    monkeypatch.setattr("hoarfrost.features.files.whole.exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(RunError, match="No space left on device"):
         written(tmp_path / "run", odd="second")
@@ -361,3 +359,13 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    write_digests(path.parent)  # a writer with an error, not a file that was changed
+
+
+@pytest.mark.parametrize("odd", ["=cmd|' /C calc'!A0", "+1", "-x", "@sum", "'quoted", "'=both", "\tx"])
+def test_cells_that_a_spreadsheet_would_run_are_marked_and_read_back(tmp_path: Path, odd: str) -> None:
+    run = written(tmp_path / "run", odd=odd)
+    with (tmp_path / "run" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row[:4]]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for cell in cells)
+    assert same(read_run(run.directory), run)

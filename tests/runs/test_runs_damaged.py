@@ -11,12 +11,14 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.runs import (
     read_run,
 )
+from hoarfrost.runs.digests import write_digests
 from hoarfrost.runs.folder import FORMAT_VERSION
 from tests.runs.test_runs import edit_json, same, written
 
 
 def edit_lines(path: Path, change: Callable[[list[str]], list[str]]) -> None:
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    write_digests(path.parent)
 
 
 def test_folder_that_is_missing_or_empty_is_no_run(tmp_path: Path) -> None:
@@ -45,6 +47,7 @@ def test_json_that_is_cut_off_or_something_else_is_an_error_that_names_the_file(
 ) -> None:
     run = written(tmp_path / "run")
     (run.directory / name).write_text(text)
+    write_digests(run.directory)
     with pytest.raises(RunError, match=rf"run/{name}(: the run is damaged: | is not the configuration of a run)"):
         read_run(run.directory)
 
@@ -136,6 +139,7 @@ def test_file_cut_off_anywhere_is_an_error_or_harmless(tmp_path: Path, name: str
     whole = (run.directory / name).read_bytes()
     for end in range(0, len(whole), max(1, len(whole) // 40)):
         (run.directory / name).write_bytes(whole[:end])
+        write_digests(run.directory)
         try:
             read = read_run(run.directory)
         except RunError:

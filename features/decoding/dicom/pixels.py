@@ -21,6 +21,7 @@ from hoarfrost.features.decoding.dicom.grey import grey_pixels, stored_range
 from hoarfrost.features.decoding.dicom.luts import coloured
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isolated
+from hoarfrost.features.decoding.slow import is_slow
 from hoarfrost.features.decoding.windows import Window, scaled
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
@@ -57,6 +58,10 @@ _KEYWORDS = (
     "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )  # fmt: skip
+
+
+class _SlowError(Exception):
+    """The pixels are to be decoded in another process, which has a limit."""
 
 
 class DicomImage:
@@ -136,12 +141,11 @@ class DicomImage:
     def pixels(self) -> npt.NDArray[np.uint8]:
         """Decode to (H, W) grey, see `grey_pixels`, or (H, W, 3) RGB. Raise ImageDecodeError if that is impossible."""
         if not self._is_isolated and self._codec in CRASHING:
-            try:
-                limit = max(MAX_PIXELS, self.width * self.height)
-                return decode_isolated(self._content, self._frame, limit, self._window)
-            except DecoderCrashError as error:
-                raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
-        values, codestream = self._decoded()
+            return self._isolated()
+        try:
+            values, codestream = self._decoded()
+        except _SlowError:
+            return self._isolated()
         try:
             with np.errstate(all="ignore"):  # a value too large for a float becomes white or black
                 return self._to_8_bits(values, codestream)
@@ -149,6 +153,12 @@ class DicomImage:
             raise
         except Exception as error:  # as in `read_header`: look-up tables are checked when they are used
             raise ImageDecodeError(Unreadable.DICOM_LOOK_UP, _one_line(error)) from error
+
+    def _isolated(self) -> npt.NDArray[np.uint8]:
+        try:
+            return decode_isolated(self._content, self._frame, max(MAX_PIXELS, self.width * self.height), self._window)
+        except DecoderCrashError as error:
+            raise ImageDecodeError(Unreadable.DICOM_PIXELS, str(error)) from error
 
     def _to_8_bits(self, values: npt.NDArray[Any], codestream: Codestream | None) -> npt.NDArray[np.uint8]:
         """Convert (H, W) or (H, W, 3) stored values to 8 bits."""
@@ -204,7 +214,7 @@ class DicomImage:
             return self._without_unused_bits(values, codestream), codestream
         except NotImplementedError as error:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
-        except (ImageDecodeError, MemoryError):
+        except (ImageDecodeError, MemoryError, _SlowError):
             raise
         except Exception as error:  # as in `read_header`, and anything that codecs raise
             text = _one_line(error)
@@ -227,6 +237,8 @@ class DicomImage:
             if len(frame) > max_rle_bytes(n_bytes):
                 raise ImageDecodeError(Unreadable.DICOM_PIXELS, "more runs than pixels")
             return None
+        if not self._is_isolated and is_slow(frame, self.width * self.height):
+            raise _SlowError
         found = read_codestream(frame)
         if found is None:
             raise ImageDecodeError(Unreadable.DICOM_PIXELS, "no header of a codestream")

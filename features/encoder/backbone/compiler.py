@@ -53,6 +53,9 @@ def _run(command: list[str], output: IO[bytes], seconds: float) -> int:
     try:
         return process.wait(seconds)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
         process.wait()
         raise

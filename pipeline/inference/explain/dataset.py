@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.decoding.pictures import check_sheet, fitted, write_sheet
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, RunError
 from hoarfrost.features.extraction.plan import Progress
+from hoarfrost.features.files.whole import whole_folder
 from hoarfrost.features.fingerprint import image_key
 from hoarfrost.inference.explain.cases import Cases, Example
 from hoarfrost.inference.explain.drawing import SHEET_COLUMNS, SHEET_ROWS, SIDE, Pixels, Shown, card, sheet_of
@@ -269,18 +269,11 @@ def _check_output(output: Path) -> None:
 @contextmanager
 def _staged_folder(output: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes the output when it is complete."""
-    place = output.resolve()
-    staging = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # of a killed process of the same number
-        staging.mkdir(parents=True)
-        yield staging
-        if place.exists():
-            place.rmdir()  # it is empty: checked before
-        staging.rename(place)
+        with whole_folder(output) as staging:
+            yield staging
+            _check_output(output)  # again: what somebody has put there meanwhile would be lost
     except OSError as error:
         raise RunError(
             f"--output {output} cannot be written: {error}. Free space on the disk, or name another folder."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

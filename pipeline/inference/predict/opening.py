@@ -8,7 +8,7 @@ from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.inference.predict.predictor import COVERAGE, FALSE_ALARMS, Predictor
-from hoarfrost.runs import HeadResult, RunHeads, read_heads
+from hoarfrost.runs import HeadResult, RunHeads, check_digest, read_heads
 
 
 def open_predictor(
@@ -28,6 +28,7 @@ def open_predictor(
 def run_head(run: RunHeads, name: str | None = None) -> SavedHead:
     """Read one of a run's heads, by default the selected one, with the place where the run found its weights."""
     path = run.file_of(run.selected if name is None else _full_name(run, name))
+    check_digest(run.directory, path)
     saved, facts = read_head(path), run.config.embeddings
     if saved.header.fingerprint.digest != facts.fingerprint:
         raise RunError(
@@ -79,6 +80,7 @@ def list_heads(directory: Path) -> tuple[ListedHead, ...]:
 def _listed(run: RunHeads, head: HeadResult) -> ListedHead:
     path, problem, n_members = run.file_of(head.name), "", 0
     try:
+        check_digest(run.directory, path)
         n_members = len(read_head(path).members)
     except RunError as error:
         problem = str(error)

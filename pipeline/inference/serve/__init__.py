@@ -51,13 +51,15 @@ def _serve(reader: "Reader", limits: "Limits", host: str, port: int, on_start: C
 
     from hoarfrost.features.devices import usable_cpus
     from hoarfrost.inference.serve.app import create_app
+    from hoarfrost.inference.serve.connections import LimitedConnection
 
     listening = _bound(host, port)
     hosts = sorted(LOOPBACK | {"[::1]"}) if host in LOOPBACK else ["*"]
     app = create_app(reader, limits, hosts=hosts, workers=usable_cpus())
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False, backlog=BACKLOG
-    )
+        app, http=LimitedConnection, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False,
+        backlog=BACKLOG,
+    )  # fmt: skip
     name = f"[{host}]" if ":" in host else host
     on_start(f"http://{name}:{listening.getsockname()[1]}/")
     with listening:

@@ -2,13 +2,15 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
-from fastapi.responses import HTMLResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import UploadFile as StarletteFile
@@ -16,6 +18,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hoarfrost import __version__
+from hoarfrost.features.decoding.isolated import Cancellation
 from hoarfrost.features.errors import ImageDecodeError
 from hoarfrost.inference.serve.answers import RESEARCH_USE, About, Answer, Problem
 from hoarfrost.inference.serve.batcher import LARGEST_BATCH, Batcher
@@ -30,7 +33,8 @@ DESCRIPTION = (
     "images only."
 )
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Not a form with one file"},
+    400: {"model": Problem, "description": "Not a form with one file, or a field that is not what it should be"},
+    403: {"model": Problem, "description": "From a page of another origin"},
     408: {"model": Problem, "description": "Not sent or not answered in time"},
     413: {"model": Problem, "description": "Too many bytes"},
     415: {"model": Problem, "description": "Not an image, a damaged one, or one with too many pixels"},
@@ -43,8 +47,8 @@ class Reader(Protocol):
 
     about: About
 
-    def decode(self, content: bytes) -> "Seen":
-        """Decode to what the encoder sees; called in several threads. Raises ImageDecodeError."""
+    def decode(self, content: bytes, cancellation: Cancellation) -> "Seen":
+        """Decode to what the encoder sees, unless cancelled; called in several threads. Raises ImageDecodeError."""
 
     def answer(self, images: "Sequence[Seen]") -> Sequence[Answer]:
         """Answer for a batch; called in one thread."""
@@ -91,8 +95,10 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
         uploads = (await request.form()).multi_items()
         if sum(isinstance(value, StarletteFile) for _, value in uploads) > 1:
             raise HTTPException(400, "more than one file in the form: send one image in each request")
-        return await _predict(app, reader, limits, await file.read(), explain)
+        return await _unless_gone(request, _predict(app, reader, limits, await file.read(), explain))
 
+    app.add_exception_handler(RequestValidationError, _bad_field)
+    app.openapi = partial(_without_422, app.openapi)  # type: ignore[method-assign]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(LimitRequests, limits=limits)  # added last, it is outermost
     return app
@@ -101,10 +107,10 @@ def create_app(reader: Reader, limits: Limits, *, hosts: Sequence[str], workers:
 async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes, explain: bool) -> Answer:
     if len(content) > limits.max_bytes:
         raise HTTPException(413, limits.too_large)
-    loop, threads = asyncio.get_running_loop(), app.state.decoders
+    loop, threads, cancellation = asyncio.get_running_loop(), app.state.decoders, Cancellation()
     try:
         async with asyncio.timeout(limits.seconds):
-            pixels = await loop.run_in_executor(threads, reader.decode, content)
+            pixels = await loop.run_in_executor(threads, reader.decode, content, cancellation)
             answer: Answer = await asyncio.wrap_future(app.state.batcher.submit(pixels))
             answer = answer.model_copy(update={"in_training_split": reader.trained_on(content)})
             if explain:
@@ -113,7 +119,41 @@ async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes,
         raise HTTPException(415, str(error)) from error
     except TimeoutError:
         raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
+    finally:
+        cancellation.cancel()  # nobody waits for it any more
     return answer
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Wait for an answer, but no longer than its client does."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(408, "the client has left")
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _bad_field(_: Request, error: Exception) -> JSONResponse:
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    texts = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems]
+    return JSONResponse({"detail": "; ".join(texts)}, 400)
+
+
+def _without_422(document: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the interface's description, where FastAPI promises its own answer to a bad field."""
+    found = document()
+    for operation in (operation for path in found["paths"].values() for operation in path.values()):
+        operation["responses"].pop("422", None)
+    return found
 
 
 def _page(about: About) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Limits:
     max_pixels: int = 50_000_000  # of the image in it
     seconds: float = 30.0  # for sending it, and again for answering
     at_once: int = 64  # requests that are answered at the same time; others are refused, and may try again
+    at_once_per_client: int = 32  # by its address, so that one cannot keep out all others
 
     @property
     def too_large(self) -> str:
@@ -36,26 +38,30 @@ class _RefusedError(Exception):
 
 
 class LimitRequests:
-    """Refuses requests that are too large (413), too slow (408) or too many (429) with a reason as JSON."""
+    """Refuses requests from pages elsewhere (403), and too large (413), too slow (408) or too many ones (429)."""
 
     def __init__(self, app: Application, limits: Limits) -> None:
         self.app = app
         self.limits = limits
-        self._n_active = 0
+        self._n_active: Counter[str] = Counter()  # by client
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._n_active >= self.limits.at_once:
+        if _is_foreign(scope):
+            await refuse(send, 403, "a page of another origin may not use this service", receive)
+            return
+        client = (scope.get("client") or ("",))[0]
+        if self._n_active.total() >= self.limits.at_once or self._n_active[client] >= self.limits.at_once_per_client:
             await refuse(send, 429, "too many requests at a time; try again in a second", receive)
             return
-        self._n_active += 1
+        self._n_active[client] += 1
         try:
             await self._limited(scope, receive, send)
         finally:
-            self._n_active -= 1
+            self._n_active -= Counter([client])
 
     async def _limited(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         limit, n_bytes = self.limits.max_bytes + FORM_BYTES, 0
@@ -92,6 +98,13 @@ class LimitRequests:
             return
         with suppress(_RefusedError):
             await self.app(scope, counted, unless_refused)
+
+
+def _is_foreign(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether a browser sends the request for a page of another origin."""
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
 
 
 def _declared_bytes(scope: MutableMapping[str, Any]) -> int:

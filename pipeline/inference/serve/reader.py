@@ -13,7 +13,7 @@ import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, encode_png
-from hoarfrost.features.decoding.isolated import DecoderCrashError
+from hoarfrost.features.decoding.isolated import Cancellation, DecoderCrashError
 from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.decoding.quarantine import seen_isolated
 from hoarfrost.features.decoding.views import map_cells
@@ -50,7 +50,7 @@ class HeadReader:
         self._looking = threading.Lock()  # HDF5 and the pictures in memory are for one thread at a time
         self.about = _about(self.predictor, limits, cases.n_training)
 
-    def decode(self, content: bytes) -> Seen:
+    def decode(self, content: bytes, cancellation: Cancellation) -> Seen:
         """Decode to what the encoder sees, in another process: a hostile file may crash a decoder.
 
         Raises
@@ -63,8 +63,9 @@ class HeadReader:
         explainer = self._explainer
         try:
             return seen_isolated(
-                content, bytes_key(content), explainer.views, explainer.decoding, seconds=self._limits.seconds
-            )
+                content, bytes_key(content), explainer.views, explainer.decoding, seconds=self._limits.seconds,
+                cancellation=cancellation,
+            )  # fmt: skip
         except DecoderCrashError as error:
             raise ImageDecodeError(Unreadable.GAVE_UP, str(error)) from error
 

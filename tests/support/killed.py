@@ -1,0 +1,49 @@
+"""A process that is killed before, or after, the n-th change that it makes to the disk."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import hoarfrost.features.files.whole as whole
+
+CHANGES = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "fsync", "ftruncate")
+
+
+def arm(n: int, *, after: bool) -> None:
+    """Kill this process at its n-th change; without such a change it runs to its end."""
+    n_seen = 0
+
+    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            nonlocal n_seen
+            n_seen += 1
+            is_last = n_seen == n
+            if is_last and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = change(*arguments, **options)
+            if is_last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return changed
+
+    for name in CHANGES:
+        setattr(os, name, killing(getattr(os, name)))
+    whole.exchange = killing(whole.exchange)
+
+
+def run_killed(work: Callable[[], object], n: int, *, after: bool) -> bool:
+    """Run in a forked process that is killed at its n-th change; return whether it was."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            arm(n, after=after)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
