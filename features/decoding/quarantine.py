@@ -6,7 +6,6 @@ import os
 import queue
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
