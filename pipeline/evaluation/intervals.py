@@ -6,10 +6,11 @@ from dataclasses import replace
 from enum import Enum
 
 import numpy as np
+from scipy.special import expit, logit
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
 from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
-from hoarfrost.evaluation.discrimination import macro_auc_ci, newcombe_ci, newcombe_limits, roc_auc
+from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_ci, newcombe_limits, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, Share, wilson
 
 FEW = 30
@@ -17,6 +18,7 @@ FEW = 30
 NEAR_ONE = 0.9
 """With a ROC AUC at or above this, too."""
 DELONG, NEWCOMBE, BOOTSTRAP = "DeLong", "Newcombe", "bootstrap over patients"
+NADEAU, CLUSTERED = "Nadeau and Bengio", "clustered by patient"
 _AS_INDEPENDENT = f"{DELONG}, as if images were independent: "
 RESAMPLED_UNITS = "bootstrap"
 N_RESAMPLED = 500
@@ -40,6 +42,7 @@ def metric_estimate(
     probabilities: Floats,
     groups: Ints | None,
     score_rows: Callable[[Ints], float],
+    inflation: float = 1.0,
 ) -> Estimate:
     """Return a metric with the interval of its kind. Errors as `area`.
 
@@ -54,10 +57,15 @@ def metric_estimate(
     score_rows : callable
         Takes rows (m,) int64, some more than once, and returns the metric on these samples. Raises ValueError where it
         is undefined there.
+    inflation : float
+        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1. A figure other
+        than an area has no interval then.
     """
+    if kind is IntervalKind.AREA and inflation > 1:
+        return pooled_area(plain, y_true, probabilities, groups, inflation)
     if kind is IntervalKind.AREA:
         return area(plain, y_true, probabilities, groups)
-    return plain if kind is IntervalKind.NONE else _resampled(plain, score_rows, groups)
+    return plain if kind is IntervalKind.NONE or inflation > 1 else _resampled(plain, score_rows, groups)
 
 
 def area(
@@ -97,12 +105,63 @@ def area(
     return replace(plain, low=low, high=high, method=method)
 
 
-def _of_perfect_areas(y_true: Ints, probabilities: Floats, groups: Ints | None, level: float) -> tuple[float, float]:
+def variance_inflation(n_folds: int) -> float:
+    """Return the factor by which the variance of pooled predictions of `n_folds` folds exceeds that of one head's.
+
+    Nadeau and Bengio's: 1 + K n_test / n_train. Training sets of different folds overlap, so a training set that happens
+    to be good is good in all of them.
+
+    References
+    ----------
+    Nadeau and Bengio (2003), Machine Learning 52(3), 239-281.
+    """
+    return 1 + n_folds / (n_folds - 1)
+
+
+def pooled_area(
+    plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None, inflation: float, *, level: float = 0.95
+) -> Estimate:
+    """Return a (macro) ROC AUC of pooled predictions of folds, with an interval of the average area of such heads.
+
+    Parameters
+    ----------
+    plain : Estimate
+        The area, without an interval.
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
+    probabilities : ndarray (n, C) float64
+    groups : ndarray (n,) int64 or None
+        Patients, whose images are summed.
+    inflation : float
+        From `variance_inflation`.
+
+    Returns
+    -------
+    Estimate
+        A normal interval of the area's logit, with the inflated variance; of an area of 0 or 1 Newcombe's, as if there
+        were fewer patients.
+
+    Notes
+    -----
+    It covers the mean area of heads that are trained in this way on as many images as one fold trains on. In simulations
+    of ridge regression on 16 and 512 features and 60 to 500 samples it covers in 95 to 99% (`statistics.folds_coverage`).
+    """
+    auc, influence = auc_influence(y_true, probabilities)
+    if not 0 < auc < 1 or not influence.any():
+        low, high = _of_perfect_areas(y_true, probabilities, groups, level, inflation)
+        return replace(plain, low=low, high=high, method=NEWCOMBE)
+    found, variance = difference(auc, influence, groups, level=level, inflation=inflation)
+    centre, half = float(logit(auc)), normal_quantile(level) * math.sqrt(variance) / (auc * (1 - auc))
+    return replace(plain, low=float(expit(centre - half)), high=float(expit(centre + half)), method=found.method)
+
+
+def _of_perfect_areas(
+    y_true: Ints, probabilities: Floats, groups: Ints | None, level: float, inflation: float = 1.0
+) -> tuple[float, float]:
     """Return the mean of Newcombe's limits over the classes, from the numbers of patients, or else of samples."""
     limits = []
     for number, rows, y in binary_problems(y_true, probabilities.shape[1]):
         units = rows if groups is None else groups[rows]
-        n_pos, n_neg = (len(np.unique(units[y == value])) for value in (1, 0))
+        n_pos, n_neg = (len(np.unique(units[y == value])) / inflation for value in (1, 0))
         limits.append(newcombe_limits(roc_auc(y, probabilities[rows, number]), n_pos, n_neg, level=level))
     low, high = np.mean(limits, axis=0).tolist()
     return low, high
@@ -208,7 +267,9 @@ def over_patients(found: Share, ends: tuple[float, float] | None, *, level: floa
 # -- differences --------------------------------------------------------------------------------------------------------
 
 
-def difference(value: float, influence: Floats, groups: Ints | None, *, level: float) -> tuple[Estimate, float]:
+def difference(
+    value: float, influence: Floats, groups: Ints | None, *, level: float, inflation: float = 1.0
+) -> tuple[Estimate, float]:
     """Return a paired difference with its normal interval, and its variance.
 
     Parameters
@@ -217,6 +278,8 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
         Each sample's influence on the difference.
     groups : ndarray (n,) int64 or None
         Patients. Where some have several samples, the variance is that of sums over patients.
+    inflation : float
+        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1.
 
     Raises
     ------
@@ -230,7 +293,9 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
             raise ValueError("all samples are of one patient, so nothing is known of other patients")
         if n_groups != len(influence):
             sums = np.bincount(numbers, weights=influence)
-            variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), "clustered by patient"
+            variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), CLUSTERED
+    if inflation > 1:
+        variance, method = variance * inflation, f"{NADEAU}'s variance{', ' + CLUSTERED if method == CLUSTERED else ''}"
     half = normal_quantile(level) * math.sqrt(variance)
     n_patients = count_patients(groups)
     return Estimate(value, value - half, value + half, method, len(influence), n_patients), variance

@@ -16,6 +16,7 @@ import torch
 
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
@@ -200,18 +201,28 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
 
 def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
     """Read the task; early stopping sets a validation split aside."""
+    try:
+        rule = Rule.parse(config.operating_point)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     stops_early = training.patience is not None
     if stops_early and config.cross_fit:
         raise TrainingError(
             "--patience stops each head by its validation images. With cross-fitting, these images would choose the head "
             "that then predicts them. Omit --patience or --cross-fit."
         )
-    return read_task(
+    task = read_task(
         cache, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
         memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
         earlier=None if config.splits_from is None else read_run(config.splits_from).predictions,
     )  # fmt: skip
+    if rule != YOUDENS_RULE and not task.is_multilabel and len(task.names) > 2:
+        raise TrainingError(
+            f"--operating-point {config.operating_point}: of {len(task.names)} classes, the most probable one is predicted. "
+            "Omit the option, or choose a positive class with --positive."
+        )
+    return replace(task, rule=rule)
 
 
 def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:

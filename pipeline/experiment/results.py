@@ -108,8 +108,8 @@ def _joined(out_of_fold: Floats, others: Floats) -> Floats:
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
     """Score probabilities (n, C) out of fold, or on the validation split, and on the test split."""
-    thresholds = task.thresholds(probabilities)
-    return {name: task.score(rows, probabilities[rows], thresholds) for name, rows in task.scored.items()}
+    decision = task.decision(probabilities)
+    return {name: task.score(rows, probabilities[rows], decision) for name, rows in task.scored.items()}
 
 
 def _reference(fit: ReferenceFit, task: Task, probabilities: Floats) -> ReferenceResult:

@@ -13,7 +13,16 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_methods, point_rows
+from hoarfrost.report.explore import (
+    Cell,
+    Explorer,
+    PointRow,
+    confusion_of,
+    explorer_of,
+    point_methods,
+    point_rows,
+    promises,
+)
 from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
@@ -83,6 +92,7 @@ class Page:
     explorer: Explorer
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
+    promises: tuple[str, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
     heads: tuple[HeadResult, ...]
@@ -185,6 +195,7 @@ def page_of(run: Run) -> Page:
         explorer=explorer_of(run, evaluation),
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),
+        promises=promises(run.assessment),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
         heads=heads,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
+from hoarfrost.evaluation import Comparison, Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import evaluation_of
@@ -140,11 +140,17 @@ def _cross_validation(run: Run) -> Table:
     results = run.cross_validation.results if run.cross_validation is not None else ()
     n_folds = run.cross_validation.n_folds if run.cross_validation is not None else 0
     columns = ("head", "roc_auc", "low", "high", *(f"fold_{i + 1}_roc_auc" for i in range(n_folds)), *ABOUT)
+    columns += ("difference", "difference_low", "difference_high", "p", "p_holm")
     pooled = [one.pooled.printed(ROC_AUC) for one in results]
     rows = tuple(
-        (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area)) for one, area in zip(results, pooled, strict=True)
+        (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area), *_tested(one.difference))
+        for one, area in zip(results, pooled, strict=True)
     )
     return Table(columns, rows)
+
+
+def _tested(found: Comparison | None) -> tuple[float | None, ...]:
+    return (None,) * 5 if found is None else (*_ends(found.difference), found.p, found.p_holm)
 
 
 def _learning_curve(run: Run) -> Table:

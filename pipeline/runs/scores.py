@@ -7,10 +7,11 @@ from typing import Any
 from hoarfrost.evaluation import Estimate, Scores, registered
 from hoarfrost.evaluation.intervals import NEWCOMBE, IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.operating import YOUDEN
 
 _INTERVAL, _METHOD, _BY_CLASS = "_ci95", "_method", "_per_class"
 _BESIDE = f"{_INTERVAL}_{NEWCOMBE.lower()}"
-_THRESHOLDS = "thresholds"
+_THRESHOLDS, _RULE = "thresholds", "decided_by"
 _N_KNOWN = f"n_known{_BY_CLASS}"
 
 
@@ -20,7 +21,8 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
     A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; that of
     another method in `roc_auc_ci95_newcombe`. The scores of classes or labels are in `per_class`, and again by metric, for
     metrics that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`. `thresholds` are those that
-    decide accuracy and the like; without the key the most probable class, or a probability of 0.5, does.
+    decide accuracy and the like, and `decided_by` names their rule; without both the most probable class, or a probability
+    of 0.5, does.
     """
     found: dict[str, Any] = {"n": scores.n}
     if scores.n_patients is not None:
@@ -34,6 +36,8 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
         found[f"{key}{_BESIDE}"] = [estimate.low, estimate.high]
     if scores.thresholds:
         found[_THRESHOLDS] = list(scores.thresholds)
+    if scores.rule:
+        found[_RULE] = scores.rule
     return found | (_by_metric(scores.per_class) if scores.per_class else {})
 
 
@@ -72,7 +76,9 @@ def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> S
         if f"{key}{_BESIDE}" in values:
             low, high = values[f"{key}{_BESIDE}"]
             beside[key] = replace(estimates[key], low=low, high=high, method=NEWCOMBE)
-    return Scores(n, n_patients, estimates, beside, _per_class(values), tuple(values.get(_THRESHOLDS, ())))
+    thresholds = tuple(values.get(_THRESHOLDS, ()))
+    rule = values.get(_RULE, YOUDEN if thresholds else "")
+    return Scores(n, n_patients, estimates, beside, _per_class(values), thresholds, rule)
 
 
 def _per_class(values: Mapping[str, Any]) -> dict[str, Scores]:

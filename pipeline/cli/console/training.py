@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import Assessment, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
+    from hoarfrost.runs import Assessment, CrossValidated, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
 
 SHOWN_HEADS = 20  # in a table
 
@@ -116,10 +116,8 @@ def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
 
 def _decision_lines(scores: "Scores") -> "Iterator[str]":
     """Name the thresholds that decide accuracy, where there are any."""
-    from hoarfrost.evaluation.operating import YOUDEN
-
-    if scores.thresholds:
-        yield f"Accuracy: at the threshold that each head has by {YOUDEN} on validated images."
+    if scores.rule:
+        yield f"Accuracy: at the threshold that each head has by {scores.rule} on validated images."
 
 
 def _estimate_text(found: "Estimate | None") -> str:
@@ -175,6 +173,7 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
         "NPV": result.npv,
     }
     yield f"threshold >= {result.threshold:.3f} ({names}): {_named_estimates(shares)}"
+    yield from (f"  {fixed.point.promise}" for fixed in alike if fixed.point.promise)
     if result.at_prevalence is not None:
         there = result.at_prevalence
         yield f"  at a prevalence of {there.prevalence:g}: {_named_estimates({'PPV': there.ppv, 'NPV': there.npv})}"
@@ -189,11 +188,21 @@ def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
 
 def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     """Describe the pooled predictions of all folds: of the head selected in each, and of each head."""
-    if folds is not None:
-        yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
-        for result in folds.results:
-            by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
-            yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}"
+    if folds is None:
+        return
+    yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
+    for result in folds.results:
+        by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
+        yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
+    yield f"  {folds.meaning}"
+
+
+def _difference(result: "CrossValidated") -> str:
+    """Return how far a head is from those that the folds selected, if it was compared with them."""
+    if result.difference is None:
+        return ""
+    p = "" if result.difference.p_holm is None else f", p {result.difference.p_holm:.3f}"
+    return f"; difference {_estimate_text(result.difference.difference)}{p}"
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":

@@ -7,6 +7,7 @@ from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, operating_points, preparation
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.explore import promises
 from hoarfrost.report.first import Caution, grave_warnings, task_of, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.trust import subgroup_rows
@@ -184,6 +185,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
             if fixed.result is not None
         ]  # fmt: skip
         yield from _table(("class", "rule", "sensitivity", "specificity"), results)
+        yield from (f"\n{_text(sentence)}" for sentence in promises(run.assessment))
         reasons = [
             (one.name, fixed.point) for one in run.assessment.classes for fixed in one.points if fixed.result is None
         ]

@@ -43,7 +43,8 @@ class PredictionSummary:
     of classes in their conformal set (with several labels: of labels that stay undecided). `out_of_distribution` and
     `novelty_threshold` are None if there are too few validation images for a threshold. `patients` and `patients_output`
     are None if patients are unknown. `notes` state what is missing. `in_training_split` are the paths of images whose bytes
-    were in the run's training split; None if that is not known.
+    were in the run's training split; None if that is not known. `operating_point` names the rule and the threshold that
+    decide; it is empty with more than two classes.
     """
 
     predicted: int
@@ -68,6 +69,7 @@ class PredictionSummary:
     per_patient: str | None
     errors: tuple[tuple[str, str], ...]
     in_training_split: tuple[str, ...] | None = None
+    operating_point: str = ""
 
 
 def predict_dataset(
@@ -80,6 +82,7 @@ def predict_dataset(
     weights: str | None = None,
     per_patient: str | None = None,
     coverage: float = COVERAGE,
+    at: str | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> PredictionSummary:
@@ -104,6 +107,8 @@ def predict_dataset(
         How a patient's probabilities are joined; by default as in the run, or by their mean.
     coverage : float
         Of the conformal sets.
+    at : str, optional
+        Another operating point than the head's first one: "sensitivity >= 0.95" is "sensitivity=0.95".
     options : ExtractOptions, optional
         How to read and compute; weights, precision and window are the head's.
     on_progress : callable
@@ -117,7 +122,7 @@ def predict_dataset(
     """
     started = time.monotonic()
     heads = None if run is None else read_heads(run)
-    predictor = _predictor(heads, head, coverage)
+    predictor = _predictor(heads, head, coverage, at)
     if per_patient is not None:
         predictor.require_unit(per_patient)
     check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
@@ -161,16 +166,16 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
     return found, [note]
 
 
-def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Predictor:
+def _predictor(heads: RunHeads | None, head: str | None, coverage: float, at: str | None) -> Predictor:
     if heads is not None:
-        return Predictor(run_head(heads, head), coverage=coverage)
+        return Predictor(run_head(heads, head), coverage=coverage, at=at)
     if head is None:
         raise HoarfrostError(
             "No run and no head was named. Name a run with --run DIR, or a head file with --head FILE."
         )
     if Path(head).is_dir():
         raise HoarfrostError(f"--head {head} is a folder. If it is a run, use --run; otherwise name a head file.")
-    return open_predictor(Path(head), coverage=coverage)
+    return open_predictor(Path(head), coverage=coverage, at=at)
 
 
 @contextmanager
@@ -294,6 +299,7 @@ def _write(
         in_training_split=None
         if trained_on is None
         else tuple(dataset.paths[place] for place in np.flatnonzero(trained_on).tolist()),
+        operating_point=predictor.decided_by(),
     )
 
 
