@@ -101,6 +101,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.SCORING, type=RuleType(), default="youden", metavar="RULE",
 )  # fmt: skip
 @opts.option(
+    "--suspects-in-test", "Also list images of the test split among the labels to check. Labels that are corrected there by "
+    "this list make test scores too high.", group=opts.SCORING, is_flag=True,
+)  # fmt: skip
+@opts.option(
     "--learning-curve with_learning_curve",
     "Also train on 5, 10, 20 and 50% of the training patients.",
     group=opts.SCORING,

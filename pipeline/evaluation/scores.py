@@ -1,13 +1,13 @@
 """All scores of one head on one split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked
-from hoarfrost.evaluation.estimates import Estimate
-from hoarfrost.evaluation.intervals import area_beside, count_patients, metric_estimate, variance_inflation
+from hoarfrost.evaluation.estimates import OPTIMISTIC, Estimate
+from hoarfrost.evaluation.intervals import count_patients, metric_estimate, variance_inflation
 from hoarfrost.evaluation.metrics import (
     NO_DECISION,
     ROC_AUC,
@@ -32,8 +32,6 @@ class Scores:
         Patients of the units scored; None where they are unknown, or are the units.
     estimates : mapping of str -> Estimate
         By the metric's key.
-    beside : mapping of str -> Estimate
-        The same with an interval by another method, where two are printed.
     per_class : mapping of str -> Scores
         Each class against the rest, or each label; empty with two classes.
     thresholds : tuple of float
@@ -46,7 +44,6 @@ class Scores:
     n: int
     n_patients: int | None
     estimates: Mapping[str, Estimate]
-    beside: Mapping[str, Estimate] = field(default_factory=dict)
     per_class: "Mapping[str, Scores]" = field(default_factory=dict)
     thresholds: tuple[float, ...] = ()
     rule: str = ""
@@ -63,8 +60,17 @@ class Scores:
         return self.estimates[ROC_AUC]
 
     def printed(self, key: str) -> Estimate | None:
-        """Return a metric with the one interval that is printed: by the method of `area_beside` where that covers better."""
-        return self.beside.get(key) or self.estimates.get(key)
+        """Return a metric with its interval; None where the run does not have it."""
+        return self.estimates.get(key)
+
+    def optimistic(self) -> "Scores":
+        """Return the scores of samples that also selected the head: they have no intervals, and say so."""
+        estimates = {
+            key: one if one.interval is None else replace(one, low=None, high=None, method=OPTIMISTIC)
+            for key, one in self.estimates.items()
+        }
+        per_class = {name: one.optimistic() for name, one in self.per_class.items()}
+        return replace(self, estimates=estimates, per_class=per_class)
 
     def value_or_none(self, key: str) -> float | None:
         """Return the value of a metric; None where the run does not have it, or it is undefined."""
@@ -134,9 +140,7 @@ def score(
     n_patients = count_patients(groups)
     metrics = [metric for metric in registered() if metric.is_overall]
     found = {metric.key: _overall(metric, sample, per_class, groups, n_patients, inflation) for metric in metrics}
-    second = area_beside(found[ROC_AUC], sample.y_true, sample.probabilities)
-    beside = {} if second is None else {ROC_AUC: second}
-    return Scores(len(sample.y_true), n_patients, found, beside, per_class, decision.thresholds, decision.rule)
+    return Scores(len(sample.y_true), n_patients, found, per_class, decision.thresholds, decision.rule)
 
 
 def _overall(

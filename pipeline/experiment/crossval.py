@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, compare_heads
+from hoarfrost.evaluation import Comparison, Share, compare_heads
 from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.conformal import COVERAGE, are_covered, calibrate_classes
+from hoarfrost.evaluation.intervals import share
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision
 from hoarfrost.experiment.development import OuterFold, fold_numbers
 from hoarfrost.experiment.task import Task
@@ -62,7 +64,8 @@ def _scored(
         scores = task.score(rows, found[rows], _decision(task, folds, rows, inner[name]), len(folds))
         results.append(CrossValidated(name, scores, aucs, differences.get(name)))
     numbers = fold_numbers([fold.held_out for fold in folds], len(task.y))
-    summary = CrossValidation(len(folds), len(rows), tuple(selected), tuple(results))
+    held_by_sets = _held_by_sets(task, folds, pooled[NESTED], inner[NESTED])
+    summary = CrossValidation(len(folds), len(rows), tuple(selected), tuple(results), held_by_sets)
     return summary, OutOfFold(tuple(numbers.tolist()), pooled)
 
 
@@ -86,6 +89,21 @@ def _decision(task: Task, folds: Sequence[OuterFold], rows: Ints, inner: Sequenc
     limits = np.array([one.thresholds for one in found])[numbers[rows[firsts]]]  # a patient is in one fold
     rules = " or ".join(dict.fromkeys(one.rule for one in found))
     return Decision(rule=f"{rules}, fixed in each fold", of_samples=limits)
+
+
+def _held_by_sets(task: Task, folds: Sequence[OuterFold], pooled: Floats, inner: Sequence[Floats]) -> Share:
+    """Return the share of held-out units whose conformal set holds the true class: selection is inside of the folds."""
+    hits, known, groups = [], [], []
+    for p, fold in zip(inner, folds, strict=True):
+        validated, held_out = task.units(fold.development.validated), task.units(fold.held_out)
+        fixed = calibrate_classes(validated.y, validated.joined(p[fold.development.validated]), validated.groups)
+        hit, is_known = are_covered(held_out.y, held_out.joined(pooled[fold.held_out]), fixed, COVERAGE)
+        hits.append(hit)
+        known.append(is_known)
+        own = np.arange(len(held_out.y)) if held_out.groups is None else held_out.groups
+        groups.append(np.repeat(own, len(hit) // len(own)))
+    patients = None if task.patients is None or task.per_patient is not None else np.concatenate(groups)
+    return share(np.concatenate(hits), np.concatenate(known), patients)
 
 
 def _compared(task: Task, pooled: Mapping[str, Floats], rows: Ints, n_folds: int) -> dict[str, Comparison]:

@@ -72,6 +72,8 @@ class ExperimentConfig(ScoringConfig):
         "mean": the mean of all kinds of head, weighted by out-of-fold loss. "best": the head with the lowest such loss.
     n_folds : int or None
         Cross-validate the whole procedure, including the selection, in this many folds.
+    suspects_in_test : bool
+        List images of the test split among the labels to look at again.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
@@ -94,6 +96,7 @@ class ExperimentConfig(ScoringConfig):
     cross_fit: bool | None = None
     select: str = MEAN
     n_folds: int | None = None
+    suspects_in_test: bool = False
     with_learning_curve: bool = False
     with_tensorboard: bool = False
     near_duplicates: str = "group"
@@ -184,7 +187,7 @@ def run_experiment(
             leakage=leakage,
         )
         with one_thread(only_if=task.is_small):
-            run = _reviewed(run, task, scored)
+            run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
@@ -235,7 +238,7 @@ def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig)
     return replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
 
 
-def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
+def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -> Run:
     """Return the run with what a reviewer would ask of the selected head and the dataset, and with its warnings."""
     probabilities, seed = scored.probabilities[scored.selected], run.config.seed
     shortcuts = audit(task, seed)
@@ -247,7 +250,7 @@ def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
         comparisons=compare(task, scored),
         assessment=assess(task, scored.selected, probabilities, prevalence=run.config.prevalence),
         shortcuts=shortcuts,
-        suspects=find_suspects(task, NESTED, run.out_of_fold, probabilities, seed),
+        suspects=find_suspects(task, NESTED, run.out_of_fold, probabilities, seed, in_test=suspects_in_test),
     )
     return replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
 

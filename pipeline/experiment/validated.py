@@ -52,7 +52,8 @@ def _fixed(unit: str, units: Units, probabilities: Floats, rule: Rule) -> Valida
             for (one, q), members in zip(problems, of_labels, strict=True)
         ]
     temperatures = tuple(fit.temperature for fit in fits)
-    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups))
+    prevalences = tuple(float(one.mean()) for one, _ in problems) if has_points else ()
+    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups), prevalences=prevalences)
 
 
 def novelty_of(task: Task, development: Development) -> tuple[NoveltyReference, ConformalScores]:

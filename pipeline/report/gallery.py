@@ -196,11 +196,16 @@ def _suspects(run: Run) -> CaseGroup:
         )
         for image in suspects
     )
-    n_images, source = (run.suspects.n_images, run.suspects.source) if run.suspects is not None else (0, "")
+    found = run.suspects
+    n_images, source, has_test = (0, "", False) if found is None else (found.n_images, found.source, found.has_test)
     note = (
-        f"Of {n_images:,} images of all splits, those whose label is contradicted most by heads that never saw them "
-        f"({source}). A hard image is contradicted too: check before you correct a label."
+        f"Of {n_images:,} images{'' if has_test else ' outside of the test split'}, those whose label is contradicted most "
+        f"by heads that never saw them ({source}). A hard image is contradicted too: check before you correct a label."
     )
+    if has_test:
+        note += (
+            " Images of the test split are listed too: correcting labels there by this list makes test scores too high."
+        )
     return CaseGroup("Labels to check", note, tuple((case,) for case in cases))
 
 

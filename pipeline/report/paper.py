@@ -90,7 +90,7 @@ def _heads(run: Run) -> Table:
         for metric in metrics
         for end in (ENDS if metric in with_interval else ("",))
     )
-    ends = ("n", "patients", *(f"{metric.key}_method" for metric in with_interval))
+    ends = ("n", "patients", *(f"{metric.key}_method" for metric in with_interval), "decided_by", "threshold")
     about_scores = tuple(f"{split}_{end}" for split in by_split for end in ends)
     rows: list[tuple[Value, ...]] = []
     for place, one in enumerate(results):
@@ -116,6 +116,7 @@ def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
 def _about_scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
     yield from (scores.n, scores.n_patients)
     yield from (getattr(scores.printed(metric.key), "method", None) for metric in metrics)
+    yield from (scores.rule or None, scores.thresholds[0] if len(scores.thresholds) == 1 else None)
 
 
 def _comparisons(run: Run) -> Table:

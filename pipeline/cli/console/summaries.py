@@ -99,7 +99,7 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
         rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
     lines = table(rows)
     lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
-    return "\n".join([*lines, "* selected"])
+    return "\n".join([*lines, "* selected; its val AUC is optimistic, because the same images selected it"])
 
 
 def cache_info_text(info: "CacheInfo") -> str:

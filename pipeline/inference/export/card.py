@@ -141,6 +141,12 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
         for metric, found in printed
     ]
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
+    if run.cross_validation is not None and head.name == run.selected:
+        folded = run.cross_validation
+        yield (
+            f"\nCross-validated in {folded.n_folds} folds of {folded.n_images:,} images, selection included: ROC AUC "
+            f"{estimate_text(folded.whole.pooled.auc)}. {folded.meaning}"
+        )
     for metric in shown:
         if metric.baseline:
             title, guess = evaluation.title_of(metric), decimal(scores.value_or_none(metric.baseline))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation.conformal import COVERAGE
 from hoarfrost.features.cache import EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
@@ -21,7 +22,7 @@ from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
-from hoarfrost.inference.predict.predictor import COVERAGE, Prediction, Predictor
+from hoarfrost.inference.predict.predictor import Prediction, Predictor
 from hoarfrost.inference.sources import training_keys
 from hoarfrost.runs import RunHeads, read_heads
 
@@ -83,6 +84,7 @@ def predict_dataset(
     per_patient: str | None = None,
     coverage: float = COVERAGE,
     at: str | None = None,
+    prevalence: float | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> PredictionSummary:
@@ -109,6 +111,8 @@ def predict_dataset(
         Of the conformal sets.
     at : str, optional
         Another operating point than the head's first one: "sensitivity >= 0.95" is "sensitivity=0.95".
+    prevalence : float, optional
+        Of the positive class where the images are from; calibrated probabilities are shifted to it.
     options : ExtractOptions, optional
         How to read and compute; weights, precision and window are the head's.
     on_progress : callable
@@ -122,7 +126,7 @@ def predict_dataset(
     """
     started = time.monotonic()
     heads = None if run is None else read_heads(run)
-    predictor = _predictor(heads, head, coverage, at)
+    predictor = _predictor(heads, head, coverage, at, prevalence)
     if per_patient is not None:
         predictor.require_unit(per_patient)
     check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
@@ -166,16 +170,18 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
     return found, [note]
 
 
-def _predictor(heads: RunHeads | None, head: str | None, coverage: float, at: str | None) -> Predictor:
+def _predictor(
+    heads: RunHeads | None, head: str | None, coverage: float, at: str | None, prevalence: float | None
+) -> Predictor:
     if heads is not None:
-        return Predictor(run_head(heads, head), coverage=coverage, at=at)
+        return Predictor(run_head(heads, head), coverage=coverage, at=at, prevalence=prevalence)
     if head is None:
         raise HoarfrostError(
             "No run and no head was named. Name a run with --run DIR, or a head file with --head FILE."
         )
     if Path(head).is_dir():
         raise HoarfrostError(f"--head {head} is a folder. If it is a run, use --run; otherwise name a head file.")
-    return open_predictor(Path(head), coverage=coverage, at=at)
+    return open_predictor(Path(head), coverage=coverage, at=at, prevalence=prevalence)
 
 
 @contextmanager
@@ -326,7 +332,7 @@ def _predicted(
 
 def _notes(predictor: Predictor) -> list[str]:
     """Return what there are too few validation images for."""
-    found, n = [], predictor.n_validated()
+    found, n = list(predictor.assumptions()), predictor.n_validated()
     if not predictor.has_sets():
         found.append(
             f"Too few validation images ({n}) for a coverage of {predictor.coverage:g}. Each set holds all classes."

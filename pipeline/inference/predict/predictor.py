@@ -1,6 +1,6 @@
 """Predictor: a head in use. Embeddings in, probabilities out; opens no image and no file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import apply_temperature, per_patient
-from hoarfrost.evaluation.conformal import prediction_sets
+from hoarfrost.evaluation.calibration import at_prevalence
+from hoarfrost.evaluation.conformal import COVERAGE, prediction_sets
 from hoarfrost.evaluation.operating import OperatingPoint, Rule
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import IMAGE, SavedHead, Validated
@@ -17,7 +18,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-COVERAGE = 0.9
 FALSE_ALARMS = 0.05
 SEPARATORS = ("|", ";", ",", "\t", " & ")  # of classes in one cell
 NONE = "(none)"  # an empty set, and an image without a predicted label
@@ -61,6 +61,8 @@ class Predictor:
         Share of images whose conformal set should hold the true class, between 0 and 1.
     false_alarms : float
         Share of images like the training images that may be reported as out of distribution, between 0 and 1.
+    prevalence : float, optional
+        Of class 1, or of each label, where the head is used; calibrated probabilities are shifted to it.
     at : str, optional
         Another operating point than the head's first one, as `hoarfrost.evaluation.operating.Rule.parse` reads it.
     names : tuple of str
@@ -74,12 +76,18 @@ class Predictor:
     """
 
     def __init__(
-        self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS, at: str | None = None
-    ) -> None:
+        self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS, at: str | None = None,
+        prevalence: float | None = None,
+    ) -> None:  # fmt: skip
         head = head if at is None else _decided_at(head, at)
         self.head, self.names, self.header = head, head.names, head.header
         self.committee = head.committee.exact()
-        self.coverage, self.false_alarms = coverage, false_alarms
+        self.coverage, self.false_alarms, self.prevalence = coverage, false_alarms, prevalence
+        if prevalence is not None and not all(one.prevalences for one in head.validated):
+            raise TrainingError(
+                f"--prevalence {prevalence:g}: {head.name} has more than two classes, or its file is of an earlier version, "
+                "so the prevalence that its probabilities are for is not known. Omit the option, or train again."
+            )
         self.novelty_threshold = head.distances.quantile(1 - false_alarms)
 
     @property
@@ -144,6 +152,16 @@ class Predictor:
         rules = " or ".join(dict.fromkeys(point.name for point in points))
         return f"{rules}, threshold >= {points[0].threshold:.3f}" if len(points) == 1 else rules
 
+    def assumptions(self) -> Iterator[str]:
+        """Yield what calibrated probabilities at a stated prevalence assume."""
+        if self.prevalence is not None:
+            study = ", ".join(f"{one:.3g}" for one in self.head.validated[0].prevalences)
+            yield (
+                f"Calibrated probabilities are for a prevalence of {self.prevalence:g}; validated images have {study}. This "
+                "assumes that images of each class look alike in both populations. The predicted class and the sets are "
+                "unchanged."
+            )
+
     def n_validated(self, unit: str = IMAGE) -> int:
         """Return the number of validation images, or patients."""
         return self._validated(unit).n
@@ -171,6 +189,8 @@ class Predictor:
         """Apply the temperatures, thresholds and conformal scores from validation."""
         fixed = self._validated(unit)
         calibrated = self._calibrated(probabilities, fixed.temperatures)
+        if self.prevalence is not None:
+            calibrated = self._at_prevalence(calibrated, fixed.prevalences, self.prevalence)
         is_novel = None
         if distances is not None and np.isfinite(self.novelty_threshold):
             is_novel = distances > self.novelty_threshold
@@ -185,6 +205,12 @@ class Predictor:
             for p, temperature in zip(probabilities.T, temperatures, strict=True)
         ]
         return np.stack(of_labels, axis=1)
+
+    def _at_prevalence(self, calibrated: Floats, of_study: Sequence[float], new: float) -> Floats:
+        if not self.head.is_multilabel:
+            p = at_prevalence(calibrated[:, 1], of_study[0], new)
+            return np.column_stack([1 - p, p])
+        return np.stack([at_prevalence(p, study, new) for p, study in zip(calibrated.T, of_study, strict=True)], axis=1)
 
     def _decided(self, probabilities: Floats, fixed: Validated) -> Bools:
         """Apply the first operating point; of more than two classes take the most probable."""
