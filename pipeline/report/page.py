@@ -36,6 +36,7 @@ from hoarfrost.report.trust import (
     SubgroupRow,
     calibrations,
     decision_figures,
+    held_by_sets,
     shared_rows,
     shortcut_rows,
     subgroup_forest,
@@ -108,6 +109,7 @@ class Page:
     together: str
     shared: tuple[tuple[str, str, str], ...]
     calibrations: tuple[CalibrationPanel, ...]
+    held_by_sets: tuple[str, ...]
     subgroups: tuple[SubgroupRow, ...]
     subgroup_scale: CellScale
     shortcuts: tuple[ShortcutRow, ...]
@@ -211,6 +213,7 @@ def page_of(run: Run) -> Page:
         together="" if run.leakage is None else together_text(run.leakage),
         shared=shared_rows(run),
         calibrations=calibrations(run, evaluation),
+        held_by_sets=held_by_sets(run, evaluation),
         subgroups=subgroups,
         subgroup_scale=cell_scale((row.area for row in subgroups), overall),
         shortcuts=shortcut_rows(run),

@@ -46,9 +46,9 @@ def _by_metric(classes: Mapping[str, Scores]) -> dict[str, Any]:
         estimates = {label: one[key] for label, one in classes.items() if key in one}
         found[f"{key}{_BY_CLASS}"] = {label: one.value for label, one in estimates.items()}
         if any(one.interval is not None for one in estimates.values()):
-            intervals = {label: [one.low, one.high] for label, one in estimates.items()}
-            known = {label: one.n for label, one in estimates.items()}
-            found |= {f"{key}{_INTERVAL}{_BY_CLASS}": intervals, _N_KNOWN: known}
+            found[f"{key}{_INTERVAL}{_BY_CLASS}"] = {label: [one.low, one.high] for label, one in estimates.items()}
+        if any(one.interval is not None or one.is_optimistic for one in estimates.values()):
+            found[_N_KNOWN] = {label: one.n for label, one in estimates.items()}
     return {**found, "per_class": {label: scores_to_json(one) for label, one in classes.items()}}
 
 

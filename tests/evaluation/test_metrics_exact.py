@@ -77,7 +77,7 @@ def test_newcombes_interval_replaces_delongs_below_thirty_of_a_class_or_from_an_
     found = scored(y_true, probabilities, "ab")
     assert found["roc_auc_ci95_method"] == ("Newcombe" if has_newcombes else "DeLong")
     plain = (newcombe_ci if has_newcombes else delong_ci)(y_true, probabilities[:, 1])
-    assert found["roc_auc_ci95"] == pytest.approx(list(plain), abs=0.03 if has_newcombes else 1e-12)
+    assert found["roc_auc_ci95"] == pytest.approx(list(plain), abs=0.05 if has_newcombes else 1e-12)
     assert "roc_auc_ci95_newcombe" not in found
 
 

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import hoarfrost.evaluation as metrics
 from hoarfrost.demo import write_demo
+from hoarfrost.evaluation.calibration import at_prevalence
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.extraction.extract import extract
@@ -141,7 +142,8 @@ def test_calibration_before_and_after_is_of_test_with_the_temperature_of_validat
     scaled = metrics.apply_temperature(p_test, found.temperature.temperature)
     assert found.after.error == pytest.approx(metrics.assess_calibration(y_test, scaled).error)
     assert sum(one.observed.n for one in found.after.bins) == len(y_test)
-    curve = metrics.decision_curve(y_test, scaled[:, 1], prevalence=0.05)
+    shifted = at_prevalence(scaled[:, 1], images_of(two, "val")[0].mean(), 0.05)
+    curve = metrics.decision_curve(y_test, shifted, prevalence=0.05)
     assert two.assessment.classes[0].net_benefit.net_benefit == pytest.approx(curve.net_benefit)
 
 
@@ -175,7 +177,7 @@ def test_labels_of_an_image_are_calibrated_each_for_itself(tmp_path: Path) -> No
     assert {group.attribute for group in run.assessment.subgroups} == {"site"}
     assert [one.name for one in run.shortcuts] == ["site"]
     assert run.suspects is not None
-    assert run.suspects.n_images == 180
+    assert run.suspects.n_images == 180 - run.config.dataset.n_split["test"]
     assert {one.predicted for one in run.suspects.images} <= {"mass", "no mass", "fluid", "no fluid"}
 
 
@@ -319,7 +321,8 @@ def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression
     labels = mixed(TWO)
     x = embeddings_of(labels)
     labels[7] = "malignant" if labels[7] == "benign" else "benign"  # its embedding is still of the other class
-    run = train(write_labelled_cache(tmp_path / "c.h5", labels, embeddings=x))
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, embeddings=x)
+    run = train(cache, suspects_in_test=True)
     assert run.suspects is not None
     assert run.suspects.source == "5-fold cross-validation of logistic regression"
     assert run.suspects.n_images == 200
@@ -329,7 +332,8 @@ def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression
 def test_suspects_with_folds_are_those_of_the_heads_that_each_fold_selected(tmp_path: Path) -> None:
     labels = mixed(TWO)
     splits = ["train"] * 120 + ["val"] * 40 + ["test"] * 40
-    run = train(write_labelled_cache(tmp_path / "c.h5", labels, splits=splits), n_folds=3)
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, splits=splits)
+    run = train(cache, n_folds=3, suspects_in_test=True)
     assert run.suspects is not None
     assert run.suspects.source == "cross-validation, selected in each fold"
     assert run.suspects.n_images == 200  # the given test split by the selected head, which never saw it
