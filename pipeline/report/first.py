@@ -10,7 +10,7 @@ from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, several
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
@@ -85,13 +85,13 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
     if fixed.result is None:
         return
     rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({fixed.point.name})",
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({rule(fixed.point.name)})",
         "same threshold",
     )
-    for name, rule in zip(("sensitivity", "specificity"), rules, strict=True):
+    for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}"
-        yield Tile(f"{split} {name}", decimal(share.value), (ends, rule))
+        yield Tile(f"{split} {name}", decimal(share.value), (ends, how))
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------

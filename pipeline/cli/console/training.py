@@ -207,7 +207,8 @@ def _difference(result: "CrossValidated") -> str:
     """Return how far a head is from those that the folds selected, if it was compared with them."""
     if result.difference is None:
         return ""
-    p = "" if result.difference.p_holm is None else f", p {result.difference.p_holm:.3f}"
+    found = result.difference.p_holm
+    p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:.3f}"
     return f"; difference {_estimate_text(result.difference.difference)}{p}"
 
 
