@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hoarfrost.cli import options as opts
-from hoarfrost.cli.types import DataType, PathType, ShareType
+from hoarfrost.cli.types import DataType, PathType, RuleType, ShareType
 
 
 @click.command(cls=opts.Command)
@@ -31,6 +31,14 @@ from hoarfrost.cli.types import DataType, PathType, ShareType
     "--coverage", "Coverage of the conformal sets: the share of images whose set contains the true class.",
     group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), default=0.9, metavar="SHARE",
 )  # fmt: skip
+@opts.option(
+    "--prevalence", "Prevalence of the positive class where the images are from. Shifts the calibrated probabilities to it.",
+    group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
+)  # fmt: skip
+@opts.option(
+    "--at", "Another operating point of the head: youden, sensitivity=0.95, specificity=0.95, or threshold=0.3.  "
+    "[default: the one that the run chose]", group=opts.SCORING, type=RuleType(), metavar="RULE",
+)  # fmt: skip
 @opts.max_pixels
 @opts.keep_ids
 @opts.weights
@@ -40,7 +48,7 @@ from hoarfrost.cli.types import DataType, PathType, ShareType
 @opts.json_flag
 def predict(
     data: Path | str, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
-    coverage: float, weights: str | None, as_json: bool, **options: Any,
+    coverage: float, at: str | None, prevalence: float | None, weights: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Predict the images in DATA, with or without labels, and write one row per image to a CSV.
 
@@ -71,7 +79,7 @@ def predict(
     with extraction_progress() as show:
         summary = predict_dataset(
             data, output, run=run, head=head, cache=cache, weights=weights, per_patient=per_patient,
-            coverage=coverage, options=ExtractOptions(**options), on_progress=show,
+            coverage=coverage, at=at, prevalence=prevalence, options=ExtractOptions(**options), on_progress=show,
         )  # fmt: skip
     following = ("explain", data, "--run", run, "--output", "explained") if run is not None else ()
     opts.emit(as_json, dataclasses.asdict(summary), predict_text(summary), following)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hoarfrost.cli import options as opts
-from hoarfrost.cli.types import PathType, ShareType, SizeType
+from hoarfrost.cli.types import PathType, RuleType, ShareType, SizeType
 from hoarfrost.heads.config import TrainingConfig
 
 
@@ -101,6 +101,16 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "--prevalence",
     "Prevalence of the positive class where the head will be used. Adds predictive values and net benefit for it.",
     group=opts.SCORING, type=ShareType(0, 1, min_open=True, max_open=True), metavar="SHARE",
+)  # fmt: skip
+@opts.option(
+    "--operating-point",
+    "Rule of the threshold that decides accuracy, the confusion matrix and what `predict` reports: youden, "
+    "sensitivity=0.95, specificity=0.95 or threshold=0.3.",
+    group=opts.SCORING, type=RuleType(), default="youden", metavar="RULE",
+)  # fmt: skip
+@opts.option(
+    "--suspects-in-test", "Also list images of the test split among the labels to check. Labels that are corrected there by "
+    "this list make test scores too high.", group=opts.SCORING, is_flag=True,
 )  # fmt: skip
 @opts.option(
     "--learning-curve with_learning_curve",

@@ -85,6 +85,24 @@ class ShareType(click.FloatRange):
         return share
 
 
+class RuleType(click.ParamType[str]):
+    """The rule of an operating point: youden, sensitivity=0.95, specificity=0.95, threshold=0.3."""
+
+    name = "rule"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the rule as a text that `Rule.parse` reads."""
+        if value == "youden":  # without loading what reads the others
+            return "youden"
+        from hoarfrost.evaluation.operating import Rule
+
+        try:
+            Rule.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
 class WindowType(click.ParamType["Window"]):
     """A window of grey values: CENTER/WIDTH."""
 

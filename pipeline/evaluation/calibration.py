@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import expit, log_softmax, softmax, stdtrit
+from scipy.special import expit, log_softmax, logit, softmax, stdtrit
 
 from hoarfrost.evaluation.checks import (
     Floats,
@@ -195,6 +195,38 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
         raise ValueError(f"temperature must be a positive number, not {temperature}")
     scaled: Floats = softmax(_logits(probabilities) / temperature, axis=1)
     return scaled
+
+
+def at_prevalence(p: Floats, study: float, new: float) -> Floats:
+    """Return probabilities of class 1, calibrated where its share is `study`, for a population where it is `new`.
+
+    Parameters
+    ----------
+    p : ndarray (n,) float64
+        In [0, 1].
+    study, new : float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If a share is not between 0 and 1.
+
+    Notes
+    -----
+    The log-odds are shifted by logit(new) - logit(study), which is Bayes' rule. It assumes that images of each class look
+    alike in both populations, so that sensitivity and specificity at a threshold on the head's own probability stay.
+
+    References
+    ----------
+    Saerens, Latinne and Decaestecker (2002), Neural Computation 14(1), 21-41.
+    """
+    for share_of_class in (study, new):
+        if not 0 < share_of_class < 1:
+            raise ValueError(f"a prevalence must be between 0 and 1, not {share_of_class}")
+    pair = _logits(np.column_stack([1 - p, p]))
+    shifted: Floats = expit(pair[:, 1] - pair[:, 0] + logit(new) - logit(study))
+    return shifted
 
 
 def assess_calibration(

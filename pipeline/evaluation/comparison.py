@@ -10,7 +10,7 @@ from scipy.special import ndtr
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate
-from hoarfrost.evaluation.intervals import difference
+from hoarfrost.evaluation.intervals import difference, variance_inflation
 
 UNDEFINED = "the AUCs differ, but the estimated variance of their difference is zero: DeLong's test is undefined"
 _ROUNDING = 1e-12  # areas and their influence differ by less where two scores rank all samples alike
@@ -33,7 +33,13 @@ class Comparison:
 
 
 def compare_heads(
-    y_true: Ints, probabilities: Mapping[str, Floats], selected: str, *, groups: Ints | None = None, level: float = 0.95
+    y_true: Ints,
+    probabilities: Mapping[str, Floats],
+    selected: str,
+    *,
+    groups: Ints | None = None,
+    level: float = 0.95,
+    n_folds: int = 1,
 ) -> tuple[Comparison, ...]:
     """Compare every head with the selected one by paired tests, with Holm's correction.
 
@@ -47,6 +53,9 @@ def compare_heads(
         Patients. Where some have several samples, variances are those of sums over patients.
     level : float
         Of the intervals, which are not corrected for their number.
+    n_folds : int
+        Number of folds whose heads predicted the samples; 1 if each head predicted them all. With several, variances are
+        inflated, see `hoarfrost.evaluation.intervals.variance_inflation`.
 
     Returns
     -------
@@ -70,13 +79,16 @@ def compare_heads(
     ----------
     DeLong et al. (1988), Biometrics 44(3), 837-845. Obuchowski (1997), Biometrics 53(2), 567-578.
     """
+    inflation = 1.0 if n_folds < 2 else variance_inflation(n_folds)
     auc, influence = auc_influence(y_true, probabilities[selected])
     rows: list[tuple[str, Estimate, tuple[float, float] | None]] = []
     for name, found in probabilities.items():
         if name == selected:
             continue
         other_auc, other_influence = auc_influence(y_true, found)
-        estimate, variance = difference(other_auc - auc, other_influence - influence, groups, level=level)
+        estimate, variance = difference(
+            other_auc - auc, other_influence - influence, groups, level=level, inflation=inflation
+        )
         rows.append((name, estimate, _z_test(other_auc - auc, variance)))
     corrected = iter(holm([tested[1] for *_, tested in rows if tested is not None]).tolist())
     return tuple(

@@ -6,6 +6,8 @@ import numpy as np
 
 from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, checked_groups
 
+COVERAGE = 0.9
+"""Of prediction sets, where none is stated."""
 _ROUNDING = 1e-9  # a share such as 0.7 of 10 patients is 7, although in binary it is slightly more
 
 
@@ -123,6 +125,24 @@ def calibrate_classes(y_true: Ints, probabilities: Floats, groups: Ints | None =
         scores = np.where(y[known] == 1, 1 - p[known], p[known])
         found.append(calibrate(scores, None if groups is None else groups[known]))
     return tuple(found)
+
+
+def are_covered(
+    y_true: Ints, probabilities: Floats, calibrations: tuple[ConformalScores, ...], coverage: float
+) -> tuple[Bools, Bools]:
+    """Return whether the sets hold the true class, and which of the answers are known, each (n,) or (n * C,) bool.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
+    probabilities, calibrations, coverage
+        See `prediction_sets`.
+    """
+    sets = prediction_sets(probabilities, calibrations, coverage)
+    if y_true.ndim == 1:
+        return sets[np.arange(len(y_true)), y_true], np.ones(len(y_true), bool)
+    hits = np.take_along_axis(sets, np.maximum(y_true, 0)[:, :, None], axis=2)[:, :, 0]
+    return hits.ravel(), (y_true != UNKNOWN).ravel()
 
 
 def prediction_sets(probabilities: Floats, calibrations: tuple[ConformalScores, ...], coverage: float) -> Bools:

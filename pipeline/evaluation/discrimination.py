@@ -162,8 +162,11 @@ def newcombe_ci(y_true: Ints, y_score: Floats, *, level: float = 0.95) -> tuple[
     return newcombe_limits(roc_auc(y_true, y_score), n_pos, len(y_true) - n_pos, level=level)
 
 
-def newcombe_limits(auc: float, n_pos: int, n_neg: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return Newcombe's interval, see `newcombe_ci`, of an area found with numbers of independent cases of each class."""
+def newcombe_limits(auc: float, n_pos: float, n_neg: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Newcombe's interval, see `newcombe_ci`, of an area found with numbers of independent cases of each class.
+
+    Numbers that are not whole are those of cases that tell as much as these.
+    """
     averaged, z2 = (n_pos + n_neg) / 2 - 1, normal_quantile(level) ** 2
 
     def lower(auc: float) -> float:

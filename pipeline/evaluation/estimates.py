@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hoarfrost.evaluation.checks import normal_quantile
 
 WILSON = "Wilson"
+OPTIMISTIC = "selected on these; optimistic"
+"""In place of the method of an interval: there is none, because the samples also selected the head."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Estimate:
     low, high : float or None
         None where there is no interval, or no limit on this side.
     method : str
-        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Empty without an interval.
+        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Empty without an interval, or "selected on
+        these; optimistic".
     n : int
         Number of units: images, or patients.
     n_patients : int or None
@@ -32,6 +35,11 @@ class Estimate:
     method: str = ""
     n: int = 0
     n_patients: int | None = None
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the samples also selected the head, so that an interval would not cover."""
+        return self.method == OPTIMISTIC
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from enum import Enum
 
 import numpy as np
+from scipy.special import expit, logit
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
 from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
-from hoarfrost.evaluation.discrimination import macro_auc_ci, newcombe_ci, newcombe_limits, roc_auc
+from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, Share, wilson
 
 FEW = 30
@@ -17,7 +18,8 @@ FEW = 30
 NEAR_ONE = 0.9
 """With a ROC AUC at or above this, too."""
 DELONG, NEWCOMBE, BOOTSTRAP = "DeLong", "Newcombe", "bootstrap over patients"
-_AS_INDEPENDENT = f"{DELONG}, as if images were independent: "
+NADEAU, CLUSTERED = "Nadeau and Bengio", "clustered by patient"
+_AS_INDEPENDENT = ", as if images were independent: "
 RESAMPLED_UNITS = "bootstrap"
 N_RESAMPLED = 500
 
@@ -40,6 +42,7 @@ def metric_estimate(
     probabilities: Floats,
     groups: Ints | None,
     score_rows: Callable[[Ints], float],
+    inflation: float = 1.0,
 ) -> Estimate:
     """Return a metric with the interval of its kind. Errors as `area`.
 
@@ -54,10 +57,15 @@ def metric_estimate(
     score_rows : callable
         Takes rows (m,) int64, some more than once, and returns the metric on these samples. Raises ValueError where it
         is undefined there.
+    inflation : float
+        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1. A figure other
+        than an area has no interval then.
     """
+    if kind is IntervalKind.AREA and inflation > 1:
+        return pooled_area(plain, y_true, probabilities, groups, inflation)
     if kind is IntervalKind.AREA:
         return area(plain, y_true, probabilities, groups)
-    return plain if kind is IntervalKind.NONE else _resampled(plain, score_rows, groups)
+    return plain if kind is IntervalKind.NONE or inflation > 1 else _resampled(plain, score_rows, groups)
 
 
 def area(
@@ -79,47 +87,106 @@ def area(
     Returns
     -------
     Estimate
-        By "DeLong", "bootstrap over patients", or DeLong's method with the reason why patients could not be drawn. If an
-        area of 0 or 1 leaves these without any width, by "Newcombe" from the numbers of patients.
+        By "bootstrap over patients"; else by "Newcombe" with two classes and fewer than thirty samples of one or an area of
+        0.9 or more, where DeLong's covers too rarely; else by "DeLong". If patients could not be drawn, by DeLong's method
+        with the reason. If an area of 0 or 1 leaves these without any width, by "Newcombe" from the numbers of patients.
     """
-    method, ends = DELONG, None
+    reason = ""
     if groups is not None and is_repeated(groups):
         try:
             drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
-            method, ends = BOOTSTRAP, (drawn.low, drawn.high)
         except ValueError as error:
-            method = f"{_AS_INDEPENDENT}{error}"
-    low, high = ends or macro_auc_ci(y_true, probabilities, level=level)
-    if low == high and plain.value in {0, 1}:
+            reason = f"{_AS_INDEPENDENT}{error}"
+        else:
+            if drawn.low < drawn.high or plain.value not in {0, 1}:
+                return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP)
+    auc, influence = auc_influence(y_true, probabilities)
+    is_binary = y_true.ndim == 1 and probabilities.shape[1] == 2
+    if is_binary and not reason and (min(np.bincount(y_true, minlength=2)) < FEW or auc >= NEAR_ONE) and 0 < auc < 1:
+        low, high = widened_newcombe(auc, float((influence**2).sum()), *np.bincount(y_true)[::-1].tolist(), level=level)
+        return replace(plain, low=low, high=high, method=NEWCOMBE)
+    low, high = macro_auc_ci(y_true, probabilities, level=level)
+    if low == high and auc in {0, 1}:
         # No draw differs, which is no certainty.
         low, high = _of_perfect_areas(y_true, probabilities, groups, level)
-        method = NEWCOMBE
-    return replace(plain, low=low, high=high, method=method)
+        return replace(plain, low=low, high=high, method=NEWCOMBE)
+    return replace(plain, low=low, high=high, method=DELONG + reason)
 
 
-def _of_perfect_areas(y_true: Ints, probabilities: Floats, groups: Ints | None, level: float) -> tuple[float, float]:
+def widened_newcombe(
+    auc: float, variance: float, n_pos: int, n_neg: int, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Return Newcombe's interval, with fewer cases where DeLong's `variance` exceeds the one that Newcombe assumes.
+
+    Its own variance is that of scores with a certain distribution. Where positives are more varied than negatives, it
+    is too small, and the interval covers in 87 to 90%; widened, in 92 to 99% (`statistics.area_rule`).
+    """
+    averaged = (n_pos + n_neg) / 2 - 1
+    assumed = auc * (1 - auc) * (1 + averaged * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / (n_pos * n_neg)
+    times = max(variance / assumed, 1.0)
+    return newcombe_limits(auc, n_pos / times, n_neg / times, level=level)
+
+
+def variance_inflation(n_folds: int) -> float:
+    """Return the factor by which the variance of pooled predictions of `n_folds` folds exceeds that of one head's.
+
+    Nadeau and Bengio's: 1 + K n_test / n_train. Training sets of different folds overlap, so a training set that happens
+    to be good is good in all of them.
+
+    References
+    ----------
+    Nadeau and Bengio (2003), Machine Learning 52(3), 239-281.
+    """
+    return 1 + n_folds / (n_folds - 1)
+
+
+def pooled_area(
+    plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None, inflation: float, *, level: float = 0.95
+) -> Estimate:
+    """Return a (macro) ROC AUC of pooled predictions of folds, with an interval of the average area of such heads.
+
+    Parameters
+    ----------
+    plain : Estimate
+        The area, without an interval.
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
+    probabilities : ndarray (n, C) float64
+    groups : ndarray (n,) int64 or None
+        Patients, whose images are summed.
+    inflation : float
+        From `variance_inflation`.
+
+    Returns
+    -------
+    Estimate
+        A normal interval of the area's logit, with the inflated variance; of an area of 0 or 1 Newcombe's, as if there
+        were fewer patients.
+
+    Notes
+    -----
+    It covers the mean area of heads that are trained in this way on as many images as one fold trains on. In simulations
+    of ridge regression on 16 and 512 features and 60 to 500 samples it covers in 95 to 99% (`statistics.folds_coverage`).
+    """
+    auc, influence = auc_influence(y_true, probabilities)
+    if not 0 < auc < 1 or not influence.any():
+        low, high = _of_perfect_areas(y_true, probabilities, groups, level, inflation)
+        return replace(plain, low=low, high=high, method=NEWCOMBE)
+    found, variance = difference(auc, influence, groups, level=level, inflation=inflation)
+    centre, half = float(logit(auc)), normal_quantile(level) * math.sqrt(variance) / (auc * (1 - auc))
+    return replace(plain, low=float(expit(centre - half)), high=float(expit(centre + half)), method=found.method)
+
+
+def _of_perfect_areas(
+    y_true: Ints, probabilities: Floats, groups: Ints | None, level: float, inflation: float = 1.0
+) -> tuple[float, float]:
     """Return the mean of Newcombe's limits over the classes, from the numbers of patients, or else of samples."""
     limits = []
     for number, rows, y in binary_problems(y_true, probabilities.shape[1]):
         units = rows if groups is None else groups[rows]
-        n_pos, n_neg = (len(np.unique(units[y == value])) for value in (1, 0))
+        n_pos, n_neg = (len(np.unique(units[y == value])) / inflation for value in (1, 0))
         limits.append(newcombe_limits(roc_auc(y, probabilities[rows, number]), n_pos, n_neg, level=level))
     low, high = np.mean(limits, axis=0).tolist()
     return low, high
-
-
-def area_beside(found: Estimate, y_true: Ints, probabilities: Floats) -> Estimate | None:
-    """Return an area with Newcombe's interval where DeLong's covers too rarely, else None.
-
-    That is with two classes, and fewer than thirty samples of one or an area of 0.9 or more.
-    """
-    if y_true.ndim == 2 or probabilities.shape[1] != 2 or not found.method.startswith(DELONG):
-        return None
-    assert found.value is not None
-    if min(np.bincount(y_true, minlength=2)) >= FEW and found.value < NEAR_ONE:
-        return None
-    low, high = newcombe_ci(y_true, probabilities[:, 1])
-    return replace(found, low=low, high=high, method=NEWCOMBE)
 
 
 def area_of_subgroup(
@@ -132,7 +199,7 @@ def area_of_subgroup(
     found = area(plain, y_true, probabilities, groups, level=level, seed=seed)
     if found.method in {DELONG, BOOTSTRAP, NEWCOMBE}:
         return found, ""
-    return replace(plain, method=BOOTSTRAP), f"no interval: {found.method.removeprefix(_AS_INDEPENDENT)}"
+    return replace(plain, method=BOOTSTRAP), f"no interval: {found.method.removeprefix(DELONG + _AS_INDEPENDENT)}"
 
 
 def _resampled(plain: Estimate, score_rows: Callable[[Ints], float], groups: Ints | None) -> Estimate:
@@ -208,7 +275,9 @@ def over_patients(found: Share, ends: tuple[float, float] | None, *, level: floa
 # -- differences --------------------------------------------------------------------------------------------------------
 
 
-def difference(value: float, influence: Floats, groups: Ints | None, *, level: float) -> tuple[Estimate, float]:
+def difference(
+    value: float, influence: Floats, groups: Ints | None, *, level: float, inflation: float = 1.0
+) -> tuple[Estimate, float]:
     """Return a paired difference with its normal interval, and its variance.
 
     Parameters
@@ -217,6 +286,8 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
         Each sample's influence on the difference.
     groups : ndarray (n,) int64 or None
         Patients. Where some have several samples, the variance is that of sums over patients.
+    inflation : float
+        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1.
 
     Raises
     ------
@@ -230,7 +301,9 @@ def difference(value: float, influence: Floats, groups: Ints | None, *, level: f
             raise ValueError("all samples are of one patient, so nothing is known of other patients")
         if n_groups != len(influence):
             sums = np.bincount(numbers, weights=influence)
-            variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), "clustered by patient"
+            variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), CLUSTERED
+    if inflation > 1:
+        variance, method = variance * inflation, f"{NADEAU}'s variance{', ' + CLUSTERED if method == CLUSTERED else ''}"
     half = normal_quantile(level) * math.sqrt(variance)
     n_patients = count_patients(groups)
     return Estimate(value, value - half, value + half, method, len(influence), n_patients), variance

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -69,16 +69,40 @@ class OneAgainstRest:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and the predictions that follow.
+class Decision:
+    """How probabilities become predictions.
 
-    `thresholds` has one number for class 1 of two, or one for each label. `predicted` (n,) or (n, C) is what reaches them;
-    without them the most probable class, or the labels with a probability of `THRESHOLD` or more.
+    `thresholds` has one number for class 1 of two, or one for each label; `rule` is the name of the operating point that
+    they are. `of_samples`, (n, 1) or (n, C), are thresholds that differ between samples, as those of folds do. Without
+    thresholds the most probable class is predicted, or the labels with a probability of `THRESHOLD` or more.
     """
+
+    thresholds: tuple[float, ...] = ()
+    rule: str = ""
+    of_samples: Floats | None = None
+
+    @property
+    def limits(self) -> Floats | None:
+        """The thresholds, (1, k) or (n, k); None if there are none."""
+        if self.of_samples is not None:
+            return self.of_samples
+        return np.array([self.thresholds]) if self.thresholds else None
+
+    def drawn(self, rows: Ints) -> "Decision":
+        """Return the decision on some of the samples."""
+        return self if self.of_samples is None else replace(self, of_samples=self.of_samples[rows])
+
+
+NO_DECISION = Decision()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labels (n,) or (n, C) and probabilities (n, C), as `score` takes them, and the predictions (n,) or (n, C)."""
 
     y_true: Ints
     probabilities: Floats
-    thresholds: tuple[float, ...] = ()
+    decision: Decision = NO_DECISION
 
     @property
     def is_multilabel(self) -> bool:
@@ -88,10 +112,11 @@ class Sample:
     @cached_property
     def predicted(self) -> Ints:
         """The predicted class, or labels, of each sample."""
+        limits = self.decision.limits
         if self.is_multilabel:
-            return np.asarray(self.probabilities >= np.array(self.thresholds or (THRESHOLD,)), np.int64)
-        if self.thresholds:
-            return np.asarray(self.probabilities[:, 1] >= self.thresholds[0], np.int64)
+            return np.asarray(self.probabilities >= (THRESHOLD if limits is None else limits), np.int64)
+        if limits is not None:
+            return np.asarray(self.probabilities[:, 1] >= limits[:, 0], np.int64)
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
     @cached_property
@@ -116,7 +141,7 @@ class Sample:
 
     def drawn(self, rows: Ints) -> "Sample":
         """Return some of the samples; a sample may occur several times."""
-        return Sample(self.y_true[rows], self.probabilities[rows], self.thresholds)
+        return Sample(self.y_true[rows], self.probabilities[rows], self.decision.drawn(rows))
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.metrics import NO_DECISION, Decision, Sample
 
 MOST_LISTED = 20
+SMALLEST_ROOM = 1e-9  # between a threshold and a probability of one
 
 
 @dataclass(frozen=True)
 class SuspectLabel:
     """An image whose out-of-fold prediction contradicts its label.
 
-    `p_label` and `p_predicted` are the probabilities of both from a head that was not trained on the image. `margin` is
-    their difference, in (0, 1]. `confident` is True if the head is surer of the other class than on average for images
-    with that label.
+    `p_label` and `p_predicted` are the probabilities of both from a head that was not trained on the image. `margin`, in
+    [0, 1], is how far the predicted class is beyond the decision: at a threshold of 0.5, and with more than two classes,
+    the difference of both probabilities. `confident` is True if the head is surer of the other class than on average for
+    images with that label.
     """
 
     path: str
@@ -31,7 +34,7 @@ class SuspectLabel:
 
 def suspect_labels(
     y: Ints, probabilities: Floats, classes: Sequence[str], paths: Sequence[str], splits: Sequence[str],
-    *, most: int = MOST_LISTED,
+    *, most: int = MOST_LISTED, decision: Decision = NO_DECISION,
 ) -> tuple[SuspectLabel, ...]:  # fmt: skip
     """Rank images by how much their out-of-fold probability contradicts their label.
 
@@ -45,6 +48,8 @@ def suspect_labels(
         Of each image.
     most : int
         Number of images to list.
+    decision : Decision, optional
+        Thresholds of class 1 of two. Without them the most probable class is predicted.
 
     Returns
     -------
@@ -76,15 +81,21 @@ def suspect_labels(
     if not len(rows):
         return ()
     p, labels = probabilities[rows], y[rows]
-    own, predicted, other = p[np.arange(len(rows)), labels], p.argmax(axis=1), p.max(axis=1)
+    each = np.arange(len(rows))
+    predicted = Sample(labels, p, decision.drawn(rows)).predicted
+    own, other = p[each, labels], p[each, predicted]
+    margin = other - own
+    if (limits := decision.drawn(rows).limits) is not None:
+        needed = np.where(predicted == 1, limits[:, 0], 1 - limits[:, 0])  # of the predicted class, to be predicted
+        margin = (other - needed) / np.maximum(1 - needed, SMALLEST_ROOM)
     # The head's mean probability of a class over the images with this label; infinite if there are none.
     usual = np.array([own[labels == c].mean() if (labels == c).any() else np.inf for c in range(n_classes)])
-    order = np.argsort(own - other, kind="stable")
-    order = order[(own < other)[order]][:most]
+    order = np.argsort(-margin, kind="stable")
+    order = order[(predicted != labels)[order]][:most]
     return tuple(
         SuspectLabel(
             paths[rows[i]], str(splits[rows[i]]), classes[labels[i]], classes[predicted[i]],
-            float(own[i]), float(other[i]), float(other[i] - own[i]), bool(other[i] >= usual[predicted[i]]),
+            float(own[i]), float(other[i]), float(margin[i]), bool(other[i] >= usual[predicted[i]]),
         )
         for i in order
     )  # fmt: skip

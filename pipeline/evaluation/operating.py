@@ -1,9 +1,12 @@
 """Operating points: thresholds fixed on validation, and their results on the test split."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 
 from hoarfrost.evaluation.checks import (
     Bools,
@@ -16,11 +19,67 @@ from hoarfrost.evaluation.checks import (
 )
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.intervals import is_repeated, share
+from hoarfrost.evaluation.metrics import Decision
 
 REQUIRED = 0.95
 YOUDEN = "Youden's index"
+CONFIDENCE = 0.95
+RULES = "youden, sensitivity=0.95, sensitivity=0.95,confidence=0.95, specificity=0.95 or threshold=0.3"
+"""The texts that `Rule.parse` reads, in words."""
 LOG, BAYES = "log method", "Bayes' rule on a likelihood ratio"
 LOG_CLUSTERED = f"{LOG}, clustered by patient"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a threshold is chosen: "youden", a least "sensitivity" or "specificity", or a stated "threshold".
+
+    `level` is the least sensitivity or specificity, or the threshold; 0 for Youden's index. With `confidence`, the
+    sensitivity or specificity of new cases is at least the level in this share of all draws of validation cases.
+    """
+
+    kind: str = "youden"
+    level: float = 0.0
+    confidence: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The rule as it is printed."""
+        if self.kind == "youden":
+            return YOUDEN
+        if self.kind == "threshold":
+            return f"the stated threshold {self.level:g}"
+        assured = "" if self.confidence is None else f" with {self.confidence:.0%} confidence"
+        return f"{self.kind} >= {self.level:g}{assured}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        """Return the rule of a text: "youden", "sensitivity=0.95", "sensitivity=0.95,confidence=0.9", "threshold=0.3".
+
+        Raises
+        ------
+        ValueError
+            If the text is not one of these, or its number is not between 0 and 1.
+        """
+        if text.strip().lower() == "youden":
+            return cls()
+        found = re.fullmatch(
+            r"(sensitivity|specificity|threshold)=([\d.]+)(?:,confidence=([\d.]+))?", text.strip().lower()
+        )
+        numbers = [] if found is None else [_number(one) for one in found.groups()[1:] if one is not None]
+        if found is None or not all(0 < one < 1 for one in numbers) or (found[1] == "threshold" and len(numbers) > 1):
+            raise ValueError(f"{text!r} is not an operating point. Write {RULES}, with numbers between 0 and 1")
+        return cls(found[1], *numbers)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+YOUDENS_RULE = Rule()
 
 
 @dataclass(frozen=True)
@@ -28,7 +87,8 @@ class OperatingPoint:
     """A rule and the threshold that it chose: a sample is predicted positive if its score is at or above the threshold.
 
     `sensitivity` and `specificity` are those on the samples it was chosen on. `threshold` and both are None where no
-    threshold meets the rule; `reason` states why.
+    threshold meets the rule; `reason` states why. Of a required sensitivity or specificity, `kept_by` is the share of
+    thresholds, chosen in this way on `n_cases` of the class, that reach it in new cases.
     """
 
     name: str
@@ -36,6 +96,16 @@ class OperatingPoint:
     sensitivity: float | None
     specificity: float | None
     reason: str = ""
+    kept_by: float | None = None
+    n_cases: int = 0
+
+    @property
+    def promise(self) -> str:
+        """How often new cases reach what the rule requires, as a sentence; "" if it requires nothing."""
+        if self.kept_by is None:
+            return ""
+        required = self.name.partition(" with ")[0]
+        return f"{self.kept_by:.0%} of thresholds chosen like this, on {self.n_cases:,} cases, reach {required} in new cases."
 
 
 @dataclass(frozen=True)
@@ -69,7 +139,15 @@ class PointResult:
     at_prevalence: AtPrevalence | None
 
 
-def choose_thresholds(y_true: Ints, y_score: Floats, *, required: float = REQUIRED) -> tuple[OperatingPoint, ...]:
+def choose_thresholds(
+    y_true: Ints,
+    y_score: Floats,
+    *,
+    required: float = REQUIRED,
+    primary: Rule = YOUDENS_RULE,
+    confidence: float | None = None,
+    groups: Ints | None = None,
+) -> tuple[OperatingPoint, ...]:
     """Choose thresholds on validation: by Youden's index, a required sensitivity, and a required specificity.
 
     Parameters
@@ -80,10 +158,17 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, required: float = REQUIR
     required : float
         Lower limit of the second threshold's sensitivity, and of the third one's specificity; the other measure is then
         the best possible.
+    primary : Rule, optional
+        The rule that decides; Youden's index by default.
+    confidence : float, optional
+        Also choose thresholds that new cases keep with this confidence.
+    groups : ndarray (n,) int64, optional
+        Patients. Where some have several samples, cases are patients.
 
     Returns
     -------
-    tuple of three OperatingPoint
+    tuple of OperatingPoint
+        The primary one first. If no threshold meets its rule, Youden's index is first.
 
     Raises
     ------
@@ -94,51 +179,149 @@ def choose_thresholds(y_true: Ints, y_score: Floats, *, required: float = REQUIR
     -----
     A sample is positive if its score is at or above the threshold. All thresholds between two neighbouring scores give the
     same result on validation; the middle is used, which favours neither class on new samples. Among equally good ones
-    the most sensitive is chosen: a missed disease costs more. A threshold without any positive sample is not an operating
-    point, so a required specificity can be out of reach.
+    the most sensitive is chosen: a missed disease costs more. A threshold that finds no positive sample, or no negative
+    one, is not an operating point, so a required specificity or sensitivity can be out of reach.
+
+    A sensitivity that is required on n validation cases, m of which are missed, is reached in new cases with the
+    probability that more than m of n binomial trials fail (the distribution of the (m + 1)-th order statistic). With a
+    confidence the threshold is the best one for which this probability is at least as high: a one-sided tolerance limit.
+    Of a patient with several samples, the most difficult one counts, which is cautious.
 
     References
     ----------
-    Youden (1950), Cancer 3(1), 32-35.
+    Youden (1950), Cancer 3(1), 32-35. Wilks (1941), Annals of Mathematical Statistics 12(1), 91-96 (tolerance limits).
     """
     y_true, y_score = checked_binary(y_true, y_score)
     if not 0 < required < 1:
         raise ValueError(f"required must be between 0 and 1, not {required}")
-    thresholds, sensitivity, specificity = _achievable(y_true, y_score)
-
-    def point(name: str, good: Floats, allowed: Bools) -> OperatingPoint:
-        if not allowed.any():
-            highest = f"the highest specificity is {specificity.max():.3f}"
-            reason = f"no threshold with any positive sample reaches {name}; {highest}"
-            return OperatingPoint(name, None, None, None, reason)
-        # Thresholds descend and sensitivity grows along them: the last is the most sensitive.
-        i = np.flatnonzero(allowed & (good >= good[allowed].max() - 1e-12))[-1]
-        return OperatingPoint(name, float(thresholds[i]), float(sensitivity[i]), float(specificity[i]))
-
-    everywhere = np.ones(len(thresholds), bool)
-    sensitive, specific = (f"{measure} >= {required:g}" for measure in ("sensitivity", "specificity"))
-    return (
-        point(YOUDEN, sensitivity + specificity, everywhere),
-        point(sensitive, specificity, sensitivity >= required),
-        point(specific, sensitivity, specificity >= required),
-    )
+    kinds = ("sensitivity", "specificity")
+    wanted = [primary, YOUDENS_RULE, *(Rule(kind, required) for kind in kinds)]
+    if confidence is not None:
+        wanted += [Rule(kind, required, confidence) for kind in kinds]
+    return _by_rules(y_true, y_score, groups, wanted)
 
 
-def primary_thresholds(y_true: Ints, probabilities: Floats) -> tuple[float, ...]:
-    """Return the threshold of the primary operating point, Youden's index: of class 1 of two, or of each label.
-
-    Empty with more classes, which do not have one, and where the probabilities are the same for all samples.
+def operating_points(
+    y_true: Ints, probabilities: Floats, groups: Ints | None, primary: Rule
+) -> dict[int, tuple[OperatingPoint, ...]]:
+    """Return the operating points of class 1 of two, of each class against the rest, or of each label, by its number.
 
     Parameters
     ----------
     y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
     probabilities : ndarray (n, C) float64
+    groups : ndarray (n,) int64 or None
+        Patients.
+    primary : Rule
+        See `choose_thresholds`.
+    """
+    return {
+        number: choose_thresholds(
+            y, probabilities[rows, number], primary=primary, confidence=CONFIDENCE,
+            groups=None if groups is None else groups[rows],
+        )
+        for number, rows, y in binary_problems(y_true, probabilities.shape[1])
+    }  # fmt: skip
+
+
+def _by_rules(y_true: Ints, y_score: Floats, groups: Ints | None, rules: Sequence[Rule]) -> tuple[OperatingPoint, ...]:
+    """Return a point for each rule; the second is Youden's index, and first if no threshold meets the first rule."""
+    data = _Validation(y_true, y_score, groups, *_achievable(y_true, y_score))
+    points = [data.chosen(rule) for rule in dict.fromkeys(rules)]
+    if points[0].threshold is None:
+        points[:2] = points[1::-1]
+    return tuple(points)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """Samples, and all thresholds that differ on them, descending, with sensitivity and specificity, each (k,)."""
+
+    y_true: Ints
+    y_score: Floats
+    groups: Ints | None
+    thresholds: Floats
+    sensitivity: Floats
+    specificity: Floats
+
+    def chosen(self, rule: Rule) -> OperatingPoint:
+        """Return the operating point of a rule."""
+        if rule.kind == "threshold":
+            found = self.y_score >= rule.level
+            shares = (float(found[self.y_true == 1].mean()), float((~found)[self.y_true == 0].mean()))
+            return OperatingPoint(rule.name, rule.level, *shares)
+        if rule.kind == "youden":
+            return self._best(rule, self.sensitivity + self.specificity, np.ones(len(self.thresholds), bool))
+        own, good = self.sensitivity, self.specificity
+        if rule.kind == "specificity":
+            own, good = good, own
+        other = "specificity" if rule.kind == "sensitivity" else "sensitivity"
+        n_cases, n_missed = self._missed(rule.kind)
+        kept_by = binom.sf(n_missed, n_cases, 1 - rule.level)
+        if rule.confidence is None:
+            allowed = (own >= rule.level) & (good > 0)
+            highest = f"the highest {rule.kind} with a {other} above 0 is {own[good > 0].max(initial=0):.3f}"
+            reason = f"no threshold reaches it; {highest}"
+        else:
+            allowed = (kept_by >= rule.confidence) & (good > 0)
+            fewest = math.ceil(math.log(1 - rule.confidence) / math.log(rule.level) - 1e-9)
+            reason = (
+                f"at least {fewest:,} cases are needed; there are {n_cases:,}"
+                if n_cases < fewest
+                else f"no threshold reaches it with a {other} above 0"
+            )
+        if not allowed.any():
+            return OperatingPoint(rule.name, None, None, None, reason)
+        return self._best(rule, good, allowed, kept_by, n_cases)
+
+    def _best(
+        self, rule: Rule, good: Floats, allowed: Bools, kept_by: Floats | None = None, n_cases: int = 0
+    ) -> OperatingPoint:
+        # Thresholds descend and sensitivity grows along them: the last is the most sensitive.
+        i = np.flatnonzero(allowed & (good >= good[allowed].max() - 1e-12))[-1]
+        threshold, sensitivity, specificity = (
+            float(one[i]) for one in (self.thresholds, self.sensitivity, self.specificity)
+        )
+        kept = None if kept_by is None else float(kept_by[i])
+        return OperatingPoint(rule.name, threshold, sensitivity, specificity, kept_by=kept, n_cases=n_cases)
+
+    def _missed(self, kind: str) -> tuple[int, Ints]:
+        """Return the number of cases of a class, and how many of them each threshold misses, (k,)."""
+        is_positive = kind == "sensitivity"
+        rows = self.y_true == is_positive
+        scores = self.y_score[rows] if is_positive else -self.y_score[rows]
+        if self.groups is not None and is_repeated(self.groups):
+            numbers, n_groups = checked_groups(self.groups[rows], int(rows.sum()))
+            hardest = np.full(n_groups, np.inf)
+            np.minimum.at(hardest, numbers, scores)
+            scores = hardest
+        # A positive is missed below the threshold, a negative at or above it.
+        side, at = ("left", self.thresholds) if is_positive else ("right", -self.thresholds)
+        return len(scores), np.searchsorted(np.sort(scores), at, side).astype(np.int64)  # type: ignore[call-overload]
+
+
+def primary_decision(y_true: Ints, probabilities: Floats, groups: Ints | None, rule: Rule) -> Decision:
+    """Return the decision by the primary operating point: the threshold of class 1 of two, or of each label.
+
+    The decision has no thresholds with more classes, and where the probabilities are the same for all samples.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 0, 1 and -1 (unknown)
+    probabilities : ndarray (n, C) float64
+    groups : ndarray (n,) int64 or None
+        Patients.
+    rule : Rule
+        Where no threshold meets it, Youden's index is used.
     """
     if (y_true.ndim == 1 and probabilities.shape[1] > 2) or not np.ptp(probabilities, axis=0).any():
-        return ()
-    problems = binary_problems(y_true, probabilities.shape[1])
-    points = (choose_thresholds(y, probabilities[rows, number])[0] for number, rows, y in problems)
-    return tuple(point.threshold for point in points if point.threshold is not None)
+        return Decision()
+    points = [
+        _by_rules(y, probabilities[rows, number], None if groups is None else groups[rows], (rule, YOUDENS_RULE))[0]
+        for number, rows, y in binary_problems(y_true, probabilities.shape[1])
+    ]
+    names = " or ".join(dict.fromkeys(point.name for point in points))
+    return Decision(tuple(point.threshold for point in points if point.threshold is not None), names)
 
 
 def evaluate_threshold(

@@ -1,14 +1,23 @@
 """All scores of one head on one split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked
-from hoarfrost.evaluation.estimates import Estimate
-from hoarfrost.evaluation.intervals import area_beside, count_patients, metric_estimate
-from hoarfrost.evaluation.metrics import ROC_AUC, Metric, OneAgainstRest, Sample, ShownIn, registered
+from hoarfrost.evaluation.estimates import OPTIMISTIC, Estimate
+from hoarfrost.evaluation.intervals import count_patients, metric_estimate, variance_inflation
+from hoarfrost.evaluation.metrics import (
+    NO_DECISION,
+    ROC_AUC,
+    Decision,
+    Metric,
+    OneAgainstRest,
+    Sample,
+    ShownIn,
+    registered,
+)
 
 
 @dataclass(frozen=True)
@@ -23,21 +32,21 @@ class Scores:
         Patients of the units scored; None where they are unknown, or are the units.
     estimates : mapping of str -> Estimate
         By the metric's key.
-    beside : mapping of str -> Estimate
-        The same with an interval by another method, where two are printed.
     per_class : mapping of str -> Scores
         Each class against the rest, or each label; empty with two classes.
     thresholds : tuple of float
         Of class 1, or of each label, by which accuracy and all other metrics of decisions decide. Empty if they take the
-        most probable class, or labels that are more probable than not.
+        most probable class, or labels that are more probable than not; or if each fold has its own.
+    rule : str
+        The name of the operating point that decides; "" where none does. Runs of earlier versions have Youden's index.
     """
 
     n: int
     n_patients: int | None
     estimates: Mapping[str, Estimate]
-    beside: Mapping[str, Estimate] = field(default_factory=dict)
     per_class: "Mapping[str, Scores]" = field(default_factory=dict)
     thresholds: tuple[float, ...] = ()
+    rule: str = ""
 
     def __getitem__(self, key: str) -> Estimate:
         return self.estimates[key]
@@ -51,8 +60,17 @@ class Scores:
         return self.estimates[ROC_AUC]
 
     def printed(self, key: str) -> Estimate | None:
-        """Return a metric with the one interval that is printed: by the method of `area_beside` where that covers better."""
-        return self.beside.get(key) or self.estimates.get(key)
+        """Return a metric with its interval; None where the run does not have it."""
+        return self.estimates.get(key)
+
+    def optimistic(self) -> "Scores":
+        """Return the scores of samples that also selected the head: they have no intervals, and say so."""
+        estimates = {
+            key: one if one.interval is None else replace(one, low=None, high=None, method=OPTIMISTIC)
+            for key, one in self.estimates.items()
+        }
+        per_class = {name: one.optimistic() for name, one in self.per_class.items()}
+        return replace(self, estimates=estimates, per_class=per_class)
 
     def value_or_none(self, key: str) -> float | None:
         """Return the value of a metric; None where the run does not have it, or it is undefined."""
@@ -78,7 +96,9 @@ def score(
     probabilities: Floats,
     classes: Sequence[str],
     groups: Ints | None = None,
-    thresholds: tuple[float, ...] = (),
+    decision: Decision = NO_DECISION,
+    *,
+    n_folds: int = 1,
 ) -> Scores:
     """Score one head on one split by all metrics, each with its interval.
 
@@ -91,14 +111,16 @@ def score(
         The classes, or the labels.
     groups : ndarray (n,) int64, optional
         Patients, for the intervals where some have several samples.
-    thresholds : tuple of float, optional
-        Fixed on validation: of class 1 of two, or of each label.
+    decision : Decision, optional
+        Thresholds that were fixed on validation: of class 1 of two, or of each label.
+    n_folds : int
+        Number of folds whose heads predicted the samples; 1 if one head predicted them all.
 
     Returns
     -------
     Scores
-        Metrics of decisions use the thresholds; without them the most probable class, or the labels that are more probable
-        than not. The scores of a label omit samples for which it is unknown.
+        Metrics of decisions use the decision; without thresholds the most probable class, or the labels that are more
+        probable than not. The scores of a label omit samples for which it is unknown.
 
     Raises
     ------
@@ -106,24 +128,28 @@ def score(
         If a class has fewer than two samples, or a label is present, or absent, in fewer than two (ROC AUC or its
         interval is undefined then), or the shapes differ.
     """
-    sample = Sample(*checked(y_true, probabilities, len(classes)), thresholds)
+    sample = Sample(*checked(y_true, probabilities, len(classes)), decision)
     _check_cases(sample, classes)
+    inflation = 1.0 if n_folds < 2 else variance_inflation(n_folds)
     per_class = {}
     if sample.is_multilabel or len(classes) > 2:
         per_class = {
-            name: _of_class(one, groups, has_intervals=sample.is_multilabel)
+            name: _of_class(one, groups, inflation, has_intervals=sample.is_multilabel)
             for name, one in zip(classes, sample.problems, strict=True)
         }
     n_patients = count_patients(groups)
     metrics = [metric for metric in registered() if metric.is_overall]
-    found = {metric.key: _overall(metric, sample, per_class, groups, n_patients) for metric in metrics}
-    second = area_beside(found[ROC_AUC], sample.y_true, sample.probabilities)
-    beside = {} if second is None else {ROC_AUC: second}
-    return Scores(len(sample.y_true), n_patients, found, beside, per_class, thresholds)
+    found = {metric.key: _overall(metric, sample, per_class, groups, n_patients, inflation) for metric in metrics}
+    return Scores(len(sample.y_true), n_patients, found, per_class, decision.thresholds, decision.rule)
 
 
 def _overall(
-    metric: Metric, sample: Sample, per_class: Mapping[str, Scores], groups: Ints | None, n_patients: int | None
+    metric: Metric,
+    sample: Sample,
+    per_class: Mapping[str, Scores],
+    groups: Ints | None,
+    n_patients: int | None,
+    inflation: float,
 ) -> Estimate:
     """Score all classes together; the scores of single classes are reused for their mean."""
     if metric.is_mean and per_class:
@@ -133,11 +159,11 @@ def _overall(
     plain = Estimate(value, None, None, n=len(sample.y_true), n_patients=n_patients)
     y_true, probabilities = sample.y_true, sample.probabilities
     return metric_estimate(
-        metric.interval, plain, y_true, probabilities, groups, lambda rows: metric.score(sample.drawn(rows))
+        metric.interval, plain, y_true, probabilities, groups, lambda rows: metric.score(sample.drawn(rows)), inflation
     )
 
 
-def _of_class(one: OneAgainstRest, groups: Ints | None, *, has_intervals: bool) -> Scores:
+def _of_class(one: OneAgainstRest, groups: Ints | None, inflation: float, *, has_intervals: bool) -> Scores:
     """Score one class against the rest, or one label."""
     members = None if groups is None else groups[one.rows]
     n_patients, probabilities = count_patients(members), np.column_stack([1 - one.p, one.p])
@@ -147,7 +173,7 @@ def _of_class(one: OneAgainstRest, groups: Ints | None, *, has_intervals: bool) 
         if not has_intervals:
             return plain
         return metric_estimate(
-            metric.interval, plain, one.y, probabilities, members, lambda rows: scorer(one.drawn(rows))
+            metric.interval, plain, one.y, probabilities, members, lambda rows: scorer(one.drawn(rows)), inflation
         )
 
     found = {metric.key: estimate(metric, metric.of_class) for metric in registered() if metric.of_class is not None}

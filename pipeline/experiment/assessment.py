@@ -1,23 +1,31 @@
 """The assessment of the selected head: operating points, calibration, net benefit, subgroups, shortcuts, labels."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from hoarfrost.evaluation import (
+    OperatingPoint,
+    Share,
     TemperatureFit,
     apply_temperature,
     assess_calibration,
     binary_problems,
-    choose_thresholds,
     confusion_matrix,
     decision_curve,
     evaluate_threshold,
     fit_temperature,
     score_subgroups,
 )
+from hoarfrost.evaluation.calibration import at_prevalence
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.metrics import Sample
+from hoarfrost.evaluation.conformal import COVERAGE, are_covered, calibrate_classes
+from hoarfrost.evaluation.intervals import share
+from hoarfrost.evaluation.metrics import Decision, Sample
 from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
+from hoarfrost.evaluation.operating import operating_points, primary_decision
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
+from hoarfrost.evaluation.units import Units
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -51,6 +59,7 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
         joint = _recalibration(fit_temperature(y["val"], p["val"], val_groups), y[split], p[split], groups)
     calibrated = p[split] if joint is None else apply_temperature(p[split], joint.temperature.temperature)
     validated = {number: (rows, one) for number, rows, one in binary_problems(y["val"], len(task.names))}
+    chosen = operating_points(y["val"], p["val"], val_groups, task.rule)
     classes = []
     for number, rows, one in binary_problems(y[split], len(task.names)):
         val_rows, val_one = validated[number]
@@ -60,8 +69,11 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
             fit = fit_temperature(val_one, _two_columns(val_p), None if val_groups is None else val_groups[val_rows])
             alone = _recalibration(fit, one, _two_columns(found), members)
             likely = apply_temperature(_two_columns(found), alone.temperature.temperature)[:, 1]
-        points = _fixed_points(val_one, val_p, one, found, members, prevalence)
-        benefit = decision_curve(one, np.clip(likely, 0, 1), prevalence=prevalence)
+        points = _fixed_points(chosen[number], one, found, members, prevalence)
+        likely = np.clip(likely, 0, 1)
+        if prevalence is not None:  # probabilities are calibrated for the share of the class among validated images
+            likely = at_prevalence(likely, float(val_one.mean()), prevalence)
+        benefit = decision_curve(one, likely, prevalence=prevalence)
         classes.append(ClassAssessment(task.names[number], len(one), int(one.sum()), points, benefit, alone))
     threshold = classes[0].points[0].point.threshold if len(classes) == 1 else None
     attributes = {
@@ -76,17 +88,26 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
         tuple(classes),
         joint,
         subgroups,
-        _confusion(y[split], p[split], task.thresholds(probabilities)),
+        _confusion(y[split], p[split], task.decision(probabilities)),
+        _held_by_sets(units, p) if split == "test" else None,
     )
 
 
-def _confusion(y_true: Ints, p: Floats, thresholds: tuple[float, ...]) -> Confusion | None:
+def _confusion(y_true: Ints, p: Floats, decision: Decision) -> Confusion | None:
     """Count the classes that are predicted: by the primary operating point of two, else the most probable ones."""
     if y_true.ndim == 2:
         return None
-    counts = confusion_matrix(y_true, Sample(y_true, p, thresholds).predicted, p.shape[1])
+    counts = confusion_matrix(y_true, Sample(y_true, p, decision).predicted, p.shape[1])
     shares = [[n / sum(row) if sum(row) else None for n in row] for row in counts.tolist()]
     return Confusion(tuple(tuple(row) for row in counts.tolist()), tuple(tuple(row) for row in shares))
+
+
+def _held_by_sets(units: Mapping[str, Units], p: Mapping[str, Floats]) -> Share:
+    """Return the share of test units whose conformal set, calibrated on validated ones, holds the true class."""
+    fixed = calibrate_classes(units["val"].y, p["val"], units["val"].groups)
+    hits, known = are_covered(units["test"].y, p["test"], fixed, COVERAGE)
+    groups = units["test"].groups
+    return share(hits, known, None if groups is None else np.repeat(groups, len(hits) // len(groups)))
 
 
 def _two_columns(p: Floats) -> Floats:
@@ -99,7 +120,7 @@ def _recalibration(fit: TemperatureFit, y_true: Ints, p: Floats, groups: Ints | 
 
 
 def _fixed_points(
-    y_val: Ints, p_val: Floats, y_true: Ints, p: Floats, groups: Ints | None, prevalence: float | None
+    chosen: Sequence[OperatingPoint], y_true: Ints, p: Floats, groups: Ints | None, prevalence: float | None
 ) -> tuple[FixedPoint, ...]:
     return tuple(
         FixedPoint(
@@ -108,7 +129,7 @@ def _fixed_points(
             if point.threshold is None
             else evaluate_threshold(y_true, p, point.threshold, groups=groups, prevalence=prevalence),
         )
-        for point in choose_thresholds(y_val, p_val)
+        for point in chosen
     )
 
 
@@ -125,7 +146,9 @@ def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
     return audit_shortcuts(task.embeddings(rows), task.y[rows], task.groups[rows], columns, seed=seed)
 
 
-def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, selected: Floats, seed: int) -> Suspects:
+def find_suspects(
+    task: Task, nested: str, out_of_fold: OutOfFold | None, selected: Floats, seed: int, *, in_test: bool = False
+) -> Suspects:
     """List the images whose labels are contradicted by heads that never saw these images.
 
     Parameters
@@ -139,6 +162,8 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
         The selected head's probabilities for all images. It never saw a given test split, which is in no fold.
     seed : int
         Seed of the folds.
+    in_test : bool
+        List images of the test split too. Labels that are moved towards predictions make its scores too high.
     """
     if out_of_fold is not None:
         probabilities, source = out_of_fold.probabilities[nested].copy(), f"cross-validation, {nested}"
@@ -157,17 +182,23 @@ def find_suspects(task: Task, nested: str, out_of_fold: OutOfFold | None, select
         everyone = np.arange(len(task.y))
         fits = fit_references(task.x, task.y, parts, everyone, everyone[:0])
         probabilities = next(fit.out_of_fold for fit in fits if fit.name == LOGISTIC_REGRESSION)
-    n_images = int(np.isfinite(probabilities).all(axis=1).sum())
-    return Suspects(source, n_images, _suspects(task, probabilities))
+    if not in_test:
+        probabilities = np.where((task.splits == "test")[:, None], np.nan, probabilities)
+    known = np.isfinite(probabilities).all(axis=1)
+    # Single images are judged, by the rule of the run, with a threshold for these predictions.
+    decision = primary_decision(task.y[known], probabilities[known], None, task.rule)
+    return Suspects(source, int(known.sum()), _suspects(task, probabilities, decision), has_test=in_test)
 
 
-def _suspects(task: Task, probabilities: Floats) -> tuple[SuspectLabel, ...]:
+def _suspects(task: Task, probabilities: Floats, decision: Decision) -> tuple[SuspectLabel, ...]:
     paths, splits = [task.table.paths[i] for i in np.flatnonzero(task.readable)], task.splits.tolist()
     if not task.is_multilabel:
-        return suspect_labels(task.y, probabilities, task.names, paths, splits, most=MOST_SUSPECTS)
+        return suspect_labels(task.y, probabilities, task.names, paths, splits, most=MOST_SUSPECTS, decision=decision)
     found: list[SuspectLabel] = []
     for number, rows, y in binary_problems(task.y, len(task.names)):
         words = (f"no {task.names[number]}", task.names[number])
         places = [paths[i] for i in rows], [splits[i] for i in rows]
-        found += suspect_labels(y, _two_columns(probabilities[rows, number]), words, *places, most=MOST_SUSPECTS)
+        alone = Decision(decision.thresholds[number : number + 1], decision.rule)
+        two = _two_columns(probabilities[rows, number])  # suspect_labels skips rows of NaN
+        found += suspect_labels(y, two, words, *places, most=MOST_SUSPECTS, decision=alone)
     return tuple(sorted(found, key=lambda one: -one.margin)[:MOST_SUSPECTS])

@@ -87,7 +87,9 @@ def _compared(
     """Score each set, and compare it with the smallest one on the same images."""
     ordered = sorted(pooled, key=lambda views: _work(views, task.encoder))
     named = {views.name: pooled[views] for views in ordered}
-    differences = {one.name: one.difference for one in compared(task, named, ordered[0].name, rows)}
+    differences = {
+        one.name: one.difference for one in compared(task, named, ordered[0].name, rows, n_folds=len(chosen))
+    }
     results = []
     for views in ordered:
         scores = task.score(rows, pooled[views][rows])

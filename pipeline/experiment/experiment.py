@@ -16,6 +16,7 @@ import torch
 
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
 from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.compared_views import choose_views
 from hoarfrost.experiment.crossval import NESTED, cross_validate
@@ -73,6 +74,8 @@ class ExperimentConfig(ScoringConfig):
         "mean": the mean of all kinds of head, weighted by out-of-fold loss. "best": the head with the lowest such loss.
     n_folds : int or None
         Cross-validate the whole procedure, including the selection, in this many folds.
+    suspects_in_test : bool
+        List images of the test split among the labels to look at again.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
@@ -100,6 +103,7 @@ class ExperimentConfig(ScoringConfig):
     cross_fit: bool | None = None
     select: str = MEAN
     n_folds: int | None = None
+    suspects_in_test: bool = False
     with_learning_curve: bool = False
     with_tensorboard: bool = False
     near_duplicates: str = "group"
@@ -199,7 +203,7 @@ def run_experiment(
             views=of_views or of_run,
         )
         with one_thread(only_if=task.is_small):
-            run = _reviewed(run, task, scored)
+            run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
@@ -216,18 +220,28 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
 
 def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
     """Read the task; early stopping sets a validation split aside."""
+    try:
+        rule = Rule.parse(config.operating_point)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     stops_early = training.patience is not None
     if stops_early and config.cross_fit:
         raise TrainingError(
             "--patience stops each head by its validation images. With cross-fitting, these images would choose the head "
             "that then predicts them. Omit --patience or --cross-fit."
         )
-    return read_task(
+    task = read_task(
         cache, config.dataset, config.positive, training.seed, label_columns=config.label_columns,
         memory_limit=config.memory_limit, device=training.device, per_patient=config.per_patient,
         cross_fit=False if stops_early else config.cross_fit, near_duplicates=config.near_duplicates,
         earlier=None if config.splits_from is None else read_run(config.splits_from).predictions, views=config.views,
     )  # fmt: skip
+    if rule != YOUDENS_RULE and not task.is_multilabel and len(task.names) > 2:
+        raise TrainingError(
+            f"--operating-point {config.operating_point}: of {len(task.names)} classes, the most probable one is predicted. "
+            "Omit the option, or choose a positive class with --positive."
+        )
+    return replace(task, rule=rule)
 
 
 def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
@@ -240,7 +254,7 @@ def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig)
     return replace(check_leakage(task, allowed=config.allow_leakage), conflicting=conflicting)
 
 
-def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
+def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -> Run:
     """Return the run with what a reviewer would ask of the selected head and the dataset, and with its warnings."""
     probabilities, seed = scored.probabilities[scored.selected], run.config.seed
     shortcuts = audit(task, seed)
@@ -252,7 +266,7 @@ def _reviewed(run: Run, task: Task, scored: Scored) -> Run:
         comparisons=compare(task, scored),
         assessment=assess(task, scored.selected, probabilities, prevalence=run.config.prevalence),
         shortcuts=shortcuts,
-        suspects=find_suspects(task, NESTED, run.out_of_fold, probabilities, seed),
+        suspects=find_suspects(task, NESTED, run.out_of_fold, probabilities, seed, in_test=suspects_in_test),
     )
     return replace(run, config=replace(run.config, warnings=tuple(_warnings(run))))
 

@@ -73,7 +73,10 @@ def score_variants(
     held_out = [fold.val for fold in development.folds]
     results = tuple(_result(one, task, probabilities[name], rivals, held_out) for name, one in variants.items())
     references = tuple(_reference(one, task, of_references[one.name]) for one in fits)
-    return Scored(variants, results, references, select(variants, selection), probabilities, of_references)
+    selected = select(variants, selection)
+    # The images that selected it make it look better than it is.
+    results = tuple(replace(one, val=one.val.optimistic()) if one.name == selected else one for one in results)
+    return Scored(variants, results, references, selected, probabilities, of_references)
 
 
 def _everywhere(variant: Variant, task: Task, others: Ints) -> Floats:
@@ -93,7 +96,9 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     return compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
 
 
-def compared(task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints) -> tuple[Comparison, ...]:
+def compared(
+    task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints, *, n_folds: int = 1
+) -> tuple[Comparison, ...]:
     """Compare probabilities (n, C) with those of one head on some rows.
 
     With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
@@ -101,7 +106,7 @@ def compared(task: Task, probabilities: Mapping[str, Floats], selected: str, row
     units = task.units(rows)
     joined = {name: units.joined(found[rows]) for name, found in probabilities.items()}
     if units.groups is None or len(np.unique(units.groups)) > 1:
-        return compare_heads(units.y, joined, selected, groups=units.groups)
+        return compare_heads(units.y, joined, selected, groups=units.groups, n_folds=n_folds)
     reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
     untested = compare_heads(units.y, joined, selected)
     return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
@@ -113,8 +118,8 @@ def _joined(out_of_fold: Floats, others: Floats) -> Floats:
 
 def _scores(task: Task, probabilities: Floats) -> dict[str, Scores]:
     """Score probabilities (n, C) out of fold, or on the validation split, and on the test split."""
-    thresholds = task.thresholds(probabilities)
-    return {name: task.score(rows, probabilities[rows], thresholds) for name, rows in task.scored.items()}
+    decision = task.decision(probabilities)
+    return {name: task.score(rows, probabilities[rows], decision) for name, rows in task.scored.items()}
 
 
 def _reference(fit: ReferenceFit, task: Task, probabilities: Floats) -> ReferenceResult:

@@ -13,7 +13,8 @@ import torch
 
 from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.operating import primary_thresholds
+from hoarfrost.evaluation.metrics import NO_DECISION, Decision
+from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule, primary_decision
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.earlier import kept_splits
@@ -61,6 +62,8 @@ class Task:
         What is known of near-identical images. Those that are kept together are in `groups` too.
     encoder : EncoderSpec
         The network that the embeddings are of.
+    rule : Rule
+        How the primary operating point is chosen.
     identities : ndarray (n,) uint64
         By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     """
@@ -81,6 +84,7 @@ class Task:
     is_cross_fitted: bool = False
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
     encoder: EncoderSpec = DEFAULT
+    rule: Rule = YOUDENS_RULE
 
     @property
     def is_multilabel(self) -> bool:
@@ -158,15 +162,16 @@ class Task:
         patients = None if self.patients is None else self.patients[rows]
         return units_of(self.y[rows], len(self.names), patients, self.per_patient)
 
-    def score(self, rows: Ints, probabilities: Floats, thresholds: tuple[float, ...] = ()) -> Scores:
-        """Score probabilities (m, C) of some rows, with thresholds that were fixed on validation."""
+    def score(self, rows: Ints, probabilities: Floats, decision: Decision = NO_DECISION, n_folds: int = 1) -> Scores:
+        """Score probabilities (m, C) of some rows, by the heads of `n_folds` folds, with thresholds fixed on validation."""
         units = self.units(rows)
-        return score(units.y, units.joined(probabilities), self.names, units.groups, thresholds)
+        return score(units.y, units.joined(probabilities), self.names, units.groups, decision, n_folds=n_folds)
 
-    def thresholds(self, probabilities: Floats) -> tuple[float, ...]:
-        """Return the primary operating point of probabilities (n, C) for all images, fixed on validated ones."""
-        units = self.units(self.validated)
-        return primary_thresholds(units.y, units.joined(probabilities[self.validated]))
+    def decision(self, probabilities: Floats, rows: Ints | None = None) -> Decision:
+        """Return the primary operating point of probabilities (n, C) for all images, fixed on `rows`: the validated ones."""
+        validated = self.validated if rows is None else rows
+        units = self.units(validated)
+        return primary_decision(units.y, units.joined(probabilities[validated]), units.groups, self.rule)
 
     def roc_auc(self, rows: Ints, probabilities: Floats) -> float:
         """Return the ROC AUC alone, as in `score`."""
@@ -177,13 +182,6 @@ class Task:
         """Return the readable images' further columns, without those that are labels."""
         labels, columns = self.classes if self.is_multilabel else (), self.table.attributes
         return {name: list(compress(cells, self.readable)) for name, cells in columns.items() if name not in labels}
-
-    def answers(self, probabilities: Floats) -> list[str]:
-        """Name what is predicted for each image: its most probable class, or all labels with a probability of 0.5 or more."""
-        if not self.is_multilabel:
-            return [repr(self.names[number]) for number in probabilities.argmax(axis=1)]
-        found = [[self.names[i] for i in np.flatnonzero(row >= 0.5)] for row in probabilities]
-        return [" + ".join(names) or "none of the labels" for names in found]
 
     def labelled(self) -> Labelled:
         """Return embeddings and labels for training, on the device."""

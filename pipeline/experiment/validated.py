@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from hoarfrost.evaluation import binary_problems, choose_thresholds, fit_temperature
+from hoarfrost.evaluation import binary_problems, fit_temperature
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
+from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.evaluation.units import Units, units_of
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
@@ -26,23 +27,23 @@ def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
     rows = task.validated
     y, n_classes = task.y[rows], len(task.names)
     patients = None if task.patients is None else task.patients[rows]
-    found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows])]
+    found = [_fixed(IMAGE, units_of(y, n_classes, patients), probabilities[rows], task.rule)]
     if patients is None or task.is_multilabel:
         return tuple(found)
     for how in ("mean", "max"):
         try:
-            found.append(_fixed(how, units_of(y, n_classes, patients, how), probabilities[rows]))
+            found.append(_fixed(how, units_of(y, n_classes, patients, how), probabilities[rows], task.rule))
         except ValueError:
             continue  # a patient has images of several classes, or all patients have one class
     return tuple(found)
 
 
-def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
+def _fixed(unit: str, units: Units, probabilities: Floats, rule: Rule) -> Validated:
     y, p = units.y, units.joined(probabilities)
     groups = units.groups if unit == IMAGE else None
     problems = [(one, p[rows, number]) for number, rows, one in binary_problems(y, p.shape[1])]
     has_points = y.ndim == 2 or p.shape[1] == 2
-    points = tuple(choose_thresholds(one, of_class) for one, of_class in problems) if has_points else ()
+    points = tuple(operating_points(y, p, groups, rule).values()) if has_points else ()
     if y.ndim == 1:
         fits = [fit_temperature(y, p, groups)]
     else:
@@ -52,7 +53,8 @@ def _fixed(unit: str, units: Units, probabilities: Floats) -> Validated:
             for (one, q), members in zip(problems, of_labels, strict=True)
         ]
     temperatures = tuple(fit.temperature for fit in fits)
-    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups))
+    prevalences = tuple(float(one.mean()) for one, _ in problems) if has_points else ()
+    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups), prevalences=prevalences)
 
 
 def novelty_of(task: Task, development: Development, view: str) -> tuple[NoveltyReference, ConformalScores]:

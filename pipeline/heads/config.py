@@ -54,7 +54,10 @@ class ScoringConfig:
         How a patient's probabilities are combined; None to score images.
     prevalence : float or None
         Share of the positive class where the head will be used, in (0, 1), for predictive values and net benefit.
+    operating_point : str
+        The rule of the primary operating point, as `hoarfrost.evaluation.operating.Rule.parse` reads it.
     """
 
     per_patient: str | None = None
     prevalence: float | None = None
+    operating_point: str = "youden"

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class _Fixed:
     n: int
     temperatures: tuple[float, ...]
     points: tuple[tuple[OperatingPoint, ...], ...]
+    prevalences: tuple[float, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class Validated(_Fixed):
         One; in a multi-label task one per label.
     points : tuple of tuples of OperatingPoint
         Of the positive class, or of each label; empty with more than two classes.
+    prevalences : tuple of float
+        The share of class 1 of two, or of each label, for which probabilities are calibrated; empty in files of earlier
+        versions, and with more than two classes.
     calibrations : tuple of ConformalScores
         For prediction sets, see `hoarfrost.evaluation.conformal.calibrate_classes`.
     """
@@ -205,7 +209,9 @@ def head_bytes(head: SavedHead) -> bytes:
         weights_origin=head.header.weights_origin,
         per_patient=head.per_patient,
         novelty_rest=head.novelty.rest,
-        validated=tuple(_Fixed(one.unit, one.n, one.temperatures, one.points) for one in head.validated),
+        validated=tuple(
+            _Fixed(one.unit, one.n, one.temperatures, one.points, prevalences=one.prevalences) for one in head.validated
+        ),
         views=head.header.views,
     )  # fmt: skip
     # One JSON text: a label may hold any character, even one that is not UTF-8, and safetensors
@@ -414,7 +420,7 @@ def _validated(fixed: _Fixed, n_calibrations: int, n_points: int, tensors: Mappi
     if len(primary) != n_points or not all(one is not None and math.isfinite(one) for one in primary):
         raise ValueError(f"operating points for {fixed.unit}: {n_points} needed, each with a threshold")
     calibrations = tuple(_calibration(f"conformal.{fixed.unit}.{i}", tensors) for i in range(n_calibrations))
-    return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations)
+    return Validated(fixed.unit, fixed.n, fixed.temperatures, fixed.points, calibrations, prevalences=fixed.prevalences)
 
 
 def _calibration(name: str, tensors: Mapping[str, Tensor]) -> ConformalScores:

@@ -8,9 +8,8 @@ import numpy as np
 
 from hoarfrost.evaluation import Estimate, Metric, Scores
 from hoarfrost.evaluation.metrics import ROC_AUC
-from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.units import patient_numbers, units_of
-from hoarfrost.report.words import several
+from hoarfrost.report.words import rule, several
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
 if TYPE_CHECKING:
@@ -70,11 +69,12 @@ class Evaluation:
 
     def decided_by(self, head: HeadResult | ReferenceResult) -> str:
         """Return the rule by which a head's accuracy and other metrics of decisions decide."""
-        thresholds = self.scores(head).thresholds
-        if len(thresholds) == 1:
-            return f"at threshold \N{GREATER-THAN OR EQUAL TO} {thresholds[0]:.3f} ({YOUDEN})"
-        if thresholds:
-            return f"at each label's threshold ({YOUDEN})"
+        scores = self.scores(head)
+        name = rule(scores.rule)
+        if len(scores.thresholds) == 1:
+            return f"at threshold \N{GREATER-THAN OR EQUAL TO} {scores.thresholds[0]:.3f} ({name})"
+        if scores.rule:
+            return f"at each label's threshold ({name})"
         return "at a probability of 0.5" if self.is_binary or self.is_multilabel else "the most probable class"
 
     def title_of(self, metric: Metric) -> str:

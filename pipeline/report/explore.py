@@ -200,6 +200,18 @@ def point_rows(assessment: Assessment | None) -> tuple[PointRow, ...]:
     return tuple(replace(row, name="; ".join(shared)) for row, shared in names.items())
 
 
+def promises(assessment: Assessment | None) -> tuple[str, ...]:
+    """Return how often new cases reach what a rule requires, a sentence for each rule."""
+    classes = () if assessment is None else assessment.classes
+    start = {one.name: "" if len(classes) == 1 else f"{one.name}: " for one in classes}
+    return tuple(
+        f"{start[one.name]}{rule(fixed.point.promise)}"
+        for one in classes
+        for fixed in one.points
+        if fixed.point.promise
+    )
+
+
 def point_methods(assessment: Assessment | None) -> tuple[str, ...]:
     """Return the methods of the intervals in the table of operating points."""
     points = [point for one in (assessment.classes if assessment else ()) for point in one.points]

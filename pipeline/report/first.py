@@ -1,17 +1,20 @@
 """The first screen: the answer, and the cautions that a reader needs before believing it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation import FEW, Share, ShownIn, metrics_of
+from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
+from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, several
-from hoarfrost.runs import Assessment, DatasetFacts, HeadResult, Run, leakage_warnings
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, rule, several
+from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
+FAR = 2.24  # standard deviations, which chance exceeds in 2.5%
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,23 @@ def task_of(classes: tuple[str, ...], dataset: DatasetFacts) -> str:
 
 def tiles(run: Run, evaluation: Evaluation) -> tuple[Tile, ...]:
     """Return the answer: ROC AUC, sensitivity and specificity at the first threshold, other metrics shown everywhere."""
-    head = run.head(run.selected)
-    scores = evaluation.scores(head)
-    area, *others = (_tile(metric, head, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
+    scores = evaluation.scores(run.head(run.selected))
+    area, *others = (_tile(metric, run, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
     return area, *_point_tiles(run, evaluation.split_name), *others
 
 
-def _tile(metric: Metric, head: HeadResult, evaluation: Evaluation) -> Tile:
+def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
+    head = run.head(run.selected)
     scores = evaluation.scores(head)
-    found, notes = scores.printed(metric.key) or scores[metric.key], []
+    found, notes = scores[metric.key], []
     if found.interval is not None:
         method = f" ({found.method})" if found.method else ""
         notes.append(f"95% interval {interval(found.interval)}{method}")
+    if found.is_optimistic:
+        notes.append(found.method)
+    folded = run.cross_validation
+    if folded is not None and metric.key in folded.whole.pooled:
+        notes.append(f"{folded.n_folds}-fold cross-validated: {estimate_text(folded.whole.pooled[metric.key])}")
     if metric.key == ROC_AUC:
         notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
         if evaluation.is_binary:
@@ -77,13 +85,13 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
     if fixed.result is None:
         return
     rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({fixed.point.name})",
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({rule(fixed.point.name)})",
         "same threshold",
     )
-    for name, rule in zip(("sensitivity", "specificity"), rules, strict=True):
+    for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}"
-        yield Tile(f"{split} {name}", decimal(share.value), (ends, rule))
+        yield Tile(f"{split} {name}", decimal(share.value), (ends, how))
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------
@@ -121,7 +129,8 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
 
 def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
     """Return all other cautions, each with its numbers."""
-    found = [*_of_leakage(run), *_of_cases(run, evaluation), *_of_heads(run), *_of_subgroups(run, evaluation)]
+    found = [*_of_leakage(run), *_of_cases(run, evaluation), *_of_heads(run)]
+    found += [*_of_folds(run, evaluation), *_of_subgroups(run, evaluation)]
     found += [
         Caution("Possible shortcut", f"{one.warning[0].upper()}{one.warning[1:]}", "shortcuts")
         for one in run.shortcuts
@@ -151,8 +160,8 @@ def _of_cases(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
         area = evaluation.area(run.head(run.selected))
         yield Caution(
             f"Few {counted}s",
-            f"Only {n_rare:,} of the {n_all:,} {evaluation.split_name} {counted}s are {which}, so the "
-            f"interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.",
+            f"Only {n_rare:,} of the {n_all:,} {evaluation.split_name} {counted}s are {which}. With so few, a handful of "
+            f"other {counted}s could change the ROC AUC: {estimate_text(area)}.",
             "data",
         )
 
@@ -171,6 +180,37 @@ def _cases(assessment: Assessment, evaluation: Evaluation) -> Iterator[tuple[int
             }
             n_all = len(np.unique(evaluation.patients[y >= 0]))
         yield from ((n, n_all, word) for word, n in counts.items())
+
+
+def _of_folds(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
+    """Yield a caution if test and cross-validated ROC AUC differ by more than the choice of test images explains."""
+    folded = run.cross_validation
+    if folded is None or run.out_of_fold is None or evaluation.split != "test":
+        return
+    test, pooled = evaluation.area(run.head(run.selected)), folded.whole.pooled.auc
+    if test.value is None or pooled.value is None:
+        return
+    variances = [_variance(found) for found in (test, pooled)]
+    # Test images that are in folds too are part of the pooled figure: only the others vary it.
+    shared = sum(run.out_of_fold.folds[row] >= 0 for row in run.rows_of("test")) / folded.n_images
+    variance = variances[0] * (1 - shared) if shared else sum(variances)
+    if abs(test.value - pooled.value) > FAR * math.sqrt(variance):
+        way = "easier" if test.value > pooled.value else "harder"
+        yield Caution(
+            "Test and cross-validation differ",
+            f"ROC AUC {estimate_text(test)} on {evaluation.samples()}, {estimate_text(pooled)} in {folded.n_folds} folds of "
+            f"{folded.n_images:,} images. The test split seems {way} than the data as a whole. Report both.",
+            "folds",
+        )
+
+
+def _variance(found: Estimate) -> float:
+    """Return the variance that an interval stands for; infinite without one."""
+    return (
+        math.inf
+        if found.interval is None
+        else ((found.interval[1] - found.interval[0]) / 2 / normal_quantile(0.95)) ** 2
+    )
 
 
 def _of_heads(run: Run) -> Iterator[Caution]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation.metrics import THRESHOLD
+from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.features.fingerprint import window_asked_for
 from hoarfrost.inference.sources import RunSource
-from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
-from hoarfrost.report.words import decimal
+from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.words import decimal, several
 from hoarfrost.runs import Run
 
 if TYPE_CHECKING:
@@ -83,18 +84,21 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
     """Yield the selected head's most confident errors and its least certain cases."""
     rows = run.rows_of(evaluation.split)
     head = run.head(run.selected)
-    # Metrics that count patients have thresholds of patients, which do not apply to one image.
-    thresholds = () if run.config.per_patient else evaluation.scores(head).thresholds
-    decided_by = "by the more probable answer" if run.config.per_patient else evaluation.decided_by(head)
-    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, evaluation, rows, thresholds)
+    thresholds = evaluation.scores(head).thresholds
+    counted = evaluation_of(run)
+    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, counted, rows, thresholds)
+    counted = evaluation_of(run)
+    shown = (
+        f" Each {counted.unit} is shown by the image with the highest probability." if run.config.per_patient else ""
+    )
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
     yield (
         "errors",
         CaseGroup(
             "Most confident errors",
-            f"Wrong predictions of {run.selected} on the {evaluation.samples()} "
-            f"({decided_by}), the most confident first.",
+            f"Wrong predictions of {run.selected} on the {counted.samples()} "
+            f"({evaluation.decided_by(head)}), the most confident first.{shown}",
             tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
         ),
     )
@@ -116,20 +120,37 @@ class _Answer:
 def _class_answers(
     run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", thresholds: tuple[float, ...]
 ) -> list[_Answer]:
+    """Return one answer for each unit of `evaluation`: an image, or a patient."""
     p = evaluation.probabilities[run.selected]
     predicted, lead = p.argmax(axis=1), np.ptp(np.sort(p, axis=1)[:, -2:], axis=1)
     if thresholds:
         predicted = (p[:, 1] >= thresholds[0]).astype(np.int64)
         lead = 2 * np.abs(p[:, 1] - thresholds[0])
+    subjects = np.ones_like(predicted) if evaluation.is_binary else predicted
+    of_patients = evaluation.unit == "patient"
+    shown = _highest_images(run, rows, subjects) if of_patients else [(int(row), "") for row in rows]
     answers = []
-    for i, row in enumerate(rows):
+    for i, (row, joined) in enumerate(shown):
         predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(p[i, predicted[i]])}"
-        lines = (f"label {run.predictions.labels[row]}", predicted_as)
+        label = evaluation.classes[evaluation.y_true[i]] if of_patients else run.predictions.labels[row]
+        case = Case(
+            run.predictions.paths[row],
+            (f"label {label}", f"patient {predicted_as} {joined}" if joined else predicted_as),
+        )
         is_right = bool(predicted[i] == evaluation.y_true[i])
-        subject = 1 if evaluation.is_binary else int(predicted[i])
-        case = Case(run.predictions.paths[row], lines)
-        answers.append(_Answer(case, subject, is_right, float(lead[i])))
+        answers.append(_Answer(case, int(subjects[i]), is_right, float(lead[i])))
     return answers
+
+
+def _highest_images(run: Run, rows: "npt.NDArray[np.intp]", subjects: "npt.NDArray[np.int64]") -> list[tuple[int, str]]:
+    """Return for each patient the row of the image with the highest probability of a class, and how it counts."""
+    numbers = patient_numbers([run.predictions.patients[row] for row in rows])
+    p, found = run.predictions.probabilities[run.selected], []
+    for number, subject in zip(np.unique(numbers), subjects, strict=True):
+        own = rows[numbers == number]
+        joined = f"({run.config.per_patient} of {several(len(own), 'image')})"
+        found.append((int(own[p[own, subject].argmax()]), joined))
+    return found
 
 
 def _label_answers(
@@ -175,11 +196,16 @@ def _suspects(run: Run) -> CaseGroup:
         )
         for image in suspects
     )
-    n_images, source = (run.suspects.n_images, run.suspects.source) if run.suspects is not None else (0, "")
+    found = run.suspects
+    n_images, source, has_test = (0, "", False) if found is None else (found.n_images, found.source, found.has_test)
     note = (
-        f"Of {n_images:,} images of all splits, those whose label is contradicted most by heads that never saw them "
-        f"({source}). A hard image is contradicted too: check before you correct a label."
+        f"Of {n_images:,} images{'' if has_test else ' outside of the test split'}, those whose label is contradicted most "
+        f"by heads that never saw them ({source}). A hard image is contradicted too: check before you correct a label."
     )
+    if has_test:
+        note += (
+            " Images of the test split are listed too: correcting labels there by this list makes test scores too high."
+        )
     return CaseGroup("Labels to check", note, tuple((case,) for case in cases))
 
 

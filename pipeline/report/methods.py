@@ -197,7 +197,9 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
     joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
     yield f"Performance was measured on the {evaluation.samples()}{evaluation.of_patients()}{joined}."
-    if area.method:
+    if area.is_optimistic:
+        yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
+    elif area.method:
         yield f"The 95% interval of the ROC AUC is by {_by(area.method)}."
     if run.comparisons:
         tests = {found.difference.method for found in run.comparisons}

@@ -13,7 +13,16 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from hoarfrost.report.explore import Cell, Explorer, PointRow, confusion_of, explorer_of, point_methods, point_rows
+from hoarfrost.report.explore import (
+    Cell,
+    Explorer,
+    PointRow,
+    confusion_of,
+    explorer_of,
+    point_methods,
+    point_rows,
+    promises,
+)
 from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
@@ -27,6 +36,7 @@ from hoarfrost.report.trust import (
     SubgroupRow,
     calibrations,
     decision_figures,
+    held_by_sets,
     shared_rows,
     shortcut_rows,
     subgroup_forest,
@@ -84,6 +94,7 @@ class Page:
     explorer: Explorer
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
+    promises: tuple[str, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
     heads: tuple[HeadResult, ...]
@@ -102,6 +113,7 @@ class Page:
     together: str
     shared: tuple[tuple[str, str, str], ...]
     calibrations: tuple[CalibrationPanel, ...]
+    held_by_sets: tuple[str, ...]
     subgroups: tuple[SubgroupRow, ...]
     subgroup_scale: CellScale
     shortcuts: tuple[ShortcutRow, ...]
@@ -194,6 +206,7 @@ def page_of(run: Run) -> Page:
         explorer=explorer_of(run, evaluation),
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),
+        promises=promises(run.assessment),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
         heads=heads,
@@ -212,6 +225,7 @@ def page_of(run: Run) -> Page:
         together="" if run.leakage is None else together_text(run.leakage),
         shared=shared_rows(run),
         calibrations=calibrations(run, evaluation),
+        held_by_sets=held_by_sets(run, evaluation),
         subgroups=subgroups,
         subgroup_scale=cell_scale((row.area for row in subgroups), overall),
         shortcuts=shortcut_rows(run),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from hoarfrost.evaluation import Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
+from hoarfrost.evaluation import Comparison, Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import evaluation_of
@@ -91,7 +91,7 @@ def _heads(run: Run) -> Table:
         for metric in metrics
         for end in (ENDS if metric in with_interval else ("",))
     )
-    ends = ("n", "patients", *(f"{metric.key}_method" for metric in with_interval))
+    ends = ("n", "patients", *(f"{metric.key}_method" for metric in with_interval), "decided_by", "threshold")
     about_scores = tuple(f"{split}_{end}" for split in by_split for end in ends)
     rows: list[tuple[Value, ...]] = []
     for place, one in enumerate(results):
@@ -117,6 +117,7 @@ def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
 def _about_scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
     yield from (scores.n, scores.n_patients)
     yield from (getattr(scores.printed(metric.key), "method", None) for metric in metrics)
+    yield from (scores.rule or None, scores.thresholds[0] if len(scores.thresholds) == 1 else None)
 
 
 def _comparisons(run: Run) -> Table:
@@ -141,9 +142,11 @@ def _cross_validation(run: Run) -> Table:
     results = run.cross_validation.results if run.cross_validation is not None else ()
     n_folds = run.cross_validation.n_folds if run.cross_validation is not None else 0
     columns = ("head", "roc_auc", "low", "high", *(f"fold_{i + 1}_roc_auc" for i in range(n_folds)), *ABOUT)
+    columns += ("difference", "difference_low", "difference_high", "p", "p_holm")
     pooled = [one.pooled.printed(ROC_AUC) for one in results]
     rows = tuple(
-        (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area)) for one, area in zip(results, pooled, strict=True)
+        (one.name, *_ends(area), *one.fold_roc_aucs, *_about(area), *_tested(one.difference))
+        for one, area in zip(results, pooled, strict=True)
     )
     return Table(columns, rows)
 
@@ -162,6 +165,10 @@ def _views(run: Run) -> Table:
         for one in (run.views.results if run.views is not None else ())
     )
     return Table(("views", "work", "roc_auc", "loss", "difference", "low", "high", "chosen", *ABOUT), rows)
+
+
+def _tested(found: Comparison | None) -> tuple[float | None, ...]:
+    return (None,) * 5 if found is None else (*_ends(found.difference), found.p, found.p_holm)
 
 
 def _learning_curve(run: Run) -> Table:

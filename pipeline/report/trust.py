@@ -113,6 +113,18 @@ def _intercept(line: CalibrationLine) -> str:
     return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval)
 
 
+def held_by_sets(run: Run, evaluation: Evaluation) -> tuple[str, ...]:
+    """Return what conformal sets for a coverage of 90% hold: on the test split, and out of fold."""
+    tested = None if run.assessment is None else run.assessment.held_by_sets
+    folded = None if run.cross_validation is None else run.cross_validation.held_by_sets
+    found = ((tested, f"the {evaluation.samples()}"), (folded, "what the folds of cross-validation held out"))
+    return tuple(
+        f"Conformal sets for a coverage of 90% hold the true class in {estimate_text(share)} of {of}."
+        for share, of in found
+        if share is not None
+    )
+
+
 def decision_figures(run: Run) -> tuple[Figure, ...]:
     """Describe the decision curve of each class or label."""
     classes = () if run.assessment is None else run.assessment.classes

@@ -115,7 +115,7 @@ def area_methods(run: Run) -> str:
         "test": [one.test.printed(ROC_AUC) for one in listed if one.test is not None],
     }
     methods = {
-        split: " or ".join(sorted({one.method for one in found if one is not None and one.method}))
+        split: " or ".join(sorted({one.method for one in found if one is not None and one.interval and one.method}))
         for split, found in areas.items()
     }
     named = "; ".join(f"{split} by {names}" for split, names in methods.items() if names)

@@ -25,8 +25,12 @@ def interval(ends: Sequence[float | None] | None) -> str:
 
 
 def estimate_text(found: Estimate | None) -> str:
-    """Write an estimate as `estimate` does; None as a dash."""
-    return NONE if found is None else estimate(found.value, found.interval)
+    """Write an estimate as `estimate` does, or why it has no interval; None as a dash."""
+    if found is None:
+        return NONE
+    if found.is_optimistic:
+        return f"{decimal(found.value)} ({found.method})"
+    return estimate(found.value, found.interval)
 
 
 def metric_text(scores: Scores, key: str) -> str:

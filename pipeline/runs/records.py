@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, Scores
+from hoarfrost.evaluation import Comparison, Scores, Share
 from hoarfrost.evaluation.estimates import Estimate
+from hoarfrost.evaluation.intervals import variance_inflation
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
@@ -188,21 +189,45 @@ class ReferenceResult:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """One head, or reference, over all folds: the scores of its pooled predictions, and each fold's ROC AUC."""
+    """One head, or reference, over all folds: the scores of its pooled predictions, and each fold's ROC AUC.
+
+    `difference` compares it with the heads that the folds selected; None for these, and in runs of earlier versions.
+    """
 
     name: str
     pooled: Scores
     fold_roc_aucs: tuple[float, ...]
+    difference: Comparison | None = None
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The result of cross-validation. `selected` is the head that each fold's own validation selected."""
+    """The result of cross-validation. `selected` is the head that each fold's own validation selected.
+
+    `held_by_sets` is the share of held-out images, or patients, whose conformal set for a coverage of 0.9 holds the true
+    class; None in runs of earlier versions.
+    """
 
     n_folds: int
     n_images: int
     selected: tuple[str, ...]
     results: tuple[CrossValidated, ...]
+    held_by_sets: Share | None = None
+
+    @property
+    def whole(self) -> CrossValidated:
+        """The result of the whole procedure, with the head that each fold selected."""
+        return self.results[0]
+
+    @property
+    def meaning(self) -> str:
+        """What the intervals of pooled predictions are about, in two sentences."""
+        n, times = self.n_images - self.n_images // self.n_folds, variance_inflation(self.n_folds)
+        return (
+            f"Intervals are of the average performance of heads that are trained in this way on about {n:,} images. Their "
+            f"variance is {times:.2f} times that of a single test split, because the training sets of the folds overlap "
+            "(Nadeau and Bengio 2003)."
+        )
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,22 @@ from typing import Any
 from hoarfrost.evaluation import Estimate, Scores, registered
 from hoarfrost.evaluation.intervals import NEWCOMBE, IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.operating import YOUDEN
 
 _INTERVAL, _METHOD, _BY_CLASS = "_ci95", "_method", "_per_class"
 _BESIDE = f"{_INTERVAL}_{NEWCOMBE.lower()}"
-_THRESHOLDS = "thresholds"
+_THRESHOLDS, _RULE = "thresholds", "decided_by"
 _N_KNOWN = f"n_known{_BY_CLASS}"
 
 
 def scores_to_json(scores: Scores) -> dict[str, Any]:
     """Return scores as a JSON object.
 
-    A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`; that of
-    another method in `roc_auc_ci95_newcombe`. The scores of classes or labels are in `per_class`, and again by metric, for
+    A metric's value is under its key, as in `roc_auc`; its interval in `roc_auc_ci95` and `roc_auc_ci95_method`. The latter
+    alone says why there is no interval. The scores of classes or labels are in `per_class`, and again by metric, for
     metrics that may have an interval, in `roc_auc_per_class` and `roc_auc_ci95_per_class`. `thresholds` are those that
-    decide accuracy and the like; without the key the most probable class, or a probability of 0.5, does.
+    decide accuracy and the like, and `decided_by` names their rule; without both the most probable class, or a probability
+    of 0.5, does.
     """
     found: dict[str, Any] = {"n": scores.n}
     if scores.n_patients is not None:
@@ -29,11 +31,12 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
         found[key] = estimate.value
         if estimate.interval is not None:
             found[f"{key}{_INTERVAL}"] = list(estimate.interval)
+        if estimate.interval is not None or estimate.is_optimistic:
             found[f"{key}{_INTERVAL}{_METHOD}"] = estimate.method
-    for key, estimate in scores.beside.items():
-        found[f"{key}{_BESIDE}"] = [estimate.low, estimate.high]
     if scores.thresholds:
         found[_THRESHOLDS] = list(scores.thresholds)
+    if scores.rule:
+        found[_RULE] = scores.rule
     return found | (_by_metric(scores.per_class) if scores.per_class else {})
 
 
@@ -43,9 +46,9 @@ def _by_metric(classes: Mapping[str, Scores]) -> dict[str, Any]:
         estimates = {label: one[key] for label, one in classes.items() if key in one}
         found[f"{key}{_BY_CLASS}"] = {label: one.value for label, one in estimates.items()}
         if any(one.interval is not None for one in estimates.values()):
-            intervals = {label: [one.low, one.high] for label, one in estimates.items()}
-            known = {label: one.n for label, one in estimates.items()}
-            found |= {f"{key}{_INTERVAL}{_BY_CLASS}": intervals, _N_KNOWN: known}
+            found[f"{key}{_INTERVAL}{_BY_CLASS}"] = {label: [one.low, one.high] for label, one in estimates.items()}
+        if any(one.interval is not None or one.is_optimistic for one in estimates.values()):
+            found[_N_KNOWN] = {label: one.n for label, one in estimates.items()}
     return {**found, "per_class": {label: scores_to_json(one) for label, one in classes.items()}}
 
 
@@ -64,15 +67,17 @@ def scores_from_json(values: Mapping[str, Any], n_known: int | None = None) -> S
         If the object is not what scores were written as.
     """
     n, n_patients = int(values["n"]), values.get("n_patients")
-    estimates, beside = {}, {}
+    estimates = {}
     for key in [metric.key for metric in registered() if metric.key in values]:
         low, high = values.get(f"{key}{_INTERVAL}", (None, None))
         method = values.get(f"{key}{_INTERVAL}{_METHOD}", "")
         estimates[key] = Estimate(values[key], low, high, method, n if n_known is None else n_known, n_patients)
-        if f"{key}{_BESIDE}" in values:
+        if f"{key}{_BESIDE}" in values:  # earlier versions wrote two intervals; this is the one that they printed
             low, high = values[f"{key}{_BESIDE}"]
-            beside[key] = replace(estimates[key], low=low, high=high, method=NEWCOMBE)
-    return Scores(n, n_patients, estimates, beside, _per_class(values), tuple(values.get(_THRESHOLDS, ())))
+            estimates[key] = replace(estimates[key], low=low, high=high, method=NEWCOMBE)
+    thresholds = tuple(values.get(_THRESHOLDS, ()))
+    rule = values.get(_RULE, YOUDEN if thresholds else "")
+    return Scores(n, n_patients, estimates, _per_class(values), thresholds, rule)
 
 
 def _per_class(values: Mapping[str, Any]) -> dict[str, Scores]:

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from hoarfrost.evaluation import Calibration, DecisionCurve, OperatingPoint, PointResult, Subgroup, TemperatureFit
+from hoarfrost.evaluation import (
+    Calibration,
+    DecisionCurve,
+    OperatingPoint,
+    PointResult,
+    Share,
+    Subgroup,
+    TemperatureFit,
+)
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
 
@@ -75,6 +83,8 @@ class Assessment:
 
     `unit` is what metrics count: "image", or "patient" with how their probabilities were joined ("patient, mean").
     `classes` has one entry with two classes: the positive one. With several labels per image, `confusion` = None.
+    `held_by_sets` is the share of test units whose conformal set for a coverage of 0.9 holds the true class; None without a
+    test split, and in runs of earlier versions.
     """
 
     head: str
@@ -84,19 +94,22 @@ class Assessment:
     calibration: Recalibration | None
     subgroups: tuple[Subgroup, ...]
     confusion: Confusion | None = None
+    held_by_sets: Share | None = None
 
 
 @dataclass(frozen=True)
 class Suspects:
     """Images whose labels may be wrong, the least probable label first: found by `source` among `n_images`.
 
-    `reason` states why none were searched.
+    `reason` states why none were searched. `has_test` is whether images of the test split were searched too; runs of
+    earlier versions did.
     """
 
     source: str
     n_images: int
     images: tuple[SuspectLabel, ...]
     reason: str = ""
+    has_test: bool = True
 
 
 _LONG = {"train": "training", "val": "validation", "test": "test"}

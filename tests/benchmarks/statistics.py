@@ -16,9 +16,19 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from hoarfrost.evaluation import Estimate, bootstrap_auc_ci, delong_ci, evaluate_threshold, fit_temperature, newcombe_ci
+from hoarfrost.evaluation import (
+    Estimate,
+    bootstrap_auc_ci,
+    delong_ci,
+    evaluate_threshold,
+    fit_temperature,
+    newcombe_ci,
+    roc_auc,
+)
 from hoarfrost.evaluation.calibration import calibration_line
+from hoarfrost.evaluation.intervals import area, pooled_area, variance_inflation
 from tests.benchmarks.measurement import Measurement
+from tests.support.folds import drawn, pooled_scores, true_auc
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -31,6 +41,8 @@ N_SCORES, N_BOOTSTRAPPED, N_EMBEDDINGS = 1_000_000, 10_000, 100_000
 REPEATS = 3
 N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
 CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 500, 300_000
+CLASS_SIZES = ((10, 90), (30, 30), (30, 300), (50, 50), (50, 450), (200, 200))
+N_FOLDS, LEARNERS = 5, ((16, 1.2, 5.0), (16, 2.2, 5.0), (512, 2.0, 300.0), (512, 3.2, 300.0), (512, 3.2, 30.0))
 PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
 _GATE = """
@@ -153,6 +165,50 @@ def _figures(
     }
 
 
+def area_rule(_: Path) -> list[Measurement]:
+    """Which interval the ROC AUC of independent images gets; positives as varied as negatives, or twice as much."""
+    return [_rule_cell(*cell) for cell in product(CLASS_SIZES, (0.7, 0.85, 0.93, 0.97), (1.0, 2.0))]
+
+
+def _rule_cell(sizes: tuple[int, int], auc: float, deviation: float) -> Measurement:
+    rng = np.random.default_rng(3)
+    n_pos, n = sizes[0], sum(sizes)
+    y_true = (np.arange(n) < n_pos).astype(np.int64)
+    spread, distance = np.where(y_true == 1, deviation, 1.0), norm.ppf(auc) * np.sqrt(1 + deviation**2)
+    found: dict[str, list[tuple[float, float]]] = {"used": [], "DeLong": [], "Newcombe": []}
+    for _ in range(N_FIGURES):
+        score = rng.normal(size=n) * spread + distance * y_true
+        two = np.column_stack([-score, score])
+        used = area(Estimate(roc_auc(y_true, score), None, None), y_true, two, None)
+        assert used.interval is not None
+        found["used"].append(used.interval)
+        found["DeLong"].append(delong_ci(y_true, score))
+        found["Newcombe"].append(newcombe_ci(y_true, score))
+    what = f"interval of {n_pos} against {n - n_pos}, deviation {deviation:g}, AUC {auc}: covers"
+    return _coverage(what, found, auc)
+
+
+def folds_coverage(_: Path) -> list[Measurement]:
+    """Pooled predictions of five folds by ridge regression: the average AUC of such heads, on as many images."""
+    return [_folds_cell(n, *kind) for n, kind in product(N_OF_FIGURES, LEARNERS)]
+
+
+def _folds_cell(n: int, n_features: int, distance: float, penalty: float) -> Measurement:
+    rng, areas = np.random.default_rng(0), []
+    found: dict[str, list[tuple[float, float]]] = {"used": [], "of one test split": []}
+    for _ in range(N_FIGURES if n < N_OF_FIGURES[-1] else N_FIGURES // 2):
+        data = drawn(rng, n, n_features=n_features, distance=distance)
+        pooled, weights = pooled_scores(rng, data, penalty=penalty, n_folds=N_FOLDS)
+        areas += [true_auc(one, data) for one in weights]
+        plain, two = Estimate(roc_auc(data.y, pooled), None, None), np.column_stack([-pooled, pooled])
+        used = pooled_area(plain, data.y, two, None, variance_inflation(N_FOLDS))
+        assert used.interval is not None
+        found["used"].append(used.interval)
+        found["of one test split"].append(delong_ci(data.y, pooled))
+    what = f"pooled AUC of {N_FOLDS} folds, n = {n}, {n_features} features, penalty {penalty:g}: covers"
+    return _coverage(what, found, float(np.mean(areas)))
+
+
 def temperature_prior(_: Path) -> list[Measurement]:
     """How much worse a fitted temperature makes the log loss of new samples than the true one, by the prior's strength.
 
@@ -272,6 +328,8 @@ MEASUREMENTS = {
     "delong_coverage": delong_coverage,
     "clustered_coverage": clustered_coverage,
     "figures_coverage": figures_coverage,
+    "area_rule": area_rule,
+    "folds_coverage": folds_coverage,
     "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,

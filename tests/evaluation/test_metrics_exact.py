@@ -32,7 +32,7 @@ from hoarfrost.evaluation import (
     wilson,
 )
 from hoarfrost.evaluation.discrimination import auc_influence, roc_aucs
-from hoarfrost.evaluation.intervals import area, area_beside
+from hoarfrost.evaluation.intervals import area
 from tests.support.samples import Floats, Ints, calibrated, drawn_probabilities, samples, scored, two_columns
 
 # -- many areas at once -------------------------------------------------------------------------------------------------
@@ -69,17 +69,28 @@ def graded(n_positive: int, n_negative: int, auc: float) -> tuple[Ints, Floats]:
     ("n_positive", "n_negative", "auc", "has_newcombes"),
     [(30, 40, 0.75, False), (29, 40, 0.75, True), (40, 30, 0.8, False), (40, 40, 0.9, True), (40, 40, 0.875, False)],
 )
-def test_newcombes_interval_stands_beside_delongs_below_thirty_of_a_class_or_from_an_area_of_nine_tenths(
+def test_newcombes_interval_replaces_delongs_below_thirty_of_a_class_or_from_an_area_of_nine_tenths(
     n_positive: int, n_negative: int, auc: float, has_newcombes: bool
 ) -> None:
     y_true, probabilities = graded(n_positive, n_negative, auc)
     assert macro_roc_auc(y_true, probabilities) == pytest.approx(auc)
     found = scored(y_true, probabilities, "ab")
-    assert found["roc_auc_ci95"] == pytest.approx(list(delong_ci(y_true, probabilities[:, 1])))
-    assert found["roc_auc_ci95_method"] == "DeLong"
-    assert ("roc_auc_ci95_newcombe" in found) == has_newcombes
-    if has_newcombes:
-        assert found["roc_auc_ci95_newcombe"] == pytest.approx(list(newcombe_ci(y_true, probabilities[:, 1])))
+    assert found["roc_auc_ci95_method"] == ("Newcombe" if has_newcombes else "DeLong")
+    plain = (newcombe_ci if has_newcombes else delong_ci)(y_true, probabilities[:, 1])
+    assert found["roc_auc_ci95"] == pytest.approx(list(plain), abs=0.05 if has_newcombes else 1e-12)
+    assert "roc_auc_ci95_newcombe" not in found
+
+
+def test_newcombes_interval_is_widened_where_positives_are_more_varied_than_it_assumes() -> None:
+    y_true = np.repeat([0, 1], [90, 10])
+    few_bad = np.concatenate([np.linspace(0.2, 0.4, 90), [0.1, 0.1, *np.linspace(0.6, 0.9, 8)]])
+    alike = np.concatenate([np.linspace(0.2, 0.4, 90), np.linspace(0.35, 0.41, 10)])
+    for p, is_wider in ((few_bad, True), (alike, False)):
+        found = area(Estimate(macro_roc_auc(y_true, two_columns(p)), None, None), y_true, two_columns(p), None)
+        low, high = newcombe_ci(y_true, p)
+        assert found.method == "Newcombe"
+        assert ((found.high - found.low) > (high - low) + 1e-6) == is_wider
+        assert (found.interval == pytest.approx((low, high))) != is_wider
 
 
 def test_interval_over_patients_is_the_bootstraps_of_its_seed() -> None:
@@ -90,7 +101,6 @@ def test_interval_over_patients_is_the_bootstraps_of_its_seed() -> None:
         drawn = bootstrap_auc_ci(y_true, probabilities, patients, seed=seed)
         found = area(plain, y_true, probabilities, patients, seed=seed)
         assert (found.interval, found.method) == ((drawn.low, drawn.high), "bootstrap over patients")
-        assert area_beside(found, y_true, probabilities) is None
     assert area(plain, y_true, probabilities, patients) == area(plain, y_true, probabilities, patients, seed=0)
     assert area(plain, y_true, probabilities, np.arange(60)) == area(plain, y_true, probabilities, None)
 

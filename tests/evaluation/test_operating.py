@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from hoarfrost.evaluation import OperatingPoint, choose_thresholds, evaluate_threshold, wilson
+from hoarfrost.evaluation.operating import Rule
 from tests.support.samples import Floats, Ints, Sample, samples
 
 
@@ -26,8 +27,8 @@ def slow_best(y_true: Ints, y_score: Floats, rule: int) -> float | None:
     if rule == 0:
         return max(sensitivity + specificity for sensitivity, specificity in found)
     if rule == 1:
-        return max(specificity for sensitivity, specificity in found if sensitivity >= 0.95)
-    return max((sensitivity for sensitivity, specificity in found if specificity >= 0.95), default=None)
+        return max((b for sensitivity, b in found if sensitivity >= 0.95 and b > 0), default=None)
+    return max((a for a, specificity in found if specificity >= 0.95 and a > 0), default=None)
 
 
 # -- the choice ---------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def test_each_rule_chooses_the_best_of_all_thresholds(sample: Sample) -> None:
         best = slow_best(*sample, rule)
         if point.threshold is None:
             assert best is None
-            assert "the highest specificity is" in point.reason
+            assert f"the highest {('sensitivity', 'specificity')[rule - 1]} with a " in point.reason
             continue
         sensitivity, specificity = slow_measures(*sample, point.threshold)
         assert (point.sensitivity, point.specificity) == pytest.approx((sensitivity, specificity))
@@ -75,8 +76,114 @@ def test_specificity_that_no_threshold_reaches_is_said_to_be_out_of_reach() -> N
     point = choose_thresholds(y_true, y_score)[2]
     assert point == OperatingPoint(
         "specificity >= 0.95", None, None, None,
-        "no threshold with any positive sample reaches specificity >= 0.95; the highest specificity is 0.600",
+        "no threshold reaches it; the highest specificity with a sensitivity above 0 is 0.600",
     )  # fmt: skip
+
+
+def test_threshold_that_finds_no_case_is_no_operating_point() -> None:
+    y_true = np.array([0] * 40 + [1] * 4)
+    y_score = np.concatenate([np.linspace(0.1, 0.9, 40), [0.2, 0.3, 0.3, 0.4]])  # 0.9 alone: specificity 0.975
+    specific = choose_thresholds(y_true, y_score)[2]
+    assert (specific.threshold, specific.sensitivity) == (None, None)
+    assert "the highest specificity with a sensitivity above 0 is" in specific.reason
+    sensitive = choose_thresholds(1 - y_true, -y_score)[1]
+    assert "the highest sensitivity with a specificity above 0 is" in sensitive.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "name"),
+    [
+        ("youden", Rule(), "Youden's index"),
+        ("sensitivity=0.9", Rule("sensitivity", 0.9), "sensitivity >= 0.9"),
+        ("Specificity=0.8", Rule("specificity", 0.8), "specificity >= 0.8"),
+        ("threshold=0.3", Rule("threshold", 0.3), "the stated threshold 0.3"),
+        (
+            "sensitivity=0.95,confidence=0.9",
+            Rule("sensitivity", 0.95, 0.9),
+            "sensitivity >= 0.95 with 90% confidence",
+        ),
+    ],
+)
+def test_rule_is_read_from_text(text: str, rule: Rule, name: str) -> None:
+    assert Rule.parse(text) == rule
+    assert rule.name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "accuracy=0.9", "sensitivity", "sensitivity=1", "threshold=1.5", "threshold=0.3,confidence=0.9", "youden=1"],
+)
+def test_text_that_is_no_rule_is_refused_with_those_that_are(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an operating point\. Write youden, sensitivity=0\.95"):
+        Rule.parse(text)
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "specificity"])
+def test_primary_rule_comes_first_and_a_stated_threshold_is_taken_as_it_is(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    y_true = np.repeat([0, 1], 100)
+    y_score = 1 / (1 + np.exp(-rng.normal(size=200) - 2 * y_true))
+    names = [point.name for point in choose_thresholds(y_true, y_score, primary=Rule(kind, 0.9))]
+    assert names == [f"{kind} >= 0.9", "Youden's index", "sensitivity >= 0.95", "specificity >= 0.95"]
+    stated = choose_thresholds(y_true, y_score, primary=Rule("threshold", 0.3))[0]
+    assert (stated.threshold, stated.sensitivity, stated.specificity) == (0.3, *slow_measures(y_true, y_score, 0.3))
+
+
+def test_primary_rule_that_nothing_reaches_leaves_youdens_index_first() -> None:
+    y_true = np.array([0] * 5 + [1] * 5)
+    y_score = np.array([0.1, 0.2, 0.3, 0.9, 0.9, 0.4, 0.5, 0.6, 0.7, 0.8])
+    names = [point.name for point in choose_thresholds(y_true, y_score, primary=Rule("specificity", 0.95))]
+    assert names[:2] == ["Youden's index", "specificity >= 0.95"]
+
+
+# -- what a required sensitivity is worth -------------------------------------------------------------------------------
+
+
+def truly_kept(n: int, groups: int, rule: int, correlation: float = 0.0) -> tuple[float, float]:
+    """Return the share of draws in which new cases reach what was required, and the mean of the share that is stated."""
+    rng, kept, stated = np.random.default_rng(0), [], []
+    distance = 3.0
+    y_true = np.tile(np.repeat([0, 1], n // 2 // groups), groups)
+    of_patients = np.repeat(np.arange(groups * 2), n // 2 // groups)
+    for _ in range(300):
+        shared = rng.normal(size=groups * 2)[of_patients]
+        y_score = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(size=n) + distance * y_true
+        point = choose_thresholds(y_true, y_score, confidence=0.95, groups=of_patients)[rule]
+        assert point.threshold is not None
+        assert point.kept_by is not None
+        true = norm.sf(point.threshold - distance) if rule in {1, 3} else norm.cdf(point.threshold)
+        kept.append(true >= 0.95)
+        stated.append(point.kept_by)
+    return float(np.mean(kept)), float(np.mean(stated))
+
+
+@pytest.mark.parametrize("rule", [1, 2])
+def test_a_required_share_is_reached_as_often_as_is_stated_beside_it(rule: int) -> None:
+    kept, stated = truly_kept(160, 80, rule)
+    assert kept == pytest.approx(stated, abs=0.06)
+    assert kept < 0.6
+
+
+@pytest.mark.parametrize("rule", [3, 4])
+def test_a_threshold_with_confidence_keeps_what_it_promises(rule: int) -> None:
+    kept, stated = truly_kept(160, 80, rule)
+    assert kept >= 0.93
+    assert stated >= 0.95
+
+
+@pytest.mark.parametrize("correlation", [0.3, 0.7])
+def test_a_threshold_with_confidence_keeps_it_where_patients_have_several_images(correlation: float) -> None:
+    assert truly_kept(480, 80, 3, correlation)[0] >= 0.93
+
+
+def test_too_few_cases_for_a_confidence_are_said() -> None:
+    y_true = np.repeat([0, 1], [200, 58])
+    point = choose_thresholds(y_true, np.arange(258) / 258, confidence=0.95)[3]
+    assert point.threshold is None
+    assert point.reason == "at least 59 cases are needed; there are 58"
+    point = choose_thresholds(np.append(y_true, 1), np.arange(259) / 259, confidence=0.95)[3]
+    assert point.threshold is not None
+    assert point.promise == "95% of thresholds chosen like this, on 59 cases, reach sensitivity >= 0.95 in new cases."
 
 
 # -- the result ---------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def predict_text(summary: "PredictionSummary") -> str:
     sizes = [f"{count(n, 'image')} with {size} class{'es' * (size != '1')}" for size, n in summary.set_sizes.items()]
     lines = [
         f"{summary.predicted:,} images predicted by {summary.head}, {summary.failed:,} unreadable; {summary.seconds:.1f} s",
-        f"predicted at the operating point: {predicted}",
+        f"predicted at the operating point{f' ({point})' if (point := summary.operating_point) else ''}: {predicted}",
         f"conformal sets ({summary.coverage:.0%} coverage): {', '.join(sizes)}",
     ]
     if summary.out_of_distribution is not None:
@@ -102,7 +102,7 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
         rows.append(("*" if head.selected else "", head.name, *numbers, head.file))
     lines = table(rows)
     lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
-    return "\n".join([*lines, "* selected"])
+    return "\n".join([*lines, "* selected; its val AUC is optimistic, because the same images selected it"])
 
 
 def cache_info_text(info: "CacheInfo") -> str:

@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
-    from hoarfrost.runs import Assessment, ComparedViews, CrossValidation, FixedPoint, HeadResult, ReferenceResult, Run
+    from hoarfrost.runs import (
+        Assessment,
+        ComparedViews,
+        CrossValidated,
+        CrossValidation,
+        FixedPoint,
+        HeadResult,
+        ReferenceResult,
+        Run,
+    )
 
 SHOWN_HEADS = 20  # in a table
 
@@ -27,6 +36,8 @@ def train_text(run: "Run") -> str:
         )
     counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
     lines.append(f"* {_selection(run)}")
+    if split == "test":
+        lines.append(f"  Its {run.config.validation} AUC is optimistic, because the same images selected it.")
     lines.append(f"{counts} images, split {rule_named(run.config.dataset.split_by).brief}")
     dataset = run.config.dataset
     if dataset.positive is not None and dataset.positive == dataset.classes[1:]:  # as it is without --positive
@@ -73,8 +84,9 @@ def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[
     from hoarfrost.evaluation import ShownIn, metrics_of  # not above: other commands print without scikit-learn
 
     heads = [head for head in run.heads if head in shown]
-    metrics = metrics_of([*map(_scores_of, heads), *map(_scores_of, run.references)], ShownIn.EVERYWHERE)
-    titles = [f"{split} {_title(metric, _scores_of(run.head(run.selected)))}" for metric in metrics]
+    scored = [*map(_scores_of, heads), *map(_scores_of, run.references)]
+    metrics = metrics_of(scored, ShownIn.EVERYWHERE)
+    titles = [f"{split} {_title(metric, scored)}" for metric in metrics]
     area = "val AUC" if run.config.n_cross_fit is None else "out-of-fold AUC"
     rows: list[tuple[str, ...]] = [("", "head", "members", "parameters", area, *titles)]
     for head in heads:
@@ -87,19 +99,14 @@ def _heads_table(run: "Run", shown: "Sequence[HeadResult]", split: str) -> list[
     return table(rows)
 
 
-def _title(metric: "Metric", scores: "Scores") -> str:
-    has_interval = metric.key in scores and scores[metric.key].interval is not None
+def _title(metric: "Metric", results: "Iterable[Scores]") -> str:
+    has_interval = any(metric.key in scores and scores[metric.key].interval is not None for scores in results)
     return (metric.short or metric.title) + (" (95% CI)" if has_interval else "")
 
 
 def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
     scores = _scores_of(result)
-    return f"{_area(result.val):.3f}", *(_estimate_text(_shown(scores, metric.key)) for metric in metrics)
-
-
-def _shown(scores: "Scores", key: str) -> "Estimate | None":
-    """Return a metric with the one interval that is printed: where a second one was computed, the first is too narrow."""
-    return scores.beside.get(key) or scores.estimates.get(key)
+    return f"{_area(result.val):.3f}", *(_estimate_text(scores.printed(metric.key)) for metric in metrics)
 
 
 def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
@@ -107,7 +114,7 @@ def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
     from hoarfrost.evaluation.intervals import NEWCOMBE
     from hoarfrost.evaluation.metrics import ROC_AUC
 
-    found = [estimate for scores in results if (estimate := _shown(scores, ROC_AUC)) is not None]
+    found = [estimate for scores in results if (estimate := scores.printed(ROC_AUC)) is not None]
     methods = list(dict.fromkeys(estimate.method for estimate in found if estimate.interval is not None))
     if methods:
         yield f"Intervals of the AUC: {' or '.join(methods)}."
@@ -117,15 +124,15 @@ def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
 
 def _decision_lines(scores: "Scores") -> "Iterator[str]":
     """Name the thresholds that decide accuracy, where there are any."""
-    from hoarfrost.evaluation.operating import YOUDEN
-
-    if scores.thresholds:
-        yield f"Accuracy: at the threshold that each head has by {YOUDEN} on validated images."
+    if scores.rule:
+        yield f"Accuracy: at the threshold that each head has by {scores.rule} on validated images."
 
 
 def _estimate_text(found: "Estimate | None") -> str:
     if found is None or found.value is None:
         return "undefined"
+    if found.is_optimistic:
+        return f"{found.value:.3f} ({found.method})"
     return f"{found.value:.3f}" + ("" if found.interval is None else f" ({found.low:.3f} to {found.high:.3f})")
 
 
@@ -161,6 +168,9 @@ def _assessment_lines(found: "Assessment | None", validation: str) -> "Iterator[
         yield from (f"  {text}" for text in _point_lines(points))
     if found.calibration is not None:
         yield found.calibration.verdict
+    if found.held_by_sets is not None:
+        held = _estimate_text(found.held_by_sets)
+        yield f"Conformal sets for a coverage of 90% hold the true class in {held} of the {split}."
 
 
 def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
@@ -176,6 +186,7 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
         "NPV": result.npv,
     }
     yield f"threshold >= {result.threshold:.3f} ({names}): {_named_estimates(shares)}"
+    yield from (f"  {fixed.point.promise}" for fixed in alike if fixed.point.promise)
     if result.at_prevalence is not None:
         there = result.at_prevalence
         yield f"  at a prevalence of {there.prevalence:g}: {_named_estimates({'PPV': there.ppv, 'NPV': there.npv})}"
@@ -190,11 +201,25 @@ def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
 
 def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     """Describe the pooled predictions of all folds: of the head selected in each, and of each head."""
-    if folds is not None:
-        yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
-        for result in folds.results:
-            by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
-            yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}"
+    if folds is None:
+        return
+    yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
+    for result in folds.results:
+        by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
+        yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
+    yield f"  {folds.meaning}"
+    if folds.held_by_sets is not None:
+        held = _estimate_text(folds.held_by_sets)
+        yield f"  Conformal sets for a coverage of 90% hold the true class in {held} of what the folds held out."
+
+
+def _difference(result: "CrossValidated") -> str:
+    """Return how far a head is from those that the folds selected, if it was compared with them."""
+    if result.difference is None:
+        return ""
+    found = result.difference.p_holm
+    p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:.3f}"
+    return f"; difference {_estimate_text(result.difference.difference)}{p}"
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":

@@ -7,6 +7,7 @@ from hoarfrost.experiment.splits import rule_named
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS, RESEARCH, input_size, operating_points, preparation
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.explore import promises
 from hoarfrost.report.first import Caution, grave_warnings, task_of, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.trust import subgroup_rows
@@ -140,6 +141,12 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
         for metric, found in printed
     ]
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
+    if run.cross_validation is not None and head.name == run.selected:
+        folded = run.cross_validation
+        yield (
+            f"\nCross-validated in {folded.n_folds} folds of {folded.n_images:,} images, selection included: ROC AUC "
+            f"{estimate_text(folded.whole.pooled.auc)}. {folded.meaning}"
+        )
     for metric in shown:
         if metric.baseline:
             title, guess = evaluation.title_of(metric), decimal(scores.value_or_none(metric.baseline))
@@ -184,6 +191,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
             if fixed.result is not None
         ]  # fmt: skip
         yield from _table(("class", "rule", "sensitivity", "specificity"), results)
+        yield from (f"\n{_text(sentence)}" for sentence in promises(run.assessment))
         reasons = [
             (one.name, fixed.point) for one in run.assessment.classes for fixed in one.points if fixed.result is None
         ]

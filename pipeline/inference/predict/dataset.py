@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hoarfrost.evaluation.conformal import COVERAGE
 from hoarfrost.features.cache import EmbeddingCache, Header
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
@@ -21,7 +22,7 @@ from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
-from hoarfrost.inference.predict.predictor import COVERAGE, Prediction, Predictor
+from hoarfrost.inference.predict.predictor import Prediction, Predictor
 from hoarfrost.inference.sources import training_keys
 from hoarfrost.runs import RunHeads, read_heads
 
@@ -43,7 +44,8 @@ class PredictionSummary:
     of classes in their conformal set (with several labels: of labels that stay undecided). `out_of_distribution` and
     `novelty_threshold` are None if there are too few validation images for a threshold. `patients` and `patients_output`
     are None if patients are unknown. `notes` state what is missing. `in_training_split` are the paths of images whose bytes
-    were in the run's training split; None if that is not known.
+    were in the run's training split; None if that is not known. `operating_point` names the rule and the threshold that
+    decide; it is empty with more than two classes.
     """
 
     predicted: int
@@ -68,6 +70,7 @@ class PredictionSummary:
     per_patient: str | None
     errors: tuple[tuple[str, str], ...]
     in_training_split: tuple[str, ...] | None = None
+    operating_point: str = ""
 
 
 def predict_dataset(
@@ -80,6 +83,8 @@ def predict_dataset(
     weights: str | None = None,
     per_patient: str | None = None,
     coverage: float = COVERAGE,
+    at: str | None = None,
+    prevalence: float | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> PredictionSummary:
@@ -104,6 +109,10 @@ def predict_dataset(
         How a patient's probabilities are joined; by default as in the run, or by their mean.
     coverage : float
         Of the conformal sets.
+    at : str, optional
+        Another operating point than the head's first one: "sensitivity >= 0.95" is "sensitivity=0.95".
+    prevalence : float, optional
+        Of the positive class where the images are from; calibrated probabilities are shifted to it.
     options : ExtractOptions, optional
         How to read and compute; weights, precision and window are the head's.
     on_progress : callable
@@ -117,7 +126,7 @@ def predict_dataset(
     """
     started = time.monotonic()
     heads = None if run is None else read_heads(run)
-    predictor = _predictor(heads, head, coverage)
+    predictor = _predictor(heads, head, coverage, at, prevalence)
     if per_patient is not None:
         predictor.require_unit(per_patient)
     check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
@@ -161,16 +170,18 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
     return found, [note]
 
 
-def _predictor(heads: RunHeads | None, head: str | None, coverage: float) -> Predictor:
+def _predictor(
+    heads: RunHeads | None, head: str | None, coverage: float, at: str | None, prevalence: float | None
+) -> Predictor:
     if heads is not None:
-        return Predictor(run_head(heads, head), coverage=coverage)
+        return Predictor(run_head(heads, head), coverage=coverage, at=at, prevalence=prevalence)
     if head is None:
         raise HoarfrostError(
             "No run and no head was named. Name a run with --run DIR, or a head file with --head FILE."
         )
     if Path(head).is_dir():
         raise HoarfrostError(f"--head {head} is a folder. If it is a run, use --run; otherwise name a head file.")
-    return open_predictor(Path(head), coverage=coverage)
+    return open_predictor(Path(head), coverage=coverage, at=at, prevalence=prevalence)
 
 
 @contextmanager
@@ -294,6 +305,7 @@ def _write(
         in_training_split=None
         if trained_on is None
         else tuple(dataset.paths[place] for place in np.flatnonzero(trained_on).tolist()),
+        operating_point=predictor.decided_by(),
     )
 
 
@@ -321,7 +333,7 @@ def _predicted(
 
 def _notes(predictor: Predictor) -> list[str]:
     """Return what there are too few validation images for."""
-    found, n = [], predictor.n_validated()
+    found, n = list(predictor.assumptions()), predictor.n_validated()
     if not predictor.has_sets():
         found.append(
             f"Too few validation images ({n}) for a coverage of {predictor.coverage:g}. Each set holds all classes."

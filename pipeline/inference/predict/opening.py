@@ -3,18 +3,20 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hoarfrost.evaluation.conformal import COVERAGE
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.inference.predict.predictor import COVERAGE, FALSE_ALARMS, Predictor
+from hoarfrost.inference.predict.predictor import FALSE_ALARMS, Predictor
 from hoarfrost.runs import HeadResult, RunHeads, check_digest, read_heads
 
 
 def open_predictor(
-    source: Path, head: str | None = None, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS
-) -> Predictor:
-    """Open a head of a run, by default the selected one, or a head file; for `coverage` and `false_alarms` see `Predictor`.
+    source: Path, head: str | None = None, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS,
+    at: str | None = None, prevalence: float | None = None,
+) -> Predictor:  # fmt: skip
+    """Open a head of a run, by default the selected one, or a head file; for the other options see `Predictor`.
 
     Raises
     ------
@@ -22,7 +24,7 @@ def open_predictor(
         If the source is neither, is damaged or of another version, or the run has no such head.
     """
     saved = run_head(read_heads(source), head) if source.is_dir() else read_head(source)
-    return Predictor(saved, coverage=coverage, false_alarms=false_alarms)
+    return Predictor(saved, coverage=coverage, false_alarms=false_alarms, at=at, prevalence=prevalence)
 
 
 def run_head(run: RunHeads, name: str | None = None) -> SavedHead:

@@ -1,14 +1,16 @@
 """Predictor: a head in use. Embeddings in, probabilities out; opens no image and no file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hoarfrost.evaluation import apply_temperature, per_patient
-from hoarfrost.evaluation.conformal import prediction_sets
+from hoarfrost.evaluation.calibration import at_prevalence
+from hoarfrost.evaluation.conformal import COVERAGE, prediction_sets
+from hoarfrost.evaluation.operating import OperatingPoint, Rule
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.files import IMAGE, SavedHead, Validated
 
@@ -16,7 +18,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-COVERAGE = 0.9
 FALSE_ALARMS = 0.05
 SEPARATORS = ("|", ";", ",", "\t", " & ")  # of classes in one cell
 NONE = "(none)"  # an empty set, and an image without a predicted label
@@ -60,6 +61,10 @@ class Predictor:
         Share of images whose conformal set should hold the true class, between 0 and 1.
     false_alarms : float
         Share of images like the training images that may be reported as out of distribution, between 0 and 1.
+    prevalence : float, optional
+        Of class 1, or of each label, where the head is used; calibrated probabilities are shifted to it.
+    at : str, optional
+        Another operating point than the head's first one, as `hoarfrost.evaluation.operating.Rule.parse` reads it.
     names : tuple of str
         Of the C classes, or labels.
     header : hoarfrost.features.cache.Header
@@ -70,10 +75,19 @@ class Predictor:
         Distance beyond which an image is out of distribution; infinite if there are too few validation images.
     """
 
-    def __init__(self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS) -> None:
+    def __init__(
+        self, head: SavedHead, *, coverage: float = COVERAGE, false_alarms: float = FALSE_ALARMS, at: str | None = None,
+        prevalence: float | None = None,
+    ) -> None:  # fmt: skip
+        head = head if at is None else _decided_at(head, at)
         self.head, self.names, self.header = head, head.names, head.header
         self.committee = head.committee.exact()
-        self.coverage, self.false_alarms = coverage, false_alarms
+        self.coverage, self.false_alarms, self.prevalence = coverage, false_alarms, prevalence
+        if prevalence is not None and not all(one.prevalences for one in head.validated):
+            raise TrainingError(
+                f"--prevalence {prevalence:g}: {head.name} has more than two classes, or its file is of an earlier version, "
+                "so the prevalence that its probabilities are for is not known. Omit the option, or train again."
+            )
         self.novelty_threshold = head.distances.quantile(1 - false_alarms)
 
     @property
@@ -135,6 +149,22 @@ class Predictor:
                 "of several classes), so nothing is calibrated for patients. Omit the option, or train with patients."
             )
 
+    def decided_by(self, unit: str = IMAGE) -> str:
+        """Return the rule and the threshold that decide, "Youden's index, threshold >= 0.247"; "" with more classes."""
+        points = [points[0] for points in self._validated(unit).points]
+        rules = " or ".join(dict.fromkeys(point.name for point in points))
+        return f"{rules}, threshold >= {points[0].threshold:.3f}" if len(points) == 1 else rules
+
+    def assumptions(self) -> Iterator[str]:
+        """Yield what calibrated probabilities at a stated prevalence assume."""
+        if self.prevalence is not None:
+            study = ", ".join(f"{one:.3g}" for one in self.head.validated[0].prevalences)
+            yield (
+                f"Calibrated probabilities are for a prevalence of {self.prevalence:g}; validated images have {study}. This "
+                "assumes that images of each class look alike in both populations. The predicted class and the sets are "
+                "unchanged."
+            )
+
     def n_validated(self, unit: str = IMAGE) -> int:
         """Return the number of validation images, or patients."""
         return self._validated(unit).n
@@ -162,6 +192,8 @@ class Predictor:
         """Apply the temperatures, thresholds and conformal scores from validation."""
         fixed = self._validated(unit)
         calibrated = self._calibrated(probabilities, fixed.temperatures)
+        if self.prevalence is not None:
+            calibrated = self._at_prevalence(calibrated, fixed.prevalences, self.prevalence)
         is_novel = None
         if distances is not None and np.isfinite(self.novelty_threshold):
             is_novel = distances > self.novelty_threshold
@@ -177,8 +209,14 @@ class Predictor:
         ]
         return np.stack(of_labels, axis=1)
 
+    def _at_prevalence(self, calibrated: Floats, of_study: Sequence[float], new: float) -> Floats:
+        if not self.head.is_multilabel:
+            p = at_prevalence(calibrated[:, 1], of_study[0], new)
+            return np.column_stack([1 - p, p])
+        return np.stack([at_prevalence(p, study, new) for p, study in zip(calibrated.T, of_study, strict=True)], axis=1)
+
     def _decided(self, probabilities: Floats, fixed: Validated) -> Bools:
-        """Apply the first operating point, Youden's; of more than two classes take the most probable."""
+        """Apply the first operating point; of more than two classes take the most probable."""
         thresholds = np.array([points[0].threshold for points in fixed.points], np.float64)
         if self.head.is_multilabel:
             return np.asarray(probabilities >= thresholds)
@@ -186,3 +224,38 @@ class Predictor:
             is_positive = probabilities[:, 1] >= thresholds[0]
             return np.column_stack([~is_positive, is_positive])
         return np.asarray(np.arange(len(self.names)) == probabilities.argmax(axis=1)[:, None])
+
+
+def _decided_at(head: SavedHead, at: str) -> SavedHead:
+    """Return a head whose first operating point is another of its own, or a stated threshold.
+
+    Raises
+    ------
+    TrainingError
+        If the head has no operating points, or not this one.
+    """
+    try:
+        rule = Rule.parse(at)
+    except ValueError as error:
+        raise TrainingError(f"--at: {error}") from error
+    if not any(head.validated[0].points):
+        raise TrainingError(f"--at {at}: of several classes, {head.name} predicts the most probable one. Omit --at.")
+    return replace(
+        head,
+        validated=tuple(
+            replace(one, points=tuple(_first(points, rule, at) for points in one.points)) for one in head.validated
+        ),
+    )
+
+
+def _first(points: Sequence[OperatingPoint], rule: Rule, at: str) -> tuple[OperatingPoint, ...]:
+    if rule.kind == "threshold":
+        return (OperatingPoint(rule.name, rule.level, None, None), *points)
+    own = [point for point in points if point.name == rule.name and point.threshold is not None]
+    if not own:
+        known = ", ".join(point.name for point in points if point.threshold is not None)
+        raise TrainingError(
+            f"--at {at}: the head has no such operating point. It has: {known}. Choose one of these, --at threshold=..., or "
+            f"train again with --operating-point {at}."
+        )
+    return (own[0], *(point for point in points if point is not own[0]))

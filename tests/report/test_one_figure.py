@@ -1,0 +1,162 @@
+"""One figure, one interval: terminal, JSON, report, model card, tables for a paper and `predict` say the same."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hoarfrost.cli.console.training import train_text
+from hoarfrost.heads.files import SavedHead
+from hoarfrost.inference.export.card import model_card
+from hoarfrost.inference.predict import open_predictor, run_head
+from hoarfrost.report import write_report
+from hoarfrost.report.files import Table
+from hoarfrost.report.paper import tables_of
+from hoarfrost.report.variants import area_methods
+from hoarfrost.runs import Run, metrics_document, read_heads, read_run
+from tests.experiment.test_assessment import train
+from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
+
+LABELS = mixed({"benign": 140, "malignant": 80})
+OPTIMISTIC = "selected on these; optimistic"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train with folds and another rule than the default one."""
+    cache = write_labelled_cache(
+        tmp_path_factory.mktemp("one") / "c.h5", LABELS, embeddings=embeddings_of(LABELS, distance=0.09)
+    )
+    found = train(cache, ("linear", "mlp:8"), n_folds=3, operating_point="sensitivity=0.9", prevalence=0.1)
+    return read_run(found.directory)
+
+
+def text(value: float | None, low: float | None, high: float | None) -> str:
+    assert None not in (value, low, high)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def plain(html: str) -> str:
+    """Return the words of a page, as the terminal would write them."""
+    words = re.sub(r"<[^>]*>", " ", html.split("<body")[1]).replace("&nbsp;", " ").replace("\N{NO-BREAK SPACE}", " ")
+    words = words.replace("&ge;", ">=").replace("≥", ">=").replace("&#39;", "'").replace("\N{MINUS SIGN}", "-")
+    return " ".join(words.split())
+
+
+def saved(run: Run) -> SavedHead:
+    return run_head(read_heads(run.directory))
+
+
+def row_of(table: Table, **wanted: object) -> dict[str, object]:
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    (found,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return found
+
+
+def test_every_output_has_the_same_area_interval_threshold_and_accuracy(run: Run) -> None:
+    document = json.loads(json.dumps(metrics_document(run)))
+    head = next(one for one in document["heads"] if one["name"] == document["selected"])
+    test, point = head["test"], document["assessment"]["classes"][0]["points"][0]
+    area = text(test["roc_auc"], *test["roc_auc_ci95"])
+    sensitivity, specificity = (
+        text(*(point["result"][name][part] for part in ("value", "low", "high")))
+        for name in ("sensitivity", "specificity")
+    )
+    at, rule = f"threshold >= {point['point']['threshold']:.3f}", "sensitivity >= 0.9"
+    assert (point["point"]["name"], test["decided_by"], test["thresholds"]) == (
+        rule,
+        rule,
+        [point["point"]["threshold"]],
+    )
+    folded = document["cross_validation"]["results"][0]["pooled"]
+    pooled = text(folded["roc_auc"], *folded["roc_auc_ci95"])
+
+    terminal = train_text(run)
+    page = plain(write_report(run.directory, with_map=False).read_text(encoding="utf-8"))
+    card = model_card(run, saved(run), "m.onnx", []).replace("\N{NO-BREAK SPACE}", " ").replace("≥", ">=")
+    tables = tables_of(run)
+
+    assert area in terminal
+    assert f"{test['roc_auc']:.3f} 95% interval {area.partition('(')[2][:-1]} ({test['roc_auc_ci95_method']})" in page
+    assert f"| {test['roc_auc']:.3f} | {area.partition('(')[2][:-1]} | {test['roc_auc_ci95_method']} |" in card
+    heads = row_of(tables["heads"], head=document["selected"])
+    assert text(heads["test_roc_auc"], heads["test_roc_auc_low"], heads["test_roc_auc_high"]) == area  # type: ignore[arg-type]
+
+    assert pooled in terminal
+    assert pooled in page
+    assert pooled in card
+    folds = row_of(tables["cross-validation"], head="selected in each fold")
+    assert text(folds["roc_auc"], folds["low"], folds["high"]) == pooled  # type: ignore[arg-type]
+
+    for found in (sensitivity, specificity):
+        assert found in terminal
+        assert found in page
+        assert found in card
+    points = row_of(tables["operating points"], rule=rule)
+    for name, expected in (("sensitivity", sensitivity), ("specificity", specificity)):
+        assert text(*(points[f"{name}{end}"] for end in ("", "_low", "_high"))) == expected  # type: ignore[arg-type]
+
+    assert f"{at} ({rule}" in terminal
+    assert f"at {at} ({rule})" in page
+    assert f"At {at}" in card or f"at {at} ({rule})" in card
+    assert (heads["test_decided_by"], heads["test_threshold"]) == (rule, point["point"]["threshold"])
+    assert open_predictor(run.directory).decided_by() == f"{rule}, {at}"
+    right = point["result"]["true_positives"] + point["result"]["true_negatives"]
+    assert test["accuracy"] == right / test["n"] == heads["test_accuracy"]
+    for output in (terminal, page, card):
+        assert f"{test['accuracy']:.3f}" in output
+
+
+def test_predict_decides_as_the_run_did(run: Run) -> None:
+    test = run.head(run.selected).test
+    assert test is not None
+    rows = run.rows_of("test")
+    x = embeddings_of(LABELS, distance=0.09)[rows]
+    found = open_predictor(run.directory).predict(x)
+    assert float((found.called[:, 1] == run.y_true()[rows]).mean()) == test.value("accuracy")
+
+
+def test_scores_of_what_selected_the_head_have_no_interval_and_say_so_everywhere(run: Run) -> None:
+    document = metrics_document(run)
+    for one in document["heads"]:
+        assert ("roc_auc_ci95" in one["val"]) == (one["name"] != run.selected)
+    val = run.head(run.selected).val
+    assert val.auc.method == OPTIMISTIC
+    assert "AUC is optimistic, because the same images selected it." in train_text(run)
+    page = plain(write_report(run.directory, with_map=False).read_text(encoding="utf-8"))
+    assert f"{val.value('roc_auc'):.3f} ({OPTIMISTIC})" in page
+    assert OPTIMISTIC not in area_methods(run)
+    heads = row_of(tables_of(run)["heads"], head=run.selected)
+    assert (heads["val_roc_auc_low"], heads["val_roc_auc_high"], heads["val_roc_auc_method"]) == (
+        None,
+        None,
+        OPTIMISTIC,
+    )
+
+
+def test_without_a_test_split_the_selected_head_has_no_interval_at_all(tmp_path: Path) -> None:
+    labels = mixed({"benign": 70, "malignant": 50})
+    cache = write_labelled_cache(
+        tmp_path / "c.h5", labels, splits=["train"] * 80 + ["val"] * 40, embeddings=embeddings_of(labels, distance=0.09)
+    )
+    found = read_run(train(cache, ("linear", "mlp:8")).directory)
+    area = found.head(found.selected).val.auc
+    assert area.interval is None
+    assert f"{area.value:.3f} ({OPTIMISTIC})" in train_text(found)
+    page = plain(write_report(found.directory, with_map=False).read_text(encoding="utf-8"))
+    assert f"Validation ROC AUC {area.value:.3f} {OPTIMISTIC}" in page
+    assert "The ROC AUC has no interval, because these images also selected the model" in page
+    card = model_card(found, saved(found), "m.onnx", [])
+    assert f"| {area.value:.3f} | — | {OPTIMISTIC} |" in card
+
+
+def test_csvs_of_the_paper_name_the_rule(run: Run, tmp_path: Path) -> None:
+    from hoarfrost.report.outputs import report_runs
+
+    report_runs([run.directory], output=tmp_path / "r.html", figures=tmp_path / "figures", with_map=False)
+    with (tmp_path / "figures" / "heads.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["test_decided_by"] for row in rows} <= {"sensitivity >= 0.9", "Youden's index", ""}
+    assert rows[0]["test_decided_by"] == "sensitivity >= 0.9"
