@@ -282,8 +282,7 @@ class EmbeddingLoop:
         return np.stack(rows)
 
     def _fail(self, failed: _Failed) -> bool:
-        """Record why an image failed; return whether it was only stopped."""
-        if failed.reason is None:
+        if failed.reason is None:  # only stopped
             return True
         self.work.table.errors[failed.index] = failed.reason
         try:

@@ -15,6 +15,7 @@ from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header
 from hoarfrost.features.cache.layout import CHUNK_BYTES, CHUNK_ROWS, row_bytes, rows_per_chunk
+from hoarfrost.features.decoding.isolated import Cancellation
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.registry import ENCODERS, RESNET18, EncoderSpec, encoder_named
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError, HoarfrostError, WeightsError
@@ -164,7 +165,7 @@ def test_it_is_exported_with_its_own_input(made: Made, tmp_path: Path, file_form
 
 def test_it_is_served_without_maps(made: Made) -> None:
     with opened_reader(made.run, None, LIMITS, weights=None, device="cpu", notes=[]) as reader:
-        image = reader.decode(encode(picture()))
+        image = reader.decode(encode(picture()), Cancellation())
         assert image.looks[0].shape[1:] == (SIZE, SIZE)
         [answer] = reader.answer([image])
         assert reader.about.map_cells is None
