@@ -24,7 +24,7 @@ from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.first import grave_warnings, tiles, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.variants import area_methods
-from hoarfrost.report.words import decimal, interval, p_text
+from hoarfrost.report.words import decimal, estimate_text, interval, p_text
 from hoarfrost.runs import FixedPoint, Run, from_json, to_json
 from tests.support.labelled import embeddings_of, write_labelled_cache
 from tests.support.made_runs import make_run
@@ -90,7 +90,7 @@ def test_few_patients_are_counted_and_their_interval_said(reported_demo: Run) ->
     )
     said = texts(reported_demo)[1]["Few patients"]
     assert said.startswith(f"Only {n_with} of the {n_all} test patients are malignant")
-    assert said.endswith(f"the interval of the ROC AUC is wide: {decimal(area.low)} to {decimal(area.high)}.")
+    assert said.endswith(f"other patients could change the ROC AUC: {estimate_text(area)}.")
 
 
 def test_only_a_subgroup_whose_interval_lies_below_all_is_uneven(reported_demo: Run) -> None:
