@@ -25,7 +25,7 @@ def check_digest(directory: Path, path: Path) -> None:
     """
     try:
         text = (directory / DIGESTS).read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
     if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != _digest(path):

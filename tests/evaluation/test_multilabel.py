@@ -88,7 +88,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=spec.lr)
-    x, y = data.rows.take(torch.arange(90)), data.y
+    x, y = data.looks.rows.take(torch.arange(90)), data.y
     std, mean = torch.std_mean(x[fold.train], dim=0, correction=0)
     known, n_with = (y[:60] >= 0).sum(0).double(), (y[:60] == 1).sum(0).double()
     weight_with, weight_without = known / (2 * n_with), known / (2 * (known - n_with))

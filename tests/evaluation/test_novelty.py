@@ -109,7 +109,7 @@ def test_threshold_is_by_validation_images_which_the_reference_does_not_know(tmp
     path = write_labelled_cache(tmp_path / "c.h5", mixed({"benign": 120, "malignant": 80}))
     with EmbeddingCache(path) as cache:
         task = read_task(cache, None, ["malignant"], 0, cross_fit=False)
-    reference, distances = novelty_of(task, development_of(task, 0))
+    reference, distances = novelty_of(task, development_of(task, 0), task.views[0])
     rows = {name: np.flatnonzero(task.splits == name) for name in ("train", "val")}
     assert len(distances.scores) == len(rows["val"])
     assert distances.scores == pytest.approx(np.sort(reference.distances(task.embeddings(rows["val"]))))
@@ -122,7 +122,7 @@ def test_threshold_is_by_all_training_images_out_of_fold_where_there_is_no_valid
     with EmbeddingCache(path) as cache:
         task = read_task(cache, None, ["malignant"], 0)
     development = development_of(task, 0)
-    reference, distances = novelty_of(task, development)
+    reference, distances = novelty_of(task, development, task.views[0])
     found = [
         fit_novelty([task.embeddings(fold.train)]).distances(task.embeddings(fold.val)) for fold in development.folds
     ]
@@ -141,7 +141,7 @@ def test_chest_x_rays_are_found_by_what_was_learnt_from_breast_ultrasound(tmp_pa
         task = read_task(cache, None, ["malignant"], 0)
     with EmbeddingCache(folder / "foreign.h5") as cache:
         foreign, _ = cache.arrays(cache.dataset())
-    reference, distances = novelty_of(task, development_of(task, 0))
+    reference, distances = novelty_of(task, development_of(task, 0), task.views[0])
     own = reference.distances(task.embeddings(np.flatnonzero(task.splits == "test")))
     others = reference.distances(foreign)
     assert area(own, others) >= 0.99
