@@ -10,7 +10,7 @@ import numpy as np
 
 from hoarfrost.demo import write_demo
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.datasets import TableOptions, read_dataset
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import DEFAULT_HEADS, parse_heads
@@ -94,7 +94,8 @@ def _text(one: ViewsResult) -> str:
 
 def costs(folder: Path) -> list[Measurement]:
     """Time extractions of the same images with several views, by turns."""
-    source = _some(BUSI, folder) if BUSI.is_dir() else write_demo(folder / "some", n_images=N_TIMED).directory
+    images = BUSI if BUSI.is_dir() else write_demo(folder / "images", n_images=N_TIMED).directory
+    source, table = _some(images, folder), TableOptions(image_root=images)
     asked = {"one look": "224", "three at 224": THREE, "one at 448": "448"}
     rows = []
     for precision in ("float32", "bfloat16", "int8"):
@@ -102,7 +103,7 @@ def costs(folder: Path) -> list[Measurement]:
         for number in range(N_ROUNDS):
             for name, views in asked.items():
                 path = folder / f"{precision}-{name}-{number}.h5"
-                options = ExtractOptions(weights=UNTRAINED, precision=precision, views=views)
+                options = ExtractOptions(weights=UNTRAINED, precision=precision, views=views, table=table)
                 seconds[name].append(extract(source, path, options=options).seconds)
         one = np.array(seconds["one look"])
         ratios = {name: float(np.median(np.array(found) / one)) for name, found in seconds.items()}
@@ -126,7 +127,7 @@ def _some(source: Path, folder: Path) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label"))
-        writer.writerows((source / dataset.paths[place], dataset.labels[place]) for place in places)
+        writer.writerows((dataset.paths[place], dataset.labels[place]) for place in places)
     return path
 
 

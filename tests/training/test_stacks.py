@@ -231,7 +231,10 @@ def test_a_grid_of_dropout_leaves_one_linear_head() -> None:
 @pytest.mark.parametrize(
     ("grids", "message"),
     [
-        (["epochs=1,2"], "--grid epochs=1,2: expected one of C, dropout, layers, lr, members, transform, views, weight_decay"),
+        (
+            ["epochs=1,2"],
+            "--grid epochs=1,2: expected one of C, dropout, layers, lr, members, transform, views, weight_decay",
+        ),
         (["lr"], "--grid lr: expected one of"),
         (["lr=1e-3,"], "--grid lr: lr= is not a number"),
         (["lr=0"], "--grid lr: lr must be above 0, not 0"),
