@@ -255,7 +255,7 @@ def read_task(
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
     names_of_views, rows = chosen_views(cache, table, views)
     layers = encoder.columns_of(made_by.layers) if made_by.layers else {}
-    looks = Looks(_rows(cache, table.name, rows.ravel(), memory_limit, device), names_of_views, layers)
+    looks = Looks(_rows(cache, table.name, rows, memory_limit, device), names_of_views, layers)
     _check_embeddings(looks, list(compress(table.paths, readable)), cache)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
@@ -301,13 +301,14 @@ def _check_per_patient(task: Task) -> None:
 
 
 def _rows(cache: EmbeddingCache, name: str, rows: Ints, memory_limit: int | None, device: str) -> Rows:
-    """Read embeddings into memory, that of a GPU if it has room; else stream them."""
-    dim = cache.header.dim
+    """Read the embeddings of rows (n, V) into memory, that of a GPU if it has room; else stream them."""
+    dim, n_looks = cache.header.dim, rows.shape[1]
+    rows = rows.ravel()
     n_bytes, limit = len(rows) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
     if n_bytes > limit:
         text = "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time"
         logger.warning(text, name, n_bytes / 1e9, limit / 1e9)
-        return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device))
+        return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device), n_looks=n_looks)
     x = torch.from_numpy(cache.embeddings(rows))
     if device == "cuda":
         fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]

@@ -135,8 +135,9 @@ class ChosenRows:
             yield some, self.take(torch.from_numpy(rows[some]))
 
     def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
-        """Return the order of images (m,) in an epoch, as places in `rows`."""
-        return self._x.shuffled(rows * self._n_views, generator, epoch)
+        """Return the order of rows (m,) in an epoch, as places in `rows`; of means by where their first views are."""
+        base = self._base(torch.from_numpy(rows)).numpy()
+        return self._x.shuffled(base[:, 0] if self._average else base, generator, epoch)
 
     def hold(self, rows: Ints) -> None:
         """Keep the rows below these in memory if possible."""
