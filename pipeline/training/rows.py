@@ -127,7 +127,8 @@ class StreamedRows:
         self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # those in use; each row's
         self._n_file_rows = int(file_rows.max()) + 1
         n_slots = max(2, limit_bytes // 8 // (CHUNK_ROWS * n_features * 4))
-        self._window_chunks = max(1, n_slots // 2 // n_looks)  # two windows: heads of different folds are not at exactly the same place
+        # Two windows at least: heads of different folds are not at exactly the same place.
+        self._window_chunks = max(1, n_slots // 2 // n_looks)
         self._n_slots = min(n_slots, len(self._chunks))
         self.most_held = limit_bytes // 2 // (n_features * 4)
         self.release()

@@ -1,4 +1,4 @@
-"""Several views of each image: which set is used is chosen by out-of-fold loss, and nothing about the test images decides it."""
+"""Several views of each image: out-of-fold loss chooses which are used, and the test images have no part in it."""
 
 import json
 import logging
@@ -142,7 +142,13 @@ def test_the_set_with_the_lowest_out_of_fold_loss_is_chosen_and_of_equal_ones_th
         (("448", "224"), [[("448",)], [("224",)], [("448",), ("224",)]]),
         (
             ("224", "448:pad", "224:crop", "448"),
-            [[("224",)], [("224", "224:crop")], [("448:pad",)], [("448",)], [("224", "224:crop"), ("448:pad",), ("448",)]],
+            [
+                [("224",)],
+                [("224", "224:crop")],
+                [("448:pad",)],
+                [("448",)],
+                [("224", "224:crop"), ("448:pad",), ("448",)],
+            ],
         ),
     ],
 )
@@ -314,7 +320,8 @@ def test_a_view_that_some_images_lack_is_not_used_and_a_warning_says_so(
     with caplog.at_level(logging.WARNING):
         task = task_of(tmp_path / "c.h5", views, lacking=lacking)
     assert task.views == SMALL
-    assert "not used, because embeddings are missing: the views 448 (2 of 90 images), 448:flip (1 of 90 images)" in caplog.text
+    reason = "not used, because embeddings are missing: the views 448 (2 of 90 images), 448:flip (1 of 90 images)"
+    assert reason in caplog.text
     np.testing.assert_array_equal(task.embeddings(np.arange(N)), views["224"])
     with EmbeddingCache(tmp_path / "c.h5") as cache:
         with pytest.raises(TrainingError, match=r"embeddings are missing for the views 448 \(2 of 90 images\)"):

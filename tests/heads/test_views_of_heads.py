@@ -190,7 +190,10 @@ def member_of(text: str) -> Any:
     [
         (lambda d, _: d.update(views=["224", "224:flip", "448"]), "the view 448:flip is not among those"),
         (lambda d, _: d.update(views=[*VIEWS, "224:spin"]), "'spin' is not known"),
-        (lambda d, _: d.update(views=[*VIEWS[:3], "448:crop=0.8571428571428571"]), "damaged: its views are not stated by"),
+        (
+            lambda d, _: d.update(views=[*VIEWS[:3], "448:crop=0.8571428571428571"]),
+            "damaged: its views are not stated by",
+        ),
         (lambda d, _: d.update(views=["224", *VIEWS]), "damaged: its views are not stated by"),
         (lambda d, _: d.update(views="224"), "the size must be a multiple of 32"),
         (member_of("mlp:8,views=224:crop"), "the view 224:crop is not among those"),

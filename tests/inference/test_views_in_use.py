@@ -245,9 +245,15 @@ def test_an_exported_models_views_of_the_largest_size_are_the_products(shape: tu
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("448:pad", "the view 448:pad, which needs the image's own aspect ratio.*stretched to 448 x 448. Train without"),
+        (
+            "448:pad",
+            "the view 448:pad, which needs the image's own aspect ratio.*stretched to 448 x 448. Train without",
+        ),
         ("224:cover:flip", "the view 224:cover:flip, which needs the image's own aspect ratio.*stretched to 224 x 224"),
-        ("224:affine=3", "the view 224:affine=3, which is drawn from the file's bytes. An exported model sees pixels alone"),
+        (
+            "224:affine=3",
+            "the view 224:affine=3, which is drawn from the file's bytes. An exported model sees pixels alone",
+        ),
     ],
 )
 def test_views_that_pixels_alone_do_not_determine_are_refused(name: str, message: str) -> None:
