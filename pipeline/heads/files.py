@@ -23,9 +23,9 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.layers import Columns, Standardise
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.heads.views import Columns, columns_of, member_views
+from hoarfrost.heads.views import columns_of, member_views
 from hoarfrost.runs import from_json, to_json
 
 FORMAT = "hoarfrost-head"

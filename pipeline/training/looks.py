@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.layers import chosen_columns
-from hoarfrost.heads.views import Columns, columns_of, places_of
+from hoarfrost.heads.layers import Columns, chosen_columns
+from hoarfrost.heads.views import columns_of, places_of
 from hoarfrost.training.rows import BLOCK_ROWS, TRANSFORMED_NUMBERS, HeldRows, Ints, Rows
 
 ONLY_VIEW = ("",)

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hoarfrost.heads.layers import Standardise, transformed
-from hoarfrost.heads.views import Columns
+from hoarfrost.heads.layers import Columns, Standardise, transformed
 
 Ints = npt.NDArray[np.int64]
 
