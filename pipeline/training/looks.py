@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import Columns, chosen_columns
 from hoarfrost.heads.views import columns_of, places_of
-from hoarfrost.training.rows import BLOCK_ROWS, TRANSFORMED_NUMBERS, HeldRows, Ints, Rows
+from hoarfrost.training.rows import BLOCK_ROWS, TRANSFORMED_NUMBERS, HeldRows, Ints, Rows, gathered
 
 ONLY_VIEW = ("",)
 
@@ -70,6 +71,10 @@ class Looks:
         if isinstance(rows, HeldRows) and rows.x.device == rows.device and rows.x.numel() <= TRANSFORMED_NUMBERS:
             return HeldRows(lazy.take(torch.arange(len(lazy), device=rows.device)))
         return lazy
+
+    def array(self) -> npt.NDArray[np.float32]:
+        """Return all embeddings (n, V, D)."""
+        return gathered(self.rows, np.arange(len(self.rows))).reshape(len(self), len(self.views), -1)
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """Yield the embeddings of some images: places in `rows` (k,), and (k, D), or (k, V, D) of several views."""
