@@ -1,5 +1,6 @@
 """A head that looks at several views and layers predicts the same in every use, and its maps lie where the image shows it."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,31 +13,37 @@ import torch
 
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.cache import EmbeddingCache
-from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.images import Decoding, decode_pixels
 from hoarfrost.features.decoding.looks import load_image, looks_at
 from hoarfrost.features.decoding.views import View, parse_views
-from hoarfrost.features.encoder.backbone import load_weights
+from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.inference.explain import Explainer, open_explainer
+from hoarfrost.inference.explain import Cases, Explainer, open_explainer
 from hoarfrost.inference.explain.maps import LookMaps, embeddings_of, evidence_maps, spread_of
 from hoarfrost.inference.export import export_head
-from hoarfrost.inference.export.exporting import LARGEST_DIFFERENCE_OF_VIEWS, ExportSummary, _trial_images
+from hoarfrost.inference.export.exporting import (
+    LARGEST_DIFFERENCE_OF_VIEWS,
+    ExportSummary,
+    _difference_from_run,
+    _trial_images,
+)
 from hoarfrost.inference.export.formats import run_onnx, run_torch
 from hoarfrost.inference.export.model import Classifier, looks_of
 from hoarfrost.inference.predict import Predictor, predict_dataset, run_head
 from hoarfrost.inference.serve.limits import Limits
-from hoarfrost.inference.serve.reader import opened_reader
 from hoarfrost.report import write_report
 from hoarfrost.runs import Run, read_heads, read_run
 from hoarfrost.training import TrainingConfig
 from tests.heads.test_head_files import rewritten
 from tests.heads.test_views_of_heads import HEADS, LAYERS, VIEWS
 from tests.support.builders import encode, picture
+from tests.support.caches import HEADER
 from tests.support.pictured import pictured_run
 from tests.support.predicted import read_csv
+from tests.support.saved_heads import member, saved_head
 from tests.support.viewed import extracted
 
 NAMES = ("224", "224:flip", "224:crop", "448")
@@ -112,6 +119,9 @@ def test_predict_gives_the_runs_own_numbers(run: Run, tmp_path: Path, has_cache:
 
 
 def test_serve_answers_as_predict_does(run: Run, head: SavedHead) -> None:
+    pytest.importorskip("pydantic")
+    from hoarfrost.inference.serve.reader import opened_reader
+
     notes: list[str] = []
     predictor, some = Predictor(head), [12, 13]
     with opened_reader(run.directory, None, Limits(), weights=None, device="cpu", notes=notes) as reader:
@@ -130,6 +140,26 @@ def test_serve_answers_as_predict_does(run: Run, head: SavedHead) -> None:
         assert answer.distance == pytest.approx(wanted.distances[i], rel=1e-4)
     assert explained.explanation is not None
     assert explained.explanation.map.startswith("data:image/png")
+
+
+def test_the_served_map_lies_over_the_whole_image_whatever_the_views_show() -> None:
+    pytest.importorskip("pydantic")
+    from hoarfrost.inference.serve.reader import HeadReader
+
+    head = saved_head([member("linear")], header=HEADER.of_views(["224:flip"]))
+    backbone = Backbone(load_weights("random:0"))
+    explainer = Explainer(Predictor(head), backbone, Decoding())
+    reader = HeadReader(explainer, backbone, Cases(explainer, run=None, n=0), Limits())  # type: ignore[arg-type]
+    content = encode(picture(300, 200))
+    seen = reader.decode(content)
+    (answer,) = reader.answer([seen])
+    whole = load_image(content)
+    wanted = Predictor(head).predict(backbone.embed(whole.expand(3, -1, -1).flip(2)[None]).numpy())
+    assert list(answer.probabilities.values()) == pytest.approx(wanted.calibrated[0].tolist(), abs=1e-6)
+    explanation = reader.explain(seen, answer).explanation
+    assert explanation is not None
+    shown = decode_pixels(base64.b64decode(explanation.image.partition(",")[2]))
+    assert np.array_equal(shown, whole.permute(1, 2, 0).numpy())
 
 
 # -- explained ---------------------------------------------------------------------------------------------------------
@@ -304,6 +334,18 @@ def test_a_torch_program_predicts_as_its_module_and_states_how_it_differs_from_t
 ) -> None:
     summary = export_head(run.directory, tmp_path / "m.pt2", file_format="torch")
     check_exported(run, head, (tmp_path / "m.pt2").read_bytes(), summary, run_torch)
+
+
+def test_a_model_whose_views_differ_too_much_from_the_runs_is_refused_with_the_way_out(
+    run: Run, head: SavedHead
+) -> None:
+    def wrong(_: bytes, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        return [np.tile(np.array([2, -1], np.float32), (len(images), 1))] * 2
+
+    with pytest.raises(
+        HoarfrostError, match=r"more than 0\.1\. Nothing was written\. It makes its views of an image that"
+    ):
+        _difference_from_run(run, head, Decoding(size=448), b"", wrong)
 
 
 def test_trial_images_have_any_size() -> None:
