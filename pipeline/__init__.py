@@ -36,7 +36,7 @@ class Data:
 
     Attributes
     ----------
-    X : ndarray (n, D) float32
+    X : ndarray (n, D) float32, or (n, V, D) of V views
         Embeddings.
     y : ndarray (n,) int64, values 0 to C-1; or (n, C) int64 of 1, 0 and -1 (unknown)
         Class numbers; or which of several labels each image has.
@@ -98,6 +98,7 @@ def load_data(
     label_columns: Sequence[str] | None = None,
     seed: int = 0,
     near_duplicates: str = "group",
+    views: Sequence[str] = (),
 ) -> Data:
     """Read a cached dataset as arrays.
 
@@ -115,6 +116,8 @@ def load_data(
         Seed of the splits, if the dataset does not have any.
     near_duplicates : "group", "warn" or "ignore"
         Whether near-identical images are one group where patients are unknown: only "group" does it.
+    views : sequence of str
+        Names of views, as `head.views` of a predictor has them; by default the first that all images have.
 
     Returns
     -------
@@ -128,11 +131,15 @@ def load_data(
     import numpy as np
 
     from hoarfrost.experiment.task import read_task
+    from hoarfrost.experiment.views import AUTO
     from hoarfrost.features.cache import EmbeddingCache
 
     with EmbeddingCache(Path(cache)) as opened:
-        task = read_task(opened, dataset, positive, seed, label_columns=label_columns, near_duplicates=near_duplicates)
-        x = task.embeddings(np.arange(len(task.y)))
+        task = read_task(
+            opened, dataset, positive, seed, label_columns=label_columns, near_duplicates=near_duplicates,
+            views=",".join(views) or AUTO,
+        )  # fmt: skip
+        x = task.looks.array() if len(views) > 1 else task.embeddings(np.arange(len(task.y)))
     paths = tuple(task.table.paths[place] for place in np.flatnonzero(task.readable))
     return Data(x, task.y, task.names, task.splits, task.groups, paths)
 
@@ -194,7 +201,7 @@ def open_predictor(source: str | Path, head: str | None = None, *, coverage: flo
     Returns
     -------
     Predictor
-        Its `predict` takes embeddings (n, D) and returns a `Prediction`.
+        Its `predict` takes embeddings (n, D), or (n, V, D) of the V views in `head.views`, and returns a `Prediction`.
 
     Raises
     ------

@@ -53,8 +53,7 @@ def search_near_duplicates(
     Parameters
     ----------
     looks : Looks
-        Embeddings of n images, finite. Those of the first view are compared, in the encoder's last layer, and where its
-        mirror image is there, with that too.
+        Embeddings of n images, finite. Those of the first view are compared, in the encoder's last layer, see `pairs_among`.
     mode : str
         "group": keep them together where patients are unknown. "warn": search them between splits only. "ignore".
     knows_patients : bool
@@ -67,15 +66,33 @@ def search_near_duplicates(
     if not_compared or knows_patients or mode != GROUP:
         return NearDuplicates(mode, not_compared=not_compared)
     rows = np.arange(len(looks)) if given_test is None else np.flatnonzero(~given_test)
-    sides = [looks.first(looks.last_layer)]
-    mirrored = looks.views.index(f"{looks.views[0]}:flip") if f"{looks.views[0]}:flip" in looks.views else None
-    if mirrored is not None:
-        sides.append(looks.chosen((mirrored,), looks.columns(looks.last_layer), average=False))
-    with one_thread(only_if=len(rows) < FEWEST_FOR_CORES):
-        pairs = of_images(near_pairs(np.concatenate([gathered(side, rows) for side in sides])), len(rows))
+    pairs = pairs_among(looks, rows)
     groups = np.arange(len(looks)) + len(rows)  # numbers that no group has
     groups[rows] = near_groups(pairs, len(rows))
     return NearDuplicates(mode, pairs if given_test is None else None, groups)
+
+
+def pairs_among(looks: Looks, images: Ints) -> NearPairs:
+    """Return the near-identical pairs among some images, as places in `images`; and across mirror images, if there are any.
+
+    With very many images mirror images are not compared: the time grows with the square of the number of embeddings.
+    """
+    sides = [looks.first(looks.last_layer)]
+    if has_mirror_images(looks):
+        mirrored = looks.views.index(_mirrored(looks.views[0]))
+        sides.append(looks.chosen((mirrored,), looks.columns(looks.last_layer), average=False))
+    with one_thread(only_if=len(images) < FEWEST_FOR_CORES):
+        return of_images(near_pairs(np.concatenate([gathered(side, images) for side in sides])), len(images))
+
+
+def has_mirror_images(looks: Looks) -> bool:
+    """Return whether mirror images are compared too."""
+    return _mirrored(looks.views[0]) in looks.views and 2 * len(looks) <= MOST_COMPARED
+
+
+def _mirrored(view: str) -> str:
+    """Return the name of a view's mirror image: "flip" is the last part of a name."""
+    return view.removesuffix(":flip") if view.endswith(":flip") else f"{view}:flip"
 
 
 def kept_together(near: NearDuplicates, paths: Sequence[str], labels: Sequence[str]) -> KeptTogether | None:

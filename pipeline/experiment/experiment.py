@@ -37,6 +37,7 @@ from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
+    ComparedViews,
     Epoch,
     Predictions,
     Run,
@@ -179,18 +180,14 @@ def run_experiment(
             else (None, None, None)
         )
         on_progress(TrainingProgress("scores"))
-        with one_thread(only_if=task.is_small):
-            views, of_run = choose_views(fitted, task, development, config.select)
-            scored = score_variants(fitted[views], task, development, config.select, views.views)
+        views, of_run, scored = _selected(fitted, task, development, config)
         chosen = scored.variants[scored.selected]
         curve = (
             learning_curve(chosen, task, development, training, in_stage("curve")) if config.with_learning_curve else ()
         )
         run = Run(
             directory=directory,
-            config=_run_config(
-                task, development, opened, config, training, fitted[views], views, shlex.join(command), started
-            ),
+            config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
@@ -207,6 +204,15 @@ def run_experiment(
             files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     return run
+
+
+def _selected(
+    fitted: Mapping[ViewSet, Mapping[str, Variant]], task: Task, development: Development, config: ExperimentConfig
+) -> tuple[ViewSet, ComparedViews | None, Scored]:
+    """Choose the views, then score the heads that look at them, and select one."""
+    with one_thread(only_if=task.is_small):
+        views, compared = choose_views(fitted, task, development, config.select)
+        return views, compared, score_variants(fitted[views], task, development, config.select, views.views)
 
 
 def _check_place(directory: Path, config: ExperimentConfig) -> None:
@@ -290,11 +296,11 @@ def _run_config(
     training: TrainingConfig,
     fitted: Mapping[str, Variant],
     views: ViewSet,
-    command: str,
+    command: Sequence[str],
     started: float,
 ) -> RunConfig:
     return RunConfig(
-        command=command,
+        command=shlex.join(command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         head_seconds={name: sum(one.head.seconds for one in variant.members) for name, variant in fitted.items()},

@@ -7,7 +7,7 @@ from itertools import chain, compress, islice
 import numpy as np
 
 from hoarfrost.evaluation.leakage import MOST_LISTED, Conflicting, DifferentLabels, Leakage, find_leakage
-from hoarfrost.experiment.duplicates import kept_together
+from hoarfrost.experiment.duplicates import has_mirror_images, kept_together, pairs_among
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.datasets.conflicts import conflicts
 from hoarfrost.features.errors import TrainingError
@@ -31,9 +31,12 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
     patients = None if table.patients is None else [table.patients[i] for i in places]
     near = task.near
     is_searched = not near.not_compared and (near.pairs is None or not near.pairs.is_complete)
+    pairs = near.pairs
+    if is_searched and has_mirror_images(task.looks):  # without them those of two splits are enough
+        pairs = pairs_among(task.looks, np.arange(len(places)))
     x = gathered(task.looks.first(task.looks.last_layer), np.arange(len(places))) if is_searched else None
     paths = [table.paths[i] for i in places]
-    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients, near=near.pairs)
+    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients, near=pairs)
     leakage = replace(
         found,
         allowed=allowed and found.refused,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +15,17 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule, primary_decision
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.experiment.classes import class_names, classes_of, label_matrix
 from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.earlier import kept_splits
 from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.experiment.views import AUTO, chosen_views
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
-from hoarfrost.features.columns.labels import LABEL_VALUES, is_label_column
 from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, encoder_named
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import Predictions, class_numbers
+from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
 from hoarfrost.training.rows import gathered
 
@@ -243,17 +242,17 @@ def read_task(
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:
-        classes, positive_labels, y = _classes(table, readable, positive)
+        classes, positive_labels, y = classes_of(table, readable, positive)
     else:
-        classes, y = _label_matrix(table, readable, label_columns, positive)
+        classes, y = label_matrix(table, readable, label_columns, positive)
         positive_labels = None
-    names = _class_names(classes, positive_labels)
+    names = class_names(classes, positive_labels)
     patients = None if table.patients is None else list(compress(table.patients, readable))
     if cross_fit is None:
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
     names_of_views, rows = chosen_views(cache, table, views)
     layers = encoder.columns_of(made_by.layers) if made_by.layers else {}
-    looks = Looks(_rows(cache, table.name, rows.ravel(), memory_limit, device), names_of_views, layers)
+    looks = Looks(_rows(cache, table.name, rows, memory_limit, device), names_of_views, layers)
     _check_embeddings(looks, list(compress(table.paths, readable)), cache)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
@@ -299,13 +298,14 @@ def _check_per_patient(task: Task) -> None:
 
 
 def _rows(cache: EmbeddingCache, name: str, rows: Ints, memory_limit: int | None, device: str) -> Rows:
-    """Read embeddings into memory, that of a GPU if it has room; else stream them."""
-    dim = cache.header.dim
+    """Read the embeddings of rows (n, V) into memory, that of a GPU if it has room; else stream them."""
+    dim, n_looks = cache.header.dim, rows.shape[1]
+    rows = rows.ravel()
     n_bytes, limit = len(rows) * dim * 4, memory_limit or MEMORY_SHARE * usable_memory()
     if n_bytes > limit:
         text = "%s: %.1f GB of embeddings are streamed from the cache, %.1f GB at a time"
         logger.warning(text, name, n_bytes / 1e9, limit / 1e9)
-        return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device))
+        return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device), n_looks=n_looks)
     x = torch.from_numpy(cache.embeddings(rows))
     if device == "cuda":
         fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]
@@ -324,100 +324,6 @@ def _check_embeddings(looks: Looks, paths: Sequence[str], cache: EmbeddingCache)
             f"{cache.path}: the embeddings of {broken.sum()} of {len(paths)} images are not finite (first: "
             f"{paths[int(broken.argmax())]}). The weights {cache.header.weights} are probably damaged; extract with others."
         )
-
-
-def _classes(
-    table: DatasetTable, readable: npt.NDArray[np.bool_], positive: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...] | None, Ints]:
-    """Return the classes, the positive ones, and each readable image's class number."""
-    labels = list(compress(table.labels, readable))
-    if not any(labels):
-        columns = _columns_of_labels(table)
-        raise TrainingError(
-            f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} contain 0 and 1: use "
-            "--multilabel to train on them."
-        )
-    classes = tuple(sorted(set(labels), key=_label_order))
-    positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
-    return classes, positive_labels, class_numbers(labels, classes, positive_labels)
-
-
-def _label_matrix(
-    table: DatasetTable, readable: npt.NDArray[np.bool_], wanted: Sequence[str], positive: Sequence[str]
-) -> tuple[tuple[str, ...], Ints]:
-    """Read columns of labels, (n, C) int64."""
-    if positive:
-        raise TrainingError(
-            "--positive is for one label per image. With --multilabel each column is a label. Omit one."
-        )
-    names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
-    if not names:
-        raise TrainingError(
-            f"--multilabel: the dataset {table.name!r} has no column with both 0 and 1 and nothing else. "
-            f"Its columns: {', '.join(table.attributes) or '(none)'}."
-        )
-    return names, np.column_stack([_label_column(table, name) for name in names])[readable]
-
-
-def _column_named(table: DatasetTable, wanted: str) -> str:
-    """Return the column of this name; case, and whether umlauts are composed, make no difference."""
-
-    def spelled(name: str) -> str:
-        return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
-
-    for name in table.attributes:
-        if spelled(name) == spelled(wanted):
-            return name
-    raise TrainingError(
-        f"--label {wanted}: the dataset {table.name!r} has no such column. It has: "
-        f"{', '.join(table.attributes) or '(none)'}."
-    )
-
-
-def _label_column(table: DatasetTable, name: str) -> Ints:
-    cells = table.attributes[name]
-    for path, cell in zip(table.paths, cells, strict=True):
-        if cell.lower() not in LABEL_VALUES:
-            raise TrainingError(
-                f"--label {name}: {path} has {cell!r}. Expected 1, 0, or an empty cell (or -1) for unknown. "
-                "Fix the column, or omit it."
-            )
-    return np.array([LABEL_VALUES[cell.lower()] for cell in cells], np.int64)
-
-
-def _columns_of_labels(table: DatasetTable) -> tuple[str, ...]:
-    """List the columns that contain 0 and 1 and nothing else."""
-    return tuple(name for name, cells in table.attributes.items() if is_label_column(cells))
-
-
-def _label_order(label: str) -> tuple[bool, int, str]:
-    """Sort numbers as numbers (10 after 9), and before texts."""
-    number = label.isascii() and label.isdigit()
-    return (not number, int(label) if number else 0, label)
-
-
-def _positive_labels(classes: tuple[str, ...], positive: tuple[str, ...], dataset: str) -> tuple[str, ...] | None:
-    if len(classes) < 2:
-        raise TrainingError(
-            f"The dataset {dataset!r} has readable images of one class only ({', '.join(classes)}). A head needs at least "
-            "two. Fix the unreadable images or add others, and extract again."
-        )
-    for label in positive:
-        if label not in classes:
-            raise TrainingError(
-                f"--positive {label}: the dataset {dataset!r} has no such label. Its labels: {', '.join(classes)}."
-            )
-    if set(positive) == set(classes):
-        raise TrainingError(f"--positive names all labels ({', '.join(classes)}). At least one must be class 0.")
-    if positive:
-        return tuple(label for label in classes if label in positive)
-    return classes[1:] if len(classes) == 2 else None
-
-
-def _class_names(classes: tuple[str, ...], positive: tuple[str, ...] | None) -> tuple[str, ...]:
-    if positive is None:
-        return classes
-    return " + ".join(label for label in classes if label not in positive), " + ".join(positive)
 
 
 def _splits(

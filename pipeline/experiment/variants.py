@@ -156,13 +156,12 @@ def _candidates(specs: Sequence[HeadSpec], sets: Sequence[ViewSet], task: Task) 
     """Return the heads to train for each specification and each unit of views, of which the best is kept."""
     found: dict[_Unit, list[HeadSpec]] = {}
     for spec in specs:
+        places_of(spec.view_names, task.views)  # refuses a view that is missing
         for unit in dict.fromkeys(unit for one in sets for unit in one.units):
             looking = looking_at(spec, unit, len(task.views))
             if looking is not None:
                 layered = with_layers(looking, task.looks.layers)
                 found[spec, unit] = [one for some in layered for one in some.candidates()]
-        if not any(of == spec for of, _ in found):
-            places_of(spec.view_names, task.views)  # states the view that is missing
     return found
 
 

@@ -18,13 +18,14 @@ from hoarfrost.evaluation import OperatingPoint
 from hoarfrost.evaluation.conformal import ConformalScores
 from hoarfrost.evaluation.novelty import NoveltyReference
 from hoarfrost.features.cache import Header
+from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.layers import Standardise
+from hoarfrost.heads.layers import Columns, Standardise
 from hoarfrost.heads.specs import parse_head
-from hoarfrost.heads.views import Columns, columns_of, member_views
+from hoarfrost.heads.views import columns_of, member_views
 from hoarfrost.runs import from_json, to_json
 
 FORMAT = "hoarfrost-head"
@@ -350,8 +351,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
     header = Header(
         description.embeddings, n_inputs, description.weights, description.weights_origin, views=description.views
     )
-    layers = header.fingerprint.layers
-    columns = header.fingerprint.encoder.columns_of(layers) if layers else {}
+    columns = _columns(header)
     members = []
     for i, one in enumerate(description.members):
         spec = parse_head(one.head)
@@ -372,6 +372,19 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         _novelty(description.novelty_rest, n_inputs, tensors),
         _calibration("distances", tensors),
     )  # fmt: skip
+
+
+def _columns(header: Header) -> Mapping[int, slice]:
+    """Return the columns of each layer, none if there is one, after a check that views and layers fit the embeddings."""
+    layers, views = header.fingerprint.layers, header.views
+    if views and tuple(view.name for view in parse_views(",".join(views), header.fingerprint.encoder)) != views:
+        raise ValueError(f"its views are not stated by their shortest names, each once: {', '.join(views)}")
+    if not layers:
+        return {}
+    encoder = header.fingerprint.encoder
+    if header.dim != encoder.dim_of(layers):
+        raise ValueError(f"it has embeddings of {header.dim} numbers, and layers of {encoder.dim_of(layers)}")
+    return encoder.columns_of(layers)
 
 
 def _module(

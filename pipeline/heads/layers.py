@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hoarfrost.heads.views import Columns
+Columns = tuple[tuple[int, int], ...]
+"""Ranges of an embedding's numbers, first and end; empty for all of them."""
 
 OFFSET = 0.5  # of the quadratic kernel: weighs linear against quadratic terms
 # Training images that span the kernel's features. On 2,500 chest X-rays 2,000 classify no better, in four times the time.

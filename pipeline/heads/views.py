@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
-
-Columns = tuple[tuple[int, int], ...]
-"""Ranges of an embedding's numbers, first and end; empty for all of them."""
+from hoarfrost.heads.layers import Columns
 
 
 class MemberViews(NamedTuple):

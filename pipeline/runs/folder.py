@@ -65,6 +65,7 @@ METRICS: dict[str, Any] = {
     "views": ComparedViews | None,
 }
 """The parts of a run that `metrics.json` contains."""
+_LATER_PARTS = frozenset({"views"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
@@ -230,7 +231,10 @@ def read_heads(directory: Path) -> RunHeads:
 def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
     with _reading(directory / "metrics.json") as path:
         metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        found = {name: from_json(metrics[name], METRICS[name]) for name in names}
+        found = {
+            name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
+            for name in names
+        }
         _check_heads(found["selected"], found["heads"])
     return found
 

@@ -89,7 +89,8 @@ class Batches:
     def _steps(self, group: Group) -> "list[npt.NDArray[np.int64]]":
         """Return each step's places in `self._rows`, times the number of looks, plus the look that was drawn."""
         generator = self._orders[group]
-        order = self._x.shuffled(self.folds[group.fold].train, generator, self._n_epochs) + self._starts[group.fold]
+        first_looks = self.folds[group.fold].train * self._n_looks
+        order = self._x.shuffled(first_looks, generator, self._n_epochs) + self._starts[group.fold]
         if self._n_looks > 1:
             order = order * self._n_looks + torch.randint(self._n_looks, (len(order),), generator=generator).numpy()
         return np.array_split(order, self.n_steps)

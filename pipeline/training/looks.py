@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.heads.layers import chosen_columns
-from hoarfrost.heads.views import Columns, columns_of, places_of
-from hoarfrost.training.rows import BLOCK_ROWS, TRANSFORMED_NUMBERS, HeldRows, Ints, Rows
+from hoarfrost.heads.layers import Columns, chosen_columns
+from hoarfrost.heads.views import columns_of, places_of
+from hoarfrost.training.rows import BLOCK_ROWS, TRANSFORMED_NUMBERS, HeldRows, Ints, Rows, gathered
 
 ONLY_VIEW = ("",)
 
@@ -70,6 +71,10 @@ class Looks:
         if isinstance(rows, HeldRows) and rows.x.device == rows.device and rows.x.numel() <= TRANSFORMED_NUMBERS:
             return HeldRows(lazy.take(torch.arange(len(lazy), device=rows.device)))
         return lazy
+
+    def array(self) -> npt.NDArray[np.float32]:
+        """Return all embeddings (n, V, D)."""
+        return gathered(self.rows, np.arange(len(self.rows))).reshape(len(self), len(self.views), -1)
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """Yield the embeddings of some images: places in `rows` (k,), and (k, D), or (k, V, D) of several views."""
@@ -135,8 +140,9 @@ class ChosenRows:
             yield some, self.take(torch.from_numpy(rows[some]))
 
     def shuffled(self, rows: Ints, generator: torch.Generator, epoch: int) -> Ints:
-        """Return the order of images (m,) in an epoch, as places in `rows`."""
-        return self._x.shuffled(rows * self._n_views, generator, epoch)
+        """Return the order of rows (m,) in an epoch, as places in `rows`; of means by where their first views are."""
+        base = self._base(torch.from_numpy(rows)).numpy()
+        return self._x.shuffled(base[:, 0] if self._average else base, generator, epoch)
 
     def hold(self, rows: Ints) -> None:
         """Keep the rows below these in memory if possible."""

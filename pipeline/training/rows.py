@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hoarfrost.heads.layers import Standardise, transformed
-from hoarfrost.heads.views import Columns
+from hoarfrost.heads.layers import Columns, Standardise, transformed
 
 Ints = npt.NDArray[np.int64]
 
@@ -108,6 +107,8 @@ class StreamedRows:
         For embeddings: an eighth for the windows, at most half for rows to `hold`, and the rest for single passes.
     device : torch.device
         Where `take` returns rows.
+    n_looks : int
+        At each image. They may lie in as many chunks, so that a window has room for fewer images.
     """
 
     def __init__(
@@ -117,13 +118,16 @@ class StreamedRows:
         n_features: int,
         limit_bytes: int,
         device: torch.device,
+        *,
+        n_looks: int = 1,
     ) -> None:
         self.device, self.dtype, self.n_features, self.limit_bytes = device, torch.float32, n_features, limit_bytes
         self._read, self._file_rows = read, file_rows
         self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # those in use; each row's
         self._n_file_rows = int(file_rows.max()) + 1
         n_slots = max(2, limit_bytes // 8 // (CHUNK_ROWS * n_features * 4))
-        self._window_chunks = n_slots // 2  # two windows: heads of different folds are not at exactly the same place
+        # Two windows at least: heads of different folds are not at exactly the same place.
+        self._window_chunks = max(1, n_slots // 2 // n_looks)
         self._n_slots = min(n_slots, len(self._chunks))
         self.most_held = limit_bytes // 2 // (n_features * 4)
         self.release()

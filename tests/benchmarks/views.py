@@ -20,7 +20,7 @@ from tests.benchmarks.nested import BUSI, N_FOLDS, PNEUMONIA, TRAINED, UNTRAINED
 
 LAYERS = ("4", "3+4", "2+3+4")
 THREE = "224,224:flip,224:crop"
-N_TIMED, N_ROUNDS = 96, 3
+N_TIMED, N_ROUNDS = 390, 3
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,19 @@ def test_trained_run_predicts_arrays_as_its_own_record_says(cache: Path, tmp_pat
         assert set(predictor.answers(found.called)) <= {"benign", "malignant"}
 
 
+def test_a_run_of_several_views_predicts_arrays_of_its_own_views(tmp_path: Path) -> None:
+    views = {name: embeddings_of(LABELS, seed=seed) for seed, name in enumerate(("224", "224:flip", "448"))}
+    cache = write_labelled_cache(tmp_path / "c.h5", LABELS, views=views)
+    run = train(cache, tmp_path / "run", ["logistic,C=0.01"], positive=["malignant"], views="448,224:flip")
+    predictor = open_predictor(tmp_path / "run")
+    data = load_data(cache, positive=["malignant"], views=predictor.head.views)
+    assert np.array_equal(data.X, np.stack([views["448"], views["224:flip"]], axis=1))
+    assert np.array_equal(load_data(cache, positive=["malignant"]).X, views["224"])
+    tested = data.splits == "test"
+    found = predictor.predict(data.X).probabilities[tested]
+    assert np.array_equal(found, run.predictions.probabilities["logistic,C=0.01"][tested])
+
+
 def test_train_takes_every_option_of_an_experiment_and_no_other(cache: Path, tmp_path: Path) -> None:
     options = {"with_learning_curve": True, "memory_limit": 1 << 30, "allow_leakage": True, "prevalence": 0.1}
     quick = TrainingConfig(epochs=2)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,14 @@ def write_labelled_cache(
     embeddings: npt.NDArray[np.float32] | None = None,
     attributes: Mapping[str, list[str]] | None = None,
     paths: Sequence[str] | None = None,
+    views: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    lacking: Mapping[str, Collection[int]] | None = None,
+    layers: Sequence[int] = (),
 ) -> Path:
-    """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes."""
+    """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes.
+
+    `views` replaces the embeddings by those of several views, which some images may lack.
+    """
     n = len(labels)
     x = embeddings if embeddings is not None else embeddings_of(labels)
     keys = [bytes_key(f"{name} {content}".encode()) for content in contents or range(n)]
@@ -42,8 +49,15 @@ def write_labelled_cache(
     readable = [i for i in range(n) if i not in unreadable]
     first = {keys[i]: i for i in reversed(readable)}  # the same bytes are embedded once
     embedded = sorted(first.values())
-    with CacheWriter(path, HEADER, name) as writer:
-        writer.append([EmbeddedFile(paths[i], 1, 1, keys[i]) for i in embedded], x[embedded])
+    views = views or {HEADER.own_view: x}
+    fingerprint = replace(HEADER.fingerprint, layers=tuple(layers))
+    dim = HEADER.fingerprint.encoder.dim_of(layers)
+    header = replace(HEADER, fingerprint=fingerprint, dim=dim).of_views(views)
+    with CacheWriter(path, header, name) as writer:
+        for view, of_view in views.items():
+            there = [i for i in embedded if i not in (lacking or {}).get(view, ())]
+            files = [EmbeddedFile(paths[i], 1, 1, keys[i] + header.code_of(view)) for i in there]
+            writer.append(files, of_view[there])
         table = DatasetTable(
             name=name,
             source=source,

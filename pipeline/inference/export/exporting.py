@@ -30,6 +30,11 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 LARGEST_DIFFERENCE = 1e-4  # of a probability, between the file and the head it was exported from
 # The same where a view is made of the largest view's pixels, and not of the image's own.
 LARGEST_DIFFERENCE_OF_VIEWS = 0.1
+OF_ANOTHER_RUN = "The head file may be of another run: train again, then export."
+MADE_OF_THE_LARGEST = (
+    "It makes its views of an image that was stretched to the size of the largest one. Train with views of one size and "
+    "without crop and tiles, then export."
+)
 BLOTCH = 28  # pixels of a trial image
 N_COMPARED = 32  # of the run's own images
 
@@ -183,7 +188,7 @@ def _difference_from_run(
     if head.header.fingerprint.precision == "float32" and not difference <= limit:
         raise HoarfrostError(
             f"The exported model differs by {difference:.2g} from the run's own predictions, more than "
-            f"{limit:g}. Nothing was written. The head file may be of another run: train again, then export."
+            f"{limit:g}. Nothing was written. {OF_ANOTHER_RUN if are_own else MADE_OF_THE_LARGEST}"
         )
     return difference, len(images), []
 

@@ -36,10 +36,15 @@ class Look(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the looks."""
-        found = (self.rows @ images.float() @ self.columns.T).round().clamp(0, 255)
+        across = _rounded(images.float() @ self.columns.T)  # rounded in between too, as torch resizes uint8
+        found = _rounded(self.rows @ across)
         if self.turn:
             found = torch.rot90(found, self.turn, (2, 3))
         return (found.flip(3) if self.flip else found).to(torch.uint8)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return (values + 0.5).floor().clamp(0, 255)
 
 
 def _resizing(start: float, end: float, length: int, size: int) -> Tensor:

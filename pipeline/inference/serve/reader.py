@@ -16,7 +16,7 @@ from hoarfrost.features.decoding.images import Decoding, encode_png
 from hoarfrost.features.decoding.isolated import Cancellation, DecoderCrashError
 from hoarfrost.features.decoding.looks import Seen
 from hoarfrost.features.decoding.quarantine import seen_isolated
-from hoarfrost.features.decoding.views import map_cells
+from hoarfrost.features.decoding.views import map_cells, standard_view
 from hoarfrost.features.devices import choose_device
 from hoarfrost.features.encoder.backbone import Backbone
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
@@ -53,6 +53,8 @@ class HeadReader:
     def decode(self, content: bytes, cancellation: Cancellation) -> Seen:
         """Decode to what the encoder sees, in another process: a hostile file may crash a decoder.
 
+        The last look is for people: the whole image, whatever the head's views show.
+
         Raises
         ------
         ImageDecodeError
@@ -62,8 +64,9 @@ class HeadReader:
             raise ImageDecodeError(Unreadable.EMPTY)
         explainer = self._explainer
         try:
+            views = (*explainer.views, standard_view(explainer.backbone.encoder))
             return seen_isolated(
-                content, bytes_key(content), explainer.views, explainer.decoding, seconds=self._limits.seconds,
+                content, bytes_key(content), views, explainer.decoding, seconds=self._limits.seconds,
                 cancellation=cancellation,
             )  # fmt: skip
         except DecoderCrashError as error:
@@ -119,7 +122,7 @@ class HeadReader:
         with self._looking:
             nearest = self._cases.nearest(found, b"", "")
             pictures = self._cases.pictures(nearest)
-        pixels = image.looks[0].expand(3, -1, -1).permute(1, 2, 0).numpy()  # (S, S, 3)
+        pixels = image.looks[-1].expand(3, -1, -1).permute(1, 2, 0).numpy()  # (S, S, 3)
         drawn = overlay(pixels, found.cells, self.predictor.header.fingerprint.encoder, len(pixels))
         neighbours = [
             Neighbour(
