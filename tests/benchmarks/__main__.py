@@ -56,7 +56,7 @@ WEIGHTS = {
     "heads.nested": "as named",
     "heads.defaults": TRAINED,
     "heads.precisions": TRAINED,
-    "views.gains": TRAINED,
+    "views": TRAINED,
     "views.costs": UNTRAINED,
     "predict": UNTRAINED,
     "explain": UNTRAINED,

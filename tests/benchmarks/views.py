@@ -1,7 +1,7 @@
 """Views and layers: what more looks at an image give, and what they cost."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,21 +36,35 @@ class Compared:
     demanded: str = ""
 
 
-def _compared(folder: Path) -> Iterator[Compared]:
-    if BUSI.is_dir():
-        yield Compared("BUSI, near-duplicates together", BUSI, "high", LAYERS, ("malignant",), "group", "0.945 / 0.268")
-        yield Compared("BUSI, near-duplicates apart", BUSI, "high", ("3+4",), ("malignant",), "ignore", "0.960 / 0.240")
+def busi(folder: Path) -> list[Measurement]:
+    """What views and layers give on BUSI, with near-duplicates together and apart."""
+    if not BUSI.is_dir():
+        return []
+    together = Compared(
+        "BUSI, near-duplicates together", BUSI, "high", LAYERS, ("malignant",), "group", "0.945 / 0.268"
+    )
+    apart = Compared("BUSI, near-duplicates apart", BUSI, "high", ("3+4",), ("malignant",), "ignore", "0.960 / 0.240")
+    return _gains([together, apart], folder)
+
+
+def demo(folder: Path) -> list[Measurement]:
+    """What views give on the demo set."""
     write_demo(folder / "demo")
-    yield Compared("demo", folder / "demo", "high", ("3+4",), ("malignant",))
-    if PNEUMONIA.is_file():
-        yield Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448", ("3+4",))
+    return _gains([Compared("demo", folder / "demo", "high", ("3+4",), ("malignant",))], folder)
 
 
-def gains(folder: Path) -> list[Measurement]:
+def pneumonia(folder: Path) -> list[Measurement]:
+    """What views give on pneumoniamnist, whose images have 28 x 28 pixels."""
+    if not PNEUMONIA.is_file():
+        return []
+    return _gains([Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448", ("3+4",))], folder)
+
+
+def _gains(compared: Sequence[Compared], folder: Path) -> list[Measurement]:
     """Pooled ROC AUC and log loss of nested cross-validation, by sets of views and by layers; all choices are inside."""
     weights = str(TRAINED) if TRAINED.is_file() else UNTRAINED
     rows = []
-    for data in _compared(folder):
+    for data in compared:
         for layers in data.layers:
             run = _nested(data, layers, weights, folder)
             assert run.views is not None
@@ -131,4 +145,4 @@ def _some(source: Path, folder: Path) -> Path:
     return path
 
 
-MEASUREMENTS = {"gains": gains, "costs": costs}
+MEASUREMENTS = {"busi": busi, "demo": demo, "pneumonia": pneumonia, "costs": costs}
