@@ -114,7 +114,8 @@ def _features(run: Run) -> Iterator[str]:
     if len(facts.views) > 1:
         yield (
             "Heads that learn in steps saw one view of each image in a step, and their probabilities were averaged over "
-            "views; fitted heads took the mean embedding of an image's views. Each size and geometry has members of its own."
+            "views; fitted heads took the mean embedding of an image's views. Each size and geometry has members of its own. "
+            f"The distance from the training images is that in the view {facts.views[0]}."
         )
     unused = _unused_steps(run)
     steps = [f"{name} {plain(value)}" for name, value in facts.preprocessing.items() if name not in unused]

@@ -37,7 +37,7 @@ class Compared:
 
 
 def busi(folder: Path) -> list[Measurement]:
-    """What views and layers give on BUSI, with near-duplicates together and apart."""
+    """Measure what views and layers give on BUSI, with near-duplicates together and apart."""
     if not BUSI.is_dir():
         return []
     together = Compared(
@@ -48,20 +48,20 @@ def busi(folder: Path) -> list[Measurement]:
 
 
 def demo(folder: Path) -> list[Measurement]:
-    """What views give on the demo set."""
+    """Measure what views give on the demo set."""
     write_demo(folder / "demo")
     return _gains([Compared("demo", folder / "demo", "high", ("3+4",), ("malignant",))], folder)
 
 
 def pneumonia(folder: Path) -> list[Measurement]:
-    """What views give on pneumoniamnist, whose images have 28 x 28 pixels."""
+    """Measure what views give on pneumoniamnist, whose images have 28 x 28 pixels."""
     if not PNEUMONIA.is_file():
         return []
     return _gains([Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448", ("3+4",))], folder)
 
 
 def _gains(compared: Sequence[Compared], folder: Path) -> list[Measurement]:
-    """Pooled ROC AUC and log loss of nested cross-validation, by sets of views and by layers; all choices are inside."""
+    """Return pooled ROC AUC and log loss of nested cross-validation, by sets of views and by layers; all choices are inside."""
     weights = str(TRAINED) if TRAINED.is_file() else UNTRAINED
     rows = []
     for data in compared:

@@ -69,9 +69,14 @@ class Explainer:
     @property
     def measure(self) -> str:
         """What the sum of a map's cells is, in words."""
-        if self.predictor.head.is_multilabel or len(self.predictor.names) == 2:
-            return "the logarithm of the odds, uncalibrated"
-        return "the logit minus the mean of the other logits"
+        is_binary = self.predictor.head.is_multilabel or len(self.predictor.names) == 2
+        what = (
+            "the logarithm of the odds, uncalibrated" if is_binary else "the logit minus the mean of the other logits"
+        )
+        layers, n_views = self.predictor.header.fingerprint.layers, len(self.predictor.head.views)
+        summed = [f"{n_views} views"] if n_views > 1 else []
+        summed += [f"layers {' and '.join(map(str, layers))}"] if layers else []
+        return f"{what}; {', '.join(summed)} together" if summed else what
 
     @property
     def note(self) -> str:
