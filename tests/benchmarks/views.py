@@ -61,7 +61,7 @@ def pneumonia(folder: Path) -> list[Measurement]:
 
 
 def _gains(compared: Sequence[Compared], folder: Path) -> list[Measurement]:
-    """Return pooled ROC AUC and log loss of nested cross-validation, by sets of views and by layers; all choices are inside."""
+    """Return pooled ROC AUC and log loss of nested cross-validation, by sets of views and layers, all choices inside."""
     weights = str(TRAINED) if TRAINED.is_file() else UNTRAINED
     rows = []
     for data in compared:
