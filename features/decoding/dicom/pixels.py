@@ -10,7 +10,12 @@ import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder, get_decoder
+from pydicom.pixels.decoders.base import (
+    JPEGExtended12BitDecoder,
+    JPEGLSLosslessDecoder,
+    JPEGLSNearLosslessDecoder,
+    get_decoder,
+)
 from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import as_pixel_options
 
@@ -31,7 +36,7 @@ _KINDS = {"does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies":
 # One codec per transfer syntax, because pixels must not depend on what else is installed.
 CODECS = {
     uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls", uid.JPEG2000Lossless: "pylibjpeg",
+    uid.JPEGLSLossless: "CharLS", uid.JPEGLSNearLossless: "CharLS", uid.JPEG2000Lossless: "pylibjpeg",
     uid.JPEG2000: "pylibjpeg", uid.HTJ2KLossless: "pylibjpeg", uid.HTJ2KLosslessRPCL: "pylibjpeg", uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pydicom",
 }  # fmt: skip
@@ -39,6 +44,8 @@ TWELVE_BITS = "gdcm, 12 bits"  # of JPEG: Pillow reads 8 bits, and pydicom has n
 # Damaged files end GDCM's process by a C++ exception; no other free codec reads lossless JPEG.
 CRASHING = frozenset({"gdcm", TWELVE_BITS})
 JPEGExtended12BitDecoder.add_plugin(TWELVE_BITS, ("hoarfrost.features.decoding.dicom.jpeg12", "decoded"))
+for _decoder in (JPEGLSLosslessDecoder, JPEGLSNearLosslessDecoder):
+    _decoder.add_plugin("CharLS", ("hoarfrost.features.decoding.dicom.jpegls", "decoded"))
 
 _JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds if the end is missing
 _LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K})
