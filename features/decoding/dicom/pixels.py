@@ -262,13 +262,17 @@ class DicomImage:
         return found
 
     def _check_length(self, n_bytes: int, n_bits: int) -> None:
-        """Refuse uncompressed pixels that are longer by a frame, or by what YBR_FULL_422 leaves out."""
+        """Refuse uncompressed pixels that are longer by a frame or by what YBR_FULL_422 leaves out, or end before the frame.
+
+        Of too short an element, the length is wrong: after one, a decoder would take any bytes for pixels.
+        """
         n_frames = elements.n_frames_stated(self._data)
         if self._photometric == "YBR_FULL_422" and n_bytes * 8 >= n_bits * n_frames:
             raise ImageDecodeError(
                 Unreadable.DICOM_COLOURS, "YBR_FULL_422, but the pixels are as long as RGB or YBR_FULL"
             )
-        if n_bytes * 8 >= n_bits * (n_frames + 1):
+        least = n_bits * (self._index + 1) * (2 if self._photometric == "YBR_FULL_422" else 3) // 3
+        if not least <= n_bytes * 8 < n_bits * (n_frames + 1):
             reason = f"{n_bytes:,} bytes, but the header states {n_bits * n_frames // 8:,}"
             raise ImageDecodeError(Unreadable.DICOM_PIXELS, reason)
 
