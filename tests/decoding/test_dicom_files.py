@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HEVCMP51,
+    MPEG2MPML,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -235,6 +238,30 @@ def test_pixels_whose_kind_is_missing_or_holds_no_pixels_are_refused_never_shift
     if kind == b"\0\0":  # pydicom takes those of "??" from four bytes too early
         with pytest.raises(TypeError):
             _ = pydicom.dcmread(io.BytesIO(content)).pixel_array
+
+
+@pytest.mark.parametrize("syntax", [MPEG2MPML, HEVCMP51, UID("1.2.840.10008.1.2.4.52")], ids=lambda uid: uid.name)
+def test_transfer_syntax_that_is_not_read_is_not_called_damage(syntax: Any) -> None:
+    with pytest.raises(ImageDecodeError, match=re.escape(f"of a transfer syntax that is not read: {syntax.name}")):
+        decode_pixels(wrapped(b"\0\0\1\xb3", syntax))
+
+
+@pytest.mark.parametrize(
+    ("elements", "of"),
+    [
+        ({"BitsAllocated": 12}, "'Bits Allocated' value of '12'"),
+        ({"BitsAllocated": 24}, "u3"),
+        ({"SamplesPerPixel": 4}, "'Samples per Pixel' value of '4'"),
+    ],
+)
+def test_pixels_of_a_depth_or_a_number_of_channels_that_no_codec_reads_are_not_called_damaged(
+    elements: dict[str, int], of: str
+) -> None:
+    data = dicom(grey_values(20, 16, bits=8), PlanarConfiguration=0, **elements)
+    data.BitsStored, data.HighBit = data.BitsAllocated, data.BitsAllocated - 1
+    data.PixelData = bytes(20 * 16 * data.SamplesPerPixel * data.BitsAllocated // 8)
+    with pytest.raises(ImageDecodeError, match=f"DICOM pixels of a kind that no codec reads: .*{of}"):
+        decode_pixels(encoded(data))
 
 
 def in_deflated_form(data: Dataset, more: bytes = b"") -> bytes:

@@ -32,7 +32,11 @@ from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_REASON = 200  # characters of a codec's message
 # By a part of pydicom's message about its codecs.
-_KINDS = {"does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies": Unreadable.DICOM_CODEC_MISSING}
+_KINDS = {
+    "does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies": Unreadable.DICOM_CODEC_MISSING,
+    "'Bits Allocated' value": Unreadable.DICOM_NO_CODEC, "'Samples per Pixel' value": Unreadable.DICOM_NO_CODEC,
+    "not supported by NumPy": Unreadable.DICOM_NO_CODEC,
+}  # fmt: skip
 # One codec per transfer syntax, because pixels must not depend on what else is installed.
 CODECS = {
     uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
@@ -204,6 +208,10 @@ class DicomImage:
         if not self._syntax.is_transfer_syntax:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax[:64])
         try:
+            decoder = get_decoder(self._syntax)
+        except NotImplementedError as error:
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
+        try:
             element = elements.pixel_element(
                 self._content, self._pixels_at, is_little_endian=self._syntax.is_little_endian
             )
@@ -215,12 +223,8 @@ class DicomImage:
             buffer = io.BytesIO(self._content)
             buffer.seek(element.start)
             # Only this one of many frames is read.
-            values, _ = get_decoder(self._syntax).as_array(
-                buffer, index=self._index, raw=True, decoding_plugin=self._codec, **options
-            )
+            values, _ = decoder.as_array(buffer, index=self._index, raw=True, decoding_plugin=self._codec, **options)
             return self._without_unused_bits(values, codestream), codestream
-        except NotImplementedError as error:
-            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError, _SlowError):
             raise
         except Exception as error:  # as in `read_header`, and anything that codecs raise
