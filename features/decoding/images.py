@@ -195,7 +195,8 @@ def _tiff_kind(content: bytes, frame: int) -> str:
     file.seek(tags.next)
     tags.load(file)
     found = {name: tags.get(tag, default) for name, (tag, default) in _TIFF_KIND_TAGS.items()}
-    return ", ".join(f"{name} {value[0] if isinstance(value, tuple) else value}" for name, value in found.items())
+    text = ", ".join(f"{name} {value[0] if isinstance(value, tuple) else value}" for name, value in found.items())
+    return text[:MAX_REASON]  # a malicious file states numbers as long texts
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
