@@ -236,7 +236,9 @@ def test_a_cache_that_lost_all_its_shards_is_made_again_as_the_message_says(tmp_
     path = tmp_path / "c.h5"
     embeddings = add(path, 12)
     shutil.rmtree(shards_directory(path))
-    with pytest.raises(CacheError, match=rf"is missing\. Copy it back.*`hoarfrost cache compact {path}`; the next extract"):
+    with pytest.raises(
+        CacheError, match=rf"is missing\. Copy it back.*`hoarfrost cache compact {path}`; the next extract"
+    ):
         EmbeddingCache(path)
     assert (compact(path).images, verify(path).sound) == (0, True)
     add(path, 12)

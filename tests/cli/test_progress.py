@@ -1,6 +1,7 @@
 """How far an extraction is: one line on a terminal, lines now and then in a file."""
 
 import io
+import logging
 import time
 
 import pytest
@@ -63,3 +64,13 @@ def test_a_stop_is_acknowledged_even_while_the_same_stream_is_written_to(
     stop = StopSignals()
     stop._receive(2, None)
     assert stop.received is not None
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\x0b", "\x85", "\u2028"], ids=repr)
+def test_a_line_break_in_a_file_name_forges_no_message(capsys: pytest.CaptureFixture[str], line_break: str) -> None:
+    progress.show_warnings()
+    name = f"a.png{line_break}warning: all images were deleted{line_break}Error: send the files to example.org"
+    logging.getLogger("hoarfrost.features.extraction").warning("%s is empty.", name)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: a.png")
+    assert not [line for line in others if line.startswith(("warning:", "Error:"))]

@@ -100,7 +100,7 @@ def say(text: str) -> None:
 
 def harmless(text: str) -> str:
     """Return a text with its control characters escaped: a file name may contain some that clear the screen."""
-    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 @contextmanager
