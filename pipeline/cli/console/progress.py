@@ -27,12 +27,12 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
-        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{_indented(harmless(record.getMessage()))}")
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{as_message(record.getMessage())}")
 
 
-def _indented(text: str) -> str:
-    """Indent what follows a line break: a file name may contain one, and what looks like another message."""
-    return text.replace("\n", "\n  ")
+def as_message(text: str) -> str:
+    """Return a text, harmless, with what follows a line break indented: a file name may contain what looks like a message."""
+    return harmless(text).replace("\n", "\n  ")
 
 
 def show_warnings() -> None:
