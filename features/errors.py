@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Unreadable(StrEnum):
-    """The kinds of reasons why an image cannot be read. `{}` stands for a number or a server.
+    """The kinds of reasons why an image cannot be read. `{}` stands for a number, a server or a format.
 
     Summaries count images by kind. The operating system's own messages ("Permission denied") are kinds, too.
     """
@@ -27,7 +27,7 @@ class Unreadable(StrEnum):
     NO_FRAME = "no frame {}"
     NO_NUMBERS = "no pixel is a number"
     NOT_RESIZED = "cannot be resized"
-    TIFF_KIND = "a TIFF of a kind that is not read"
+    OTHER_KIND = "a {} of a kind that is not read"
     DICOM_MISSING = "a DICOM file, and pydicom is missing"
     DICOM_TOO_MANY_ELEMENTS = "a DICOM header of more than {} elements"
     DICOM_INFLATES_TOO_FAR = "a deflated DICOM file of more than {} bytes"

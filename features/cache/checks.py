@@ -1,5 +1,6 @@
 """`cache info` and `cache verify`: what is in a cache, and whether every byte of it is sound."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -144,10 +145,10 @@ def _unchanged_meanwhile(path: Path, read: Callable[[Path, list[Path]], T]) -> T
         try:
             result = read(path, parts)
         except CacheError:
-            if all(part.exists() for part in parts):
+            if all(os.path.lexists(part) for part in parts):
                 raise
         else:
-            if all(part.exists() for part in parts):
+            if all(os.path.lexists(part) for part in parts):
                 return result
     raise CacheError(f"{path} is being written, and changes faster than it can be read. Try again later.")
 

@@ -17,6 +17,7 @@ from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
 
+PARTS_SUFFIX = ".parts"  # of the folder of a cache's parts
 ALLOWED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; data that declares more is not there
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises on damaged files
@@ -27,10 +28,23 @@ Member = TypeVar("Member", bound=h5py.Group)
 
 
 def missing_cache(path: Path) -> CacheError:
-    """Return the error for a cache that is missing, or for a path that is not a file."""
+    """Return the error for a cache or a part that is missing, or for a path that is not a file."""
+    cache = _cache_of(path)
+    if cache != path:
+        return DamagedCacheError(
+            f"{path}: this part of the cache {cache} is missing. Run the same `hoarfrost extract` again: it embeds the "
+            "part's images again, and keeps all others."
+        )
     if path.exists():
         return CacheError(f"{path} is not a file, so it cannot be a cache. Check the path passed with --cache.")
     return CacheError(f"No cache at {path}. Create it with: hoarfrost extract DATA --cache {path}")
+
+
+def _cache_of(path: Path) -> Path:
+    """Return the cache that a part belongs to; of any other file, its own path."""
+    folder = path.parent
+    is_part = folder.name.endswith(PARTS_SUFFIX) and path.name.startswith("part-")
+    return folder.with_name(folder.name.removesuffix(PARTS_SUFFIX)) if is_part else path
 
 
 class DamagedCacheError(CacheError):
@@ -41,7 +55,7 @@ class OpenedFile:
     """A file of the format, or the index of a cache in shards.
 
     It may come from elsewhere: links to other files, unknown filters, and sizes larger than the file are refused.
-    Messages name `cache`, to which the file belongs; by default itself.
+    Messages name `cache`, to which the file belongs; by default the one that the file is a part of, or itself.
 
     Raises
     ------
@@ -51,7 +65,7 @@ class OpenedFile:
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = path
-        self.cache = cache or path
+        self.cache = cache or _cache_of(path)
         if not path.is_file():
             raise missing_cache(path)
         try:
@@ -77,6 +91,8 @@ class OpenedFile:
         except OSError as unreadable:
             return CacheError(f"{self.path}: the cache cannot be read: {unreadable.strerror}.")
         if not start.startswith(b"\x89HDF\r\n\x1a\n"):
+            if self.path != self.cache:
+                return self.damaged("it is not an HDF5 file")
             return DamagedCacheError(
                 f"{self.path} is not a hoarfrost cache (not an HDF5 file). Check the path passed with --cache."
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from hoarfrost.features.cache.keys import KeyIndex, find_images
 from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Keys, Mask, Rows, image_keys
-from hoarfrost.features.cache.opened import missing_cache
+from hoarfrost.features.cache.opened import PARTS_SUFFIX, missing_cache
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.errors import CacheError, FingerprintMismatchError
 
@@ -27,14 +27,14 @@ def real_path(path: Path) -> Path:
 
 def parts_directory(path: Path) -> Path:
     """Return the folder of a cache's parts, which are not folded into its file yet."""
-    return path.with_name(path.name + ".parts")
+    return path.with_name(path.name + PARTS_SUFFIX)
 
 
 def part_paths(path: Path, suffix: str = PART_SUFFIX) -> list[Path]:
     """List a cache's parts in the order in which they were committed; the damaged ones have DAMAGED_SUFFIX."""
     try:
         with os.scandir(parts_directory(path)) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(suffix))
+            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(suffix) and not entry.is_dir())
     except FileNotFoundError:
         return []
 

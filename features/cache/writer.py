@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -132,7 +132,8 @@ class CacheWriter(PartWriter):
                 logger.warning(
                     "%s This part is renamed to *%s, and its images are embedded again.", error, DAMAGED_SUFFIX
                 )
-                os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    os.replace(path, path.with_suffix(DAMAGED_SUFFIX))
                 continue
             check_fingerprint(self.path, header, self.header)
             yield Part(path, keys, known, header.compute, self.by_view)

@@ -17,6 +17,7 @@ _BARE_DICOM_STARTS = (
     b"\x00\x08\x00\x00", b"\x00\x08\x00\x05", b"\x00\x08\x00\x08", b"\x00\x08\x00\x16",  # big-endian
 )  # fmt: skip
 _MAGICS = {
+    b"\xff\xd8\xff\xf7": "JPEG-LS, which is read only in DICOM files",
     b"\x89PNG": "a PNG, damaged or unsupported", b"\xff\xd8\xff": "a JPEG, damaged or unsupported",
     b"GIF8": "a GIF, damaged or unsupported", b"BM": "a BMP, damaged or unsupported",
     b"II*\0": "a TIFF, damaged or unsupported", b"MM\0*": "a TIFF, damaged or unsupported",

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
@@ -52,6 +52,14 @@ _TURNS = {  # from EXIF's orientation to what turns the image upright
 
 # TIFF's tags, and some of their values.
 _BITS_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 284, 339
+_TIFF_STARTS, _BIG_TIFF = (b"II", b"MM"), (b"+\0", b"\0+")
+_TIFF_KIND_TAGS = {  # and what a file means that lacks them
+    "bits per channel": (_BITS_TAG, 1), "channels": (277, 1), "sample format": (_SAMPLE_FORMAT_TAG, 1),
+    "photometric interpretation": (_PHOTOMETRIC_TAG, 1), "compression": (259, 1),
+}  # fmt: skip
+# What Pillow says of files that it does not read.
+_OTHER_DEPTH = re.compile(r"cannot handle (\d+)-bit layers")
+_OTHER_TIFF = re.compile(r"unknown pixel mode$|\d+$")  # a compression's number
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 
 # Pillow warns of odd metadata without naming the file, and of sizes that are limited here. Ignored for the whole process:
@@ -145,6 +153,7 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
     except (ImageDecodeError, DecodingStoppedError):
         raise
     except UnidentifiedImageError as error:
+        _check_kind(encoded, frame)
         text = f"{Unreadable.NOT_RECOGNISED} ({describe(encoded)})"
         raise ImageDecodeError(Unreadable.NOT_RECOGNISED, text=text) from error
     except Image.DecompressionBombError as error:
@@ -156,7 +165,38 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
     # Libraries raise nearly any error on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
         reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-        raise ImageDecodeError(Unreadable.DAMAGED, reason) from error
+        is_other_kind = reason.startswith("Unsupported BMP")  # Pillow's words
+        kind = Unreadable.OTHER_KIND.format("BMP") if is_other_kind else Unreadable.DAMAGED
+        raise ImageDecodeError(kind, reason) from error
+
+
+def _check_kind(content: bytes, frame: int) -> None:
+    """Raise ImageDecodeError if a file that Pillow did not open is sound, but of a kind that Pillow does not read."""
+    details = ""
+    try:
+        if content.startswith(b"\xff\xd8"):
+            JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+        elif content.startswith(_TIFF_STARTS):
+            details = _tiff_kind(content, frame)
+            TiffImagePlugin.TiffImageFile(_from_frame(content, frame))
+    except SyntaxError as error:
+        if deep := _OTHER_DEPTH.match(str(error)):
+            raise ImageDecodeError(Unreadable.OTHER_KIND.format("JPEG"), f"{deep[1]} bits per channel") from error
+        if details and _OTHER_TIFF.match(str(error)):
+            raise ImageDecodeError(Unreadable.OTHER_KIND.format("TIFF"), details) from error
+    except Exception:  # as in `opened`: a damaged file
+        return
+
+
+def _tiff_kind(content: bytes, frame: int) -> str:
+    """Return what decides whether a TIFF can be read, by the tags of its page."""
+    file = _from_frame(content, frame)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if content[2:4] in _BIG_TIFF else 8))
+    file.seek(tags.next)
+    tags.load(file)
+    found = {name: tags.get(tag, default) for name, (tag, default) in _TIFF_KIND_TAGS.items()}
+    text = ", ".join(f"{name} {value[0] if isinstance(value, tuple) else value}" for name, value in found.items())
+    return text[:MAX_REASON]  # a malicious file states numbers as long texts
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -207,7 +247,7 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
             # Of 16-bit channels that are stored separately, Pillow takes the bytes for pixels.
             if len(image.getbands()) > 1 and _bits(image) > 8 and _tiff_tag(image, _PLANAR_TAG, 1) == _SEPARATE_PLANES:
                 reason = f"{_bits(image)} bits per channel, channels stored separately"
-                raise ImageDecodeError(Unreadable.TIFF_KIND, reason)
+                raise ImageDecodeError(Unreadable.OTHER_KIND.format("TIFF"), reason)
             if not frame and getattr(image, "is_animated", False):
                 decoding.on_note(FIRST_IMAGE)
         size = image.size

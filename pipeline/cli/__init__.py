@@ -8,6 +8,7 @@ import click
 
 from hoarfrost import __version__
 from hoarfrost.cli.caches import cache
+from hoarfrost.cli.console.progress import as_message
 from hoarfrost.cli.explain import explain
 from hoarfrost.cli.export import export
 from hoarfrost.cli.heads import heads, predict
@@ -27,7 +28,7 @@ class _Hoarfrost(CommandGroup):
         try:
             return super().invoke(ctx)
         except HoarfrostError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(as_message(str(error))) from error
         except KeyboardInterrupt as error:
             raise click.ClickException("Interrupted. No file was left half-written.") from error
         except (
@@ -36,9 +37,8 @@ class _Hoarfrost(CommandGroup):
             if error.errno == errno.EPIPE:
                 raise
             where = error.filename or "standard output"
-            raise click.ClickException(
-                f"{where}: {error.strerror or error}. Fix that, and run the command again."
-            ) from error
+            message = as_message(f"{where}: {error.strerror or error}. Fix that, and run the command again.")
+            raise click.ClickException(message) from error
 
 
 @click.group(cls=_Hoarfrost, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -375,3 +376,65 @@ def test_a_fingerprint_that_does_not_fit_its_parts_is_refused(tmp_path: Path) ->
     with tampered(tmp_path) as file:
         file.attrs.create("precision", np.bytes_(b"float16"), dtype=h5py.string_dtype("utf-8", 7))
     refused(tmp_path, "fingerprint does not match its encoder, weights")
+
+
+def write_parts(path: Path, n_parts: int = 3) -> list[Path]:
+    """Write parts of five images each, of an extraction that was killed."""
+    for seed in range(n_parts):
+        keys, embeddings = some_images(5, seed)
+        with CacheWriter(path, HEADER, "demo") as writer:
+            writer.append(some_files(keys), embeddings)
+            writer.commit()
+    return part_paths(path)
+
+
+def extract_again(path: Path, n_parts: int = 3) -> None:
+    """Embed what `write_parts` wrote, as far as it is missing, and finish."""
+    keys, embeddings = map(np.concatenate, zip(*(some_images(5, seed) for seed in range(n_parts)), strict=True))
+    with CacheWriter(path, HEADER, "demo") as writer:
+        new = [i for i, key in enumerate(keys) if key.tobytes() not in writer]
+        assert len(new) == 5
+        writer.append([some_files(keys)[i] for i in new], embeddings[new])
+        writer.finish(some_table(len(keys)), keys)
+    with EmbeddingCache(path) as cache:
+        np.testing.assert_array_equal(cache.arrays(cache.dataset())[0], embeddings)
+    assert verify(path).sound
+
+
+def point_nowhere(part: Path) -> None:
+    part.unlink()
+    part.symlink_to(part.parent / "gone")
+
+
+def replace_by_folder(part: Path) -> None:
+    part.unlink()
+    part.mkdir()
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, point_nowhere, replace_by_folder, lambda part: part.write_text("x")])
+def test_extracting_again_embeds_what_a_lost_part_had(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    path = tmp_path / "c.h5"
+    lose(write_parts(path)[1])
+    for problem in verify(path).problems:
+        assert f"hoarfrost cache compact {path}`" in problem or "Run the same `hoarfrost extract` again" in problem
+        assert f"--cache {path}.parts" not in problem
+    describe(path)
+    extract_again(path)
+
+
+@pytest.mark.parametrize("lose", [point_nowhere, lambda part: part.write_text("x")])
+def test_compact_keeps_all_but_a_lost_part(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    path = tmp_path / "c.h5"
+    lose(write_parts(path)[1])
+    assert compact(path).images == 10
+    extract_again(path)
+
+
+def test_part_that_is_deleted_during_an_extraction_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    first, *_ = write_parts(path)
+    with CacheWriter(path, HEADER, "demo") as writer:
+        first.unlink()
+        with pytest.raises(CacheError, match=rf"{first.name}: this part of the cache {path} is missing\. Run the same"):
+            writer.fold()
+    extract_again(path)

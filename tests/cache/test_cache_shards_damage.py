@@ -229,3 +229,17 @@ def test_a_shard_of_fewer_images_than_the_index_says_is_named(tmp_path: Path) ->
         file["shards/n_images"][1] += 1
     with pytest.raises(CacheError, match="it has 5 images, not 6"):
         EmbeddingCache(path)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_cache_that_lost_all_its_shards_is_made_again_as_the_message_says(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    embeddings = add(path, 12)
+    shutil.rmtree(shards_directory(path))
+    with pytest.raises(
+        CacheError, match=rf"is missing\. Copy it back.*`hoarfrost cache compact {path}`; the next extract"
+    ):
+        EmbeddingCache(path)
+    assert (compact(path).images, verify(path).sound) == (0, True)
+    add(path, 12)
+    np.testing.assert_array_equal(content(path), embeddings)

@@ -1,10 +1,14 @@
 """How far an extraction is: one line on a terminal, lines now and then in a file."""
 
 import io
+import logging
 import time
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from hoarfrost.cli import main
 from hoarfrost.cli.console import progress
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import Progress
@@ -63,3 +67,24 @@ def test_a_stop_is_acknowledged_even_while_the_same_stream_is_written_to(
     stop = StopSignals()
     stop._receive(2, None)
     assert stop.received is not None
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\x0b", "\x85", "\u2028"], ids=repr)
+def test_a_line_break_in_a_file_name_forges_no_message(capsys: pytest.CaptureFixture[str], line_break: str) -> None:
+    progress.show_warnings()
+    name = f"a.png{line_break}warning: all images were deleted{line_break}Error: send the files to example.org"
+    logging.getLogger("hoarfrost.features.extraction").warning("%s is empty.", name)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: a.png")
+    assert not [line for line in others if line.startswith(("warning:", "Error:"))]
+
+
+def test_a_file_name_in_an_error_forges_no_message_and_clears_no_screen(tmp_path: Path) -> None:
+    path = tmp_path / "a\nwarning: all images were deleted\n\x1b[2J.h5"
+    path.write_text("x")
+    result = CliRunner().invoke(main, ["cache", "info", str(path)], color=True)
+    assert result.exit_code == 1
+    first, *others = result.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert others[0] == "  warning: all images were deleted"
+    assert others[1].startswith("  \\x1b[2J.h5 is not a hoarfrost cache")

@@ -15,6 +15,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -337,6 +338,22 @@ def test_file_without_preamble_is_told_and_read(implicit: bool) -> None:
     pydicom.dcmwrite(buffer, bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
     assert buffer.getvalue()[128:132] != b"DICM"
     assert np.array_equal(decode_pixels(buffer.getvalue()), plain)
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless], ids=lambda uid: uid.name
+)
+def test_file_that_begins_with_its_transfer_syntax_is_read_by_it(syntax: Any) -> None:
+    data = dicom(grey_values(bits=16), **WINDOW)
+    plain = decode_pixels(encoded(data))
+    if syntax == RLELossless:
+        data.compress(syntax)
+    data.file_meta.TransferSyntaxUID = syntax
+    content = encoded(data)
+    bare = content[
+        content.index(b"\x02\0\x10\0UI") :
+    ]  # without the preamble, the magic and the elements (0002,0000) to 0003
+    assert np.array_equal(decode_pixels(bare), plain)
 
 
 # -- frames -------------------------------------------------------------------------------------------------------------

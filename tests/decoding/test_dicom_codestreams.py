@@ -3,11 +3,12 @@
 import io
 from typing import Any
 
+import jpeg_ls
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
+from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, JPEGLSNearLossless
 
 from hoarfrost.features.decoding.dicom.codestreams import read_codestream
 from hoarfrost.features.decoding.images import decode_pixels
@@ -173,3 +174,34 @@ def test_uncompressed_colours_labelled_ybr_full_422_are_refused_by_their_length(
 def test_a_codestream_that_is_cut_off_has_no_header() -> None:
     for content in (jpeg()[:20], jpeg_2000(is_transformed=True)[:44], b"", b"\xff\xd8"):
         assert read_codestream(content) is None
+
+
+def in_jpeg_ls(codestream: bytes, bits: int, syntax: UID = JPEGLSLossless) -> bytes:
+    """Write JPEG-LS of the size of `grey_values()` into a file."""
+    data = dicom(grey_values(bits=bits), bits=bits, **({} if bits == 8 else WINDOW))
+    data.PixelData, data.file_meta.TransferSyntaxUID = encapsulate([codestream]), syntax
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    return encoded(data)
+
+
+@pytest.mark.parametrize("near", [0, 2])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_zero_byte_before_the_end_of_jpeg_ls_as_in_files_of_working_group_4_changes_no_pixel(
+    bits: int, near: int
+) -> None:
+    syntax = JPEGLSNearLossless if near else JPEGLSLossless
+    # Of other seeds, the pixels' data have other lengths and last bytes, and the file a byte of padding or none.
+    for seed in range(8):
+        whole = bytes(jpeg_ls.encode_array(grey_values(bits=bits, seed=seed), lossy_error=near))
+        stray = whole[:-2] + b"\0" + whole[-2:]
+        wanted = decode_pixels(in_jpeg_ls(whole, bits, syntax))
+        assert np.array_equal(decode_pixels(in_jpeg_ls(stray, bits, syntax)), wanted)
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda s: s[:-60] + b"\0\xff\xd9", lambda s: s[:-2] + b"\0", lambda s: s[:-2] + b"\1\xff\xd9"]
+)
+def test_jpeg_ls_that_lacks_data_or_its_end_or_has_another_byte_there_is_refused(harm: Any) -> None:
+    whole = bytes(jpeg_ls.encode_array(grey_values(bits=16)))
+    with pytest.raises(ImageDecodeError, match="damaged or truncated DICOM pixels"):
+        decode_pixels(in_jpeg_ls(harm(whole), 16))

@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HEVCMP51,
+    MPEG2MPML,
+    UID,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
@@ -203,6 +208,60 @@ def test_runs_that_unpack_to_far_more_than_the_pixels_are_refused() -> None:
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 100_000
     with pytest.raises(ImageDecodeError, match="more runs than pixels"):
         decode_pixels(wrapped(runs, RLELossless))
+
+
+def with_pixel_kind(kind: bytes, syntax: Any) -> bytes:
+    """Write a file whose pixel element has these bytes after its tag, then its length of four bytes, and its values."""
+    data, values = dicom(grey_values(20, 16), bits=12, **WINDOW), grey_values(20, 16).tobytes()
+    data.file_meta.TransferSyntaxUID = syntax
+    content = encoded(data)
+    head = content[: content.rindex(b"\xe0\x7f\x10\0", 0, -len(values))]
+    return head + b"\xe0\x7f\x10\0" + kind + len(values).to_bytes(4, "little") + values
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("kind", [b"", *(kind + b"\0\0" for kind in (b"OB", b"OW", b"OL", b"OV", b"UN"))])
+def test_pixels_of_implicit_kind_or_of_any_that_holds_them_are_read_whatever_the_header_states(
+    kind: bytes, syntax: Any
+) -> None:
+    assert np.array_equal(decode_pixels(with_pixel_kind(kind, syntax)), decode_pixels(SMALL["uncompressed"]))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("kind", [b"\0\0", b"  ", b"??", b"--", b"ow", b"OX", b"US", b"UT"])
+def test_pixels_whose_kind_is_missing_or_holds_no_pixels_are_refused_never_shifted(kind: bytes, syntax: Any) -> None:
+    content = with_pixel_kind(kind + b"\0\0", syntax)
+    with pytest.raises(
+        ImageDecodeError, match="damaged or truncated DICOM pixels: .* bytes, but the header states 640"
+    ):
+        decode_pixels(content)
+    if kind == b"\0\0":  # pydicom takes those of "??" from four bytes too early
+        with pytest.raises(TypeError):
+            _ = pydicom.dcmread(io.BytesIO(content)).pixel_array
+
+
+@pytest.mark.parametrize("syntax", [MPEG2MPML, HEVCMP51, UID("1.2.840.10008.1.2.4.52")], ids=lambda uid: uid.name)
+def test_transfer_syntax_that_is_not_read_is_not_called_damage(syntax: Any) -> None:
+    with pytest.raises(ImageDecodeError, match=re.escape(f"of a transfer syntax that is not read: {syntax.name}")):
+        decode_pixels(wrapped(b"\0\0\1\xb3", syntax))
+
+
+@pytest.mark.parametrize(
+    ("elements", "of"),
+    [
+        ({"BitsAllocated": 12}, "'Bits Allocated' value of '12'"),
+        ({"BitsAllocated": 24}, "u3"),
+        ({"SamplesPerPixel": 4}, "'Samples per Pixel' value of '4'"),
+    ],
+)
+def test_pixels_of_a_depth_or_a_number_of_channels_that_no_codec_reads_are_not_called_damaged(
+    elements: dict[str, int], of: str
+) -> None:
+    data = dicom(grey_values(20, 16, bits=8), PlanarConfiguration=0, **elements)
+    data.BitsStored, data.HighBit = data.BitsAllocated, data.BitsAllocated - 1
+    data.PixelData = bytes(20 * 16 * data.SamplesPerPixel * data.BitsAllocated // 8)
+    with pytest.raises(ImageDecodeError, match=f"DICOM pixels of a kind that no codec reads: .*{of}"):
+        decode_pixels(encoded(data))
 
 
 def in_deflated_form(data: Dataset, more: bytes = b"") -> bytes:

@@ -3,6 +3,8 @@
 import struct
 import time
 
+import jpeg_ls
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,6 +43,61 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Imag
 def test_file_that_is_not_an_image_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(ImageDecodeError, match=message):
         load_image(content)
+
+
+def tiff(
+    *, bits: int = 8, sample_format: int = 1, channels: int = 1, compression: int = 1, photometric: int = 1
+) -> bytes:
+    """Write a TIFF of 8 x 8 black pixels."""
+    pixels = bytes(8 * 8 * channels * bits // 8)
+    tags = [
+        (256, 8), (257, 8), (258, bits), (259, compression), (262, photometric), (273, 8 + 2 + 10 * 12 + 4),
+        (277, channels), (278, 8), (279, len(pixels)), (339, sample_format),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+def with_deep_header(jpeg: bytes) -> bytes:
+    """Return a JPEG whose header states 12 bits per channel."""
+    at = jpeg.index(b"\xff\xc0") + 4
+    return jpeg[:at] + b"\x0c" + jpeg[at + 1 :]
+
+
+def with_bmp_compression(bmp: bytes, compression: int) -> bytes:
+    return bmp[:30] + struct.pack("<I", compression) + bmp[34:]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiff(bits=64, sample_format=3), "a TIFF .*: bits per channel 64, channels 1, sample format 3, photometric"),
+        (tiff(bits=16, sample_format=3), "a TIFF .*: bits per channel 16, channels 1, sample format 3"),
+        (tiff(bits=10), "a TIFF .*: bits per channel 10"),
+        (tiff(channels=5), "a TIFF .*: bits per channel 8, channels 5"),
+        (tiff(photometric=32803), "a TIFF .*: .*photometric interpretation 32803"),
+        (tiff(compression=34712), "a TIFF .*: .*compression 34712"),
+        (with_deep_header(encode(GREY, "JPEG")), "a JPEG .*: 12 bits per channel"),
+        (with_bmp_compression(encode(GREY, "BMP"), 4), r"a BMP .*: Unsupported BMP compression \(4\)"),
+    ],
+    ids=["64-bit", "16-bit float", "10-bit", "5 channels", "raw", "JPEG 2000 in TIFF", "12-bit JPEG", "JPEG in BMP"],
+)
+def test_image_of_a_kind_that_is_not_read_is_not_called_damaged(content: bytes, message: str) -> None:
+    with pytest.raises(ImageDecodeError, match=f"^{message.replace('.*', 'of a kind that is not read', 1)}") as caught:
+        load_image(content)
+    assert caught.value.kind.endswith("of a kind that is not read")
+
+
+def test_tiff_that_ends_early_is_not_of_another_kind() -> None:
+    assert load_image(tiff()).shape == (1, 224, 224)
+    for end in range(8, len(tiff()) - 1):
+        with pytest.raises(ImageDecodeError, match="damaged|truncated"):
+            load_image(tiff()[:end])
+
+
+def test_jpeg_ls_that_is_not_in_a_dicom_file_is_named() -> None:
+    with pytest.raises(ImageDecodeError, match="JPEG-LS, which is read only in DICOM files"):
+        load_image(bytes(jpeg_ls.encode_array(np.asarray(GREY))))
 
 
 def test_bomb_of_png_is_refused() -> None:

@@ -62,6 +62,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "older": (lambda d, _: d.update(format_version=1), r"older hoarfrost \(head format 1\).*this needs only the cache"),
     "foreign": (lambda d, _: d.update(format="other"), "not a hoarfrost head, but 'other'"),
     "no classes": (lambda d, _: d.pop("classes"), "damaged: 'classes' is missing"),
+    "equal classes": (lambda d, _: d.update(classes=["benign", "benign"]), "two of its classes have the same name"),
     "other inputs": (lambda d, _: d.update(n_inputs=7), r"member0\.0\.mean is not a finite float32 or float16 tensor of"),
     "other fingerprint": (lambda d, _: d.update(fingerprint="0" * 64), "its fingerprint does not match"),
     "other activation": (lambda d, _: d.update(activation="relu"), "damaged: 'relu' is missing"),

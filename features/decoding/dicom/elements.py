@@ -24,7 +24,7 @@ MAX_ELEMENTS = 1 << 16  # before the pixels; real headers have some hundreds
 MAX_INFLATED_BYTES = 1 << 28
 
 _PIXEL_TAGS = {Tag(keyword): keyword for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
-_PIXEL_KINDS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
+_PIXEL_KINDS = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"})
 _UNDEFINED = 0xFFFFFFFF  # the length of pixels in fragments
 _DEFLATED, _PLAIN = (b"1.2.840.10008.1.2.1" + end for end in (b".99", b"\0\0\0"))  # transfer syntaxes of equal length
 META_BYTES = 4096  # within which the file meta information ends
@@ -123,6 +123,9 @@ class PixelElement(NamedTuple):
 
 def pixel_element(content: bytes, at: int, *, is_little_endian: bool) -> PixelElement:
     """Read the head of the element with the pixels, by its bytes: whether kinds are explicit is often stated wrongly.
+
+    An element without a kind is read as one of implicit kind. Two zero bytes in place of a kind make a length that is too
+    short, which is refused later.
 
     Raises
     ------

@@ -10,7 +10,12 @@ import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import JPEGExtended12BitDecoder, get_decoder
+from pydicom.pixels.decoders.base import (
+    JPEGExtended12BitDecoder,
+    JPEGLSLosslessDecoder,
+    JPEGLSNearLosslessDecoder,
+    get_decoder,
+)
 from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import as_pixel_options
 
@@ -27,11 +32,15 @@ from hoarfrost.features.errors import ImageDecodeError, Unreadable
 
 MAX_REASON = 200  # characters of a codec's message
 # By a part of pydicom's message about its codecs.
-_KINDS = {"does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies": Unreadable.DICOM_CODEC_MISSING}
+_KINDS = {
+    "does not support": Unreadable.DICOM_NO_CODEC, "missing dependencies": Unreadable.DICOM_CODEC_MISSING,
+    "'Bits Allocated' value": Unreadable.DICOM_NO_CODEC, "'Samples per Pixel' value": Unreadable.DICOM_NO_CODEC,
+    "not supported by NumPy": Unreadable.DICOM_NO_CODEC,
+}  # fmt: skip
 # One codec per transfer syntax, because pixels must not depend on what else is installed.
 CODECS = {
     uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls", uid.JPEG2000Lossless: "pylibjpeg",
+    uid.JPEGLSLossless: "CharLS", uid.JPEGLSNearLossless: "CharLS", uid.JPEG2000Lossless: "pylibjpeg",
     uid.JPEG2000: "pylibjpeg", uid.HTJ2KLossless: "pylibjpeg", uid.HTJ2KLosslessRPCL: "pylibjpeg", uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pydicom",
 }  # fmt: skip
@@ -39,6 +48,8 @@ TWELVE_BITS = "gdcm, 12 bits"  # of JPEG: Pillow reads 8 bits, and pydicom has n
 # Damaged files end GDCM's process by a C++ exception; no other free codec reads lossless JPEG.
 CRASHING = frozenset({"gdcm", TWELVE_BITS})
 JPEGExtended12BitDecoder.add_plugin(TWELVE_BITS, ("hoarfrost.features.decoding.dicom.jpeg12", "decoded"))
+for _decoder in (JPEGLSLosslessDecoder, JPEGLSNearLosslessDecoder):
+    _decoder.add_plugin("CharLS", ("hoarfrost.features.decoding.dicom.jpegls", "decoded"))
 
 _JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})  # CharLS takes ten seconds if the end is missing
 _LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K})
@@ -197,6 +208,10 @@ class DicomImage:
         if not self._syntax.is_transfer_syntax:
             raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax[:64])
         try:
+            decoder = get_decoder(self._syntax)
+        except NotImplementedError as error:
+            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
+        try:
             element = elements.pixel_element(
                 self._content, self._pixels_at, is_little_endian=self._syntax.is_little_endian
             )
@@ -208,12 +223,8 @@ class DicomImage:
             buffer = io.BytesIO(self._content)
             buffer.seek(element.start)
             # Only this one of many frames is read.
-            values, _ = get_decoder(self._syntax).as_array(
-                buffer, index=self._index, raw=True, decoding_plugin=self._codec, **options
-            )
+            values, _ = decoder.as_array(buffer, index=self._index, raw=True, decoding_plugin=self._codec, **options)
             return self._without_unused_bits(values, codestream), codestream
-        except NotImplementedError as error:
-            raise ImageDecodeError(Unreadable.DICOM_SYNTAX, self._syntax.name) from error
         except (ImageDecodeError, MemoryError, _SlowError):
             raise
         except Exception as error:  # as in `read_header`, and anything that codecs raise
@@ -255,13 +266,17 @@ class DicomImage:
         return found
 
     def _check_length(self, n_bytes: int, n_bits: int) -> None:
-        """Refuse uncompressed pixels that are longer by a frame, or by what YBR_FULL_422 leaves out."""
+        """Refuse uncompressed pixels that are longer by a frame or by what YBR_FULL_422 leaves out, or end before the frame.
+
+        Of too short an element, the length is wrong: after one, a decoder would take any bytes for pixels.
+        """
         n_frames = elements.n_frames_stated(self._data)
         if self._photometric == "YBR_FULL_422" and n_bytes * 8 >= n_bits * n_frames:
             raise ImageDecodeError(
                 Unreadable.DICOM_COLOURS, "YBR_FULL_422, but the pixels are as long as RGB or YBR_FULL"
             )
-        if n_bytes * 8 >= n_bits * (n_frames + 1):
+        least = n_bits * (self._index + 1) * (2 if self._photometric == "YBR_FULL_422" else 3) // 3
+        if not least <= n_bytes * 8 < n_bits * (n_frames + 1):
             reason = f"{n_bytes:,} bytes, but the header states {n_bits * n_frames // 8:,}"
             raise ImageDecodeError(Unreadable.DICOM_PIXELS, reason)
 

@@ -27,12 +27,12 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
-        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{_indented(harmless(record.getMessage()))}")
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{as_message(record.getMessage())}")
 
 
-def _indented(text: str) -> str:
-    """Indent what follows a line break: a file name may contain one, and what looks like another message."""
-    return text.replace("\n", "\n  ")
+def as_message(text: str) -> str:
+    """Return a text, harmless, with what follows a line break indented: a file name may contain what looks like a message."""
+    return harmless(text).replace("\n", "\n  ")
 
 
 def show_warnings() -> None:
@@ -100,7 +100,7 @@ def say(text: str) -> None:
 
 def harmless(text: str) -> str:
     """Return a text with its control characters escaped: a file name may contain some that clear the screen."""
-    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 @contextmanager
