@@ -31,13 +31,13 @@ from hoarfrost.cli.types import DataType, NumbersType, PathType, ShareType, Size
     "How to look at each image, such as 224,224:flip,448:crop. standard: once, at the encoder's own size. high: the whole "
     "image, its mirror image and its centre, at 224 and 448 pixels, and --layers 3,4. Do not use flip where left and right "
     "mean something.  [default: standard; those of an existing cache]",
-    metavar="VIEW,...", default="", show_default=False,
+    group=opts.IMAGES, metavar="VIEW,...", default="", show_default=False,
 )  # fmt: skip
 @opts.option(
     "--layers",
     "Layers of the encoder whose means are the embedding, such as 3,4. More layers often help, at no cost in time.  "
     "[default: the last; those of an existing cache]",
-    type=NumbersType(), metavar="N,...",
+    group=opts.IMAGES, type=NumbersType(), metavar="N,...",
 )  # fmt: skip
 @opts.option(
     "--on-error", "Skip an unreadable image and record the reason, or stop at the first one.",

@@ -30,7 +30,7 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 )  # fmt: skip
 @opts.option(
     "--views", "Views of the cache that heads look at, such as 224,224:flip. auto compares each size and geometry with all "
-    "of them, and chooses by out-of-fold loss.", default="auto", metavar="auto|VIEW,...",
+    "of them, and chooses by out-of-fold loss.", group=opts.DATA, default="auto", metavar="auto|VIEW,...",
 )  # fmt: skip
 @opts.option("--dataset", "Dataset of the cache. Required if the cache has several.", group=opts.DATA, metavar="NAME")
 @opts.option("--multilabel", "Images may have several labels, in columns of 0 and 1.", group=opts.DATA, is_flag=True)

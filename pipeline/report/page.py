@@ -57,7 +57,7 @@ from hoarfrost.report.variants import (
     ranked,
     variant_rows,
 )
-from hoarfrost.report.views import ViewsRow, views_basis, views_cautions, views_rows
+from hoarfrost.report.views import ViewsSection, views_section
 from hoarfrost.runs import (
     CrossValidation,
     HeadResult,
@@ -106,9 +106,7 @@ class Page:
     scale: CellScale
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
-    views: tuple[ViewsRow, ...]
-    views_basis: str
-    views_cautions: tuple[str, ...]
+    views: ViewsSection
     leakage: Leakage | None
     together: str
     shared: tuple[tuple[str, str, str], ...]
@@ -218,9 +216,7 @@ def page_of(run: Run) -> Page:
         scale=cell_scale((row.area for row in variants), overall),
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
-        views=views_rows(run.views),
-        views_basis=views_basis(run.views),
-        views_cautions=tuple(views_cautions(run)),
+        views=views_section(run),
         leakage=run.leakage,
         together="" if run.leakage is None else together_text(run.leakage),
         shared=shared_rows(run),

@@ -30,7 +30,22 @@ class ViewsRow:
     chosen: str
 
 
-def views_rows(compared: ComparedViews | None) -> tuple[ViewsRow, ...]:
+@dataclass(frozen=True)
+class ViewsSection:
+    """What the report says of views: the table, what it was scored on, and cautions."""
+
+    rows: tuple[ViewsRow, ...]
+    basis: str
+    cautions: tuple[str, ...]
+
+
+def views_section(run: Run) -> ViewsSection:
+    """Return what the report says of a run's views."""
+    basis = "" if run.views is None else BASES[run.views.basis]
+    return ViewsSection(_rows(run.views), basis, tuple(_cautions(run)))
+
+
+def _rows(compared: ComparedViews | None) -> tuple[ViewsRow, ...]:
     """Return the rows of the table; none if there was only one set."""
     if compared is None:
         return ()
@@ -50,11 +65,6 @@ def _chosen(one: ViewsResult, compared: ComparedViews) -> str:
     return "chosen" if one.n_chosen else ""
 
 
-def views_basis(compared: ComparedViews | None) -> str:
-    """Return what the sets were scored on, in words."""
-    return "" if compared is None else BASES[compared.basis]
-
-
 def looks_of(facts: EmbeddingFacts) -> str:
     """Return the views and layers that a run's heads look at, in words; empty for one look and the last layer."""
     parts = []
@@ -65,7 +75,7 @@ def looks_of(facts: EmbeddingFacts) -> str:
     return ", ".join(parts)
 
 
-def views_cautions(run: Run) -> Iterator[str]:
+def _cautions(run: Run) -> Iterator[str]:
     """Yield what a reader must know about the views."""
     if any("flip" in name.split(":") for name in run.config.embeddings.views):
         yield FLIPPED
