@@ -9,7 +9,7 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.results import compared
 from hoarfrost.experiment.task import Task
-from hoarfrost.experiment.variants import Variant, select, with_mean
+from hoarfrost.experiment.variants import Variant, of_truth, select, with_mean
 from hoarfrost.experiment.views import ViewSet
 from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.encoder.registry import EncoderSpec
@@ -33,18 +33,34 @@ class Candidate:
 def candidates_of(
     fitted: Mapping[ViewSet, Mapping[str, Variant]], task: Task, development: Development, selection: str
 ) -> list[Candidate]:
-    """Return a candidate for each set of views, the one with the lowest out-of-fold loss first."""
+    """Return a candidate for each set of views, the chosen one first, then by out-of-fold loss.
+
+    All views are chosen, unless another set has a lower out-of-fold loss by more than one standard error of the difference:
+    the mean over more views varies less from one sample of training images to the next.
+    """
     found = []
     for views, variants in fitted.items():
         mixed = with_mean(variants, task, development)
         found.append(Candidate(views, mixed, select(mixed, selection)))
-    return sorted(found, key=lambda one: one.chosen.loss)  # stable: of equal ones the smaller set
+    ordered = sorted(found, key=lambda one: one.chosen.loss)  # stable: of equal ones the smaller set
+    largest = max(found, key=lambda one: len(one.views.views))
+    if _is_clearly_better(ordered[0].chosen, largest.chosen, task, development):
+        return ordered
+    return [largest, *(one for one in ordered if one is not largest)]
+
+
+def _is_clearly_better(one: Variant, other: Variant, task: Task, development: Development) -> bool:
+    """Return whether a variant's out-of-fold loss is lower by more than one standard error of the difference."""
+    rows = development.validated
+    ours, theirs = (np.log(of_truth(task.y[rows], each.out_of_fold[rows])) for each in (one, other))
+    gains = ours - theirs
+    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))
 
 
 def choose_views(
     fitted: Mapping[ViewSet, Mapping[str, Variant]], task: Task, development: Development, selection: str
 ) -> tuple[ViewSet, ComparedViews | None]:
-    """Return the set of views with the lowest out-of-fold loss, and a comparison of all if there are several."""
+    """Return the chosen set of views, see `candidates_of`, and a comparison of all if there are several."""
     if len(fitted) == 1:
         return next(iter(fitted)), None
     candidates = candidates_of(fitted, task, development, selection)
