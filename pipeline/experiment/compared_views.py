@@ -54,7 +54,7 @@ def _is_clearly_better(one: Variant, other: Variant, task: Task, development: De
     rows = development.validated
     ours, theirs = (np.log(of_truth(task.y[rows], each.out_of_fold[rows])) for each in (one, other))
     gains = ours - theirs
-    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))
+    return bool(gains.mean() >= gains.std() / np.sqrt(len(gains)))  # equal ones: the smaller set
 
 
 def choose_views(
