@@ -47,14 +47,17 @@ from hoarfrost.report.variants import (
     N_IN_TABLE,
     LabelScores,
     LearningRow,
+    ScoreRow,
     VariantRow,
     area_methods,
     areas_forest,
+    class_metrics,
     compared_metrics,
     label_scores,
     learning_figure,
     learning_rows,
     ranked,
+    score_rows,
     variant_rows,
 )
 from hoarfrost.report.views import ViewsRow, views_basis, views_cautions, views_rows
@@ -97,6 +100,8 @@ class Page:
     promises: tuple[str, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
+    class_metrics: tuple[Metric, ...]
+    scores: tuple[ScoreRow, ...]
     heads: tuple[HeadResult, ...]
     references: tuple[ReferenceResult, ...]
     variants: tuple[VariantRow, ...]
@@ -209,6 +214,8 @@ def page_of(run: Run) -> Page:
         promises=promises(run.assessment),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
+        class_metrics=class_metrics(),
+        scores=score_rows(heads[0], evaluation),
         heads=heads,
         references=run.references,
         variants=variants,
