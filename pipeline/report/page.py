@@ -12,7 +12,8 @@ from hoarfrost.evaluation import Metric, ShownIn
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
-from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.cohort import Data, data_of
+from hoarfrost.report.evaluation import Evaluation, evaluation_of
 from hoarfrost.report.explore import (
     Cell,
     Explorer,
@@ -67,16 +68,12 @@ from hoarfrost.runs import (
     ReferenceResult,
     Run,
     RunConfig,
-    SplitSize,
     Suspects,
-    UnreadableImage,
     together_text,
 )
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
-
-N_LISTED = 50
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,7 @@ class Page:
     split: str
     selected: HeadResult
     tiles: tuple[Tile, ...]
-    sizes: tuple[tuple[str, SplitSize], ...]
-    unreadable: tuple[UnreadableImage, ...]
-    n_unlisted: int
+    data: Data
     explorer: Explorer
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
@@ -194,7 +189,7 @@ def page_of(run: Run) -> Page:
     Page
     """
     evaluation, heads = evaluation_of(run), ranked(run)
-    unreadable, overall = run.config.dataset.unreadable, evaluation.scores(heads[0]).value(ROC_AUC)
+    overall = evaluation.scores(heads[0]).value(ROC_AUC)
     variants, subgroups = variant_rows(run, evaluation), subgroup_rows(run.assessment)
     return Page(
         task=task_of(evaluation.classes, run.config.dataset),
@@ -205,9 +200,7 @@ def page_of(run: Run) -> Page:
         split=evaluation.split_name,
         selected=heads[0],
         tiles=tiles(run, evaluation),
-        sizes=tuple((SPLIT_NAMES.get(size.split, size.split), size) for size in run.split_sizes()),
-        unreadable=unreadable[:N_LISTED],
-        n_unlisted=len(unreadable[N_LISTED:]),
+        data=data_of(run),
         explorer=explorer_of(run, evaluation),
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),

@@ -16,6 +16,7 @@ from hoarfrost.evaluation import (
 )
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.report.cohort import cohort_tables
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
@@ -71,11 +72,12 @@ def tables_of(run: Run) -> dict[str, Table]:
     Returns
     -------
     dict of name -> Table
-        Those that the run has: "heads", "classes", "comparisons", "counts",
+        Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
         "cross-validation", "learning curve", "views", "operating points", "calibration", "calibration error",
         "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
     """
     found = {
+        **cohort_tables(run),
         "heads": _heads(run),
         "classes": _classes(run),
         "comparisons": _comparisons(run),
