@@ -188,9 +188,8 @@ def page_of(run: Run) -> Page:
     -------
     Page
     """
-    evaluation, heads = evaluation_of(run), ranked(run)
-    overall = evaluation.scores(heads[0]).value(ROC_AUC)
-    variants, subgroups = variant_rows(run, evaluation), subgroup_rows(run.assessment)
+    evaluation, heads, subgroups = evaluation_of(run), ranked(run), subgroup_rows(run.assessment)
+    overall, variants = evaluation.scores(heads[0]).value(ROC_AUC), variant_rows(run, evaluation)
     return Page(
         task=task_of(evaluation.classes, run.config.dataset),
         grave=grave_warnings(run, evaluation),
