@@ -1,7 +1,8 @@
 """Intervals where patients have several images: patients are drawn, not images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -20,6 +21,7 @@ from hoarfrost.evaluation.checks import (
 N_DRAWS = 2_000
 LARGEST_UNDEFINED_SHARE = 0.5  # of the draws
 _MOST_JACKKNIFED = 500
+_MOST_KEPT = 1 << 21  # numbers of draws: 16 MiB
 _BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the processor's caches
 
 Statistic = Callable[[Floats], Floats]
@@ -189,6 +191,30 @@ def bootstrap_ci(
     return BootstrapInterval(min(low, estimate), max(high, estimate), n_patients, n_draws, n_undefined)
 
 
+def reversed_ci(statistic: Statistic, groups: Ints, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Return the reversed percentile interval of a weighted statistic whose draws are all too high, or all too low.
+
+    The quantiles of the draws are mirrored at the estimate, which removes the bias of the draws. BCa's interval does not
+    cover where the estimate is beyond all draws.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two patients, or `level` is not between 0 and 1.
+
+    References
+    ----------
+    Davison and Hinkley (1997), Bootstrap Methods and their Application, section 5.2.
+    """
+    numbers, n_patients = checked_groups(groups, len(groups))
+    if n_patients < 2:
+        raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
+    tail = float(ndtr(-normal_quantile(level)))
+    estimate = float(statistic(np.ones((1, len(numbers))))[0])
+    low, high = np.quantile(_drawn_values(statistic, numbers, n_patients, N_DRAWS, seed), [tail, 1 - tail]).tolist()
+    return 2 * estimate - high, 2 * estimate - low
+
+
 def weighted_auc(positive: Bools, y_score: Floats) -> Statistic:
     """Return the ROC AUC (b,) as a function of the samples' weights (b, n); the sorting is done once, here.
 
@@ -276,16 +302,30 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
 
 def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
     """Return the statistic's values for draws of patients with replacement, in blocks."""
-    rng = np.random.default_rng(seed)
     block = _block_rows(len(numbers))
-    values = []
-    for start in range(0, n_draws, block):
-        n_rows = min(block, n_draws - start)
-        drawn = rng.integers(0, n_patients, (n_rows, n_patients))
-        drawn += np.arange(n_rows)[:, None] * n_patients
-        times = np.bincount(drawn.ravel(), minlength=n_rows * n_patients).reshape(n_rows, n_patients)
-        values.append(statistic(times.astype(np.float64)[:, numbers]))
-    return np.concatenate(values)
+    if n_draws * n_patients <= _MOST_KEPT:
+        times = _kept_draws(n_patients, n_draws, seed)
+        blocks: Iterable[Floats] = (times[start : start + block] for start in range(0, n_draws, block))
+    else:
+        rng = np.random.default_rng(seed)
+        blocks = (_draw(rng, n_patients, min(block, n_draws - start)) for start in range(0, n_draws, block))
+    return np.concatenate([statistic(times[:, numbers]) for times in blocks])
+
+
+@lru_cache(maxsize=2)
+def _kept_draws(n_patients: int, n_draws: int, seed: int) -> Floats:
+    """Return how often each patient is drawn; kept, because all metrics and heads have the same draws."""
+    times = _draw(np.random.default_rng(seed), n_patients, n_draws)
+    times.flags.writeable = False
+    return times
+
+
+def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> Floats:
+    """Return how often each patient is drawn, (n_draws, n_patients)."""
+    drawn = rng.integers(0, n_patients, (n_draws, n_patients))
+    drawn += np.arange(n_draws)[:, None] * n_patients
+    times = np.bincount(drawn.ravel(), minlength=n_draws * n_patients).reshape(n_draws, n_patients)
+    return times.astype(np.float64)
 
 
 def _quotient(numerators: Floats, denominators: Floats) -> Floats:

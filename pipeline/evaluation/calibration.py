@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax, stdtrit
 
+from hoarfrost.evaluation.calibration_error import bin_starts, error_interval, errors, errors_by_chance
 from hoarfrost.evaluation.checks import (
     Floats,
     Ints,
@@ -14,10 +15,9 @@ from hoarfrost.evaluation.checks import (
     checked_binary,
     checked_groups,
     normal_quantile,
-    tied_groups,
 )
 from hoarfrost.evaluation.estimates import Share
-from hoarfrost.evaluation.intervals import is_repeated, share
+from hoarfrost.evaluation.intervals import BOOTSTRAP, RESAMPLED_UNITS, is_repeated, share
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
@@ -28,7 +28,6 @@ BEYOND_LIMIT = "the best one is beyond 0.05 or 20, so the classes are separated 
 _JUST_INSIDE = 1.001
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 underflows to zero below this
 _MOST_STEPS = 100
-_N_SIMULATED = 500
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,19 @@ class Calibration:
         Two classes: of the probability of class 1. More: of the highest probability, and whether it is correct.
     lines : tuple of CalibrationLine
         Two classes: that of class 1. More: one per class, against the rest.
+    error_interval : (low, high) or None
+        Of `error`, by bootstrap over patients or samples; None with a single one, and in runs of earlier versions. `low` is
+        0 where perfectly calibrated probabilities have such an error by chance.
+    error_method : str
+        Of this interval.
     """
 
     error: float
     error_by_chance: float
     bins: tuple[Bin, ...]
     lines: tuple[CalibrationLine, ...]
+    error_interval: tuple[float, float] | None = None
+    error_method: str = ""
 
 
 def fit_temperature(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> TemperatureFit:
@@ -264,7 +270,7 @@ def assess_calibration(
     hits = y_true if binary else (probabilities.argmax(axis=1) == y_true).astype(np.int64)
     order = np.argsort(confidence, kind="stable")
     confidence, hits = confidence[order], hits[order]
-    starts = _bin_starts(confidence, n_bins)
+    starts = bin_starts(confidence, n_bins)
     classes = [1] if binary else range(probabilities.shape[1])
 
     def observed(c: Floats, h: Ints, rows: Ints) -> Bin:
@@ -273,9 +279,16 @@ def assess_calibration(
         return Bin(float(c[0]), float(c[-1]), float(c.mean()), rate)
 
     parts = (np.split(one, starts[1:]) for one in (confidence, hits, order))
+    error, by_chance = float(errors(confidence, hits[None], starts)[0]), errors_by_chance(confidence, starts)
+    units = np.arange(len(hits)) if groups is None else groups[order]
+    ends = error_interval(confidence - hits, starts, units, level)
+    if ends is not None and error <= float(np.quantile(by_chance, (1 + level) / 2)):
+        ends = 0.0, ends[1]
     return Calibration(
-        error=float(_errors(confidence, hits[None], starts)[0]),
-        error_by_chance=_error_by_chance(confidence, starts),
+        error=error,
+        error_by_chance=float(by_chance.mean()),
+        error_interval=ends,
+        error_method="" if ends is None else BOOTSTRAP if is_repeated(units) else RESAMPLED_UNITS,
         bins=tuple(map(observed, *parts)),
         lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], groups, level) for c in classes),
     )
@@ -342,35 +355,6 @@ def _line_or_none(y_true: Ints, p: Floats, groups: Ints | None, level: float) ->
 def _logits(probabilities: Floats) -> Floats:
     logs: Floats = np.log(np.maximum(probabilities, _SMALLEST))
     return logs
-
-
-def _bin_starts(ascending: Floats, n_bins: int) -> Ints:
-    """Return where bins of equal mass begin. Ties are in one bin, so the order of samples has no influence."""
-    n = len(ascending)
-    group, starts = tied_groups(ascending)
-    ends = np.append(starts[1:], n)
-    middle = (starts + ends - 1) / 2  # the group's mean rank
-    bins = np.floor((middle + 0.5) * min(n_bins, n) / n).astype(np.int64)[group]
-    return np.flatnonzero(np.diff(bins, prepend=-1))
-
-
-def _errors(confidence: Floats, hits: Ints | Floats, starts: Ints) -> Floats:
-    """Return the calibration error for each row of hits (m, n)."""
-    gaps = np.abs(np.add.reduceat(hits - confidence, starts, axis=1)).sum(axis=1)
-    errors: Floats = gaps / len(confidence)
-    return errors
-
-
-def _error_by_chance(confidence: Floats, starts: Ints) -> float:
-    """Return the mean error over labels drawn from the probabilities themselves (seeded), in blocks."""
-    rng = np.random.default_rng(0)
-    rows = max(1, min(_N_SIMULATED, (1 << 20) // len(confidence)))
-    n_blocks = max(1, min(_N_SIMULATED // rows, 20))
-    found = [
-        _errors(confidence, (rng.random((rows, len(confidence))) < confidence).astype(np.float64), starts)
-        for _ in range(n_blocks)
-    ]
-    return float(np.mean(found))
 
 
 def _calibration_in_the_large(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float]:

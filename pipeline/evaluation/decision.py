@@ -1,24 +1,40 @@
 """Decision curves: the net benefit of a head against treating all patients, or none."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked_binary
+from hoarfrost.evaluation.estimates import Estimate
+from hoarfrost.evaluation.influence import of_share
+from hoarfrost.evaluation.intervals import IntervalKind, linearised
 
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit per patient at each threshold probability, all of one length; that of treating nobody is zero."""
+    """Net benefit per patient at each threshold probability, all of one length; that of treating nobody is zero.
+
+    `low` and `high` are its 95% interval at each threshold by itself, None where it has no variance; empty in runs of
+    earlier versions.
+    """
 
     thresholds: tuple[float, ...]
     net_benefit: tuple[float, ...]
     treat_all: tuple[float, ...]
     prevalence: float
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    method: str = ""
 
 
 def decision_curve(
-    y_true: Ints, p: Floats, thresholds: Floats | None = None, *, prevalence: float | None = None
+    y_true: Ints,
+    p: Floats,
+    thresholds: Floats | None = None,
+    groups: Ints | None = None,
+    *,
+    prevalence: float | None = None,
 ) -> DecisionCurve:
     """Return the net benefit of treating those whose probability is at or above each threshold.
 
@@ -29,6 +45,8 @@ def decision_curve(
         Probability of class 1, in [0, 1].
     thresholds : ndarray (k,) float64, optional
         Between 0 and 1, both excluded; 0.01 to 0.99 by default.
+    groups : ndarray (n,) int64, optional
+        Patients, for intervals where some have several samples.
     prevalence : float, optional
         Of class 1 where the head will be used; the samples' own by default.
 
@@ -40,7 +58,8 @@ def decision_curve(
     Notes
     -----
     True positives per patient, minus false positives weighted by the odds of the threshold. Probabilities must be
-    calibrated.
+    calibrated. Its variance is that of sums over patients of each sample's influence. Without a stated prevalence, it
+    includes that of the samples' own.
 
     References
     ----------
@@ -61,4 +80,20 @@ def decision_curve(
     odds = at / (1 - at)
     net_benefit = share * sensitivity - (1 - share) * false_positive_rate * odds
     treat_all = share - (1 - share) * odds
-    return DecisionCurve(tuple(at.tolist()), tuple(net_benefit.tolist()), tuple(treat_all.tolist()), share)
+    parts = tuple(at.tolist()), tuple(net_benefit.tolist()), tuple(treat_all.tolist()), share
+    influence = _influence(y_true, p, at, net_benefit, prevalence)
+    plain = (Estimate(value, None, None, n=len(p)) for value in parts[1])
+    found = [linearised(one, IntervalKind.BENEFIT, of, groups) for one, of in zip(plain, influence, strict=True)]
+    method = next((one.method for one in found if one.method), "")
+    return DecisionCurve(*parts, tuple(one.low for one in found), tuple(one.high for one in found), method)
+
+
+def _influence(y_true: Ints, p: Floats, at: Floats, net_benefit: Floats, prevalence: float | None) -> Iterator[Floats]:
+    """Yield each sample's influence (n,) on the net benefit at each threshold."""
+    for threshold, benefit in zip(at.tolist(), net_benefit.tolist(), strict=True):
+        treated, odds = p >= threshold, threshold / (1 - threshold)
+        if prevalence is None:
+            yield (treated * np.where(y_true == 1, 1.0, -odds) - benefit) / len(p)
+        else:
+            hits, alarms = of_share(treated, y_true == 1).values, of_share(treated, y_true == 0).values
+            yield prevalence * hits - (1 - prevalence) * odds * alarms

@@ -1,7 +1,7 @@
 """The choice of the interval that each figure gets. Every output that prints one uses this module."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 
@@ -12,6 +12,7 @@ from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, boots
 from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
 from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, Share, wilson
+from hoarfrost.evaluation.influence import Influence
 
 FEW = 30
 """With fewer samples of the rarer class, DeLong's interval covers too rarely (measured)."""
@@ -19,6 +20,7 @@ NEAR_ONE = 0.9
 """With a ROC AUC at or above this, too."""
 DELONG, NEWCOMBE, BOOTSTRAP = "DeLong", "Newcombe", "bootstrap over patients"
 NADEAU, CLUSTERED = "Nadeau and Bengio", "clustered by patient"
+LINEARISED = "delta method"
 _AS_INDEPENDENT = ", as if images were independent: "
 RESAMPLED_UNITS = "bootstrap"
 N_RESAMPLED = 500
@@ -29,7 +31,23 @@ class IntervalKind(Enum):
 
     NONE = "none"
     AREA = "area under a ROC curve"
+    SHARE = "a proportion of samples"
+    LOSS = "a mean of zero or more: normal on the scale of the logarithm"
+    UNIT = "between 0 and 1: normal on the scale of the logit"
+    CORRELATION = "between -1 and 1: normal on Fisher's scale"
+    BENEFIT = "any sign: normal as it is"
     RESAMPLED = "any figure: scored again on units drawn with replacement"
+
+
+_NO_VARIANCE = 1e-20  # of rounding
+_Scale = tuple[Callable[[float], float], Callable[[float], float], Callable[[float], float]]
+_SCALES: Mapping[IntervalKind, _Scale] = {  # there, back, and the slope of the way back
+    IntervalKind.LOSS: (math.log, math.exp, lambda value: value),
+    IntervalKind.UNIT: (logit, expit, lambda value: value * (1 - value)),
+    IntervalKind.SHARE: (logit, expit, lambda value: value * (1 - value)),
+    IntervalKind.BENEFIT: (float, float, lambda _: 1.0),
+    IntervalKind.CORRELATION: (math.atanh, math.tanh, lambda value: 1 - value**2),
+}
 
 
 # -- metrics ------------------------------------------------------------------------------------------------------------
@@ -43,6 +61,7 @@ def metric_estimate(
     groups: Ints | None,
     score_rows: Callable[[Ints], float],
     inflation: float = 1.0,
+    influence: Callable[[], Influence] | None = None,
 ) -> Estimate:
     """Return a metric with the interval of its kind. Errors as `area`.
 
@@ -58,14 +77,91 @@ def metric_estimate(
         Takes rows (m,) int64, some more than once, and returns the metric on these samples. Raises ValueError where it
         is undefined there.
     inflation : float
-        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1. A figure other
-        than an area has no interval then.
+        From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1. Figures that are
+        resampled have no interval then.
+    influence : callable, optional
+        Returns each sample's influence on the metric; not for areas, nor for figures that are resampled.
     """
     if kind is IntervalKind.AREA and inflation > 1:
         return pooled_area(plain, y_true, probabilities, groups, inflation)
     if kind is IntervalKind.AREA:
         return area(plain, y_true, probabilities, groups)
-    return plain if kind is IntervalKind.NONE or inflation > 1 else _resampled(plain, score_rows, groups)
+    if kind is IntervalKind.RESAMPLED:
+        return plain if inflation > 1 else _resampled(plain, score_rows, groups)
+    if kind is IntervalKind.NONE or influence is None:
+        return plain
+    found = influence()
+    if kind is IntervalKind.SHARE and found.hits is not None and found.counted is not None and inflation == 1:
+        proportion = share(found.hits, found.counted, groups)
+        return replace(plain, low=proportion.low, high=proportion.high, method=proportion.method)
+    limited = linearised(plain, kind, found.values, groups, inflation=inflation)
+    if limited.interval is not None or kind is IntervalKind.LOSS:
+        return limited
+    return _of_constant(plain, kind, int(_rarest(y_true, probabilities.shape[1], groups) / inflation))
+
+
+def linearised(
+    plain: Estimate,
+    kind: IntervalKind,
+    influence: Floats,
+    groups: Ints | None,
+    *,
+    level: float = 0.95,
+    inflation: float = 1.0,
+) -> Estimate:
+    """Return a figure with a normal interval, on the scale of its kind, from each sample's influence (the delta method).
+
+    Parameters
+    ----------
+    plain : Estimate
+        The figure, without an interval.
+    influence : ndarray (n,) float64
+    groups : ndarray (n,) int64 or None
+        Patients. Where some have several samples, the variance is that of sums over patients.
+
+    Returns
+    -------
+    Estimate
+        Without an interval where the figure has no variance.
+
+    References
+    ----------
+    Efron (1982), The Jackknife, the Bootstrap and Other Resampling Plans, chapter 6. Boyd, Eng and Page (2013), ECML
+    PKDD, 451-466 (the logit of average precision). Liang and Zeger (1986), Biometrika 73(1), 13-22 (clusters).
+    """
+    value = plain.value
+    if value is None or not math.isfinite(value):
+        return plain
+    to_scale, from_scale, slope = _SCALES[kind]
+    try:
+        found, variance = difference(value, influence, groups, level=level, inflation=inflation)
+    except ValueError:  # all samples are of one patient
+        return plain
+    if variance < _NO_VARIANCE or slope(value) <= 0:
+        return plain
+    half = normal_quantile(level) * math.sqrt(variance) / slope(value)
+    low, high = (float(from_scale(to_scale(value) + sign * half)) for sign in (-1, 1))
+    method = LINEARISED if found.method == DELONG else f"{LINEARISED}, {found.method}"
+    return replace(plain, low=low, high=high, method=method)
+
+
+def _of_constant(plain: Estimate, kind: IntervalKind, n_rarest: int) -> Estimate:
+    """Return a figure of 0 or 1 with Wilson's limits: no variance is no certainty. `n_rarest` patients limit it."""
+    value = round(plain.value or 0.0, 9)  # a mean of ones may be just below one
+    # A correlation of 0 without variance: one class was predicted for all, so no limits are known.
+    if value not in {0, 1} or n_rarest < 1 or (kind is IntervalKind.CORRELATION and not value):
+        return plain
+    found = wilson(n_rarest if value else 0, n_rarest)
+    return replace(plain, low=found.low, high=found.high, method=found.method)
+
+
+def _rarest(y_true: Ints, n_classes: int, groups: Ints | None) -> int:
+    """Return the patients, or samples, of the rarest class, or of the rarer answer about a label."""
+    units = np.arange(len(y_true)) if groups is None else groups
+    problems = [(units[rows], y) for _, rows, y in binary_problems(y_true, n_classes)]
+    if y_true.ndim == 1:
+        problems = [(units, y_true)]
+    return min(len(np.unique(of[y == value])) for of, y in problems for value in np.unique(y))
 
 
 def area(

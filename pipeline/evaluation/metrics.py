@@ -11,6 +11,15 @@ from sklearn import metrics as sk
 
 from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, binary_problems
 from hoarfrost.evaluation.discrimination import roc_auc
+from hoarfrost.evaluation.influence import (
+    Influence,
+    Measure,
+    of_average_precision,
+    of_counts,
+    of_mean,
+    of_ratio,
+    of_share,
+)
 from hoarfrost.evaluation.intervals import IntervalKind
 
 THRESHOLD = 0.5
@@ -160,6 +169,8 @@ class Metric:
         Scores one class against the rest, or one label. May raise ValueError where it is undefined.
     overall : callable, optional
         Scores all classes together; by default the mean of `of_class` over classes, or labels.
+    influence_of_class, influence : callable, optional
+        Each sample's influence on `of_class` and on `overall`, for the interval.
     is_overall : bool
         False for a metric that is only scored by class.
     short : str
@@ -174,6 +185,8 @@ class Metric:
     higher_is_better: bool
     of_class: Callable[[OneAgainstRest], float] | None = None
     overall: Callable[[Sample], float] | None = None
+    influence_of_class: Callable[[OneAgainstRest], Influence] | None = None
+    influence: Callable[[Sample], Influence] | None = None
     is_overall: bool = True
     interval: IntervalKind = IntervalKind.NONE
     shown: ShownIn = ShownIn.EVERYWHERE
@@ -202,6 +215,21 @@ class Metric:
         assert self.of_class is not None
         return float(np.mean([self.of_class(one) for one in sample.problems]))
 
+    def influence_on(self, sample: Sample) -> Influence:
+        """Return each sample's influence on `score`."""
+        if self.influence is not None:
+            return self.influence(sample)
+        assert self.influence_of_class is not None
+        return _mean_influence(self.influence_of_class, sample)
+
+
+def _mean_influence(of_class: Callable[[OneAgainstRest], Influence], sample: Sample) -> Influence:
+    """Return the influence on the mean over classes, or labels; a sample has none on a label that it lacks."""
+    total = np.zeros(len(sample.y_true))
+    for one in sample.problems:
+        total[one.rows] += of_class(one).values
+    return Influence(total / len(sample.problems))
+
 
 def confusion_matrix(y_true: Ints, y_pred: Ints, n_classes: int) -> Ints:
     """Return counts (C, C) int64: row = true class, column = predicted class."""
@@ -213,16 +241,49 @@ def _accuracy(sample: Sample) -> float:
     return float((sample.predicted == sample.y_true)[sample.known].mean())  # all class numbers are known
 
 
+def _accuracy_influence(sample: Sample) -> Influence:
+    right = sample.predicted == sample.y_true
+    if sample.is_multilabel:
+        return of_ratio((right & sample.known).sum(axis=1) * 1.0, sample.known.sum(axis=1) * 1.0)
+    return of_share(right, sample.known)
+
+
 def _majority_accuracy(sample: Sample) -> float:
     if sample.is_multilabel:
         return sum(int(np.bincount(one.y).max()) for one in sample.problems) / int(sample.known.sum())
     return float(np.bincount(sample.y_true).max() / len(sample.y_true))
 
 
-def _loss(sample: Sample) -> float:
+# From the terms: scikit-learn's function, with the same result, takes most of the time of scoring several classes.
+
+
+def _nats_of_class(one: OneAgainstRest) -> Floats:
+    return _nats(np.where(one.y == 1, one.p, 1 - one.p))
+
+
+def _nats_of(sample: Sample) -> Floats:
+    """Return the cross-entropy of each sample, or label; 0 where a label is unknown."""
+    y, p = sample.y_true, sample.probabilities
     if sample.is_multilabel:
-        return float(sk.log_loss(sample.y_true[sample.known], sample.probabilities[sample.known], labels=[0, 1]))
-    return float(sk.log_loss(sample.y_true, sample.probabilities, labels=np.arange(sample.probabilities.shape[1])))
+        return _nats(np.where(y == 1, p, 1 - p)) * sample.known
+    return _nats(p[np.arange(len(y)), y])
+
+
+def _nats(p: Floats) -> Floats:
+    """Return the cross-entropy of the probability of what was true; never infinite."""
+    least = np.finfo(np.float64).eps
+    found: Floats = -np.log(np.clip(p, least, 1 - least))
+    return found
+
+
+def _loss(sample: Sample) -> float:
+    return float(_nats_of(sample).sum()) / int(sample.known.sum())
+
+
+def _loss_influence(sample: Sample) -> Influence:
+    if not sample.is_multilabel:
+        return of_mean(_nats_of(sample))
+    return of_ratio(_nats_of(sample).sum(axis=1), sample.known.sum(axis=1) * 1.0)
 
 
 def _brier_of_class(one: OneAgainstRest) -> float:
@@ -234,9 +295,18 @@ def _brier(sample: Sample) -> float:
     return float(np.mean(each) if sample.is_multilabel else np.sum(each))
 
 
-def _f1(one: OneAgainstRest) -> float:
-    _, n_fp, n_fn, n_tp = one.cells
-    return 2 * n_tp / (2 * n_tp + n_fp + n_fn)
+def _brier_influence_of_class(one: OneAgainstRest) -> Influence:
+    return of_mean((one.p - one.y) ** 2)
+
+
+def _brier_influence(sample: Sample) -> Influence:
+    mean = _mean_influence(_brier_influence_of_class, sample)
+    return mean if sample.is_multilabel else Influence(mean.values * len(sample.problems))
+
+
+def _f1(counts: Ints) -> float:
+    (_, n_fp), (n_fn, n_tp) = counts.tolist()
+    return float(2 * n_tp / (2 * n_tp + n_fp + n_fn))
 
 
 def _precision(one: OneAgainstRest) -> float:
@@ -260,7 +330,7 @@ def _matthews(counts: Ints) -> float:
     return covariance / math.sqrt(spread) if spread else 0.0
 
 
-def _of_decisions(measure: Callable[[Ints], float]) -> Callable[[Sample], float]:
+def _of_decisions(measure: Measure) -> Callable[[Sample], float]:
     """Return a scorer of the predictions for all classes together, or of the mean over labels."""
 
     def overall(sample: Sample) -> float:
@@ -269,6 +339,22 @@ def _of_decisions(measure: Callable[[Ints], float]) -> Callable[[Sample], float]
         return measure(sample.counts)
 
     return overall
+
+
+def _influence_of_class(measure: Measure) -> Callable[[OneAgainstRest], Influence]:
+    """Return the influence on a metric of one class's counts."""
+    return lambda one: of_counts(measure, one.counts, one.y, one.predicted)
+
+
+def _influence_on_decisions(measure: Measure) -> Callable[[Sample], Influence]:
+    """Return the influence on what `_of_decisions` scores."""
+
+    def influence(sample: Sample) -> Influence:
+        if sample.is_multilabel:
+            return _mean_influence(_influence_of_class(measure), sample)
+        return of_counts(measure, sample.counts, sample.y_true, sample.predicted)
+
+    return influence
 
 
 ROC_AUC = "roc_auc"
@@ -282,6 +368,7 @@ METRICS = (
     ),
     Metric(
         "accuracy", "accuracy", "share of correct decisions", True, overall=_accuracy, baseline="majority_accuracy",
+        interval=IntervalKind.SHARE, influence=_accuracy_influence,
     ),
     Metric(
         "majority_accuracy", "accuracy of the most frequent class", "share of correct decisions", True,
@@ -289,36 +376,49 @@ METRICS = (
     ),
     Metric(
         "loss", "loss", "mean cross-entropy, nats", False, shown=ShownIn.WIDE, overall=_loss,
-        of_class=lambda one: float(sk.log_loss(one.y, one.p, labels=[0, 1])),
+        of_class=lambda one: float(_nats_of_class(one).mean()),
+        interval=IntervalKind.LOSS, influence_of_class=lambda one: of_mean(_nats_of_class(one)), influence=_loss_influence,
     ),
     Metric(
         "brier", "Brier score", "mean squared error, 0 to 1; summed over several classes, 0 to 2", False,
         of_class=_brier_of_class, overall=_brier, shown=ShownIn.FILE,
+        interval=IntervalKind.LOSS, influence_of_class=_brier_influence_of_class, influence=_brier_influence,
     ),
     Metric(
         AVERAGE_PRECISION, "average precision", "area under precision over recall", True,
         of_class=lambda one: float(sk.average_precision_score(one.y, one.p)), shown=ShownIn.FILE,
+        interval=IntervalKind.UNIT, influence_of_class=lambda one: of_average_precision(one.y, one.p),
     ),
     Metric(
         "balanced_accuracy", "balanced accuracy", "mean sensitivity over the classes", True, shown=ShownIn.FILE,
         of_class=lambda one: _balanced_accuracy(one.counts), overall=_of_decisions(_balanced_accuracy),
+        interval=IntervalKind.UNIT, influence_of_class=_influence_of_class(_balanced_accuracy),
+        influence=_influence_on_decisions(_balanced_accuracy),
     ),
-    Metric("f1", "F1", "harmonic mean of precision and sensitivity", True, of_class=_f1, shown=ShownIn.FILE),
+    Metric(
+        "f1", "F1", "harmonic mean of precision and sensitivity", True, of_class=lambda one: _f1(one.counts),
+        shown=ShownIn.FILE, interval=IntervalKind.UNIT, influence_of_class=_influence_of_class(_f1),
+    ),
     Metric(
         "matthews", "Matthews' correlation", "-1 to 1", True, shown=ShownIn.FILE,
         of_class=lambda one: _matthews(one.counts), overall=_of_decisions(_matthews),
+        interval=IntervalKind.CORRELATION, influence_of_class=_influence_of_class(_matthews),
+        influence=_influence_on_decisions(_matthews),
     ),
     Metric(
         "sensitivity", "sensitivity", "share of the class's samples that are predicted as it", True,
         of_class=lambda one: one.sensitivity, is_overall=False, shown=ShownIn.FILE,
+        interval=IntervalKind.SHARE, influence_of_class=lambda one: of_share(one.predicted == 1, one.y == 1),
     ),
     Metric(
         "specificity", "specificity", "share of the other samples that are not predicted as it", True,
         of_class=lambda one: one.specificity, is_overall=False, shown=ShownIn.FILE,
+        interval=IntervalKind.SHARE, influence_of_class=lambda one: of_share(one.predicted == 0, one.y == 0),
     ),
     Metric(
         "precision", "precision", "share of the samples predicted as the class that belong to it; 0 if there are none", True,
         of_class=_precision, is_overall=False, shown=ShownIn.FILE,
+        interval=IntervalKind.SHARE, influence_of_class=lambda one: of_share(one.y == 1, one.predicted == 1),
     ),
 )  # fmt: skip
 

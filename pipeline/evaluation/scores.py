@@ -7,7 +7,13 @@ import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked
 from hoarfrost.evaluation.estimates import OPTIMISTIC, Estimate
-from hoarfrost.evaluation.intervals import count_patients, metric_estimate, variance_inflation
+from hoarfrost.evaluation.intervals import (
+    IntervalKind,
+    count_patients,
+    metric_estimate,
+    pooled_area,
+    variance_inflation,
+)
 from hoarfrost.evaluation.metrics import (
     NO_DECISION,
     ROC_AUC,
@@ -132,12 +138,14 @@ def score(
     _check_cases(sample, classes)
     inflation = 1.0 if n_folds < 2 else variance_inflation(n_folds)
     per_class = {}
+    n_patients = count_patients(groups)
+    if n_patients == len(sample.y_true):  # one sample each: intervals need not sum over patients
+        groups = None
     if sample.is_multilabel or len(classes) > 2:
         per_class = {
-            name: _of_class(one, groups, inflation, has_intervals=sample.is_multilabel)
+            name: _of_class(one, groups, n_patients, inflation, is_label=sample.is_multilabel)
             for name, one in zip(classes, sample.problems, strict=True)
         }
-    n_patients = count_patients(groups)
     metrics = [metric for metric in registered() if metric.is_overall]
     found = {metric.key: _overall(metric, sample, per_class, groups, n_patients, inflation) for metric in metrics}
     return Scores(len(sample.y_true), n_patients, found, per_class, decision.thresholds, decision.rule)
@@ -159,22 +167,29 @@ def _overall(
     plain = Estimate(value, None, None, n=len(sample.y_true), n_patients=n_patients)
     y_true, probabilities = sample.y_true, sample.probabilities
     return metric_estimate(
-        metric.interval, plain, y_true, probabilities, groups, lambda rows: metric.score(sample.drawn(rows)), inflation
-    )
+        metric.interval, plain, y_true, probabilities, groups,
+        lambda rows: metric.score(sample.drawn(rows)), inflation, lambda: metric.influence_on(sample),
+    )  # fmt: skip
 
 
-def _of_class(one: OneAgainstRest, groups: Ints | None, inflation: float, *, has_intervals: bool) -> Scores:
-    """Score one class against the rest, or one label."""
-    members = None if groups is None else groups[one.rows]
-    n_patients, probabilities = count_patients(members), np.column_stack([1 - one.p, one.p])
+def _of_class(
+    one: OneAgainstRest, groups: Ints | None, n_patients: int | None, inflation: float, *, is_label: bool
+) -> Scores:
+    """Score one class against the rest, or one label; without `groups` each of `n_patients` has one sample."""
+    members, probabilities = None if groups is None else groups[one.rows], np.column_stack([1 - one.p, one.p])
+    if n_patients is not None and len(one.rows) != n_patients:
+        n_patients = len(one.rows) if members is None else count_patients(members)
 
     def estimate(metric: Metric, scorer: Callable[[OneAgainstRest], float]) -> Estimate:
         plain = Estimate(scorer(one), None, None, n=len(one.y), n_patients=n_patients)
-        if not has_intervals:
-            return plain
+        if metric.interval is IntervalKind.AREA and not is_label:
+            # Not drawn again for each class: the mean over classes takes as long as everything else.
+            return pooled_area(plain, one.y, probabilities, members, inflation)
+        influence_of = metric.influence_of_class
         return metric_estimate(
-            metric.interval, plain, one.y, probabilities, members, lambda rows: scorer(one.drawn(rows)), inflation
-        )
+            metric.interval, plain, one.y, probabilities, members, lambda rows: scorer(one.drawn(rows)), inflation,
+            None if influence_of is None else lambda: influence_of(one),
+        )  # fmt: skip
 
     found = {metric.key: estimate(metric, metric.of_class) for metric in registered() if metric.of_class is not None}
     return Scores(int(one.y.sum()), n_patients, found)

@@ -83,7 +83,7 @@ def score_subgroups(
         if len(values) != len(y_true):
             raise ValueError(f"{len(y_true)} samples, but {len(values)} values of {name!r}")
         names = banded(values)
-        column, order, sizes = np.array(names), _in_order(names), Counter(names)
+        column, order, sizes = np.array(names), in_order(names), Counter(names)
         if len(order) > MOST_VALUES and max(sizes.values()) < FEWEST:
             counts, reason = class_counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
             found.append(_without_figures(name, f"({len(order)} values)", counts, reason))
@@ -110,17 +110,31 @@ def banded(values: Sequence[str]) -> list[str]:
         Numbers with more than ten different values become bands, "40 to 52": the quartiles, each with its smallest and
         largest value. Empty texts and NaN become "(missing)"; other texts stay.
     """
-    texts = [MISSING if value.strip().lower() in _MISSING else value for value in values]
-    numbers = [math.nan if text == MISSING else _number(text) for text in texts]
-    known = np.array([x for x, text in zip(numbers, texts, strict=True) if text != MISSING])
-    if not len(known) or not np.isfinite(known).all() or len(np.unique(known)) <= _NUMBERS_ARE_BANDED:
+    texts = with_missing(values)
+    numbers = numbers_of(texts)
+    if numbers is None:
         return texts
+    known = numbers[~np.isnan(numbers)]
     edges = np.unique(np.quantile(known, np.arange(1, N_BANDS) / N_BANDS))
     bands = np.searchsorted(edges, known, "left")  # an edge belongs to the band below it
     # All digits: two bands of dates (20240131) or of identifiers must not get one name.
     names = {int(b): f"{known[bands == b].min():.15g} to {known[bands == b].max():.15g}" for b in np.unique(bands)}
     return [text if text == MISSING else names[int(np.searchsorted(edges, x, "left"))] for x, text in
             zip(numbers, texts, strict=True)]  # fmt: skip
+
+
+def with_missing(values: Sequence[str]) -> list[str]:
+    """Return the values of a column, with "(missing)" for empty texts and NaN."""
+    return [MISSING if value.strip().lower() in _MISSING else value for value in values]
+
+
+def numbers_of(texts: Sequence[str]) -> Floats | None:
+    """Return the numbers of a column, NaN for "(missing)"; None if it has texts, or at most ten different numbers."""
+    numbers = np.array([math.nan if text == MISSING else _number(text) for text in texts])
+    known = np.array([x for x, text in zip(numbers, texts, strict=True) if text != MISSING])
+    if not len(known) or not np.isfinite(known).all() or len(np.unique(known)) <= _NUMBERS_ARE_BANDED:
+        return None
+    return numbers
 
 
 def _subgroup(
@@ -148,7 +162,7 @@ def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str
     return Subgroup(name, value, n, counts, Estimate(None, None, None, n=n), None, None, reason)
 
 
-def _in_order(names: Sequence[str]) -> list[str]:
+def in_order(names: Sequence[str]) -> list[str]:
     """Return the distinct values: numbers and bands by their start, then texts, the missing last."""
 
     def key(name: str) -> tuple[bool, float, str]:

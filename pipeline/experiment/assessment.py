@@ -73,7 +73,7 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
         likely = np.clip(likely, 0, 1)
         if prevalence is not None:  # probabilities are calibrated for the share of the class among validated images
             likely = at_prevalence(likely, float(val_one.mean()), prevalence)
-        benefit = decision_curve(one, likely, prevalence=prevalence)
+        benefit = decision_curve(one, likely, groups=members, prevalence=prevalence)
         classes.append(ClassAssessment(task.names[number], len(one), int(one.sum()), points, benefit, alone))
     threshold = classes[0].points[0].point.threshold if len(classes) == 1 else None
     attributes = {

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hoarfrost.evaluation.cohort import Cohort, characteristics, cohort_groups, flow_of
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets.hints import SOME, patients_hint
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, UnreadableImage
+
+MOST_CLASSES = 10  # with columns of their own in table 1
 
 
 def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> EmbeddingFacts:
@@ -48,8 +51,22 @@ def dataset_facts(task: Task) -> DatasetFacts:
         is_multilabel=task.is_multilabel,
         no_test_split=None if "test" in present else NO_TEST_SPLIT,
         patients_hint=_patients_hint(task),
+        cohort=_cohort(task, present),
         unreadable=tuple(UnreadableImage(table.paths[i], table.errors[i]) for i in np.flatnonzero(~task.readable)),
     )
+
+
+def _cohort(task: Task, present: Sequence[str]) -> Cohort:
+    """Describe the images by split and class; of many classes, by split alone."""
+    labels = task.labels()
+    column = np.array(labels)
+    has = {name: task.y[:, i] == 1 if task.is_multilabel else column == name for i, name in enumerate(task.classes)}
+    splits = task.splits.tolist()
+    shown = has if len(has) <= MOST_CLASSES else {}
+    groups, members = cohort_groups(splits, shown, present, task.patients)
+    contents = task.table.rows[task.readable].tolist()
+    flow = flow_of(len(task.table), contents, splits, present, task.near.groups)
+    return Cohort(flow, groups, characteristics(task.attributes(), members))
 
 
 def _patients_hint(task: Task) -> str:

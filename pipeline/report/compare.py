@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 MOST_RUNS = len(ascii_uppercase)
 # What differs between any two runs, or is shown elsewhere on the page.
-NOT_CONFIGURED = ("command", "created", "seconds", "head_seconds", "warnings", "dataset.counts", "dataset.unreadable")
+NOT_CONFIGURED = (
+    *("command", "created", "seconds", "head_seconds", "warnings"),
+    *("dataset.counts", "dataset.unreadable", "dataset.cohort"),
+)
 
 
 @dataclass(frozen=True)

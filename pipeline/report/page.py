@@ -12,7 +12,8 @@ from hoarfrost.evaluation import Metric, ShownIn
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
-from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
+from hoarfrost.report.cohort import Data, data_of
+from hoarfrost.report.evaluation import Evaluation, evaluation_of
 from hoarfrost.report.explore import (
     Cell,
     Explorer,
@@ -47,14 +48,17 @@ from hoarfrost.report.variants import (
     N_IN_TABLE,
     LabelScores,
     LearningRow,
+    ScoreRow,
     VariantRow,
     area_methods,
     areas_forest,
+    class_metrics,
     compared_metrics,
     label_scores,
     learning_figure,
     learning_rows,
     ranked,
+    score_rows,
     variant_rows,
 )
 from hoarfrost.report.views import ViewsSection, views_section
@@ -64,16 +68,12 @@ from hoarfrost.runs import (
     ReferenceResult,
     Run,
     RunConfig,
-    SplitSize,
     Suspects,
-    UnreadableImage,
     together_text,
 )
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
-
-N_LISTED = 50
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Page:
     split: str
     selected: HeadResult
     tiles: tuple[Tile, ...]
-    sizes: tuple[tuple[str, SplitSize], ...]
-    unreadable: tuple[UnreadableImage, ...]
-    n_unlisted: int
+    data: Data
     explorer: Explorer
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
     promises: tuple[str, ...]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
+    class_metrics: tuple[Metric, ...]
+    scores: tuple[ScoreRow, ...]
     heads: tuple[HeadResult, ...]
     references: tuple[ReferenceResult, ...]
     variants: tuple[VariantRow, ...]
@@ -186,9 +186,8 @@ def page_of(run: Run) -> Page:
     -------
     Page
     """
-    evaluation, heads = evaluation_of(run), ranked(run)
-    unreadable, overall = run.config.dataset.unreadable, evaluation.scores(heads[0]).value(ROC_AUC)
-    variants, subgroups = variant_rows(run, evaluation), subgroup_rows(run.assessment)
+    evaluation, heads, subgroups = evaluation_of(run), ranked(run), subgroup_rows(run.assessment)
+    overall, variants = evaluation.scores(heads[0]).value(ROC_AUC), variant_rows(run, evaluation)
     return Page(
         task=task_of(evaluation.classes, run.config.dataset),
         grave=grave_warnings(run, evaluation),
@@ -198,15 +197,15 @@ def page_of(run: Run) -> Page:
         split=evaluation.split_name,
         selected=heads[0],
         tiles=tiles(run, evaluation),
-        sizes=tuple((SPLIT_NAMES.get(size.split, size.split), size) for size in run.split_sizes()),
-        unreadable=unreadable[:N_LISTED],
-        n_unlisted=len(unreadable[N_LISTED:]),
+        data=data_of(run),
         explorer=explorer_of(run, evaluation),
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),
         promises=promises(run.assessment),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
+        class_metrics=class_metrics(),
+        scores=score_rows(heads[0], evaluation),
         heads=heads,
         references=run.references,
         variants=variants,

@@ -2,9 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from hoarfrost.evaluation import Comparison, Estimate, Metric, Scores, Share, ShownIn, Subgroup, metrics_of
+from hoarfrost.evaluation import (
+    Comparison,
+    DecisionCurve,
+    Estimate,
+    Metric,
+    Scores,
+    Share,
+    ShownIn,
+    Subgroup,
+    metrics_of,
+    registered,
+)
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.report.cohort import cohort_tables
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
@@ -60,11 +72,14 @@ def tables_of(run: Run) -> dict[str, Table]:
     Returns
     -------
     dict of name -> Table
-        Those that the run has: "heads", "comparisons", "counts", "cross-validation", "learning curve", "views",
-        "operating points", "calibration", "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
+        Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
+        "cross-validation", "learning curve", "views", "operating points", "calibration", "calibration error",
+        "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
     """
     found = {
+        **cohort_tables(run),
         "heads": _heads(run),
+        "classes": _classes(run),
         "comparisons": _comparisons(run),
         "counts": _counts(run),
         "cross-validation": _cross_validation(run),
@@ -83,7 +98,7 @@ def _heads(run: Run) -> Table:
     by_split = {"val": [one.val for one in results]}
     if evaluation_of(run).split == "test":
         by_split["test"] = [one.test for one in results if one.test is not None]
-    metrics = metrics_of([scores for column in by_split.values() for scores in column], ShownIn.WIDE)
+    metrics = metrics_of([scores for column in by_split.values() for scores in column], ShownIn.FILE)
     with_interval = [metric for metric in metrics if metric.interval is not IntervalKind.NONE]
     columns = tuple(
         f"{split}_{metric.key}{end}"
@@ -118,6 +133,18 @@ def _about_scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
     yield from (scores.n, scores.n_patients)
     yield from (getattr(scores.printed(metric.key), "method", None) for metric in metrics)
     yield from (scores.rule or None, scores.thresholds[0] if len(scores.thresholds) == 1 else None)
+
+
+def _classes(run: Run) -> Table:
+    """Return the selected head's metrics by class against the rest, or by label."""
+    by_class = evaluation_of(run).scores(run.head(run.selected)).per_class
+    metrics = [one for one in registered() if one.of_class is not None]
+    rows = tuple(
+        (name, metric.key, *_ends(scores.printed(metric.key)), *_about(scores.printed(metric.key)))
+        for name, scores in by_class.items()
+        for metric in metrics
+    )
+    return Table(("class", "metric", "value", "low", "high", *ABOUT), rows)
 
 
 def _comparisons(run: Run) -> Table:
@@ -187,11 +214,9 @@ def _assessment(found: Assessment) -> dict[str, Table]:
     points = tuple((one.name, *_point(point)) for one in found.classes for point in one.points)
     calibrations = [("", found.calibration), *((one.name, one.calibration) for one in found.classes)]
     bins = tuple(row for name, one in calibrations if one is not None for row in _bins(name, one))
-    benefit = tuple(
-        (one.name, *row)
-        for one in found.classes
-        for row in zip(one.net_benefit.thresholds, one.net_benefit.net_benefit, one.net_benefit.treat_all, strict=True)
-    )
+    benefit = tuple(row for one in found.classes for row in _benefit(one.name, one.net_benefit))
+    errors = tuple(row for name, one in calibrations if one is not None for row in _calibration_errors(name, one))
+    error_columns = ("class", "temperature", "error", "low", "high", "by_chance", "method")
     point_columns = (
         "class",
         "rule",
@@ -208,7 +233,8 @@ def _assessment(found: Assessment) -> dict[str, Table]:
     return {
         "operating points": Table((*point_columns, "prevalence"), points),
         "calibration": Table(bin_columns, bins),
-        "net benefit": Table(("class", "threshold", "net_benefit", "treat_all"), benefit),
+        "calibration error": Table(error_columns, errors),
+        "net benefit": Table(("class", "threshold", "net_benefit", "treat_all", "low", "high", "method"), benefit),
         "subgroups": Table(group_columns, tuple(map(_group, found.subgroups))),
     }
 
@@ -254,13 +280,24 @@ def _about_share(found: Share | None) -> tuple[Value, ...]:
     return (None,) * len(SHARE_ABOUT) if found is None else (found.n_hits, *_about(found))
 
 
+def _benefit(name: str, found: DecisionCurve) -> Iterator[tuple[Value, ...]]:
+    unknown = (None,) * len(found.thresholds)
+    columns = (found.thresholds, found.net_benefit, found.treat_all, found.low or unknown, found.high or unknown)
+    yield from ((name, *row, found.method) for row in zip(*columns, strict=True))
+
+
+def _calibration_errors(name: str, found: Recalibration) -> Iterator[tuple[Value, ...]]:
+    for temperature, one in found.both:
+        yield name, temperature, one.error, *(one.error_interval or (None, None)), one.error_by_chance, one.error_method
+
+
 def _bins(name: str, found: Recalibration) -> tuple[tuple[Value, ...], ...]:
     return tuple(
         (
             *(name, temperature, one.lowest, one.highest, one.confidence),
             *(*_ends(one.observed), one.observed.n, one.observed.method),
         )
-        for temperature, calibration in ((1.0, found.before), (found.temperature.temperature, found.after))
+        for temperature, calibration in found.both
         for one in calibration.bins
     )
 

@@ -98,7 +98,8 @@ def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
 
 def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tuple[tuple[str, str, str], ...]:
     names = [""] if alone or evaluation.is_binary else [f", {name}" for name in evaluation.classes]
-    rows = []
+    before, after = (estimate(one.error, one.error_interval) for _, one in found.both)
+    rows = [("calibration error (ideal 0)", before, after)]
     for name, one, two in zip(names, found.before.lines, found.after.lines, strict=True):
         rows.append((f"slope{name} (ideal 1)", _slope(one), _slope(two)))
         rows.append((f"intercept{name} (ideal 0)", _intercept(one), _intercept(two)))
@@ -134,11 +135,18 @@ def decision_figures(run: Run) -> tuple[Figure, ...]:
 def _decision_figure(one: ClassAssessment, head: str) -> Figure:
     benefit = one.net_benefit
     at = np.array(benefit.thresholds)
-    curves = (
+    curves: tuple[Curve, ...] = (
         Curve(head, at, np.array(benefit.net_benefit), series=0, strong=True),
         Curve("treat all", at, np.array(benefit.treat_all), series=1),
         Curve("treat none", np.array([0.0, 1.0]), np.zeros(2), series=5),
     )
+    if benefit.low:
+        ends = (np.array([np.nan if end is None else end for end in of]) for of in (benefit.low, benefit.high))
+        own = np.array(benefit.net_benefit)
+        names = ("lower limit (95% interval)", "upper limit")
+        curves += tuple(
+            Curve(name, at, np.where(np.isnan(end), own, end), series=2) for name, end in zip(names, ends, strict=True)
+        )
     high = max(benefit.prevalence, *benefit.net_benefit) * 1.1
     y = Axis("net benefit", LOWEST_BENEFIT, high, nice_ticks(LOWEST_BENEFIT, high))
     message = f"Decision curve for {one.name}, prevalence {decimal(benefit.prevalence)}: "

@@ -6,7 +6,7 @@ from statistics import median_low
 
 import numpy as np
 
-from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of
+from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of, registered
 from hoarfrost.evaluation.intervals import NEWCOMBE
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
@@ -41,12 +41,22 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One class or label: samples of which it is known, samples that have it, and the ROC AUC as text."""
+    """One class or label: samples of which it is known, samples that have it, and the `class_metrics` as text."""
 
     label: str
     n_known: int
     n_with: int
-    roc_auc: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of the selected head: its title and its hint, and as text its value with the interval, and the method."""
+
+    title: str
+    hint: str
+    value: str
+    method: str
 
 
 @dataclass(frozen=True)
@@ -204,11 +214,26 @@ def _size_ticks(high: float) -> tuple[float, ...]:
 
 
 def label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores, ...]:
-    """Return the selected head's ROC AUC by class against the rest, or by label; empty with two classes."""
+    """Return the selected head's scores by class against the rest, or by label; empty with two classes."""
     if evaluation.is_binary:
         return ()
     scores, found = evaluation.scores(head), []
     for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
         label = evaluation.classes[number]
-        found.append(LabelScores(label, len(y), int(y.sum()), metric_text(scores.per_class[label], ROC_AUC)))
+        texts = tuple(metric_text(scores.per_class[label], metric.key) for metric in class_metrics())
+        found.append(LabelScores(label, len(y), int(y.sum()), texts))
     return tuple(found)
+
+
+def class_metrics() -> tuple[Metric, ...]:
+    """Return the metrics that a class, or label, has by itself."""
+    return tuple(metric for metric in registered() if metric.of_class is not None)
+
+
+def score_rows(head: HeadResult, evaluation: Evaluation) -> tuple[ScoreRow, ...]:
+    """Return all metrics of a head over all classes, or labels, together."""
+    scores = evaluation.scores(head)
+    return tuple(
+        ScoreRow(metric.title, metric.hint, metric_text(scores, metric.key), scores[metric.key].method)
+        for metric in metrics_of([scores], ShownIn.FILE)
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoarfrost.evaluation import Comparison, Scores, Share
+from hoarfrost.evaluation.cohort import Cohort
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.intervals import variance_inflation
 from hoarfrost.evaluation.leakage import Leakage
@@ -42,7 +43,7 @@ class DatasetFacts:
     `hoarfrost.experiment.splits.SPLIT_RULES`. `counts` maps split -> label -> number of images with an embedding,
     `n_split` split -> number of images. With several labels per image (`is_multilabel`) the latter is not the sum, and
     `classes` names the labels. `no_test_split` states that there is no test split, `patients_hint` that patients are
-    unknown although the paths suggest some.
+    unknown although the paths suggest some. `cohort` describes the images; None in runs of earlier versions.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DatasetFacts:
     is_multilabel: bool = False
     no_test_split: str | None = None
     patients_hint: str = ""
+    cohort: Cohort | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,11 @@ class Recalibration:
     after: Calibration
 
     @property
+    def both(self) -> tuple[tuple[float, Calibration], ...]:
+        """Temperature and calibration, before and after scaling."""
+        return (1.0, self.before), (self.temperature.temperature, self.after)
+
+    @property
     def verdict(self) -> str:
         """The calibration error compared with that of perfectly calibrated probabilities, and before and after scaling."""
         before, after, fit = self.before, self.after, self.temperature

@@ -203,7 +203,8 @@ def test_scores_of_two_classes_are_what_they_say() -> None:
     y_true = np.array([0, 0, 0, 1, 1])
     p = np.array([0.1, 0.4, 0.6, 0.55, 0.9])
     result = scored(y_true, np.column_stack([1 - p, p]), ("benign", "malignant"))
-    assert result == {
+    plain = {key: value for key, value in result.items() if "ci95" not in key or key.startswith("roc_auc")}
+    assert plain == {
         "n": 5,
         "accuracy": 0.8,
         "majority_accuracy": 0.6,

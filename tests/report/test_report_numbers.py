@@ -115,6 +115,19 @@ def unknown(pieces: list[str], known: set[str]) -> set[str]:
     return {number.rstrip(",") for number in NUMBER.findall(text)} - known
 
 
+def figures_of_cohort(cohort: dict[str, Any]) -> set[str]:
+    """Return table 1's shares and rounded numbers, and the sums of the flow."""
+    flow = cohort["flow"]
+    readable = flow["n_listed"] - flow["n_unreadable"]
+    found = {f"{readable:,}", f"{readable - flow['n_without_split']:,}"}
+    for one in cohort["characteristics"]:
+        for figures in filter(None, one["figures"]):
+            found |= {f"{value:.4g}" for value in figures} | {f"{int(value):,}" for value in figures}
+            if one["kind"] == "count" and figures[1]:
+                found.add(f"{100 * figures[0] / figures[1]:.0f}%")
+    return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: str) -> None:
     metrics, config, page = read(reported(kind).directory)
@@ -122,6 +135,7 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     assert len(NUMBER.findall(" ".join(page.pieces))) > 300
     folded = reported(kind).cross_validation
     stated = set() if folded is None else set(NUMBER.findall(folded.meaning))  # derived from the number of folds
+    stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 
 

@@ -1,0 +1,148 @@
+"""The images of the study: table 1, and how many remain at each step from the files to the splits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hoarfrost.evaluation.cohort import ALL, COUNT, Characteristic, Cohort, CohortGroup, Flow
+from hoarfrost.report.evaluation import SPLIT_NAMES
+from hoarfrost.report.files import Table, Value
+from hoarfrost.report.words import NONE, TO, count, percent, several
+from hoarfrost.runs import Run, SplitSize, UnreadableImage
+
+N_LISTED = 50  # unreadable images
+
+
+@dataclass(frozen=True)
+class CohortRow:
+    """One row of table 1, as text: a cell for each group."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FlowStep:
+    """One box of the flow diagram, and what leaves it, or is known of it, at its side. `parts` are side by side."""
+
+    text: str
+    sides: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the report shows of the images: the sizes of splits, table 1, the flow, and the first unreadable images.
+
+    `columns`, `rows` and `flow` are empty for runs of earlier versions.
+    """
+
+    sizes: tuple[tuple[str, SplitSize], ...]
+    columns: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: tuple[CohortRow, ...]
+    flow: tuple[FlowStep, ...]
+    unreadable: tuple[UnreadableImage, ...]
+    n_unlisted: int
+
+
+def data_of(run: Run) -> Data:
+    """Collect what the report shows of the images."""
+    cohort, unreadable = run.config.dataset.cohort, run.config.dataset.unreadable
+    return Data(
+        sizes=tuple((SPLIT_NAMES.get(size.split, size.split), size) for size in run.split_sizes()),
+        columns=() if cohort is None else cohort_columns(cohort),
+        rows=() if cohort is None else cohort_rows(cohort),
+        flow=() if cohort is None else flow_steps(cohort),
+        unreadable=unreadable[:N_LISTED],
+        n_unlisted=len(unreadable[N_LISTED:]),
+    )
+
+
+def cohort_columns(cohort: Cohort) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the splits with the names of their columns: "all", and each class."""
+    names: dict[str, list[str]] = {}
+    for group in cohort.groups:
+        names.setdefault(SPLIT_NAMES.get(group.split, group.split), []).append(group.label)
+    return tuple((split, tuple(labels)) for split, labels in names.items())
+
+
+def cohort_rows(cohort: Cohort) -> tuple[CohortRow, ...]:
+    """Return table 1: images, patients where they are known, and the characteristics."""
+    rows = [CohortRow("images", tuple(count(one.n_images) for one in cohort.groups))]
+    if cohort.groups[0].n_patients is not None:
+        rows.append(CohortRow("patients", tuple(count(one.n_patients) for one in cohort.groups)))
+    return *rows, *(_row(one) for one in cohort.characteristics)
+
+
+def _row(one: Characteristic) -> CohortRow:
+    name = f"{one.attribute}: {one.value}" if one.value else f"{one.attribute}, {one.kind}"
+    return CohortRow(name, tuple(_cell(one.kind, figures) for figures in one.figures))
+
+
+def _cell(kind: str, figures: tuple[float, ...]) -> str:
+    if not figures:
+        return NONE
+    if kind == COUNT:
+        n, of = figures
+        return f"{count(int(n))} ({percent(n / of)})" if of else NONE
+    first, *others = (f"{value:.4g}" for value in figures)
+    return f"{first} ({TO.join(others)})"
+
+
+def flow_steps(cohort: Cohort) -> tuple[FlowStep, ...]:
+    """Return the boxes of the flow diagram, from the files to the splits."""
+    return tuple(_steps(cohort.flow, [one for one in cohort.groups if one.label == ALL and one.split != ALL]))
+
+
+def _steps(flow: Flow, splits: list[CohortGroup]) -> Iterator[FlowStep]:
+    yield FlowStep(f"{several(flow.n_listed, 'image')} listed", (f"{count(flow.n_unreadable)} unreadable: left out",))
+    copies = f"{count(flow.n_same_bytes)} with the bytes of another one: kept in its split"
+    left_out = (f"{count(flow.n_without_split)} in no split: left out",) if flow.n_without_split else ()
+    yield FlowStep(f"{several(flow.n_readable, 'image')} with an embedding", (copies, *left_out))
+    near = "near-identical images: not grouped"
+    if flow.n_near_groups is not None:
+        groups = several(flow.n_near_groups, "group")
+        near = f"{groups} of near-identical images ({several(flow.n_near_images or 0, 'image')}): kept in one split"
+    yield FlowStep(f"{several(flow.n_used, 'image')} in splits", (near,), tuple(map(_split, splits)))
+
+
+def _split(one: CohortGroup) -> str:
+    patients = "" if one.n_patients is None else f" of {several(one.n_patients, 'patient')}"
+    return f"{SPLIT_NAMES.get(one.split, one.split)}: {several(one.n_images, 'image')}{patients}"
+
+
+# -- for a paper --------------------------------------------------------------------------------------------------------
+
+
+def cohort_tables(run: Run) -> dict[str, Table]:
+    """Return "characteristics" and "flow" with all digits; empty tables for runs of earlier versions."""
+    cohort = run.config.dataset.cohort
+    columns = ("split", "class", "characteristic", "value", "kind", "first", "second", "third")
+    if cohort is None:
+        return {"characteristics": Table(columns, ()), "flow": Table(("step", "images"), ())}
+    return {
+        "characteristics": Table(columns, tuple(_long_rows(cohort))),
+        "flow": Table(("step", "images"), tuple(_flow_rows(cohort))),
+    }
+
+
+def _long_rows(cohort: Cohort) -> Iterator[tuple[Value, ...]]:
+    for place, group in enumerate(cohort.groups):
+        about = group.split, group.label
+        yield *about, "images", None, COUNT, group.n_images, None, None
+        if group.n_patients is not None:
+            yield *about, "patients", None, COUNT, group.n_patients, None, None
+        for one in cohort.characteristics:
+            first, second, third = (*one.figures[place], None, None, None)[:3]
+            yield *about, one.attribute, one.value, one.kind, first, second, third
+
+
+def _flow_rows(cohort: Cohort) -> Iterator[tuple[Value, ...]]:
+    flow = cohort.flow
+    yield "listed", flow.n_listed
+    yield "unreadable", flow.n_unreadable
+    yield "with an embedding", flow.n_readable
+    yield "with the bytes of another one", flow.n_same_bytes
+    yield "in no split", flow.n_without_split
+    yield "groups of near-identical images", flow.n_near_groups
+    yield "images in these groups", flow.n_near_images
+    yield from ((one.split, one.n_images) for one in cohort.groups if one.label == ALL)
