@@ -47,12 +47,12 @@ class Kill:
         patch.setattr(hoarfrost.features.cache.folding, "write_index", self.wrapped(write_index))
 
     def wrapped(self, function: Callable[..., object]) -> Callable[..., object]:
-        def write(*arguments: object) -> object:
+        def write(*arguments: object, **options: object) -> object:
             if self.dead:
                 raise KilledError
             self.left -= 1
             self.dead = self.left < 0
-            written = function(*arguments) if not self.dead or self.after else None
+            written = function(*arguments, **options) if not self.dead or self.after else None
             if self.dead:
                 raise KilledError
             return written

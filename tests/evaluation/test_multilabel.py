@@ -92,7 +92,7 @@ def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfi
     std, mean = torch.std_mean(x[fold.train], dim=0, correction=0)
     known, n_with = (y[:60] >= 0).sum(0).double(), (y[:60] == 1).sum(0).double()
     weight_with, weight_without = known / (2 * n_with), known / (2 * (known - n_with))
-    batches = Batches([Group(0, 0)], [fold], data.rows, y, MultiLabel(3), config)
+    batches = Batches([Group(0, 0)], [fold], data.looks.rows, y, MultiLabel(3), config)
     for _ in range(n_epochs):
         for batch in batches.epoch():
             picked = batch.rows[0, : batch.sizes[0]]

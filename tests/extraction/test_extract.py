@@ -325,11 +325,11 @@ def test_a_stop_signal_commits_what_is_finished_and_says_how_to_continue(tmp_pat
 def test_a_signal_while_folding_lets_it_finish(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, signals = hoarfrost.features.cache.folding.write_cache_file, []
 
-    def signalled(path: Path, *rest: object) -> bytes:
+    def signalled(path: Path, *rest: object, **options: object) -> bytes:
         assert path.name == "c.h5"
         signals.append(signal.SIGTERM)
         signal.raise_signal(signals[-1])  # to this thread: to the process, it may come when all is over, and end it
-        return write(path, *rest)  # type: ignore[arg-type]
+        return write(path, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(hoarfrost.features.cache.folding, "write_cache_file", signalled)
     assert run(images).embedded == 6
