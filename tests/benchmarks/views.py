@@ -30,73 +30,91 @@ class Compared:
     name: str
     source: Path
     views: str
-    layers: tuple[str, ...]
     positive: tuple[str, ...] = ()
     near_duplicates: str = "group"
     demanded: str = ""
+    heads: tuple[str, ...] = DEFAULT_HEADS
 
 
 def busi(folder: Path) -> list[Measurement]:
-    """Measure what views and layers give on BUSI, with near-duplicates together and apart."""
+    """Measure what views give on BUSI, with near-duplicates together and apart."""
     if not BUSI.is_dir():
         return []
-    together = Compared(
-        "BUSI, near-duplicates together", BUSI, "high", LAYERS, ("malignant",), "group", "0.945 / 0.268"
-    )
-    apart = Compared("BUSI, near-duplicates apart", BUSI, "high", ("3+4",), ("malignant",), "ignore", "0.960 / 0.240")
-    return _gains([together, apart], folder)
+    together = Compared("BUSI, near-duplicates together", BUSI, "high", ("malignant",), "group", "0.945 / 0.268")
+    apart = Compared("BUSI, near-duplicates apart", BUSI, "high", ("malignant",), "ignore", "0.960 / 0.240")
+    return _gains([together, apart], folder, (3, 4))
+
+
+def layers(folder: Path) -> list[Measurement]:
+    """Measure what layers give on BUSI, with one look."""
+    if not BUSI.is_dir():
+        return []
+    name = "BUSI, near-duplicates together, one look, layers"
+    compared = [
+        Compared(
+            f"{name} {chosen.replace('+', ', ')}",
+            BUSI,
+            "224",
+            ("malignant",),
+            heads=tuple(f"{head},layers={chosen}" for head in DEFAULT_HEADS),
+        )
+        for chosen in LAYERS
+    ]
+    return _gains(compared, folder, (2, 3, 4))
 
 
 def demo(folder: Path) -> list[Measurement]:
     """Measure what views give on the demo set."""
     write_demo(folder / "demo")
-    return _gains([Compared("demo", folder / "demo", "high", ("3+4",), ("malignant",))], folder)
+    return _gains([Compared("demo", folder / "demo", "high", ("malignant",))], folder, (3, 4))
 
 
 def pneumonia(folder: Path) -> list[Measurement]:
     """Measure what views give on pneumoniamnist, whose images have 28 x 28 pixels."""
     if not PNEUMONIA.is_file():
         return []
-    return _gains([Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448", ("3+4",))], folder)
+    return _gains([Compared("pneumoniamnist", PNEUMONIA, f"{THREE},448")], folder, (3, 4))
 
 
-def _gains(compared: Sequence[Compared], folder: Path) -> list[Measurement]:
+def _gains(compared: Sequence[Compared], folder: Path, cached: tuple[int, ...]) -> list[Measurement]:
     """Return pooled ROC AUC and log loss of nested cross-validation, by sets of views and layers, all choices inside."""
     weights = str(TRAINED) if TRAINED.is_file() else UNTRAINED
     rows = []
     for data in compared:
-        for layers in data.layers:
-            run = _nested(data, layers, weights, folder)
-            assert run.views is not None
-            assert run.cross_validation is not None
-            pooled = {one.name: one.pooled for one in run.cross_validation.results}
-            chosen, rival = next(iter(pooled.values())), pooled["support vector machine"]
-            auc, loss = chosen.value("roc_auc"), chosen.value("loss")
-            rows.append(
-                Measurement(
-                    f"{data.name}, layers {layers.replace('+', ', ')}: pooled ROC AUC / log loss, {N_FOLDS} folds",
-                    f"{auc:.4f} / {loss:.3f} as chosen; {'; '.join(map(_text, run.views.results))}; support vector machine "
-                    f"on the mean embedding {rival.value('roc_auc'):.4f} / {rival.value('loss'):.3f}",
-                    data.demanded if layers == "3+4" else "",
-                    {"auc": auc, "loss": loss},
-                )
+        run = _nested(data, weights, folder, cached)
+        assert run.cross_validation is not None
+        pooled = {one.name: one.pooled for one in run.cross_validation.results}
+        chosen, rival = next(iter(pooled.values())), pooled["support vector machine"]
+        auc, loss = chosen.value("roc_auc"), chosen.value("loss")
+        parts = [f"{auc:.4f} / {loss:.3f} as chosen", *map(_text, run.views.results if run.views is not None else ())]
+        beside = (
+            f"support vector machine on the mean embedding {rival.value('roc_auc'):.4f} / {rival.value('loss'):.3f}"
+        )
+        rows.append(
+            Measurement(
+                f"{data.name}: pooled ROC AUC / log loss, {N_FOLDS} folds",
+                "; ".join([*parts, beside]),
+                data.demanded,
+                {"auc": auc, "loss": loss},
             )
+        )
     return rows
 
 
-def _nested(data: Compared, layers: str, weights: str, folder: Path) -> Run:
-    heads = parse_heads([f"{head},layers={layers}" for head in DEFAULT_HEADS])
+def _nested(data: Compared, weights: str, folder: Path, cached: tuple[int, ...]) -> Run:
     config = ExperimentConfig(
         positive=data.positive, near_duplicates=data.near_duplicates, cross_fit=True, n_folds=N_FOLDS,
         allow_leakage=True, overwrite=True,
     )  # fmt: skip
-    return run_experiment(_cached(data.source, data.views, weights, folder), folder / "run", heads, config)
+    return run_experiment(
+        _cached(data.source, data.views, weights, folder, cached), folder / "run", parse_heads(data.heads), config
+    )
 
 
 @cache
-def _cached(source: Path, views: str, weights: str, folder: Path) -> Path:
+def _cached(source: Path, views: str, weights: str, folder: Path, layers: tuple[int, ...]) -> Path:
     path = folder / f"{source.stem}.h5"
-    extract(source, path, options=ExtractOptions(weights=weights, precision="float32", views=views, layers=(2, 3, 4)))
+    extract(source, path, options=ExtractOptions(weights=weights, precision="float32", views=views, layers=layers))
     return path
 
 
@@ -145,4 +163,4 @@ def _some(source: Path, folder: Path) -> Path:
     return path
 
 
-MEASUREMENTS = {"busi": busi, "demo": demo, "pneumonia": pneumonia, "costs": costs}
+MEASUREMENTS = {"busi": busi, "layers": layers, "demo": demo, "pneumonia": pneumonia, "costs": costs}
