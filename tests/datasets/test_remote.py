@@ -340,7 +340,9 @@ def test_report_without_its_server_says_so_and_is_written(
     with served_by(functools.partial(Web, directory=str(served))) as url:
         hoarfrost("extract", f"{url}/", "--cache", tmp_path / "c.h5", "--weights", "random:0", "--name", "set")
         hoarfrost("train", "--cache", tmp_path / "c.h5", "--run", tmp_path / "run", "--head", "linear", "--epochs", 1)
-    output = hoarfrost("report", "--run", tmp_path / "run", "--no-map")
+    output = hoarfrost(
+        "report", "--run", tmp_path / "run", "--no-map", "--images-from", url.split("//")[1].partition(":")[0]
+    )
     assert output.status == 0, output.stderr
     assert "does not answer" in (tmp_path / "run" / "report.html").read_text()
 
