@@ -48,7 +48,7 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "--allow-leakage", "Continue even if two splits share patients or identical images.", group=opts.DATA, is_flag=True
 )
 @opts.option(
-    "--allow-conflicts", "Continue even if more than one in a hundred images has two labels (the same bytes, in two "
+    "--allow-conflicts", "Continue even if more than one in 200 images has two labels (the same bytes, in two "
     "classes).", group=opts.DATA, is_flag=True,
 )  # fmt: skip
 @opts.option(
