@@ -113,6 +113,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "this list make test scores too high.", group=opts.SCORING, is_flag=True,
 )  # fmt: skip
 @opts.option(
+    "--repeats n_repeats", "Also repeat the whole procedure on this many random splits: shows how much the ROC AUC and each "
+    "image's probability depend on the draw.", group=opts.SCORING, type=click.IntRange(2, 1000), metavar="N",
+)  # fmt: skip
+@opts.option(
     "--learning-curve with_learning_curve",
     "Also train on 5, 10, 20 and 50% of the training patients.",
     group=opts.SCORING,

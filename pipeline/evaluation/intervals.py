@@ -204,7 +204,7 @@ def area(
     low, high = macro_auc_ci(y_true, probabilities, level=level)
     if low == high and auc in {0, 1}:
         # No draw differs, which is no certainty.
-        low, high = _of_perfect_areas(y_true, probabilities, groups, level)
+        low, high = of_perfect_areas(y_true, probabilities, groups, level)
         return replace(plain, low=low, high=high, method=NEWCOMBE)
     return replace(plain, low=low, high=high, method=DELONG + reason)
 
@@ -265,14 +265,21 @@ def pooled_area(
     """
     auc, influence = auc_influence(y_true, probabilities)
     if not 0 < auc < 1 or not influence.any():
-        low, high = _of_perfect_areas(y_true, probabilities, groups, level, inflation)
+        low, high = of_perfect_areas(y_true, probabilities, groups, level, inflation)
         return replace(plain, low=low, high=high, method=NEWCOMBE)
-    found, variance = difference(auc, influence, groups, level=level, inflation=inflation)
-    centre, half = float(logit(auc)), normal_quantile(level) * math.sqrt(variance) / (auc * (1 - auc))
+    return by_logit(replace(plain, value=auc), influence, groups, inflation, level=level)
+
+
+def by_logit(plain: Estimate, influence: Floats, groups: Ints | None, inflation: float, *, level: float) -> Estimate:
+    """Return an area between 0 and 1 with the normal interval of its logit, from the influence (n,) of each sample."""
+    assert plain.value is not None
+    found, variance = difference(plain.value, influence, groups, level=level, inflation=inflation)
+    half = normal_quantile(level) * math.sqrt(variance) / (plain.value * (1 - plain.value))
+    centre = float(logit(plain.value))
     return replace(plain, low=float(expit(centre - half)), high=float(expit(centre + half)), method=found.method)
 
 
-def _of_perfect_areas(
+def of_perfect_areas(
     y_true: Ints, probabilities: Floats, groups: Ints | None, level: float, inflation: float = 1.0
 ) -> tuple[float, float]:
     """Return the mean of Newcombe's limits over the classes, from the numbers of patients, or else of samples."""

@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import betainc
 from scipy.stats import binom
 
 from hoarfrost.evaluation.checks import (
@@ -185,7 +186,8 @@ def choose_thresholds(
     A sensitivity that is required on n validation cases, m of which are missed, is reached in new cases with the
     probability that more than m of n binomial trials fail (the distribution of the (m + 1)-th order statistic). With a
     confidence the threshold is the best one for which this probability is at least as high: a one-sided tolerance limit.
-    Of a patient with several samples, the most difficult one counts, which is cautious.
+    With a confidence, of a patient with several samples the most difficult one counts, which is cautious; without, cases
+    are counted by their design effect.
 
     References
     ----------
@@ -272,7 +274,10 @@ class _Validation:
             )
         if not allowed.any():
             return OperatingPoint(rule.name, None, None, None, reason)
-        return self._best(rule, good, allowed, kept_by, n_cases)
+        point = self._best(rule, good, allowed, kept_by, n_cases)
+        if rule.confidence is not None or point.threshold is None:
+            return point
+        return replace(point, kept_by=self._kept_by(rule, point.threshold))
 
     def _best(
         self, rule: Rule, good: Floats, allowed: Bools, kept_by: Floats | None = None, n_cases: int = 0
@@ -284,6 +289,19 @@ class _Validation:
         )
         kept = None if kept_by is None else float(kept_by[i])
         return OperatingPoint(rule.name, threshold, sensitivity, specificity, kept_by=kept, n_cases=n_cases)
+
+    def _kept_by(self, rule: Rule, threshold: float) -> float:
+        """Return how often such a threshold keeps what the rule requires in new cases, at so many independent cases."""
+        rows = self.y_true == (rule.kind == "sensitivity")
+        missed = (self.y_score >= threshold)[rows] != (rule.kind == "sensitivity")
+        share, n_cases = float(missed.mean()), float(len(missed))
+        if self.groups is not None and is_repeated(self.groups) and 0 < share < 1:
+            numbers, n_groups = checked_groups(self.groups[rows], len(missed))
+            sums = np.bincount(numbers, weights=missed - share)
+            design_effect = float((sums**2).sum()) * n_groups / max(1, n_groups - 1) / (n_cases * share * (1 - share))
+            n_cases = max(float(n_groups), n_cases / max(1.0, design_effect))
+        # The tail of the binomial distribution, at numbers of cases that need not be whole.
+        return float(betainc(share * n_cases + 1, (1 - share) * n_cases, 1 - rule.level))
 
     def _missed(self, kind: str) -> tuple[int, Ints]:
         """Return the number of cases of a class, and how many of them each threshold misses, (k,)."""

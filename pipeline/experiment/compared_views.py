@@ -35,7 +35,7 @@ def candidates_of(
 ) -> list[Candidate]:
     """Return a candidate for each set of views, the chosen one first, then by out-of-fold loss.
 
-    All views are chosen, unless another set has a lower out-of-fold loss by more than one standard error of the difference:
+    All views are chosen, unless another set has a lower out-of-fold loss by more than two standard errors of the difference:
     the mean over more views varies less from one sample of training images to the next.
     """
     found = []
@@ -50,11 +50,11 @@ def candidates_of(
 
 
 def _is_clearly_better(one: Variant, other: Variant, task: Task, development: Development) -> bool:
-    """Return whether a variant's out-of-fold loss is lower by more than one standard error of the difference."""
+    """Return whether a variant's out-of-fold loss is lower by more than two standard errors of the difference."""
     rows = development.validated
     ours, theirs = (np.log(of_truth(task.y[rows], each.out_of_fold[rows])) for each in (one, other))
     gains = ours - theirs
-    return bool(gains.mean() >= gains.std() / np.sqrt(len(gains)))  # equal ones: the smaller set
+    return bool(gains.mean() >= 2 * gains.std() / np.sqrt(len(gains)))  # equal ones: the smaller set
 
 
 def choose_views(

@@ -50,8 +50,10 @@ class OuterFold:
     development: Development
 
 
-def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
+def outer_folds(task: Task, n_folds: int, seed: int, *, option: str = "", first: int | None = None) -> list[OuterFold]:
     """Divide a task's images into folds; a test split that the dataset brings is in none.
+
+    `option` is what the user asked for, for messages; only so many as the `first` folds are returned.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
         If the images cannot be divided into this many folds.
     """
     rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
-    option = f"--folds {n_folds}"
+    option = option or f"--folds {n_folds}"
     places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed, what=option)
     try:
         task.units(rows)  # folds also hold out training images, whose patients were not checked yet
@@ -67,14 +69,13 @@ def outer_folds(task: Task, n_folds: int, seed: int) -> list[OuterFold]:
         raise TrainingError(
             f"--per-patient {task.per_patient} with {option}: {error} (--positive), or omit one of the options."
         ) from error
-    for fold in range(n_folds):
+    wanted = range(n_folds if first is None else first)
+    for fold in wanted:
         masks = class_masks(task.units(rows[places == fold]).y, task.names)
         absent = [which for which, mask in masks.items() if not mask.any()]
         if absent:  # images are divided by class, but a patient may have images of several classes
             raise TrainingError(f"{option}: a fold has no patient with {absent[0]} only. Use fewer folds.")
-    return [
-        OuterFold(rows[places == fold], _inner(task, rows[places != fold], option, seed)) for fold in range(n_folds)
-    ]
+    return [OuterFold(rows[places == fold], _inner(task, rows[places != fold], option, seed)) for fold in wanted]
 
 
 def _inner(task: Task, rows: Ints, option: str, seed: int) -> Development:
@@ -92,7 +93,7 @@ def _inner(task: Task, rows: Ints, option: str, seed: int) -> Development:
         (task.y[fold.train], FEWEST_TO_LEARN, "learn from"),
         (task.units(fold.val).y, 1, "validate on"),
     ):
-        _check(task, y, fewest, f"{option}: a fold has", purpose, "or omit --folds.")
+        _check(task, y, fewest, f"{option}: a fold has", purpose, f"or omit {option.split()[0]}.")
     return Development((fold,))
 
 

@@ -21,10 +21,11 @@ from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.compared_views import choose_views
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
-from hoarfrost.experiment.development import Development, development_of, outer_folds
+from hoarfrost.experiment.development import Development, OuterFold, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts
 from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
+from hoarfrost.experiment.repeats import Repeats, repeat, repeated_splits, summary_of
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
@@ -38,7 +39,9 @@ from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     ComparedViews,
+    CrossValidation,
     Epoch,
+    OutOfFold,
     Predictions,
     Run,
     RunConfig,
@@ -75,6 +78,8 @@ class ExperimentConfig(ScoringConfig):
         "mean": the mean of all kinds of head, weighted by out-of-fold loss. "best": the head with the lowest such loss.
     n_folds : int or None
         Cross-validate the whole procedure, including the selection, in this many folds.
+    n_repeats : int | None
+        Repeat the whole procedure on this many random splits, to see how much the results depend on the draw.
     suspects_in_test : bool
         List images of the test split among the labels to look at again.
     with_learning_curve : bool
@@ -104,6 +109,7 @@ class ExperimentConfig(ScoringConfig):
     cross_fit: bool | None = None
     select: str = MEAN
     n_folds: int | None = None
+    n_repeats: int | None = None
     suspects_in_test: bool = False
     with_learning_curve: bool = False
     with_tensorboard: bool = False
@@ -119,12 +125,35 @@ class ExperimentConfig(ScoringConfig):
 class TrainingProgress:
     """How far an experiment is: its stage and, while it trains, the architecture and the epoch that is complete.
 
-    Stages are "heads", "folds", "curve" and "scores".
+    Stages are "heads", "folds", "repeats", "curve" and "scores".
     """
 
     stage: str
     shape: str = ""
     epoch: int = 0
+
+
+@dataclass(frozen=True)
+class _Again:
+    """The whole procedure, to be repeated on other splits."""
+
+    heads: Sequence[HeadSpec]
+    task: Task
+    training: TrainingConfig
+    select: str
+    sets: Sequence[ViewSet]
+
+    def in_folds(
+        self, folds: Sequence[OuterFold], on_epoch: Callable[[str, int], None]
+    ) -> tuple[CrossValidation | None, OutOfFold | None, ComparedViews | None]:
+        if not folds:
+            return None, None, None
+        return cross_validate(self.heads, self.task, folds, self.training, self.select, on_epoch, sets=self.sets)
+
+    def on_splits(self, splits: Sequence[OuterFold], on_epoch: Callable[[str, int], None]) -> Repeats | None:
+        if not splits:
+            return None
+        return repeat(self.heads, self.task, splits, self.training, self.select, on_epoch, sets=self.sets)
 
 
 def run_experiment(
@@ -171,14 +200,15 @@ def run_experiment(
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
-        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []  # refused before training
+        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
+        splits = (
+            repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
+        )  # refused before training
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
-        folded, out_of_fold, of_views = (
-            cross_validate(heads, task, folds, training, config.select, in_stage("folds"), sets=sets)
-            if folds
-            else (None, None, None)
-        )
+        again = _Again(heads, task, training, config.select, sets)
+        folded, out_of_fold, of_views = again.in_folds(folds, in_stage("folds"))
+        repeats = again.on_splits(splits, in_stage("repeats"))
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
         chosen = scored.variants[scored.selected]
@@ -198,6 +228,8 @@ def run_experiment(
             out_of_fold=out_of_fold,
             leakage=leakage,
             views=of_views or of_run,
+            repeats=None if repeats is None else summary_of(repeats, task, scored.probabilities[scored.selected]),
+            repeated=None if repeats is None else repeats.probabilities,
         )
         with one_thread(only_if=task.is_small):
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)

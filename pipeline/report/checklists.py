@@ -191,6 +191,8 @@ def _robustness(run: Run, _: Evaluation) -> str:
     done = [several(n_members, "trained head")] if n_members > 1 else []
     if run.cross_validation is not None:
         done.append(f"nested cross-validation in {run.cross_validation.n_folds} folds")
+    if run.repeats is not None:
+        done.append(f"{run.repeats.n_splits} random splits")
     if run.learning_curve:
         done.append("learning curve")
     if run.shortcuts:

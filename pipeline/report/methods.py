@@ -24,10 +24,12 @@ LITERATURE = {
     "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
     "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
     "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
+    "Nadeau and Bengio 2003": "Machine Learning 52(3), 239-281",
     "Newcombe 2006": "Statistics in Medicine 25(4), 559-573",
     "Loshchilov and Hutter 2019": "Decoupled Weight Decay Regularization, ICLR",
     "Nixon et al. 2019": "Measuring Calibration in Deep Learning, CVPR workshops",
     "Obuchowski 1997": "Biometrics 53(2), 567-578",
+    "Riley and Collins 2023": "Biometrical Journal 65(8), 2200302",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
     "Youden 1950": "Cancer 3(1), 32-35",
@@ -215,6 +217,12 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
         yield (
             f"The whole procedure, with selection, was also cross-validated in {run.cross_validation.n_folds} folds, and the "
             "predictions of the held-out parts were pooled."
+        )
+    if run.repeats is not None:
+        yield (
+            f"It was also repeated on {run.repeats.n_splits} random splits; the interval of the mean ROC AUC allows for "
+            "training sets that overlap (Nadeau and Bengio 2003). How much single predictions vary was shown by instability "
+            "plots (Riley and Collins 2023)."
         )
 
 

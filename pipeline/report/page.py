@@ -29,6 +29,7 @@ from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.stability import StabilitySection, stability_figures, stability_of
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
@@ -106,6 +107,7 @@ class Page:
     scale: CellScale
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
+    stability: StabilitySection | None
     views: ViewsSection
     leakage: Leakage | None
     together: str
@@ -129,6 +131,7 @@ class Figures:
     precision: Figure
     areas: Forest
     learning: Figure | None
+    stability: tuple[Figure, ...]
     training: Mapping[str, Figure]
     calibration: tuple[Figure, ...]
     decision: tuple[Figure, ...]
@@ -215,6 +218,7 @@ def page_of(run: Run) -> Page:
         scale=cell_scale((row.area for row in variants), overall),
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
+        stability=stability_of(run),
         views=views_section(run),
         leakage=run.leakage,
         together="" if run.leakage is None else together_text(run.leakage),
@@ -251,6 +255,7 @@ def figures_of(run: Run) -> Figures:
         precision=precision_figure(heads, evaluation, explorer.precision_spot),
         areas=areas_forest(run, evaluation),
         learning=learning_figure(run, evaluation),
+        stability=stability_figures(run),
         training=training_figures(heads, first_seed),
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
         decision=decision_figures(run),
@@ -266,6 +271,7 @@ def _drawings(figures: Figures) -> dict[str, Any]:
         "roc": figure(figures.roc, 294),
         "precision": figure(figures.precision, 294),
         "learning": None if figures.learning is None else figure(figures.learning, 180),
+        "stability": tuple(figure(found, 220) for found in figures.stability),
         "training": tuple((name, figure(found, 90)) for name, found in figures.training.items()),
         "calibration": tuple(figure(found, 220) for found in figures.calibration),
         "decision": tuple(figure(found, 220) for found in figures.decision),

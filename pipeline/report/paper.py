@@ -41,8 +41,8 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     Returns
     -------
     dict of name -> Figure or Forest
-        Those that the run has: "roc", "precision-recall", "areas", "learning curve", "training HEAD", "calibration",
-        "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
+        Those that the run has: "roc", "precision-recall", "areas", "learning curve", "instability", "training HEAD",
+        "calibration", "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -50,6 +50,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
         "precision-recall": figures.precision,
         "areas": figures.areas,
         "learning curve": figures.learning,
+        **_numbered("instability", figures.stability),
         **{f"training {name}": one for name, one in figures.training.items()},
         **_numbered("calibration", figures.calibration),
         **_numbered("decision curve", figures.decision),
@@ -73,8 +74,8 @@ def tables_of(run: Run) -> dict[str, Table]:
     -------
     dict of name -> Table
         Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
-        "cross-validation", "learning curve", "views", "operating points", "calibration", "calibration error",
-        "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
+        "cross-validation", "learning curve", "random splits", "views", "operating points", "calibration",
+        "calibration error", "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
     """
     found = {
         **cohort_tables(run),
@@ -84,6 +85,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "counts": _counts(run),
         "cross-validation": _cross_validation(run),
         "learning curve": _learning_curve(run),
+        "random splits": _random_splits(run),
         "views": _views(run),
         **(_assessment(run.assessment) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
@@ -205,6 +207,13 @@ def _learning_curve(run: Run) -> Table:
         for number, area in enumerate(point.roc_aucs, start=1)
     )
     return Table(("share", "patients", "images", "draw", "roc_auc"), rows)
+
+
+def _random_splits(run: Run) -> Table:
+    found = run.repeats
+    pairs = [] if found is None else zip(found.roc_aucs, found.selected, strict=True)
+    rows = tuple((number, area, selected) for number, (area, selected) in enumerate(pairs, start=1))
+    return Table(("split", "roc_auc", "selected"), rows)
 
 
 # -- how far it can be believed -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ DIR/config.json      the settings, and where the data came from
 DIR/metrics.json     the scores of all heads, and the selected one
 DIR/predictions.csv  path, patient, split, label, one probability column per head
 DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
+DIR/repeats.csv      the probabilities by the heads of each repeated split, empty where they learned from the image
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
 DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
@@ -38,6 +39,7 @@ from hoarfrost.runs.records import (
     OutOfFold,
     Predictions,
     ReferenceResult,
+    RepeatedSplits,
     Run,
     RunConfig,
     RunHeads,
@@ -81,6 +83,7 @@ __all__ = [
     "Predictions",
     "Recalibration",
     "ReferenceResult",
+    "RepeatedSplits",
     "Run",
     "RunConfig",
     "RunHeads",

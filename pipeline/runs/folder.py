@@ -1,13 +1,11 @@
 """The run folder: written complete or not at all; read back and checked for contradictions."""
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields
-from itertools import repeat
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +22,26 @@ from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.records import (
     ComparedViews,
     CrossValidation,
-    DatasetFacts,
-    Epoch,
     HeadResult,
     LearningPoint,
-    OutOfFold,
     Predictions,
     ReferenceResult,
+    RepeatedSplits,
     Run,
     RunConfig,
     RunHeads,
     class_numbers,
+)
+from hoarfrost.runs.tables import (
+    read_history,
+    read_out_of_fold,
+    read_predictions,
+    read_repeated,
+    read_table,
+    write_history,
+    write_out_of_fold,
+    write_predictions,
+    write_repeated,
 )
 from hoarfrost.runs.tensorboard import write_tensorboard
 from hoarfrost.runs.trust import Assessment, Suspects
@@ -49,7 +56,7 @@ FORMAT_VERSION = 6
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
-_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "history.csv")
+_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "repeats.csv", "history.csv")
 OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
@@ -63,9 +70,10 @@ METRICS: dict[str, Any] = {
     "shortcuts": tuple[AttributeAudit, ...],
     "suspects": Suspects | None,
     "views": ComparedViews | None,
+    "repeats": RepeatedSplits | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views"})  # which runs of the same version may lack
+_LATER_PARTS = frozenset({"views", "repeats"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
@@ -171,10 +179,12 @@ def write_run(
             header = {"format": FORMAT, "format_version": FORMAT_VERSION}
             _write_json(staging / "config.json", header | to_json(run.config))
             _write_json(staging / "metrics.json", metrics_document(run))
-            _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+            write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
             if run.out_of_fold is not None:
-                _write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
-            _write_history(staging / "history.csv", run.history)
+                write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
+            if run.repeated is not None:
+                write_repeated(staging / "repeats.csv", run.repeated, run.predictions, run.config.dataset)
+            write_history(staging / "history.csv", run.history)
             for name, content in head_files.items():
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
@@ -198,22 +208,28 @@ def read_run(directory: Path) -> Run:
     config, found = _read_config(directory), _read_metrics(directory, METRICS)
     heads, cross_validation = found["heads"], found["cross_validation"]
     with _reading(directory / "predictions.csv") as path:
-        predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
+        predictions = read_predictions(path, [head.name for head in heads], config.dataset)
         _check_predictions(predictions, heads, config)
     out_of_fold = None
     if cross_validation is not None:
         with _reading(directory / "out_of_fold.csv") as path:
             names = [result.name for result in cross_validation.results]
-            out_of_fold = _read_out_of_fold(path, names, config.dataset, predictions.paths)
+            out_of_fold = read_out_of_fold(path, names, config.dataset, predictions.paths)
+    repeated = None
+    if found["repeats"] is not None:
+        with _reading(directory / "repeats.csv") as path:
+            repeated = read_repeated(path, found["repeats"].n_splits, config.dataset, predictions.paths)
     with _reading(directory / "history.csv") as path:
-        history = _read_history(path)
-    return Run(directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, **found)
+        history = read_history(path)
+    return Run(
+        directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated, **found
+    )
 
 
 def read_splits(directory: Path) -> dict[str, str]:
     """Read the split of each image of a run, by path; raise RunError as `read_run` does."""
     with _reading(directory / "predictions.csv") as path:
-        return {row["path"]: row["split"] for row in _read_table(path)}
+        return {row["path"]: row["split"] for row in read_table(path)}
 
 
 def read_heads(directory: Path) -> RunHeads:
@@ -326,120 +342,3 @@ def _read_config(directory: Path) -> RunConfig:
         for field in fields(TrainingConfig):
             content[field.name]  # its default would hide that it is missing
         return from_json(content, RunConfig)
-
-
-def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
-    """Return a head's columns in predictions.csv: (name, class number)."""
-    if dataset.positive is not None:
-        return [(head, 1)]
-    return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
-
-
-def _write_predictions(path: Path, predictions: Predictions, dataset: DatasetFacts) -> None:
-    truth = predictions.truth
-    known = [[_TRUTHS[value] for value in row] for row in truth.tolist()] if truth is not None else repeat([])
-    facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, known, strict=False)
-    header = ["path", "patient", "split", "label", *(_truth_columns(dataset) if truth is not None else [])]
-    _write_probabilities(path, header, ([*row[:4], *row[4]] for row in facts), predictions.probabilities, dataset)
-
-
-def _write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, dataset: DatasetFacts) -> None:
-    rows = [i for i, fold in enumerate(found.folds) if fold >= 0]
-    facts = ([predictions.paths[i], predictions.patients[i], found.folds[i], predictions.labels[i]] for i in rows)
-    probabilities = {name: scores[rows] for name, scores in found.probabilities.items()}
-    _write_probabilities(path, ["path", "patient", "fold", "label"], facts, probabilities, dataset)
-
-
-def _write_probabilities(
-    path: Path, header: Sequence[str], facts: Iterable[Sequence[object]], probabilities: "Mapping[str, Floats]",
-    dataset: DatasetFacts,
-) -> None:  # fmt: skip
-    columns = {name: p[:, number] for head, p in probabilities.items() for name, number in _columns(head, dataset)}
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *columns])
-        for i, row in enumerate(facts):
-            writer.writerow(
-                [*(_marked(cell) for cell in row), *(repr(float(scores[i])) for scores in columns.values())]
-            )
-
-
-# What a spreadsheet runs as a formula, and the mark itself.
-_MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
-
-
-def _marked(cell: object) -> object:
-    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
-
-
-def _unmarked(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
-
-
-_TRUTHS = {1: "1", 0: "0", -1: ""}
-
-
-def _truth_columns(dataset: DatasetFacts) -> list[str]:
-    """Return the columns that state which labels an image has."""
-    return [f"label:{label}" for label in dataset.classes]
-
-
-def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
-    rows = _read_table(path)
-    if not rows:
-        raise ValueError("it has no rows")
-    probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
-    paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
-    truth = None
-    if dataset.is_multilabel:
-        values = {text: value for value, text in _TRUTHS.items()}
-        truth = np.array([[values[row[name]] for name in _truth_columns(dataset)] for row in rows], np.int64)
-    return Predictions(paths, patients, splits, labels, probabilities, truth)
-
-
-def _read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, paths: Sequence[str]) -> OutOfFold:
-    rows = _read_table(path)
-    place = {name: i for i, name in enumerate(paths)}
-    places = [place[row["path"]] for row in rows]
-    folds = np.full(len(paths), -1)
-    folds[places] = [int(row["fold"]) for row in rows]
-    probabilities = {}
-    for name in names:
-        found = _read_probabilities(rows, name, dataset)
-        probabilities[name] = np.full((len(paths), found.shape[1]), np.nan)
-        probabilities[name][places] = found
-    return OutOfFold(tuple(folds.tolist()), probabilities)
-
-
-def _read_probabilities(rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts) -> "Floats":
-    scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"the column of {head} contains values that are not probabilities")
-    return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        content = file.read()
-    if not content.endswith("\n"):
-        raise ValueError("its last line is incomplete")
-    rows = list(csv.DictReader(io.StringIO(content, newline="")))
-    for row in rows:
-        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
-    return rows
-
-
-def _write_history(path: Path, history: Iterable[Epoch]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Epoch)])
-        writer.writerows(astuple(epoch) for epoch in history)
-
-
-def _read_history(path: Path) -> tuple[Epoch, ...]:
-    numbers = ("train_loss", "val_loss", "val_roc_auc", "learning_rate")
-    return tuple(
-        Epoch(row["head"], int(row["seed"]), int(row["epoch"]), *(float(row[name]) for name in numbers))
-        for row in _read_table(path)
-    )

@@ -13,6 +13,7 @@ from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.intervals import variance_inflation
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
+from hoarfrost.evaluation.stability import Instability
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.decoding.views import map_cells
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
@@ -233,6 +234,26 @@ class CrossValidation:
 
 
 @dataclass(frozen=True)
+class RepeatedSplits:
+    """The whole procedure on repeated random splits: the ROC AUC of each on what it held out, and the selected head.
+
+    `n_trained` and `n_held_out` are images of a split, on average. `instability` is None where no image was held out twice.
+    """
+
+    n_trained: int
+    n_held_out: int
+    roc_auc: Estimate
+    roc_aucs: tuple[float, ...]
+    selected: tuple[str, ...]
+    instability: Instability | None
+
+    @property
+    def n_splits(self) -> int:
+        """The number of splits."""
+        return len(self.roc_aucs)
+
+
+@dataclass(frozen=True)
 class ViewsResult:
     """The head that a set of views selects: its ROC AUC and log loss (nats).
 
@@ -330,7 +351,8 @@ class Run:
     """The content of one run folder.
 
     `comparisons` compare the other heads and the references with the selected head, on the split of `assessment`.
-    Every run that `train` wrote has `leakage`, `assessment` and `suspects`.
+    Every run that `train` wrote has `leakage`, `assessment` and `suspects`. `repeated`, (R, n, C) float64, are the
+    probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads learned from.
     """
 
     directory: Path
@@ -349,6 +371,8 @@ class Run:
     shortcuts: tuple[AttributeAudit, ...] = ()
     suspects: Suspects | None = None
     views: ComparedViews | None = None
+    repeats: RepeatedSplits | None = None
+    repeated: "npt.NDArray[np.float64] | None" = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from hoarfrost.evaluation import (
     Estimate,
@@ -27,8 +27,9 @@ from hoarfrost.evaluation import (
 )
 from hoarfrost.evaluation.calibration import calibration_line
 from hoarfrost.evaluation.intervals import area, pooled_area, variance_inflation
+from hoarfrost.evaluation.stability import mean_over_splits
 from tests.benchmarks.measurement import Measurement
-from tests.support.folds import drawn, pooled_scores, true_auc
+from tests.support.folds import areas_of_splits, drawn, pooled_scores, true_auc
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -42,6 +43,7 @@ REPEATS = 3
 N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
 CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 500, 300_000
 CLASS_SIZES = ((10, 90), (30, 30), (30, 300), (50, 50), (50, 450), (200, 200))
+N_SPLITS = 20
 N_FOLDS, LEARNERS = 5, ((16, 1.2, 5.0), (16, 2.2, 5.0), (512, 2.0, 300.0), (512, 3.2, 300.0), (512, 3.2, 30.0))
 PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
@@ -209,6 +211,28 @@ def _folds_cell(n: int, n_features: int, distance: float, penalty: float) -> Mea
     return _coverage(what, found, float(np.mean(areas)))
 
 
+def splits_coverage(_: Path) -> list[Measurement]:
+    """Return the coverage of the interval of the mean AUC over random splits, of the average AUC of such heads."""
+    return [_splits_cell(n, *kind) for n, kind in product(N_OF_FIGURES, LEARNERS)]
+
+
+def _splits_cell(n: int, n_features: int, distance: float, penalty: float) -> Measurement:
+    rng, truths = np.random.default_rng(0), []
+    found: dict[str, list[tuple[float, float]]] = {"used": [], "Student's t with Nadeau and Bengio's variance": []}
+    by_t = t.ppf(0.975, N_SPLITS - 1) * np.sqrt(1 / N_SPLITS + 1 / (N_FOLDS - 1))
+    for _ in range(N_FIGURES):
+        data = drawn(rng, n, n_features=n_features, distance=distance)
+        areas, influences, weights = areas_of_splits(rng, data, penalty=penalty, n_splits=N_SPLITS)
+        truths += [true_auc(one, data) for one in weights]
+        used = mean_over_splits(areas, influences, data.y, None, N_FOLDS)
+        assert used.interval is not None
+        centre, half = np.mean(areas), by_t * np.std(areas, ddof=1)
+        for method, ends in zip(found, (used.interval, (float(centre - half), float(centre + half))), strict=True):
+            found[method].append(ends)
+    what = f"mean AUC of {N_SPLITS} random splits, n = {n}, {n_features} features, penalty {penalty:g}: covers"
+    return _coverage(what, found, float(np.mean(truths)))
+
+
 def temperature_prior(_: Path) -> list[Measurement]:
     """How much worse a fitted temperature makes the log loss of new samples than the true one, by the prior's strength.
 
@@ -330,6 +354,7 @@ MEASUREMENTS = {
     "figures_coverage": figures_coverage,
     "area_rule": area_rule,
     "folds_coverage": folds_coverage,
+    "splits_coverage": splits_coverage,
     "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
+from hoarfrost.evaluation.discrimination import auc_influence
+
 Floats = npt.NDArray[np.float64]
 N_INFORMATIVE = 16
 
@@ -36,13 +38,37 @@ def pooled_scores(
         folds[rows] = np.arange(len(rows)) % n_folds
     scores, weights = np.empty(len(data.y)), []
     for fold in range(n_folds):
-        own = folds != fold
-        mean, y = data.x[own].mean(axis=0), data.y[own]
-        x = data.x[own] - mean
-        w = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
-        scores[~own] = (data.x[~own] - mean) @ w
+        scores[folds == fold], w = _ridge(data, folds != fold, penalty)
         weights.append(w)
     return scores, weights
+
+
+def areas_of_splits(
+    rng: np.random.Generator, data: Drawn, *, penalty: float, n_splits: int, share: float = 0.2
+) -> tuple[list[float], Floats, list[Floats]]:
+    """Train ridge regression on random splits; return the ROC AUC of what each holds out.
+
+    And each sample's influences on them, (R, n), and the weights (d,).
+    """
+    areas, weights, influences = [], [], np.zeros((n_splits, len(data.y)))
+    for number in range(n_splits):
+        own = np.ones(len(data.y), bool)
+        for value in (0, 1):
+            rows = np.flatnonzero(data.y == value)
+            own[rng.choice(rows, max(1, round(share * len(rows))), replace=False)] = False
+        scores, w = _ridge(data, own, penalty)
+        area, influences[number, ~own] = auc_influence(data.y[~own], np.column_stack([-scores, scores]))
+        areas.append(area)
+        weights.append(w)
+    return areas, influences, weights
+
+
+def _ridge(data: Drawn, own: npt.NDArray[np.bool_], penalty: float) -> tuple[Floats, Floats]:
+    """Return the scores of what is not one's own by ridge regression, and its weights (d,)."""
+    mean, y = data.x[own].mean(axis=0), data.y[own]
+    x = data.x[own] - mean
+    w = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
+    return (data.x[~own] - mean) @ w, w
 
 
 def true_auc(weights: Floats, data: Drawn) -> float:

@@ -109,6 +109,7 @@ def training_progress(n_heads: int, config: "ExperimentConfig") -> "Iterator[Cal
     heads = f"{n_heads} head{'' if n_heads == 1 else 's'}"
     stages = {
         "heads": f"training {heads}", "folds": f"training {heads} in {config.n_folds} folds",
+        "repeats": f"training {heads} on {config.n_repeats} random splits",
         "curve": "training the selected head on shares of the patients", "scores": "scoring",
     }  # fmt: skip
 

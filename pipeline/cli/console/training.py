@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         FixedPoint,
         HeadResult,
         ReferenceResult,
+        RepeatedSplits,
         Run,
     )
 
@@ -62,6 +63,7 @@ def train_text(run: "Run") -> str:
     lines += _assessment_lines(run.assessment, run.config.validation)
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
+    lines += _random_splits_lines(run.repeats)
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
@@ -220,6 +222,21 @@ def _difference(result: "CrossValidated") -> str:
     found = result.difference.p_holm
     p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:.3f}"
     return f"; difference {_estimate_text(result.difference.difference)}{p}"
+
+
+def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
+    if found is None:
+        return
+    yield (
+        f"{found.n_splits} random splits, mean ROC AUC (95% CI): {_estimate_text(found.roc_auc)}; lowest "
+        f"{min(found.roc_aucs):.3f}, highest {max(found.roc_aucs):.3f}"
+    )
+    if found.instability is not None:
+        one = found.instability
+        yield (
+            f"  Probabilities of single images vary with a standard deviation of {one.spread:.3f} on average; the predicted "
+            f"class changes in {one.changed:.1%} of the splits that held an image out."
+        )
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
