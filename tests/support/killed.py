@@ -10,8 +10,8 @@ import hoarfrost.features.files.whole as whole
 CHANGES = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "fsync", "ftruncate")
 
 
-def arm(n: int, *, after: bool) -> None:
-    """Kill this process at its n-th change; without such a change it runs to its end."""
+def arm(n: int, *, after: bool) -> Callable[[], int]:
+    """Kill this process at its n-th change; without such a change it runs to its end. Return what counts its changes."""
     n_seen = 0
 
     def killing(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,6 +31,7 @@ def arm(n: int, *, after: bool) -> None:
     for name in CHANGES:
         setattr(os, name, killing(getattr(os, name)))
     whole.exchange = killing(whole.exchange)
+    return lambda: n_seen
 
 
 def run_killed(work: Callable[[], object], n: int, *, after: bool) -> bool:

@@ -3,8 +3,8 @@
 With names of commands in place of N, each is killed before and after every change that it makes to the disk.
 
 Every command runs on a small set in a forked process, killed after a random time or at a random change to the disk, again
-and again over the same files. After each kill, the next command must find all that was committed, and in the end nothing
-that a killed process left may be there. The backbone is a stand-in.
+and again over the same files. After each kill no process of the command may go on, the next command must find all that was
+committed, and in the end nothing that a killed process left may be there.
 """
 
 import importlib
@@ -19,19 +19,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 import hoarfrost.features.cache.parts
 from tests.support.killed import arm
-from tests.support.standin import stand_in_module
 
-Kill = Callable[[int], threading.Timer | None]  # called in the parent with the child's number, in the child with 0
+Kill = Callable[[int], object]  # called in the parent with the child's number, in the child with 0
 
 N_IMAGES = 24
-MOST_SECONDS = 2.0
-MOST_CHANGES = 60
+MAPS, MODEL, CARD = "maps", "model.pt2", "model_card.md"
+SERVE = "serve"  # ends only when it is killed
+LONGEST_FAREWELL = 5.0  # seconds in which the helpers of a killed process end
+KILLS_BETWEEN_CHECKS = 20
+SERVED_SECONDS = 5.0
 
 
 def commands(root: Path) -> dict[str, list[str]]:
@@ -44,6 +47,9 @@ def commands(root: Path) -> dict[str, list[str]]:
                   "--device", "cpu", "--allow-leakage"],
         "report": ["report", "--run", run],
         "predict": ["predict", str(root / "images"), "--run", run, "--output", str(root / "new.csv")],
+        "explain": ["explain", str(root / "images" / "a" / "0.png"), "--run", run, "--output", str(root / MAPS)],
+        "export": ["export", "--run", run, "--output", str(root / MODEL), "--format", "torch"],
+        "serve": ["serve", "--run", run, "--port", "0"],
         "heads": ["heads", run],
         "verify": ["cache", "verify", cache],
         "compact": ["cache", "compact", cache],
@@ -57,40 +63,79 @@ def write_images(root: Path) -> None:
     write(root / "images", [f"{'ab'[i % 2]}/{i}.png" for i in range(N_IMAGES)])
 
 
-def in_child(command: list[str], log: Path, kill: Kill) -> int:
-    """Run a command in a forked process that `kill` prepares; return its status as `os.waitpid` does."""
+def in_child(command: list[str], log: Path, kill: Kill, found: Counter[str] | None = None) -> int:
+    """Run a command in a forked process that `kill` prepares; return its status as `os.waitpid` does.
+
+    Processes that go on after a kill are counted.
+    """
+    for made in (MAPS, MODEL, CARD):  # commands that refuse to replace them
+        _remove(log.parent / made)
     child = os.fork()
     if child:
         timer = kill(child)
         status = os.waitpid(child, 0)[1]
-        if timer is not None:
+        if isinstance(timer, threading.Timer):
             timer.cancel()
+        if os.WIFSIGNALED(status) and found is not None:
+            found += Counter(f"LEFT process {name}" for name in survivors(child))
         return status
     status = 70
     try:
+        os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        kill(0)
+        at_the_end = kill(0)
         from hoarfrost.cli import main
 
         try:
             main(command, prog_name="hoarfrost", standalone_mode=True)
         except SystemExit as stopped:
             status = int(stopped.code or 0)
+        if callable(at_the_end):
+            at_the_end()
     finally:
         os._exit(status)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def survivors(session: int) -> list[str]:
+    """Return the processes that a killed command started and that go on without it."""
+    until = time.monotonic() + LONGEST_FAREWELL
+    while time.monotonic() < until:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                name, facts = path.read_text().rpartition(")")[::2]
+                state, _, _, of_session = facts.split()[:4]
+                if int(of_session) == session and state != "Z":
+                    found.append(name)
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found
+
+
 def at_a_change(n: int, after: bool) -> Kill:
     """Kill at the n-th change to the disk."""
-    return lambda child: None if child else arm(n, after=after)
+
+    def kill(child: int) -> None:
+        if not child:
+            arm(n, after=after)
+
+    return kill
 
 
 def after_seconds(seconds: float) -> Kill:
     """Kill after a time."""
 
-    def kill(child: int) -> threading.Timer | None:
+    def kill(child: int) -> object:
         if not child:
             return None
         timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
@@ -116,18 +161,18 @@ def soak(root: Path, n_kills: int, seed: int = 0) -> Counter[str]:
     random_, found = random.Random(seed), Counter[str]()
     write_images(root)
     todo, log = commands(root), root / "log.txt"
-    for name, command in todo.items():
-        if os.waitstatus_to_exitcode(in_child(command, log, unharmed)):
-            raise SystemExit(f"{name} fails without any kill: {log.read_text()}")
+    most = {name: measured(name, command, log) for name, command in todo.items()}
     while found["kills"] < n_kills:
         name = random_.choice(list(todo))
         if random_.random() < 0.3:
             content = (root / "images" / "a" / "0.png").read_bytes() + bytes(random_.randrange(1, 99))
             (root / "images" / "a" / f"new{random_.randrange(200)}.png").write_bytes(content)
-        way = at_a_change(random_.randrange(1, MOST_CHANGES), random_.random() < 0.5)
-        if random_.random() < 0.4:
-            way = after_seconds(random_.uniform(0.0, MOST_SECONDS))
-        status = in_child(todo[name], log, way)
+        seconds, n_changes = most[name]
+        if random_.random() < 0.4 or not n_changes:
+            way = after_seconds(random_.uniform(0.0, seconds))
+        else:
+            way = at_a_change(random_.randint(1, n_changes), random_.random() < 0.5)
+        status = in_child(todo[name], log, way, found)
         if not os.WIFSIGNALED(status):
             found["ended before"] += 1
             continue
@@ -135,10 +180,29 @@ def soak(root: Path, n_kills: int, seed: int = 0) -> Counter[str]:
         found[f"kills of {name}"] += 1
         if not (root / "run").exists() and not list(root.glob(".run.*.old")):
             found["LOST run"] += 1
-        if found["kills"] % 10 == 0:
+        if found["kills"] % KILLS_BETWEEN_CHECKS == 0:
             found += check(root, todo, log)
     found += check(root, todo, log)
     return found
+
+
+def measured(name: str, command: list[str], log: Path) -> tuple[float, int]:
+    """Return how long a command runs unharmed, in seconds, and how many changes it makes to the disk."""
+    if name == SERVE:
+        return SERVED_SECONDS, 0
+    counted, started = log.with_name("changes"), time.monotonic()
+
+    def counting(child: int) -> object:
+        return None if child else after_all(arm(0, after=False), counted)
+
+    if os.waitstatus_to_exitcode(in_child(command, log, counting)):
+        raise SystemExit(f"{name} fails without any kill: {log.read_text()}")
+    return time.monotonic() - started, int(counted.read_text())
+
+
+def after_all(count: Callable[[], int], path: Path) -> Callable[[], object]:
+    """Return what writes a count to a file."""
+    return lambda: path.write_text(str(count()))
 
 
 def points(root: Path, names: list[str]) -> Counter[str]:
@@ -164,6 +228,8 @@ def check(root: Path, todo: dict[str, list[str]], log: Path, where: str = "") ->
     """Run commands once more, unharmed."""
     found: Counter[str] = Counter()
     for name, command in todo.items():
+        if name == SERVE:
+            continue
         found["commands after kills"] += 1
         if os.waitstatus_to_exitcode(in_child(command, log, unharmed)):
             found[f"FAILED {where or name}"] += 1
@@ -175,9 +241,17 @@ def check(root: Path, todo: dict[str, list[str]], log: Path, where: str = "") ->
 
 def main() -> None:
     """Soak in a folder of its own, and print the counts as JSON."""
-    sys.modules["hoarfrost.features.encoder.backbone"] = stand_in_module()
     hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.0
-    for name in ("experiment.experiment", "features.extraction.extract", "features.extraction.loop", "report.outputs"):
+    for name in (
+        "experiment.experiment",
+        "features.extraction.extract",
+        "features.extraction.loop",
+        "report.outputs",
+        "features.encoder.backbone",
+        "inference.explain.dataset",
+        "inference.export.exporting",
+        "inference.serve.app",
+    ):
         importlib.import_module(f"hoarfrost.{name}")  # once, before the forks
     torch.set_num_threads(1)
     started = time.monotonic()
