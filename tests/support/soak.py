@@ -44,7 +44,7 @@ def commands(root: Path) -> dict[str, list[str]]:
         "demo": ["demo", str(root / "demo"), "--images", "30"],
         "extract": ["extract", str(root / "images"), "--cache", cache, "--weights", "random:0"],
         "train": ["train", "--cache", cache, "--run", run, "--head", "linear,members=1", "--epochs", "2", "--overwrite",
-                  "--device", "cpu", "--allow-leakage"],
+                  "--device", "cpu", "--allow-leakage", "--near-duplicates", "ignore"],
         "report": ["report", "--run", run],
         "predict": ["predict", str(root / "images"), "--run", run, "--output", str(root / "new.csv")],
         "explain": ["explain", str(root / "images" / "a" / "0.png"), "--run", run, "--output", str(root / MAPS)],
@@ -182,6 +182,7 @@ def soak(root: Path, n_kills: int, seed: int = 0) -> Counter[str]:
             found["LOST run"] += 1
         if found["kills"] % KILLS_BETWEEN_CHECKS == 0:
             found += check(root, todo, log)
+            print(json.dumps(found), file=sys.stderr, flush=True)
     found += check(root, todo, log)
     return found
 
