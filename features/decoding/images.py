@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -36,6 +36,7 @@ MAX_REASON = 300  # characters of a library's message
 
 # Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
+USUAL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")  # tried first: the others' libraries take time to load
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 # Keys of `notes` in --json: scripts rely on these words.
 FIRST_FRAME = "animated: the first frame is taken"
@@ -226,7 +227,7 @@ def _opened_by_pillow(content: bytes, frame: int, decoding: Decoding) -> Iterato
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     content = without_texts(content)
     try:
-        image = Image.open(_from_frame(content, frame), formats=_formats())
+        image = _identified(content, frame)
     except UnidentifiedImageError:
         if not may_be_bare_dicom(content):
             raise
@@ -372,6 +373,14 @@ def thumbnail(
         if most_bytes is None or buffer.tell() <= most_bytes or max(small.size) == 1:
             return buffer.getvalue()
         side = max(1, int(max(small.size) * 0.95 * math.sqrt(most_bytes / buffer.tell())))
+
+
+def _identified(content: bytes, frame: int) -> Image.Image:
+    """Return an image whose pixels are not decoded yet; raise UnidentifiedImageError if it is none."""
+    Image.preinit()
+    with suppress(UnidentifiedImageError):
+        return Image.open(_from_frame(content, frame), formats=USUAL_FORMATS)
+    return Image.open(_from_frame(content, frame), formats=_formats())
 
 
 @cache

@@ -164,12 +164,9 @@ class EncoderSpec:
 
 
 def _resnet18() -> "nn.Module":
-    from torch import nn
-    from torchvision.models import resnet18
+    from hoarfrost.features.encoder.resnet import ResNet
 
-    network: nn.Module = resnet18(weights=None)
-    network.fc = nn.Identity()
-    return network
+    return ResNet((2, 2, 2, 2))
 
 
 RESNET18 = EncoderSpec(

@@ -143,7 +143,7 @@ def _torch() -> Iterator[Finding]:
     import torch
 
     try:
-        importlib.import_module("hoarfrost.features.encoder.backbone")  # torchvision's wheel must match torch's build
+        importlib.import_module("torchvision")  # its wheel must match torch's build
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         found = f"torch {torch.__version__} with torchvision {version('torchvision')}: {reason}"

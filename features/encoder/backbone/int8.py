@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network, frozen_layers
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.encoder.registry import EncoderSpec, Stage
+from hoarfrost.features.encoder.resnet import BasicBlock, ResNet
 from hoarfrost.features.errors import HoarfrostError
 
 if TYPE_CHECKING:
