@@ -19,6 +19,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
 MOST_ON_CPU = 64  # images at once: a CPU gains nothing from more, and must commit, and stop, within seconds
+MAX_REASON = 150  # characters of torch's message
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,65 @@ def choose_device(asked: str, precision: str = "auto") -> str:
             raise HoarfrostError(f"--precision int8 runs on the CPU, not on {asked}. Pass --device cpu with it.")
         return "cpu"
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise HoarfrostError("--device cuda: torch finds no CUDA device on this machine. Pass --device cpu or auto.")
+        if not torch.cuda.is_available():
+            return "cpu"
+        reason = _gpu_failure()
+        if reason:
+            logger.warning("The GPU cannot be used (%s). Continuing on the CPU. `hoarfrost doctor` says more.", reason)
+        return "cpu" if reason else "cuda"
+    if asked == "cuda":
+        if not torch.cuda.is_available():
+            raise HoarfrostError(
+                "--device cuda: torch finds no CUDA device on this machine. Pass --device cpu or auto."
+            )
+        if _gpu_failure():
+            raise HoarfrostError(
+                f"--device cuda: the GPU cannot be used ({_gpu_failure()}). Pass --device cpu or auto."
+            )
     if asked == "mps" and not torch.backends.mps.is_available():
         raise HoarfrostError("--device mps: torch finds no Apple GPU on this machine. Pass --device cpu or auto.")
     return asked
+
+
+@cache  # once is enough, and so is one warning
+def _gpu_failure() -> str:
+    """Return why the GPU does not run a small kernel: torch has none for it, or its memory is taken; "" if it does."""
+    try:
+        works = float(torch.ones(2, device="cuda").sum()) == 2
+    except RuntimeError as error:
+        return str(error).strip().partition("\n")[0][:MAX_REASON] or type(error).__name__
+    return "" if works else "1 + 1 is not 2 there"
+
+
+@contextmanager
+def enough_memory(device: torch.device | str, what: str) -> Iterator[None]:
+    """Raise HoarfrostError, with the way out, where a GPU's memory is not enough for something."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise HoarfrostError(
+            f"{device}: not enough memory for {what}. Free memory on the GPU, or pass --device cpu."
+        ) from error
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Let a GPU's convolutions compute float32 in float32, not in TF32; restore the caller's setting afterwards.
+
+    By torch's newer interface: the older one raises errors in a program that uses the newer, and resets its `benchmark`.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def n_gpus() -> int:

@@ -14,6 +14,8 @@ N_CLASSES = 1000  # of the classifier whose initial weights torchvision draws be
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions, and their input added: (B, in, H, W) to (B, out, H / stride, W / stride)."""
 
+    downsample: nn.Sequential | None
+
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
         shortcut = None

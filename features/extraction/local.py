@@ -12,6 +12,9 @@ from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone
 
+# Images: Ray's workers start in about ten seconds, in which one GPU embeds some 25,000.
+LEAST_FOR_ALL_GPUS = 50_000
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +44,12 @@ class LocalEngine:
         return choose_precision(asked, choose_device(self._options.device, asked))
 
     def embed(self, job: Job, todo: Sequence[int]) -> LoopCounts:
-        """Embed images of a dataset in this process, or on all GPUs where there is a batch for each."""
+        """Embed images of a dataset in this process, or on all GPUs where there are enough to repay their start."""
         from hoarfrost.features.devices import choose_batch_size, choose_device, n_gpus
 
         device = choose_device(job.options.device, job.recipe.precision)
         batch_size = choose_batch_size(job.options.batch_size, device)
-        if device == "cuda" and len(todo) >= n_gpus() * batch_size > batch_size:
+        if device == "cuda" and n_gpus() > 1 and len(todo) >= LEAST_FOR_ALL_GPUS:
             return _embed_on_all_gpus(job, todo, batch_size, n_gpus())
         return _embed_in_this_process(job, todo, device, batch_size)
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from hoarfrost.features.devices import enough_memory
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec, Penalised
@@ -69,7 +70,8 @@ def train_heads(
     seeds = {spec: 1 if isinstance(spec, Penalised) else (n_seeds or {}).get(spec, config.seeds or 1) for spec in specs}
     jobs = list(_Trainer(data, folds, n_classes, config, roc_aucs).jobs(seeds))
     rows = data.looks.rows
-    found = finished(jobs, on_epoch, one_by_one=isinstance(rows, StreamedRows) or rows.device.type != "cpu")
+    with enough_memory(rows.device, "the heads"):
+        found = finished(jobs, on_epoch, one_by_one=isinstance(rows, StreamedRows) or rows.device.type != "cpu")
     rows.release()
     trained = [head for head in found if isinstance(head, TrainedHead)]
     if not trained:

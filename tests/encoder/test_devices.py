@@ -1,6 +1,7 @@
 """What is computed on: asked for, or chosen."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,74 @@ from hoarfrost.features.devices import (
     choose_batch_size,
     choose_device,
     compute_on_one_thread,
+    enough_memory,
+    full_float32,
     host_tensor,
     threads_on_usable_cpus,
     usable_cpus,
 )
+from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.precision import REPEATS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
 from tests.support.commands import NumberOfThreads
+
+# -- GPUs that cannot be used --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pretend to have a GPU that torch finds, and that runs nothing."""
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    hoarfrost.features.devices._gpu_failure.cache_clear()
+    yield
+    hoarfrost.features.devices._gpu_failure.cache_clear()
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_auto_continues_on_the_cpu_with_one_warning_where_the_gpu_runs_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert choose_device("auto") == "cpu"
+    assert (
+        "The GPU cannot be used (CUDA error: no kernel image is available for execution on the device)" in caplog.text
+    )
+    assert "Compile with" not in caplog.text
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_a_gpu_that_was_asked_for_and_runs_nothing_is_an_error() -> None:
+    with pytest.raises(HoarfrostError, match=r"--device cuda: the GPU cannot be used .* Pass --device cpu or auto"):
+        choose_device("cuda")
+
+
+def test_too_little_memory_is_an_error_with_the_way_out_and_others_pass() -> None:
+    with pytest.raises(HoarfrostError, match="cuda: not enough memory for the heads. .* pass --device cpu"):
+        with enough_memory("cuda", "the heads"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("cuda", "the heads"):
+        raise RuntimeError("shapes")
+
+
+@pytest.mark.parametrize("chosen", ["tf32", "ieee", "none"])
+def test_float32_is_full_whatever_the_program_around_chose_and_its_choices_stay(chosen: str) -> None:
+    before, benchmark = torch.backends.fp32_precision, torch.backends.cudnn.benchmark
+    try:
+        torch.backends.fp32_precision, torch.backends.cudnn.benchmark = chosen, True
+        with full_float32(torch.device("cuda")):
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.cudnn.benchmark
+        assert torch.backends.fp32_precision == chosen
+        assert torch.backends.cudnn.benchmark
+        images = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
+        assert Backbone(load_weights("random:0")).embed(images).shape == (1, 512)
+    finally:
+        torch.backends.fp32_precision, torch.backends.cudnn.benchmark = before, benchmark
+
 
 # -- device and precision -----------------------------------------------------------------------------------------------
 
@@ -55,6 +117,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 def test_auto_takes_the_gpu_that_is_there_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hoarfrost.features.devices, "_gpu_failure", lambda: "")
     assert choose_device("auto") == "cuda"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert choose_precision("auto", "cuda") == "bfloat16"

@@ -7,6 +7,7 @@ import torch
 
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.compiling import try_to_compile
+from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from tests.extraction.test_extract import write_images
@@ -48,5 +49,5 @@ def test_an_extraction_is_resumed_and_reused(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 20)
     options = ExtractOptions(weights="random:0", device="cuda", batch_size=8)
     first = extract(tmp_path / "images", tmp_path / "c.h5", options=options)
-    assert (first.embedded, first.device, first.precision) == (20, "cuda", "bfloat16")
+    assert (first.embedded, first.device, first.precision) == (20, "cuda", choose_precision("auto", "cuda"))
     assert extract(tmp_path / "images", tmp_path / "c.h5", options=options).forward_images == 0

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 import hoarfrost.features.devices
 import hoarfrost.features.extraction.cluster
+import hoarfrost.features.extraction.local
 import hoarfrost.features.extraction.loop
 from hoarfrost.cli import options as opts
 from hoarfrost.features.errors import HoarfrostError, Reason
@@ -391,6 +392,7 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     Several.asked = []
     monkeypatch.setattr(hoarfrost.features.devices, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(hoarfrost.features.devices, "n_gpus", lambda: 3)
+    monkeypatch.setattr(hoarfrost.features.extraction.local, "LEAST_FOR_ALL_GPUS", 4)
     monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
     monkeypatch.setattr(
         "hoarfrost.features.extraction.loop.host_tensor",
@@ -418,10 +420,11 @@ def test_gpus_that_stay_idle_without_ray_are_reported_with_what_that_costs(
 
 
 @pytest.mark.usefixtures("three_gpus")
-def test_fewer_images_than_a_batch_for_each_gpu_are_embedded_on_one(
-    images: Path, caplog: pytest.LogCaptureFixture
+def test_fewer_images_than_repay_the_start_of_several_workers_are_embedded_on_one_gpu(
+    images: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ExtractOptions(**{**RANDOM, "device": "cuda", "batch_size": 3})  # type: ignore[arg-type]
+    monkeypatch.setattr(hoarfrost.features.extraction.local, "LEAST_FOR_ALL_GPUS", 7)
     assert extract(images, images.parent / "c.h5", options=options).embedded == 6
     assert Several.asked == []
     assert "GPUs" not in caplog.text

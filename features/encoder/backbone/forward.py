@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
-from hoarfrost.features.devices import choose_device, host_tensor, is_out_of_memory
+from hoarfrost.features.devices import choose_device, enough_memory, full_float32, host_tensor, is_out_of_memory
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.errors import HoarfrostError
@@ -68,7 +68,8 @@ class Backbone:
             self.network = Network(weights, layers)
             if self.device.type == "cpu" and precision == "float32" and "winograd" in self.encoder.fast_paths:
                 self.network.use_winograd()
-            self._forward = self.network.to_precision(DTYPES[precision]).to(self.device)
+            with enough_memory(self.device, "the network"):
+                self._forward = self.network.to_precision(DTYPES[precision]).to(self.device)
         on_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
 
@@ -106,7 +107,7 @@ class Backbone:
         if not isinstance(self._forward, torch.nn.Module):
             raise ValueError("a network in 8-bit integers has no feature maps; use float32")
         groups = torch.split(images, self.group_for(images.shape[-1]))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
+        with full_float32(self.device):
             of_groups = [self.network.feature_maps(group.to(self.device)) for group in groups]
         return [torch.cat([found.cpu() for found in of_stage]) for of_stage in zip(*of_groups, strict=True)]
 
@@ -184,7 +185,7 @@ class Backbone:
     def _run_group(self, images: torch.Tensor) -> torch.Tensor:
         padding = self.group_for(images.shape[-1]) - len(images)
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else images
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 means float32
+        with full_float32(self.device):
             return self._forward(whole)[: len(images)]
 
     def compile(self) -> None:

@@ -45,7 +45,7 @@ def calibrated_precision(weights: Weights, images: torch.Tensor) -> str:
     """
     network = Network(weights).to_precision(torch.float32)
     convolutions = [layer for block in _blocks(network.layers) for layer in (block.conv1, block.conv2)]
-    largest = dict.fromkeys(convolutions, 0.0)
+    largest: dict[nn.Module, float] = dict.fromkeys(convolutions, 0.0)
 
     def record(convolution: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         largest[convolution] = max(largest[convolution], float(inputs[0].max()))
@@ -143,7 +143,8 @@ def _quantised(x: "openvino.Node", low: float, high: float) -> "openvino.Node":
     return ops.fake_quantize(x, *ends, levels=_LEVELS)
 
 
-def _convolution(x: "openvino.Node", layer: nn.Conv2d) -> "openvino.Node":
+def _convolution(x: "openvino.Node", layer: nn.Module) -> "openvino.Node":
+    assert isinstance(layer, nn.Conv2d)
     from openvino import opset13 as ops
 
     weight: npt.NDArray[np.float32] = layer.weight.detach().contiguous().numpy()
