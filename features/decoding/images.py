@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STRIP_PIXELS = 1 << 20
 MAX_REASON = 300  # characters of a library's message
 
-# Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
+# Not all that Pillow can open: its EPS reader starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 USUAL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")  # tried first: the others' libraries take time to load
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
@@ -376,16 +376,13 @@ def thumbnail(
 
 
 def _identified(content: bytes, frame: int) -> Image.Image:
-    """Return an image whose pixels are not decoded yet; raise UnidentifiedImageError if it is none."""
-    Image.preinit()
     with suppress(UnidentifiedImageError):
         return Image.open(_from_frame(content, frame), formats=USUAL_FORMATS)
     return Image.open(_from_frame(content, frame), formats=_formats())
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """Return the `FORMATS` that this build of Pillow can read."""
+def _formats() -> tuple[str, ...]:  # those that this build of Pillow can read
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import Enum
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import betainc, expit, logit
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
 from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
@@ -410,6 +410,21 @@ def difference(
     half = normal_quantile(level) * math.sqrt(variance)
     n_patients = count_patients(groups)
     return Estimate(value, value - half, value + half, method, len(influence), n_patients), variance
+
+
+def kept_by_chance(missed: Bools, groups: Ints | None, level: float) -> float:
+    """Return how often a share of at least `level` is kept in new cases, if `missed` (n,) are those of a threshold.
+
+    The tail of the binomial distribution, at so many independent cases; patients with several samples count by their
+    design effect, so the number of cases need not be whole.
+    """
+    share, n_cases = float(missed.mean()), float(len(missed))
+    if groups is not None and is_repeated(groups) and 0 < share < 1:
+        numbers, n_groups = checked_groups(groups, len(missed))
+        sums = np.bincount(numbers, weights=missed - share)
+        design_effect = float((sums**2).sum()) * n_groups / max(1, n_groups - 1) / (n_cases * share * (1 - share))
+        n_cases = max(float(n_groups), n_cases / max(1.0, design_effect))
+    return float(betainc(share * n_cases + 1, (1 - share) * n_cases, 1 - level))
 
 
 def count_patients(groups: Ints | None) -> int | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import betainc
 from scipy.stats import binom
 
 from hoarfrost.evaluation.checks import (
@@ -19,7 +18,7 @@ from hoarfrost.evaluation.checks import (
     normal_quantile,
 )
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import is_repeated, share
+from hoarfrost.evaluation.intervals import is_repeated, kept_by_chance, share
 from hoarfrost.evaluation.metrics import Decision
 
 REQUIRED = 0.95
@@ -277,7 +276,10 @@ class _Validation:
         point = self._best(rule, good, allowed, kept_by, n_cases)
         if rule.confidence is not None or point.threshold is None:
             return point
-        return replace(point, kept_by=self._kept_by(rule, point.threshold))
+        rows = self.y_true == (rule.kind == "sensitivity")
+        missed = (self.y_score >= point.threshold)[rows] != (rule.kind == "sensitivity")
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(point, kept_by=kept_by_chance(missed, groups, rule.level))
 
     def _best(
         self, rule: Rule, good: Floats, allowed: Bools, kept_by: Floats | None = None, n_cases: int = 0
@@ -289,19 +291,6 @@ class _Validation:
         )
         kept = None if kept_by is None else float(kept_by[i])
         return OperatingPoint(rule.name, threshold, sensitivity, specificity, kept_by=kept, n_cases=n_cases)
-
-    def _kept_by(self, rule: Rule, threshold: float) -> float:
-        """Return how often such a threshold keeps what the rule requires in new cases, at so many independent cases."""
-        rows = self.y_true == (rule.kind == "sensitivity")
-        missed = (self.y_score >= threshold)[rows] != (rule.kind == "sensitivity")
-        share, n_cases = float(missed.mean()), float(len(missed))
-        if self.groups is not None and is_repeated(self.groups) and 0 < share < 1:
-            numbers, n_groups = checked_groups(self.groups[rows], len(missed))
-            sums = np.bincount(numbers, weights=missed - share)
-            design_effect = float((sums**2).sum()) * n_groups / max(1, n_groups - 1) / (n_cases * share * (1 - share))
-            n_cases = max(float(n_groups), n_cases / max(1.0, design_effect))
-        # The tail of the binomial distribution, at numbers of cases that need not be whole.
-        return float(betainc(share * n_cases + 1, (1 - share) * n_cases, 1 - rule.level))
 
     def _missed(self, kind: str) -> tuple[int, Ints]:
         """Return the number of cases of a class, and how many of them each threshold misses, (k,)."""

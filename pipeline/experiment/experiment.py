@@ -201,9 +201,7 @@ def run_experiment(
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
-        splits = (
-            repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
-        )  # refused before training
+        splits = repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
         again = _Again(heads, task, training, config.select, sets)
@@ -228,7 +226,7 @@ def run_experiment(
             out_of_fold=out_of_fold,
             leakage=leakage,
             views=of_views or of_run,
-            repeats=None if repeats is None else summary_of(repeats, task, scored.probabilities[scored.selected]),
+            repeats=summary_of(repeats, task, scored.probabilities[scored.selected]),
             repeated=None if repeats is None else repeats.probabilities,
         )
         with one_thread(only_if=task.is_small):

@@ -112,8 +112,10 @@ def _mean(repeats: Repeats, task: Task) -> Estimate:
         return Estimate(float(np.mean(repeats.roc_aucs)), None, None)
 
 
-def summary_of(repeats: Repeats, task: Task, of_run: Floats) -> RepeatedSplits:
-    """Summarise repeated splits, beside the run's own probabilities (n, C)."""
+def summary_of(repeats: Repeats | None, task: Task, of_run: Floats) -> RepeatedSplits | None:
+    """Summarise repeated splits, beside the run's own probabilities (n, C); None without repeats."""
+    if repeats is None:
+        return None
     n_held_out = round(np.mean([len(one.held_out) for one in repeats.splits]))
     n = len(repeats.splits[0].held_out) + len(repeats.splits[0].development.rows)
     return RepeatedSplits(
