@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,32 +36,35 @@ def choose_device(asked: str, precision: str = "auto") -> str:
     if asked == "auto":
         if not torch.cuda.is_available():
             return "cpu"
-        reason = _gpu_failure()
-        if reason:
-            logger.warning("The GPU cannot be used (%s). Continuing on the CPU. `hoarfrost doctor` says more.", reason)
-        return "cpu" if reason else "cuda"
+        if gpu_failure():
+            _warn_of_gpu(gpu_failure())
+            return "cpu"
+        return "cuda"
     if asked == "cuda":
         if not torch.cuda.is_available():
             raise HoarfrostError(
                 "--device cuda: torch finds no CUDA device on this machine. Pass --device cpu or auto."
             )
-        if _gpu_failure():
-            raise HoarfrostError(
-                f"--device cuda: the GPU cannot be used ({_gpu_failure()}). Pass --device cpu or auto."
-            )
+        if gpu_failure():
+            raise HoarfrostError(f"--device cuda: the GPU cannot be used ({gpu_failure()}). Pass --device cpu or auto.")
     if asked == "mps" and not torch.backends.mps.is_available():
         raise HoarfrostError("--device mps: torch finds no Apple GPU on this machine. Pass --device cpu or auto.")
     return asked
 
 
-@cache  # once is enough, and so is one warning
-def _gpu_failure() -> str:
+@cache  # once is enough
+def gpu_failure() -> str:
     """Return why the GPU does not run a small kernel: torch has none for it, or its memory is taken; "" if it does."""
     try:
         works = float(torch.ones(2, device="cuda").sum()) == 2
     except RuntimeError as error:
         return str(error).strip().partition("\n")[0][:MAX_REASON] or type(error).__name__
     return "" if works else "1 + 1 is not 2 there"
+
+
+@cache
+def _warn_of_gpu(reason: str) -> None:
+    logger.warning("The GPU cannot be used (%s). Continuing on the CPU.", reason)
 
 
 @contextmanager
@@ -85,13 +89,13 @@ def full_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = conv.fp32_precision
-    conv.fp32_precision = "ieee"
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"
     try:
         yield
-    finally:
-        conv.fp32_precision = before
+    finally:  # "none" follows the setting for all kinds of layers, as before
+        cudnn.conv.fp32_precision = "none" if before == cudnn.fp32_precision else before
 
 
 def n_gpus() -> int:

@@ -1,7 +1,6 @@
 """From encoded bytes to pixels. With `pictures`, the sole user of Pillow."""
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,14 +26,12 @@ from hoarfrost.features.fingerprint import jpeg_short_side
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from hoarfrost.features.datasets.table import Content
-
     Pixels = npt.NDArray[np.uint8]
 
 STRIP_PIXELS = 1 << 20
 MAX_REASON = 300  # characters of a library's message
 
-# Not all that Pillow can open: its EPS reader starts Ghostscript.
+# Not all that Pillow can open: its EPS reader starts Ghostscript, and a file's suffix is no promise.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 USUAL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")  # tried first: the others' libraries take time to load
 ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
@@ -343,46 +340,16 @@ def encode_png(pixels: "Pixels") -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(
-    content: "Content", side: int | None, window: Window | None = None, *, most_bytes: int | None = None
-) -> bytes:
-    """Return a JPEG of an image, without the file's metadata.
-
-    Parameters
-    ----------
-    content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
-    side : int or None
-        At most so many pixels has the longer side; None for the image's own size.
-    window : Window, optional
-        Replaces the window of a grey DICOM file.
-    most_bytes : int, optional
-        A larger JPEG is made again with fewer pixels.
-
-    Raises
-    ------
-    ImageDecodeError
-        If the image cannot be read.
-    """
-    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
-    small = Image.fromarray(pixels)
-    while True:
-        if side is not None:
-            small.thumbnail((side, side))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=80, optimize=True)
-        if most_bytes is None or buffer.tell() <= most_bytes or max(small.size) == 1:
-            return buffer.getvalue()
-        side = max(1, int(max(small.size) * 0.95 * math.sqrt(most_bytes / buffer.tell())))
-
-
 def _identified(content: bytes, frame: int) -> Image.Image:
+    """Return an image whose pixels are not decoded yet; raise UnidentifiedImageError if it is none."""
     with suppress(UnidentifiedImageError):
         return Image.open(_from_frame(content, frame), formats=USUAL_FORMATS)
     return Image.open(_from_frame(content, frame), formats=_formats())
 
 
 @cache
-def _formats() -> tuple[str, ...]:  # those that this build of Pillow can read
+def _formats() -> tuple[str, ...]:
+    """Return the `FORMATS` that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

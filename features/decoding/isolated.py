@@ -94,7 +94,8 @@ class _Process:
 
     @property
     def has_ended(self) -> bool:
-        return self._process.poll() is not None
+        # Stopped just when its image was done: it may still run for a moment.
+        return self._is_stopped or self._process.poll() is not None
 
     def _time_out(self) -> None:
         self._is_late = True

@@ -1,5 +1,6 @@
 """Pictures for people: resized, and with lines of text."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from hoarfrost.features.decoding.images import Decoding, decode_pixels
+from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.files.whole import check_writable, whole_file
 
 if TYPE_CHECKING:
+    from hoarfrost.features.datasets.table import Content
     from hoarfrost.features.decoding.images import Pixels
 
 SHEET_MARK = "hoarfrost contact sheet"
@@ -25,6 +29,38 @@ def fitted(pixels: "Pixels", side: int) -> "Pixels":
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return np.array(picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS))
+
+
+def thumbnail(
+    content: "Content", side: int | None, window: Window | None = None, *, most_bytes: int | None = None
+) -> bytes:
+    """Return a JPEG of an image, without the file's metadata.
+
+    Parameters
+    ----------
+    content : bytes, EncodedFrame, or ndarray (H, W) or (H, W, 3) uint8
+    side : int or None
+        At most so many pixels has the longer side; None for the image's own size.
+    window : Window, optional
+        Replaces the window of a grey DICOM file.
+    most_bytes : int, optional
+        A larger JPEG is made again with fewer pixels.
+
+    Raises
+    ------
+    ImageDecodeError
+        If the image cannot be read.
+    """
+    pixels = content if isinstance(content, np.ndarray) else decode_pixels(content, Decoding(window=window))
+    small = Image.fromarray(pixels)
+    while True:
+        if side is not None:
+            small.thumbnail((side, side))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=80, optimize=True)
+        if most_bytes is None or buffer.tell() <= most_bytes or max(small.size) == 1:
+            return buffer.getvalue()
+        side = max(1, int(max(small.size) * 0.95 * math.sqrt(most_bytes / buffer.tell())))
 
 
 def with_texts(pixels: "Pixels", texts: Sequence[tuple[int, int, str]], *, size: int = 13) -> "Pixels":

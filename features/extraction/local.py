@@ -12,7 +12,7 @@ from hoarfrost.features.extraction.plan import ExtractOptions, LoopCounts
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone
 
-# Images: Ray's workers start in about ten seconds, in which one GPU embeds some 25,000.
+# Images. One GPU embeds thousands a second, so fewer are done about when Ray's workers have started. Not measured.
 LEAST_FOR_ALL_GPUS = 50_000
 
 logger = logging.getLogger(__name__)

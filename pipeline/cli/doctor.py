@@ -189,7 +189,14 @@ def _compiler() -> Iterator[Finding]:
 def _gpu() -> Iterator[Finding]:
     import torch
 
-    if torch.cuda.is_available():
+    from hoarfrost.features.devices import gpu_failure
+
+    if torch.cuda.is_available() and gpu_failure():
+        found = f"present, but it runs nothing: {gpu_failure()}"
+        yield Finding(
+            "GPU", "broken", found, "extraction runs on the CPU", "free its memory, or install a torch for it"
+        )
+    elif torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

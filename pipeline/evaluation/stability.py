@@ -78,10 +78,8 @@ def mean_over_splits(
     centre, total = float(np.mean(areas)), influences.mean(axis=0)
     was_held_out = influences.any(axis=0)
     n_patients = None if groups is None else len(np.unique(groups[was_held_out]))
-    plain, inflation = (
-        Estimate(centre, None, None, n=int(was_held_out.sum()), n_patients=n_patients),
-        variance_inflation(n_parts),
-    )
+    plain = Estimate(centre, None, None, n=int(was_held_out.sum()), n_patients=n_patients)
+    inflation = variance_inflation(n_parts)
     if 0 < centre < 1:
         return by_logit(plain, total, groups, inflation, level=level)
     truth = np.eye(int(y_true.max()) + 1)[y_true] if y_true.ndim == 1 else y_true.astype(np.float64)

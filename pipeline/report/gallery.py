@@ -241,7 +241,7 @@ def read_pictures(source: RunSource, groups: Iterable[CaseGroup], explainer: "Ex
 
 
 def _add_picture(pictures: Pictures, path: str, content: "Content", window: str | None, most_bytes: int) -> None:
-    from hoarfrost.features.decoding.images import thumbnail
+    from hoarfrost.features.decoding.pictures import thumbnail
     from hoarfrost.features.decoding.windows import Window
 
     try:  # the window through which the encoder saw it
@@ -256,7 +256,7 @@ def _add_picture(pictures: Pictures, path: str, content: "Content", window: str 
 def _maps(
     explainer: "Explainer", path: str, content: "Content", subjects: Iterable[int]
 ) -> "dict[tuple[str, int], str]":
-    from hoarfrost.features.decoding.images import thumbnail
+    from hoarfrost.features.decoding.pictures import thumbnail
     from hoarfrost.inference.explain import overlay
 
     pixels, seen = explainer.prepared(content)

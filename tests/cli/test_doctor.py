@@ -16,7 +16,6 @@ from packaging.requirements import Requirement
 
 import hoarfrost.cli.doctor
 import hoarfrost.features.cache
-import hoarfrost.features.devices
 import hoarfrost.features.encoder.backbone.compiler
 import hoarfrost.features.encoder.backbone.weights
 import hoarfrost.features.encoder.precision
@@ -139,7 +138,15 @@ def test_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Gpu("Tesla", 16 * 10**9))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(hoarfrost.features.devices, "gpu_failure", lambda: "")
     assert found("GPU") == Finding("GPU", "ok", "Tesla, 16 GB, float32")
+
+
+def test_gpu_that_runs_nothing_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hoarfrost.features.devices, "gpu_failure", lambda: "no kernel image is available")
+    finding = found("GPU")
+    assert (finding.state, finding.found) == ("broken", "present, but it runs nothing: no kernel image is available")
 
 
 def test_gpu_that_torch_cannot_use_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,16 @@ def test_process_of_its_own_that_crashes_or_hangs_is_named(
         decode_isolated(PNG, 0, MAX_PIXELS, None)
 
 
+def test_process_that_was_stopped_just_when_its_image_was_done_costs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    hoarfrost.features.decoding.isolated._close_idle()
+    wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
+    (stopped,) = hoarfrost.features.decoding.isolated._idle
+    monkeypatch.setattr(stopped._process, "kill", lambda: None)  # the signal takes a moment to arrive
+    stopped.stop()
+    assert np.array_equal(decode_isolated(PNG, 0, MAX_PIXELS, None), wanted)
+    assert stopped not in hoarfrost.features.decoding.isolated._idle
+
+
 def test_process_that_was_killed_while_idle_costs_no_image() -> None:
     wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
     for process in hoarfrost.features.decoding.isolated._idle:

@@ -23,7 +23,7 @@ from hoarfrost.features.devices import (
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.precision import REPEATS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
-from tests.support.commands import NumberOfThreads
+from tests.support.commands import NumberOfThreads, RunPython
 
 # -- GPUs that cannot be used --------------------------------------------------------------------------------------------
 
@@ -37,9 +37,10 @@ def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", fail)
-    hoarfrost.features.devices._gpu_failure.cache_clear()
+    hoarfrost.features.devices.gpu_failure.cache_clear()
+    hoarfrost.features.devices._warn_of_gpu.cache_clear()
     yield
-    hoarfrost.features.devices._gpu_failure.cache_clear()
+    hoarfrost.features.devices.gpu_failure.cache_clear()
 
 
 @pytest.mark.usefixtures("broken_gpu")
@@ -77,10 +78,26 @@ def test_float32_is_full_whatever_the_program_around_chose_and_its_choices_stay(
             assert torch.backends.cudnn.benchmark
         assert torch.backends.fp32_precision == chosen
         assert torch.backends.cudnn.benchmark
+        torch.backends.fp32_precision = "ieee"  # what the program chooses later counts too
+        assert chosen == "none" or torch.backends.cudnn.conv.fp32_precision == "ieee"
         images = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
         assert Backbone(load_weights("random:0")).embed(images).shape == (1, 512)
     finally:
         torch.backends.fp32_precision, torch.backends.cudnn.benchmark = before, benchmark
+
+
+def test_programs_that_use_torchs_older_interface_read_their_own_setting_again(run_python: RunPython) -> None:
+    # In a process of its own: once the newer interface was used, the older one may raise errors.
+    code = """
+import torch
+from hoarfrost.features.devices import full_float32
+for chosen in (True, False):
+    torch.backends.cudnn.allow_tf32 = chosen
+    with full_float32(torch.device("cuda")):
+        pass
+    print(torch.backends.cudnn.allow_tf32)
+"""
+    assert run_python("-c", code).stdout.split() == ["True", "False"]
 
 
 # -- device and precision -----------------------------------------------------------------------------------------------
@@ -117,7 +134,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 def test_auto_takes_the_gpu_that_is_there_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(hoarfrost.features.devices, "_gpu_failure", lambda: "")
+    monkeypatch.setattr(hoarfrost.features.devices, "gpu_failure", lambda: "")
     assert choose_device("auto") == "cuda"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert choose_precision("auto", "cuda") == "bfloat16"

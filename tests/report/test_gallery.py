@@ -14,7 +14,8 @@ from PIL import Image
 from hoarfrost.evaluation.leakage import Leakage, SimilarPair
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import read_dataset
-from hoarfrost.features.decoding.images import encode_png, thumbnail
+from hoarfrost.features.decoding.images import encode_png
+from hoarfrost.features.decoding.pictures import thumbnail
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.inference.sources import RunSource
