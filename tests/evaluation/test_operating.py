@@ -164,6 +164,13 @@ def test_a_required_share_is_reached_as_often_as_is_stated_beside_it(rule: int) 
     assert kept < 0.6
 
 
+@pytest.mark.parametrize("rule", [1, 2])
+@pytest.mark.parametrize("correlation", [0.3, 0.7])
+def test_it_is_reached_as_often_where_patients_have_several_images(rule: int, correlation: float) -> None:
+    kept, stated = truly_kept(480, 80, rule, correlation)
+    assert kept == pytest.approx(stated, abs=0.1)
+
+
 @pytest.mark.parametrize("rule", [3, 4])
 def test_a_threshold_with_confidence_keeps_what_it_promises(rule: int) -> None:
     kept, stated = truly_kept(160, 80, rule)
