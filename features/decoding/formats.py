@@ -1,5 +1,7 @@
 """The format of a file by its name and its first bytes, before any library opens it."""
 
+import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = frozenset(
@@ -9,6 +11,9 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 HEAD_BYTES = 132  # a DICOM file's preamble and its magic
 MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit: beyond it, a small file could fill the memory
+JPEG_SCAN = 0xDA  # markers of JPEG
+_HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE})
+_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # without a length
 FRAME_MARK = "#frame="  # between a file's path and the number of one of its frames, from 1
 
 _BARE_DICOM_STARTS = (
@@ -63,3 +68,31 @@ def describe(content: bytes) -> str:
     except UnicodeDecodeError:
         is_text = False
     return f"{start}: text" if is_text and b"\0" not in content[:1024] else start
+
+
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each segment's marker and place up to the first scan, which is the last one.
+
+    Raises
+    ------
+    IndexError, struct.error
+        If the file is cut off, or something is between the segments: decoders skip that, so scans might hide there.
+    """
+    at, marker = 2, 0
+    while marker != JPEG_SCAN:
+        if content[at] != 0xFF:
+            raise IndexError(f"no marker at byte {at}")
+        marker = content[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        yield marker, at
+        at += 2 if marker in _ALONE else 2 + int(struct.unpack_from(">H", content, at + 2)[0])
+
+
+def is_hierarchical_jpeg(content: bytes) -> bool:
+    """Return whether a JPEG states that its frames refine one another, which no common library reads."""
+    try:
+        return content.startswith(b"\xff\xd8") and any(one in _HIERARCHICAL for one, _ in jpeg_segments(content))
+    except (IndexError, struct.error):
+        return False

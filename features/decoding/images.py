@@ -13,7 +13,15 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from hoarfrost.features.decoding.budget import PixelBudget
-from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame, describe, is_dicom, may_be_bare_dicom, unpack
+from hoarfrost.features.decoding.formats import (
+    MAX_PIXELS,
+    EncodedFrame,
+    describe,
+    is_dicom,
+    is_hierarchical_jpeg,
+    may_be_bare_dicom,
+    unpack,
+)
 from hoarfrost.features.decoding.isolated import DecodingStoppedError, decode_isolated
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
 from hoarfrost.features.decoding.slow import is_slow, is_slow_tiff
@@ -163,6 +171,10 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
     # Libraries raise nearly any error on damaged files: struct.error, SyntaxError, IndexError, zlib.error...
     except Exception as error:
         reason = " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
+        if is_hierarchical_jpeg(encoded):
+            raise ImageDecodeError(
+                Unreadable.OTHER_KIND.format("JPEG"), "hierarchical, frames that refine one another"
+            ) from error
         is_other_kind = reason.startswith("Unsupported BMP")  # Pillow's words
         kind = Unreadable.OTHER_KIND.format("BMP") if is_other_kind else Unreadable.DAMAGED
         raise ImageDecodeError(kind, reason) from error

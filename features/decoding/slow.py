@@ -6,12 +6,14 @@ Threads decode all others, as no thread can be stopped; these are decoded in a p
 import struct
 from collections.abc import Mapping
 
+from hoarfrost.features.decoding.formats import JPEG_SCAN, jpeg_segments
+
 MOST_SCAN_PIXELS = 1 << 30  # of all scans of a JPEG: about a second
 MOST_PARTS = 50_000  # packets and tiles of JPEG 2000, tiles of TIFF
 MOST_BLOCKS = 1 << 20  # of JPEG 2000
 MOST_TEXT_BYTES = 1 << 20  # of a PPM whose numbers are text
 
-_SCAN = b"\xff\xda"
+_SCAN = bytes([0xFF, JPEG_SCAN])
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _TEXT_PPM = (b"P1", b"P2", b"P3")
@@ -50,18 +52,9 @@ def is_slow_tiff(content: bytes, n_pixels: int, tags: Mapping[int, object]) -> b
 def _is_slow_jpeg(content: bytes, n_pixels: int) -> bool:
     """Count the scans only if there are several: a progressive JPEG, or one whose channels are stored separately."""
     at, n_channels, is_progressive = 2, 1, False
-    while True:
-        if content[at] != 0xFF:
-            return True  # decoders skip what is between segments; so might scans hide there
-        marker = content[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
+    for marker, at in jpeg_segments(content):
         if marker in _FRAMES:
             is_progressive, n_channels = marker in _PROGRESSIVE, content[at + 9]
-        if marker == _SCAN[1]:
-            break
-        at += 2 if marker in {0x01, *range(0xD0, 0xD9)} else 2 + struct.unpack_from(">H", content, at + 2)[0]
     if not is_progressive and content[at + 4] == n_channels:
         return False
     return content.count(_SCAN, at) * n_pixels > MOST_SCAN_PIXELS

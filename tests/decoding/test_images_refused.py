@@ -64,6 +64,12 @@ def with_deep_header(jpeg: bytes) -> bytes:
     return jpeg[:at] + b"\x0c" + jpeg[at + 1 :]
 
 
+def with_frame(jpeg: bytes, marker: int) -> bytes:
+    """Return a JPEG whose frame is of another kind."""
+    at = jpeg.index(b"\xff\xc0") + 1
+    return jpeg[:at] + bytes([marker]) + jpeg[at + 1 :]
+
+
 def with_bmp_compression(bmp: bytes, compression: int) -> bytes:
     return bmp[:30] + struct.pack("<I", compression) + bmp[34:]
 
@@ -78,9 +84,22 @@ def with_bmp_compression(bmp: bytes, compression: int) -> bytes:
         (tiff(photometric=32803), "a TIFF .*: .*photometric interpretation 32803"),
         (tiff(compression=34712), "a TIFF .*: .*compression 34712"),
         (with_deep_header(encode(GREY, "JPEG")), "a JPEG .*: 12 bits per channel"),
+        *((with_frame(encode(GREY, "JPEG"), marker), "a JPEG .*: hierarchical") for marker in (0xC5, 0xC6, 0xCE)),
         (with_bmp_compression(encode(GREY, "BMP"), 4), r"a BMP .*: Unsupported BMP compression \(4\)"),
     ],
-    ids=["64-bit", "16-bit float", "10-bit", "5 channels", "raw", "JPEG 2000 in TIFF", "12-bit JPEG", "JPEG in BMP"],
+    ids=[
+        "64-bit",
+        "16-bit float",
+        "10-bit",
+        "5 channels",
+        "raw",
+        "JPEG 2000 in TIFF",
+        "12-bit JPEG",
+        "SOF5",
+        "SOF6",
+        "SOF14",
+        "JPEG in BMP",
+    ],
 )
 def test_image_of_a_kind_that_is_not_read_is_not_called_damaged(content: bytes, message: str) -> None:
     with pytest.raises(ImageDecodeError, match=f"^{message.replace('.*', 'of a kind that is not read', 1)}") as caught:
