@@ -177,22 +177,21 @@ def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
     except IndexError:
         process = _Process()
     _busy.add(process)
-    cancellation = cancellation or Cancellation()
+    cancellation, is_usable = cancellation or Cancellation(), False
     try:
         cancellation.attach(process)
         if _stopped.is_set():
             process.stop()
         yield process
-        cancellation.attach(None)
+        is_usable = True
     except ImageDecodeError as error:
-        cancellation.attach(None)
-        if not isinstance(error, DecoderCrashError):
-            _idle.append(process)
+        is_usable = not isinstance(error, DecoderCrashError)
         raise
-    else:
-        _idle.append(process)
     finally:
-        _busy.discard(process)
+        cancellation.attach(None)
+        _busy.discard(process)  # first: as soon as it is idle, another thread may make it busy
+        if is_usable:
+            _idle.append(process)
 
 
 def decode_isolated(

@@ -204,6 +204,23 @@ def test_process_that_was_stopped_just_when_its_image_was_done_costs_no_image(mo
     assert stopped not in hoarfrost.features.decoding.isolated._idle
 
 
+def test_process_is_no_longer_busy_when_another_thread_may_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else the first thread would take it out of those that a signal ends, while the second decodes in it.
+    was_busy = []
+
+    class Idle(list[object]):
+        def append(self, process: object) -> None:
+            was_busy.append(process in hoarfrost.features.decoding.isolated._busy)
+            super().append(process)
+
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "_idle", Idle())
+    decode_isolated(PNG, 0, MAX_PIXELS, None)
+    with pytest.raises(ImageDecodeError):
+        decode_isolated(PNG[:40], 0, MAX_PIXELS, None)
+    assert was_busy == [False, False]
+    hoarfrost.features.decoding.isolated._close_idle()
+
+
 def test_process_that_was_killed_while_idle_costs_no_image() -> None:
     wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
     for process in hoarfrost.features.decoding.isolated._idle:
