@@ -176,7 +176,7 @@ def bootstrap_ci(
     estimate = float(statistic(np.ones((1, len(numbers))))[0])
     if not np.isfinite(estimate):
         raise ValueError("the statistic is undefined for these samples")
-    values = _drawn_values(statistic, numbers, n_patients, n_draws, seed)
+    values = drawn_values(statistic, numbers, n_patients, n_draws, seed)
     defined = values[~np.isnan(values)]
     n_undefined = n_draws - len(defined)
     if n_undefined > LARGEST_UNDEFINED_SHARE * n_draws:
@@ -211,7 +211,7 @@ def reversed_ci(statistic: Statistic, groups: Ints, *, level: float = 0.95, seed
         raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
     tail = float(ndtr(-normal_quantile(level)))
     estimate = float(statistic(np.ones((1, len(numbers))))[0])
-    low, high = np.quantile(_drawn_values(statistic, numbers, n_patients, N_DRAWS, seed), [tail, 1 - tail]).tolist()
+    low, high = np.quantile(drawn_values(statistic, numbers, n_patients, N_DRAWS, seed), [tail, 1 - tail]).tolist()
     return 2 * estimate - high, 2 * estimate - low
 
 
@@ -300,7 +300,7 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
     return PerPatient(names.astype(np.int64), highest, joined)
 
 
-def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
+def drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
     """Return the statistic's values for draws of patients with replacement, in blocks."""
     block = _block_rows(len(numbers))
     if n_draws * n_patients <= _MOST_KEPT:

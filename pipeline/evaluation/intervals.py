@@ -97,7 +97,7 @@ def metric_estimate(
     limited = linearised(plain, kind, found.values, groups, inflation=inflation)
     if limited.interval is not None or kind is IntervalKind.LOSS:
         return limited
-    return _of_constant(plain, kind, int(_rarest(y_true, probabilities.shape[1], groups) / inflation))
+    return _of_constant(plain, kind, int(n_of_rarest(y_true, probabilities.shape[1], groups) / inflation))
 
 
 def linearised(
@@ -155,7 +155,7 @@ def _of_constant(plain: Estimate, kind: IntervalKind, n_rarest: int) -> Estimate
     return replace(plain, low=found.low, high=found.high, method=found.method)
 
 
-def _rarest(y_true: Ints, n_classes: int, groups: Ints | None) -> int:
+def n_of_rarest(y_true: Ints, n_classes: int, groups: Ints | None) -> int:
     """Return the patients, or samples, of the rarest class, or of the rarer answer about a label."""
     units = np.arange(len(y_true)) if groups is None else groups
     problems = [(units[rows], y) for _, rows, y in binary_problems(y_true, n_classes)]
