@@ -9,11 +9,14 @@ import numpy as np
 from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
+from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, rule, several
+from hoarfrost.report.trust import FIGURE_TITLES
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, p_text, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
+ALARM = 0.05  # of all tests of heterogeneity together
 FAR = 2.24  # standard deviations, which chance exceeds in 2.5%
 
 
@@ -220,10 +223,28 @@ def _of_heads(run: Run) -> Iterator[Caution]:
 
 
 def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    """Yield, for each attribute, the subgroup with the lowest ROC AUC whose interval is below that of all images."""
-    subgroups = () if run.assessment is None else run.assessment.subgroups
+    """Yield each test of heterogeneity with a corrected p below 0.05, with the value that has the lowest figure.
+
+    An attribute without a test of its ROC AUC (a single value of enough cases, or a run of an earlier version) has the
+    subgroup with the lowest ROC AUC whose interval is below that of all images.
+    """
+    if run.assessment is None:
+        return
+    subgroups, tests = run.assessment.subgroups, run.assessment.heterogeneity
     overall = evaluation.scores(run.head(run.selected)).value(ROC_AUC)
-    for attribute in dict.fromkeys(one.attribute for one in subgroups):
+    for test in tests:
+        if test.p_holm is not None and test.p_holm < ALARM:
+            compared = [one for one in subgroups if one.attribute == test.attribute and one.value in test.values]
+            worst = min(compared, key=lambda one: getattr(one, test.figure).value)
+            yield Caution(
+                "Uneven subgroups",
+                f"{FIGURE_TITLES[test.figure]} differs between the values of {test.attribute} (corrected p "
+                f"{p_text(test.p_holm)}). It is lowest for {worst.value} ({several(worst.n, evaluation.unit)}): "
+                f"{estimate_text(getattr(worst, test.figure))}.",
+                "subgroups",
+            )
+    tested = {test.attribute for test in tests if test.figure == AREA and test.p is not None}
+    for attribute in dict.fromkeys(one.attribute for one in subgroups if one.attribute not in tested):
         of_attribute = [one for one in subgroups if one.attribute == attribute]
         below = [one for one in of_attribute if one.roc_auc.high is not None and one.roc_auc.high < overall]
         if below:

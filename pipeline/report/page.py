@@ -33,11 +33,15 @@ from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
     CalibrationPanel,
+    GroupCalibrationRow,
+    HeterogeneityRow,
     ShortcutRow,
     SubgroupRow,
     calibrations,
     decision_figures,
+    group_calibration_rows,
     held_by_sets,
+    heterogeneity_rows,
     shared_rows,
     shortcut_rows,
     subgroup_forest,
@@ -114,6 +118,8 @@ class Page:
     held_by_sets: tuple[str, ...]
     subgroups: tuple[SubgroupRow, ...]
     subgroup_scale: CellScale
+    group_calibrations: tuple[GroupCalibrationRow, ...]
+    heterogeneity: tuple[HeterogeneityRow, ...]
     shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
@@ -223,6 +229,8 @@ def page_of(run: Run) -> Page:
         held_by_sets=held_by_sets(run, evaluation),
         subgroups=subgroups,
         subgroup_scale=cell_scale((row.area for row in subgroups), overall),
+        group_calibrations=group_calibration_rows(run.assessment),
+        heterogeneity=heterogeneity_rows(run.assessment),
         shortcuts=shortcut_rows(run),
         suspects=run.suspects,
         provenance=provenance_of(run.config),

@@ -148,21 +148,21 @@ def test_equal_sites_raise_an_alarm_in_five_of_a_hundred_and_unequal_ones_mostly
     rng = np.random.default_rng(1)
     alarms = {0.0: 0, 1.3: 0}
     for shift in alarms:
-        for _ in range(150):
+        for _ in range(100):
             area = heterogeneity(drawn(rng, 160, n_images, shift=shift, n_sites=3))[0]
             assert area.p is not None
             alarms[shift] += area.p < 0.05
-    assert alarms[0.0] <= 0.08 * 150  # two standard errors above 5%
-    assert alarms[1.3] >= 0.6 * 150
+    assert alarms[0.0] <= 9  # two standard errors above 5%
+    assert alarms[1.3] >= 60
 
 
 def test_family_of_all_tests_raises_an_alarm_in_fewer_than_five_of_a_hundred() -> None:
     rng = np.random.default_rng(2)
     alarms = 0
-    for _ in range(150):
+    for _ in range(400):
         found = heterogeneity(drawn(rng, 120, 1))
         alarms += min(one.p_holm or 1.0 for one in found) < 0.05
-    assert alarms < 0.05 * 150
+    assert alarms < 0.05 * 400
 
 
 def test_an_area_of_one_is_compared_without_an_error() -> None:

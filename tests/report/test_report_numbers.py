@@ -26,6 +26,7 @@ NUMBER = re.compile(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?")
 WORDS = {
     "95%",  # intervals
     "0.500", "0", "1", "100%",  # chance, perfect calibration, a whole
+    "90",  # the percentile that E90 is
     "0.5", "5",  # the even threshold; ten bins and five folds have no figure of their own
 }  # fmt: skip
 DESCRIBED = "512 values of ResNet18, checklists of 2024"
