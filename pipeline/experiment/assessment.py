@@ -87,11 +87,10 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
     }
     subgroups = score_subgroups(y[split], p[split], attributes, threshold=threshold, groups=groups)
     parts = SubgroupSample(y[split], p[split], attributes, threshold, groups, subgroups)
-    unit = "image" if task.per_patient is None else f"patient, {task.per_patient}"
     return Assessment(
         head,
         split,
-        unit,
+        "image" if task.per_patient is None else f"patient, {task.per_patient}",
         tuple(classes),
         joint,
         subgroups,

@@ -13,7 +13,7 @@ from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
-from hoarfrost.report.words import decimal, listed, several
+from hoarfrost.report.words import decimal, listed, of_patients, several
 from hoarfrost.runs import Assessment, EmbeddingFacts, FixedPoint, Run, SplitSize
 
 MOST_HEADS = 6
@@ -67,9 +67,8 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
 
 def _data(run: Run) -> Iterator[str]:
     dataset, sizes = run.config.dataset, {size.split: size for size in run.split_sizes()}
-    patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
     unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
-    yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
+    yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{of_patients(dataset.n_patients)}{unreadable}."
     way = rule_named(dataset.split_by).method.format(seed=run.config.seed)
     names = {"train": "for training", "val": "for validation", "test": "for testing"}
     parts = [f"{_size(sizes[name])} {words}" for name, words in names.items() if name in sizes]
@@ -93,8 +92,7 @@ def _kept_together(run: Run) -> Iterator[str]:
 
 
 def _size(size: SplitSize) -> str:
-    patients = "" if size.n_patients is None else f" of {several(size.n_patients, 'patient')}"
-    return f"{several(size.n_images, 'image')}{patients}"
+    return f"{several(size.n_images, 'image')}{of_patients(size.n_patients)}"
 
 
 def _leaks(run: Run) -> str:
@@ -203,7 +201,7 @@ def _selection(run: Run) -> Iterator[str]:
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
     joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
-    yield f"Performance was measured on the {evaluation.samples()}{evaluation.of_patients()}{joined}."
+    yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
     elif area.method:

@@ -53,6 +53,7 @@ class SubgroupRow:
     attribute: str
     value: str
     counts: tuple[int, ...]
+    n_patients: int | None
     area: Estimate
     roc_auc: str
     sensitivity: str
@@ -259,7 +260,7 @@ def subgroup_rows(assessment: Assessment | None) -> tuple[SubgroupRow, ...]:
     """Return the table of subgroups; those that are too small come with the reason."""
     return tuple(
         SubgroupRow(
-            one.attribute, one.value, one.counts, one.roc_auc, estimate_text(one.roc_auc),
+            one.attribute, one.value, one.counts, one.roc_auc.n_patients, one.roc_auc, estimate_text(one.roc_auc),
             "" if one.sensitivity is None else estimate_text(one.sensitivity),
             "" if one.specificity is None else estimate_text(one.specificity),
             one.reason,

@@ -7,7 +7,7 @@ from statistics import median_low
 import numpy as np
 
 from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of, registered
-from hoarfrost.evaluation.intervals import NEWCOMBE
+from hoarfrost.evaluation.intervals import NEWCOMBE, count_patients
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
@@ -42,11 +42,15 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One class or label: samples of which it is known, samples that have it, and the `class_metrics` as text."""
+    """One class or label: samples of which it is known, samples that have it, and the `class_metrics` as text.
+
+    `n_patients` have it, where images are counted and patients are known.
+    """
 
     label: str
     n_known: int
     n_with: int
+    n_patients: int | None
     metrics: tuple[str, ...]
 
 
@@ -219,10 +223,11 @@ def label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores,
     if evaluation.is_binary:
         return ()
     scores, found = evaluation.scores(head), []
-    for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
+    for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
         label = evaluation.classes[number]
         texts = tuple(metric_text(scores.per_class[label], metric.key) for metric in class_metrics())
-        found.append(LabelScores(label, len(y), int(y.sum()), texts))
+        patients = None if evaluation.patients is None else evaluation.patients[rows[y == 1]]
+        found.append(LabelScores(label, len(y), int(y.sum()), count_patients(patients), texts))
     return tuple(found)
 
 

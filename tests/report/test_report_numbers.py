@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
+from hoarfrost.evaluation.calibration_curve import N_CURVES
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.methods import LITERATURE
@@ -154,7 +155,7 @@ def test_every_number_of_where_they_came_from_is_in_config_or_metrics(reported: 
     checklists = checklists_of(run, evaluation_of(run))
     counts = [[len(items), sum(bool(item.answer) for item in items)] for items in checklists.values()]
     items = [item.number for items in checklists.values() for item in items]
-    cited = [*LITERATURE, *LITERATURE.values(), f"{N_DRAWS:,}"]
+    cited = [*LITERATURE, *LITERATURE.values(), f"{N_DRAWS:,}", f"{N_CURVES}"]
     assert unknown(page.sources, numbers_of(metrics, config, counts, items, DESCRIBED, cited) | WORDS) == set()
 
 
