@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 from scipy.special import expit, logit
 
-from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
+from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci, bootstrap_shares_ci
 from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
 from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, Share, wilson
@@ -352,6 +352,19 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.
     except ValueError:  # nothing is counted, or too few patients: it has no interval
         return over_patients(found, None, level=level)
     return over_patients(found, (drawn.low, drawn.high), level=level)
+
+
+def shares(hits: Bools, counted: Bools, groups: Ints | None) -> list[Share]:
+    """Return several proportions, each column of `hits` and `counted` (n, t) as by `share`, all at once."""
+    if groups is None or not is_repeated(groups):
+        return [share(*columns, groups) for columns in zip(hits.T, counted.T, strict=True)]
+    totals = zip((hits & counted).sum(axis=0).tolist(), counted.sum(axis=0).tolist(), counted.T, strict=True)
+    plain = [replace(wilson(*two), n_patients=count_patients(groups[column])) for *two, column in totals]
+    drawn = bootstrap_shares_ci(hits, counted, groups)
+    return [
+        over_patients(one, None if ends is None else (ends.low, ends.high))
+        for one, ends in zip(plain, drawn, strict=True)
+    ]
 
 
 def over_patients(found: Share, ends: tuple[float, float] | None, *, level: float = 0.95) -> Share:

@@ -29,6 +29,7 @@ from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.simulated import OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES, simulated
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
@@ -97,6 +98,7 @@ class Page:
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
     promises: tuple[str, ...]
+    coverage: Mapping[str, str]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
     class_metrics: tuple[Metric, ...]
@@ -208,6 +210,7 @@ def page_of(run: Run) -> Page:
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),
         promises=promises(run.assessment),
+        coverage=_coverage(run, evaluation),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
         class_metrics=class_metrics(),
@@ -237,6 +240,25 @@ def page_of(run: Run) -> Page:
         methods=methods_of(run, evaluation),
         checklists=checklists_of(run, evaluation),
     )
+
+
+def _coverage(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    """Return what simulations showed of the intervals of operating points, scores, folds and calibration."""
+    scores, folds = score_rows(run.head(run.selected), evaluation), run.cross_validation
+    fits = (
+        []
+        if run.assessment is None
+        else [run.assessment.calibration, *(one.calibration for one in run.assessment.classes)]
+    )
+    found = [one.before for one in fits if one is not None]
+    of_calibration = ["error"] if any(one.error_interval is not None for one in found) else []
+    of_calibration += ["curve"] if any(one.curve is not None and one.curve.p for one in found) else []
+    return {
+        "points": simulated(point_methods(run.assessment), OF_SHARES),
+        "scores": simulated((row.method for row in scores), OF_SCORES),
+        "folds": "" if folds is None else simulated([folds.whole.pooled.auc.method], OF_FOLDS),
+        "calibration": simulated(of_calibration, OF_CALIBRATION),
+    }
 
 
 def figures_of(run: Run) -> Figures:

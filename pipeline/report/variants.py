@@ -11,6 +11,7 @@ from hoarfrost.evaluation.intervals import NEWCOMBE, count_patients
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
+from hoarfrost.report.simulated import OF_AREAS, simulated
 from hoarfrost.report.words import count, decimal, estimate_text, metric_text, p_text, several
 from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
@@ -137,7 +138,8 @@ def area_methods(run: Run) -> str:
     if methods[run.config.validation] == methods["test"] != "":
         named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
-    return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
+    coverage = simulated(methods.values(), OF_AREAS)
+    return f"95% intervals of the ROC AUC: {named}.{note} {coverage}".rstrip() if named else ""
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:

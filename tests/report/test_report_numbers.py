@@ -17,6 +17,7 @@ from hoarfrost.evaluation.calibration_curve import N_CURVES
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.methods import LITERATURE
+from hoarfrost.report.simulated import OF_AREAS, OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES
 from hoarfrost.report.words import decimal, interval
 from hoarfrost.runs import Run
 from tests.support.reported import KINDS
@@ -137,6 +138,8 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     assert len(NUMBER.findall(" ".join(page.pieces))) > 300
     folded = reported(kind).cross_validation
     stated = set() if folded is None else set(NUMBER.findall(folded.meaning))  # derived from the number of folds
+    known = (OF_AREAS, OF_SHARES, OF_SCORES, OF_FOLDS, OF_CALIBRATION)
+    stated |= set(NUMBER.findall(" ".join(text for texts in known for text in texts.values())))
     stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 

@@ -143,9 +143,10 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
     if run.cross_validation is not None and head.name == run.selected:
         folded = run.cross_validation
+        images = f"{folded.n_images:,} images{of_patients(folded.whole.pooled.n_patients)}"
         yield (
-            f"\nCross-validated in {folded.n_folds} folds of {folded.n_images:,} images"
-            f"{of_patients(folded.whole.pooled.n_patients)}, selection included: ROC AUC {estimate_text(folded.whole.pooled.auc)}. {folded.meaning}"
+            f"\nCross-validated in {folded.n_folds} folds of {images}, selection included: ROC AUC "
+            f"{estimate_text(folded.whole.pooled.auc)}. {folded.meaning}"
         )
     for metric in shown:
         if metric.baseline:
