@@ -90,7 +90,6 @@ class Page:
     cautions: tuple[Caution, ...]
     config: RunConfig
     evaluation: Evaluation
-    split: str
     selected: HeadResult
     tiles: tuple[Tile, ...]
     data: Data
@@ -202,7 +201,6 @@ def page_of(run: Run) -> Page:
         cautions=warnings_of(run, evaluation),
         config=run.config,
         evaluation=evaluation,
-        split=evaluation.split_name,
         selected=heads[0],
         tiles=tiles(run, evaluation),
         data=data_of(run),
