@@ -210,7 +210,7 @@ def _alarms_cell(n_sites: int, n_patients: int, n_images: int) -> Measurement:
     rng, distance = np.random.default_rng(0), _distance(0.85)
     patients = np.repeat(np.arange(n_patients), n_images)
     area, family = [], []
-    for _ in range(N_ALARMS if n_images == 1 else N_ALARMS // 5):
+    for _ in range(N_ALARMS if n_images == 1 else N_ALARMS // 2):
         y_true = (rng.random(n_patients) < 0.4).astype(np.int64)[patients]
         sites = [f"{site}" for site in rng.integers(0, n_sites, n_patients)[patients]]
         noise = np.sqrt(SHARED_VARIANCE) * rng.normal(size=n_patients)[patients]
