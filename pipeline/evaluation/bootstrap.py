@@ -174,17 +174,56 @@ def bootstrap_ci(
     if n_patients < 2:
         raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
     estimate = float(statistic(np.ones((1, len(numbers))))[0])
+    values = drawn_values(statistic, numbers, n_patients, n_draws, seed)
+    jackknifed = _jackknifed(statistic, numbers, n_patients)
+    return _bca(estimate, values, jackknifed, n_patients, quantile)
+
+
+def bootstrap_shares_ci(hits: Bools, counted: Bools, groups: Ints) -> list[BootstrapInterval | None]:
+    """Return the intervals of several proportions, as `bootstrap_share_ci` has them; None where it raises.
+
+    Parameters
+    ----------
+    hits, counted : ndarray (n, t) bool
+        A column for each proportion.
+    groups : ndarray (n,) int64
+    """
+    numbers, n_patients = checked_groups(groups, len(hits))
+    if n_patients < 2:
+        return [None] * hits.shape[1]
+    order = np.argsort(numbers, kind="stable")
+    starts = np.searchsorted(numbers[order], np.arange(n_patients))
+    sums, sizes = (
+        np.add.reduceat(one[order], starts, axis=0, dtype=np.float64) for one in (hits & counted, counted)
+    )  # (patients, t)
+
+    def shares(weights: Floats) -> Floats:
+        return _quotient(weights @ sums, weights @ sizes)
+
+    patients = np.arange(n_patients)
+    estimates, values = shares(np.ones((1, n_patients)))[0], drawn_values(shares, patients, n_patients, N_DRAWS, 0)
+    jackknifed = _jackknifed(shares, patients, n_patients)
+    found: list[BootstrapInterval | None] = []
+    for i, estimate in enumerate(estimates.tolist()):
+        try:
+            found.append(_bca(estimate, values[:, i], jackknifed[:, i], n_patients, normal_quantile(0.95)))
+        except ValueError:
+            found.append(None)
+    return found
+
+
+def _bca(estimate: float, values: Floats, jackknifed: Floats, n_patients: int, quantile: float) -> BootstrapInterval:
+    """Return BCa's interval from the values of all draws, and those without one patient; NaN where undefined."""
     if not np.isfinite(estimate):
         raise ValueError("the statistic is undefined for these samples")
-    values = _drawn_values(statistic, numbers, n_patients, n_draws, seed)
-    defined = values[~np.isnan(values)]
+    n_draws, defined = len(values), values[~np.isnan(values)]
     n_undefined = n_draws - len(defined)
     if n_undefined > LARGEST_UNDEFINED_SHARE * n_draws:
         raise ValueError(
             f"the statistic is undefined in {n_undefined} of {n_draws} draws of patients: too few patients"
         )
     bias = _bias(defined, estimate)
-    acceleration = _acceleration(statistic, numbers, n_patients)
+    acceleration = _acceleration(jackknifed)
     ends = bias + np.array([-quantile, quantile])
     shares = ndtr(bias + ends / np.maximum(1 - acceleration * ends, 0.1))
     low, high = np.quantile(defined, shares).tolist()
@@ -211,7 +250,7 @@ def reversed_ci(statistic: Statistic, groups: Ints, *, level: float = 0.95, seed
         raise ValueError(f"a bootstrap over patients needs two patients; there are {n_patients}")
     tail = float(ndtr(-normal_quantile(level)))
     estimate = float(statistic(np.ones((1, len(numbers))))[0])
-    low, high = np.quantile(_drawn_values(statistic, numbers, n_patients, N_DRAWS, seed), [tail, 1 - tail]).tolist()
+    low, high = np.quantile(drawn_values(statistic, numbers, n_patients, N_DRAWS, seed), [tail, 1 - tail]).tolist()
     return 2 * estimate - high, 2 * estimate - low
 
 
@@ -300,7 +339,7 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
     return PerPatient(names.astype(np.int64), highest, joined)
 
 
-def _drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
+def drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: int, seed: int) -> Floats:
     """Return the statistic's values for draws of patients with replacement, in blocks."""
     block = _block_rows(len(numbers))
     if n_draws * n_patients <= _MOST_KEPT:
@@ -330,7 +369,7 @@ def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> Floats:
 
 def _quotient(numerators: Floats, denominators: Floats) -> Floats:
     """Return the quotients, NaN where the denominator is zero."""
-    found: Floats = np.full(len(denominators), np.nan)
+    found: Floats = np.full(denominators.shape, np.nan)
     np.divide(numerators, denominators, out=found, where=denominators > 0)
     return found
 
@@ -346,8 +385,8 @@ def _bias(values: Floats, estimate: float) -> float:
     return float(ndtri(np.clip(below, margin, 1 - margin)))
 
 
-def _acceleration(statistic: Statistic, numbers: Ints, n_patients: int) -> float:
-    """Return BCa's acceleration: the skewness of the statistic's jackknife over patients.
+def _jackknifed(statistic: Statistic, numbers: Ints, n_patients: int) -> Floats:
+    """Return the statistic's values without each patient.
 
     With very many patients, over blocks of them: third and second moments of independent patients add up, so blocks
     estimate the same.
@@ -355,13 +394,17 @@ def _acceleration(statistic: Statistic, numbers: Ints, n_patients: int) -> float
     blocks = numbers % min(n_patients, _MOST_JACKKNIFED)
     n_blocks = int(blocks.max()) + 1
     rows = _block_rows(len(numbers))
-    found = np.concatenate(
+    return np.concatenate(
         [
             statistic((blocks != np.arange(start, min(start + rows, n_blocks))[:, None]).astype(np.float64))
             for start in range(0, n_blocks, rows)
         ]
     )
-    found = found[~np.isnan(found)]
+
+
+def _acceleration(jackknifed: Floats) -> float:
+    """Return BCa's acceleration: the skewness of the statistic's jackknife over patients."""
+    found = jackknifed[~np.isnan(jackknifed)]
     influence = found.mean() - found if len(found) else found
     squares = float((influence**2).sum())
     return float((influence**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0

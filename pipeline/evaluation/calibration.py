@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax, stdtrit
 
+from hoarfrost.evaluation.calibration_curve import CalibrationCurve, calibration_curve
 from hoarfrost.evaluation.calibration_error import bin_starts, error_interval, errors, errors_by_chance
 from hoarfrost.evaluation.checks import (
     Floats,
@@ -17,7 +18,9 @@ from hoarfrost.evaluation.checks import (
     normal_quantile,
 )
 from hoarfrost.evaluation.estimates import Share
-from hoarfrost.evaluation.intervals import BOOTSTRAP, RESAMPLED_UNITS, is_repeated, share
+from hoarfrost.evaluation.intervals import RESAMPLED_UNITS
+from hoarfrost.evaluation.shares import BOOTSTRAP, share
+from hoarfrost.evaluation.units import is_repeated
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
@@ -91,6 +94,8 @@ class Calibration:
         0 where perfectly calibrated probabilities have such an error by chance.
     error_method : str
         Of this interval.
+    curve : CalibrationCurve or None
+        Of what the bins are of; None in runs of earlier versions.
     """
 
     error: float
@@ -99,6 +104,7 @@ class Calibration:
     lines: tuple[CalibrationLine, ...]
     error_interval: tuple[float, float] | None = None
     error_method: str = ""
+    curve: CalibrationCurve | None = None
 
 
 def fit_temperature(y_true: Ints, probabilities: Floats, groups: Ints | None = None) -> TemperatureFit:
@@ -268,6 +274,7 @@ def assess_calibration(
     binary = probabilities.shape[1] == 2
     confidence = probabilities[:, 1] if binary else probabilities.max(axis=1)
     hits = y_true if binary else (probabilities.argmax(axis=1) == y_true).astype(np.int64)
+    curve = calibration_curve(hits, confidence, groups, level=level)
     order = np.argsort(confidence, kind="stable")
     confidence, hits = confidence[order], hits[order]
     starts = bin_starts(confidence, n_bins)
@@ -291,6 +298,7 @@ def assess_calibration(
         error_method="" if ends is None else BOOTSTRAP if is_repeated(units) else RESAMPLED_UNITS,
         bins=tuple(map(observed, *parts)),
         lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], groups, level) for c in classes),
+        curve=curve,
     )
 
 

@@ -6,19 +6,21 @@ from dataclasses import replace
 from enum import Enum
 
 import numpy as np
-from scipy.special import betainc, expit, logit
+from scipy.special import expit, logit
 
-from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci, bootstrap_share_ci
-from hoarfrost.evaluation.checks import Bools, Floats, Ints, binary_problems, checked_groups, normal_quantile
+from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci
+from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked_groups, normal_quantile
 from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, roc_auc
-from hoarfrost.evaluation.estimates import Estimate, Share, wilson
+from hoarfrost.evaluation.estimates import Estimate, wilson
 from hoarfrost.evaluation.influence import Influence
+from hoarfrost.evaluation.shares import BOOTSTRAP, share
+from hoarfrost.evaluation.units import count_patients, is_repeated
 
 FEW = 30
 """With fewer samples of the rarer class, DeLong's interval covers too rarely (measured)."""
 NEAR_ONE = 0.9
 """With a ROC AUC at or above this, too."""
-DELONG, NEWCOMBE, BOOTSTRAP = "DeLong", "Newcombe", "bootstrap over patients"
+DELONG, NEWCOMBE = "DeLong", "Newcombe"
 NADEAU, CLUSTERED = "Nadeau and Bengio", "clustered by patient"
 LINEARISED = "delta method"
 _AS_INDEPENDENT = ", as if images were independent: "
@@ -97,7 +99,7 @@ def metric_estimate(
     limited = linearised(plain, kind, found.values, groups, inflation=inflation)
     if limited.interval is not None or kind is IntervalKind.LOSS:
         return limited
-    return _of_constant(plain, kind, int(_rarest(y_true, probabilities.shape[1], groups) / inflation))
+    return _of_constant(plain, kind, int(n_of_rarest(y_true, probabilities.shape[1], groups) / inflation))
 
 
 def linearised(
@@ -155,7 +157,7 @@ def _of_constant(plain: Estimate, kind: IntervalKind, n_rarest: int) -> Estimate
     return replace(plain, low=found.low, high=found.high, method=found.method)
 
 
-def _rarest(y_true: Ints, n_classes: int, groups: Ints | None) -> int:
+def n_of_rarest(y_true: Ints, n_classes: int, groups: Ints | None) -> int:
     """Return the patients, or samples, of the rarest class, or of the rarer answer about a label."""
     units = np.arange(len(y_true)) if groups is None else groups
     problems = [(units[rows], y) for _, rows, y in binary_problems(y_true, n_classes)]
@@ -328,53 +330,6 @@ def _score_or_nan(score_rows: Callable[[Ints], float], rows: Ints) -> float:
         return math.nan
 
 
-# -- proportions --------------------------------------------------------------------------------------------------------
-
-
-def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95) -> Share:
-    """Return a proportion with its interval.
-
-    Parameters
-    ----------
-    hits : ndarray (n,) bool
-        Whether a sample is correct.
-    counted : ndarray (n,) bool
-        Whether it is in the denominator: all for accuracy, the positives for sensitivity.
-    groups : ndarray (n,) int64 or None
-        Patients, where they are known.
-
-    Returns
-    -------
-    Share
-        With Wilson's interval; or, where patients have several samples, see `over_patients`.
-    """
-    found = wilson(int((hits & counted).sum()), int(counted.sum()), level=level)
-    if groups is None:
-        return found
-    found = replace(found, n_patients=count_patients(groups[counted]))
-    if not is_repeated(groups):
-        return found
-    try:
-        drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups, level=level)
-    except ValueError:  # nothing is counted, or too few patients: it has no interval
-        return over_patients(found, None, level=level)
-    return over_patients(found, (drawn.low, drawn.high), level=level)
-
-
-def over_patients(found: Share, ends: tuple[float, float] | None, *, level: float = 0.95) -> Share:
-    """Return a proportion with the interval by bootstrap over patients, or none where that is undefined.
-
-    A proportion of 0 or 1 is the same in all draws. This is no certainty, so it gets Wilson's interval, from the number
-    of patients: their images are not independent.
-    """
-    if ends is not None and ends[0] == ends[1]:
-        n = found.n if found.n_patients is None else found.n_patients
-        plain = wilson(n if found.n_hits else 0, n, level=level)
-        return replace(found, low=plain.low, high=plain.high)
-    low, high = (None, None) if ends is None else ends
-    return replace(found, low=low, high=high, method=BOOTSTRAP)
-
-
 # -- differences --------------------------------------------------------------------------------------------------------
 
 
@@ -410,28 +365,3 @@ def difference(
     half = normal_quantile(level) * math.sqrt(variance)
     n_patients = count_patients(groups)
     return Estimate(value, value - half, value + half, method, len(influence), n_patients), variance
-
-
-def kept_by_chance(missed: Bools, groups: Ints | None, level: float) -> float:
-    """Return how often a share of at least `level` is kept in new cases, if `missed` (n,) are those of a threshold.
-
-    The tail of the binomial distribution, at so many independent cases; patients with several samples count by their
-    design effect, so the number of cases need not be whole.
-    """
-    share, n_cases = float(missed.mean()), float(len(missed))
-    if groups is not None and is_repeated(groups) and 0 < share < 1:
-        numbers, n_groups = checked_groups(groups, len(missed))
-        sums = np.bincount(numbers, weights=missed - share)
-        design_effect = float((sums**2).sum()) * n_groups / max(1, n_groups - 1) / (n_cases * share * (1 - share))
-        n_cases = max(float(n_groups), n_cases / max(1.0, design_effect))
-    return float(betainc(share * n_cases + 1, (1 - share) * n_cases, 1 - level))
-
-
-def count_patients(groups: Ints | None) -> int | None:
-    """Return the number of patients; None where they are unknown."""
-    return None if groups is None else len(np.unique(groups))
-
-
-def is_repeated(groups: Ints) -> bool:
-    """Return whether a patient has several samples."""
-    return len(np.unique(groups)) < len(groups)

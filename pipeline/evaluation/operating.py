@@ -18,8 +18,9 @@ from hoarfrost.evaluation.checks import (
     normal_quantile,
 )
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import is_repeated, kept_by_chance, share
 from hoarfrost.evaluation.metrics import Decision
+from hoarfrost.evaluation.shares import kept_by_chance, share
+from hoarfrost.evaluation.units import is_repeated
 
 REQUIRED = 0.95
 YOUDEN = "Youden's index"
@@ -374,7 +375,7 @@ def evaluate_threshold(
     found, diseased = y_score >= threshold, y_true == 1
     tp, fp = int((found & diseased).sum()), int((found & ~diseased).sum())
     fn, tn = int(diseased.sum()) - tp, int((~diseased).sum()) - fp
-    positive, negative = (_ratio(hits, diseased, groups, level) for hits in (found, ~found))
+    positive, negative = (likelihood_ratio(hits, diseased, groups, level) for hits in (found, ~found))
 
     def of(hits: Bools, counted: Bools) -> Share:
         return share(hits, counted, groups, level=level)
@@ -405,7 +406,7 @@ def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
     return thresholds, sensitivity, specificity
 
 
-def _ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
+def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
     """Return the ratio of the shares of hits among the diseased and the others, with the log method's interval."""
     z, sizes = normal_quantile(level), np.array([diseased.sum(), (~diseased).sum()], np.float64)
     p = np.array([hits[diseased].mean(), hits[~diseased].mean()])

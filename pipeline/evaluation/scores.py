@@ -7,13 +7,7 @@ import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints, checked
 from hoarfrost.evaluation.estimates import OPTIMISTIC, Estimate
-from hoarfrost.evaluation.intervals import (
-    IntervalKind,
-    count_patients,
-    metric_estimate,
-    pooled_area,
-    variance_inflation,
-)
+from hoarfrost.evaluation.intervals import IntervalKind, metric_estimate, pooled_area, variance_inflation
 from hoarfrost.evaluation.metrics import (
     NO_DECISION,
     ROC_AUC,
@@ -24,6 +18,7 @@ from hoarfrost.evaluation.metrics import (
     ShownIn,
     registered,
 )
+from hoarfrost.evaluation.units import count_patients
 
 
 @dataclass(frozen=True)

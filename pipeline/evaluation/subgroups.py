@@ -10,7 +10,9 @@ import numpy as np
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked, class_counts
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import area_of_subgroup, count_patients, share
+from hoarfrost.evaluation.intervals import area_of_subgroup
+from hoarfrost.evaluation.shares import share
+from hoarfrost.evaluation.units import count_patients
 
 FEWEST = 20
 """With fewer samples a subgroup's figures would be meaningless."""

@@ -77,3 +77,13 @@ def units_of(y: Ints, n_classes: int, patients: Ints | None, how: str | None = N
 def patient_numbers(patients: Sequence[str]) -> Ints:
     """Return each image's patient number, (n,) int64, 0 upwards; images of unknown patients ("") have their own."""
     return numbered([name or (i,) for i, name in enumerate(patients)])
+
+
+def count_patients(groups: Ints | None) -> int | None:
+    """Return the number of patients; None where they are unknown."""
+    return None if groups is None else len(np.unique(groups))
+
+
+def is_repeated(groups: Ints) -> bool:
+    """Return whether a patient has several samples."""
+    return len(np.unique(groups)) < len(groups)

@@ -20,11 +20,17 @@ from hoarfrost.evaluation import (
 from hoarfrost.evaluation.calibration import at_prevalence
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import COVERAGE, are_covered, calibrate_classes
-from hoarfrost.evaluation.intervals import share
 from hoarfrost.evaluation.metrics import Decision, Sample
 from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
 from hoarfrost.evaluation.operating import operating_points, primary_decision
+from hoarfrost.evaluation.shares import share
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
+from hoarfrost.evaluation.subgroup_differences import (
+    SubgroupSample,
+    calibrate_subgroups,
+    heterogeneity,
+    subgroup_differences,
+)
 from hoarfrost.evaluation.units import Units
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
@@ -80,16 +86,19 @@ def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | 
         name: units[split].values([cells[i] for i in places[split]]) for name, cells in task.attributes().items()
     }
     subgroups = score_subgroups(y[split], p[split], attributes, threshold=threshold, groups=groups)
-    unit = "image" if task.per_patient is None else f"patient, {task.per_patient}"
+    parts = SubgroupSample(y[split], p[split], attributes, threshold, groups, subgroups)
     return Assessment(
         head,
         split,
-        unit,
+        "image" if task.per_patient is None else f"patient, {task.per_patient}",
         tuple(classes),
         joint,
         subgroups,
         _confusion(y[split], p[split], task.decision(probabilities)),
         _held_by_sets(units, p) if split == "test" else None,
+        calibrate_subgroups(parts),
+        subgroup_differences(parts),
+        heterogeneity(parts),
     )
 
 

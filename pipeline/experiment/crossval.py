@@ -7,8 +7,8 @@ import numpy as np
 from hoarfrost.evaluation import Comparison, Share, compare_heads
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.conformal import COVERAGE, are_covered, calibrate_classes
-from hoarfrost.evaluation.intervals import share
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision
+from hoarfrost.evaluation.shares import share
 from hoarfrost.experiment.compared_views import candidates_of
 from hoarfrost.experiment.compared_views import of_folds as of_folds_compared
 from hoarfrost.experiment.development import OuterFold, fold_numbers

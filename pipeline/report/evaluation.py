@@ -9,7 +9,7 @@ import numpy as np
 from hoarfrost.evaluation import Estimate, Metric, Scores
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import patient_numbers, units_of
-from hoarfrost.report.words import rule, several
+from hoarfrost.report.words import of_patients, rule, several
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
 
 if TYPE_CHECKING:
@@ -48,15 +48,14 @@ class Evaluation:
         return self.y_true.ndim == 2
 
     def samples(self) -> str:
-        """Return what is counted, with its number: "156 test images"."""
-        return several(len(self.y_true), f"{self.split_name} {self.unit}")
+        """Return what is counted, with its number: "156 test images of 60 patients"."""
+        return several(len(self.y_true), f"{self.split_name} {self.unit}") + self.of_patients()
 
     def of_patients(self, y: int | None = None) -> str:
         """Return the number of patients, of all images or of those of one class: " of 14 patients"; "" if unknown."""
         if self.patients is None:
             return ""
-        patients = self.patients if y is None else self.patients[self.y_true == y]
-        return f" of {several(len(np.unique(patients)), 'patient')}"
+        return of_patients(len(np.unique(self.patients if y is None else self.patients[self.y_true == y])))
 
     def scores(self, head: HeadResult | ReferenceResult) -> Scores:
         """Return a head's metrics on this split."""

@@ -17,18 +17,26 @@ from hoarfrost.evaluation import (
     evaluate_threshold,
 )
 from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.operating import LOG_CLUSTERED
+from hoarfrost.evaluation.shares import BOOTSTRAP
+from hoarfrost.evaluation.thresholds import evaluate_thresholds
+from hoarfrost.evaluation.units import is_repeated
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import TO, decimal, estimate_text, rule
 from hoarfrost.runs import Assessment, FixedPoint, Run
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from hoarfrost.evaluation.checks import Floats, Ints
 
-N_STEPS = 1000
-"""The slider's thresholds are 0, 0.001, ... 1."""
+N_STEPS, N_FEWER_STEPS = 1000, 100
+"""The slider's thresholds are 0, 0.001, ... 1; or 0, 0.01, ... 1, see `_steps`."""
+MOST_DRAWN = 1_000_000
+MOST_PATIENTS = 2_000
+"""With more patients the slider's intervals are by the delta method: the bootstrap would take too long."""
 MOST_PROBLEMS = 20
 EVEN = 0.5
 """The threshold that is shown if a run has fixed none."""
+Ends = tuple[float | None, float | None, float | None]
 WITHOUT_POINT = "threshold 0.5"
 SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
@@ -39,6 +47,7 @@ class Start:
 
     `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them. Those of
     the predictive values in use hold at the stated prevalence.
+    `ratios` are the likelihood ratios, as value, low and high; empty where a page can compute them.
     `method` is that of the intervals which are shown.
     """
 
@@ -47,15 +56,29 @@ class Start:
     true_positives: int
     false_positives: int
     intervals: dict[str, tuple[float, float] | None]
+    ratios: "dict[str, Ends]"
     method: str
+
+
+@dataclass(frozen=True)
+class MovedIntervals:
+    """The intervals of a threshold that a reader chooses, where patients have several images.
+
+    `limits` has for each measure value, low and high at each distinct threshold, and `at` is the place there of each step
+    of the slider.
+    """
+
+    method: str
+    at: tuple[int, ...]
+    limits: "dict[str, tuple[Ends, ...]]"
 
 
 @dataclass(frozen=True)
 class ClassThresholds:
     """A class against the rest: what the slider needs.
 
-    `true_positives` and `false_positives` are (1001,): those at the thresholds 0, 0.001, ... 1. `points` begins with the
-    threshold that is shown first.
+    `true_positives` and `false_positives` are those at each step of the slider. `points` begins with the threshold that is
+    shown first. `moved` is None where a page can compute the intervals.
     """
 
     name: str
@@ -64,6 +87,7 @@ class ClassThresholds:
     points: tuple[Start, ...]
     true_positives: tuple[int, ...]
     false_positives: tuple[int, ...]
+    moved: MovedIntervals | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,7 @@ class Explorer:
     prevalence: float
     is_prevalence_stated: bool
     data: str
+    n_steps: int
 
     @property
     def there(self) -> AtPrevalence:
@@ -127,35 +152,63 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         Of each class or label that has samples; of the first twenty.
     """
     problems, shown, prevalence = [], None, run.config.prevalence
-    for number, y, p in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
+    steps = _steps(evaluation)
+    for number, y, p, patients in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
         name = evaluation.classes[number]
         fixed = _fixed(run.assessment, name)
-        grid = np.arange(N_STEPS + 1) / N_STEPS
+        grid = np.arange(steps + 1) / steps
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
-        counts = (tuple(part.tolist()) for part in found)
-        problems.append(ClassThresholds(name, int(y.sum()), int((1 - y).sum()), _starts(fixed, y, p), *counts))
+        true, false = (tuple(part.tolist()) for part in found)
+        moved, sizes = _moved(y, p, patients, grid), (int(y.sum()), int((1 - y).sum()))
+        problems.append(ClassThresholds(name, *sizes, _starts(fixed, y, p, patients), true, false, moved))
         if shown is None or prevalence is None:
             prevalence = prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
             shown = next((one.result for one in fixed if one.result is not None), None)
-            shown = shown or evaluate_threshold(y, p, EVEN, prevalence=prevalence)
+            shown = shown or evaluate_threshold(y, p, EVEN, groups=patients, prevalence=prevalence)
     assert shown is not None
     assert prevalence is not None
     n_all = 1 if evaluation.is_binary else len(evaluation.classes)
     document = {
-        "steps": N_STEPS,
+        "steps": steps,
         "unit": evaluation.unit,
         "prevalence": run.config.prevalence,
         "problems": [asdict(problem) for problem in problems],
     }
     is_stated = run.config.prevalence is not None
-    return Explorer(tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document))
+    return Explorer(tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document), steps)
 
 
-def _problems(
-    head: str, evaluation: Evaluation
-) -> "Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float64]]]":
+def _problems(head: str, evaluation: Evaluation) -> "Iterator[tuple[int, Ints, Floats, Ints | None]]":
     for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
-        yield number, y, evaluation.probabilities[head][rows, number]
+        patients = None if evaluation.patients is None else evaluation.patients[rows]
+        yield number, y, evaluation.probabilities[head][rows, number], patients
+
+
+def _steps(evaluation: Evaluation) -> int:
+    """Return the number of the slider's steps: fewer where intervals must be computed here and would take too long."""
+    patients = evaluation.patients
+    if patients is None or not is_repeated(patients):
+        return N_STEPS
+    n_problems = 1 if evaluation.is_binary else min(len(evaluation.classes), MOST_PROBLEMS)
+    return N_STEPS if len(patients) * N_STEPS * n_problems <= MOST_DRAWN else N_FEWER_STEPS
+
+
+def _moved(y: "Ints", p: "Floats", patients: "Ints | None", grid: "Floats") -> MovedIntervals | None:
+    """Return the intervals of all steps as those of the operating points, where patients have several images."""
+    if patients is None or not is_repeated(patients):
+        return None
+    # Between two probabilities nothing changes.
+    _, first, at = np.unique(np.searchsorted(np.sort(p), grid, "left"), return_index=True, return_inverse=True)
+    found = evaluate_thresholds(y, p, grid[first], patients, by_draws=len(np.unique(patients)) <= MOST_PATIENTS)
+    limits = {name: tuple(_ends(one) for one in several) for name, several in found.items()}
+    method = next((one.method for one in found["sensitivity"] if one.method != WILSON), BOOTSTRAP)
+    return MovedIntervals(method, tuple(at.tolist()), limits)
+
+
+def _ends(found: Estimate) -> Ends:
+    """Return value, low and high, rounded to what a page shows."""
+    value, low, high = (None if one is None else round(one, 6) for one in (found.value, found.low, found.high))
+    return value, low, high
 
 
 def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
@@ -163,26 +216,28 @@ def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     return next((one.points for one in classes if one.name == name), ())
 
 
-def _starts(fixed: Sequence[FixedPoint], y: "npt.NDArray[np.int64]", p: "npt.NDArray[np.float64]") -> tuple[Start, ...]:
+def _starts(fixed: Sequence[FixedPoint], y: "Ints", p: "Floats", patients: "Ints | None") -> tuple[Start, ...]:
     """Return a class's fixed points that exist, and their positives; else the even threshold."""
     wanted = [
         (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
     ]
     return tuple(
         Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), *_intervals(result))
-        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, None)]
+        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, evaluate_threshold(y, p, EVEN, groups=patients))]
     )
 
 
-def _intervals(result: PointResult | None) -> tuple[dict[str, tuple[float, float] | None], str]:
-    """Return the intervals of a fixed threshold, and their methods; those of any other are Wilson's."""
+def _intervals(result: PointResult | None) -> "tuple[dict[str, tuple[float, float] | None], dict[str, Ends], str]":
+    """Return a fixed threshold's intervals, its likelihood ratios where these are clustered, and the intervals' methods."""
     if result is None:
-        return {}, WILSON
+        return {}, {}, WILSON
     intervals = {name: getattr(result, name).interval for name in SHARES}
     there = result.at_prevalence
     elsewhere = {"ppv-there": there.ppv, "npv-there": there.npv} if there is not None else {}
     intervals |= {name: one.interval for name, one in elsewhere.items() if one is not None}
-    return intervals, ", ".join(_methods([result]))
+    ratios = {name: getattr(result, name) for name in ("lr_positive", "lr_negative")}
+    kept = {name: _ends(one) for name, one in ratios.items() if one.method == LOG_CLUSTERED}
+    return intervals, kept, ", ".join(_methods([result]))
 
 
 def script_json(document: object) -> str:

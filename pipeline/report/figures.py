@@ -67,6 +67,17 @@ class Marks:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What lies between `low` and `high` of y, all (n,) in data units: the uncertainty of a curve, or a histogram."""
+
+    label: str
+    x: "npt.NDArray[np.float64]"
+    low: "npt.NDArray[np.float64]"
+    high: "npt.NDArray[np.float64]"
+    series: int
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes.
 
@@ -82,6 +93,7 @@ class Panel:
     marks: tuple[Marks, ...] = ()
     spot: tuple[float, float] | None = None
     height: float = 1.0
+    bands: tuple[Band, ...] = ()
 
 
 @dataclass(frozen=True)

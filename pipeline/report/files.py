@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import whole_file
-from hoarfrost.report.figures import Axis, Figure, Forest, Marks, Panel
+from hoarfrost.report.figures import Axis, Band, Curve, Figure, Forest, Marks, Panel
 from hoarfrost.report.svg import N_COLOURS, N_DASHES
 
 if TYPE_CHECKING:
@@ -161,11 +161,15 @@ def _drawn(figure: Figure) -> "Drawn":
     from matplotlib.figure import Figure as Drawn
 
     n_panels = len(figure.panels)
-    height = SINGLE_PANEL_INCHES if n_panels == 1 else PANEL_INCHES * n_panels
+    is_square = figure.panels[0].diagonal
+    heights = sum(panel.height for panel in figure.panels)
+    height = SINGLE_PANEL_INCHES * heights if is_square or n_panels == 1 else PANEL_INCHES * n_panels
     drawn = Drawn(figsize=(WIDTH_INCHES, height), layout="constrained")
     rows = drawn.subplots(n_panels, squeeze=False, height_ratios=[panel.height for panel in figure.panels])
     for axes, panel in zip(rows[:, 0], figure.panels, strict=True):
         _draw_panel(axes, panel)
+        if is_square:  # panels below have the same width
+            axes.set_box_aspect(panel.height)
     return drawn
 
 
@@ -191,7 +195,6 @@ def _drawn_forest(forest: Forest) -> "Drawn":
 
 def _draw_panel(axes: "Axes", panel: Panel) -> None:
     if panel.diagonal:
-        axes.set_aspect("equal")
         axes.plot(
             [panel.x.low, panel.x.high], [panel.y.low, panel.y.high], color="#888888", linewidth=0.8, linestyle=":"
         )
@@ -209,12 +212,14 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
         is_point = len(curve.x) == 1
         handles += axes.plot(curve.x, curve.y, marker="o" if is_point else "", markersize=3, **style)
     handles += [_draw_marks(axes, marks) for marks in panel.marks]
+    handles += [_draw_band(axes, band) for band in panel.bands]
     if panel.spot is not None:
         axes.plot(*panel.spot, "o", markersize=7, markerfacecolor="none", color="#444444", zorder=4)
     for axis, line, limit in ((panel.x, axes.xaxis, axes.set_xlim), (panel.y, axes.yaxis, axes.set_ylim)):
         _set_axis(axis, line, limit)
-    place: Literal["lower right", "best"] = "lower right" if panel.diagonal else "best"
-    labels = [curve.label for curve in panel.curves] + [marks.label for marks in panel.marks]
+    place: Literal["lower right", "best"] = "lower right" if panel.diagonal and not panel.bands else "best"
+    drawn: tuple[Curve | Marks | Band, ...] = (*panel.curves, *panel.marks, *panel.bands)
+    labels = [one.label for one in drawn]
     _add_legend(axes, handles[:MOST_IN_LEGEND], labels, place)
 
 
@@ -223,6 +228,12 @@ def _draw_marks(axes: "Axes", marks: Marks) -> Any:
     if marks.low is not None and marks.high is not None:
         axes.vlines(marks.x, marks.low, marks.high, color=colour, linewidth=1)
     return axes.plot(marks.x, marks.y, "o", markersize=4, color=colour)[0]
+
+
+def _draw_band(axes: "Axes", band: Band) -> Any:
+    return axes.fill_between(
+        band.x, band.low, band.high, color=COLOURS[band.series % N_COLOURS], alpha=0.25, linewidth=0
+    )
 
 
 def _set_axis(axis: Axis, line: Any, limit: Any) -> None:

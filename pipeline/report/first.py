@@ -9,11 +9,14 @@ import numpy as np
 from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
+from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, rule, several
+from hoarfrost.report.trust import FIGURE_TITLES
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
 
 MAX_CLASSES_IN_TITLE = 5
+ALARM = 0.05  # of all tests of heterogeneity together
 FAR = 2.24  # standard deviations, which chance exceeds in 2.5%
 
 
@@ -50,7 +53,7 @@ def tiles(run: Run, evaluation: Evaluation) -> tuple[Tile, ...]:
     """Return the answer: ROC AUC, sensitivity and specificity at the first threshold, other metrics shown everywhere."""
     scores = evaluation.scores(run.head(run.selected))
     area, *others = (_tile(metric, run, evaluation) for metric in metrics_of([scores], ShownIn.EVERYWHERE))
-    return area, *_point_tiles(run, evaluation.split_name), *others
+    return area, *_point_tiles(run, evaluation.split_name, evaluation.unit), *others
 
 
 def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
@@ -66,7 +69,7 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     if folded is not None and metric.key in folded.whole.pooled:
         notes.append(f"{folded.n_folds}-fold cross-validated: {estimate_text(folded.whole.pooled[metric.key])}")
     if metric.key == ROC_AUC:
-        notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
+        notes.append(f"on {evaluation.samples()}")
         if evaluation.is_binary:
             positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
             notes.append(f"{positives}{evaluation.of_patients(1)}")
@@ -77,7 +80,7 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     return Tile(f"{evaluation.split_name} {evaluation.title_of(metric)}", decimal(found.value), tuple(notes))
 
 
-def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
+def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     """Yield sensitivity and specificity at the first operating point, if there is one positive class."""
     if run.assessment is None or len(run.assessment.classes) != 1:
         return
@@ -90,7 +93,8 @@ def _point_tiles(run: Run, split: str) -> Iterator[Tile]:
     )
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
-        ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}"
+        patients = "" if share.n_patients is None else f" {unit}s of {several(share.n_patients, 'patient')}"
+        ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}{patients}"
         yield Tile(f"{split} {name}", decimal(share.value), (ends, how))
 
 
@@ -199,7 +203,8 @@ def _of_folds(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
         yield Caution(
             "Test and cross-validation differ",
             f"ROC AUC {estimate_text(test)} on {evaluation.samples()}, {estimate_text(pooled)} in {folded.n_folds} folds of "
-            f"{folded.n_images:,} images. The test split seems {way} than the data as a whole. Report both.",
+            f"{folded.n_images:,} images{of_patients(folded.whole.pooled.n_patients)}. The test split seems {way} than the "
+            "data as a whole. Report both.",
             "folds",
         )
 
@@ -220,17 +225,36 @@ def _of_heads(run: Run) -> Iterator[Caution]:
 
 
 def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    """Yield, for each attribute, the subgroup with the lowest ROC AUC whose interval is below that of all images."""
-    subgroups = () if run.assessment is None else run.assessment.subgroups
+    """Yield each test of heterogeneity with a corrected p below 0.05, with the value that has the lowest figure.
+
+    An attribute without a test of its ROC AUC (a single value of enough cases, or a run of an earlier version) has the
+    subgroup with the lowest ROC AUC whose interval is below that of all images.
+    """
+    if run.assessment is None:
+        return
+    subgroups, tests = run.assessment.subgroups, run.assessment.heterogeneity
     overall = evaluation.scores(run.head(run.selected)).value(ROC_AUC)
-    for attribute in dict.fromkeys(one.attribute for one in subgroups):
+    for test in tests:
+        if test.p_holm is not None and test.p_holm < ALARM:
+            compared = [one for one in subgroups if one.attribute == test.attribute and one.value in test.values]
+            worst = min(compared, key=lambda one: getattr(one, test.figure).value)
+            yield Caution(
+                "Uneven subgroups",
+                f"{FIGURE_TITLES[test.figure]} differs between the values of {test.attribute} (corrected p "
+                f"{p_text(test.p_holm)}). It is lowest for {worst.value} ({several(worst.n, evaluation.unit)}"
+                f"{of_patients(worst.roc_auc.n_patients)}): {estimate_text(getattr(worst, test.figure))}.",
+                "subgroups",
+            )
+    tested = {test.attribute for test in tests if test.figure == AREA and test.p is not None}
+    for attribute in dict.fromkeys(one.attribute for one in subgroups if one.attribute not in tested):
         of_attribute = [one for one in subgroups if one.attribute == attribute]
         below = [one for one in of_attribute if one.roc_auc.high is not None and one.roc_auc.high < overall]
         if below:
             worst = min(below, key=lambda one: one.roc_auc.value or 0.0)
             yield Caution(
                 "Uneven subgroups",
-                f"{attribute} {worst.value} ({several(worst.n, evaluation.unit)}): ROC AUC {estimate_text(worst.roc_auc)}; "
+                f"{attribute} {worst.value} ({several(worst.n, evaluation.unit)}{of_patients(worst.roc_auc.n_patients)}): "
+                f"ROC AUC {estimate_text(worst.roc_auc)}; "
                 f"all: {decimal(overall)}.",
                 "subgroups",
             )

@@ -4,25 +4,30 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
+from hoarfrost.evaluation.calibration_curve import N_CURVES
 from hoarfrost.evaluation.estimates import WILSON
-from hoarfrost.evaluation.intervals import BOOTSTRAP, DELONG, NEWCOMBE
+from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
+from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
-from hoarfrost.report.words import decimal, listed, several
-from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
+from hoarfrost.report.words import decimal, listed, of_patients, several
+from hoarfrost.runs import Assessment, EmbeddingFacts, FixedPoint, Run, SplitSize
 
 MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 LITERATURE = {
+    "Austin and Steyerberg 2019": "Statistics in Medicine 38(21), 4051-4065",
     "Breiman 1996": "Machine Learning 24(1), 49-64",
+    "Cochran 1954": "Biometrics 10(1), 101-129",
     "DeLong et al. 1988": "Biometrics 44(3), 837-845",
     "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
     "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
+    "Harrell 2015": "Regression Modeling Strategies, section 2.4.5",
     "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
     "Nadeau and Bengio 2003": "Machine Learning 52(3), 239-281",
     "Newcombe 2006": "Statistics in Medicine 25(4), 559-573",
@@ -30,9 +35,11 @@ LITERATURE = {
     "Nixon et al. 2019": "Measuring Calibration in Deep Learning, CVPR workshops",
     "Obuchowski 1997": "Biometrics 53(2), 567-578",
     "Riley and Collins 2023": "Biometrical Journal 65(8), 2200302",
+    "Rao and Scott 1981": "Journal of the American Statistical Association 76(374), 221-230",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
     "Youden 1950": "Cancer 3(1), 32-35",
+    "Zou and Donner 2008": "Statistics in Medicine 27(10), 1693-1702",
 }
 """Where a method was published, by the words that cite it."""
 _BY_METHOD = {
@@ -63,9 +70,8 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
 
 def _data(run: Run) -> Iterator[str]:
     dataset, sizes = run.config.dataset, {size.split: size for size in run.split_sizes()}
-    patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
     unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
-    yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{patients}{unreadable}."
+    yield f"The dataset {dataset.name} has {several(dataset.n_images, 'image')}{of_patients(dataset.n_patients)}{unreadable}."
     way = rule_named(dataset.split_by).method.format(seed=run.config.seed)
     names = {"train": "for training", "val": "for validation", "test": "for testing"}
     parts = [f"{_size(sizes[name])} {words}" for name, words in names.items() if name in sizes]
@@ -89,8 +95,7 @@ def _kept_together(run: Run) -> Iterator[str]:
 
 
 def _size(size: SplitSize) -> str:
-    patients = "" if size.n_patients is None else f" of {several(size.n_patients, 'patient')}"
-    return f"{several(size.n_images, 'image')}{patients}"
+    return f"{several(size.n_images, 'image')}{of_patients(size.n_patients)}"
 
 
 def _leaks(run: Run) -> str:
@@ -199,7 +204,7 @@ def _selection(run: Run) -> Iterator[str]:
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
     joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
-    yield f"Performance was measured on the {evaluation.samples()}{evaluation.of_patients()}{joined}."
+    yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
     elif area.method:
@@ -246,15 +251,41 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     else:
         yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
     yield (
-        "Calibration was assessed in ten bins of equal mass (Nixon et al. 2019), before and after scaling by a temperature "
-        f"fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of "
-        "the rescaled probabilities."
+        f"Calibration was assessed in ten bins of equal mass (Nixon et al. 2019){_smoothed(run.assessment)}, before and "
+        f"after scaling by a temperature fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision "
+        "curves (Vickers and Elkin 2006) of the rescaled probabilities."
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
     if run.assessment.subgroups:
         names = ", ".join(dict.fromkeys(one.attribute for one in run.assessment.subgroups))
-        yield f"Subgroups were those of {names}."
+        yield f"Subgroups were those of {names}.{_compared(run.assessment)}"
+
+
+def _smoothed(found: Assessment) -> str:
+    """Return how calibration curves were smoothed, if they were."""
+    fits = [found.calibration, *(one.calibration for one in found.classes)]
+    curves = [one.before.curve for one in fits if one is not None and one.before.curve is not None]
+    if not any(curve.p for curve in curves):
+        return ""
+    units = (
+        "patients" if any(curve.ici is not None and curve.ici.method == BOOTSTRAP for curve in curves) else "samples"
+    )
+    return (
+        f", and by restricted cubic splines of the logit (Harrell 2015) with bands from {N_CURVES} draws of {units}; ICI, "
+        "E50 and E90 are the mean, median and 90th percentile of the distance (Austin and Steyerberg 2019)"
+    )
+
+
+def _compared(found: Assessment) -> str:
+    """Return how subgroups were compared, if they were."""
+    if not any(one.p is not None for one in found.heterogeneity):
+        return ""
+    return (
+        " Differences between them have intervals by squaring and adding (Zou and Donner 2008). Heterogeneity was tested "
+        "by Cochran's Q with pooled variances (Cochran 1954), with a design effect where patients have several images "
+        "(Rao and Scott 1981), p values corrected by Holm's method (Holm 1979)."
+    )
 
 
 def _software(run: Run) -> Iterator[str]:

@@ -29,20 +29,21 @@ from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.simulated import OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES, simulated
 from hoarfrost.report.stability import StabilitySection, stability_figures, stability_of
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
     CalibrationPanel,
     ShortcutRow,
-    SubgroupRow,
+    SubgroupSection,
     calibrations,
     decision_figures,
     held_by_sets,
     shared_rows,
     shortcut_rows,
     subgroup_forest,
-    subgroup_rows,
+    subgroup_section,
 )
 from hoarfrost.report.variants import (
     N_DRAWN,
@@ -86,7 +87,6 @@ class Page:
     cautions: tuple[Caution, ...]
     config: RunConfig
     evaluation: Evaluation
-    split: str
     selected: HeadResult
     tiles: tuple[Tile, ...]
     data: Data
@@ -94,6 +94,7 @@ class Page:
     points: tuple[PointRow, ...]
     point_methods: tuple[str, ...]
     promises: tuple[str, ...]
+    coverage: Mapping[str, str]
     confusion: tuple[tuple[str, tuple[Cell, ...]], ...]
     labels: tuple[LabelScores, ...]
     class_metrics: tuple[Metric, ...]
@@ -114,8 +115,7 @@ class Page:
     shared: tuple[tuple[str, str, str], ...]
     calibrations: tuple[CalibrationPanel, ...]
     held_by_sets: tuple[str, ...]
-    subgroups: tuple[SubgroupRow, ...]
-    subgroup_scale: CellScale
+    subgroups: SubgroupSection
     shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
@@ -189,7 +189,7 @@ def page_of(run: Run) -> Page:
     -------
     Page
     """
-    evaluation, heads, subgroups = evaluation_of(run), ranked(run), subgroup_rows(run.assessment)
+    evaluation, heads = evaluation_of(run), ranked(run)
     overall, variants = evaluation.scores(heads[0]).value(ROC_AUC), variant_rows(run, evaluation)
     return Page(
         task=task_of(evaluation.classes, run.config.dataset),
@@ -197,7 +197,6 @@ def page_of(run: Run) -> Page:
         cautions=warnings_of(run, evaluation),
         config=run.config,
         evaluation=evaluation,
-        split=evaluation.split_name,
         selected=heads[0],
         tiles=tiles(run, evaluation),
         data=data_of(run),
@@ -205,6 +204,7 @@ def page_of(run: Run) -> Page:
         points=point_rows(run.assessment),
         point_methods=point_methods(run.assessment),
         promises=promises(run.assessment),
+        coverage=_coverage(run, evaluation),
         confusion=() if evaluation.is_binary else confusion_of(run.selected, evaluation),
         labels=label_scores(heads[0], evaluation),
         class_metrics=class_metrics(),
@@ -225,14 +225,32 @@ def page_of(run: Run) -> Page:
         shared=shared_rows(run),
         calibrations=calibrations(run, evaluation),
         held_by_sets=held_by_sets(run, evaluation),
-        subgroups=subgroups,
-        subgroup_scale=cell_scale((row.area for row in subgroups), overall),
+        subgroups=subgroup_section(run.assessment, overall),
         shortcuts=shortcut_rows(run),
         suspects=run.suspects,
         provenance=provenance_of(run.config),
         methods=methods_of(run, evaluation),
         checklists=checklists_of(run, evaluation),
     )
+
+
+def _coverage(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    """Return what simulations showed of the intervals of operating points, scores, folds and calibration."""
+    scores, folds = score_rows(run.head(run.selected), evaluation), run.cross_validation
+    fits = (
+        []
+        if run.assessment is None
+        else [run.assessment.calibration, *(one.calibration for one in run.assessment.classes)]
+    )
+    found = [one.before for one in fits if one is not None]
+    of_calibration = ["error"] if any(one.error_interval is not None for one in found) else []
+    of_calibration += ["curve"] if any(one.curve is not None and one.curve.p for one in found) else []
+    return {
+        "points": simulated(point_methods(run.assessment), OF_SHARES),
+        "scores": simulated((row.method for row in scores), OF_SCORES),
+        "folds": "" if folds is None else simulated([folds.whole.pooled.auc.method], OF_FOLDS),
+        "calibration": simulated(of_calibration, OF_CALIBRATION),
+    }
 
 
 def figures_of(run: Run) -> Figures:

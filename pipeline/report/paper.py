@@ -14,6 +14,7 @@ from hoarfrost.evaluation import (
     metrics_of,
     registered,
 )
+from hoarfrost.evaluation.calibration_curve import N_SPIKES
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.cohort import cohort_tables
@@ -75,7 +76,9 @@ def tables_of(run: Run) -> dict[str, Table]:
     dict of name -> Table
         Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
         "cross-validation", "learning curve", "random splits", "views", "operating points", "calibration",
-        "calibration error", "net benefit", "subgroups", "shortcuts", "near-duplicates" and "suspect labels".
+        "calibration error", "net benefit", "subgroups", "subgroup calibration", "subgroup differences",
+        "heterogeneity", "calibration curve", "calibration distances", "probabilities", "shortcuts",
+        "near-duplicates" and "suspect labels".
     """
     found = {
         **cohort_tables(run),
@@ -245,6 +248,67 @@ def _assessment(found: Assessment) -> dict[str, Table]:
         "calibration error": Table(error_columns, errors),
         "net benefit": Table(("class", "threshold", "net_benefit", "treat_all", "low", "high", "method"), benefit),
         "subgroups": Table(group_columns, tuple(map(_group, found.subgroups))),
+        **_subgroup_tables(found),
+        **_curve_tables(calibrations),
+    }
+
+
+def _subgroup_tables(found: Assessment) -> dict[str, Table]:
+    """Return the tables of calibration by subgroup, of differences between subgroups, and of their tests."""
+    lines = (
+        (
+            *(one.attribute, one.value, *_ends(one.observed_expected), one.line.slope),
+            *(*(one.line.slope_interval or (None, None)), one.line.intercept),
+            *(*(one.line.intercept_interval or (None, None)), one.line.reason, *_about(one.observed_expected)),
+        )
+        for one in found.subgroup_calibration
+    )
+    named = _named(("observed_expected", "slope", "intercept"), ENDS)
+    differences = (
+        (one.attribute, one.figure, one.value, one.reference, *_ends(one.difference), one.difference.method)
+        for one in found.subgroup_differences
+    )
+    tests = (
+        (one.attribute, one.figure, ", ".join(one.values), one.f, one.p, one.p_holm, one.reason)
+        for one in found.heterogeneity
+    )
+    of_differences = ("attribute", "figure", "value", "compared_to", "difference", "low", "high", "method")
+    return {
+        "subgroup calibration": Table(("attribute", "value", *named, "reason", *ABOUT), tuple(lines)),
+        "subgroup differences": Table(of_differences, tuple(differences)),
+        "heterogeneity": Table(("attribute", "figure", "values", "f", "p", "p_holm", "reason"), tuple(tests)),
+    }
+
+
+def _curve_tables(calibrations: Sequence[tuple[str, Recalibration | None]]) -> dict[str, Table]:
+    """Return the points of smooth calibration curves, their distances from perfect calibration, and the distributions."""
+    curves = [
+        (name, temperature, one.curve)
+        for name, found in calibrations
+        for temperature, one in (() if found is None else found.both)
+        if one.curve is not None
+    ]
+    points = (
+        (name, temperature, *point)
+        for name, temperature, curve in curves
+        for point in zip(curve.p, curve.observed, curve.low, curve.high, strict=True)
+    )
+    distances = (
+        (name, temperature, measure, *_ends(one), *_about(one))
+        for name, temperature, curve in curves
+        for measure, one in (("ICI", curve.ici), ("E50", curve.e50), ("E90", curve.e90))
+        if one is not None
+    )
+    spikes = (
+        (name, temperature, place / N_SPIKES, *counts)
+        for name, temperature, curve in curves
+        for place, counts in enumerate(zip(curve.without, curve.with_outcome, strict=True))
+    )
+    about = ("class", "temperature")
+    return {
+        "calibration curve": Table((*about, "probability", "observed", "low", "high"), tuple(points)),
+        "calibration distances": Table((*about, "measure", "value", "low", "high", *ABOUT), tuple(distances)),
+        "probabilities": Table((*about, "from", "without", "with"), tuple(spikes)),
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation import Estimate
-from hoarfrost.report.figures import Axis, Curve, Figure, Marks, Panel
+from hoarfrost.report.figures import Axis, Band, Curve, Figure, Marks, Panel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,6 +66,7 @@ class DrawnPanel:
     mark: float | None
     dots: tuple[Dot, ...] = ()
     spot: tuple[float, float] | None = None
+    bands: tuple[Stroke, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _frame(panel: Panel, top: float, height: float) -> DrawnPanel:
         spot=None
         if panel.spot is None
         else (_pixel(panel.spot[0], panel.x, width), _pixel(panel.spot[1], panel.y, height, upwards=True)),
+        bands=tuple(_band(band, panel, width, height) for band in panel.bands),
     )
 
 
@@ -162,10 +164,22 @@ def _pixel(value: float, axis: Axis, length: float, *, upwards: bool = False) ->
 
 
 def _stroke(curve: Curve, panel: Panel, width: float, height: float) -> Stroke:
-    x = (curve.x - panel.x.low) / (panel.x.high - panel.x.low) * width
-    y = (panel.y.high - curve.y) / (panel.y.high - panel.y.low) * height
-    points = simplify(np.column_stack([x, y]), TOLERANCE_PX)
-    return Stroke(path(points), series_classes(curve), curve.label)
+    return Stroke(path(_points(curve.x, curve.y, panel, width, height)), series_classes(curve), curve.label)
+
+
+def _band(band: Band, panel: Panel, width: float, height: float) -> Stroke:
+    """Return the outline of a band: along its upper end, and back along its lower one."""
+    high, low = (_points(band.x, ends, panel, width, height) for ends in (band.high, band.low))
+    return Stroke(path(np.vstack([high, low[::-1]])), f"band colour-{band.series % N_COLOURS}", band.label)
+
+
+def _points(
+    x: "npt.NDArray[np.float64]", y: "npt.NDArray[np.float64]", panel: Panel, width: float, height: float
+) -> "npt.NDArray[np.float64]":
+    """Return a curve in pixels, (m, 2), without points that do not change it visibly."""
+    across = (x - panel.x.low) / (panel.x.high - panel.x.low) * width
+    down = (panel.y.high - y) / (panel.y.high - panel.y.low) * height
+    return simplify(np.column_stack([across, down]), TOLERANCE_PX)
 
 
 def series_classes(curve: Curve) -> str:

@@ -12,6 +12,7 @@ FILTERS = (
     "estimate_text",
     "interval",
     "metric_text",
+    "of_patients",
     "p_text",
     "percent",
     "several",

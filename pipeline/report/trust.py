@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation import Calibration, CalibrationLine, DecisionCurve, Estimate
+from hoarfrost.evaluation.calibration_curve import N_SPIKES
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.shortcuts import AttributeAudit
+from hoarfrost.evaluation.subgroup_differences import AREA, SENSITIVITY, SPECIFICITY
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import (
     Axis,
+    Band,
     Curve,
     Figure,
     Forest,
@@ -20,21 +23,28 @@ from hoarfrost.report.figures import (
     nice_ticks,
     share_axis,
 )
-from hoarfrost.report.words import count, decimal, estimate, estimate_text
+from hoarfrost.report.svg import CellScale, cell_scale
+from hoarfrost.report.words import count, decimal, estimate, estimate_text, p_text
 from hoarfrost.runs import Assessment, ClassAssessment, Recalibration, Run
 
 LOWEST_BENEFIT = -0.05
 N_LISTED = 20
+SPREAD_HEIGHT = 0.3
+FIGURE_TITLES = {AREA: "ROC AUC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
 
 
 @dataclass(frozen=True)
 class CalibrationPanel:
-    """Calibration of one label, or of the classes together: the figure, the verdict, and the fitted lines as text."""
+    """Calibration of one label, or of the classes together: the figure, the verdict, and the fitted lines as text.
+
+    `reason` states why there is no smooth curve.
+    """
 
     name: str
     figure: Figure
     verdict: str
     summary: tuple[tuple[str, str, str], ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,44 @@ class SubgroupRow:
     attribute: str
     value: str
     counts: tuple[int, ...]
+    n_patients: int | None
     area: Estimate
     roc_auc: str
     sensitivity: str
     specificity: str
     reason: str
+
+
+@dataclass(frozen=True)
+class GroupCalibrationRow:
+    """The calibration of one subgroup, as text."""
+
+    name: str
+    observed_expected: str
+    slope: str
+    intercept: str
+
+
+@dataclass(frozen=True)
+class HeterogeneityRow:
+    """A test of one figure over the values of an attribute, and how far each is from the most frequent one, as text."""
+
+    attribute: str
+    figure: str
+    differences: tuple[str, ...]
+    p: str
+    p_holm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SubgroupSection:
+    """All that is told of subgroups: their scores on one scale, whether they differ, and their calibration."""
+
+    rows: tuple[SubgroupRow, ...]
+    scale: CellScale
+    differences: tuple[HeterogeneityRow, ...]
+    calibrations: tuple[GroupCalibrationRow, ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +122,51 @@ def calibrations(run: Run, evaluation: Evaluation) -> tuple[CalibrationPanel, ..
 
 def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -> CalibrationPanel:
     observed = "observed share" if name or evaluation.is_binary else "share that is right"
-    marks = _bin_marks("as predicted", found.before, 1), _bin_marks("with temperature", found.after, 0)
-    panel = Panel(share_axis(what), share_axis(observed), (), diagonal=True, marks=marks)
+    series = ("as predicted", found.before, 1), ("with temperature", found.after, 0)
+    # Without scaling both curves are the same.
+    smoothed = series[:1] if found.temperature.temperature == 1 else series
+    curves, bands = zip(*(_smooth(*one) for one in smoothed), strict=True)
+    panel = Panel(
+        *(share_axis(what), share_axis(observed), tuple(one for one in curves if one is not None)),
+        diagonal=True,
+        marks=tuple(_bin_marks(*one) for one in series),
+        bands=tuple(one for one in bands if one is not None),
+    )
     verdict = found.verdict
     message = f"Calibration{f' of {name}' if name else ''} on {evaluation.samples()}. {verdict}"
-    return CalibrationPanel(name, Figure(message, (panel,)), verdict, _summary(found, evaluation, alone=bool(name)))
+    figure = Figure(message, (panel, *_distribution(found.before, what, _outcomes(name, evaluation), evaluation.unit)))
+    reason = "" if found.before.curve is None else found.before.curve.reason
+    return CalibrationPanel(name, figure, verdict, _summary(found, evaluation, alone=bool(name)), reason)
+
+
+def _smooth(label: str, calibration: Calibration, series: int) -> tuple[Curve | None, Band | None]:
+    """Return the smooth curve and its band, if the run has them."""
+    found = calibration.curve
+    if found is None or not found.p:
+        return None, None
+    x, y, low, high = (np.array(values) for values in (found.p, found.observed, found.low, found.high))
+    return Curve(f"{label}, smoothed", x, y, series), Band(f"{label}, 95% band", x, low, high, series)
+
+
+def _outcomes(name: str, evaluation: Evaluation) -> tuple[str, str]:
+    """Return what samples without and with the outcome are."""
+    if name:
+        return f"without {name}", f"with {name}"
+    return (evaluation.classes[0], evaluation.classes[1]) if evaluation.is_binary else ("wrong", "right")
+
+
+def _distribution(found: Calibration, what: str, outcomes: tuple[str, str], unit: str) -> tuple[Panel, ...]:
+    """Describe the distribution of probabilities by outcome: with it upwards, without it downwards."""
+    if found.curve is None:
+        return ()
+    counts = [np.array(values, np.float64) for values in (found.curve.without, found.curve.with_outcome)]
+    shares = [np.repeat(one / max(one.sum(), 1), 2) for one in counts]
+    edges = np.repeat(np.arange(N_SPIKES + 1) / N_SPIKES, 2)[1:-1]
+    highest = max(float(one.max()) for one in shares)
+    below = Band(f"{outcomes[0]}, as predicted (downwards)", edges, -shares[0], np.zeros(len(edges)), 5)
+    above = Band(f"{outcomes[1]}, as predicted (upwards)", edges, np.zeros(len(edges)), shares[1], 2)
+    y = Axis(f"{unit}s by outcome", -highest, highest, (0,))
+    return (Panel(share_axis(what), y, (), height=SPREAD_HEIGHT, bands=(above, below)),)
 
 
 def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
@@ -100,6 +183,11 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
     names = [""] if alone or evaluation.is_binary else [f", {name}" for name in evaluation.classes]
     before, after = (estimate(one.error, one.error_interval) for _, one in found.both)
     rows = [("calibration error (ideal 0)", before, after)]
+    for title, key in (("ICI", "ici"), ("E50", "e50"), ("E90", "e90")):
+        distances = [None if one.curve is None else getattr(one.curve, key) for _, one in found.both]
+        if any(one is not None for one in distances):
+            first, second = (estimate_text(one) for one in distances)
+            rows.append((f"{title} (ideal 0)", first, second))
     for name, one, two in zip(names, found.before.lines, found.after.lines, strict=True):
         rows.append((f"slope{name} (ideal 1)", _slope(one), _slope(two)))
         rows.append((f"intercept{name} (ideal 0)", _intercept(one), _intercept(two)))
@@ -179,17 +267,56 @@ def subgroup_forest(run: Run, evaluation: Evaluation) -> Forest | None:
     return Forest(axis, rows, evaluation.scores(run.head(run.selected)).value(ROC_AUC))
 
 
+def subgroup_section(assessment: Assessment | None, overall: float) -> SubgroupSection:
+    """Return what is told of subgroups; `overall` is the area of all images."""
+    rows = subgroup_rows(assessment)
+    scale = cell_scale((row.area for row in rows), overall)
+    return SubgroupSection(rows, scale, heterogeneity_rows(assessment), group_calibration_rows(assessment))
+
+
 def subgroup_rows(assessment: Assessment | None) -> tuple[SubgroupRow, ...]:
     """Return the table of subgroups; those that are too small come with the reason."""
     return tuple(
         SubgroupRow(
-            one.attribute, one.value, one.counts, one.roc_auc, estimate_text(one.roc_auc),
+            one.attribute, one.value, one.counts, one.roc_auc.n_patients, one.roc_auc, estimate_text(one.roc_auc),
             "" if one.sensitivity is None else estimate_text(one.sensitivity),
             "" if one.specificity is None else estimate_text(one.specificity),
             one.reason,
         )
         for one in (() if assessment is None else assessment.subgroups)
     )  # fmt: skip
+
+
+def group_calibration_rows(assessment: Assessment | None) -> tuple[GroupCalibrationRow, ...]:
+    """Return the table of calibration by subgroup; empty with more than two classes, and in runs of earlier versions."""
+    return tuple(
+        GroupCalibrationRow(
+            f"{one.attribute}: {one.value}",
+            estimate_text(one.observed_expected),
+            _slope(one.line),
+            _intercept(one.line),
+        )
+        for one in (() if assessment is None else assessment.subgroup_calibration)
+    )
+
+
+def heterogeneity_rows(assessment: Assessment | None) -> tuple[HeterogeneityRow, ...]:
+    """Return the table of tests of heterogeneity, with the differences that belong to each."""
+    if assessment is None:
+        return ()
+    return tuple(
+        HeterogeneityRow(
+            one.attribute,
+            FIGURE_TITLES[one.figure],
+            tuple(
+                f"{found.value} minus {found.reference}: {estimate_text(found.difference)}"
+                for found in assessment.subgroup_differences
+                if (found.attribute, found.figure) == (one.attribute, one.figure)
+            ),
+            *(p_text(one.p), p_text(one.p_holm), one.reason),
+        )
+        for one in assessment.heterogeneity
+    )
 
 
 def shortcut_rows(run: Run) -> tuple[ShortcutRow, ...]:

@@ -9,8 +9,10 @@ import numpy as np
 from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of, registered
 from hoarfrost.evaluation.intervals import NEWCOMBE
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.units import count_patients
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
+from hoarfrost.report.simulated import OF_AREAS, simulated
 from hoarfrost.report.words import count, decimal, estimate_text, metric_text, p_text, several
 from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
 
@@ -42,11 +44,15 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One class or label: samples of which it is known, samples that have it, and the `class_metrics` as text."""
+    """One class or label: samples of which it is known, samples that have it, and the `class_metrics` as text.
+
+    `n_patients` have it, where images are counted and patients are known.
+    """
 
     label: str
     n_known: int
     n_with: int
+    n_patients: int | None
     metrics: tuple[str, ...]
 
 
@@ -133,7 +139,8 @@ def area_methods(run: Run) -> str:
     if methods[run.config.validation] == methods["test"] != "":
         named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
-    return f"95% intervals of the ROC AUC: {named}.{note}" if named else ""
+    coverage = simulated(methods.values(), OF_AREAS)
+    return f"95% intervals of the ROC AUC: {named}.{note} {coverage}".rstrip() if named else ""
 
 
 def seed_areas(variant: HeadResult | ReferenceResult, evaluation: Evaluation) -> tuple[float, ...]:
@@ -219,10 +226,11 @@ def label_scores(head: HeadResult, evaluation: Evaluation) -> tuple[LabelScores,
     if evaluation.is_binary:
         return ()
     scores, found = evaluation.scores(head), []
-    for number, _, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
+    for number, rows, y in binary_problems(evaluation.y_true, len(evaluation.classes)):
         label = evaluation.classes[number]
         texts = tuple(metric_text(scores.per_class[label], metric.key) for metric in class_metrics())
-        found.append(LabelScores(label, len(y), int(y.sum()), texts))
+        patients = None if evaluation.patients is None else evaluation.patients[rows[y == 1]]
+        found.append(LabelScores(label, len(y), int(y.sum()), count_patients(patients), texts))
     return tuple(found)
 
 

@@ -70,6 +70,11 @@ def several(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def of_patients(number: int | None) -> str:
+    """Write the number of patients of some images: " of 14 patients"; "" where they are unknown."""
+    return "" if number is None else f" of {several(number, 'patient')}"
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """List the first names, and count the others."""
     shown = ", ".join(names[:most])

@@ -8,8 +8,8 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from hoarfrost.evaluation import AtPrevalence, Comparison, Estimate, PointResult, Scores, Share, Subgroup, wilson
-from hoarfrost.evaluation.intervals import BOOTSTRAP, over_patients
 from hoarfrost.evaluation.operating import BAYES
+from hoarfrost.evaluation.shares import BOOTSTRAP, over_patients
 from hoarfrost.runs.scores import scores_from_json, scores_to_json
 from hoarfrost.runs.trust import FixedPoint
 

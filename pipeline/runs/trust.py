@@ -13,6 +13,7 @@ from hoarfrost.evaluation import (
 )
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
+from hoarfrost.evaluation.subgroup_differences import Heterogeneity, SubgroupCalibration, SubgroupDifference
 
 SAME_ERROR = 1.05
 """Ratio up to which two calibration errors count as equal: the error by chance is simulated, no more exactly than this."""
@@ -89,7 +90,8 @@ class Assessment:
     `unit` is what metrics count: "image", or "patient" with how their probabilities were joined ("patient, mean").
     `classes` has one entry with two classes: the positive one. With several labels per image, `confusion` = None.
     `held_by_sets` is the share of test units whose conformal set for a coverage of 0.9 holds the true class; None without a
-    test split, and in runs of earlier versions.
+    test split, and in runs of earlier versions. These have no `subgroup_calibration`, `subgroup_differences` and
+    `heterogeneity` either.
     """
 
     head: str
@@ -100,6 +102,9 @@ class Assessment:
     subgroups: tuple[Subgroup, ...]
     confusion: Confusion | None = None
     held_by_sets: Share | None = None
+    subgroup_calibration: tuple[SubgroupCalibration, ...] = ()
+    subgroup_differences: tuple[SubgroupDifference, ...] = ()
+    heterogeneity: tuple[Heterogeneity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 from scipy.stats import norm, t
 
 from hoarfrost.evaluation import (
@@ -24,10 +25,13 @@ from hoarfrost.evaluation import (
     fit_temperature,
     newcombe_ci,
     roc_auc,
+    score_subgroups,
 )
 from hoarfrost.evaluation.calibration import calibration_line
+from hoarfrost.evaluation.calibration_curve import calibration_curve
 from hoarfrost.evaluation.intervals import area, pooled_area, variance_inflation
 from hoarfrost.evaluation.stability import mean_over_splits
+from hoarfrost.evaluation.subgroup_differences import SubgroupSample, heterogeneity
 from tests.benchmarks.measurement import Measurement
 from tests.support.folds import areas_of_splits, drawn, pooled_scores, true_auc
 
@@ -44,6 +48,7 @@ N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0
 CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 500, 300_000
 CLASS_SIZES = ((10, 90), (30, 30), (30, 300), (50, 50), (50, 450), (200, 200))
 N_SPLITS = 20
+CURVE_SLOPES, N_CURVES_DRAWN, N_ALARMS = (1.0, 0.7, 0.5), 200, 1_000
 N_FOLDS, LEARNERS = 5, ((16, 1.2, 5.0), (16, 2.2, 5.0), (512, 2.0, 300.0), (512, 3.2, 300.0), (512, 3.2, 30.0))
 PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
@@ -128,13 +133,8 @@ def _figures_cell(shared_variance: float, n_patients: int) -> list[Measurement]:
             value = truth[name].value
             if one.low is not None and one.high is not None and value is not None:
                 found[name].append(one.low <= value <= one.high)
-    rows = []
-    for name, covers in found.items():
-        share = float(np.mean(covers))
-        what = f"{name}, {n_patients} patients of {IMAGES_A_PATIENT} images, correlation {shared_variance:g}: covers"
-        outside = "" if 0.93 <= share <= 0.97 else " OUTSIDE"
-        rows.append(Measurement(what, f"{share:.1%}{outside}", "93 to 97%", {"covers": share}))
-    return rows
+    what = f"{n_patients} patients of {IMAGES_A_PATIENT} images, correlation {shared_variance:g}: covers"
+    return [_row(f"{name}, {what}", float(np.mean(covers))) for name, covers in found.items()]
 
 
 def _figures(
@@ -165,6 +165,69 @@ def _figures(
         "PPV at 5%": point.at_prevalence.ppv,
         "NPV at 5%": point.at_prevalence.npv,
     }
+
+
+def curve_coverage(_: Path) -> list[Measurement]:
+    """Smooth calibration curves: the band at five probabilities, and the interval of the ICI."""
+    cells = list(product(CURVE_SLOPES, N_OF_FIGURES, (1, IMAGES_A_PATIENT)))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        return [row for rows in pool.map(_curve_cell, *zip(*cells, strict=True)) for row in rows]
+
+
+def _curve_cell(slope: float, n_patients: int, n_images: int) -> list[Measurement]:
+    rng, at = np.random.default_rng(0), np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    patients = np.repeat(np.arange(n_patients), n_images)
+    stated = rng.normal(0, 1.5, N_TRUE)
+    truth, observed = float(np.abs(expit(slope * stated) - expit(stated)).mean()), expit(slope * logit(at))
+    covers, inside = [], []
+    for _ in range(N_CURVES_DRAWN):
+        shared = rng.normal(size=n_patients)[patients]
+        x = 1.5 * (np.sqrt(SHARED_VARIANCE) * shared + np.sqrt(1 - SHARED_VARIANCE) * rng.normal(size=len(patients)))
+        y_true = (rng.random(n_patients)[patients] < expit(slope * x)).astype(np.int64)  # one draw for all images
+        found = calibration_curve(y_true, expit(x), patients if n_images > 1 else None)
+        if found.ici is None or found.ici.interval is None:
+            continue
+        covers.append(found.ici.interval[0] <= truth <= found.ici.interval[1])
+        low, high = (np.interp(at, found.p, ends) for ends in (found.low, found.high))
+        inside.append((low <= observed) & (observed <= high))
+    what = f"{n_patients} patients of {n_images} images, calibration slope {slope:g}: covers"
+    figures = {
+        f"interval of the ICI, {what}": np.mean(covers),
+        f"band of the calibration curve, {what}": np.mean(inside),
+    }
+    return [_row(name, float(share)) for name, share in figures.items()]
+
+
+def _row(what: str, share: float) -> Measurement:
+    outside = "" if 0.93 <= share <= 0.97 else " OUTSIDE"
+    return Measurement(what, f"{share:.1%}{outside}", "93 to 97%", {"covers": share})
+
+
+def heterogeneity_alarms(_: Path) -> list[Measurement]:
+    """Equal subgroups: how often a test, or the smallest corrected p of an attribute's three tests, is below 0.05."""
+    return [_alarms_cell(*cell) for cell in product((2, 4), (120, 300), (1, IMAGES_A_PATIENT))]
+
+
+def _alarms_cell(n_sites: int, n_patients: int, n_images: int) -> Measurement:
+    rng, distance = np.random.default_rng(0), _distance(0.85)
+    patients = np.repeat(np.arange(n_patients), n_images)
+    area, family = [], []
+    for _ in range(N_ALARMS if n_images == 1 else N_ALARMS // 2):
+        y_true = (rng.random(n_patients) < 0.4).astype(np.int64)[patients]
+        sites = [f"{site}" for site in rng.integers(0, n_sites, n_patients)[patients]]
+        noise = np.sqrt(SHARED_VARIANCE) * rng.normal(size=n_patients)[patients]
+        noise += np.sqrt(1 - SHARED_VARIANCE) * rng.normal(size=len(patients))
+        p = expit(distance * (noise + distance * (y_true - 0.5)))
+        two, attributes, groups = np.column_stack([1 - p, p]), {"site": sites}, patients if n_images > 1 else None
+        scored = score_subgroups(y_true, two, attributes, threshold=0.5, groups=groups)
+        found = heterogeneity(SubgroupSample(y_true, two, attributes, 0.5, groups, scored))
+        tested = [one for one in found if one.p is not None and one.p_holm is not None]
+        area.append(any(one.p is not None and one.p < 0.05 for one in tested if one.figure == "roc_auc"))
+        family.append(any(one.p_holm is not None and one.p_holm < 0.05 for one in tested))
+    figures = {"area": float(np.mean(area)), "family": float(np.mean(family))}
+    measured = f"{figures['area']:.1%}; any of three figures, corrected: {figures['family']:.1%}"
+    what = f"{n_sites} equal subgroups, {n_patients} patients of {n_images} images: the ROC AUC is said to differ"
+    return Measurement(what, measured, "5%", figures)
 
 
 def area_rule(_: Path) -> list[Measurement]:
@@ -352,6 +415,8 @@ MEASUREMENTS = {
     "delong_coverage": delong_coverage,
     "clustered_coverage": clustered_coverage,
     "figures_coverage": figures_coverage,
+    "curve_coverage": curve_coverage,
+    "heterogeneity_alarms": heterogeneity_alarms,
     "area_rule": area_rule,
     "folds_coverage": folds_coverage,
     "splits_coverage": splits_coverage,

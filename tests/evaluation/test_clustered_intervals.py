@@ -9,7 +9,8 @@ from hoarfrost.evaluation import Estimate, evaluate_threshold, newcombe_ci, scor
 from hoarfrost.evaluation.bootstrap import bootstrap_share_ci
 from hoarfrost.evaluation.calibration import assess_calibration, calibration_line
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.intervals import BOOTSTRAP, NEWCOMBE, area, share
+from hoarfrost.evaluation.intervals import NEWCOMBE, area
+from hoarfrost.evaluation.shares import BOOTSTRAP, share
 from tests.evaluation.test_calibration import calibrated, two_columns
 
 COPIES = 4

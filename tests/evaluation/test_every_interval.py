@@ -7,9 +7,10 @@ from hypothesis import given
 from hoarfrost.evaluation import assess_calibration, decision_curve, registered, score, wilson
 from hoarfrost.evaluation.bootstrap import bootstrap_ci
 from hoarfrost.evaluation.influence import of_average_precision
-from hoarfrost.evaluation.intervals import BOOTSTRAP, IntervalKind
+from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import Decision, Metric
 from hoarfrost.evaluation.metrics import Sample as Scored
+from hoarfrost.evaluation.shares import BOOTSTRAP
 from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, samples
 
 LINEAR = tuple(one for one in registered() if (one.is_overall and one.influence_of_class) or one.influence)

@@ -19,8 +19,9 @@ from hoarfrost.evaluation import (
     metrics,
     score,
 )
-from hoarfrost.evaluation.intervals import BOOTSTRAP, IntervalKind
+from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import OneAgainstRest, ShownIn, registered
+from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.export.card import model_card

@@ -111,7 +111,9 @@ def test_other_tasks_are_not_compared(tmp_path: Path, pair: tuple[Run, Run]) -> 
 
 def test_patients_are_not_compared_with_images(pair: tuple[Run, Run]) -> None:
     other = replace(pair[1], config=replace(pair[1].config, per_patient="mean"))
-    assert reason(pair[0], other) == "A counts 60 test images, B 60 test images, by patient (mean)."
+    assert reason(pair[0], other) == (
+        "A counts 60 test images of 15 patients, B 60 test images of 15 patients, by patient (mean)."
+    )
 
 
 def test_run_that_is_named_twice_is_refused(tmp_path: Path, pair: tuple[Run, Run]) -> None:

@@ -185,7 +185,10 @@ def test_binary_roc_figure_has_a_curve_for_each_head(tmp_path: Path) -> None:
     assert figure.count(" strong") == 2  # the selected head's curve, and its line in the legend
     areas = {head.name: (head.test or head.val).value("roc_auc") for head in run.heads}
     best = max(areas, key=areas.__getitem__)
-    assert f"ROC curves of 3 heads on 60 test images; {best} has the largest area, {areas[best]:.2f}" in figure
+    assert (
+        f"ROC curves of 3 heads on 60 test images of 15 patients; {best} has the largest area, {areas[best]:.2f}"
+        in figure
+    )
 
 
 def test_three_classes_have_a_curve_for_each_class_of_the_selected_head(tmp_path: Path) -> None:

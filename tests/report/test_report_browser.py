@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hoarfrost.evaluation import PointResult, binary_problems, evaluate_threshold, wilson
+from hoarfrost.evaluation import PointResult, binary_problems, evaluate_threshold
 from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.words import count, decimal, interval
@@ -59,12 +59,11 @@ def choose(tab: Tab, problem: int) -> None:
     )
 
 
-def expected_measures(result: PointResult, *, is_fixed: bool) -> dict[str, list[str]]:
-    """Return the texts of the table of measures: the run's intervals of a fixed threshold, Wilson's of another."""
+def expected_measures(result: PointResult) -> dict[str, list[str]]:
+    """Return the texts of the table of measures, of a fixed threshold and of any other alike."""
     measures = {}
     for name in ("sensitivity", "specificity", "ppv", "npv"):
         share = getattr(result, name)
-        share = share if is_fixed else wilson(share.n_hits, share.n)
         ends = interval(share.interval)
         measures[name] = [decimal(share.value), ends, f"{count(share.n_hits)} of {count(share.n)}"]
     assert result.at_prevalence is not None
@@ -75,8 +74,8 @@ def expected_measures(result: PointResult, *, is_fixed: bool) -> dict[str, list[
     return measures
 
 
-def assert_shows(tab: Tab, result: PointResult, *, is_fixed: bool = False) -> None:
-    assert tab.run(MEASURES) == expected_measures(result, is_fixed=is_fixed)
+def assert_shows(tab: Tab, result: PointResult) -> None:
+    assert tab.run(MEASURES) == expected_measures(result)
     cells = {
         "tp": result.true_positives, "fp": result.false_positives,
         "tn": result.true_negatives, "fn": result.false_negatives,
@@ -88,11 +87,14 @@ def assert_shows(tab: Tab, result: PointResult, *, is_fixed: bool = False) -> No
     assert spots["precision"] == (None if ppv is None else pytest.approx([sensitivity, ppv], abs=1e-9))
 
 
-def scores_of(run: Run, problem: int) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]":
-    """Return labels and the selected head's probabilities of the scored split's class number `problem`."""
+def scores_of(
+    run: Run, problem: int
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64] | None]":
+    """Return labels, the selected head's probabilities and the patients of the scored split's class number `problem`."""
     evaluation = evaluation_of(run)
     number, rows, y = list(binary_problems(evaluation.y_true, len(evaluation.classes)))[problem]
-    return y, evaluation.probabilities[run.selected][rows, number]
+    patients = None if evaluation.patients is None else evaluation.patients[rows]
+    return y, evaluation.probabilities[run.selected][rows, number], patients
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def test_without_scripts_the_numbers_of_the_first_operating_point_stand(
         found = [tab.call("DOM.getOuterHTML", nodeId=node)["outerHTML"] for node in nodes]
         return [html.unescape(re.sub(r"<[^>]*>", "", text)) for text in found]
 
-    for name, cells in expected_measures(result, is_fixed=True).items():
+    for name, cells in expected_measures(result).items():
         assert texts(f"tr[data-measure={name}] td") == cells
     hidden = tab.call("DOM.querySelectorAll", nodeId=root, selector="form[hidden], button.scripted[hidden]")["nodeIds"]
     assert len(hidden) == 2
@@ -158,11 +160,11 @@ def test_sliders_show_what_the_metrics_say_at_ten_thresholds(
 ) -> None:
     tab = opened(kind)
     choose(tab, problem)
-    y, p = scores_of(reported(kind), problem)
+    y, p, patients = scores_of(reported(kind), problem)
     for threshold, prevalence in zip(THRESHOLDS, PREVALENCES, strict=True):
         move(tab, "threshold-slider", threshold)
         move(tab, "prevalence-slider", prevalence)
-        assert_shows(tab, evaluate_threshold(y, p, threshold, prevalence=prevalence))
+        assert_shows(tab, evaluate_threshold(y, p, threshold, groups=patients, prevalence=prevalence))
         assert tab.run("document.getElementById('threshold-value').textContent") == decimal(threshold)
         assert tab.run("document.getElementById('prevalence-value').textContent") == decimal(prevalence)
 
@@ -179,7 +181,7 @@ def test_buttons_show_the_operating_points_of_metrics_json(
         tab.run(f"{buttons}[{number}].click()")
         result = points[number].result
         assert result is not None
-        assert_shows(tab, result, is_fixed=True)
+        assert_shows(tab, result)
         assert tab.run(f"{buttons}[{number}].getAttribute('aria-pressed')") == "true"
 
 

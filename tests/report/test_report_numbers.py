@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
+from hoarfrost.evaluation.calibration_curve import N_CURVES
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.methods import LITERATURE
+from hoarfrost.report.simulated import OF_AREAS, OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES
 from hoarfrost.report.words import decimal, interval
 from hoarfrost.runs import Run
 from tests.support.reported import KINDS
@@ -26,6 +28,7 @@ NUMBER = re.compile(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?")
 WORDS = {
     "95%",  # intervals
     "0.500", "0", "1", "100%",  # chance, perfect calibration, a whole
+    "90",  # the percentile that E90 is
     "0.5", "5",  # the even threshold; ten bins and five folds have no figure of their own
 }  # fmt: skip
 DESCRIBED = "512 values of ResNet18, checklists of 2024"
@@ -135,6 +138,8 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     assert len(NUMBER.findall(" ".join(page.pieces))) > 300
     folded = reported(kind).cross_validation
     stated = set() if folded is None else set(NUMBER.findall(folded.meaning))  # derived from the number of folds
+    known = (OF_AREAS, OF_SHARES, OF_SCORES, OF_FOLDS, OF_CALIBRATION)
+    stated |= set(NUMBER.findall(" ".join(text for texts in known for text in texts.values())))
     stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 
@@ -153,7 +158,7 @@ def test_every_number_of_where_they_came_from_is_in_config_or_metrics(reported: 
     checklists = checklists_of(run, evaluation_of(run))
     counts = [[len(items), sum(bool(item.answer) for item in items)] for items in checklists.values()]
     items = [item.number for items in checklists.values() for item in items]
-    cited = [*LITERATURE, *LITERATURE.values(), f"{N_DRAWS:,}"]
+    cited = [*LITERATURE, *LITERATURE.values(), f"{N_DRAWS:,}", f"{N_CURVES}"]
     assert unknown(page.sources, numbers_of(metrics, config, counts, items, DESCRIBED, cited) | WORDS) == set()
 
 

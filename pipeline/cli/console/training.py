@@ -35,11 +35,10 @@ def train_text(run: "Run") -> str:
         lines.append(
             f"{len(run.heads) - len(shown):,} more heads with a lower {run.config.validation} AUC are in metrics.json"
         )
-    counts = ", ".join(f"{n:,} {name}" for name, n in run.config.dataset.n_split.items())
     lines.append(f"* {_selection(run)}")
     if split == "test":
         lines.append(f"  Its {run.config.validation} AUC is optimistic, because the same images selected it.")
-    lines.append(f"{counts} images, split {rule_named(run.config.dataset.split_by).brief}")
+    lines.append(f"{_sizes(run)} images, split {rule_named(run.config.dataset.split_by).brief}")
     dataset = run.config.dataset
     if dataset.positive is not None and dataset.positive == dataset.classes[1:]:  # as it is without --positive
         lines.append(
@@ -67,6 +66,17 @@ def train_text(run: "Run") -> str:
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
+
+
+def _sizes(run: "Run") -> str:
+    """Return the number of images in each split, and of patients where they are known."""
+    from hoarfrost.report.words import several
+
+    texts = []
+    for size in run.split_sizes()[:-1]:
+        patients = "" if size.n_patients is None else f" ({several(size.n_patients, 'patient')})"
+        texts.append(f"{size.n_images:,} {size.split}{patients}")
+    return ", ".join(texts)
 
 
 def _selection(run: "Run") -> str:
@@ -151,10 +161,13 @@ def _scores_of(result: "HeadResult | ReferenceResult") -> "Scores":
 
 def _label_lines(run: "Run", split: str) -> "Iterator[str]":
     """Describe the selected head's AUC by label, if an image may have several."""
+    from hoarfrost.report.words import of_patients
+
     if run.config.dataset.is_multilabel:
         yield f"{run.selected}, {split} ROC AUC by label (95% CI):"
         for label, one in _scores_of(run.head(run.selected)).per_class.items():
-            yield f"  {label}: {_estimate_text(one.auc)}, {one.auc.n:,} images with a known label"
+            images = f"{one.auc.n:,} images{of_patients(one.auc.n_patients)}"
+            yield f"  {label}: {_estimate_text(one.auc)}, {images} with a known label"
 
 
 def _assessment_lines(found: "Assessment | None", validation: str) -> "Iterator[str]":
@@ -205,7 +218,10 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     """Describe the pooled predictions of all folds: of the head selected in each, and of each head."""
     if folds is None:
         return
-    yield f"{folds.n_folds}-fold cross-validation of {folds.n_images:,} images, pooled ROC AUC (95% CI):"
+    from hoarfrost.report.words import of_patients
+
+    images = f"{folds.n_images:,} images{of_patients(folds.whole.pooled.n_patients)}"
+    yield f"{folds.n_folds}-fold cross-validation of {images}, pooled ROC AUC (95% CI):"
     for result in folds.results:
         by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
         yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"

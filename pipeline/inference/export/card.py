@@ -11,7 +11,7 @@ from hoarfrost.report.explore import promises
 from hoarfrost.report.first import Caution, grave_warnings, task_of, warnings_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.trust import subgroup_rows
-from hoarfrost.report.words import NONE, count, decimal, estimate_text, interval, rule, several
+from hoarfrost.report.words import NONE, count, decimal, estimate_text, interval, of_patients, rule, several
 from hoarfrost.runs import Run
 
 TITLE = "# Model card: "
@@ -143,8 +143,9 @@ def _scores(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[str]:
     yield from _table((f"metric on {evaluation.samples()}", "value", "95% CI", "method of the interval"), rows)
     if run.cross_validation is not None and head.name == run.selected:
         folded = run.cross_validation
+        images = f"{folded.n_images:,} images{of_patients(folded.whole.pooled.n_patients)}"
         yield (
-            f"\nCross-validated in {folded.n_folds} folds of {folded.n_images:,} images, selection included: ROC AUC "
+            f"\nCross-validated in {folded.n_folds} folds of {images}, selection included: ROC AUC "
             f"{estimate_text(folded.whole.pooled.auc)}. {folded.meaning}"
         )
     for metric in shown:

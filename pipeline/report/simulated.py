@@ -1,0 +1,26 @@
+"""How often intervals contained the truth in simulations, where that is not 93 to 97%. docs/statistics.md has the tables."""
+
+from collections.abc import Iterable
+
+from hoarfrost.evaluation.intervals import DELONG, LINEARISED, NADEAU, NEWCOMBE
+from hoarfrost.evaluation.shares import BOOTSTRAP
+
+OF_AREAS = {
+    DELONG: "DeLong's and Newcombe's, as they are chosen here, 92 to 100%, lowest with a rare class",
+    NEWCOMBE: "DeLong's and Newcombe's, as they are chosen here, 92 to 100%, lowest with a rare class",
+    BOOTSTRAP: "the bootstrap over patients 90 to 96%, lowest with 10 positive patients",
+}
+OF_SHARES = {BOOTSTRAP: "the bootstrap over patients 92 to 97%"}
+OF_SCORES = {LINEARISED: "the delta method 94 to 99%, highest for F1, loss and Brier score"}
+OF_FOLDS = {NADEAU: "those of pooled predictions 95 to 100%"}
+OF_CALIBRATION = {
+    "error": "that of the calibration error 91 to 99%",
+    "curve": "those of ICI, E50 and E90 93 to 100%",
+}
+
+
+def simulated(methods: Iterable[str], known: dict[str, str]) -> str:
+    """Return a sentence on the coverage of the intervals of some methods; "" if all are within 93 to 97%."""
+    names = list(methods)
+    found = dict.fromkeys(text for method, text in known.items() if any(method in name for name in names))
+    return f"Coverage of these 95% intervals in simulations: {'; '.join(found)}." if found else ""
