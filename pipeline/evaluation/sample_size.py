@@ -54,8 +54,8 @@ class Assumed:
     sensitivity, specificity : float or None
         At the operating point; not planned where None.
     images_per_patient : float
-    design_effect : float
-        Factor by which images of the same patients make variances larger; 1 for independent images.
+    icc : float, in [0, 1]
+        Correlation between images of the same patient. At 1, they count as one image.
     linear_predictor : LinearPredictor or None
         Of calibrated probabilities; None for that of `LinearPredictor.binormal`.
     images_for_area : float or None
@@ -67,9 +67,14 @@ class Assumed:
     sensitivity: float | None = None
     specificity: float | None = None
     images_per_patient: float = 1.0
-    design_effect: float = 1.0
+    icc: float = 1.0
     linear_predictor: LinearPredictor | None = None
     images_for_area: float | None = None
+
+    @property
+    def design_effect(self) -> float:
+        """The factor by which images of the same patients make variances larger; 1 for independent images."""
+        return 1 + (self.images_per_patient - 1) * self.icc
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,11 @@ def _images_by_limits(auc: float, prevalence: float, width: float) -> float:
 def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float = 1.0) -> float:
     """Return the independent images for a calibration slope whose 95% Wald interval has this width.
 
+    Raises
+    ------
+    ValueError
+        If log-odds do not vary, or the width is not positive.
+
     References
     ----------
     Riley et al. (2021), Statistics in Medicine 40(19), 4230-4251, equation 6: from Fisher's information.
@@ -193,6 +203,8 @@ def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float =
     p = expit(slope * predictor.values)
     information = predictor.weights * p * (1 - p)
     i00, i01, i11 = (float((information * predictor.values**power).sum()) for power in range(3))
+    if i00 * i11 - i01**2 <= 1e-12 * i00**2:
+        raise ValueError("the predicted log-odds do not vary")
     return i00 / (i00 * i11 - i01**2) / (width / (2 * Z)) ** 2
 
 
@@ -237,11 +249,6 @@ def _check(*given: tuple[str, float, float], most: float = 1) -> None:
 # -- a study, and a larger test set -------------------------------------------------------------------------------------
 
 
-def design_effect(images_per_patient: float, icc: float) -> float:
-    """Return the factor by which images of the same patients, with this intraclass correlation, make variances larger."""
-    return 1 + (images_per_patient - 1) * icc
-
-
 def plan_study(assumed: Assumed, *, width: float = 0.1, calibration_width: float = 0.2) -> Plan:
     """Return how many images, patients and cases each quantity of an external validation needs.
 
@@ -272,8 +279,11 @@ def _independent(assumed: Assumed, width: float, by: float) -> Iterator[tuple[st
     own = None if assumed.images_for_area is None else assumed.images_for_area / assumed.design_effect
     area = images_for_area(assumed.auc, prevalence, width) if own is None else own
     yield "ROC AUC", assumed.auc, width, area
-    yield "calibration slope", 1.0, by, images_for_slope(
-        LinearPredictor.binormal(assumed.auc, prevalence) if predictor is None else predictor, by
+    yield (
+        "calibration slope",
+        1.0,
+        by,
+        images_for_slope(LinearPredictor.binormal(assumed.auc, prevalence) if predictor is None else predictor, by),
     )
     yield "observed/expected", 1.0, by, images_for_ratio(prevalence, by)
     if assumed.sensitivity is not None:

@@ -11,7 +11,7 @@ from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, rule, several
-from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
+from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
 
 MAX_CLASSES_IN_TITLE = 5
 FAR = 2.24  # standard deviations, which chance exceeds in 2.5%
@@ -66,6 +66,7 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     if folded is not None and metric.key in folded.whole.pooled:
         notes.append(f"{folded.n_folds}-fold cross-validated: {estimate_text(folded.whole.pooled[metric.key])}")
     if metric.key == ROC_AUC:
+        notes += [precision] if (precision := precision_text(run)) else []
         notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
         if evaluation.is_binary:
             positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")

@@ -28,6 +28,7 @@ from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figur
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import Fact, provenance_of
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
@@ -106,6 +107,7 @@ class Page:
     scale: CellScale
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
+    needs: str
     views: ViewsSection
     leakage: Leakage | None
     together: str
@@ -215,6 +217,7 @@ def page_of(run: Run) -> Page:
         scale=cell_scale((row.area for row in variants), overall),
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
+        needs=needs_text(run, evaluation),
         views=views_section(run),
         leakage=run.leakage,
         together="" if run.leakage is None else together_text(run.leakage),

@@ -24,6 +24,7 @@ from hoarfrost.runs.folder import (
     read_splits,
     write_run,
 )
+from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
@@ -95,10 +96,14 @@ __all__ = [
     "from_json",
     "leakage_warnings",
     "metrics_document",
+    "outlook_of",
+    "outlook_text",
+    "precision_text",
     "read_heads",
     "read_run",
     "read_splits",
     "require_tensorboard",
+    "scored_area",
     "shared_text",
     "to_json",
     "together_text",

@@ -262,12 +262,16 @@ class ComparedViews:
 
 @dataclass(frozen=True)
 class LearningPoint:
-    """The selected head, trained on a share of the training patients: the ROC AUCs of each draw and seed."""
+    """The selected head, trained on a share of the training patients: the ROC AUCs of each draw and seed.
+
+    `by_draw` is the mean over the seeds of each draw; empty in runs of earlier versions.
+    """
 
     share: float
     n_patients: int
     n_images: int
     roc_aucs: tuple[float, ...]
+    by_draw: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -26,9 +26,12 @@ from hoarfrost.evaluation import (
     roc_auc,
 )
 from hoarfrost.evaluation.calibration import calibration_line
+from hoarfrost.evaluation.extrapolation import extrapolate
 from hoarfrost.evaluation.intervals import area, pooled_area, variance_inflation
 from tests.benchmarks.measurement import Measurement
-from tests.support.folds import drawn, pooled_scores, true_auc
+from tests.support.curves import LAWS, SHARES, drawn_curve, law
+from tests.support.curves import N_DRAWS as CURVE_DRAWS
+from tests.support.folds import Drawn, drawn, pooled_scores, ridge, true_auc
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -209,6 +212,51 @@ def _folds_cell(n: int, n_features: int, distance: float, penalty: float) -> Mea
     return _coverage(what, found, float(np.mean(areas)))
 
 
+def learning_curve_band(_: Path) -> list[Measurement]:
+    """The band of an extrapolated learning curve at twice the images; and ridge regression, whose draws share images."""
+    cells = list(product(LAWS, (200, 1000), (1, CURVE_DRAWS)))
+    return [*(_law_cell(*cell) for cell in cells), *(_ridge_curve_cell(n) for n in (200, 1000))]
+
+
+def _law_cell(parameters: tuple[float, float, float], n: int, n_last: int) -> Measurement:
+    rng = np.random.default_rng(0)
+    curves = (drawn_curve(rng, parameters, n, deviation=0.2, n_last=n_last) for _ in range(N_FIGURES))
+    a, b, c = parameters
+    what = f"learning curve {a:g} - {b:g} (n/10)^-{c:g} to n = {n}, {n_last} draw(s) of all: band at 2n covers"
+    return _band(what, curves, n, law(parameters, 2 * n), "93 to 99%")
+
+
+def _ridge_curve_cell(n: int) -> Measurement:
+    """Train on shares of n samples, and on many sets of 2n; draws of half of them share many samples."""
+    rng, kind = np.random.default_rng(0), {"n_features": 64, "distance": 2.0}
+
+    def trained(data: Drawn, rows: Ints) -> float:
+        own = Drawn(data.y[rows], data.x[rows], data.delta)
+        return true_auc(ridge(own, np.ones(len(rows), bool), 30.0), data)
+
+    def curve() -> tuple[list[int], list[list[float]]]:
+        data, sizes = drawn(rng, n, **kind), [round(share * n) for share in SHARES]
+        return sizes, [
+            [trained(data, rng.permutation(n)[:size]) for _ in range(CURVE_DRAWS if size < n else 1)] for size in sizes
+        ]
+
+    truth = float(np.mean([trained(drawn(rng, 2 * n, **kind), np.arange(2 * n)) for _ in range(200)]))
+    what = f"learning curve of ridge regression, n = {n}, draws of the same images: band at 2n covers"
+    return _band(what, (curve() for _ in range(N_FIGURES // 2)), n, truth, "none: of other images")
+
+
+def _band(
+    what: str, curves: Iterable[tuple[list[int], list[list[float]]]], n: int, truth: float, demanded: str
+) -> Measurement:
+    found = [extrapolate(sizes, areas, [2 * n]) for sizes, areas in curves]
+    drawn_ones = [one for one in found if not one.reason]
+    covers = float(np.mean([one.low[0] <= truth <= one.high[0] for one in drawn_ones]))
+    width = float(np.mean([one.high[0] - one.low[0] for one in drawn_ones]))
+    share = len(drawn_ones) / len(found)
+    measured = f"{covers:.1%}, mean width {width:.3f}; drawn in {share:.0%}"
+    return Measurement(what, measured, demanded, {"covers": covers, "width": width, "drawn": share})
+
+
 def temperature_prior(_: Path) -> list[Measurement]:
     """How much worse a fitted temperature makes the log loss of new samples than the true one, by the prior's strength.
 
@@ -330,6 +378,7 @@ MEASUREMENTS = {
     "figures_coverage": figures_coverage,
     "area_rule": area_rule,
     "folds_coverage": folds_coverage,
+    "learning_curve_band": learning_curve_band,
     "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,

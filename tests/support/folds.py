@@ -37,12 +37,16 @@ def pooled_scores(
     scores, weights = np.empty(len(data.y)), []
     for fold in range(n_folds):
         own = folds != fold
-        mean, y = data.x[own].mean(axis=0), data.y[own]
-        x = data.x[own] - mean
-        w = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
-        scores[~own] = (data.x[~own] - mean) @ w
-        weights.append(w)
+        weights.append(ridge(data, own, penalty))
+        scores[~own] = (data.x[~own] - data.x[own].mean(axis=0)) @ weights[-1]
     return scores, weights
+
+
+def ridge(data: Drawn, own: npt.NDArray[np.bool_], penalty: float) -> Floats:
+    """Return the weights (d,) of ridge regression on some of the samples."""
+    x, y = data.x[own] - data.x[own].mean(axis=0), data.y[own]
+    found: Floats = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
+    return found
 
 
 def true_auc(weights: Floats, data: Drawn) -> float:
