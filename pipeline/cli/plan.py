@@ -49,13 +49,19 @@ def plan(
 ) -> None:  # fmt: skip
     """Show how many patients an external validation needs for intervals of a wanted width, before any training.
 
-    Methods: Riley et al. (2021), Statistics in Medicine 40, 4230-4251. Without --run, --prevalence and --auc are
-    required. Sensitivity and specificity are planned if they are given, or known from the run.
+    Methods: Riley et al. (2021), Statistics in Medicine 40, 4230-4251. Prevalence and ROC AUC are
+    required, or a run that has them. Sensitivity and specificity are planned if they are given, or known from the run.
+    Where a run does not know patients, each image counts as one.
 
     Example:
       $ hoarfrost plan --prevalence 0.3 --auc 0.85 --sensitivity 0.9 --specificity 0.8
          quantity           assumed  width  patients  cases
          ROC AUC            0.850    0.10   277       84
+      *  calibration slope  1.000    0.20   1,803     541
+         observed/expected  1.000    0.20   900       270
+         sensitivity        0.900    0.10   470       141
+         specificity        0.800    0.10   352       106
+      * calibration slope needs most: 1,803 patients, 541 of them positive
       ...
 
     More examples:

@@ -60,8 +60,8 @@ def extrapolate(
     Notes
     -----
     Weighted least squares on a grid of c. The bootstrap draws residuals, which are pooled over sizes after division by a
-    standard deviation that is a power of the number of images. The band describes the choice of training images among those
-    that there are, for the images that were scored.
+    standard deviation that is a power of the number of images. What all images have in common, as draws of them do, is drawn
+    too: it has the variance of training sets of the last size. Differences between test images are not in the band.
 
     References
     ----------
@@ -73,16 +73,21 @@ def extrapolate(
     groups, n = [np.asarray(one, np.float64) for one in areas], np.asarray(sizes, np.float64)
     if len(n) < FEWEST_SIZES:
         return _none(f"a law of three parameters needs {FEWEST_SIZES} sizes; there are {len(n)}")
-    if sum(len(one) > 1 for one in groups) < FEWEST_SIZES - 1:
+    if sum(len(one) > 1 for one in groups[:-1]) < FEWEST_SIZES - 1:
         return _none("too few sizes have several draws, so their differences are unknown")
     relative, wanted = n / n[-1], np.asarray(at, np.float64) / n[-1]
     means, counts, spread = np.array([one.mean() for one in groups]), [len(one) for one in groups], _spread(n, groups)
     weights = np.array(counts) / spread**2
     fitted = _law(relative, means[None], weights)
-    rng, residuals, found = np.random.default_rng(seed), _residuals(groups, spread), _at(fitted, relative)[0]
+    rng, found = np.random.default_rng(seed), _at(fitted, relative)[0]
+    own = spread * np.sqrt(
+        1 - relative
+    )  # of draws from the same images; what all images share is the same in all draws
+    residuals = _residuals(groups, own)
     drawn = np.stack(
-        [found[i] + spread[i] * rng.choice(residuals, (N_DRAWS, counts[i])).mean(1) for i in range(len(n))], axis=1
+        [found[i] + own[i] * rng.choice(residuals, (N_DRAWS, counts[i])).mean(1) for i in range(len(n))], axis=1
     )
+    drawn += WIDENED * spread[-1] * rng.normal(size=(N_DRAWS, 1))
     laws = _law(relative, drawn, weights)
     if (laws[1] <= 0).mean() > MOST_FLAT:
         return _none("the curve does not rise by more than its draws differ")
@@ -90,8 +95,8 @@ def extrapolate(
     if high[-1] - low[-1] > means.max() - means.min():
         return _none("at twice the images the band would be wider than the whole rise of the curve")
     values = _at(fitted, wanted)[0]
-    ends = (np.minimum(low[:-1], values), np.maximum(high[:-1], values))
-    return Extrapolation(tuple(at), tuple(values.tolist()), *(tuple(end.tolist()) for end in ends))
+    least, most = np.minimum(low[:-1], values), np.maximum(high[:-1], values)
+    return Extrapolation(tuple(at), tuple(values.tolist()), tuple(least.tolist()), tuple(most.tolist()))
 
 
 def _none(reason: str) -> Extrapolation:
@@ -99,10 +104,14 @@ def _none(reason: str) -> Extrapolation:
 
 
 def _spread(n: Floats, groups: Sequence[Floats]) -> Floats:
-    """Return the standard deviation of one draw at each size, (k,): a power of the size, fitted to those with several."""
-    several = [i for i, one in enumerate(groups) if len(one) > 1]
+    """Return the standard deviation over training sets of each size, (k,): a power of the size, fitted to the draws.
+
+    Draws of a share s of the same images differ by a factor of 1 - s less in variance than sets of new images.
+    """
+    several = [i for i, one in enumerate(groups[:-1]) if len(one) > 1]
     freedom = np.array([len(groups[i]) - 1 for i in several])
     logs = np.log([max(float(groups[i].var(ddof=1)), LEAST_SPREAD**2) for i in several])
+    logs -= np.log(1 - n[several] / n[-1])
     logs -= digamma(freedom / 2) - np.log(freedom / 2)  # the mean logarithm of a variance that few draws estimate
     x = np.log(n[several])
     centre = np.average(x, weights=freedom)
@@ -111,11 +120,11 @@ def _spread(n: Floats, groups: Sequence[Floats]) -> Floats:
     return found
 
 
-def _residuals(groups: Sequence[Floats], spread: Floats) -> Floats:
+def _residuals(groups: Sequence[Floats], own: Floats) -> Floats:
     """Return the draws' distances from their mean, in standard deviations, pooled over sizes."""
     return np.concatenate([
         WIDENED * np.sqrt(len(one) / (len(one) - 1)) * (one - one.mean()) / deviation
-        for one, deviation in zip(groups, spread, strict=True)
+        for one, deviation in zip(groups[:-1], own, strict=False)
         if len(one) > 1
     ])  # fmt: skip
 

@@ -10,10 +10,11 @@ from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
 from hoarfrost.report.words import decimal, listed, several
-from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize
+from hoarfrost.runs import EmbeddingFacts, FixedPoint, Run, SplitSize, outlook_of
 
 MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
@@ -22,12 +23,14 @@ LITERATURE = {
     "Breiman 1996": "Machine Learning 24(1), 49-64",
     "DeLong et al. 1988": "Biometrics 44(3), 837-845",
     "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
+    "Figueroa et al. 2012": "BMC Medical Informatics and Decision Making 12, 8",
     "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
     "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
     "Newcombe 2006": "Statistics in Medicine 25(4), 559-573",
     "Loshchilov and Hutter 2019": "Decoupled Weight Decay Regularization, ICLR",
     "Nixon et al. 2019": "Measuring Calibration in Deep Learning, CVPR workshops",
     "Obuchowski 1997": "Biometrics 53(2), 567-578",
+    "Riley et al. 2021": "Statistics in Medicine 40(19), 4230-4251",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
     "Youden 1950": "Cancer 3(1), 32-35",
@@ -216,6 +219,19 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
             f"The whole procedure, with selection, was also cross-validated in {run.cross_validation.n_folds} folds, and the "
             "predictions of the held-out parts were pooled."
         )
+    yield from _more_images(run, evaluation)
+
+
+def _more_images(run: Run, evaluation: Evaluation) -> Iterator[str]:
+    """Yield how the learning curve was extrapolated, and how needed sample sizes were found, where these are shown."""
+    outlook = outlook_of(run)
+    if outlook is not None and not outlook.reason:
+        yield (
+            "The learning curve was extrapolated by an inverse power law (Figueroa et al. 2012), its 95% band by a bootstrap "
+            "over the draws of training patients."
+        )
+    if outlook is not None and needs_text(run, evaluation):
+        yield "Sample sizes for a validation were calculated for stated widths of 95% intervals (Riley et al. 2021)."
 
 
 def _by(method: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import logit
@@ -46,7 +47,7 @@ def plan_of(
     ValueError
         As `plan_study`, without a run.
     """
-    known = {name: value for name, value in given.items() if value is not None}
+    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if run is None:
         assumed = Assumed(**known)
     else:

@@ -29,7 +29,7 @@ def test_stated_values_give_the_published_number(hoarfrost: Hoarfrost) -> None:
     assert found["needed"][0] == {
         "quantity": "ROC AUC", "assumed": 0.8, "width": 0.1, "images": 4252, "patients": 4252, "cases": 77,
     }  # fmt: skip
-    assert found["largest"] == "calibration slope"
+    assert found["largest"] == "observed/expected"
 
 
 def test_table_has_what_is_stated_and_marks_the_largest_need(hoarfrost: Hoarfrost) -> None:

@@ -14,16 +14,16 @@ def law(parameters: tuple[float, float, float], n: float) -> float:
 
 
 def drawn_curve(
-    rng: np.random.Generator, parameters: tuple[float, float, float], n: int, *, deviation: float, n_last: int = 1
+    rng: np.random.Generator, parameters: tuple[float, float, float], n: int, *, deviation: float
 ) -> tuple[list[int], list[list[float]]]:
-    """Return the sizes of a curve up to n images, and the areas of five draws at each, but for `n_last` of all images.
+    """Return the sizes of a curve up to n images, and the areas of five draws at each, but for one of all images.
 
-    The draws' standard deviation is `deviation` divided by the root of the number of images.
+    The standard deviation over training sets is `deviation` divided by the root of their size. Draws are from the same n
+    images, so they share what these have in common.
     """
-    sizes = [round(share * n) for share in SHARES]
-    areas = []
+    sizes, areas = [round(share * n) for share in SHARES], []
+    of_all = deviation / np.sqrt(n) * rng.normal()
     for size in sizes:
-        n_draws = n_last if size == n else N_DRAWS
-        noise = deviation / np.sqrt(size) * rng.normal(size=n_draws)
-        areas.append(np.clip(law(parameters, size) + noise, 0, 1).tolist())
+        own = deviation * np.sqrt((1 - size / n) / size) * rng.normal(size=N_DRAWS if size < n else 1)
+        areas.append(np.clip(law(parameters, size) + of_all + own, 0, 1).tolist())
     return sizes, areas
