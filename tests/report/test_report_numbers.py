@@ -16,8 +16,9 @@ from hoarfrost.evaluation.bootstrap import N_DRAWS
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.methods import LITERATURE
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.words import decimal, interval
-from hoarfrost.runs import Run
+from hoarfrost.runs import Run, outlook_of, outlook_text, precision_text
 from tests.support.reported import KINDS
 
 Reported = Callable[[str], Run]
@@ -135,6 +136,10 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     assert len(NUMBER.findall(" ".join(page.pieces))) > 300
     folded = reported(kind).cross_validation
     stated = set() if folded is None else set(NUMBER.findall(folded.meaning))  # derived from the number of folds
+    run = reported(kind)  # sizes that a study needs are calculated, and rounded: test_plan.py holds them
+    outlook = outlook_of(run)
+    further = "" if outlook is None else outlook_text(outlook)
+    stated |= set(NUMBER.findall(f"{precision_text(run)} {needs_text(run, evaluation_of(run))} {further}"))
     stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 
