@@ -17,6 +17,8 @@ WIDENED = 1.25
 """Factor of the draws' differences: five draws of each size show them too small. With it the band covers as stated."""
 MOST_FLAT = 0.05  # share of bootstrap draws without any rise
 LEAST_SPREAD = 1e-4
+SLOWEST = -0.5
+"""Power of n with which variances shrink at least: few draws leave it open, and heads of more images vary less."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _spread(n: Floats, groups: Sequence[Floats]) -> Floats:
     logs -= digamma(freedom / 2) - np.log(freedom / 2)  # the mean logarithm of a variance that few draws estimate
     x = np.log(n[several])
     centre = np.average(x, weights=freedom)
-    slope = min(0.0, float((freedom * (x - centre) * logs).sum() / (freedom * (x - centre) ** 2).sum()))
+    slope = min(SLOWEST, float((freedom * (x - centre) * logs).sum() / (freedom * (x - centre) ** 2).sum()))
     found: Floats = np.exp((np.average(logs, weights=freedom) + slope * (np.log(n) - centre)) / 2)
     return found
 
