@@ -66,11 +66,11 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     if folded is not None and metric.key in folded.whole.pooled:
         notes.append(f"{folded.n_folds}-fold cross-validated: {estimate_text(folded.whole.pooled[metric.key])}")
     if metric.key == ROC_AUC:
-        notes += [precision] if (precision := precision_text(run)) else []
         notes.append(f"on {evaluation.samples()}{evaluation.of_patients()}")
         if evaluation.is_binary:
             positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
             notes.append(f"{positives}{evaluation.of_patients(1)}")
+        notes += [precision] if (precision := precision_text(run)) else []
     if metric.baseline:
         notes.append(evaluation.decided_by(head))
         guess = "answer" if evaluation.is_multilabel else "class"
