@@ -15,6 +15,7 @@ from hoarfrost.cli.heads import heads, predict
 from hoarfrost.cli.images import demo, extract, inspect
 from hoarfrost.cli.machine import doctor
 from hoarfrost.cli.options import CommandGroup
+from hoarfrost.cli.plan import plan
 from hoarfrost.cli.runs import report, train
 from hoarfrost.cli.serve import serve
 from hoarfrost.features.encoder.registry import DEFAULT
@@ -69,7 +70,7 @@ def _keep_examples(command: click.Command) -> None:
         _keep_examples(other)
 
 
-for command in (extract, train, report, predict, explain, export, serve, heads, inspect, demo, cache, doctor):
+for command in (extract, train, report, predict, explain, export, serve, heads, plan, inspect, demo, cache, doctor):
     main.add_command(command)
 main.help = (main.help or "").format(encoder=DEFAULT.title)
 _keep_examples(main)

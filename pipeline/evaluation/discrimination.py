@@ -167,17 +167,22 @@ def newcombe_limits(auc: float, n_pos: float, n_neg: float, *, level: float = 0.
 
     Numbers that are not whole are those of cases that tell as much as these.
     """
-    averaged, z2 = (n_pos + n_neg) / 2 - 1, normal_quantile(level) ** 2
+    z2 = normal_quantile(level) ** 2
 
     def lower(auc: float) -> float:
         def beyond(candidate: float) -> float:
-            spread = 1 + averaged * ((1 - candidate) / (2 - candidate) + candidate / (1 + candidate))
-            return (auc - candidate) ** 2 - z2 * candidate * (1 - candidate) * spread / (n_pos * n_neg)
+            return (auc - candidate) ** 2 - z2 * newcombe_variance(candidate, n_pos, n_neg)
 
         # Where the AUC is one, one is a root too; the limit is the other root.
         return 0.0 if auc <= 0 else float(brentq(beyond, 0, min(auc, 1 - 1e-12)))
 
     return lower(auc), 1 - lower(1 - auc)
+
+
+def newcombe_variance(auc: float, n_pos: float, n_neg: float) -> float:
+    """Return the variance that Newcombe's interval assumes: Hanley and McNeil's, with the class sizes averaged."""
+    spread = 1 + ((n_pos + n_neg) / 2 - 1) * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+    return auc * (1 - auc) * spread / (n_pos * n_neg)
 
 
 def macro_auc_ci(y_true: Ints, probabilities: Floats, *, level: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked_groups, normal_quantile
-from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, roc_auc
+from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, newcombe_variance, roc_auc
 from hoarfrost.evaluation.estimates import Estimate, wilson
 from hoarfrost.evaluation.influence import Influence
 from hoarfrost.evaluation.shares import BOOTSTRAP, share
@@ -219,9 +219,7 @@ def widened_newcombe(
     Its own variance is that of scores with a certain distribution. Where positives are more varied than negatives, it
     is too small, and the interval covers in 87 to 90%; widened, in 92 to 99% (`statistics.area_rule`).
     """
-    averaged = (n_pos + n_neg) / 2 - 1
-    assumed = auc * (1 - auc) * (1 + averaged * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / (n_pos * n_neg)
-    times = max(variance / assumed, 1.0)
+    times = max(variance / newcombe_variance(auc, n_pos, n_neg), 1.0)
     return newcombe_limits(auc, n_pos / times, n_neg / times, level=level)
 
 

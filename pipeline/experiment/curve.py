@@ -48,9 +48,10 @@ def learning_curve(
         validated = None if config.patience is None else development.folds[0].val
         folds = [Fold(rows, rows if validated is None else validated) for rows in draws]
         trained = train_heads(variant.specs, task.labelled(), folds, len(task.names), config, macro_roc_aucs, on_epoch)
-        aucs = tuple(_areas(variant, task, trained, [scored for _, scored in places]))
+        by_draw = _areas(variant, task, trained, [scored for _, scored in places])
         n_patients = int(np.mean([len(np.unique(task.groups[rows])) for rows in draws]))
-        points.append(LearningPoint(share, n_patients, int(np.mean([len(rows) for rows in draws])), aucs))
+        n_images, aucs = int(np.mean([len(rows) for rows in draws])), tuple(auc for one in by_draw for auc in one)
+        points.append(LearningPoint(share, n_patients, n_images, aucs, tuple(float(np.mean(one)) for one in by_draw)))
     return tuple(points)
 
 
@@ -60,8 +61,8 @@ def _place(task: Task, development: Development, draw: int) -> tuple[Ints, Ints]
     return (development.rows, task.scored["test"]) if "test" in task.scored else (fold.train, fold.val)
 
 
-def _areas(variant: Variant, task: Task, trained: Sequence[TrainedHead], scored: Sequence[Ints]) -> "list[float]":
-    """Return the ROC AUC of each draw and seed; kinds that are trained once count for every seed."""
+def _areas(variant: Variant, task: Task, trained: Sequence[TrainedHead], scored: Sequence[Ints]) -> list[list[float]]:
+    """Return the ROC AUC of each seed, for each draw; kinds that are trained once count for every seed."""
     weights: dict[object, float] = {}
     for member in variant.members:
         weights[member.head.spec] = weights.get(member.head.spec, 0) + member.weight
@@ -69,17 +70,18 @@ def _areas(variant: Variant, task: Task, trained: Sequence[TrainedHead], scored:
     for head in trained:
         (of_head,) = task.predicted_by([head], scored[head.fold])
         found.setdefault((head.fold, head.spec), []).append(of_head)
-    areas = []
+    areas: list[list[float]] = []
     for draw, rows in enumerate(scored):
         of_specs = [found[draw, spec] for spec in weights if (draw, spec) in found]
         if len(of_specs) < len(weights):
             continue  # a head of this draw failed
+        areas.append([])
         for seed in range(max(map(len, of_specs))):
             mixed = sum(
                 weight * of_spec[min(seed, len(of_spec) - 1)]
                 for weight, of_spec in zip(weights.values(), of_specs, strict=True)
             )
-            areas.append(task.roc_auc(rows, np.asarray(mixed)))
+            areas[-1].append(task.roc_auc(rows, np.asarray(mixed)))
     return areas
 
 

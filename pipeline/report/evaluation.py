@@ -47,6 +47,11 @@ class Evaluation:
         """Whether an image may have several labels."""
         return self.y_true.ndim == 2
 
+    @property
+    def n_patients(self) -> int | None:
+        """The number of patients, where images are counted and their patients are known."""
+        return None if self.patients is None else len(np.unique(self.patients))
+
     def samples(self) -> str:
         """Return what is counted, with its number: "156 test images of 60 patients"."""
         return several(len(self.y_true), f"{self.split_name} {self.unit}") + self.of_patients()

@@ -13,7 +13,7 @@ from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.trust import FIGURE_TITLES
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
-from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings
+from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
 
 MAX_CLASSES_IN_TITLE = 5
 ALARM = 0.05  # of all tests of heterogeneity together
@@ -73,6 +73,7 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
         if evaluation.is_binary:
             positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
             notes.append(f"{positives}{evaluation.of_patients(1)}")
+        notes += [precision] if (precision := precision_text(run)) else []
     if metric.baseline:
         notes.append(evaluation.decided_by(head))
         guess = "answer" if evaluation.is_multilabel else "class"

@@ -12,10 +12,11 @@ from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
 from hoarfrost.report.words import decimal, listed, of_patients, several
-from hoarfrost.runs import Assessment, EmbeddingFacts, FixedPoint, Run, SplitSize
+from hoarfrost.runs import Assessment, EmbeddingFacts, FixedPoint, Run, SplitSize, outlook_of
 
 MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
@@ -26,6 +27,7 @@ LITERATURE = {
     "Cochran 1954": "Biometrics 10(1), 101-129",
     "DeLong et al. 1988": "Biometrics 44(3), 837-845",
     "Efron 1987": "Journal of the American Statistical Association 82(397), 171-185",
+    "Figueroa et al. 2012": "BMC Medical Informatics and Decision Making 12, 8",
     "Guo et al. 2017": "On Calibration of Modern Neural Networks, ICML",
     "Harrell 2015": "Regression Modeling Strategies, section 2.4.5",
     "Holm 1979": "Scandinavian Journal of Statistics 6(2), 65-70",
@@ -36,6 +38,7 @@ LITERATURE = {
     "Obuchowski 1997": "Biometrics 53(2), 567-578",
     "Riley and Collins 2023": "Biometrical Journal 65(8), 2200302",
     "Rao and Scott 1981": "Journal of the American Statistical Association 76(374), 221-230",
+    "Riley et al. 2021": "Statistics in Medicine 40(19), 4230-4251",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
     "Youden 1950": "Cancer 3(1), 32-35",
@@ -229,6 +232,19 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
             "training sets that overlap (Nadeau and Bengio 2003). How much single predictions vary was shown by instability "
             "plots (Riley and Collins 2023)."
         )
+    yield from _more_images(run, evaluation)
+
+
+def _more_images(run: Run, evaluation: Evaluation) -> Iterator[str]:
+    """Yield how the learning curve was extrapolated, and how needed sample sizes were found, where these are shown."""
+    outlook = outlook_of(run)
+    if outlook is not None and not outlook.reason:
+        yield (
+            "The learning curve was extrapolated by an inverse power law (Figueroa et al. 2012), its 95% band by a bootstrap "
+            "over the draws of training patients."
+        )
+    if outlook is not None and needs_text(run, evaluation):
+        yield "Sample sizes for a validation were calculated for stated widths of 95% intervals (Riley et al. 2021)."
 
 
 def _by(method: str) -> str:

@@ -28,6 +28,7 @@ from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figur
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import Fact, provenance_of
 from hoarfrost.report.simulated import OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES, simulated
 from hoarfrost.report.stability import StabilitySection, stability_figures, stability_of
@@ -109,6 +110,7 @@ class Page:
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
     stability: StabilitySection | None
+    needs: str
     views: ViewsSection
     leakage: Leakage | None
     together: str
@@ -219,6 +221,7 @@ def page_of(run: Run) -> Page:
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
         stability=stability_of(run),
+        needs=needs_text(run, evaluation),
         views=views_section(run),
         leakage=run.leakage,
         together="" if run.leakage is None else together_text(run.leakage),

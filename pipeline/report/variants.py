@@ -7,14 +7,16 @@ from statistics import median_low
 import numpy as np
 
 from hoarfrost.evaluation import Estimate, Metric, ShownIn, binary_problems, metrics_of, registered
+from hoarfrost.evaluation.extrapolation import Extrapolation
 from hoarfrost.evaluation.intervals import NEWCOMBE
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import count_patients
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
 from hoarfrost.report.simulated import OF_AREAS, simulated
+from hoarfrost.report.svg import N_COLOURS
 from hoarfrost.report.words import count, decimal, estimate_text, metric_text, p_text, several
-from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run
+from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run, outlook_of, outlook_text
 
 N_DRAWN = 20
 N_IN_TABLE = 1000
@@ -201,20 +203,36 @@ def learning_figure(run: Run, evaluation: Evaluation) -> Figure | None:
         (row.n_images, area) for row, point in zip(rows, run.learning_curve, strict=True) for area in point.roc_aucs
     ]
     x, y = np.array(draws, dtype=np.float64).T
+    outlook = outlook_of(run)
+    assert outlook is not None
     gain = rows[-1].middle - rows[-2].middle
     message = (
         f"Learning curve of {run.selected} on {evaluation.samples()}: from {several(rows[0].n_images, 'training image')} "
         f"to {rows[-1].n_images:,} the median ROC AUC goes from {decimal(rows[0].middle)} to {decimal(rows[-1].middle)}. "
-        f"The last step {'still rises' if gain > 0 else 'does not rise'}."
+        f"The last step {'still rises' if gain > 0 else 'does not rise'}. {outlook_text(outlook)}"
     )
-    high = float(sizes[-1]) * 1.04
+    further = _further(outlook)
+    high = max(float(sizes[-1]), *(float(curve.x[-1]) for curve in further), 0.0) * 1.04
     panel = Panel(
         Axis("training images", 0, high, _size_ticks(high)),
-        area_axis(f"{evaluation.split_name} ROC AUC", y.tolist()),
-        (Curve("median draw", sizes, middle, series=0, strong=True),),
+        area_axis(f"{evaluation.split_name} ROC AUC", [*y.tolist(), *(low for one in further for low in one.y)]),
+        (Curve("median draw", sizes, middle, series=0, strong=True), *further),
         marks=(Marks("one draw", x, y, None, None, series=1),),
     )
     return Figure(message, (panel,))
+
+
+def _further(outlook: Extrapolation) -> tuple[Curve, ...]:
+    """Return the extrapolated curve and the ends of its band, up to twice the images; none if there is no law."""
+    if outlook.reason:
+        return ()
+    x = np.array(outlook.n_images[:-1], dtype=np.float64)  # the last one, far away, is in words
+    ends = {"extrapolated": outlook.values, "lower end of its 95% band": outlook.low, "upper end": outlook.high}
+    series = (N_COLOURS, 2, 2)  # the first is dashed, in the accent's colour
+    return tuple(
+        Curve(name, x, np.array(values[:-1]), number)
+        for (name, values), number in zip(ends.items(), series, strict=True)
+    )
 
 
 def _size_ticks(high: float) -> tuple[float, ...]:

@@ -25,21 +25,18 @@ from hoarfrost.runs.folder import (
     read_splits,
     write_run,
 )
+from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
     SPLITS,
     ComparedViews,
-    CrossValidated,
-    CrossValidation,
     DatasetFacts,
     EmbeddingFacts,
     Epoch,
     HeadResult,
-    LearningPoint,
     OutOfFold,
     Predictions,
     ReferenceResult,
-    RepeatedSplits,
     Run,
     RunConfig,
     RunHeads,
@@ -49,6 +46,7 @@ from hoarfrost.runs.records import (
     ViewsResult,
     class_numbers,
 )
+from hoarfrost.runs.resampled import CrossValidated, CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.tensorboard import require_tensorboard
 from hoarfrost.runs.trust import (
     Assessment,
@@ -98,10 +96,14 @@ __all__ = [
     "from_json",
     "leakage_warnings",
     "metrics_document",
+    "outlook_of",
+    "outlook_text",
+    "precision_text",
     "read_heads",
     "read_run",
     "read_splits",
     "require_tensorboard",
+    "scored_area",
     "shared_text",
     "to_json",
     "together_text",

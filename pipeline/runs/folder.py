@@ -19,19 +19,18 @@ from hoarfrost.features.files.whole import check_writable, put_right, whole_fold
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
+from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
-    CrossValidation,
     HeadResult,
-    LearningPoint,
     Predictions,
     ReferenceResult,
-    RepeatedSplits,
     Run,
     RunConfig,
     RunHeads,
     class_numbers,
 )
+from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.tables import (
     read_history,
     read_out_of_fold,
@@ -81,7 +80,8 @@ SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 def metrics_document(run: Run) -> dict[str, Any]:
     """Return the content of `metrics.json`, which `train --json` prints too."""
     found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
-    # Derived from the configuration and the predictions, so not read back.
+    # Derived from the configuration, the scores and the predictions, so not read back.
+    found |= to_json({"precision": precision_of_run(run), "extrapolation": outlook_of(run)})
     first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
     return {**first, **found, "splits": to_json(run.split_sizes())}
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from scipy.stats import norm, t
+from scipy.stats import norm
 
 from hoarfrost.evaluation import (
     Estimate,
@@ -29,11 +29,9 @@ from hoarfrost.evaluation import (
 )
 from hoarfrost.evaluation.calibration import calibration_line
 from hoarfrost.evaluation.calibration_curve import calibration_curve
-from hoarfrost.evaluation.intervals import area, pooled_area, variance_inflation
-from hoarfrost.evaluation.stability import mean_over_splits
+from hoarfrost.evaluation.intervals import area
 from hoarfrost.evaluation.subgroup_differences import SubgroupSample, heterogeneity
 from tests.benchmarks.measurement import Measurement
-from tests.support.folds import areas_of_splits, drawn, pooled_scores, true_auc
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -47,9 +45,7 @@ REPEATS = 3
 N_FOR_TEMPERATURE, TEMPERATURES, N_TEMPERATURES = (6, 20, 60, 200, 600), (0.5, 0.7, 1.0, 1.4, 2.0), 100
 CORRELATIONS, N_OF_FIGURES, N_FIGURES, N_TRUE = (0.3, 0.7), (60, 150, 500), 500, 300_000
 CLASS_SIZES = ((10, 90), (30, 30), (30, 300), (50, 50), (50, 450), (200, 200))
-N_SPLITS = 20
 CURVE_SLOPES, N_CURVES_DRAWN, N_ALARMS = (1.0, 0.7, 0.5), 200, 1_000
-N_FOLDS, LEARNERS = 5, ((16, 1.2, 5.0), (16, 2.2, 5.0), (512, 2.0, 300.0), (512, 3.2, 300.0), (512, 3.2, 30.0))
 PRIORS = (1e6, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # standard deviations of log T; the first is no prior
 
 _GATE = """
@@ -88,7 +84,7 @@ def _delong_cell(n: int, prevalence: float, auc: float) -> Measurement:
         found["DeLong"].append(delong_ci(y_true, score))
         found["Newcombe"].append(newcombe_ci(y_true, score))
     what = f"DeLong's interval, n = {n}, prevalence {prevalence}, AUC {auc}: covers"
-    return _coverage(what, found, auc)
+    return coverage(what, found, auc)
 
 
 def clustered_coverage(_: Path) -> list[Measurement]:
@@ -113,7 +109,7 @@ def _clustered_cell(n_patients: int, prevalence: float, auc: float) -> Measureme
     what = (
         f"bootstrap over {n_patients} patients of {IMAGES_A_PATIENT} images, prevalence {prevalence}, AUC {auc}: covers"
     )
-    return _coverage(what, found, auc)
+    return coverage(what, found, auc)
 
 
 def figures_coverage(_: Path) -> list[Measurement]:
@@ -250,50 +246,7 @@ def _rule_cell(sizes: tuple[int, int], auc: float, deviation: float) -> Measurem
         found["DeLong"].append(delong_ci(y_true, score))
         found["Newcombe"].append(newcombe_ci(y_true, score))
     what = f"interval of {n_pos} against {n - n_pos}, deviation {deviation:g}, AUC {auc}: covers"
-    return _coverage(what, found, auc)
-
-
-def folds_coverage(_: Path) -> list[Measurement]:
-    """Pooled predictions of five folds by ridge regression: the average AUC of such heads, on as many images."""
-    return [_folds_cell(n, *kind) for n, kind in product(N_OF_FIGURES, LEARNERS)]
-
-
-def _folds_cell(n: int, n_features: int, distance: float, penalty: float) -> Measurement:
-    rng, areas = np.random.default_rng(0), []
-    found: dict[str, list[tuple[float, float]]] = {"used": [], "of one test split": []}
-    for _ in range(N_FIGURES if n < N_OF_FIGURES[-1] else N_FIGURES // 2):
-        data = drawn(rng, n, n_features=n_features, distance=distance)
-        pooled, weights = pooled_scores(rng, data, penalty=penalty, n_folds=N_FOLDS)
-        areas += [true_auc(one, data) for one in weights]
-        plain, two = Estimate(roc_auc(data.y, pooled), None, None), np.column_stack([-pooled, pooled])
-        used = pooled_area(plain, data.y, two, None, variance_inflation(N_FOLDS))
-        assert used.interval is not None
-        found["used"].append(used.interval)
-        found["of one test split"].append(delong_ci(data.y, pooled))
-    what = f"pooled AUC of {N_FOLDS} folds, n = {n}, {n_features} features, penalty {penalty:g}: covers"
-    return _coverage(what, found, float(np.mean(areas)))
-
-
-def splits_coverage(_: Path) -> list[Measurement]:
-    """Return the coverage of the interval of the mean AUC over random splits, of the average AUC of such heads."""
-    return [_splits_cell(n, *kind) for n, kind in product(N_OF_FIGURES, LEARNERS)]
-
-
-def _splits_cell(n: int, n_features: int, distance: float, penalty: float) -> Measurement:
-    rng, truths = np.random.default_rng(0), []
-    found: dict[str, list[tuple[float, float]]] = {"used": [], "Student's t with Nadeau and Bengio's variance": []}
-    by_t = t.ppf(0.975, N_SPLITS - 1) * np.sqrt(1 / N_SPLITS + 1 / (N_FOLDS - 1))
-    for _ in range(N_FIGURES):
-        data = drawn(rng, n, n_features=n_features, distance=distance)
-        areas, influences, weights = areas_of_splits(rng, data, penalty=penalty, n_splits=N_SPLITS)
-        truths += [true_auc(one, data) for one in weights]
-        used = mean_over_splits(areas, influences, data.y, None, N_FOLDS)
-        assert used.interval is not None
-        centre, half = np.mean(areas), by_t * np.std(areas, ddof=1)
-        for method, ends in zip(found, (used.interval, (float(centre - half), float(centre + half))), strict=True):
-            found[method].append(ends)
-    what = f"mean AUC of {N_SPLITS} random splits, n = {n}, {n_features} features, penalty {penalty:g}: covers"
-    return _coverage(what, found, float(np.mean(truths)))
+    return coverage(what, found, auc)
 
 
 def temperature_prior(_: Path) -> list[Measurement]:
@@ -350,7 +303,7 @@ def _distance(auc: float) -> float:
     return float(np.sqrt(2) * norm.ppf(auc))
 
 
-def _coverage(what: str, found: dict[str, list[tuple[float, float]]], auc: float) -> Measurement:
+def coverage(what: str, found: dict[str, list[tuple[float, float]]], auc: float) -> Measurement:
     """Count covering intervals, and those that lie above or below; of the first method in words."""
     figures = {}
     for method, intervals in found.items():
@@ -418,8 +371,6 @@ MEASUREMENTS = {
     "curve_coverage": curve_coverage,
     "heterogeneity_alarms": heterogeneity_alarms,
     "area_rule": area_rule,
-    "folds_coverage": folds_coverage,
-    "splits_coverage": splits_coverage,
     "temperature_prior": temperature_prior,
     "delong_speed": delong_speed,
     "bootstrap_speed": bootstrap_speed,

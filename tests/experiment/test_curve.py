@@ -1,15 +1,17 @@
 """The learning curve: growing shares of the training patients, several draws, scored on the test split."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hoarfrost.cli.console.training import train_text
 from hoarfrost.experiment.curve import N_DRAWS, SHARES
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.runs import Run, read_run
+from hoarfrost.runs import Run, metrics_document, outlook_of, outlook_text, read_run
 from hoarfrost.training import TrainingConfig
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 
@@ -76,3 +78,18 @@ def test_shares_that_leave_out_the_absence_of_a_label_are_left_out_and_named(
         f"learning curve: {share:.0%}" for share in left_out
     ]
     assert read_run(tmp_path / "run").learning_curve == run.learning_curve
+
+
+def test_curve_is_extrapolated_from_its_draws_and_not_without_them(tmp_path: Path) -> None:
+    labels = mixed({"benign": 300, "malignant": 200})
+    cache = write_labelled_cache(tmp_path / "c.h5", labels, embeddings=embeddings_of(labels, distance=0.1))
+    run = with_curve(cache)
+    for point in run.learning_curve:
+        assert np.mean(point.by_draw) == pytest.approx(np.mean(point.roc_aucs))
+    found = outlook_of(run)
+    assert found is not None
+    assert found.n_images[-2:] == (2 * run.learning_curve[-1].n_images, 4 * run.learning_curve[-1].n_images)
+    assert outlook_text(found) in train_text(run)
+    assert metrics_document(run)["extrapolation"]["values"] == list(found.values)
+    of_before = replace(run, learning_curve=tuple(replace(point, by_draw=()) for point in run.learning_curve))
+    assert "No extrapolation: runs of earlier versions" in train_text(of_before)

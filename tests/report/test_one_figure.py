@@ -15,7 +15,7 @@ from hoarfrost.report import write_report
 from hoarfrost.report.files import Table
 from hoarfrost.report.paper import tables_of
 from hoarfrost.report.variants import area_methods
-from hoarfrost.runs import Run, metrics_document, read_heads, read_run
+from hoarfrost.runs import Run, metrics_document, precision_text, read_heads, read_run
 from tests.experiment.test_assessment import train
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 
@@ -160,3 +160,13 @@ def test_csvs_of_the_paper_name_the_rule(run: Run, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert {row["test_decided_by"] for row in rows} <= {"sensitivity >= 0.9", "Youden's index", ""}
     assert rows[0]["test_decided_by"] == "sensitivity >= 0.9"
+
+
+def test_the_interval_has_one_statement_of_its_width_and_it_is_the_terminals(run: Run) -> None:
+    statement = precision_text(run)
+    assert statement in train_text(run)
+    page = plain(write_report(run.directory, with_map=False).read_text(encoding="utf-8"))
+    assert page.count("gives an interval of width") == page.count(statement) == 1
+    found = metrics_document(run)["precision"]
+    area = run.head(run.selected).test.auc  # type: ignore[union-attr]
+    assert found["width"] == pytest.approx(area.high - area.low)  # type: ignore[operator]

@@ -17,9 +17,10 @@ from hoarfrost.evaluation.calibration_curve import N_CURVES
 from hoarfrost.report.checklists import checklists_of
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.methods import LITERATURE
+from hoarfrost.report.planning import needs_text
 from hoarfrost.report.simulated import OF_AREAS, OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES
 from hoarfrost.report.words import decimal, interval
-from hoarfrost.runs import Run
+from hoarfrost.runs import Run, outlook_of, outlook_text, precision_text
 from tests.support.reported import KINDS
 
 Reported = Callable[[str], Run]
@@ -140,6 +141,10 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     stated = set() if folded is None else set(NUMBER.findall(folded.meaning))  # derived from the number of folds
     known = (OF_AREAS, OF_SHARES, OF_SCORES, OF_FOLDS, OF_CALIBRATION)
     stated |= set(NUMBER.findall(" ".join(text for texts in known for text in texts.values())))
+    run = reported(kind)  # sizes that a study needs are calculated, and rounded: test_plan.py holds them
+    outlook = outlook_of(run)
+    further = "" if outlook is None else outlook_text(outlook)
+    stated |= set(NUMBER.findall(f"{precision_text(run)} {needs_text(run, evaluation_of(run))} {further}"))
     stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 

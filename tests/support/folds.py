@@ -38,7 +38,7 @@ def pooled_scores(
         folds[rows] = np.arange(len(rows)) % n_folds
     scores, weights = np.empty(len(data.y)), []
     for fold in range(n_folds):
-        scores[folds == fold], w = _ridge(data, folds != fold, penalty)
+        scores[folds == fold], w = _predicted(data, folds != fold, penalty)
         weights.append(w)
     return scores, weights
 
@@ -56,19 +56,24 @@ def areas_of_splits(
         for value in (0, 1):
             rows = np.flatnonzero(data.y == value)
             own[rng.choice(rows, max(1, round(share * len(rows))), replace=False)] = False
-        scores, w = _ridge(data, own, penalty)
+        scores, w = _predicted(data, own, penalty)
         area, influences[number, ~own] = auc_influence(data.y[~own], np.column_stack([-scores, scores]))
         areas.append(area)
         weights.append(w)
     return areas, influences, weights
 
 
-def _ridge(data: Drawn, own: npt.NDArray[np.bool_], penalty: float) -> tuple[Floats, Floats]:
+def _predicted(data: Drawn, own: npt.NDArray[np.bool_], penalty: float) -> tuple[Floats, Floats]:
     """Return the scores of what is not one's own by ridge regression, and its weights (d,)."""
-    mean, y = data.x[own].mean(axis=0), data.y[own]
-    x = data.x[own] - mean
-    w = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
-    return (data.x[~own] - mean) @ w, w
+    w = ridge(data, own, penalty)
+    return (data.x[~own] - data.x[own].mean(axis=0)) @ w, w
+
+
+def ridge(data: Drawn, own: npt.NDArray[np.bool_], penalty: float) -> Floats:
+    """Return the weights (d,) of ridge regression on some of the samples."""
+    x, y = data.x[own] - data.x[own].mean(axis=0), data.y[own]
+    found: Floats = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y - y.mean())
+    return found
 
 
 def true_auc(weights: Floats, data: Drawn) -> float:

@@ -8,6 +8,7 @@ from hoarfrost.cli.console.lines import count, table, untrained_lines
 
 if TYPE_CHECKING:
     from hoarfrost.cli.doctor import Diagnosis
+    from hoarfrost.evaluation.sample_size import Plan
     from hoarfrost.features.cache import CacheInfo, CompactSummary, VerifyReport
     from hoarfrost.features.extraction.plan import ExtractSummary
     from hoarfrost.features.extraction.survey import Survey
@@ -103,6 +104,26 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
     lines = table(rows)
     lines += [f"{head.name} cannot be used: {head.problem}" for head in heads if head.problem]
     return "\n".join([*lines, "* selected; its val AUC is optimistic, because the same images selected it"])
+
+
+def plan_text(plan: "Plan") -> str:
+    """Return a table of what each quantity needs, the largest need, and what is assumed of the patients."""
+    has_several = plan.images_per_patient != 1
+    rows = [("", "quantity", "assumed", "width", *(["images"] if has_several else []), "patients", "cases")]
+    for one in plan.needed:
+        counts = [one.images, one.patients, one.cases] if has_several else [one.patients, one.cases]
+        mark = "*" if one is plan.largest else ""
+        rows.append((mark, one.quantity, f"{one.assumed:.3f}", f"{one.width:.2f}", *(f"{n:,}" for n in counts)))
+    most = plan.largest
+    lines = [*table(rows), f"* {most.quantity} needs most: {most.patients:,} patients, {most.cases:,} of them positive"]
+    lines.append(f"Assumed: prevalence {plan.prevalence:.3g}. Widths are those of 95% intervals (Riley et al. 2021).")
+    if has_several:
+        own = plan.images_per_patient / plan.design_effect
+        lines.append(
+            f"{plan.images_per_patient:.3g} images per patient count as {own:.2f} independent images (design effect "
+            f"{plan.design_effect:.2f})."
+        )
+    return "\n".join(lines)
 
 
 def cache_info_text(info: "CacheInfo") -> str:

@@ -26,7 +26,7 @@ SHOWN_HEADS = 20  # in a table
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
     from hoarfrost.experiment.splits import rule_named
-    from hoarfrost.runs import together_text
+    from hoarfrost.runs import precision_text, together_text
 
     split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
@@ -49,6 +49,7 @@ def train_text(run: "Run") -> str:
     if run.config.per_patient is not None:
         lines.append(f"Scores count patients, by the {run.config.per_patient} of their images' probabilities.")
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
+    lines += [precision] if (precision := precision_text(run)) else []
     lines += _decision_lines(_scores_of(run.head(run.selected)))
     if split != "test":
         lines.append(
@@ -256,11 +257,15 @@ def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
+    from hoarfrost.runs import outlook_of, outlook_text
+
     if run.learning_curve:
         yield f"Learning curve of {run.selected}, {split} ROC AUC (mean, lowest and highest of the draws):"
     for point in run.learning_curve:
         aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
         yield f"  {share}: {sum(aucs) / len(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
+    if (outlook := outlook_of(run)) is not None:
+        yield f"  {outlook_text(outlook)}"
 
 
 def _views_lines(views: "ComparedViews | None") -> "Iterator[str]":
