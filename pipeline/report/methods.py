@@ -10,6 +10,7 @@ from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
+from hoarfrost.report.external import external_methods
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
 from hoarfrost.report.words import decimal, listed, several
@@ -31,6 +32,7 @@ LITERATURE = {
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
     "Youden 1950": "Cancer 3(1), 32-35",
+    "Zou and Donner 2008": "Statistics in Medicine 27(10), 1693-1702",
 }
 """Where a method was published, by the words that cite it."""
 _BY_METHOD = {
@@ -55,7 +57,8 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
     str
         One paragraph that names only what the run used.
     """
-    used = [*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)]
+    model = [*_data(run), *_features(run), *_heads(run)] if run.external is None else external_methods(run)
+    used = [*model, *_evaluation(run, evaluation), *_software(run)]
     return " ".join([*used, *_references(" ".join(used))])
 
 

@@ -1,34 +1,31 @@
 """The run folder: written complete or not at all; read back and checked for contradictions."""
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields
-from itertools import repeat
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
+from hoarfrost.runs.external import External
 from hoarfrost.runs.records import (
     ComparedViews,
     CrossValidation,
-    DatasetFacts,
-    Epoch,
     HeadResult,
     LearningPoint,
-    OutOfFold,
     Predictions,
     ReferenceResult,
     Run,
@@ -36,16 +33,21 @@ from hoarfrost.runs.records import (
     RunHeads,
     class_numbers,
 )
+from hoarfrost.runs.tables import (
+    read_history,
+    read_out_of_fold,
+    read_predictions,
+    read_table,
+    write_history,
+    write_out_of_fold,
+    write_predictions,
+)
 from hoarfrost.runs.tensorboard import write_tensorboard
 from hoarfrost.runs.trust import Assessment, Suspects
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
+TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later one
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
@@ -63,47 +65,65 @@ METRICS: dict[str, Any] = {
     "shortcuts": tuple[AttributeAudit, ...],
     "suspects": Suspects | None,
     "views": ComparedViews | None,
+    "external": External | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views"})  # which runs of the same version may lack
+_LATER_PARTS = frozenset({"views", "external"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
     """Return the content of `metrics.json`, which `train --json` prints too."""
-    found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
+    parts = {name: getattr(run, name) for name in METRICS}
+    if run.external is None:  # a run of `train`
+        del parts["external"]
+    found: dict[str, Any] = to_json(parts)
     # Derived from the configuration and the predictions, so not read back.
     first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
     return {**first, **found, "splits": to_json(run.split_sizes())}
 
 
-def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
+def check_run_directory(directory: Path, *, overwrite: bool = False, evaluates: bool = False) -> RunConfig | None:
     """Return the configuration of the run that a new one would replace, or None; refuse other content.
 
-    A run that has a report is refused too, unless `overwrite` is true.
+    A run that has a report is refused too, unless `overwrite` is true. `evaluates` is whether an evaluation will be written,
+    which replaces only evaluations.
 
     Raises
     ------
     RunError
         If `directory` is a file, the current folder, or a folder with content that is not an earlier run.
     """
+    option = _option(evaluates=evaluates)
     try:
         place = _put_right(directory)
         if Path.cwd().is_relative_to(place):
             raise RunError(
                 f"{directory} is the current folder or contains it. A run replaces its whole folder. "
-                "Name a folder below the current one with --run."
+                f"Name a folder below the current one with {option}."
             )
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         if not existing.is_dir():
-            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with --run.")
+            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with {option}.")
         has_content = existing == place and any(place.iterdir())
-        earlier = _earlier_run(directory, overwrite=overwrite) if has_content else None
+        earlier = _earlier_run(directory, option, overwrite=overwrite) if has_content else None
+        if earlier is not None and bool(earlier.evaluates) != evaluates:
+            what = "an evaluation" if earlier.evaluates else "a run of `train`"
+            raise RunError(
+                f"{directory} contains {what}. Nothing was written there. Name another folder with {option}."
+            )
         check_writable(place.parent if existing == place else existing)
         return earlier
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise RunError(f"{directory} cannot be used as a run folder: {error}. Name another one with --run.") from error
+        raise RunError(
+            f"{directory} cannot be used as a run folder: {error}. Name another one with {option}."
+        ) from error
+
+
+def _option(*, evaluates: bool) -> str:
+    """Return the option that names the folder on the command line."""
+    return "--output" if evaluates else "--run"
 
 
 def _put_right(directory: Path) -> Path:
@@ -114,31 +134,31 @@ def _put_right(directory: Path) -> Path:
     return place
 
 
-def _earlier_run(directory: Path, *, overwrite: bool) -> RunConfig:
+def _earlier_run(directory: Path, option: str, *, overwrite: bool) -> RunConfig:
     """Return the configuration of an earlier run; refuse a folder with anything that `train` did not write."""
     if not (directory / "config.json").is_file():
         raise RunError(
             f"{directory} is not empty and does not contain an earlier run (config.json is missing). Nothing was written "
-            "there. Name another folder with --run."
+            f"there. Name another folder with {option}."
         )
     try:
         config = _read_config(directory)
     except RunError as error:
         raise RunError(
             f"{directory} is not empty, and its config.json is not from an earlier run of this version. Nothing was written "
-            f"there. Remove the folder, or name another one with --run. ({error})"
+            f"there. Remove the folder, or name another one with {option}. ({error})"
         ) from error
     foreign = [entry.name for entry in directory.iterdir() if entry.name not in OWN_FILES]
     foreign += [f"heads/{entry.name}" for entry in directory.glob("heads/*") if entry.suffix != ".safetensors"]
     if foreign:
         raise RunError(
             f"{directory} contains an earlier run and also {min(foreign)}, which would be lost. "
-            f"Move {min(foreign)} to another place, or name another folder with --run."
+            f"Move {min(foreign)} to another place, or name another folder with {option}."
         )
     if (directory / REPORT).exists() and not overwrite:
         raise RunError(
             f"{directory} contains the run of {config.created} and its report ({REPORT}). Nothing was written there. "
-            "Replace both with --overwrite, or name another folder with --run."
+            f"Replace both with --overwrite, or name another folder with {option}."
         )
     return config
 
@@ -164,26 +184,30 @@ def write_run(
     RunError
         If the folder holds something that is not a run, or cannot be written.
     """
-    check_run_directory(run.directory, overwrite=overwrite)
+    is_evaluation = bool(run.config.evaluates)
+    check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
     try:
         with whole_folder(run.directory) as staging:
             (staging / "heads").mkdir()
-            header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+            version = FORMAT_VERSION if run.config.evaluates else TRAINED_VERSION
+            header = {"format": FORMAT, "format_version": version}
             _write_json(staging / "config.json", header | to_json(run.config))
             _write_json(staging / "metrics.json", metrics_document(run))
-            _write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+            write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
             if run.out_of_fold is not None:
-                _write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
-            _write_history(staging / "history.csv", run.history)
+                write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
+            write_history(staging / "history.csv", run.history)
             for name, content in head_files.items():
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
             write_digests(staging)
-            check_run_directory(run.directory, overwrite=overwrite)  # again: a report may have been written meanwhile
+            # Again: a report may have been written meanwhile.
+            check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
     except OSError as error:
+        option = _option(evaluates=is_evaluation)
         raise RunError(
-            f"{run.directory}: the run cannot be written: {error}. Name another folder with --run."
+            f"{run.directory}: the run cannot be written: {error}. Name another folder with {option}."
         ) from error
 
 
@@ -198,22 +222,22 @@ def read_run(directory: Path) -> Run:
     config, found = _read_config(directory), _read_metrics(directory, METRICS)
     heads, cross_validation = found["heads"], found["cross_validation"]
     with _reading(directory / "predictions.csv") as path:
-        predictions = _read_predictions(path, [head.name for head in heads], config.dataset)
+        predictions = read_predictions(path, [head.name for head in heads], config.dataset)
         _check_predictions(predictions, heads, config)
     out_of_fold = None
     if cross_validation is not None:
         with _reading(directory / "out_of_fold.csv") as path:
             names = [result.name for result in cross_validation.results]
-            out_of_fold = _read_out_of_fold(path, names, config.dataset, predictions.paths)
+            out_of_fold = read_out_of_fold(path, names, config.dataset, predictions.paths)
     with _reading(directory / "history.csv") as path:
-        history = _read_history(path)
+        history = read_history(path)
     return Run(directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, **found)
 
 
 def read_splits(directory: Path) -> dict[str, str]:
     """Read the split of each image of a run, by path; raise RunError as `read_run` does."""
     with _reading(directory / "predictions.csv") as path:
-        return {row["path"]: row["split"] for row in _read_table(path)}
+        return {row["path"]: row["split"] for row in read_table(path)}
 
 
 def read_heads(directory: Path) -> RunHeads:
@@ -225,6 +249,10 @@ def read_heads(directory: Path) -> RunHeads:
         As `read_run`.
     """
     config = _read_config(directory)
+    if config.evaluates:
+        raise RunError(
+            f"{directory} is an evaluation ({config.evaluates}), and has no head to use. Name the run or the head file."
+        )
     return RunHeads(directory, config, **_read_metrics(directory, ("selected", "heads")))
 
 
@@ -235,7 +263,7 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
             name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
             for name in names
         }
-        _check_heads(found["selected"], found["heads"])
+        _check_heads(found["selected"], found["heads"], (ROC_AUC,) if found.get("external") else SCORES)
     return found
 
 
@@ -255,13 +283,16 @@ def _reading(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 
-def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
+def _check_heads(selected: str, heads: Sequence[HeadResult], required: Sequence[str]) -> None:
     """Refuse results without the scores that every reader of a run relies on."""
     if selected not in [head.name for head in heads]:
         raise ValueError(f"the selected head {selected!r} is not one of the run's heads")
     for head in heads:
-        for scores in (head.val, head.test or head.val):
-            missing = [key for key in SCORES if key not in scores or scores[key].value is None]
+        known = (
+            (head.val,) if head.val.n else ()
+        )  # an evaluation may know nothing of the images that validated the head
+        for scores in (*known, head.test or head.val):
+            missing = [key for key in required if key not in scores or scores[key].value is None]
             if missing:
                 raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
             if scores.auc.interval is None and not scores.auc.is_optimistic:
@@ -285,7 +316,8 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], co
         )
     if Counter(predictions.splits) != dataset.n_split:
         raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
-    scored = {"val" if config.n_cross_fit is None else "train"} | {"test" for head in heads if head.test is not None}
+    validated = set() if config.evaluates else {"val" if config.n_cross_fit is None else "train"}
+    scored = validated | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
         raise ValueError("a split that metrics.json scores has no rows")
 
@@ -326,120 +358,3 @@ def _read_config(directory: Path) -> RunConfig:
         for field in fields(TrainingConfig):
             content[field.name]  # its default would hide that it is missing
         return from_json(content, RunConfig)
-
-
-def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
-    """Return a head's columns in predictions.csv: (name, class number)."""
-    if dataset.positive is not None:
-        return [(head, 1)]
-    return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
-
-
-def _write_predictions(path: Path, predictions: Predictions, dataset: DatasetFacts) -> None:
-    truth = predictions.truth
-    known = [[_TRUTHS[value] for value in row] for row in truth.tolist()] if truth is not None else repeat([])
-    facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, known, strict=False)
-    header = ["path", "patient", "split", "label", *(_truth_columns(dataset) if truth is not None else [])]
-    _write_probabilities(path, header, ([*row[:4], *row[4]] for row in facts), predictions.probabilities, dataset)
-
-
-def _write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, dataset: DatasetFacts) -> None:
-    rows = [i for i, fold in enumerate(found.folds) if fold >= 0]
-    facts = ([predictions.paths[i], predictions.patients[i], found.folds[i], predictions.labels[i]] for i in rows)
-    probabilities = {name: scores[rows] for name, scores in found.probabilities.items()}
-    _write_probabilities(path, ["path", "patient", "fold", "label"], facts, probabilities, dataset)
-
-
-def _write_probabilities(
-    path: Path, header: Sequence[str], facts: Iterable[Sequence[object]], probabilities: "Mapping[str, Floats]",
-    dataset: DatasetFacts,
-) -> None:  # fmt: skip
-    columns = {name: p[:, number] for head, p in probabilities.items() for name, number in _columns(head, dataset)}
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *columns])
-        for i, row in enumerate(facts):
-            writer.writerow(
-                [*(_marked(cell) for cell in row), *(repr(float(scores[i])) for scores in columns.values())]
-            )
-
-
-# What a spreadsheet runs as a formula, and the mark itself.
-_MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
-
-
-def _marked(cell: object) -> object:
-    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
-
-
-def _unmarked(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
-
-
-_TRUTHS = {1: "1", 0: "0", -1: ""}
-
-
-def _truth_columns(dataset: DatasetFacts) -> list[str]:
-    """Return the columns that state which labels an image has."""
-    return [f"label:{label}" for label in dataset.classes]
-
-
-def _read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
-    rows = _read_table(path)
-    if not rows:
-        raise ValueError("it has no rows")
-    probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
-    paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
-    truth = None
-    if dataset.is_multilabel:
-        values = {text: value for value, text in _TRUTHS.items()}
-        truth = np.array([[values[row[name]] for name in _truth_columns(dataset)] for row in rows], np.int64)
-    return Predictions(paths, patients, splits, labels, probabilities, truth)
-
-
-def _read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, paths: Sequence[str]) -> OutOfFold:
-    rows = _read_table(path)
-    place = {name: i for i, name in enumerate(paths)}
-    places = [place[row["path"]] for row in rows]
-    folds = np.full(len(paths), -1)
-    folds[places] = [int(row["fold"]) for row in rows]
-    probabilities = {}
-    for name in names:
-        found = _read_probabilities(rows, name, dataset)
-        probabilities[name] = np.full((len(paths), found.shape[1]), np.nan)
-        probabilities[name][places] = found
-    return OutOfFold(tuple(folds.tolist()), probabilities)
-
-
-def _read_probabilities(rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts) -> "Floats":
-    scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"the column of {head} contains values that are not probabilities")
-    return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        content = file.read()
-    if not content.endswith("\n"):
-        raise ValueError("its last line is incomplete")
-    rows = list(csv.DictReader(io.StringIO(content, newline="")))
-    for row in rows:
-        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
-    return rows
-
-
-def _write_history(path: Path, history: Iterable[Epoch]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Epoch)])
-        writer.writerows(astuple(epoch) for epoch in history)
-
-
-def _read_history(path: Path) -> tuple[Epoch, ...]:
-    numbers = ("train_loss", "val_loss", "val_roc_auc", "learning_rate")
-    return tuple(
-        Epoch(row["head"], int(row["seed"]), int(row["epoch"]), *(float(row[name]) for name in numbers))
-        for row in _read_table(path)
-    )

@@ -1,0 +1,142 @@
+"""The tables of a run folder: predictions.csv, out_of_fold.csv and history.csv, written and read back."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hoarfrost.runs.records import DatasetFacts, Epoch, OutOfFold, Predictions
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+
+def _columns(head: str, dataset: DatasetFacts) -> list[tuple[str, int]]:
+    """Return a head's columns in predictions.csv: (name, class number)."""
+    if dataset.positive is not None:
+        return [(head, 1)]
+    return [(f"{head}:{label}", number) for number, label in enumerate(dataset.classes)]
+
+
+def write_predictions(path: Path, predictions: Predictions, dataset: DatasetFacts) -> None:
+    """Write predictions.csv: one row per image, one probability column per head and class."""
+    truth = predictions.truth
+    known = [[_TRUTHS[value] for value in row] for row in truth.tolist()] if truth is not None else repeat([])
+    facts = zip(predictions.paths, predictions.patients, predictions.splits, predictions.labels, known, strict=False)
+    header = ["path", "patient", "split", "label", *(_truth_columns(dataset) if truth is not None else [])]
+    _write_probabilities(path, header, ([*row[:4], *row[4]] for row in facts), predictions.probabilities, dataset)
+
+
+def write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, dataset: DatasetFacts) -> None:
+    """Write out_of_fold.csv: the images that a fold held out."""
+    rows = [i for i, fold in enumerate(found.folds) if fold >= 0]
+    facts = ([predictions.paths[i], predictions.patients[i], found.folds[i], predictions.labels[i]] for i in rows)
+    probabilities = {name: scores[rows] for name, scores in found.probabilities.items()}
+    _write_probabilities(path, ["path", "patient", "fold", "label"], facts, probabilities, dataset)
+
+
+def _write_probabilities(
+    path: Path, header: Sequence[str], facts: Iterable[Sequence[object]], probabilities: "Mapping[str, Floats]",
+    dataset: DatasetFacts,
+) -> None:  # fmt: skip
+    columns = {name: p[:, number] for head, p in probabilities.items() for name, number in _columns(head, dataset)}
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, *columns])
+        for i, row in enumerate(facts):
+            writer.writerow(
+                [*(_marked(cell) for cell in row), *(repr(float(scores[i])) for scores in columns.values())]
+            )
+
+
+# What a spreadsheet runs as a formula, and the mark itself.
+_MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def _marked(cell: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
+
+
+def _unmarked(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
+
+
+_TRUTHS = {1: "1", 0: "0", -1: ""}
+
+
+def _truth_columns(dataset: DatasetFacts) -> list[str]:
+    """Return the columns that state which labels an image has."""
+    return [f"label:{label}" for label in dataset.classes]
+
+
+def read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
+    """Read predictions.csv; raise ValueError if it is not complete."""
+    rows = read_table(path)
+    if not rows:
+        raise ValueError("it has no rows")
+    probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
+    paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
+    truth = None
+    if dataset.is_multilabel:
+        values = {text: value for value, text in _TRUTHS.items()}
+        truth = np.array([[values[row[name]] for name in _truth_columns(dataset)] for row in rows], np.int64)
+    return Predictions(paths, patients, splits, labels, probabilities, truth)
+
+
+def read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, paths: Sequence[str]) -> OutOfFold:
+    """Read out_of_fold.csv; `paths` are those of predictions.csv."""
+    rows = read_table(path)
+    place = {name: i for i, name in enumerate(paths)}
+    places = [place[row["path"]] for row in rows]
+    folds = np.full(len(paths), -1)
+    folds[places] = [int(row["fold"]) for row in rows]
+    probabilities = {}
+    for name in names:
+        found = _read_probabilities(rows, name, dataset)
+        probabilities[name] = np.full((len(paths), found.shape[1]), np.nan)
+        probabilities[name][places] = found
+    return OutOfFold(tuple(folds.tolist()), probabilities)
+
+
+def _read_probabilities(rows: Sequence[Mapping[str, str]], head: str, dataset: DatasetFacts) -> "Floats":
+    scores = np.array([[float(row[name]) for name, _ in _columns(head, dataset)] for row in rows])
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"the column of {head} contains values that are not probabilities")
+    return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table; raise ValueError if its last line is incomplete."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        content = file.read()
+    if not content.endswith("\n"):
+        raise ValueError("its last line is incomplete")
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    for row in rows:
+        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
+    return rows
+
+
+def write_history(path: Path, history: Iterable[Epoch]) -> None:
+    """Write history.csv: one row per head, seed and epoch."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Epoch)])
+        writer.writerows(astuple(epoch) for epoch in history)
+
+
+def read_history(path: Path) -> tuple[Epoch, ...]:
+    """Read history.csv."""
+    numbers = ("train_loss", "val_loss", "val_roc_auc", "learning_rate")
+    return tuple(
+        Epoch(row["head"], int(row["seed"]), int(row["epoch"]), *(float(row[name]) for name in numbers))
+        for row in read_table(path)
+    )
