@@ -60,7 +60,8 @@ def _differences(
     for name, cells in attributes.items():
         own = [] if seen is None else seen.attributes.get(name, [])
         yield _attribute(name, own, cells)
-    absent = [name for name in ({} if seen is None else seen.attributes) if name not in attributes]
+    known_columns = {} if seen is None else seen.attributes
+    absent = [name for name in known_columns if name not in attributes and name not in task.names]
     if absent:
         yield CohortDifference("columns", ", ".join(absent), "not in the cohort", differs=True)
 

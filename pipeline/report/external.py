@@ -26,12 +26,16 @@ class DropRow:
 
 @dataclass(frozen=True)
 class ExternalSection:
-    """What the page shows of an external validation. `alike` names the characteristics that do not differ."""
+    """What the page shows of an external validation.
+
+    `alike` names the characteristics that do not differ, and `unknown` those that are not known of the training images.
+    """
 
     title: str
     intro: tuple[str, ...]
     differences: tuple[CohortDifference, ...]
     alike: str
+    unknown: str
     overlap: tuple[OverlapCheck, ...]
     internal: str
     drops: tuple[DropRow, ...]
@@ -45,12 +49,12 @@ def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None
     found = run.external
     if found is None:
         return None
-    alike = [one.what for one in found.differences if not one.differs]
     return ExternalSection(
         "External validation" if found.scored == "external" else "Evaluation of predictions",
         (f"{_capital(found.model)} on {evaluation.samples()}{evaluation.of_patients()}.", found.frozen),
         tuple(one for one in found.differences if one.differs),
-        listed(alike, len(alike)) if alike else "",
+        ", ".join(found.alike),
+        ", ".join((*found.unknown, "pixel sizes", "grey levels")) if found.differences else "",
         found.overlap,
         found.internal,
         tuple(_row(one) for one in found.drops if one.site == ALL),

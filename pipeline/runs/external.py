@@ -90,3 +90,13 @@ class External:
     drops: tuple[Drop, ...] = ()
     notes: tuple[str, ...] = ()
     scored: str = "external"
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The characteristics that are known of both, and do not differ."""
+        return tuple(one.what for one in self.differences if one.training and not one.differs)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The characteristics that are not known of the training images."""
+        return tuple(one.what for one in self.differences if not one.training and not one.differs)

@@ -7,21 +7,25 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
 from hoarfrost.features.errors import HoarfrostError, RunError
+from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.files import read_head
+from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.report import write_report
 from hoarfrost.runs import Drop, External, Run, read_run
 from tests.support.builders import write_csv
 from tests.support.cohorts import write_cohort
 from tests.support.commands import Hoarfrost
-from tests.support.predicted import Trained, read_csv, train_on_pictures
+from tests.support.predicted import Trained, read_csv, train_on_pictures, write_set
 
 pytestmark = pytest.mark.usefixtures("free_backbone")
 QUICK = CohortConfig(options=ExtractOptions(device="cpu"))
@@ -353,11 +357,6 @@ def test_command_writes_beside_the_run_and_prints_the_drop(
 
 
 def test_run_without_a_test_split_gives_a_drop_without_an_interval(cohort: Path, tmp_path: Path) -> None:
-    from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-    from hoarfrost.features.extraction.extract import extract
-    from hoarfrost.heads.specs import parse_heads
-    from tests.support.predicted import write_set
-
     images = write_set(tmp_path / "images")
     rows = [{**row, "split": "train"} for row in read_csv(images / "labels.csv")]
     with (images / "labels.csv").open("w", newline="") as file:
@@ -371,3 +370,74 @@ def test_run_without_a_test_split_gives_a_drop_without_an_interval(cohort: Path,
     assert drop.drop.value is not None
     assert drop.drop.interval is None
     assert "no test split" in found.internal
+
+
+# -- other tasks --------------------------------------------------------------------------------------------------------
+
+
+def trained_on(rows: list[list[str]], images: Path, folder: Path, **options: Any) -> Path:
+    """Train on the pictures of a table; the images stay where they are."""
+    table = write_csv(images / f"{folder.name}.csv", rows)
+    folder.mkdir()
+    extract(table, folder / "c.h5", options=ExtractOptions(weights="random:0", precision="float32"))
+    run_experiment(folder / "c.h5", folder / "run", parse_heads(["logistic"]), ExperimentConfig(**options))
+    return folder / "run"
+
+
+KINDS = ("low", "middle", "high")
+
+
+def three_classes(images: Path, first: str) -> list[list[str]]:
+    rows = [["path", "label", "patient"]]
+    return rows + [[f"{i}.png", KINDS[i // 2 % 3], f"{first}{i // 2}"] for i in range(len(list(images.glob("*.png"))))]
+
+
+def test_more_than_two_classes_by_the_most_probable_one(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    run = trained_on(three_classes(trained.images, "p"), trained.images, tmp_path / "three")
+    data = write_csv(cohort / "three.csv", three_classes(cohort, "q"))
+    found = evaluate_cohort(data, tmp_path / "e", run=run)
+    assert found.assessment is not None
+    own = read_run(run).assessment
+    assert own is not None
+    for one, of_run in zip(found.assessment.classes, own.classes, strict=True):
+        assert [point.point.threshold for point in one.points] == [point.point.threshold for point in of_run.points]
+    assert {one.metric for one in external_of(found).drops} == {"roc_auc", "accuracy"}
+    file = evaluate_cohort(data, tmp_path / "f", head=str(run / "heads" / "logistic.safetensors"))
+    assert file.head("logistic").test == found.head("logistic").test
+    assert "three" in write_report(tmp_path / "e").read_text(encoding="utf-8")
+
+
+def several_labels(images: Path, first: str) -> list[list[str]]:
+    rows = [["path", "patient", "dark", "odd"]]
+    n = len(list(images.glob("*.png")))
+    return rows + [
+        [f"{i}.png", f"{first}{i // 2}", str(i // 2 % 2), "" if i % 9 == 4 else str(i % 2)] for i in range(n)
+    ]
+
+
+def test_several_labels_per_image(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    rows = several_labels(trained.images, "p")
+    run = trained_on(rows, trained.images, tmp_path / "two_labels", label_columns=("dark", "odd"))
+    data = write_csv(cohort / "several.csv", several_labels(cohort, "q"))
+    found = evaluate_cohort(data, tmp_path / "e", run=run)
+    scores = found.head("logistic").test
+    assert scores is not None
+    assert list(scores.per_class) == ["dark", "odd"]
+    assert "columns" not in {one.what for one in external_of(found).differences}
+    write_report(tmp_path / "e")
+    data = write_csv(cohort / "one.csv", [row[:3] for row in several_labels(cohort, "q")])
+    with pytest.raises(HoarfrostError, match="the column 'odd' is missing"):
+        evaluate_cohort(data, tmp_path / "e2", run=run)
+
+
+def test_head_that_scores_patients_needs_them(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    rows = [list(row.values())[:3] for row in read_csv(trained.images / "labels.csv")]
+    run = trained_on([["path", "label", "patient"], *rows], trained.images, tmp_path / "patients", per_patient="mean")
+    found = evaluate_cohort(cohort, tmp_path / "e", run=run)
+    scores = found.head("logistic").test
+    assert scores is not None
+    assert scores.n == 40
+    assert "test patients of" in external_of(found).internal
+    data = write_csv(cohort / "unknown.csv", [["path", "label"], *(row[:2] for row in rows[:40])])
+    with pytest.raises(HoarfrostError, match=r"scores patients.*--patient-column"):
+        evaluate_cohort(data, tmp_path / "e2", run=run)

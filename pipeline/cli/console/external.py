@@ -34,9 +34,10 @@ def _look_lines(found: "External") -> "Iterator[str]":
         yield from table(
             [(f"  {one.what}", f"{one.training or 'not known'} there,", f"{one.cohort} here") for one in differ]
         )
-    alike = [one.what for one in found.differences if not one.differs]
-    if alike:
-        yield f"{'also compared' if differ else 'no clear difference in'}: {', '.join(alike)}"
+    if found.alike:
+        yield f"no clear difference in: {', '.join(found.alike)}"
+    if found.unknown:
+        yield f"not known of the training images: {', '.join(found.unknown)}"
 
 
 def _overlap_lines(found: "External") -> "Iterator[str]":
