@@ -10,8 +10,8 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 
 
-def check_classes(task: Task, p: Floats, fixed: Fixed) -> None:
-    """Refuse a cohort of one class, with its sensitivity or specificity at the threshold that was fixed before.
+def check_classes(task: Task, p: Floats, fixed: Fixed | None) -> None:
+    """Refuse a cohort of one class, with its sensitivity or specificity at the threshold that was fixed before, if one was.
 
     Raises
     ------
@@ -21,7 +21,8 @@ def check_classes(task: Task, p: Floats, fixed: Fixed) -> None:
     units = task.units(rows)
     if units.y.ndim == 2 or len(task.names) != 2 or len(np.unique(units.y)) > 1:
         return
-    is_positive, point = bool(units.y[0]), fixed.points[1][0] if fixed.points.get(1) else None
+    is_positive, points = bool(units.y[0]), () if fixed is None else fixed.points.get(1, ())
+    point = points[0] if points else None
     text = ""
     if point is not None and point.threshold is not None:
         hits = (units.joined(p[rows])[:, 1] >= point.threshold) == is_positive

@@ -240,6 +240,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
         )
     else:
         yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
+    if not any((run.assessment.calibration, *(one.calibration for one in run.assessment.classes))):
+        return
     yield (
         "Calibration was assessed in ten bins of equal mass (Nixon et al. 2019), before and after scaling by a temperature "
         f"fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision curves (Vickers and Elkin 2006) of "
