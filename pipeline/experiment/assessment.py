@@ -169,8 +169,10 @@ def two_columns(p: Floats) -> Floats:
 
 
 def _recalibration(fit: TemperatureFit, y_true: Ints, p: Floats, groups: Ints | None) -> Recalibration:
-    after = assess_calibration(y_true, apply_temperature(p, fit.temperature), groups)
-    return Recalibration(fit, assess_calibration(y_true, p, groups), after)
+    before = assess_calibration(y_true, p, groups)
+    if fit.temperature == 1:  # the same probabilities
+        return Recalibration(fit, before, before)
+    return Recalibration(fit, before, assess_calibration(y_true, apply_temperature(p, fit.temperature), groups))
 
 
 def _fixed_points(

@@ -199,7 +199,7 @@ def _evaluated(
     fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
-    frozen, fixed_on = _words(task, config)
+    frozen, fixed_on = _words(task, first, config)
     notes = [*(model.note for model in models if model.note), dropped]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
@@ -226,13 +226,17 @@ def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
     return replace(result, val=kept(result.val), test=None if result.test is None else kept(result.test))
 
 
-def _words(task: Task, config: PredictionsConfig) -> tuple[str, str]:
-    """Return how thresholds were fixed: as sentences, and as what follows "chosen on"."""
-    n = len(task.validated)
+def _words(task: Task, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
+    """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
+    n, is_calibrated = len(task.validated), model.kind == PROBABILITY
+    if model.kind == CALL:
+        return "The calls are as they are given.", "no data: the calls themselves"
     if n:
         rows = f"the {n:,} rows of the split {config.validation_split}"
-        return f"Thresholds and temperature were fixed on {rows}, and applied to the others.", rows
+        what = "Thresholds and temperature" if is_calibrated else "Thresholds"
+        return f"{what} were fixed on {rows}, and applied to the others.", rows
     unfitted = "Probabilities are as they are given: there are no validated rows to fit a temperature on."
+    unfitted = unfitted if is_calibrated else "Scores are as they are given."
     if task.rule.kind == "threshold":
         return f"The threshold {task.rule.level:g} was stated. {unfitted}", "no data, but stated"
     by = "row" if task.patients is None else "patient"

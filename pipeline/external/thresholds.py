@@ -1,6 +1,6 @@
 """How thresholds are fixed for predictions that come without any: on validated rows, as stated, or cross-fitted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision
 from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.experiment.assessment import Fixed, fix
-from hoarfrost.experiment.splits import k_folds
+from hoarfrost.experiment.splits import strata_of_groups
 from hoarfrost.experiment.task import Task
 from hoarfrost.external.table import CALL, PROBABILITY, ModelColumn
 from hoarfrost.features.errors import TrainingError
@@ -70,7 +70,7 @@ def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit,
     units = task.units(task.rows_of("test"))
     p, y = units.joined(p[task.rows_of("test")]), units.y
     groups = np.arange(len(y)) if units.groups is None else units.groups
-    folds = k_folds(y, groups, task.names, _n_folds(y, groups, len(task.names)))
+    folds = _folds(y, groups, task.names)
     whole = operating_points(y, p, units.groups, rule)
     limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
     for fold in np.unique(folds):
@@ -82,6 +82,16 @@ def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit,
             limits[number][~others] = [np.nan if one is None else one for one in own]
     reached = {number: _reached(points, limits[number]) for number, points in whole.items()}
     return Fixed(reached, _decision(task, reached, limits), fits, {}, (), limits)
+
+
+def _folds(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
+    """Return each sample's fold: groups are dealt out class by class, in a random order, which takes no time."""
+    n_folds = _n_folds(y, groups, len(names))
+    units, stratum, _ = strata_of_groups(y, groups, names, n_folds)
+    order = np.random.default_rng(0).permutation(len(units))
+    fold = np.empty(len(units), np.int64)
+    fold[order[np.argsort(stratum[order], kind="stable")]] = np.arange(len(units)) % n_folds
+    return fold[np.searchsorted(units, groups)]
 
 
 def _n_folds(y: Ints, groups: Ints, n_classes: int) -> int:
