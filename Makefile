@@ -62,7 +62,7 @@ PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: usable help setup extract train report test lint lock docs soak fuzz bench screenshot clean
+.PHONY: usable help setup extract train report evaluate test lint lock docs soak fuzz bench screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
@@ -108,6 +108,14 @@ report: extract  ## extract, train if needed, and write the report
 	if [ ! -e "$$run/metrics.json" ] || [ "$$cache" -nt "$$run/metrics.json" ] || [ -n "$$HEADS$$RUN" ]; then \
 		$(MAKE) --no-print-directory train; fi; \
 	$(HOARFROST) report --run "$$run" $(if $(call on,$(EXPLAIN)),--explain)
+
+evaluate: $(READY)  ## evaluate the head of RUN on the labelled cohort DATA, and write the report
+	@if [ -z "$$DATA" ] || [ -z "$$RUN" ]; then \
+		echo "make evaluate needs a cohort and a run: make evaluate DATA=hospital_b RUN=runs/first" >&2; exit 1; fi; \
+	cohort="$$(basename "$$DATA")"; output="$${RUN%/}-on-$${cohort%.*}"; \
+	set --; [ -z "$$WEIGHTS" ] || set -- --weights "$$WEIGHTS"; [ -z "$$CACHE" ] || set -- "$$@" --cache "$$CACHE"; \
+	$(HOARFROST) evaluate "$$DATA" --run "$$RUN" --output "$$output" --overwrite "$$@" && \
+	$(HOARFROST) report --run "$$output"
 
 test: lint  ## lint and run the tests
 	@jobs="$${JOBS:-$$($(PY) -c 'from hoarfrost.features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \

@@ -51,7 +51,7 @@ def read_manifest(
 
     `source` is the path as the user wrote it.
     """
-    columns, lines = _read_csv(path)
+    columns, lines = read_columns(path)
     columns = renamed(path, columns, options)
     if options.label_separator is not None and labelled:
         columns = separated(path, columns, options.label_separator)
@@ -83,8 +83,8 @@ def _check_columns(path: str, columns: dict[str, Texts], *, labelled: bool) -> N
             )
 
 
-def _read_csv(path: str) -> tuple[dict[str, Texts], Ints]:
-    """Read a CSV's columns (names in lower case) and each row's line number, (n,) int64."""
+def read_columns(path: str) -> tuple[dict[str, Texts], Ints]:
+    """Read a CSV's columns (names in lower case) and each row's line number, (n,) int64; raise DatasetError if it cannot."""
     line = 1
     try:
         # "-sig": Excel writes a byte order mark

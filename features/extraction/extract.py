@@ -161,9 +161,11 @@ def embed_like(
     weights: str | None = None,
     source_cache: EmbeddingCache | None = None,
     options: ExtractOptions | None = None,
+    read: Callable[[Pseudonyms], Dataset] | None = None,
+    is_listed: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> EmbeddedDataset:
-    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings, and no dataset.
+    """Embed images, labelled or not, in the way that others were; the cache gets their embeddings.
 
     Parameters
     ----------
@@ -179,6 +181,10 @@ def embed_like(
         Embeddings that it has are copied from there.
     options : ExtractOptions, optional
         The header overrides its encoder, weights, precision and window.
+    read : callable, optional
+        Reads the table of images, with the pseudonyms of patients; `read_unlabelled` by default.
+    is_listed : bool
+        Whether the cache lists the dataset too, unless none of its images is readable.
     on_progress : callable
         Called at the start, and then after batches.
 
@@ -193,7 +199,8 @@ def embed_like(
         options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
         engine=LocalOptions(),
     )  # fmt: skip
-    dataset = read_unlabelled(data, Pseudonyms(salt_path(cache), keep_ids=options.keep_ids))
+    pseudonyms = Pseudonyms(salt_path(cache), keep_ids=options.keep_ids)
+    dataset = read_unlabelled(data, pseudonyms) if read is None else read(pseudonyms)
     with (
         open_engine(options) as engine,
         StopSignals() as stop,
@@ -208,7 +215,10 @@ def embed_like(
                 f"({header.weights_origin or 'of unknown origin'}). They are no longer available. {error} "
                 "If they are elsewhere now, pass their path with --weights."
             ) from error
-        writer.fold()
+        if is_listed and job.table.readable.any():
+            writer.finish(job.table.for_dataset(dataset), job.table.keys)
+        else:
+            writer.fold()
     return EmbeddedDataset(dataset, job.table.keys, job.table.reasons(), counts.forward_images)
 
 

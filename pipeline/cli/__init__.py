@@ -9,6 +9,7 @@ import click
 from hoarfrost import __version__
 from hoarfrost.cli.caches import cache
 from hoarfrost.cli.console.progress import as_message
+from hoarfrost.cli.evaluate import evaluate
 from hoarfrost.cli.explain import explain
 from hoarfrost.cli.export import export
 from hoarfrost.cli.heads import heads, predict
@@ -70,7 +71,22 @@ def _keep_examples(command: click.Command) -> None:
         _keep_examples(other)
 
 
-for command in (extract, train, report, predict, explain, export, serve, heads, plan, inspect, demo, cache, doctor):
+for command in (
+    extract,
+    train,
+    report,
+    evaluate,
+    predict,
+    explain,
+    export,
+    serve,
+    heads,
+    plan,
+    inspect,
+    demo,
+    cache,
+    doctor,
+):
     main.add_command(command)
 main.help = (main.help or "").format(encoder=DEFAULT.title)
 _keep_examples(main)

@@ -38,12 +38,12 @@ class TemperatureFit:
     """A temperature fitted on validation, and the mean cross-entropy (nats) before and after.
 
     `at_limit` is True if the likelihood is highest beyond the limits: the classes are perfectly separated, or nothing
-    was learnt. `reason` states why a temperature was not used; it is 1 then.
+    was learnt. `reason` states why a temperature was not used; it is 1 then. A head file does not hold the losses: None.
     """
 
     temperature: float
-    loss_before: float
-    loss_after: float
+    loss_before: float | None
+    loss_after: float | None
     at_limit: bool
     reason: str = ""
 

@@ -25,7 +25,7 @@ def classes_of(
             f"The dataset {table.name!r} has no label column. Its columns {', '.join(columns)} contain 0 and 1: use "
             "--multilabel to train on them."
         )
-    classes = tuple(sorted(set(labels), key=_label_order))
+    classes = tuple(sorted(set(labels), key=label_order))
     positive_labels = _positive_labels(classes, tuple(normalize("NFC", label) for label in positive), table.name)
     return classes, positive_labels, class_numbers(labels, classes, positive_labels)
 
@@ -78,7 +78,7 @@ def _columns_of_labels(table: DatasetTable) -> tuple[str, ...]:
     return tuple(name for name, cells in table.attributes.items() if is_label_column(cells))
 
 
-def _label_order(label: str) -> tuple[bool, int, str]:
+def label_order(label: str) -> tuple[bool, int, str]:
     """Sort numbers as numbers (10 after 9), and before texts."""
     number = label.isascii() and label.isdigit()
     return (not number, int(label) if number else 0, label)

@@ -1,37 +1,33 @@
 """One experiment: from a cached dataset to a run folder. Opens no image, and loads no backbone."""
 
 import logging
-import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
-from hoarfrost.experiment.assessment import assess, audit, find_suspects
 from hoarfrost.experiment.compared_views import choose_views
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, OuterFold, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
-from hoarfrost.experiment.facts import dataset_facts, embedding_facts
+from hoarfrost.experiment.facts import dataset_facts, embedding_facts, machine_used, predictions_of, versions_used
 from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
 from hoarfrost.experiment.repeats import Repeats, repeat, repeated_splits, summary_of
 from hoarfrost.experiment.results import Scored, compare, score_variants
+from hoarfrost.experiment.review import assess, audit, find_suspects
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
-from hoarfrost.features.cache import EmbeddingCache, Header, library_versions
+from hoarfrost.features.cache import EmbeddingCache, Header
 from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
@@ -42,7 +38,6 @@ from hoarfrost.runs import (
     CrossValidation,
     Epoch,
     OutOfFold,
-    Predictions,
     Run,
     RunConfig,
     check_run_directory,
@@ -222,7 +217,7 @@ def run_experiment(
             cross_validation=folded,
             learning_curve=curve,
             history=tuple(_epochs(fitted[views])),
-            predictions=_predictions(task, scored.probabilities),
+            predictions=predictions_of(task, scored.probabilities),
             out_of_fold=out_of_fold,
             leakage=leakage,
             views=of_views or of_run,
@@ -339,12 +334,8 @@ def _run_config(
         streamed_bytes=task.looks.rows.limit_bytes if isinstance(task.looks.rows, StreamedRows) else None,
         dataset=dataset_facts(task),
         embeddings=embedding_facts(task, cache, views.views),
-        versions={
-            "python": platform.python_version(),
-            **library_versions(),
-            **{name: version(name) for name in ("scikit-learn", "scipy")},
-        },
-        machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        versions=versions_used(),
+        machine=machine_used(),
         **vars(training),
         **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
     )
@@ -388,17 +379,3 @@ def _epochs(fitted: Mapping[str, Variant]) -> Iterator[Epoch]:
             for number, of_folds in enumerate(zip(*histories, strict=False), start=1):
                 values = np.mean([astuple(epoch) for epoch in of_folds], axis=0).tolist()
                 yield Epoch(name, seed, number, *values)
-
-
-def _predictions(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:
-    places = np.flatnonzero(task.readable)
-    names, number = np.unique(task.splits, return_inverse=True)
-    patients = task.table.patients
-    return Predictions(
-        paths=tuple(task.table.paths[i] for i in places),
-        patients=tuple(patients[i] for i in places) if patients is not None else ("",) * len(places),
-        splits=tuple(names.astype(object)[number]),  # three texts, not one an image
-        labels=tuple(task.labels()),
-        probabilities=probabilities,
-        truth=task.y if task.is_multilabel else None,
-    )

@@ -1,15 +1,19 @@
 """What a run records about its images: the dataset and its splits, and where the embeddings came from."""
 
+import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 import numpy as np
+import torch
 
+from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.cohort import Cohort, characteristics, cohort_groups, flow_of
 from hoarfrost.experiment.task import Task
-from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.cache import EmbeddingCache, library_versions
 from hoarfrost.features.datasets.hints import SOME, patients_hint
-from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, UnreadableImage
+from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, Predictions, UnreadableImage
 
 MOST_CLASSES = 10  # with columns of their own in table 1
 
@@ -82,3 +86,29 @@ def _counts(task: Task, split: str) -> dict[str, int]:
         return {label: int((task.y[here, number] == 1).sum()) for number, label in enumerate(task.classes)}
     found = Counter(label for label, is_here in zip(task.labels(), here.tolist(), strict=True) if is_here)
     return {label: found[label] for label in task.classes}
+
+
+def versions_used() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that scores depend on."""
+    statistics = {name: version(name) for name in ("scikit-learn", "scipy")}
+    return {"python": platform.python_version(), **library_versions(), **statistics}
+
+
+def machine_used() -> str:
+    """Return the machine in a few words."""
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def predictions_of(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:
+    """Return the probabilities (n, C) of each head with the images that they are of."""
+    places = np.flatnonzero(task.readable)
+    names, number = np.unique(task.splits, return_inverse=True)
+    patients = task.table.patients
+    return Predictions(
+        paths=tuple(task.table.paths[i] for i in places),
+        patients=tuple(patients[i] for i in places) if patients is not None else ("",) * len(places),
+        splits=tuple(names.astype(object)[number]),  # three texts, not one an image
+        labels=tuple(task.labels()),
+        probabilities=probabilities,
+        truth=task.y if task.is_multilabel else None,
+    )

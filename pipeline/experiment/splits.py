@@ -12,6 +12,7 @@ from hoarfrost.features.errors import TrainingError
 
 VAL_SHARE = 0.1
 TEST_SHARE = 0.2
+EXTERNAL = "external"  # the rule of a cohort that is only scored
 
 Strings = npt.NDArray[np.str_]
 
@@ -391,6 +392,14 @@ SPLIT_RULES = (
         method="The test split was that of the dataset; validation was taken from its training split",
         applies=lambda images: images.given is not None,
         divide=_with_validation_from_train,
+    ),
+    SplitRule(
+        name=EXTERNAL,
+        brief="none, all external",
+        origin="none: no image of this cohort was used in training",
+        method="No image of this cohort was used in training",
+        applies=lambda _: False,
+        divide=_as_given,
     ),
     SplitRule(
         name="patient",

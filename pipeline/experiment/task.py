@@ -237,8 +237,7 @@ def read_task(
     HoarfrostError
         One of its children, if the cache, the labels or the splits cannot be used.
     """
-    made_by = cache.header.fingerprint
-    encoder = encoder_named(made_by.backbone)  # refused now: no report could describe it
+    encoder = encoder_named(cache.header.fingerprint.backbone)  # refused now: no report could describe it
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:
@@ -250,10 +249,7 @@ def read_task(
     patients = None if table.patients is None else list(compress(table.patients, readable))
     if cross_fit is None:
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
-    names_of_views, rows = chosen_views(cache, table, views)
-    layers = encoder.columns_of(made_by.layers) if made_by.layers else {}
-    looks = Looks(_rows(cache, table.name, rows, memory_limit, device), names_of_views, layers)
-    _check_embeddings(looks, list(compress(table.paths, readable)), cache)
+    looks = read_looks(cache, table, views, memory_limit=memory_limit, device=device)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
         looks,
@@ -295,6 +291,18 @@ def _check_per_patient(task: Task) -> None:
         except ValueError as error:
             split = "train" if name == "val" and task.is_cross_fitted else name
             raise TrainingError(f"{option}, the split {split}: {error} (--positive), or omit the option.") from error
+
+
+def read_looks(
+    cache: EmbeddingCache, table: DatasetTable, views: str, *, memory_limit: int | None = None, device: str = "cpu"
+) -> Looks:
+    """Read the embeddings of a dataset's readable images, see `read_task`; raise TrainingError if some are not finite."""
+    names, rows = chosen_views(cache, table, views)
+    made_by = cache.header.fingerprint
+    layers = encoder_named(made_by.backbone).columns_of(made_by.layers) if made_by.layers else {}
+    looks = Looks(_rows(cache, table.name, rows, memory_limit, device), names, layers)
+    _check_embeddings(looks, list(compress(table.paths, table.rows >= 0)), cache)
+    return looks
 
 
 def _rows(cache: EmbeddingCache, name: str, rows: Ints, memory_limit: int | None, device: str) -> Rows:

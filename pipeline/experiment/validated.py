@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from hoarfrost.evaluation import binary_problems, fit_temperature
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.conformal import ConformalScores, calibrate, calibrate_classes
+from hoarfrost.evaluation.conformal import ConformalScores, calibrate
 from hoarfrost.evaluation.novelty import NoveltyReference, fit_novelty
-from hoarfrost.evaluation.operating import Rule, operating_points
+from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import Units, units_of
+from hoarfrost.experiment.assessment import fix
 from hoarfrost.experiment.development import Development
 from hoarfrost.experiment.task import Task
 from hoarfrost.heads.files import IMAGE, Validated
@@ -39,22 +39,16 @@ def validated_of(task: Task, probabilities: Floats) -> tuple[Validated, ...]:
 
 
 def _fixed(unit: str, units: Units, probabilities: Floats, rule: Rule) -> Validated:
-    y, p = units.y, units.joined(probabilities)
-    groups = units.groups if unit == IMAGE else None
-    problems = [(one, p[rows, number]) for number, rows, one in binary_problems(y, p.shape[1])]
-    has_points = y.ndim == 2 or p.shape[1] == 2
-    points = tuple(operating_points(y, p, groups, rule).values()) if has_points else ()
-    if y.ndim == 1:
-        fits = [fit_temperature(y, p, groups)]
-    else:
-        of_labels = [None if groups is None else groups[rows] for _, rows, _ in binary_problems(y, p.shape[1])]
-        fits = [
-            fit_temperature(one, np.column_stack([1 - q, q]), members)
-            for (one, q), members in zip(problems, of_labels, strict=True)
-        ]
-    temperatures = tuple(fit.temperature for fit in fits)
-    prevalences = tuple(float(one.mean()) for one, _ in problems) if has_points else ()
-    return Validated(unit, len(y), temperatures, points, calibrate_classes(y, p, groups), prevalences=prevalences)
+    fixed = fix(units.y, units.joined(probabilities), units.groups, rule)
+    has_points = units.y.ndim == 2 or probabilities.shape[1] == 2
+    return Validated(
+        unit,
+        len(units.y),
+        tuple(fit.temperature for fit in fixed.temperatures),
+        tuple(tuple(points) for points in fixed.points.values()) if has_points else (),
+        fixed.calibrations,
+        prevalences=tuple(fixed.prevalences.values()) if has_points else (),
+    )
 
 
 def novelty_of(task: Task, development: Development, view: str) -> tuple[NoveltyReference, ConformalScores]:

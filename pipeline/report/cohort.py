@@ -47,8 +47,9 @@ class Data:
 def data_of(run: Run) -> Data:
     """Collect what the report shows of the images."""
     cohort, unreadable = run.config.dataset.cohort, run.config.dataset.unreadable
+    names = SPLIT_NAMES if run.external is None else SPLIT_NAMES | {"test": run.external.scored}
     return Data(
-        sizes=tuple((SPLIT_NAMES.get(size.split, size.split), size) for size in run.split_sizes()),
+        sizes=tuple((names.get(size.split, size.split), size) for size in run.split_sizes()),
         columns=() if cohort is None else cohort_columns(cohort),
         rows=() if cohort is None else cohort_rows(cohort),
         flow=() if cohort is None else flow_steps(cohort),

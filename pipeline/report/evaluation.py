@@ -23,7 +23,8 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 class Evaluation:
     """What the report is about: the test split, or without one the images that were validated.
 
-    `split_name` is the split in words: "test", "validation", or "out-of-fold" for training images with cross-fitting.
+    `split_name` is the split in words: "test", "validation", "out-of-fold" for training images with cross-fitting, or
+    "external" for a cohort.
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
     `unit` is what is counted: "image", or "patient" where metrics join their images. `patients` is (n,) int64 where
     images are counted and their patients are known.
@@ -111,6 +112,8 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
     unit = "image" if units.how is None else "patient"
     split_name = run.config.validation if split == "val" else SPLIT_NAMES[split]
+    if run.external is not None:
+        split_name = run.external.scored
     return Evaluation(split, split_name, classes, units.y, probabilities, unit, units.groups)
 
 

@@ -11,6 +11,7 @@ from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.external import cautions_of
 from hoarfrost.report.trust import FIGURE_TITLES
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
@@ -128,13 +129,20 @@ def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
         yield Caution("Conflicting labels", run.leakage.conflicting.warning, "leakage")
     if run.config.dataset.patients_hint:
         yield Caution("Patients unknown", run.config.dataset.patients_hint, "data")
+    if run.external is not None and run.external.allowed:
+        overlap = " ".join(one.text for one in run.external.overlap if one.n)
+        yield Caution(
+            "Leakage", f"Overlap with the training images, allowed by --allow-leakage. {overlap} All scores are too high.",
+            "external",
+        )  # fmt: skip
     for alarm in run.head(run.selected).alarms:
         yield Caution("Selected head", f"The selected head {run.selected}: {alarm}.", "heads")
 
 
 def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
     """Return all other cautions, each with its numbers."""
-    found = [*_of_leakage(run), *_of_cases(run, evaluation), *_of_heads(run)]
+    found = [Caution(*caution) for caution in cautions_of(run)]
+    found += [*_of_leakage(run), *_of_cases(run, evaluation), *_of_heads(run)]
     found += [*_of_folds(run, evaluation), *_of_subgroups(run, evaluation)]
     found += [
         Caution("Possible shortcut", f"{one.warning[0].upper()}{one.warning[1:]}", "shortcuts")

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 NO_IMAGES = "This report is without images (--no-images)."
 NO_MAP = "This report was written with --no-map."
+NO_EMBEDDINGS = "Predictions were evaluated without their images."
+NOT_KEPT = "No cache of the evaluated images was kept (evaluate DATA --cache FILE keeps it)."
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ def look_of(
     """
     groups = groups_of(run, evaluation_of(run, by_image=True))
     pictures = None if with_images else Pictures(note=NO_IMAGES)
+    if run.external is not None and not run.config.embeddings.cache:
+        why = NOT_KEPT if run.config.embeddings.fingerprint else NO_EMBEDDINGS
+        pictures = pictures or Pictures(note=f"The report has no images. {why}")
+        return ImagesSection(groups, pictures, None, why)
     try:
         with opened_source(run, images_from) as source:
             pictures = pictures or read_pictures(source, groups.values(), explainer)

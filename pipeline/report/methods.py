@@ -12,6 +12,7 @@ from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
+from hoarfrost.report.external import external_methods
 from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
@@ -67,7 +68,8 @@ def methods_of(run: Run, evaluation: Evaluation) -> str:
     str
         One paragraph that names only what the run used.
     """
-    used = [*_data(run), *_features(run), *_heads(run), *_evaluation(run, evaluation), *_software(run)]
+    model = [*_data(run), *_features(run), *_heads(run)] if run.external is None else external_methods(run)
+    used = [*model, *_evaluation(run, evaluation), *_software(run)]
     return " ".join([*used, *_references(" ".join(used))])
 
 
@@ -266,6 +268,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
         )
     else:
         yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
+    if not any((run.assessment.calibration, *(one.calibration for one in run.assessment.classes))):
+        return
     yield (
         f"Calibration was assessed in ten bins of equal mass (Nixon et al. 2019){_smoothed(run.assessment)}, before and "
         f"after scaling by a temperature fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision "

@@ -24,6 +24,7 @@ from hoarfrost.report.explore import (
     point_rows,
     promises,
 )
+from hoarfrost.report.external import ExternalSection, external_section
 from hoarfrost.report.figures import Figure, Forest, precision_figure, roc_figure, training_figures
 from hoarfrost.report.first import Caution, Tile, grave_warnings, task_of, tiles, warnings_of
 from hoarfrost.report.look import look_of
@@ -123,6 +124,7 @@ class Page:
     provenance: Mapping[str, tuple[Fact, ...]]
     methods: str
     checklists: Mapping[str, tuple[Item, ...]]
+    external: ExternalSection | None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def page_of(run: Run) -> Page:
         suspects=run.suspects,
         provenance=provenance_of(run.config),
         methods=methods_of(run, evaluation),
-        checklists=checklists_of(run, evaluation),
+        checklists=checklists_of(run, evaluation) if run.external is None else {},
+        external=external_section(run, evaluation),
     )
 
 

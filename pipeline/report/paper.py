@@ -353,7 +353,9 @@ def _about_share(found: Share | None) -> tuple[Value, ...]:
     return (None,) * len(SHARE_ABOUT) if found is None else (found.n_hits, *_about(found))
 
 
-def _benefit(name: str, found: DecisionCurve) -> Iterator[tuple[Value, ...]]:
+def _benefit(name: str, found: DecisionCurve | None) -> Iterator[tuple[Value, ...]]:
+    if found is None:
+        return
     unknown = (None,) * len(found.thresholds)
     columns = (found.thresholds, found.net_benefit, found.treat_all, found.low or unknown, found.high or unknown)
     yield from ((name, *row, found.method) for row in zip(*columns, strict=True))

@@ -26,7 +26,7 @@ def provenance_of(config: RunConfig) -> dict[str, tuple[Fact, ...]]:
             Fact("source", config.dataset.source, is_code=True),
             Fact("split", rule_named(config.dataset.split_by).origin),
         ),
-        "Embeddings": tuple(_embedding_facts(config)),
+        **({"Embeddings": tuple(_embedding_facts(config))} if config.embeddings.fingerprint else {}),
     }
 
 

@@ -217,11 +217,10 @@ def held_by_sets(run: Run, evaluation: Evaluation) -> tuple[str, ...]:
 def decision_figures(run: Run) -> tuple[Figure, ...]:
     """Describe the decision curve of each class or label."""
     classes = () if run.assessment is None else run.assessment.classes
-    return tuple(_decision_figure(one, run.selected) for one in classes)
+    return tuple(_decision_figure(one, one.net_benefit, run.selected) for one in classes if one.net_benefit is not None)
 
 
-def _decision_figure(one: ClassAssessment, head: str) -> Figure:
-    benefit = one.net_benefit
+def _decision_figure(one: ClassAssessment, benefit: DecisionCurve, head: str) -> Figure:
     at = np.array(benefit.thresholds)
     curves: tuple[Curve, ...] = (
         Curve(head, at, np.array(benefit.net_benefit), series=0, strong=True),

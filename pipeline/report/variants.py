@@ -84,7 +84,7 @@ def ranked(run: Run) -> tuple[HeadResult, ...]:
     """Return the heads: the selected one, then the others by descending ROC AUC of the images that validated them."""
     selected = run.head(run.selected)
     others = [head for head in run.heads if head is not selected]
-    return selected, *sorted(others, key=lambda head: -head.val.value(ROC_AUC))
+    return selected, *sorted(others, key=lambda head: -(head.val.value_or_none(ROC_AUC) or 0.0))
 
 
 def _listed(run: Run, most: int) -> tuple[HeadResult | ReferenceResult, ...]:

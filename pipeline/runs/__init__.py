@@ -15,6 +15,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
+from hoarfrost.runs.external import CohortDifference, Drop, External, OverlapCheck
 from hoarfrost.runs.folder import (
     OWN_FILES,
     REPORT,
@@ -67,17 +68,21 @@ __all__ = [
     "SPLITS",
     "Assessment",
     "ClassAssessment",
+    "CohortDifference",
     "ComparedViews",
     "Confusion",
     "CrossValidated",
     "CrossValidation",
     "DatasetFacts",
+    "Drop",
     "EmbeddingFacts",
     "Epoch",
+    "External",
     "FixedPoint",
     "HeadResult",
     "LearningPoint",
     "OutOfFold",
+    "OverlapCheck",
     "Predictions",
     "Recalibration",
     "ReferenceResult",

@@ -7,18 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
+from hoarfrost.runs.external import External
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -45,13 +47,9 @@ from hoarfrost.runs.tables import (
 from hoarfrost.runs.tensorboard import write_tensorboard
 from hoarfrost.runs.trust import Assessment, Suspects
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
+TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later one
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
@@ -70,48 +68,66 @@ METRICS: dict[str, Any] = {
     "suspects": Suspects | None,
     "views": ComparedViews | None,
     "repeats": RepeatedSplits | None,
+    "external": External | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views", "repeats"})  # which runs of the same version may lack
+_LATER_PARTS = frozenset({"views", "repeats", "external"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
 
 def metrics_document(run: Run) -> dict[str, Any]:
     """Return the content of `metrics.json`, which `train --json` prints too."""
-    found: dict[str, Any] = to_json({name: getattr(run, name) for name in METRICS})
+    parts = {name: getattr(run, name) for name in METRICS}
+    if run.external is None:  # a run of `train`
+        del parts["external"]
+    found: dict[str, Any] = to_json(parts)
     # Derived from the configuration, the scores and the predictions, so not read back.
     found |= to_json({"precision": precision_of_run(run), "extrapolation": outlook_of(run)})
     first = {"selected": run.selected, "no_test_split": run.config.dataset.no_test_split}
     return {**first, **found, "splits": to_json(run.split_sizes())}
 
 
-def check_run_directory(directory: Path, *, overwrite: bool = False) -> RunConfig | None:
+def check_run_directory(directory: Path, *, overwrite: bool = False, evaluates: bool = False) -> RunConfig | None:
     """Return the configuration of the run that a new one would replace, or None; refuse other content.
 
-    A run that has a report is refused too, unless `overwrite` is true.
+    A run that has a report is refused too, unless `overwrite` is true. `evaluates` is whether an evaluation will be written,
+    which replaces only evaluations.
 
     Raises
     ------
     RunError
         If `directory` is a file, the current folder, or a folder with content that is not an earlier run.
     """
+    option = _option(evaluates=evaluates)
     try:
         place = _put_right(directory)
         if Path.cwd().is_relative_to(place):
             raise RunError(
                 f"{directory} is the current folder or contains it. A run replaces its whole folder. "
-                "Name a folder below the current one with --run."
+                f"Name a folder below the current one with {option}."
             )
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         if not existing.is_dir():
-            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with --run.")
+            raise RunError(f"{existing} is a file. A run needs a folder. Name another one with {option}.")
         has_content = existing == place and any(place.iterdir())
-        earlier = _earlier_run(directory, overwrite=overwrite) if has_content else None
+        earlier = _earlier_run(directory, option, overwrite=overwrite) if has_content else None
+        if earlier is not None and bool(earlier.evaluates) != evaluates:
+            what = "an evaluation" if earlier.evaluates else "a run of `train`"
+            raise RunError(
+                f"{directory} contains {what}. Nothing was written there. Name another folder with {option}."
+            )
         check_writable(place.parent if existing == place else existing)
         return earlier
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise RunError(f"{directory} cannot be used as a run folder: {error}. Name another one with --run.") from error
+        raise RunError(
+            f"{directory} cannot be used as a run folder: {error}. Name another one with {option}."
+        ) from error
+
+
+def _option(*, evaluates: bool) -> str:
+    """Return the option that names the folder on the command line."""
+    return "--output" if evaluates else "--run"
 
 
 def _put_right(directory: Path) -> Path:
@@ -122,31 +138,31 @@ def _put_right(directory: Path) -> Path:
     return place
 
 
-def _earlier_run(directory: Path, *, overwrite: bool) -> RunConfig:
+def _earlier_run(directory: Path, option: str, *, overwrite: bool) -> RunConfig:
     """Return the configuration of an earlier run; refuse a folder with anything that `train` did not write."""
     if not (directory / "config.json").is_file():
         raise RunError(
             f"{directory} is not empty and does not contain an earlier run (config.json is missing). Nothing was written "
-            "there. Name another folder with --run."
+            f"there. Name another folder with {option}."
         )
     try:
         config = _read_config(directory)
     except RunError as error:
         raise RunError(
             f"{directory} is not empty, and its config.json is not from an earlier run of this version. Nothing was written "
-            f"there. Remove the folder, or name another one with --run. ({error})"
+            f"there. Remove the folder, or name another one with {option}. ({error})"
         ) from error
     foreign = [entry.name for entry in directory.iterdir() if entry.name not in OWN_FILES]
     foreign += [f"heads/{entry.name}" for entry in directory.glob("heads/*") if entry.suffix != ".safetensors"]
     if foreign:
         raise RunError(
             f"{directory} contains an earlier run and also {min(foreign)}, which would be lost. "
-            f"Move {min(foreign)} to another place, or name another folder with --run."
+            f"Move {min(foreign)} to another place, or name another folder with {option}."
         )
     if (directory / REPORT).exists() and not overwrite:
         raise RunError(
             f"{directory} contains the run of {config.created} and its report ({REPORT}). Nothing was written there. "
-            "Replace both with --overwrite, or name another folder with --run."
+            f"Replace both with --overwrite, or name another folder with {option}."
         )
     return config
 
@@ -172,11 +188,13 @@ def write_run(
     RunError
         If the folder holds something that is not a run, or cannot be written.
     """
-    check_run_directory(run.directory, overwrite=overwrite)
+    is_evaluation = bool(run.config.evaluates)
+    check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
     try:
         with whole_folder(run.directory) as staging:
             (staging / "heads").mkdir()
-            header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+            version = FORMAT_VERSION if run.config.evaluates else TRAINED_VERSION
+            header = {"format": FORMAT, "format_version": version}
             _write_json(staging / "config.json", header | to_json(run.config))
             _write_json(staging / "metrics.json", metrics_document(run))
             write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
@@ -190,10 +208,12 @@ def write_run(
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
             write_digests(staging)
-            check_run_directory(run.directory, overwrite=overwrite)  # again: a report may have been written meanwhile
+            # Again: a report may have been written meanwhile.
+            check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
     except OSError as error:
+        option = _option(evaluates=is_evaluation)
         raise RunError(
-            f"{run.directory}: the run cannot be written: {error}. Name another folder with --run."
+            f"{run.directory}: the run cannot be written: {error}. Name another folder with {option}."
         ) from error
 
 
@@ -241,6 +261,10 @@ def read_heads(directory: Path) -> RunHeads:
         As `read_run`.
     """
     config = _read_config(directory)
+    if config.evaluates:
+        raise RunError(
+            f"{directory} is an evaluation ({config.evaluates}), and has no head to use. Name the run or the head file."
+        )
     return RunHeads(directory, config, **_read_metrics(directory, ("selected", "heads")))
 
 
@@ -251,7 +275,7 @@ def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
             name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
             for name in names
         }
-        _check_heads(found["selected"], found["heads"])
+        _check_heads(found["selected"], found["heads"], (ROC_AUC,) if found.get("external") else SCORES)
     return found
 
 
@@ -271,13 +295,16 @@ def _reading(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 
-def _check_heads(selected: str, heads: Sequence[HeadResult]) -> None:
+def _check_heads(selected: str, heads: Sequence[HeadResult], required: Sequence[str]) -> None:
     """Refuse results without the scores that every reader of a run relies on."""
     if selected not in [head.name for head in heads]:
         raise ValueError(f"the selected head {selected!r} is not one of the run's heads")
     for head in heads:
-        for scores in (head.val, head.test or head.val):
-            missing = [key for key in SCORES if key not in scores or scores[key].value is None]
+        known = (
+            (head.val,) if head.val.n else ()
+        )  # an evaluation may know nothing of the images that validated the head
+        for scores in (*known, head.test or head.val):
+            missing = [key for key in required if key not in scores or scores[key].value is None]
             if missing:
                 raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
             if scores.auc.interval is None and not scores.auc.is_optimistic:
@@ -301,7 +328,8 @@ def _check_predictions(predictions: Predictions, heads: Sequence[HeadResult], co
         )
     if Counter(predictions.splits) != dataset.n_split:
         raise ValueError(f"its splits have {dict(Counter(predictions.splits))} rows, {dataset.n_split} by config.json")
-    scored = {"val" if config.n_cross_fit is None else "train"} | {"test" for head in heads if head.test is not None}
+    validated = set() if config.evaluates else {"val" if config.n_cross_fit is None else "train"}
+    scored = validated | {"test" for head in heads if head.test is not None}
     if not scored <= dataset.counts.keys():
         raise ValueError("a split that metrics.json scores has no rows")
 

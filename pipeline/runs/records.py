@@ -16,6 +16,7 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.decoding.views import map_cells
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
+from hoarfrost.runs.external import External
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.trust import Assessment, Suspects
 
@@ -102,7 +103,8 @@ class RunConfig(TrainingConfig, ScoringConfig):
     memory limit if embeddings were streamed, which decides the order of batches; else None. `warnings` are what a reader
     must know before trusting the scores. `n_cross_fit` is the number of folds of cross-fitting, None where there was a
     validation split. `select` is how the head was selected: "mean" or "best", by out-of-fold or validation loss; "auc" in
-    runs of earlier versions, by validation ROC AUC.
+    runs of earlier versions, by validation ROC AUC. `evaluates` names what `hoarfrost evaluate` scored, and
+    `fixed_on` what thresholds were chosen on, if not on the run's own validation; both are empty for what `train` wrote.
     """
 
     command: str
@@ -117,6 +119,8 @@ class RunConfig(TrainingConfig, ScoringConfig):
     warnings: tuple[str, ...] = ()
     n_cross_fit: int | None = None
     select: str = "auc"
+    evaluates: str = ""
+    fixed_on: str = ""
 
     @property
     def validation(self) -> str:
@@ -126,7 +130,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     @property
     def validated_on(self) -> str:
         """What selection, thresholds and temperature were based on: follows "chosen on"."""
-        return "the validation split" if self.n_cross_fit is None else "out-of-fold predictions"
+        return self.fixed_on or ("the validation split" if self.n_cross_fit is None else "out-of-fold predictions")
 
     @property
     def selection(self) -> str:
@@ -277,8 +281,10 @@ class Run:
     """The content of one run folder.
 
     `comparisons` compare the other heads and the references with the selected head, on the split of `assessment`.
-    Every run that `train` wrote has `leakage`, `assessment` and `suspects`. `repeated`, (R, n, C) float64, are the
-    probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads learned from.
+    Every run that `train` wrote has `leakage`, `assessment` and `suspects`. What `evaluate` wrote has `external`; its
+    cohort is the split "test", and `val` of a head has no scores where these are not known. `repeated`, (R, n, C)
+    float64, are the probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads
+    learned from.
     """
 
     directory: Path
@@ -299,6 +305,7 @@ class Run:
     views: ComparedViews | None = None
     repeats: RepeatedSplits | None = None
     repeated: "npt.NDArray[np.float64] | None" = None
+    external: External | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

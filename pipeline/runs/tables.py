@@ -74,11 +74,12 @@ _MARKED = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def _marked(cell: object) -> object:
-    """Put an apostrophe before a text that a spreadsheet would run; `_unmarked` removes it."""
+    """Put an apostrophe before a text that a spreadsheet would run; `unmarked` removes it."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_MARKED) else cell
 
 
-def _unmarked(cell: str) -> str:
+def unmarked(cell: str) -> str:
+    """Return a text of a table without the apostrophe that marks it for spreadsheets."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_MARKED) else cell
 
 
@@ -146,7 +147,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise ValueError("its last line is incomplete")
     rows = list(csv.DictReader(io.StringIO(content, newline="")))
     for row in rows:
-        row |= {name: _unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
+        row |= {name: unmarked(row[name]) for name in ("path", "patient", "label") if row.get(name)}
     return rows
 
 

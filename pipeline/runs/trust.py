@@ -65,13 +65,14 @@ class ClassAssessment:
     """A class against the rest, or a label: `n` samples with a known value, `n_positive` that have it.
 
     `calibration` belongs to a label. Classes that exclude one another share one calibration, in `Assessment`.
+    `net_benefit` is None for scores that are not probabilities.
     """
 
     name: str
     n: int
     n_positive: int
     points: tuple[FixedPoint, ...]
-    net_benefit: DecisionCurve
+    net_benefit: DecisionCurve | None
     calibration: Recalibration | None = None
 
 

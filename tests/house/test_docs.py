@@ -39,7 +39,7 @@ ELSEWHERE = {
 }
 BY_OTHERS = ("make test", "make bench", "make setup LOCKED=1", "python3 -m venv cpu")  # .ci/run; by hand; Python's own
 NEVER = ("cpu/bin/pip install torch torchvision --index-url ",)  # which the page says
-SHELL = ("cut ", "head ", "mkdir ")  # beside hoarfrost's own commands
+SHELL = ("cut ", "grep ", "head ", "mkdir ")  # beside hoarfrost's own commands
 
 PROSE_CHARACTERS = 120
 README_LINES, README_BYTES = 200, 12_288

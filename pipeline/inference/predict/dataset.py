@@ -126,11 +126,11 @@ def predict_dataset(
     """
     started = time.monotonic()
     heads = None if run is None else read_heads(run)
-    predictor = _predictor(heads, head, coverage, at, prevalence)
+    predictor = named_predictor(heads, head, coverage, at, prevalence)
     if per_patient is not None:
         predictor.require_unit(per_patient)
     check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
-    with _workplace(cache, heads, predictor.header) as (place, source_cache):
+    with workplace(cache, heads, predictor.header) as (place, source_cache):
         embedded = embed_like(
             data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
             on_progress=on_progress,
@@ -170,9 +170,14 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
     return found, [note]
 
 
-def _predictor(
-    heads: RunHeads | None, head: str | None, coverage: float, at: str | None, prevalence: float | None
+def named_predictor(
+    heads: RunHeads | None,
+    head: str | None,
+    coverage: float = COVERAGE,
+    at: str | None = None,
+    prevalence: float | None = None,
 ) -> Predictor:
+    """Open a head of a run, by default the selected one, or a head file; raise HoarfrostError if it is neither."""
     if heads is not None:
         return Predictor(run_head(heads, head), coverage=coverage, at=at, prevalence=prevalence)
     if head is None:
@@ -185,7 +190,7 @@ def _predictor(
 
 
 @contextmanager
-def _workplace(
+def workplace(
     cache: Path | None, heads: RunHeads | None, header: Header
 ) -> Iterator[tuple[Path, EmbeddingCache | None]]:
     """Yield the cache to embed into, a temporary one if none is named, and the run's own to copy from."""

@@ -1,0 +1,88 @@
+"""The result of `evaluate` as text: what differs, what overlaps, the drop."""
+
+from typing import TYPE_CHECKING
+
+from hoarfrost.cli.console.lines import count, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hoarfrost.evaluation import Estimate
+    from hoarfrost.runs import Drop, External, Run
+
+TITLES = {"roc_auc": "ROC AUC"}
+ALL = "all"
+SHOWN_SITES = 20
+
+
+def evaluate_text(run: "Run") -> str:
+    """Describe an evaluation: first what differs from the training images, then the figures."""
+    found, dataset = run.external, run.config.dataset
+    assert found is not None
+    patients = "" if dataset.n_patients is None else f" of {count(dataset.n_patients, 'patient')}"
+    lines = [f"{dataset.name}: {count(dataset.n_images, 'image')}{patients}; {found.model}"]
+    lines += [*_look_lines(found), *_overlap_lines(found)]
+    lines += _drop_lines(found) if found.drops else _score_lines(run)
+    lines += [text for text in (found.internal, found.frozen, *found.notes) if text]
+    return "\n".join([*lines, f"evaluation {run.directory}"])
+
+
+def _look_lines(found: "External") -> "Iterator[str]":
+    differ = [one for one in found.differences if one.differs]
+    if differ:
+        yield "differs from the training images:"
+        yield from table(
+            [(f"  {one.what}", f"{one.training or 'not known'} there,", f"{one.cohort} here") for one in differ]
+        )
+    if found.alike:
+        yield f"no clear difference in: {', '.join(found.alike)}"
+    if found.unknown:
+        yield f"not known of the training images: {', '.join(found.unknown)}"
+
+
+def _overlap_lines(found: "External") -> "Iterator[str]":
+    checked = [one for one in found.overlap if one.n is not None]
+    if checked:
+        counts = ", ".join(f"{one.n or 'no'} {one.what}" for one in checked)
+        yield f"in the training images: {counts}{' (--allow-leakage)' if found.allowed else ''}"
+    yield from (f"{one.what}: {one.text}" for one in found.overlap if one.n is None)
+
+
+def _drop_lines(found: "External") -> "Iterator[str]":
+    yield from table([("", "internal", "this cohort", "drop"), *(_row(one) for one in found.drops if one.site == ALL)])
+    sites = [one for one in found.drops if one.site != ALL and one.metric == "roc_auc"]
+    if sites:
+        head = (f"{found.site_column}, ROC AUC", "", "this site", "drop")
+        rows = [(one.site, "", _text(one.external), one.reason or _text(one.drop)) for one in sites[:SHOWN_SITES]]
+        yield from table([head, *rows])
+        if len(sites) > SHOWN_SITES:
+            yield f"{len(sites) - SHOWN_SITES} more are in the report and in metrics.json"
+
+
+def _row(one: "Drop") -> tuple[str, str, str, str]:
+    return TITLES.get(one.metric, one.metric), _text(one.internal), _text(one.external), _text(one.drop)
+
+
+def _score_lines(run: "Run") -> "Iterator[str]":
+    """Yield the ROC AUC of each model, and sensitivity and specificity of the first."""
+    compared = {one.name: one for one in run.comparisons}
+    for head in run.heads:
+        assert head.test is not None
+        other = compared.get(head.name)
+        difference = "" if other is None else f"; difference {_text(other.difference)}"
+        p = "" if other is None or other.p_holm is None else f", p {other.p_holm:.3f}"
+        yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}{p}"
+    classes = () if run.assessment is None else run.assessment.classes
+    if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
+        point = classes[0].points[0].point
+        yield (
+            f"threshold >= {at.threshold:.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
+            f"{_text(at.specificity)}"
+        )
+
+
+def _text(found: "Estimate") -> str:
+    if found.value is None:
+        return "undefined"
+    ends = "" if found.interval is None else f" ({found.interval[0]:.3f} to {found.interval[1]:.3f})"
+    return f"{found.value:.3f}{ends}"

@@ -1,0 +1,247 @@
+"""Any model's predictions, from CSVs: the same assessment as for a head, without images, embeddings or a cache."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hoarfrost.evaluation import Scores
+from hoarfrost.evaluation.operating import Rule
+from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.experiment.facts import dataset_facts, machine_used, versions_used
+from hoarfrost.experiment.splits import EXTERNAL
+from hoarfrost.experiment.task import Task
+from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
+from hoarfrost.external.one_class import check_classes
+from hoarfrost.external.table import CALL, PROBABILITY, ColumnOptions, ModelColumn, PredictionTable, read_predictions
+from hoarfrost.external.thresholds import N_FOLDS, fixed_for
+from hoarfrost.features.cache import DatasetTable
+from hoarfrost.features.columns.texts import Texts
+from hoarfrost.features.datasets.table import split_of
+from hoarfrost.features.errors import DatasetError, TrainingError
+from hoarfrost.heads.config import TrainingConfig
+from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
+from hoarfrost.training import HeldRows, Looks
+
+NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
+OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionsConfig:
+    """How predictions are evaluated.
+
+    Attributes
+    ----------
+    columns : ColumnOptions
+    operating_point : str
+        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold.
+    validation_split : str
+        The split whose rows fix thresholds and temperature. The model must not have learned from them.
+    per_patient : "mean", "max" or None
+        Score patients, by their rows' probabilities.
+    prevalence : float or None
+        Of the positive class where the model will be used.
+    name : str or None
+        The name of the rows; by default that of the first file.
+    overwrite : bool
+        Replace an earlier evaluation even if it has a report.
+    """
+
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
+    operating_point: str = "youden"
+    validation_split: str = "val"
+    per_patient: str | None = None
+    prevalence: float | None = None
+    name: str | None = None
+    overwrite: bool = False
+
+
+def evaluate_predictions(
+    files: Sequence[Path], output: Path | None, *, config: PredictionsConfig | None = None, command: Sequence[str] = ()
+) -> Run:
+    """Evaluate the predictions of one model or several on the same rows, and write an evaluation folder.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        See `hoarfrost.external.table.read_predictions`. The others are compared with the first model by paired tests.
+    output : Path or None
+        The folder to write; by default beside the first file: FILE-evaluated.
+    config : PredictionsConfig, optional
+    command : sequence of str
+        The command that the user typed, for the record.
+
+    Returns
+    -------
+    Run
+        With `external`, and the scored rows as its test split.
+
+    Raises
+    ------
+    HoarfrostError
+        One of its children: a file, its cells, files that do not fit one another, the output.
+    """
+    started, config = time.monotonic(), config or PredictionsConfig()
+    output = output or files[0].with_name(f"{files[0].stem}-evaluated")
+    check_run_directory(output, overwrite=config.overwrite, evaluates=True)
+    first, *others = (read_predictions(file, config.columns) for file in files)
+    models = list(_models(first, others))
+    task, rows, dropped = _task(first, config)
+    models = [replace(model, p=model.p[rows]) for model in models]
+    found = _evaluated(output, task, models, config, command, started, dropped)
+    write_run(found, {}, overwrite=config.overwrite)
+    return found
+
+
+# -- several files ------------------------------------------------------------------------------------------------------
+
+
+def _models(first: PredictionTable, others: Sequence[PredictionTable]) -> Iterator[ModelColumn]:
+    """Yield the models of all files, in the order of the first one's rows, each with a name of its own."""
+    tables = [first, *others]
+    names = [model.name for table in tables for model in table.models]
+    for number, table in enumerate(tables, start=1):
+        order = np.arange(len(first.ids)) if table is first else _order(first, table)
+        for model in table.models:
+            name = model.name if names.count(model.name) == 1 else f"{model.name} ({number})"
+            yield replace(model, name=name, p=model.p[order])
+
+
+def _order(first: PredictionTable, other: PredictionTable) -> "np.typing.NDArray[np.int64]":
+    """Return the rows of another file in the order of the first one; refuse other rows, or other labels."""
+    place = {one: i for i, one in enumerate(other.ids)}
+    absent = [one for one in first.ids if one not in place]
+    if absent or len(other.ids) != len(first.ids):
+        n_both = len(first.ids) - len(absent)
+        raise DatasetError(
+            f"{other.file} does not have the rows of {first.file}: {n_both:,} are in both, {len(absent):,} in {first.file} "
+            f"alone, {len(other.ids) - n_both:,} in {other.file} alone. Models are compared on the same rows: keep those."
+        )
+    order = np.array([place[one] for one in first.ids], np.int64)
+    if first.names != other.names or first.y.shape != other.y.shape:
+        raise DatasetError(
+            f"{other.file} has the classes {', '.join(other.names)}, {first.file} {', '.join(first.names)}."
+        )
+    differ = np.flatnonzero((other.y[order] != first.y).reshape(len(order), -1).any(axis=1))
+    if len(differ):
+        one = first.ids[differ[0]]
+        raise DatasetError(
+            f"{len(differ):,} rows have another label in {other.file} than in {first.file} (first: {one}). Correct one file."
+        )
+    return order
+
+
+# -- the rows -----------------------------------------------------------------------------------------------------------
+
+
+def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[Task, "np.typing.NDArray[np.int64]", str]:
+    """Return the rows that are scored or validated as a task, their places, and which rows are left out, in words."""
+    splits = _splits(table, config.validation_split)
+    rows = np.flatnonzero(splits != "")
+    dropped = ""
+    if len(rows) < len(splits):
+        kinds = sorted({(table.splits or [])[i] or "(none)" for i in np.flatnonzero(splits == "")})
+        dropped = f"{len(splits) - len(rows):,} rows of the split {', '.join(kinds)} are left out."
+    ids, labels = ([column[i] for i in rows] for column in (table.ids, table.labels))
+    patients = None if table.patients is None else [table.patients[i] for i in rows]
+    if config.per_patient is not None and patients is None:
+        raise TrainingError(f"--per-patient {config.per_patient}: {table.file} has no column patient.")
+    n = len(rows)
+    numbers = None if patients is None else patient_numbers(patients)
+    dataset = DatasetTable(
+        name=config.name or table.file.stem, source=str(table.file), paths=Texts.of(ids), rows=np.arange(n),
+        labels=Texts.of(labels), errors=Texts.repeated("", n), sizes=np.full(n, -1), mtimes_ns=np.full(n, -1),
+        patients=None if patients is None else Texts.of(patients),
+        attributes={name: Texts.of(cells[i] for i in rows) for name, cells in table.attributes.items()},
+    )  # fmt: skip
+    task = Task(
+        dataset, np.ones(n, bool), Looks(HeldRows(torch.empty((n, 0)))), table.y[rows],
+        np.arange(n) if numbers is None else numbers,
+        splits[rows], EXTERNAL, table.classes, table.positive, table.names, numbers, np.zeros(n, np.uint64),
+        config.per_patient, rule=Rule.parse(config.operating_point),
+    )  # fmt: skip
+    return task, rows, dropped
+
+
+def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.str_]":
+    """Return "test" for rows that are scored, "val" for those that fix thresholds, and "" for others."""
+    n = len(table.ids)
+    if table.splits is None:
+        return np.full(n, "test")
+    named = np.array([split_of(one) or one for one in table.splits])
+    is_validated = named == (split_of(validation) or validation)
+    is_scored = named == "test"
+    if not is_scored.any():  # a split column without a test split: what is in no split is scored
+        is_scored = (named == "") & ~is_validated
+    if not is_scored.any():
+        found = ", ".join(sorted(set(table.splits)))
+        raise DatasetError(
+            f"{table.file}: the column split has {found}, and no row to score. Write test for the rows to score, or remove "
+            "the column to score them all."
+        )
+    return np.where(is_scored, "test", np.where(is_validated, "val", ""))
+
+
+# -- scoring ------------------------------------------------------------------------------------------------------------
+
+
+def _evaluated(
+    output: Path, task: Task, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
+    started: float, dropped: str,
+) -> Run:  # fmt: skip
+    first, probabilities = models[0], {model.name: model.p for model in models}
+    is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
+    check_classes(task, first.p, fixed_for(task, first, task.rule) if is_fixed else None)
+    fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
+    heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
+    assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
+    frozen, fixed_on = _words(task, first, config)
+    notes = [*(model.note for model in models if model.note), dropped]
+    if task.patients is None:
+        notes.append("Patients are unknown, so intervals treat the rows as independent.")
+    model = f"the predictions of {', '.join(probabilities)}"
+    external = External(model, frozen, "", notes=tuple(note for note in notes if note), scored="test")
+    base = RunConfig(
+        **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
+        dataset=dataset_facts(task), embeddings=NO_EMBEDDINGS, versions=versions_used(), machine=machine_used(),
+        per_patient=config.per_patient, prevalence=config.prevalence, operating_point=config.operating_point,
+        fixed_on=fixed_on,
+    )  # fmt: skip
+    facts = evaluation_config(base, task, NO_EMBEDDINGS, model, command, started, ())
+    return evaluation_run(output, task, heads, first.name, probabilities, assessment, facts, external)
+
+
+def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
+    """Return the scores without those that only probabilities have."""
+    if model.kind == PROBABILITY:
+        return result
+
+    def kept(scores: Scores) -> Scores:
+        return replace(scores, estimates={k: one for k, one in scores.estimates.items() if k not in OF_PROBABILITIES})
+
+    return replace(result, val=kept(result.val), test=None if result.test is None else kept(result.test))
+
+
+def _words(task: Task, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
+    """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
+    n, is_calibrated = len(task.validated), model.kind == PROBABILITY
+    if model.kind == CALL:
+        return "The calls are as they are given.", "no data: the calls themselves"
+    if n:
+        rows = f"the {n:,} rows of the split {config.validation_split}"
+        what = "Thresholds and temperature" if is_calibrated else "Thresholds"
+        return f"{what} were fixed on {rows}, and applied to the others.", rows
+    unfitted = "Probabilities are as they are given: there are no validated rows to fit a temperature on."
+    unfitted = unfitted if is_calibrated else "Scores are as they are given."
+    if task.rule.kind == "threshold":
+        return f"The threshold {task.rule.level:g} was stated. {unfitted}", "no data, but stated"
+    by = "row" if task.patients is None else "patient"
+    how = (
+        f"Thresholds were cross-fitted in {N_FOLDS} folds by {by}: each row is judged by a threshold that the other folds "
+        "chose. The thresholds shown are those that all rows choose."
+    )
+    return f"{how} {unfitted}", f"the scored rows themselves (cross-fitted in {N_FOLDS} folds)"

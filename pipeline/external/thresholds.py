@@ -1,0 +1,130 @@
+"""How thresholds are fixed for predictions that come without any: on validated rows, as stated, or cross-fitted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from hoarfrost.evaluation import OperatingPoint, TemperatureFit, binary_problems
+from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.metrics import NO_DECISION, Decision
+from hoarfrost.evaluation.operating import Rule, operating_points
+from hoarfrost.experiment.assessment import Fixed, fix
+from hoarfrost.experiment.splits import strata_of_groups
+from hoarfrost.experiment.task import Task
+from hoarfrost.external.table import CALL, PROBABILITY, ModelColumn
+from hoarfrost.features.errors import TrainingError
+
+N_FOLDS = 5
+NOT_FITTED = "there are no validated rows to fit it on"
+CALLS = OperatingPoint("the calls", 0.5, None, None)
+
+
+def fixed_for(task: Task, model: ModelColumn, rule: Rule) -> Fixed:
+    """Fix thresholds, and temperatures where there are validated rows, for the predictions of a model.
+
+    Parameters
+    ----------
+    task : Task
+        With the rows to score as its test split, and maybe validated rows.
+    model : ModelColumn
+    rule : Rule
+        Of the primary operating point.
+
+    Raises
+    ------
+    TrainingError
+        If there are too few rows of a class.
+    """
+    if model.kind == CALL:
+        return Fixed({1: (CALLS,)}, Decision((0.5,), CALLS.name), (), {}, ())
+    try:
+        found = _fixed(task, model.p, rule)
+    except ValueError as error:
+        raise TrainingError(f"{task.table.source}: {error}. Thresholds need both classes.") from error
+    return found if model.kind == PROBABILITY else replace(found, temperatures=(), prevalences={}, calibrations=())
+
+
+def _fixed(task: Task, p: Floats, rule: Rule) -> Fixed:
+    if len(task.validated):
+        units = task.units(task.validated)
+        return fix(units.y, units.joined(p[task.validated]), units.groups, rule)
+    numbers = [number for number, _, _ in binary_problems(task.y, len(task.names))]
+    n_fits = len(task.names) if task.is_multilabel else 1
+    unfitted = (TemperatureFit(1.0, None, None, at_limit=False, reason=NOT_FITTED),) * n_fits
+    if rule.kind == "threshold":
+        stated = OperatingPoint(rule.name, rule.level, None, None)
+        thresholds = (rule.level,) * len(numbers) if _decides(task) else ()
+        decision = Decision(thresholds, rule.name) if thresholds else NO_DECISION
+        return Fixed(dict.fromkeys(numbers, (stated,)), decision, unfitted, {}, ())
+    return _cross_fitted(task, p, rule, unfitted)
+
+
+def _decides(task: Task) -> bool:
+    """Return whether thresholds decide; of more than two classes, the most probable one is predicted."""
+    return task.is_multilabel or len(task.names) == 2
+
+
+def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit, ...]) -> Fixed:
+    """Judge each sample by thresholds that the other folds chose; state the thresholds that all samples choose."""
+    units = task.units(task.rows_of("test"))
+    p, y = units.joined(p[task.rows_of("test")]), units.y
+    groups = np.arange(len(y)) if units.groups is None else units.groups
+    folds = _folds(y, groups, task.names)
+    whole = operating_points(y, p, units.groups, rule)
+    limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
+    for fold in np.unique(folds):
+        others = folds != fold
+        found = operating_points(y[others], p[others], None if units.groups is None else units.groups[others], rule)
+        for number, points in whole.items():
+            thresholds = {point.name: point.threshold for point in found[number]}
+            own = [thresholds.get(point.name) for point in points]
+            limits[number][~others] = [np.nan if one is None else one for one in own]
+    reached = {number: _reached(points, limits[number]) for number, points in whole.items()}
+    return Fixed(reached, _decision(task, reached, limits), fits, {}, (), limits)
+
+
+def _folds(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
+    """Return each sample's fold: groups are dealt out class by class, in a random order, which takes no time."""
+    n_folds = _n_folds(y, groups, len(names))
+    units, stratum, _ = strata_of_groups(y, groups, names, n_folds)
+    order = np.random.default_rng(0).permutation(len(units))
+    fold = np.empty(len(units), np.int64)
+    fold[order[np.argsort(stratum[order], kind="stable")]] = np.arange(len(units)) % n_folds
+    return fold[np.searchsorted(units, groups)]
+
+
+def _n_folds(y: Ints, groups: Ints, n_classes: int) -> int:
+    """Return five, or fewer where a class has fewer groups."""
+    fewest = min(
+        len(np.unique(groups[rows][one == value])) for _, rows, one in binary_problems(y, n_classes) for value in (0, 1)
+    )
+    if fewest < 2:
+        raise ValueError("a class has fewer than two rows, or patients")
+    return min(N_FOLDS, fewest)
+
+
+def _reached(points: "tuple[OperatingPoint, ...]", limits: Floats) -> tuple[OperatingPoint, ...]:
+    """Return the points, without a threshold where it is out of reach in a fold."""
+    in_all = [not np.isnan(column).any() for column in limits.T]
+    reason = "no threshold reaches it in one of the folds"
+    return tuple(
+        point
+        if is_there or point.threshold is None
+        else OperatingPoint(point.name, None, None, None, reason, n_cases=point.n_cases)
+        for point, is_there in zip(points, in_all, strict=True)
+    )
+
+
+def _decision(task: Task, points: Mapping[int, tuple[OperatingPoint, ...]], limits: Mapping[int, Floats]) -> Decision:
+    if not _decides(task):
+        return NO_DECISION
+    places = {
+        number: next((i for i, point in enumerate(of_class) if point.threshold is not None), None)
+        for number, of_class in points.items()
+    }
+    if any(place is None for place in places.values()):
+        return NO_DECISION
+    names = dict.fromkeys(points[number][place].name for number, place in places.items() if place is not None)
+    columns = [limits[number][:, place] for number, place in places.items()]
+    return Decision(rule=f"{' or '.join(names)}, cross-fitted", of_samples=np.column_stack(columns))

@@ -1,0 +1,129 @@
+"""External validation in the report: what differs from the training images, what overlaps, and the drop, by site."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.words import NONE, estimate_text, listed, several
+from hoarfrost.runs import CohortDifference, Drop, External, OverlapCheck, Run
+from hoarfrost.runs.external import ALL, NOVEL
+
+TITLES = {ROC_AUC: "ROC AUC"}  # other metrics are titled by their keys
+
+
+@dataclass(frozen=True)
+class DropRow:
+    """One figure: internal, external, and the drop, as text."""
+
+    site: str
+    metric: str
+    n: str
+    internal: str
+    external: str
+    drop: str
+
+
+@dataclass(frozen=True)
+class ExternalSection:
+    """What the page shows of an external validation.
+
+    `alike` names the characteristics that do not differ, and `unknown` those that are not known of the training images.
+    """
+
+    title: str
+    intro: tuple[str, ...]
+    differences: tuple[CohortDifference, ...]
+    alike: str
+    unknown: str
+    overlap: tuple[OverlapCheck, ...]
+    internal: str
+    drops: tuple[DropRow, ...]
+    sites: tuple[DropRow, ...]
+    site_column: str
+    notes: tuple[str, ...]
+
+
+def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None:
+    """Collect what the page shows of an external validation; None for a run of `train`."""
+    found = run.external
+    if found is None:
+        return None
+    return ExternalSection(
+        "External validation" if found.scored == "external" else "Evaluation of predictions",
+        (f"{_capital(found.model)} on {evaluation.samples()}{evaluation.of_patients()}.", found.frozen),
+        tuple(one for one in found.differences if one.differs),
+        ", ".join(found.alike),
+        ", ".join((*found.unknown, "pixel sizes", "grey levels")) if found.differences else "",
+        found.overlap,
+        found.internal,
+        tuple(_row(one) for one in found.drops if one.site == ALL),
+        tuple(_row(one) for one in found.drops if one.site != ALL),
+        found.site_column,
+        found.notes,
+    )
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def _row(one: Drop) -> DropRow:
+    metric = TITLES.get(one.metric, one.metric)
+    drop = one.reason if one.external.value is None and one.reason else estimate_text(one.drop)
+    return DropRow(
+        one.site, metric, f"{one.external.n:,}", estimate_text(one.internal), estimate_text(one.external), drop or NONE
+    )
+
+
+def cautions_of(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Yield the cautions of an external validation: their titles, their texts, and the sections that show more."""
+    if run.external is None:
+        return
+    for text in _drop_texts(run.external):
+        yield "Drop", text, "drop"
+    for one in run.external.differences:
+        if one.what == NOVEL and one.differs:
+            text = (
+                f"{one.cohort} of the cohort are farther from the training images than all but {one.training} of these."
+            )
+            yield "Unlike the training images", text, "differences"
+    unchecked = [one.what for one in run.external.overlap if one.n is None]
+    if unchecked:
+        yield (
+            "Overlap",
+            f"Whether the training images have the same {listed(unchecked)} could not be checked.",
+            "overlap",
+        )
+
+
+def _drop_texts(found: External) -> Iterator[str]:
+    """Yield a sentence for each figure of the whole cohort whose drop is more than chance."""
+    for one in found.drops:
+        if one.site == ALL and one.drop.low is not None and one.drop.low > 0:
+            metric = TITLES.get(one.metric, one.metric)
+            yield (
+                f"{metric} {estimate_text(one.external)} in this cohort, {estimate_text(one.internal)} in the internal test: "
+                f"it drops by {estimate_text(one.drop)}."
+            )
+
+
+def external_methods(run: Run) -> Iterator[str]:
+    """Yield the sentences that replace those on training in the methods paragraph."""
+    found, dataset = run.external, run.config.dataset
+    assert found is not None
+    unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
+    patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
+    images = f"{several(dataset.n_images, 'image')}{patients}{unreadable}"
+    yield f"{_capital(found.model)} was evaluated on {dataset.name}: {images}."
+    yield found.frozen
+    searched = [one.what for one in found.overlap if one.n is not None]
+    if searched:
+        n = sum(one.n or 0 for one in found.overlap)
+        result = "none was found" if not n else f"{n:,} were found"
+        yield f"The cohort was compared with the training images for {listed(searched)}: {result}."
+    if any(one.drop.interval is not None for one in found.drops):
+        yield (
+            f"{found.internal} The drop is the internal figure minus the external one; its 95% interval combines both "
+            "intervals as those of independent samples (Zou and Donner 2008)."
+        )

@@ -1,0 +1,102 @@
+"""What an evaluation records of a cohort that the model was not trained on: what differs, what overlaps, the drop."""
+
+from dataclasses import dataclass
+
+from hoarfrost.evaluation.estimates import Estimate
+from hoarfrost.evaluation.leakage import Leakage
+
+ALL = "all"  # of the sites
+NOVEL = "beyond the limit of novelty"
+"""A characteristic: images farther from the training images than all but 5% of validated images."""
+
+
+@dataclass(frozen=True)
+class CohortDifference:
+    """One characteristic of the training images and of the cohort, in words.
+
+    `training` is empty if it is not known. `differs` is whether the two differ by more than chance or by kind.
+    """
+
+    what: str
+    training: str
+    cohort: str
+    differs: bool
+
+
+@dataclass(frozen=True)
+class OverlapCheck:
+    """Whether the cohort shares `what` with the images that training saw: `n` of them, or None if it could not be checked.
+
+    `text` is the result as a sentence, or the reason.
+    """
+
+    what: str
+    n: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A metric in the internal test and in the cohort, or in one site of it, and the internal figure minus the external.
+
+    `metric` is "roc_auc", "accuracy", "sensitivity" or "specificity"; `site` is "all", or a value of the site column.
+    `reason` states why a figure is missing.
+    """
+
+    site: str
+    metric: str
+    internal: Estimate
+    external: Estimate
+    drop: Estimate
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class External:
+    """An external validation.
+
+    Attributes
+    ----------
+    model : str
+        What was evaluated: a head of a run, a head file, or files of predictions.
+    frozen : str
+        Where thresholds, temperature and conformal scores are from, in sentences.
+    internal : str
+        What the internal figures are of; or why there are none.
+    differences : tuple of CohortDifference
+    overlap : tuple of OverlapCheck
+    shared : Leakage or None
+        The images that were found to overlap; None if nothing could be compared.
+    allowed : bool
+        Whether the evaluation continued in spite of an overlap (`--allow-leakage`).
+    site_column : str
+        The column whose values count as sites; empty if there is none.
+    drops : tuple of Drop
+        Empty if there are no internal figures.
+    notes : tuple of str
+        What else a reader must know.
+    scored : str
+        What the scored images are, as an adjective: "external", or "test" for predictions of unknown origin.
+    """
+
+    model: str
+    frozen: str
+    internal: str
+    differences: tuple[CohortDifference, ...] = ()
+    overlap: tuple[OverlapCheck, ...] = ()
+    shared: Leakage | None = None
+    allowed: bool = False
+    site_column: str = ""
+    drops: tuple[Drop, ...] = ()
+    notes: tuple[str, ...] = ()
+    scored: str = "external"
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The characteristics that are known of both, and do not differ."""
+        return tuple(one.what for one in self.differences if one.training and not one.differs)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The characteristics that are not known of the training images."""
+        return tuple(one.what for one in self.differences if not one.training and not one.differs)
