@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from hoarfrost.features.errors import CacheError, CacheLockedError, FingerprintM
 from tests.cache.test_cache_shards import add, content, identities, sizes
 from tests.cache.test_cache_writing import holder
 from tests.support.caches import HEADER, rows_per_tiny_shard, some_images
-from tests.support.commands import ROOT
+from tests.support.forks import forks_of
 
 
 @pytest.fixture
@@ -26,27 +24,26 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DIES = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
 import hoarfrost.features.cache.folding
 from tests.support.caches import rows_per_tiny_shard
-from tests.cache.test_cache_shards import FIVE, add
-path, n_left = Path(sys.argv[1]), int(sys.argv[2])
+from tests.cache.test_cache_shards import add
 hoarfrost.features.cache.folding.rows_per_shard = rows_per_tiny_shard
 
-def dying(function):
-    def step(*arguments, **options):
-        global n_left
-        if n_left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        n_left -= 1
-        return function(*arguments, **options)
-    return step
+def main(path, n_left):
+    def dying(function):
+        def step(*arguments, **options):
+            nonlocal n_left
+            if n_left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            n_left -= 1
+            return function(*arguments, **options)
+        return step
 
-for name in ("replace", "unlink", "fsync", "rmdir", "mkdir"):
-    setattr(os, name, dying(getattr(os, name)))
-add(path, 11, 1, name="new")
-print(n_left)
+    for name in ("replace", "unlink", "fsync", "rmdir", "mkdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    add(Path(path), 11, 1, name="new")
 """
 
 
@@ -59,31 +56,32 @@ def test_a_kill_at_any_step_of_a_fold_leaves_the_old_state_or_the_new_one(tmp_pa
     before = add(start / "c.h5", n_before, 0, name="old") if n_before else None
     after = some_images(11, 1)[1]
     n_killed, outcomes = 0, set()
-    for step in range(200):
-        folder = tmp_path / f"step{step}"
-        shutil.copytree(start, folder)
-        path = folder / "c.h5"
-        result = subprocess.run([sys.executable, "-c", DIES, str(path), str(step)], cwd=ROOT, capture_output=True)
-        if result.returncode == 0:
-            break
-        assert result.returncode == -signal.SIGKILL, result.stderr
-        n_killed += 1
-        if path.exists():
-            assert verify(path).sound, (step, verify(path).problems)
-            with EmbeddingCache(path) as cache:
-                outcomes.add(is_new := "new" in cache.dataset_names())
-                assert not is_new or (cache.arrays(cache.dataset("new"))[0] == after).all()
+    with forks_of(DIES) as forks:
+        for step in range(200):
+            folder = tmp_path / f"step{step}"
+            shutil.copytree(start, folder)
+            path = folder / "c.h5"
+            forks.start(str(path), step)
+            if not (status := forks.wait()):
+                break
+            assert status == -signal.SIGKILL
+            n_killed += 1
+            if path.exists():
+                assert verify(path).sound, (step, verify(path).problems)
+                with EmbeddingCache(path) as cache:
+                    outcomes.add(is_new := "new" in cache.dataset_names())
+                    assert not is_new or (cache.arrays(cache.dataset("new"))[0] == after).all()
+                if before is not None:
+                    np.testing.assert_array_equal(content(path, "old"), before)
+            add(path, 11, 1, name="new")  # the next writer continues, and clears up
+            np.testing.assert_array_equal(content(path, "new"), after)
             if before is not None:
                 np.testing.assert_array_equal(content(path, "old"), before)
-        add(path, 11, 1, name="new")  # the next writer continues, and clears up
-        np.testing.assert_array_equal(content(path, "new"), after)
-        if before is not None:
-            np.testing.assert_array_equal(content(path, "old"), before)
-        with EmbeddingCache(path) as cache:
-            assert cache.n_images == n_before + 11
-        assert sum(sizes(path)) == n_before + 11, "shards that no index lists are gone"
-        assert not [*folder.rglob("*.tmp"), *part_paths(path)]
-        shutil.rmtree(folder)
+            with EmbeddingCache(path) as cache:
+                assert cache.n_images == n_before + 11
+            assert sum(sizes(path)) == n_before + 11, "shards that no index lists are gone"
+            assert not [*folder.rglob("*.tmp"), *part_paths(path)]
+            shutil.rmtree(folder)
     assert n_killed > 12
     assert outcomes == ({True, False} if n_before else {True})
 

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from tests.support.builders import encode, picture, write_image_folder
 from tests.support.commands import ROOT
+from tests.support.forks import Forks, forks_of
 from tests.support.viewed import MANY, by_key, extracted
 
 
@@ -116,37 +119,51 @@ from tests.support.standin import StandIn, stand_in_module
 sys.modules["hoarfrost.features.encoder.backbone"] = stand_in_module()
 import hoarfrost.features.cache.parts
 hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.05
-StandIn.seconds_a_batch = float(sys.argv[4])
 from tests.support.viewed import extracted
-print(extracted(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], batch_size=8).forward_images)
+
+def main(images, cache, views, seconds_a_batch, done):
+    StandIn.seconds_a_batch = seconds_a_batch
+    Path(done).write_text(str(extracted(Path(images), Path(cache), views, batch_size=8).forward_images))
 """
-
-
-def command(images: Path, cache: Path, views: str, seconds_a_batch: float) -> list[str]:
-    return [sys.executable, "-c", SCRIPT, str(images), str(cache), views, str(seconds_a_batch)]
 
 
 @pytest.mark.slow
 def test_20_kills_at_random_moments_end_in_the_cache_of_none(tmp_path: Path) -> None:
     images, cache, chance = tmp_path / "images", tmp_path / "c.h5", random.Random(0)
     write_image_folder(images, {"a": 120, "b": 120}, size=(24, 20))
-    own = subprocess.run(command(images, cache, "", 0.0), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(own.stdout) == 240  # a cache of version 1: views are added to it
+    with forks_of(SCRIPT) as forks:
+        assert whole(forks, images, cache, "") == 240  # a cache of version 1: views are added to it
+        killed_20_times(forks, images, cache, chance)
+        assert 0 < whole(forks, images, cache, MANY) < 240 * 10
+        whole(forks, images, tmp_path / "whole.h5", MANY)
+    assert by_key(cache) == by_key(tmp_path / "whole.h5")
+    assert verify(cache).sound
+    assert describe(cache).datasets[0].lacking == {}
+
+
+def whole(forks: Forks, images: Path, cache: Path, views: str) -> int:
+    """Extract without an end; return how many images the encoder saw."""
+    done = cache.with_suffix(".done")
+    forks.start(str(images), str(cache), views, 0.0, str(done))
+    assert forks.wait() == 0
+    return int(done.read_text())
+
+
+def killed_20_times(forks: Forks, images: Path, cache: Path, chance: random.Random) -> None:
+    """Start and kill an extraction again and again; all that is committed stays."""
     old = by_key(cache)
     committed: dict[bytes, bytes] = {}
     n_killed = 0
     while n_killed < 20:
         n_parts = len(part_paths(cache))
-        process = subprocess.Popen(
-            command(images, cache, MANY, 0.02), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = forks.start(str(images), str(cache), MANY, 0.02, str(cache.with_suffix(".done")))
         at_once = chance.random() < 0.3  # also before anything is committed
-        while not at_once and len(part_paths(cache)) <= n_parts and process.poll() is None:
+        while not at_once and len(part_paths(cache)) <= n_parts and is_alive(process):
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed: make it slower"
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        assert forks.wait() == -signal.SIGKILL, "it ended before it was killed: make it slower"
         n_killed += 1
         found: dict[bytes, bytes] = {}
         for part in part_paths(cache):
@@ -155,12 +172,15 @@ def test_20_kills_at_random_moments_end_in_the_cache_of_none(tmp_path: Path) -> 
         assert by_key(cache) == old
         committed = found
     assert verify(cache).sound
-    done = subprocess.run(command(images, cache, MANY, 0.0), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) < 240 * 10
-    subprocess.run(command(images, tmp_path / "whole.h5", MANY, 0.0), cwd=ROOT, capture_output=True, check=True)
-    assert by_key(cache) == by_key(tmp_path / "whole.h5")
-    assert verify(cache).sound
-    assert describe(cache).datasets[0].lacking == {}
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process goes on."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # -- a cluster ------------------------------------------------------------------------------------------------------------
