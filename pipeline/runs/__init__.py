@@ -15,6 +15,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
+from hoarfrost.runs.embeddings import CacheFacts, EmbeddingFacts
 from hoarfrost.runs.folder import (
     OWN_FILES,
     REPORT,
@@ -32,7 +33,6 @@ from hoarfrost.runs.records import (
     CrossValidated,
     CrossValidation,
     DatasetFacts,
-    EmbeddingFacts,
     Epoch,
     HeadResult,
     LearningPoint,
@@ -68,6 +68,7 @@ __all__ = [
     "REPORT",
     "SPLITS",
     "Assessment",
+    "CacheFacts",
     "ClassAssessment",
     "ComparedViews",
     "Confusion",
