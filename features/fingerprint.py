@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.decoding.formats import EncodedFrame
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
+from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.origins import encoder_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +129,7 @@ class Fingerprint:
     @property
     def encoder(self) -> EncoderSpec:
         """The encoder of this name; raises EncoderError if this version does not have it."""
-        return encoder_named(self.backbone)
+        return encoder_of(self.backbone, self.preprocessing)
 
     @property
     def digest(self) -> str:

@@ -145,7 +145,7 @@ def load_data(
 
 
 def train(
-    cache: str | Path,
+    cache: str | Path | Sequence[str | Path],
     run: str | Path,
     heads: Sequence[str] = (),
     *,
@@ -156,7 +156,8 @@ def train(
 
     Parameters
     ----------
-    cache : path
+    cache : path, or sequence of paths
+        Several caches hold the same images, each of another encoder; their embeddings are side by side.
     run : path
         The run folder. An earlier run there is replaced; if it has a report, only with `overwrite=True`.
     heads : sequence of str
@@ -183,7 +184,8 @@ def train(
     from hoarfrost.heads.specs import parse_heads
 
     experiment = ExperimentConfig(training=config or TrainingConfig(), **options)
-    return run_experiment(Path(cache), Path(run), parse_heads(list(heads)), experiment)
+    caches = [Path(one) for one in ([cache] if isinstance(cache, str | Path) else cache)]
+    return run_experiment(caches, Path(run), parse_heads(list(heads)), experiment)
 
 
 def open_predictor(source: str | Path, head: str | None = None, *, coverage: float = 0.9) -> "Predictor":

@@ -25,6 +25,7 @@ SHARD_BYTES = 64_000_000_000  # by default
 MAX_DIM = 1 << 16
 VIEW_BYTES = 8  # of a row's key in version 2: they follow the image's key
 ENCODERS_OWN = bytes(VIEW_BYTES)  # the code of the view that version 1 has alone
+UNSEEN = b"imported"  # the end of the key of an image whose bytes this program has not seen
 MAX_TEXT_BYTES = 1 << 24
 MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
 
@@ -54,6 +55,18 @@ def row_keys(keys: Keys, code: bytes) -> Keys:
 def image_keys(keys: Keys) -> Keys:
     """Return the keys (n, 32) uint8 of the images that rows are of."""
     return keys[:, :KEY_BYTES]
+
+
+def unseen_key(path: str, embedding: Embeddings) -> bytes:
+    """Return the key of an image whose bytes are not here, 32 bytes: by its path and its imported embedding (D,)."""
+    digest = sha256(path.encode("utf-8", "surrogateescape") + b"\n" + embedding.tobytes()).digest()
+    return digest[: KEY_BYTES - len(UNSEEN)] + UNSEEN  # at the end: rows are found by a key's first bytes
+
+
+def are_unseen(keys: Keys) -> Mask:
+    """Return which images' keys (n, 32) uint8 are not of their bytes, (n,) bool."""
+    found: Mask = (keys[:, KEY_BYTES - len(UNSEEN) :] == np.frombuffer(UNSEEN, np.uint8)).all(axis=1)
+    return found
 
 
 class Block(NamedTuple):

@@ -17,6 +17,7 @@ from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PARTS_SUFFIX = ".parts"  # of the folder of a cache's parts
 ALLOWED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 MAX_DEFLATE_RATIO = 1100  # zlib cannot pack tighter; data that declares more is not there
@@ -25,6 +26,15 @@ HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h
 _VERSION_AT, _FLAGS_AT, _VERSION_WITH_FLAGS, _OPEN_FOR_WRITING = 8, 11, 3, 1
 
 Member = TypeVar("Member", bound=h5py.Group)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Return whether a file begins as HDF5 files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SIGNATURE)) == SIGNATURE
+    except OSError:
+        return False
 
 
 def missing_cache(path: Path) -> CacheError:
@@ -90,7 +100,7 @@ class OpenedFile:
                 start = file.read(_FLAGS_AT + 1)
         except OSError as unreadable:
             return CacheError(f"{self.path}: the cache cannot be read: {unreadable.strerror}.")
-        if not start.startswith(b"\x89HDF\r\n\x1a\n"):
+        if not start.startswith(SIGNATURE):
             if self.path != self.cache:
                 return self.damaged("it is not an HDF5 file")
             return DamagedCacheError(

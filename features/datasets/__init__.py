@@ -27,7 +27,7 @@ from hoarfrost.features.files import FileStamp, checked_url, is_url, join, list_
 
 __all__ = [
     "MANIFEST_NAME", "Dataset", "FileStamp", "ImageSource", "Stamps", "TableOptions", "check_classes", "hints",
-    "open_images", "read_dataset", "read_table", "read_unlabelled",
+    "open_images", "read_dataset", "read_listed", "read_table", "read_unlabelled",
 ]  # fmt: skip
 
 MANIFEST_NAME = "labels.csv"
@@ -76,14 +76,18 @@ def read_table(
     options: TableOptions = DEFAULTS,
 ) -> Dataset:
     """Read a dataset as `read_dataset` does, but without a check of its classes."""
+    return with_frames(read_listed(data, name=name, options=options), pseudonyms or Pseudonyms())
+
+
+def read_listed(data: Path | str, *, name: str | None = None, options: TableOptions = DEFAULTS) -> Dataset:
+    """Read a dataset's table as it is listed: no file is opened for its frames or its DICOM header."""
     place = _checked_place(data)
     name = _default_name(place) if name is None else name
     if not _is_name(name):
         problem = "cannot be a dataset's name (empty, '/', '.' or control characters)"
         raise DatasetError(f"{name!r} {problem}. Pass --name NAME.")
     dataset = _selected(_read(place, name, options, labelled=True), options)
-    dataset = _with_rules(without_placeholders(dataset), options)
-    return with_frames(with_labels_named(dataset, options), pseudonyms or Pseudonyms())
+    return with_labels_named(_with_rules(without_placeholders(dataset), options), options)
 
 
 def _selected(dataset: Dataset, options: TableOptions) -> Dataset:

@@ -17,7 +17,7 @@ from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header, Keys, 
 from hoarfrost.features.datasets import Dataset, hints, read_dataset, read_unlabelled
 from hoarfrost.features.datasets.conflicts import warn_of_conflicts
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
+from hoarfrost.features.errors import CacheError, HoarfrostError, ImageDecodeError, Reason, WeightsError, reason_of
 from hoarfrost.features.extraction.engines import LocalOptions
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.job import Engine, Job, open_engine
@@ -31,6 +31,7 @@ from hoarfrost.features.extraction.plan import (
     kinds_of,
 )
 from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
+from hoarfrost.features.origins import is_elsewhere
 
 SHOWN_MISSING = 3
 COMPARED = 256  # embeddings, with each other
@@ -76,6 +77,11 @@ def extract(
         for hint in hints(dataset):
             logger.warning("%s", hint)
         existing = existing_header(cache)
+        if existing is not None and is_elsewhere(existing.fingerprint.backbone):
+            raise CacheError(
+                f"{cache} holds embeddings that were made elsewhere, and this program's are not comparable with them. Choose "
+                "another --cache, or add embeddings of the same encoder with `hoarfrost cache import`."
+            )
         if existing is None:
             engine.start_early()
         recipe = recipe_for(options, existing, dataset, engine.choose_precision)

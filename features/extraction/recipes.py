@@ -14,6 +14,7 @@ from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.features.errors import FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
+from hoarfrost.features.origins import require_own_encoder
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
@@ -153,6 +154,7 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
         If this program cannot embed in this way; the message says which part differs.
     """
     asked = header.fingerprint
+    require_own_encoder(asked.backbone, asked.preprocessing)
     encoder, own = asked.encoder, window_asked_for(asked.preprocessing)
     mine = replace(asked, preprocessing=preprocessing(encoder, own))
     differences = mine.differences(asked)

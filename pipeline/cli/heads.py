@@ -11,7 +11,7 @@ from hoarfrost.cli.types import DataType, PathType, RuleType, ShareType
 
 
 @click.command(cls=opts.Command)
-@click.argument("data", type=DataType())
+@click.argument("data", type=DataType(), nargs=-1, required=True)
 @opts.option("--run", "The run folder. Its selected head is used.", type=PathType(), metavar="DIR")
 @opts.option("--head", "Another head of the run. Without --run: a head file.", metavar="NAME|FILE")
 @opts.option(
@@ -39,6 +39,9 @@ from hoarfrost.cli.types import DataType, PathType, RuleType, ShareType
     "--at", "Another operating point of the head: youden, sensitivity=0.95, specificity=0.95, or threshold=0.3.  "
     "[default: the one that the run chose]", group=opts.SCORING, type=RuleType(), metavar="RULE",
 )  # fmt: skip
+@opts.option(
+    "--dataset", "Dataset of the cache, if DATA is one. Required if it has several.", group=opts.DATA, metavar="NAME"
+)
 @opts.max_pixels
 @opts.keep_ids
 @opts.weights
@@ -47,12 +50,14 @@ from hoarfrost.cli.types import DataType, PathType, RuleType, ShareType
 @opts.workers
 @opts.json_flag
 def predict(
-    data: Path | str, run: Path | None, head: str | None, output: Path, cache: Path | None, per_patient: str | None,
-    coverage: float, at: str | None, prevalence: float | None, weights: str | None, as_json: bool, **options: Any,
+    data: tuple[Path | str, ...], run: Path | None, head: str | None, output: Path, cache: Path | None,
+    per_patient: str | None, coverage: float, at: str | None, prevalence: float | None, weights: str | None,
+    dataset: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Predict the images in DATA, with or without labels, and write one row per image to a CSV.
 
-    DATA is what `extract` reads. It may also be a folder of images in any order, a CSV with paths alone, or one image.
+    DATA is what `extract` reads. It may also be a folder of images in any order, a CSV with paths alone, or one image. Or
+    it is a cache of the head's encoder, or one cache for each of its encoders; then no image is opened.
     Weights, precision and window are those of the run. Probabilities are calibrated. The predicted class is the one at
     the operating point. Each image also gets a conformal set, and a flag if it is unlike the training images. Unreadable
     images get a row with the reason.
@@ -67,6 +72,7 @@ def predict(
 
     More examples:
       hoarfrost predict new/ --run runs/first --head mlp:512 --cache new.h5 --output wide.csv --json
+      hoarfrost predict new-resnet.h5 new-uni.h5 --run runs/both --output new.csv
       hoarfrost predict scan.dcm --head runs/first/heads/linear.safetensors --output scan.csv
     """
     from hoarfrost.cli.console.progress import extraction_progress
@@ -78,10 +84,10 @@ def predict(
         raise click.UsageError("Name a run with --run DIR, or a head file with --head FILE.")
     with extraction_progress() as show:
         summary = predict_dataset(
-            data, output, run=run, head=head, cache=cache, weights=weights, per_patient=per_patient,
+            data, output, dataset=dataset, run=run, head=head, cache=cache, weights=weights, per_patient=per_patient,
             coverage=coverage, at=at, prevalence=prevalence, options=ExtractOptions(**options), on_progress=show,
         )  # fmt: skip
-    following = ("explain", data, "--run", run, "--output", "explained") if run is not None else ()
+    following = ("explain", *data, "--run", run, "--output", "explained") if run is not None else ()
     opts.emit(as_json, dataclasses.asdict(summary), predict_text(summary), following)
 
 

@@ -20,7 +20,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 
 
 @click.command(cls=opts.Command)
-@opts.cache
+@opts.option(
+    "--cache caches", "The cache of embeddings, one HDF5 file. Repeat it for several encoders: heads then take their "
+    "embeddings of an image side by side.", type=PathType(dir_okay=False), required=True, multiple=True, metavar="FILE",
+)  # fmt: skip
 @opts.run
 @opts.option("--positive", "Label that counts as class 1. May be repeated.", multiple=True, metavar="LABEL")
 @opts.option("--head heads", "Head to train, see above. May be repeated.", multiple=True, metavar="SPEC")
@@ -134,8 +137,8 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 )
 @opts.json_flag
 def train(
-    cache: Path, run: Path, heads: tuple[str, ...], grids: tuple[str, ...], multilabel: bool, labels: tuple[str, ...],
-    as_json: bool, **options: Any,
+    caches: tuple[Path, ...], run: Path, heads: tuple[str, ...], grids: tuple[str, ...], multilabel: bool,
+    labels: tuple[str, ...], as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train heads on cached embeddings, score them, and write a run folder. No image is opened.
 
@@ -158,6 +161,7 @@ def train(
     More examples:
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
+      hoarfrost train --cache resnet.h5 --cache uni.h5 --run runs/both
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console.progress import interruptible, training_progress
@@ -170,7 +174,7 @@ def train(
     config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
     specs = cross_heads(parse_heads(heads), grids)
     with interruptible(run), training_progress(len(specs), config) as show:
-        result = run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
+        result = run_experiment(caches, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
     # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}
     opts.emit(as_json, document, train_text(result), ("report", "--run", run))

@@ -27,7 +27,7 @@ from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
-from hoarfrost.features.cache import EmbeddingCache, Header
+from hoarfrost.features.cache import EmbeddingCache, Header, open_caches
 from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
@@ -152,7 +152,7 @@ class _Again:
 
 
 def run_experiment(
-    cache: Path,
+    cache: Path | Sequence[Path],
     directory: Path,
     heads: Sequence[HeadSpec],
     config: ExperimentConfig,
@@ -164,8 +164,8 @@ def run_experiment(
 
     Parameters
     ----------
-    cache : Path
-        The cache's HDF5 file.
+    cache : Path or sequence of Path
+        The cache's HDF5 file; of several caches of the same images, the embeddings are side by side.
     directory : Path
         The run folder. An earlier run there is replaced once the new one is complete.
     heads : sequence of HeadSpec
@@ -191,7 +191,7 @@ def run_experiment(
     def in_stage(stage: str) -> Callable[[str, int], None]:
         return lambda shape, epoch: on_progress(TrainingProgress(stage, shape, epoch))
 
-    with EmbeddingCache(cache) as opened:  # open to the end: embeddings may be streamed from it
+    with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
@@ -247,6 +247,15 @@ def _check_place(directory: Path, config: ExperimentConfig) -> None:
         logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
     if config.with_tensorboard:
         require_tensorboard()
+
+
+def _opened(cache: Path | Sequence[Path], config: ExperimentConfig) -> EmbeddingCache:
+    caches = [cache] if isinstance(cache, Path) else cache
+    if len(caches) > 1 and config.views != AUTO:
+        raise TrainingError(
+            f"--views {config.views}: of several caches, the first view of each is used. Omit --views, or train on one cache."
+        )
+    return open_caches(caches, config.dataset)
 
 
 def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:

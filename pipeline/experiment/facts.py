@@ -11,17 +11,28 @@ import torch
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.cohort import Cohort, characteristics, cohort_groups, flow_of
 from hoarfrost.experiment.task import Task
-from hoarfrost.features.cache import EmbeddingCache, library_versions
+from hoarfrost.features.cache import EmbeddingCache, JoinedCache, are_unseen, library_versions
 from hoarfrost.features.datasets.hints import SOME, patients_hint
-from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, DatasetFacts, EmbeddingFacts, Predictions, UnreadableImage
+from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, CacheFacts, DatasetFacts, EmbeddingFacts, Predictions, UnreadableImage
 
 MOST_CLASSES = 10  # with columns of their own in table 1
 
 
 def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> EmbeddingFacts:
     """Return what the cache records about its embeddings, the views that heads look at, and the digest of these rows."""
+    rows = task.table.rows[task.readable]
+    used = {
+        "digest": cache.digest(cache.view_rows(rows, views).ravel()),
+        "views": tuple(views) if cache.header.views else (),
+        "several": tuple(map(_cache_facts, cache.parts)) if isinstance(cache, JoinedCache) else (),
+        "n_unseen": int(are_unseen(cache.keys(rows)).sum()),
+    }
+    return EmbeddingFacts(**{**vars(_cache_facts(cache)), **used})
+
+
+def _cache_facts(cache: EmbeddingCache) -> CacheFacts:
     header = cache.header
-    return EmbeddingFacts(
+    return CacheFacts(
         cache=str(cache.path),
         fingerprint=header.fingerprint.digest,
         backbone=header.fingerprint.backbone,
@@ -31,8 +42,7 @@ def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> 
         precision=header.fingerprint.precision,
         weights_origin=header.weights_origin,
         weights_path=header.weights_path,
-        digest=cache.digest(cache.view_rows(task.table.rows[task.readable], views).ravel()),
-        views=tuple(views) if header.views else (),
+        views=header.views[:1],
         layers=header.fingerprint.layers,
     )
 

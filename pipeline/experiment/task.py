@@ -21,9 +21,9 @@ from hoarfrost.experiment.earlier import kept_splits
 from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.experiment.views import AUTO, chosen_views
-from hoarfrost.features.cache import DatasetTable, EmbeddingCache
+from hoarfrost.features.cache import DatasetTable, EmbeddingCache, are_unseen
 from hoarfrost.features.devices import usable_memory
-from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, encoder_named
+from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
@@ -237,7 +237,7 @@ def read_task(
     HoarfrostError
         One of its children, if the cache, the labels or the splits cannot be used.
     """
-    encoder = encoder_named(cache.header.fingerprint.backbone)  # refused now: no report could describe it
+    encoder = cache.header.fingerprint.encoder  # refused now: no report could describe it
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:
@@ -250,6 +250,7 @@ def read_task(
     if cross_fit is None:
         cross_fit = table.splits is None or "val" not in set(compress(table.splits, readable))
     looks = read_looks(cache, table, views, memory_limit=memory_limit, device=device)
+    _state_unseen(cache, table, readable)
     test = None if table.splits is None else np.array([one == "test" for one in compress(table.splits, readable)])
     near = search_near_duplicates(
         looks,
@@ -272,6 +273,16 @@ def read_task(
     _check_per_patient(task)
     _check_splits(task)
     return task
+
+
+def _state_unseen(cache: EmbeddingCache, table: DatasetTable, readable: npt.NDArray[np.bool_]) -> None:
+    """State that identical files cannot be found where the images' bytes are not known."""
+    n_unseen = int(are_unseen(cache.keys(table.rows[readable])).sum())
+    if n_unseen:
+        logger.warning(
+            "%s: the bytes of %s images are not known, because their embeddings were imported. Identical files are not "
+            "searched among them; near-duplicates are, by their embeddings.", table.name, f"{n_unseen:,}",
+        )  # fmt: skip
 
 
 def _check_per_patient(task: Task) -> None:
@@ -299,7 +310,7 @@ def read_looks(
     """Read the embeddings of a dataset's readable images, see `read_task`; raise TrainingError if some are not finite."""
     names, rows = chosen_views(cache, table, views)
     made_by = cache.header.fingerprint
-    layers = encoder_named(made_by.backbone).columns_of(made_by.layers) if made_by.layers else {}
+    layers = made_by.encoder.columns_of(made_by.layers) if made_by.layers else {}
     looks = Looks(_rows(cache, table.name, rows, memory_limit, device), names, layers)
     _check_embeddings(looks, list(compress(table.paths, table.rows >= 0)), cache)
     return looks

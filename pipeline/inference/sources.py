@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hoarfrost.features.cache import DatasetTable, EmbeddingCache
+from hoarfrost.features.cache import DatasetTable, EmbeddingCache, open_caches
 from hoarfrost.features.errors import CacheError, ImageDecodeError
 from hoarfrost.features.files import is_url, join
 from hoarfrost.features.fingerprint import image_key
@@ -120,9 +120,11 @@ def opened_source(run: Run, images_from: Collection[str] = ()) -> Iterator[RunSo
         what to do.
     """
     facts, path = run.config.embeddings, Path(run.config.embeddings.cache)
-    if not path.exists():
-        raise CacheError(f"The cache {path} no longer exists. Restore it and run the same command again.")
-    with EmbeddingCache(path) as cache:
+    caches = [Path(one.cache) for one in facts.of_each]
+    for cache_path in caches:
+        if not cache_path.exists():
+            raise CacheError(f"The cache {cache_path} no longer exists. Restore it and run the same command again.")
+    with open_caches(caches, run.config.dataset.name) as cache:
         if cache.header.fingerprint.digest != facts.fingerprint:
             raise CacheError(
                 f"The cache {path} now holds other embeddings (fingerprint {cache.header.fingerprint.digest[:12]}…, not "

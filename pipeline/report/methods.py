@@ -10,6 +10,7 @@ from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
+from hoarfrost.features.origins import ELSEWHERE, SUFFIX, is_elsewhere
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
 from hoarfrost.report.external import external_methods
@@ -17,7 +18,7 @@ from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
 from hoarfrost.report.words import decimal, listed, of_patients, several
-from hoarfrost.runs import Assessment, EmbeddingFacts, FixedPoint, Run, SplitSize, outlook_of
+from hoarfrost.runs import Assessment, CacheFacts, FixedPoint, Run, SplitSize, outlook_of
 
 MOST_HEADS = 6
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
@@ -116,7 +117,31 @@ def _leaks(run: Run) -> str:
 
 def _features(run: Run) -> Iterator[str]:
     facts = run.config.embeddings
+    if facts.n_unseen:
+        yield (
+            f"The bytes of {several(facts.n_unseen, 'image')} were not known, because their embeddings were imported; "
+            "identical files could not be searched among them."
+        )
+    for one in facts.of_each:
+        yield from _features_of(run, one)
+    if facts.several:
+        dims = " and ".join(f"{one.encoder.dim_of(one.layers)}" for one in facts.several)
+        yield (
+            f"The embeddings of each image by these {len(facts.several)} encoders were concatenated ({dims} values), "
+            "and each value was standardised by itself."
+        )
+
+
+def _features_of(run: Run, facts: CacheFacts) -> Iterator[str]:
     encoder = facts.encoder
+    if is_elsewhere(facts.backbone):
+        pooling = facts.preprocessing[ELSEWHERE]["pooling"]
+        pooled = "" if pooling == "none" else f" An embedding is the {pooling}."
+        yield (
+            f"The embeddings of {encoder.dim} values were made elsewhere, by {encoder.title.removesuffix(SUFFIX)}, and "
+            f"imported ({facts.weights_origin}); how images were preprocessed there is not known here.{pooled}"
+        )
+        return
     looks = looks_of(facts)
     yield (
         f"Each image was embedded {looks or 'once'} by a frozen {encoder.title} up to its {encoder.output} "
@@ -135,7 +160,7 @@ def _features(run: Run) -> Iterator[str]:
     yield f"Preprocessing: {'; '.join(steps)}{special}."
 
 
-def _weights(facts: EmbeddingFacts) -> str:
+def _weights(facts: CacheFacts) -> str:
     if facts.weights.startswith("random:"):
         return f"untrained, randomly initialised weights ({facts.weights})"
     if facts.weights == "imagenet" and facts.encoder.published is not None:

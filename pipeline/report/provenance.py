@@ -40,7 +40,8 @@ def _run_facts(config: RunConfig) -> Iterator[Fact]:
 
 def _embedding_facts(config: RunConfig) -> Iterator[Fact]:
     embeddings = config.embeddings
-    yield Fact("cache", embeddings.cache, is_code=True)
+    for one in embeddings.of_each:
+        yield Fact("cache", one.cache, is_code=True)
     if embeddings.digest:
         yield Fact("digest of the rows", embeddings.digest, is_code=True)
     yield Fact("fingerprint", embeddings.fingerprint, is_code=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hoarfrost.report.words import estimate_text, listed
-from hoarfrost.runs import ComparedViews, EmbeddingFacts, Run, ViewsResult
+from hoarfrost.runs import CacheFacts, ComparedViews, Run, ViewsResult
 
 BASES = {
     "folds": "pooled predictions of nested cross-validation, in which each fold chose its own set",
@@ -65,7 +65,7 @@ def _chosen(one: ViewsResult, compared: ComparedViews) -> str:
     return "chosen" if one.n_chosen else ""
 
 
-def looks_of(facts: EmbeddingFacts) -> str:
+def looks_of(facts: CacheFacts) -> str:
     """Return the views and layers that a run's heads look at, in words; empty for one look and the last layer."""
     parts = []
     if facts.views:

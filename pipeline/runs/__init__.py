@@ -15,6 +15,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
+from hoarfrost.runs.embeddings import CacheFacts, EmbeddingFacts
 from hoarfrost.runs.external import CohortDifference, Drop, External, OverlapCheck
 from hoarfrost.runs.folder import (
     OWN_FILES,
@@ -32,7 +33,6 @@ from hoarfrost.runs.records import (
     SPLITS,
     ComparedViews,
     DatasetFacts,
-    EmbeddingFacts,
     Epoch,
     HeadResult,
     OutOfFold,
@@ -67,6 +67,7 @@ __all__ = [
     "REPORT",
     "SPLITS",
     "Assessment",
+    "CacheFacts",
     "ClassAssessment",
     "CohortDifference",
     "ComparedViews",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
-from hoarfrost.features.decoding.views import map_cells
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
+from hoarfrost.runs.embeddings import EmbeddingFacts
 from hoarfrost.runs.external import External
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.trust import Assessment, Suspects
@@ -61,38 +60,6 @@ class DatasetFacts:
     no_test_split: str | None = None
     patients_hint: str = ""
     cohort: Cohort | None = None
-
-
-@dataclass(frozen=True)
-class EmbeddingFacts:
-    """Where the embeddings came from: what the cache records, and the digest of the embeddings that were used.
-
-    `weights_path` is where a checkpoint was; empty if the weights were not a file. `views` are those that the selected head
-    looks at; empty for the encoder's own. `layers` are empty for the encoder's last.
-    """
-
-    cache: str
-    fingerprint: str
-    backbone: str
-    weights: str
-    weights_sha256: str
-    preprocessing: dict[str, Any]
-    precision: str
-    digest: str = ""
-    weights_origin: str = ""
-    weights_path: str = ""
-    views: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-
-    @property
-    def encoder(self) -> EncoderSpec:
-        """The encoder of this name; raises EncoderError if this version does not have it."""
-        return encoder_named(self.backbone)
-
-    @property
-    def map_cells(self) -> int:
-        """The number of cells along each side of the maps that explain predictions; raises EncoderError without maps."""
-        return map_cells(self.views, self.encoder)
 
 
 @dataclass(frozen=True, kw_only=True)

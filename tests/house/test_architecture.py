@@ -93,7 +93,8 @@ def test_no_module_imports_itself_through_others() -> None:
     ("library", "users"),
     [
         ("click", {"hoarfrost.cli"}),
-        ("h5py", {"hoarfrost.features.cache"}),
+        ("h5py", {"hoarfrost.features.cache", "hoarfrost.features.exchange.hdf5"}),
+        ("pyarrow", {"hoarfrost.features.exchange.parquet"}),
         ("PIL", {"hoarfrost.features.decoding.images", "hoarfrost.features.decoding.pictures"}),
         ("torchvision.io", {"hoarfrost.features.decoding.images"}),
         ("torchvision.models", {"hoarfrost.features.encoder"}),

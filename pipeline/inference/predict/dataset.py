@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.evaluation.conformal import COVERAGE
-from hoarfrost.features.cache import EmbeddingCache, Header
+from hoarfrost.features.cache import EmbeddingCache, Header, are_unseen
 from hoarfrost.features.datasets.pseudonyms import salt_path
 from hoarfrost.features.errors import CacheError, HoarfrostError
 from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
+from hoarfrost.inference.predict.cached import cached_dataset, is_cache
 from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
 from hoarfrost.inference.predict.predictor import Prediction, Predictor
@@ -74,9 +75,10 @@ class PredictionSummary:
 
 
 def predict_dataset(
-    data: Path | str,
+    data: Path | str | Sequence[Path | str],
     output: Path,
     *,
+    dataset: str | None = None,
     run: Path | None = None,
     head: str | None = None,
     cache: Path | None = None,
@@ -92,10 +94,12 @@ def predict_dataset(
 
     Parameters
     ----------
-    data : Path or str
-        See `hoarfrost.features.datasets.read_unlabelled`.
+    data : Path, str or sequence of them
+        See `hoarfrost.features.datasets.read_unlabelled`; or caches with the embeddings of each of the head's encoders.
     output : Path
         The CSV; an earlier prediction there is replaced. The patients' CSV, if patients are known, is written beside it.
+    dataset : str, optional
+        Which dataset of the caches, if `data` are caches; not needed if there is only one.
     run : Path, optional
         The run folder; without it `head` is a file.
     head : str, optional
@@ -129,15 +133,22 @@ def predict_dataset(
     predictor = named_predictor(heads, head, coverage, at, prevalence)
     if per_patient is not None:
         predictor.require_unit(per_patient)
-    check_output(output, data, [cache, *([Path(head)] if run is None and head else [])], run)
-    with workplace(cache, heads, predictor.header) as (place, source_cache):
-        embedded = embed_like(
-            data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
-            on_progress=on_progress,
-        )  # fmt: skip
+    data, *others = [data] if isinstance(data, Path | str) else data
+    check_output(output, data, [cache, *map(Path, others), *([Path(head)] if run is None and head else [])], run)
+    with ExitStack() as stack:
+        opened: EmbeddingCache | None
+        if others or is_cache(data):
+            embedded, opened = stack.enter_context(cached_dataset([data, *others], predictor, dataset))
+        else:
+            place, source_cache = stack.enter_context(workplace(cache, heads, predictor.header))
+            embedded = embed_like(
+                data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
+                on_progress=on_progress,
+            )  # fmt: skip
+            opened = stack.enter_context(EmbeddingCache(place)) if place.exists() else None  # not if nothing was read
         trained_on, notes = _trained_on(embedded, run)
         summary = _write(
-            embedded, place, predictor, output, per_patient or predictor.head.per_patient or "mean", started,
+            embedded, opened, predictor, output, per_patient or predictor.head.per_patient or "mean", started,
             trained_on, notes,
         )  # fmt: skip
     if not summary.predicted:
@@ -163,8 +174,9 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
         return found, []
     first = ", ".join(embedded.dataset.paths[place] for place in places[:SHOWN].tolist())
     others = " and others (--json lists all)" if len(places) > SHOWN else ""
+    how = "by path and embedding" if are_unseen(embedded.keys[places]).all() else "by their bytes"
     note = (
-        f"{len(places):,} of {len(found):,} images were in the run's training split (by their bytes): {first}{others}. The "
+        f"{len(places):,} of {len(found):,} images were in the run's training split ({how}): {first}{others}. The "
         "head learned from them, so these predictions do not show how it does on new images."
     )
     return found, [note]
@@ -258,7 +270,7 @@ class _Tally:
 
 def _write(
     embedded: EmbeddedDataset,
-    cache: Path,
+    cache: EmbeddingCache | None,
     predictor: Predictor,
     output: Path,
     how: str,
@@ -319,21 +331,19 @@ def _without(places: Ints, errors: Mapping[int, str]) -> Ints:
 
 
 def _predicted(
-    embedded: EmbeddedDataset, cache: Path, predictor: Predictor, errors: dict[int, str]
+    embedded: EmbeddedDataset, cache: EmbeddingCache | None, predictor: Predictor, errors: dict[int, str]
 ) -> Iterator[tuple[Ints, Prediction]]:
     """Predict block by block: yield places (B,) in the dataset, and the predictions of those without an error."""
-    with ExitStack() as stack:
-        opened = stack.enter_context(EmbeddingCache(cache)) if cache.exists() else None  # not if nothing was read
-        for first in range(0, len(embedded.dataset), BLOCK_ROWS):
-            places = np.arange(first, min(first + BLOCK_ROWS, len(embedded.dataset)))
-            good = _without(places, errors)
-            x = np.empty((0, len(predictor.head.views), predictor.header.dim), np.float32)
-            if opened is not None and len(good):
-                rows = [opened.rows_of(embedded.keys[good], view) for view in predictor.head.views]
-                x = np.stack([opened.embeddings(of_view) for of_view in rows], axis=1)
-            finite = np.isfinite(x).all(axis=(1, 2))
-            errors.update(dict.fromkeys(good[~finite].tolist(), NOT_FINITE))
-            yield places, predictor.predict(x[finite])
+    for first in range(0, len(embedded.dataset), BLOCK_ROWS):
+        places = np.arange(first, min(first + BLOCK_ROWS, len(embedded.dataset)))
+        good = _without(places, errors)
+        x = np.empty((0, len(predictor.head.views), predictor.header.dim), np.float32)
+        if cache is not None and len(good):
+            rows = [cache.rows_of(embedded.keys[good], view) for view in predictor.head.views]
+            x = np.stack([cache.embeddings(of_view) for of_view in rows], axis=1)
+        finite = np.isfinite(x).all(axis=(1, 2))
+        errors.update(dict.fromkeys(good[~finite].tolist(), NOT_FINITE))
+        yield places, predictor.predict(x[finite])
 
 
 def _notes(predictor: Predictor) -> list[str]:
