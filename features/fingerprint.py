@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.decoding.formats import EncodedFrame
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
+from hoarfrost.features.encoder.families import recorded_encoder
+from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec, network_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,7 @@ def preprocessing(encoder: EncoderSpec, window: str | None = None) -> Mapping[st
         "resize": [encoder.size, encoder.size],
         "mean": list(encoder.mean),
         "std": list(encoder.std),
+        **({} if encoder.network is None else {"network": asdict(encoder.network)}),
     }
 
 
@@ -85,17 +87,18 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
 
 
 def weights_origin(spec: str, encoder: EncoderSpec) -> str:
-    """Return where the weights "imagenet", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
+    """Return where the weights "imagenet", "pretrained", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
 
     The same origin means the same tensors. This loads no torch, so that an extraction with nothing to embed need not load
     the weights to identify them.
     """
-    if spec == "imagenet":
+    if spec in PUBLISHED_WORDS:
         return "" if encoder.published is None else encoder.published.origin
     if spec.startswith("random:"):
         return f"{spec} by {', '.join(f'{name} {version(name)}' for name in encoder.libraries)}"
     try:
-        return f"file with SHA-256 {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
+        digests = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in network_files(spec)]
+        return f"file with SHA-256 {' after '.join(digests)}"
     except OSError:
         return ""
 
@@ -107,7 +110,7 @@ class Fingerprint:
     Attributes
     ----------
     backbone : str
-        The encoder's name, "resnet18".
+        The encoder's name: "resnet18", "timm:vit_small_patch14_dinov2".
     weights_sha256 : str
         `weights_digest` of the encoder's tensors, hex.
     preprocessing : mapping
@@ -127,8 +130,8 @@ class Fingerprint:
 
     @property
     def encoder(self) -> EncoderSpec:
-        """The encoder of this name; raises EncoderError if this version does not have it."""
-        return encoder_named(self.backbone)
+        """The encoder of this name, or as recorded; raises EncoderError if this version does not have it."""
+        return recorded_encoder(self.backbone, self.preprocessing)
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged
 from hoarfrost.experiment.views import AUTO, chosen_views
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.devices import usable_memory
-from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, encoder_named
+from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
@@ -238,7 +238,7 @@ def read_task(
         One of its children, if the cache, the labels or the splits cannot be used.
     """
     made_by = cache.header.fingerprint
-    encoder = encoder_named(made_by.backbone)  # refused now: no report could describe it
+    encoder = made_by.encoder  # refused now: no report could describe it
     table = cache.dataset(dataset)
     readable = table.rows >= 0
     if label_columns is None:

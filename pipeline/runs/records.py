@@ -16,7 +16,8 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.stability import Instability
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.decoding.views import map_cells
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
+from hoarfrost.features.encoder.families import recorded_encoder
+from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Suspects
 
@@ -87,7 +88,7 @@ class EmbeddingFacts:
     @property
     def encoder(self) -> EncoderSpec:
         """The encoder of this name; raises EncoderError if this version does not have it."""
-        return encoder_named(self.backbone)
+        return recorded_encoder(self.backbone, self.preprocessing)
 
     @property
     def map_cells(self) -> int:
