@@ -128,6 +128,21 @@ def encoder_from(text: str) -> EncoderSpec:
     return graph_encoder(asked)
 
 
+def spelled(encoder: EncoderSpec, file: str) -> str:
+    """Return what a user writes to get an encoder again that a cache describes; `file` is where its network was."""
+    family, _, source = encoder.name.partition(":")
+    if encoder.network is None:
+        return encoder.name
+    if encoder.opened is None:
+        return f"{encoder.name},size={encoder.size}"
+    of_colours = (encoder.mean, encoder.std)
+    if encoder.network.options.get("channels") == "bgr":
+        of_colours = (encoder.mean[::-1], encoder.std[::-1])
+    mean, std = ("/".join(repr(value) for value in values) for values in of_colours)
+    options = [f"{name}={value}" for name, value in encoder.network.options.items()]
+    return ",".join([f"{family}:{file or source}", f"size={encoder.size}", "scale=1", f"mean={mean}", f"std={std}", *options])
+
+
 def recorded_encoder(name: str, preprocessing: Mapping[str, Any]) -> EncoderSpec:
     """Return the encoder of a fingerprint: its entry, or what the fingerprint recorded of it.
 

@@ -237,7 +237,7 @@ class EncoderSpec:
             raise EncoderError(
                 f"An embedding of the encoder {self.title} is its {self.output}, not the mean of a map, so predictions from it "
                 f"cannot be explained by maps. With `hoarfrost extract --layers {self.stages[-1].number}` and a new cache, "
-                "embeddings are means over its patches, and can be explained."
+                "embeddings are means over a map, and can be explained."
             )
         if not stages:
             raise EncoderError(

@@ -58,11 +58,11 @@ def _configuration(name: str) -> Mapping[str, Any]:
         close = get_close_matches(architecture, timm.list_models(), n=3)
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
         raise EncoderError(f"timm does not have the model {architecture!r}.{meant} All: timm.list_models().")
-    found = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if found is None:
+    try:
+        return dict(timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict())
+    except RuntimeError as error:
         tags = ", ".join(each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True))
-        raise EncoderError(f"timm's model {architecture} has no weights of the name {tag!r}. It has: {tags or 'none'}.")
-    return dict(found.to_dict())
+        raise EncoderError(f"timm's model {architecture} has no weights of the name {tag!r}. It has: {tags or 'none'}.") from error
 
 
 def build(name: str, size: int) -> nn.Module:

@@ -10,7 +10,7 @@ from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.decoding.views import HIGH, View, parse_views, standard_view
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.encoder.families import encoder_from
+from hoarfrost.features.encoder.families import encoder_from, spelled
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -128,9 +128,10 @@ def recipe_for(
 def _refuse_other_encoder(encoder: EncoderSpec, existing: Header | None) -> None:
     """Raise FingerprintMismatchError if the cache holds embeddings of another encoder: its weights need not be read."""
     if existing is not None and (there := existing.fingerprint.backbone) != encoder.name:
+        own = existing.fingerprint.encoder
         raise FingerprintMismatchError(
             f"The cache holds embeddings of another encoder, so nothing was added. Differences: backbone: {encoder.name} here, "
-            f"{there} there. Choose another --cache, or pass --encoder {there}."
+            f"{there} there. Choose another --cache, or pass --encoder {spelled(own, existing.weights_path)}."
         )
 
 

@@ -273,7 +273,10 @@ def _uri(picture: bytes) -> str:
 
 
 def _way_back(source: RunSource, error: DatasetError | RemoteError) -> str:
-    options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", source.cache.header.weights]
+    header = source.cache.header
+    options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", header.weights]
+    if (encoder := header.fingerprint.encoder) is not DEFAULT:
+        options += ["--encoder", spelled(encoder, header.weights_path)]
     return (
         f"{error} The images were read from there. Copy them back, or, if they are elsewhere now, run "
         f"`hoarfrost extract PLACE {shlex.join(options)}`; it does not embed images with the same bytes again. "

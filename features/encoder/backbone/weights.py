@@ -228,7 +228,9 @@ def _state_dict(content: object, path: Path) -> Mapping[str, object]:
 def _encoder_tensors(state: Mapping[str, object], source: str, encoder: EncoderSpec) -> dict[str, torch.Tensor]:
     """Return an encoder's tensors in a state_dict of any prefix and last layer; raise WeightsError for a wrong one."""
     with torch.device("meta"):  # only names and shapes
-        expected = {name: like for name, like in encoder.build().state_dict().items() if _decides_values(name)}
+        own = encoder.build().state_dict()
+    # Whole numbers follow from the network: BatchNorm's counters, and Swin's indices of positions.
+    expected = {name: like for name, like in own.items() if like.is_floating_point()}
     prefix = _prefix(state, list(expected), source)
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     tensors = {
@@ -236,16 +238,11 @@ def _encoder_tensors(state: Mapping[str, object], source: str, encoder: EncoderS
     }
     parts = {_part(name) for name in expected}
     for name in found:
-        if _part(name) in parts and _decides_values(name) and name not in expected:
+        if _part(name) in parts and name not in own:
             raise WeightsError(
                 f"{source} is not a {encoder.title}: it has {prefix}{name}, which a {encoder.title} does not."
             )
     return tensors
-
-
-def _decides_values(name: str) -> bool:
-    """Return whether embeddings depend on a tensor; they do not on BatchNorm's counters."""
-    return not name.endswith("num_batches_tracked")
 
 
 def _part(name: str) -> str:
