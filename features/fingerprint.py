@@ -87,7 +87,7 @@ def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:
 
 
 def weights_origin(spec: str, encoder: EncoderSpec) -> str:
-    """Return where the weights "imagenet", "pretrained", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
+    """Return where the weights "imagenet", "random:SEED" or of a checkpoint's path come from; empty if they are missing.
 
     The same origin means the same tensors. This loads no torch, so that an extraction with nothing to embed need not load
     the weights to identify them.

@@ -235,8 +235,8 @@ class EncoderSpec:
         stages = self.stages if layers is None else self.stages_of(layers)
         if not stages and self.stages:
             raise EncoderError(
-                f"An embedding of the encoder {self.title} is its {self.output}, not the mean of a map, so predictions from it "
-                f"cannot be explained by maps. With `hoarfrost extract --layers {self.stages[-1].number}` and a new cache, "
+                f"An embedding of the encoder {self.title} is its {self.output}, not the mean of a map, so predictions from "
+                f"it cannot be explained by maps. With `hoarfrost extract --layers {self.stages[-1].number}` and a new cache, "
                 "embeddings are means over a map, and can be explained."
             )
         if not stages:
@@ -257,8 +257,8 @@ class EncoderSpec:
         if self.name.startswith("onnx:") or (self.network is not None and self.network.batch):
             what = "runs in ONNX Runtime" if self.name.startswith("onnx:") else "takes a fixed number of images at once"
             raise EncoderError(
-                f"The encoder {self.title} {what}, so it cannot be exported with the head in one file. Use `hoarfrost predict` "
-                "or `hoarfrost serve` with the run."
+                f"The encoder {self.title} {what}, so it cannot be exported with the head in one file. Use "
+                "`hoarfrost predict` or `hoarfrost serve` with the run."
             )
 
 

@@ -62,7 +62,9 @@ def _configuration(name: str) -> Mapping[str, Any]:
         return dict(timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict())
     except RuntimeError as error:
         tags = ", ".join(each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True))
-        raise EncoderError(f"timm's model {architecture} has no weights of the name {tag!r}. It has: {tags or 'none'}.") from error
+        raise EncoderError(
+            f"timm's model {architecture} has no weights of the name {tag!r}. It has: {tags or 'none'}."
+        ) from error
 
 
 def build(name: str, size: int) -> nn.Module:

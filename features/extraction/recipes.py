@@ -130,8 +130,8 @@ def _refuse_other_encoder(encoder: EncoderSpec, existing: Header | None) -> None
     if existing is not None and (there := existing.fingerprint.backbone) != encoder.name:
         own = existing.fingerprint.encoder
         raise FingerprintMismatchError(
-            f"The cache holds embeddings of another encoder, so nothing was added. Differences: backbone: {encoder.name} here, "
-            f"{there} there. Choose another --cache, or pass --encoder {spelled(own, existing.weights_path)}."
+            "The cache holds embeddings of another encoder, so nothing was added. Differences: backbone: "
+            f"{encoder.name} here, {there} there. Choose another --cache, or pass --encoder {spelled(own, existing.weights_path)}."
         )
 
 

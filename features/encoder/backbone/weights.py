@@ -86,8 +86,8 @@ def _network_weights(spec: str, encoder: EncoderSpec) -> Weights:
             content = Path(name).read_bytes()
         except OSError as error:
             raise WeightsError(
-                f"{name}: the file of the encoder {encoder.title} cannot be read: {error.strerror}. If it was moved, pass its "
-                "path with --weights."
+                f"{name}: the file of the encoder {encoder.title} cannot be read: {error.strerror}. If it was moved, pass "
+                "its path with --weights."
             ) from error
         tensors[part] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return Weights(Path(network_files(spec)[0]).name, tensors, encoder)
