@@ -36,6 +36,10 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self._is_bgr = options.get("channels") == "bgr"
 
+    def train(self, mode: bool = True) -> "GraphNetwork":  # noqa: ARG002, FBT001, FBT002 - the signature is torch's
+        """Do nothing: a file is traced for use, and an exported program refuses to change."""
+        return self
+
     def run(self, images: torch.Tensor) -> torch.Tensor:
         """Return the file's output for whole batches."""
         raise NotImplementedError
