@@ -140,7 +140,9 @@ def spelled(encoder: EncoderSpec, file: str) -> str:
         of_colours = (encoder.mean[::-1], encoder.std[::-1])
     mean, std = ("/".join(repr(value) for value in values) for values in of_colours)
     options = [f"{name}={value}" for name, value in encoder.network.options.items()]
-    return ",".join([f"{family}:{file or source}", f"size={encoder.size}", "scale=1", f"mean={mean}", f"std={std}", *options])
+    return ",".join(
+        [f"{family}:{file or source}", f"size={encoder.size}", "scale=1", f"mean={mean}", f"std={std}", *options]
+    )
 
 
 def recorded_encoder(name: str, preprocessing: Mapping[str, Any]) -> EncoderSpec:

@@ -36,7 +36,7 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self._is_bgr = options.get("channels") == "bgr"
 
-    def train(self, mode: bool = True) -> "GraphNetwork":  # noqa: ARG002, FBT001, FBT002 - the signature is torch's
+    def train(self, mode: bool = True) -> "GraphNetwork":  # noqa: ARG002 - the signature is torch's
         """Do nothing: a file is traced for use, and an exported program refuses to change."""
         return self
 
@@ -100,7 +100,7 @@ class ProgramNetwork(GraphNetwork):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for developers of exporters
             program = torch.export.load(io.BytesIO(content))
-            self.program = program.module()
+            self.program = program.module(check_guards=False)  # what it was traced with need not be repeated
         names = program.graph_signature.user_inputs
         inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
         if len(inputs) != 1 or inputs[0].ndim != 4 or inputs[0].dtype != torch.float32:
@@ -200,14 +200,12 @@ def _facts(asked: Asked, found: torch.Tensor, size: int, batch: int, options: Ma
     return Network(shape[1], "global average pooling", 1, shape[1], size // shape[2], batch=n_batch, options=options)
 
 
-def _normalisation(
-    asked: Asked, *, is_raw: bool
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalisation(asked: Asked, *, is_raw: bool) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the mean and standard deviation of red, green and blue from 0 to 1; raw images go through a file first."""
     scale = float(asked.choice("scale", *(("255", "1") if is_raw else ("1", "255"))))
     is_stated = is_raw or scale == 255  # a network that takes 0 to 255 has its own normalisation
     none = (0.0,) * 3, (1.0,) * 3
-    mean, std = (none if is_stated else (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = none if is_stated else (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = asked.colours("mean", mean), asked.colours("std", std)
     if min(std) <= 0:
         raise asked.refused("std must be above zero")

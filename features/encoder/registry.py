@@ -236,8 +236,8 @@ class EncoderSpec:
         if not stages and self.stages:
             raise EncoderError(
                 f"An embedding of the encoder {self.title} is its {self.output}, not the mean of a map, so predictions from "
-                f"it cannot be explained by maps. With `hoarfrost extract --layers {self.stages[-1].number}` and a new cache, "
-                "embeddings are means over a map, and can be explained."
+                f"it cannot be explained by maps. With `hoarfrost extract --layers {self.stages[-1].number}` and a new "
+                "cache, embeddings are means over a map, and can be explained."
             )
         if not stages:
             raise EncoderError(
@@ -305,6 +305,10 @@ def _convnext_tiny() -> "nn.Module":
     from torch import nn
 
     features = _torchvision("convnext_tiny").get_submodule("features")
+    # New networks begin with residual branches scaled by 1e-6: frozen so, they would hardly see the image.
+    for name, values in features.named_parameters():
+        if name.endswith("layer_scale"):
+            nn.init.ones_(values)
     return nn.Sequential(*features.children(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
@@ -319,7 +323,22 @@ def _vit_map(network: "nn.Module", x: "Tensor") -> "Tensor":
 
 def token_map(tokens: "Tensor") -> "Tensor":
     """Return the tokens (B, cells * cells, D) of a square image's patches as a map (B, D, cells, cells)."""
-    return tokens.transpose(1, 2).unflatten(2, (isqrt(tokens.shape[1]), -1))
+    n, n_tokens, dim = tokens.shape
+    return tokens.transpose(1, 2).reshape(n, dim, isqrt(n_tokens), -1)
+
+
+def _resnet_names(state: State) -> State:
+    """Return a state_dict by names where it has numbers: RadImageNet's files are of a sequence of ResNet50's parts."""
+    ends = ("0.weight", "4.0.conv1.weight")
+    starts = [name.removesuffix(ends[1]) for name in state if name == ends[1] or name.endswith(f".{ends[1]}")]
+    if len(starts) != 1 or starts[0] + ends[0] not in state:
+        return state
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    own = {f"{starts[0]}{number}.": f"{starts[0]}{part}." for number, part in enumerate(parts)}
+    return {
+        next((own[old] + name.removeprefix(old) for old in own if name.startswith(old)), name): x
+        for name, x in state.items()
+    }
 
 
 def _resnet(name: str, title: str, build: "Callable[[], nn.Module]", published: PublishedWeights, width: int = 1,
@@ -337,6 +356,7 @@ def _resnet(name: str, title: str, build: "Callable[[], nn.Module]", published: 
         # Padding centres the first cell's receptive field on the first pixel, and each stride of 2 keeps it there.
         stages=tuple(Stage(n, f"layer{n}", width * 2 ** (5 + n), 2 ** (1 + n)) for n in (1, 2, 3, 4)),
         size_step=32,
+        renamed=_resnet_names,
         fast_paths=frozenset(fast_paths),
     )
 
@@ -420,6 +440,7 @@ SWIN_T = EncoderSpec(
     stages=(Stage(4, "permute", 768, 32, 15.5),),
     size_step=32,
 )
+
 
 def network_files(text: str) -> list[str]:
     """Return the files of a network: its own, and that of its preprocessing if "FILE,preprocess=FILE" names one."""

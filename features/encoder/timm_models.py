@@ -76,6 +76,10 @@ def build(name: str, size: int) -> nn.Module:
     except (TypeError, AssertionError, RuntimeError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise EncoderError(f"timm's model {name} cannot be made for {size} x {size} pixels: {reason}.") from error
+    # New networks begin with residual branches scaled by 1e-5: frozen so, they would hardly see the image.
+    for each, values in network.named_parameters():
+        if each.rpartition(".")[2].startswith("gamma"):
+            nn.init.ones_(values)
     return network
 
 
@@ -107,7 +111,8 @@ def _facts(network: nn.Module, size: int, *, is_fixed: bool) -> Network | None:
     is_token = getattr(network, "global_pool", None) == "token"
     output = "global average pooling" if is_pooled else "class token" if is_token else "pooled output"
     every = size // n_cells
-    layer = len(network.blocks) if isinstance(getattr(network, "blocks", None), nn.Sequential) else 4
+    blocks = getattr(network, "blocks", None)
+    layer = len(blocks) if isinstance(blocks, nn.Sequential) else 4
     return Network(dim, output, layer, found.shape[1], every, is_pooled, None if is_fixed else every)
 
 

@@ -131,7 +131,8 @@ def _refuse_other_encoder(encoder: EncoderSpec, existing: Header | None) -> None
         own = existing.fingerprint.encoder
         raise FingerprintMismatchError(
             "The cache holds embeddings of another encoder, so nothing was added. Differences: backbone: "
-            f"{encoder.name} here, {there} there. Choose another --cache, or pass --encoder {spelled(own, existing.weights_path)}."
+            f"{encoder.name} here, {there} there. Choose another --cache, or pass --encoder "
+            f"{spelled(own, existing.weights_path)}."
         )
 
 

@@ -210,9 +210,7 @@ def test_a_file_runs_in_float32_alone_and_has_its_weights(tmp_path: Path) -> Non
         ({"weights": "random:0"}, "--weights random:0: the weights of net.onnx .ONNX. are in its file"),
     ):
         with pytest.raises(EncoderError, match=reason):
-            extract(
-                tmp_path / "images", tmp_path / "c.h5", options=ExtractOptions(encoder=f"onnx:{file}", **options)
-            )
+            extract(tmp_path / "images", tmp_path / "c.h5", options=ExtractOptions(encoder=f"onnx:{file}", **options))
 
 
 # -- what a fingerprint records is enough --------------------------------------------------------------------------------
@@ -377,7 +375,10 @@ def test_an_onnx_file_goes_from_images_to_maps_and_is_not_exported(tmp_path: Pat
     with pytest.raises(WeightsError, match=r"net\.onnx .ONNX. cannot be read.*pass its path with --weights"):
         predict_dataset(made.new, tmp_path / "x.csv", run=made.run, cache=tmp_path / "x.h5")
     moved = f"{place / 'net.onnx'},preprocess={place / 'pre.onnx'}"
-    assert predict_dataset(made.new, tmp_path / "x.csv", run=made.run, cache=tmp_path / "x.h5", weights=moved).predicted == 3
+    assert (
+        predict_dataset(made.new, tmp_path / "x.csv", run=made.run, cache=tmp_path / "x.h5", weights=moved).predicted
+        == 3
+    )
     write_onnx(place / "net.onnx", pooled=True)
     with pytest.raises(FingerprintMismatchError, match="are not those that made the existing embeddings"):
         predict_dataset(made.new, tmp_path / "x.csv", run=made.run, cache=tmp_path / "y.h5", weights=moved)

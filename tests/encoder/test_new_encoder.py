@@ -1,4 +1,4 @@
-"""A new encoder is one entry of at most 15 lines, from `extract` to the report, explanations, an exported model, predictions."""
+"""A new encoder is one entry of at most 15 lines, from `extract` to the report, maps, an exported model, predictions."""
 
 import inspect
 from pathlib import Path
@@ -48,7 +48,9 @@ def test_one_entry_is_all_that_a_new_encoder_needs(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(registry.ENCODERS, "small", entry())
     images, cache, run = tmp_path / "images", tmp_path / "c.h5", tmp_path / "run"
     write_demo(images, n_images=90)
-    options = ExtractOptions(encoder="small", weights="random:0", precision="float32", layers=(1, 2), views="64,128:flip")
+    options = ExtractOptions(
+        encoder="small", weights="random:0", precision="float32", layers=(1, 2), views="64,128:flip"
+    )
     summary = extract(images, cache, options=options)
     assert (summary.embedded, summary.layers) == (90, (1, 2))
     config = ExperimentConfig(training=TrainingConfig(epochs=3), positive=("malignant",))
