@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from hoarfrost.features.encoder.families import TORCH, Asked, described
-from hoarfrost.features.encoder.registry import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Network
+from hoarfrost.features.encoder.asked import TORCH, Asked, Colours, Found
+from hoarfrost.features.encoder.registry import IMAGENET_MEAN, IMAGENET_STD, Network
 from hoarfrost.features.encoder.sessions import open_session
 from hoarfrost.features.errors import EncoderError
 
@@ -151,8 +151,8 @@ def _opened(family: str, content: bytes, before: bytes | None, options: Mapping[
     return OnnxNetwork(content, before, options)
 
 
-def graph_encoder(asked: Asked) -> EncoderSpec:
-    """Return the encoder in a file, after one image was run through it.
+def find_graph(asked: Asked) -> Found:
+    """Return what a file is as an encoder. Two images are run through it.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def graph_encoder(asked: Asked) -> EncoderSpec:
     facts = _facts(asked, found, size, network.batch, options)
     mean, std = _normalisation(asked, is_raw=before is not None)
     file = ",preprocess=".join(str(Path(name).absolute()) for name in names)
-    return described(f"{asked.family}{Path(asked.source).name}", size, mean, std, facts, file)
+    return Found(f"{asked.family}{Path(asked.source).name}", size, mean, std, facts, file)
 
 
 def _read(asked: Asked, name: str) -> bytes:
@@ -200,7 +200,7 @@ def _facts(asked: Asked, found: torch.Tensor, size: int, batch: int, options: Ma
     return Network(shape[1], "global average pooling", 1, shape[1], size // shape[2], batch=n_batch, options=options)
 
 
-def _normalisation(asked: Asked, *, is_raw: bool) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalisation(asked: Asked, *, is_raw: bool) -> tuple[Colours, Colours]:
     """Return the mean and standard deviation of red, green and blue from 0 to 1; raw images go through a file first."""
     scale = float(asked.choice("scale", *(("255", "1") if is_raw else ("1", "255"))))
     is_stated = is_raw or scale == 255  # a network that takes 0 to 255 has its own normalisation

@@ -1,15 +1,22 @@
 """The known encoders, one entry each: all that the rest of the program knows about a frozen network."""
 
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from itertools import accumulate
-from math import isqrt
 from typing import TYPE_CHECKING, Literal
 
+from hoarfrost.features.encoder.builders import (
+    State,
+    basic_resnet,
+    convnext_tiny,
+    densenet121,
+    densenet_names,
+    resnet_names,
+    torchvisions,
+    vit_map,
+)
 from hoarfrost.features.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -18,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FastPath = Literal["folded", "winograd", "compiled", "int8"]
-State = Mapping[str, object]
 PUBLISHED_WORDS = ("imagenet", "pretrained")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -270,77 +276,6 @@ def _published(weights: str, file_name: str, megabytes: int) -> PublishedWeights
     )
 
 
-def _basic_resnet(*n_blocks: int) -> "nn.Module":
-    from hoarfrost.features.encoder.resnet import ResNet
-
-    return ResNet(n_blocks)
-
-
-def _torchvision(name: str, head: str = "") -> "nn.Module":
-    """Return torchvision's network; its last layer, of the name `head`, does nothing."""
-    import torchvision
-    from torch import nn
-
-    network: nn.Module = getattr(torchvision.models, name)(weights=None)
-    if head:
-        setattr(network, head, nn.Identity())
-    return network
-
-
-def _densenet121() -> "nn.Module":
-    from torch import nn
-
-    parts = nn.Sequential(OrderedDict(_torchvision("densenet121").get_submodule("features").named_children()))
-    for name, layer in (("relu5", nn.ReLU()), ("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())):
-        parts.add_module(name, layer)
-    return parts
-
-
-def _densenet_names(state: State) -> State:
-    """Return a state_dict by today's names: the published file still has "denselayer1.norm.1"."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): x for name, x in state.items()}
-
-
-def _convnext_tiny() -> "nn.Module":
-    from torch import nn
-
-    features = _torchvision("convnext_tiny").get_submodule("features")
-    # New networks begin with residual branches scaled by 1e-6: frozen so, they would hardly see the image.
-    for name, values in features.named_parameters():
-        if name.endswith("layer_scale"):
-            nn.init.ones_(values)
-    return nn.Sequential(*features.children(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def _vit_map(network: "nn.Module", x: "Tensor") -> "Tensor":
-    """Return the patch tokens of torchvision's ViT as a map."""
-    import torch
-
-    patches = network._process_input(x)  # type: ignore[operator]
-    tokens = torch.cat([network.class_token.expand(len(x), -1, -1), patches], 1)  # type: ignore[operator]
-    return token_map(network.encoder(tokens)[:, 1:])  # type: ignore[operator]
-
-
-def token_map(tokens: "Tensor") -> "Tensor":
-    """Return the tokens (B, cells * cells, D) of a square image's patches as a map (B, D, cells, cells)."""
-    n, n_tokens, dim = tokens.shape
-    return tokens.transpose(1, 2).reshape(n, dim, isqrt(n_tokens), -1)
-
-
-def _resnet_names(state: State) -> State:
-    """Return a state_dict by names where it has numbers: RadImageNet's files are of a sequence of ResNet50's parts."""
-    ends = ("0.weight", "4.0.conv1.weight")
-    starts = [name.removesuffix(ends[1]) for name in state if name == ends[1] or name.endswith(f".{ends[1]}")]
-    if len(starts) != 1 or starts[0] + ends[0] not in state:
-        return state
-    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-    own = {f"{starts[0]}{number}.": f"{starts[0]}{part}." for number, part in enumerate(parts)}
-    return {
-        next((own[old] + name.removeprefix(old) for old in own if name.startswith(old)), name): x
-        for name, x in state.items()
-    }
-
-
 def _resnet(name: str, title: str, build: "Callable[[], nn.Module]", published: PublishedWeights, width: int = 1,
             fast_paths: Sequence[FastPath] = ("folded", "winograd", "compiled")) -> EncoderSpec:  # fmt: skip
     """Return the entry of a ResNet, whose stages have `width` times the channels of ResNet18's."""
@@ -356,7 +291,7 @@ def _resnet(name: str, title: str, build: "Callable[[], nn.Module]", published: 
         # Padding centres the first cell's receptive field on the first pixel, and each stride of 2 keeps it there.
         stages=tuple(Stage(n, f"layer{n}", width * 2 ** (5 + n), 2 ** (1 + n)) for n in (1, 2, 3, 4)),
         size_step=32,
-        renamed=_resnet_names,
+        renamed=resnet_names,
         fast_paths=frozenset(fast_paths),
     )
 
@@ -364,20 +299,20 @@ def _resnet(name: str, title: str, build: "Callable[[], nn.Module]", published: 
 def _bottleneck_resnet(n_layers: int, digits: str, megabytes: int) -> EncoderSpec:
     name, title = f"resnet{n_layers}", f"ResNet{n_layers}"
     published = _published(f"{title}_Weights.IMAGENET1K_V2", f"{name}-{digits}.pth", megabytes)
-    return _resnet(name, title, partial(_torchvision, name, "fc"), published, width=4)
+    return _resnet(name, title, partial(torchvisions, name, "fc"), published, width=4)
 
 
 RESNET18 = _resnet(
     "resnet18",
     "ResNet18",
-    partial(_basic_resnet, 2, 2, 2, 2),
+    partial(basic_resnet, 2, 2, 2, 2),
     _published("ResNet18_Weights.IMAGENET1K_V1", "resnet18-f37072fd.pth", 45),
     fast_paths=("folded", "winograd", "compiled", "int8"),
 )
 RESNET34 = _resnet(
     "resnet34",
     "ResNet34",
-    partial(_basic_resnet, 3, 4, 6, 3),
+    partial(basic_resnet, 3, 4, 6, 3),
     _published("ResNet34_Weights.IMAGENET1K_V1", "resnet34-b627a593.pth", 83),
     fast_paths=("folded", "winograd", "compiled", "int8"),
 )
@@ -389,7 +324,7 @@ DENSENET121 = EncoderSpec(
     size=224,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    build=_densenet121,
+    build=densenet121,
     published=_published("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth", 31),
     stages=(
         Stage(1, "denseblock1", 256, 4),
@@ -398,7 +333,7 @@ DENSENET121 = EncoderSpec(
         Stage(4, "relu5", 1024, 32, 14),
     ),
     size_step=32,
-    renamed=_densenet_names,
+    renamed=densenet_names,
 )
 # Its embedding is the mean of the last map: the LayerNorm behind it is part of torchvision's classifier.
 CONVNEXT_TINY = EncoderSpec(
@@ -408,7 +343,7 @@ CONVNEXT_TINY = EncoderSpec(
     size=224,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    build=_convnext_tiny,
+    build=convnext_tiny,
     published=_published("ConvNeXt_Tiny_Weights.IMAGENET1K_V1", "convnext_tiny-983f1562.pth", 109),
     # The cells are patches: each is centred in its own square.
     stages=tuple(Stage(n, str(2 * n - 1), 48 * 2**n, 2 ** (1 + n), 2**n - 0.5) for n in (1, 2, 3, 4)),
@@ -421,12 +356,12 @@ VIT_B_16 = EncoderSpec(
     size=224,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    build=partial(_torchvision, "vit_b_16", "heads"),
+    build=partial(torchvisions, "vit_b_16", "heads"),
     published=_published("ViT_B_16_Weights.IMAGENET1K_V1", "vit_b_16-c867db91.pth", 330),
     output="class token",
     stages=(Stage(12, "encoder", 768, 16, 7.5),),
     is_pooled=False,
-    last_map=_vit_map,
+    last_map=vit_map,
 )
 SWIN_T = EncoderSpec(
     name="swin_t",
@@ -435,7 +370,7 @@ SWIN_T = EncoderSpec(
     size=224,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    build=partial(_torchvision, "swin_t", "head"),
+    build=partial(torchvisions, "swin_t", "head"),
     published=_published("Swin_T_Weights.IMAGENET1K_V1", "swin_t-704ceda3.pth", 108),
     stages=(Stage(4, "permute", 768, 32, 15.5),),
     size_step=32,

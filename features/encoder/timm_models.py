@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hoarfrost.features.encoder.families import Asked, described
-from hoarfrost.features.encoder.registry import EncoderSpec, Network, State, token_map
+from hoarfrost.features.encoder.asked import Asked, Found
+from hoarfrost.features.encoder.builders import State, token_map
+from hoarfrost.features.encoder.registry import Network
 from hoarfrost.features.errors import EncoderError, WeightsError
 
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a model in the cache of Hugging Face's hub
 
 
-def timm_encoder(asked: Asked) -> EncoderSpec:
-    """Return a model of timm as an encoder. One image is run through it, with random weights, to see what it returns.
+def find_model(asked: Asked) -> Found:
+    """Return what a model of timm is as an encoder. One image is run through it, with random weights.
 
     Raises
     ------
@@ -39,7 +40,7 @@ def timm_encoder(asked: Asked) -> EncoderSpec:
             raise asked.refused(f"it does not take images of {size} x {size} pixels ({reason})") from error
     if facts is None:
         raise asked.refused("it returns no embedding: not one row of numbers per image")
-    return described(f"timm:{asked.source}", size, tuple(config["mean"]), tuple(config["std"]), facts)
+    return Found(f"timm:{asked.source}", size, tuple(config["mean"]), tuple(config["std"]), facts)
 
 
 def _require_timm() -> Any:

@@ -36,6 +36,7 @@ from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import read_heads
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import encode, picture
+from tests.support.commands import ROOT
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
@@ -400,7 +401,7 @@ def test_a_cache_of_another_encoder_is_refused_with_the_way_out(tmp_path: Path) 
     assert extract(made.images, made.cache, options=ExtractOptions(encoder=way_out)).forward_images == 0
 
 
-CNTK = Path("/work/shared/weights")
+CNTK = ROOT.parent / "shared" / "weights"
 
 
 @pytest.mark.slow
