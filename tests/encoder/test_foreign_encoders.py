@@ -36,7 +36,7 @@ from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import read_heads
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import encode, picture
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, Hoarfrost
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
@@ -409,3 +409,16 @@ CNTK = ROOT.parent / "shared" / "weights"
 def test_a_real_encoder_of_2018_goes_from_pixels_to_a_report(tmp_path: Path) -> None:
     files = f"{CNTK}/resnet18-cntk.onnx,preprocess={CNTK}/resnet18-cntk-preprocess.onnx"
     check_use(make(tmp_path, f"onnx:{files}"), "resnet18-cntk.onnx (ONNX)", 512)
+
+
+def test_the_command_takes_any_encoder_and_refuses_an_unknown_one(hoarfrost: Hoarfrost, tmp_path: Path) -> None:
+    images, file = tmp_path / "images", write_onnx(tmp_path / "net.onnx")
+    write_demo(images, n_images=30)
+    made = hoarfrost("extract", images, "--cache", tmp_path / "c.h5", "--encoder", f"onnx:{file}", "--json")
+    summary = json.loads(made.stdout)
+    assert (summary["embedded"], summary["weights"], summary["precision"]) == (30, "net.onnx", "float32")
+    assert "onnx:net.onnx" in hoarfrost("cache", "info", tmp_path / "c.h5").stdout
+    refused = hoarfrost("extract", images, "--cache", tmp_path / "d.h5", "--encoder", "resnet-50")
+    assert refused.status == 1
+    assert "Did you mean resnet50?" in refused.stderr
+    assert not (tmp_path / "d.h5").exists()
