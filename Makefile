@@ -2,11 +2,12 @@
 #
 #   DATA      folder, CSV or npz of images       (default: the embedded demo set)
 #   WEIGHTS   imagenet | PATH | random:SEED | auto
+#   ENCODER   the frozen network                 (resnet50, timm:NAME, onnx:FILE; default: resnet18)
 #   VIEWS     how to look at each image          (standard, high, or 224,224:flip,448; default: once)
 #   LAYERS    layers of the encoder              (LAYERS=3,4; default: the last)
 #   POSITIVE  labels that count as class 1       (several: POSITIVE="a b"; with spaces: POSITIVE="'a b'")
 #   HEADS     heads to train                     (HEADS="linear mlp:512")
-#   CACHE     the cache file; RUN: the run folder (default: below artifacts/, by DATA and WEIGHTS)
+#   CACHE     the cache file; RUN: the run folder (default: below artifacts/, by DATA, WEIGHTS, ENCODER)
 #   EXPLAIN   EXPLAIN=1 adds maps of what speaks for a class to the errors in the report
 #   LOCKED    LOCKED=1 installs exactly the versions of requirements.lock
 #   JOBS      number of test processes           (default: the number of CPUs)
@@ -15,7 +16,7 @@
 #   PYTHON    the Python of an existing environment; then nothing is installed
 
 # Recipes read these from the environment, so that spaces and quotes in a path are safe.
-export DATA WEIGHTS CACHE RUN HEADS VIEWS LAYERS
+export DATA WEIGHTS ENCODER CACHE RUN HEADS VIEWS LAYERS
 
 on = $(filter-out 0 no off false,$(1))# EXPLAIN=0 is as good as nothing
 
@@ -51,7 +52,7 @@ PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	else \
 		name=demo; weights="$${WEIGHTS:-auto}"; \
 	fi; \
-	place="artifacts/$$name/$$(printf %s "$$weights" | tr -c 'A-Za-z0-9._-' _)"; \
+	place="artifacts/$$name/$$(printf %s "$$weights$${ENCODER:+-$$ENCODER}" | tr -c 'A-Za-z0-9._-' _)"; \
 	data="$${DATA:-artifacts/demo/phantoms}"; \
 	cache="$${CACHE:-$$place/embeddings.h5}"; \
 	set -- $(POSITIVE); [ $$\# -gt 0 ] || [ -n "$$DATA" ] || set -- malignant; \
@@ -95,6 +96,7 @@ extract: $(READY)  ## compute the embeddings that are not in the cache yet
 	@$(PLACES) \
 	if [ -z "$$DATA" ] && [ ! -e "$$data/labels.csv" ]; then $(HOARFROST) demo "$$data"; fi; \
 	set --; [ -z "$$VIEWS" ] || set -- --views "$$VIEWS"; [ -z "$$LAYERS" ] || set -- "$$@" --layers "$$LAYERS"; \
+	[ -z "$$ENCODER" ] || set -- "$$@" --encoder "$$ENCODER"; \
 	$(HOARFROST) extract "$$data" --cache "$$cache" --weights "$$weights" "$$@"
 
 train: $(READY)  ## train heads on the cache, without the images; replaces an earlier run in RUN

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoarfrost.features.decoding.formats import EncodedFrame
-from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec, network_files
 from hoarfrost.features.origins import encoder_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def preprocessing(encoder: EncoderSpec, window: str | None = None) -> Mapping[st
         "resize": [encoder.size, encoder.size],
         "mean": list(encoder.mean),
         "std": list(encoder.std),
+        **({} if encoder.network is None else {"network": asdict(encoder.network)}),
     }
 
 
@@ -91,12 +92,13 @@ def weights_origin(spec: str, encoder: EncoderSpec) -> str:
     The same origin means the same tensors. This loads no torch, so that an extraction with nothing to embed need not load
     the weights to identify them.
     """
-    if spec == "imagenet":
+    if spec in PUBLISHED_WORDS:
         return "" if encoder.published is None else encoder.published.origin
     if spec.startswith("random:"):
         return f"{spec} by {', '.join(f'{name} {version(name)}' for name in encoder.libraries)}"
     try:
-        return f"file with SHA-256 {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
+        digests = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in network_files(spec)]
+        return f"file with SHA-256 {' after '.join(digests)}"
     except OSError:
         return ""
 
@@ -108,7 +110,7 @@ class Fingerprint:
     Attributes
     ----------
     backbone : str
-        The encoder's name, "resnet18".
+        The encoder's name: "resnet18", "timm:vit_small_patch14_dinov2".
     weights_sha256 : str
         `weights_digest` of the encoder's tensors, hex.
     preprocessing : mapping
@@ -128,7 +130,7 @@ class Fingerprint:
 
     @property
     def encoder(self) -> EncoderSpec:
-        """The encoder of this name; raises EncoderError if this version does not have it."""
+        """The encoder of this name, or as recorded; raises EncoderError if this version does not have it."""
         return encoder_of(self.backbone, self.preprocessing)
 
     @property

@@ -7,7 +7,8 @@ They have no entry in the registry. All that is known of them is in the fingerpr
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
+from hoarfrost.features.encoder.families import recorded_encoder
+from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.features.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def encoder_of(backbone: str, preprocessing: Mapping[str, Any]) -> EncoderSpec:
         parts = preprocessing[SEVERAL]
         titles = [encoder_of(part["backbone"], part["preprocessing"]).title for part in parts]
         return _without_network(backbone, " and ".join(titles), sum(int(part["dim"]) for part in parts))
-    return encoder_named(backbone)
+    return recorded_encoder(backbone, preprocessing)
 
 
 def require_own_encoder(backbone: str, preprocessing: Mapping[str, Any]) -> None:

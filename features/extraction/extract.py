@@ -202,7 +202,7 @@ def embed_like(
     recipe, window = recipe_like(header, weights)
     # This machine's engine: Ray's workers copy nothing from a source cache.
     options = replace(
-        options or ExtractOptions(), encoder=recipe.encoder.name, window=window, max_bad=1.0, on_error="skip",
+        options or ExtractOptions(), window=window, max_bad=1.0, on_error="skip",
         engine=LocalOptions(),
     )  # fmt: skip
     pseudonyms = Pseudonyms(salt_path(cache), keep_ids=options.keep_ids)

@@ -25,7 +25,6 @@ from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.decoding.views import View, standard_view
 from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threads_on_usable_cpus, usable_cpus
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP
-from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
@@ -131,7 +130,7 @@ class EmbeddingLoop:
     views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
-        options, encoder = self.options, encoder_named(self.options.encoder)
+        options, encoder = self.options, self.writer.header.fingerprint.encoder
         self.views = self.views or (standard_view(encoder),)
         self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
         self._places = Places(self.views)

@@ -10,8 +10,9 @@ from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.decoding.views import HIGH, View, parse_views, standard_view
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
-from hoarfrost.features.errors import FingerprintMismatchError
+from hoarfrost.features.encoder.families import encoder_from, spelled
+from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec
+from hoarfrost.features.errors import EncoderError, FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
 from hoarfrost.features.origins import require_own_encoder
@@ -80,7 +81,7 @@ class Recipe:
 
 def _is_name(spec: str) -> bool:
     """Return whether weights are named, and not in a file of the user's."""
-    return spec == "imagenet" or spec.startswith("random:")
+    return spec in PUBLISHED_WORDS or spec.startswith("random:")
 
 
 def recipe_for(
@@ -90,14 +91,15 @@ def recipe_for(
 
     `choose_precision` returns what is fast where the embeddings will be computed; called if nothing else decides.
     """
-    encoder, spec, weights = encoder_named(options.encoder), options.weights, None
+    encoder, weights = encoder_from(options.encoder), None
+    _refuse_other_encoder(encoder, existing)
+    spec = _own_weights(encoder, options.weights)
     if spec == "auto" and existing is not None and _is_name(existing.weights):
         spec = existing.weights  # whether or not others can be downloaded today
-        if spec != "imagenet":
+        if spec not in PUBLISHED_WORDS:
             logger.warning("The cache was started with the untrained weights %s. Continuing with them.", spec)
     origin = weights_origin(spec, encoder)
-    is_same = existing is not None and existing.fingerprint.backbone == encoder.name
-    if existing is not None and is_same and origin and origin == existing.weights_origin:
+    if existing is not None and origin and origin == existing.weights_origin:
         name, sha256 = existing.weights, existing.fingerprint.weights_sha256
     else:
         from hoarfrost.features.encoder.backbone import load_weights
@@ -106,12 +108,14 @@ def recipe_for(
         name, sha256 = weights.name, weights.sha256
         spec = name if spec == "auto" else spec
         origin = weights_origin(spec, encoder)
-    precision = _existing_precision(options.precision, existing) or choose_precision()
+    encoder.require_precision(options.precision)
+    precision = _existing_precision(options.precision, existing)
+    precision = precision or ("float32" if encoder.opened is not None else choose_precision())
     if precision == "int8":
         if existing is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
         else:
-            weights, precision = _calibrated(weights, spec, dataset, options)
+            weights, precision = _calibrated(encoder, weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
@@ -120,6 +124,32 @@ def recipe_for(
     names = [view.name for view in views]
     header = header.of_views(names) if existing is None else replace(header, views=existing.views).with_views(names)
     return Recipe(header, spec, weights, views)
+
+
+def _refuse_other_encoder(encoder: EncoderSpec, existing: Header | None) -> None:
+    """Raise FingerprintMismatchError if the cache holds embeddings of another encoder: its weights need not be read."""
+    if existing is not None and (there := existing.fingerprint.backbone) != encoder.name:
+        own = existing.fingerprint.encoder
+        raise FingerprintMismatchError(
+            "The cache holds embeddings of another encoder, so nothing was added. Differences: backbone: "
+            f"{encoder.name} here, {there} there. Choose another --cache, or pass --encoder "
+            f"{spelled(own, existing.weights_path)}."
+        )
+
+
+def _own_weights(encoder: EncoderSpec, spec: str) -> str:
+    """Return which weights are asked for; those of an encoder that is a file are in it.
+
+    Raises
+    ------
+    EncoderError
+        If others are asked for.
+    """
+    if not encoder.file:
+        return spec
+    if spec != "auto" and spec not in PUBLISHED_WORDS:
+        raise EncoderError(f"--weights {spec}: the weights of {encoder.title} are in its file. Leave --weights out.")
+    return encoder.file
 
 
 def _looks(
@@ -132,7 +162,7 @@ def _looks(
         return views, encoder.checked_layers(options.layers)
     if existing is not None:
         return views, existing.fingerprint.layers
-    is_high = HIGH in (name.strip() for name in options.views.split(","))
+    is_high = HIGH in (name.strip() for name in options.views.split(",")) and encoder.is_pooled
     return views, encoder.checked_layers(stage.number for stage in encoder.stages[-HIGH_LAYERS:]) if is_high else ()
 
 
@@ -180,7 +210,7 @@ def _existing_precision(asked: str, existing: Header | None) -> str | None:
 
 
 def _calibrated(
-    weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
+    encoder: EncoderSpec, weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
 ) -> "tuple[Weights, str]":
     """Return the weights, and the precision of 8-bit integers calibrated on the dataset's own images."""
     from hoarfrost.features.decoding.images import Decoding
@@ -188,8 +218,6 @@ def _calibrated(
     from hoarfrost.features.encoder.backbone.int8 import calibrated_precision, require_openvino
     from hoarfrost.features.extraction.loop import sample_images
 
-    encoder = encoder_named(options.encoder)
-    encoder.require_int8()
     require_openvino()
     weights = weights or load_weights(spec, encoder)
     decoding = Decoding(options.max_pixels, options.window, size=encoder.size)

@@ -8,6 +8,7 @@ import click
 
 from hoarfrost.cli import options as opts
 from hoarfrost.cli.types import DataType, NumbersType, PathType, ShareType, SizeType
+from hoarfrost.features.encoder.registry import DEFAULT
 
 
 @click.command(cls=opts.Command)
@@ -15,16 +16,22 @@ from hoarfrost.cli.types import DataType, NumbersType, PathType, ShareType, Size
 @opts.cache
 @opts.option("--name", "The dataset's name in the cache.  [default: the name of its folder or file]")
 @opts.option(
+    "--encoder",
+    "The frozen network: resnet18, resnet34, resnet50, resnet101, resnet152, densenet121, convnext_tiny, vit_b_16, swin_t; "
+    "timm:NAME for any model of timm; torch:FILE.pt2 or onnx:FILE.onnx for your own.",
+    default=DEFAULT.name, metavar="NAME",
+)  # fmt: skip
+@opts.option(
     "--weights",
-    "The encoder's weights. imagenet: torchvision's. PATH: your own checkpoint (.pth, .safetensors). random:SEED: "
-    "untrained. auto: imagenet if available, else random:0.",
+    "The encoder's weights. imagenet, or pretrained: the published ones. PATH: your own checkpoint (.pth, .safetensors). "
+    "random:SEED: untrained. auto: imagenet if available, else random:0.",
     default="imagenet", metavar="imagenet|PATH|random:SEED|auto",
 )  # fmt: skip
 @opts.option(
     "--precision",
     "Number format of the encoder. auto is bfloat16 where the device computes it natively, else float32. int8 is "
     "about twice as fast as float32 on a CPU. It is calibrated on images of DATA and needs OpenVINO.",
-    type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto",
+    group=opts.SPEED, type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto",
 )  # fmt: skip
 @opts.option(
     "--views",
@@ -83,6 +90,7 @@ def extract(data: Path | str, cache: Path, name: str | None, as_json: bool, **op
       hoarfrost extract cohort.csv --cache cohort.h5 --weights resnet18.safetensors --json
       hoarfrost extract s3://archive/chest --cache chest.h5
       hoarfrost extract images/ --cache images.h5 --views high
+      hoarfrost extract images/ --cache dino.h5 --encoder timm:vit_small_patch14_dinov2 --weights dinov2.pth
       hoarfrost extract /mnt/archive --cache /mnt/archive.h5 --engine ray --address auto
     """
     from hoarfrost.cli.console.progress import extraction_progress

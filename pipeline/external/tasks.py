@@ -13,7 +13,6 @@ from hoarfrost.experiment.splits import EXTERNAL, merged_groups
 from hoarfrost.experiment.task import Task, read_looks
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
-from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import RunHeads, class_numbers
@@ -102,5 +101,5 @@ def cohort_task(cache: EmbeddingCache, table: DatasetTable, head: SavedHead, lab
         EXTERNAL, labels.classes, labels.positive, labels.names, patients,
         np.zeros(len(y), np.uint64),
         head.per_patient,
-        encoder=encoder_named(cache.header.fingerprint.backbone),
+        encoder=cache.header.fingerprint.encoder,
     )  # fmt: skip

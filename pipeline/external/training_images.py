@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from hoarfrost.evaluation.checks import Ints
 from hoarfrost.experiment.duplicates import MOST_COMPARED
-from hoarfrost.features.encoder.registry import encoder_named
 from hoarfrost.features.errors import CacheError
 from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.runs import Run
@@ -87,5 +86,5 @@ def _with_source(seen: SeenImages, run: Run, source: RunSource, *, with_embeddin
 def last_layer(run: Run) -> slice:
     """Return the columns of the encoder's last layer."""
     facts = run.config.embeddings
-    columns = encoder_named(facts.backbone).columns_of(facts.layers) if facts.layers else {}
+    columns = facts.encoder.columns_of(facts.layers) if facts.layers else {}
     return columns[max(columns)] if columns else slice(None)

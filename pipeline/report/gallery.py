@@ -14,6 +14,8 @@ import numpy as np
 
 from hoarfrost.evaluation.metrics import THRESHOLD
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.features.encoder.families import spelled
+from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
 from hoarfrost.features.fingerprint import window_asked_for
 from hoarfrost.inference.sources import RunSource
@@ -273,7 +275,11 @@ def _uri(picture: bytes) -> str:
 
 
 def _way_back(source: RunSource, error: DatasetError | RemoteError) -> str:
-    options = ["--cache", str(source.cache.path), "--name", source.table.name, "--weights", source.cache.header.weights]
+    header = source.cache.header
+    encoder = header.fingerprint.encoder
+    options = ["--cache", str(source.cache.path), "--name", source.table.name]
+    options += [] if encoder is DEFAULT else ["--encoder", spelled(encoder, header.weights_path)]
+    options += [] if encoder.opened is not None else ["--weights", header.weights]
     return (
         f"{error} The images were read from there. Copy them back, or, if they are elsewhere now, run "
         f"`hoarfrost extract PLACE {shlex.join(options)}`; it does not embed images with the same bytes again. "

@@ -10,6 +10,7 @@ from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
+from hoarfrost.features.encoder.registry import PUBLISHED_WORDS
 from hoarfrost.features.origins import ELSEWHERE, SUFFIX, is_elsewhere
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
@@ -53,7 +54,7 @@ _BY_METHOD = {
     WILSON: "Wilson's score method (Wilson 1927)",
 }
 # Steps that change few images of these kinds, and are long to describe: config.json has them.
-SPECIAL = {"decode", "deep grey", "transparency", "orientation", "frames"}
+SPECIAL = {"decode", "deep grey", "transparency", "orientation", "frames", "network"}
 
 
 def methods_of(run: Run, evaluation: Evaluation) -> str:
@@ -163,7 +164,7 @@ def _features_of(run: Run, facts: CacheFacts) -> Iterator[str]:
 def _weights(facts: CacheFacts) -> str:
     if facts.weights.startswith("random:"):
         return f"untrained, randomly initialised weights ({facts.weights})"
-    if facts.weights == "imagenet" and facts.encoder.published is not None:
+    if facts.weights in PUBLISHED_WORDS and facts.encoder.published is not None:
         return f"weights pretrained on {facts.encoder.published.title}"
     return f"the weights {facts.weights}"
 

@@ -190,7 +190,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
         path = path.rename(tmp_path / f"resnet18-{prefix}.pth")
 
         published = replace(PUBLISHED, url=path.as_uri())
-        monkeypatch.setattr(hoarfrost.features.encoder.backbone.weights, "_published", lambda _: published)
+        monkeypatch.setattr(hoarfrost.features.encoder.backbone.weights, "_published", lambda *_: published)
         return path
 
     return publish

@@ -17,7 +17,8 @@ from hoarfrost.features.cache import CacheWriter, EmbeddingCache, Header
 from hoarfrost.features.cache.layout import CHUNK_BYTES, CHUNK_ROWS, row_bytes, rows_per_chunk
 from hoarfrost.features.decoding.isolated import Cancellation
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
-from hoarfrost.features.encoder.registry import ENCODERS, RESNET18, EncoderSpec, encoder_named
+from hoarfrost.features.encoder.families import encoder_from
+from hoarfrost.features.encoder.registry import ENCODERS, RESNET18, EncoderSpec
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError, HoarfrostError, WeightsError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -221,7 +222,7 @@ def test_an_unknown_encoder_is_an_error_that_names_those_there_are(made: Made, m
         lambda: write_report(made.run),
     ):
         with pytest.raises(
-            EncoderError, match=r"This version of hoarfrost does not have the encoder 'tiny'\. It has: resnet18\."
+            EncoderError, match=r"This version of hoarfrost does not have the encoder 'tiny'\. It has: resnet18,"
         ):
             work()
 
@@ -285,5 +286,5 @@ def test_the_registry_needs_no_torch(run_python: RunPython) -> None:
 
 
 def test_an_entry_is_found_by_its_name() -> None:
-    assert encoder_named("resnet18") is RESNET18
+    assert encoder_from("resnet18") is RESNET18
     assert issubclass(EncoderError, HoarfrostError)

@@ -32,7 +32,20 @@ def copy_project(copy: Path) -> Path:
 def make(project: Path, *arguments: str, succeeds: bool = True, python: str = sys.executable) -> str:
     # What runs these tests is a make itself: its variables are not ours.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    for name in ("DATA", "CACHE", "RUN", "WEIGHTS", "POSITIVE", "HEADS", "PYTHON", "SLOW", "LOCKED", "EXPLAIN", "JOBS"):
+    for name in [
+        "DATA",
+        "CACHE",
+        "RUN",
+        "WEIGHTS",
+        "ENCODER",
+        "POSITIVE",
+        "HEADS",
+        "PYTHON",
+        "SLOW",
+        "LOCKED",
+        "EXPLAIN",
+        "JOBS",
+    ]:
         environment.pop(name, None)
     result = subprocess.run(
         ["make", *arguments, f"PYTHON={python}"], cwd=project, env=environment, capture_output=True, text=True

@@ -177,7 +177,7 @@ def test_explained_probabilities_are_predicts_and_the_map_sums_to_the_evidence(r
         assert one.evidence == pytest.approx(np.log(p / (1 - p)), abs=1e-5)
 
 
-GRID = (448, 32)
+GRID = (448, RESNET18.stages[-1])
 
 
 def maps_of(name: str, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -188,7 +188,7 @@ def maps_of(name: str, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
     for tile, look in enumerate(looks):
         padded = torch.nn.functional.pad(look[:1].double(), (16, 0, 16, 0))[:, : view.size, : view.size]
         cells = torch.nn.functional.avg_pool2d(padded, 32)  # cell i is centred at pixel 32 i
-        total += spread_of(view, tile, [pixels.shape[:2]], 32, GRID).onto_grid(cells)[0]
+        total += spread_of(view, tile, [pixels.shape[:2]], RESNET18.stages[-1], GRID).onto_grid(cells)[0]
     return total
 
 
@@ -226,7 +226,7 @@ def test_the_map_over_views_and_layers_sums_to_the_evidence(kind: str) -> None:
     looks = []
     for place, view in enumerate(parse_views(",".join(VIEWS), RESNET18)):
         stages = RESNET18.stages_of(LAYERS)
-        spread = tuple(spread_of(view, 0, [(50, 70)], stage.cell_pixels, GRID) for stage in stages)
+        spread = tuple(spread_of(view, 0, [(50, 70)], stage, GRID) for stage in stages)
         maps = tuple(planted(view, (2, 3), view.size // stage.cell_pixels, stage.dim) for stage in stages)
         looks.append(LookMaps(maps, place, 1.0, spread))
     x = embeddings_of(looks)

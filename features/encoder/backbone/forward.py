@@ -57,11 +57,11 @@ class Backbone:
         self.batch_size = batch_size
         self.compute = "eager"
         self.group = CPU_GROUP if device == "cpu" else batch_size
+        self.encoder.require_precision(precision)
         self._forward: Callable[[torch.Tensor], torch.Tensor]
         if precision.startswith("int8"):
             from hoarfrost.features.encoder.backbone.int8 import Int8Network
 
-            self.encoder.require_int8()
             choose_device(device, precision)  # refuses a GPU
             self._forward, self.compute = Int8Network(weights, precision, layers), "openvino"
         else:

@@ -28,7 +28,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = weights.encoder
         self.stages = self.encoder.stages_of(layers)
-        self._has_own_output = not layers
+        self._layers_wanted = tuple(layers)
         self.layers = frozen_layers(weights)
         self.dtype = torch.float32  # of the layers
         self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1) * 255)
@@ -45,7 +45,8 @@ class Network(nn.Module):
 
     def to_precision(self, dtype: torch.dtype) -> "Network":
         """Convert the layers; normalisation stays in float32."""
-        self.layers.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.encoder.opened is None:  # a traced network may depend on the order of its weights in memory
+            self.layers.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         return self
 
@@ -57,13 +58,13 @@ class Network(nn.Module):
         EncoderError
             If the encoder has no maps.
         """
-        self.encoder.require_feature_map()
+        self.encoder.require_feature_map(self._layers_wanted)
         return [found.float() for found in self._maps(self._normalised(images))]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return embeddings."""
         x = self._normalised(images)
-        if self._has_own_output:
+        if not self._layers_wanted:
             embeddings: torch.Tensor = self.layers(x)
             return embeddings.float()
         return torch.cat([F.adaptive_avg_pool2d(found, 1).flatten(1) for found in self._maps(x)], 1).float()
@@ -73,6 +74,8 @@ class Network(nn.Module):
 
     def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Run the network up to its last wanted stage; return the wanted stages' outputs."""
+        if self.encoder.last_map is not None:
+            return [self.encoder.last_map(self.layers, x)]
         wanted = [stage.layer for stage in self.stages]
         found = []
         for name, layer in self.layers.named_children():
@@ -86,6 +89,8 @@ class Network(nn.Module):
 
 def frozen_layers(weights: Weights) -> nn.Module:
     """Return the encoder's network with these weights; each BatchNorm is part of its convolution if the entry allows it."""
+    if weights.encoder.opened is not None:
+        return weights.encoder.opened(weights.tensors)
     is_folded = "folded" in weights.encoder.fast_paths
     # "meta" spends no time on initial values. BatchNorm's counters, which weights omit, need memory if BatchNorm stays.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if is_folded else "cpu"):

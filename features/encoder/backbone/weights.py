@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec, PublishedWeights
+from hoarfrost.features.encoder.registry import DEFAULT, PUBLISHED_WORDS, EncoderSpec, PublishedWeights, network_files
 from hoarfrost.features.errors import WeightsError
 from hoarfrost.features.fingerprint import weights_digest
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Weights:
     """An encoder's tensors: float32, with the network's names, without the classifier.
 
-    `name` is what the user asked for: "imagenet", "random:0" or a file's name.
+    `name` is what the user asked for: "imagenet", "pretrained", "random:0" or a file's name.
     """
 
     name: str
@@ -46,8 +46,8 @@ def load_weights(spec: str, encoder: EncoderSpec = DEFAULT) -> Weights:
     Parameters
     ----------
     spec : str
-        "imagenet" (the encoder's published weights), "random:SEED", "auto" (imagenet if available, else random:0 with a
-        warning) or the path of a `.pth` or `.safetensors` checkpoint.
+        "imagenet" or "pretrained" (the encoder's published weights), "random:SEED", "auto" (those if available, else
+        random:0 with a warning) or the path of a `.pth` or `.safetensors` checkpoint.
     encoder : EncoderSpec
 
     Raises
@@ -55,6 +55,8 @@ def load_weights(spec: str, encoder: EncoderSpec = DEFAULT) -> Weights:
     WeightsError
         If the weights are not available, are damaged, or do not fit this encoder.
     """
+    if encoder.opened is not None:
+        return _network_weights(spec, encoder)
     state: Mapping[str, object]
     if spec == "auto":
         try:
@@ -62,8 +64,8 @@ def load_weights(spec: str, encoder: EncoderSpec = DEFAULT) -> Weights:
         except WeightsError as error:
             logger.warning("%s Continuing with random:0, an untrained encoder: its scores are not a result.", error)
             return load_weights("random:0", encoder)
-    if spec == "imagenet":
-        name, state = spec, _imagenet_state(encoder)
+    if spec in PUBLISHED_WORDS:
+        name, state = _published(spec, encoder).word, _published_state(spec, encoder)
     elif spec.startswith("random:"):
         seed = _seed(spec)
         with torch.random.fork_rng(devices=[]):  # does not change the caller's random state
@@ -71,7 +73,24 @@ def load_weights(spec: str, encoder: EncoderSpec = DEFAULT) -> Weights:
             name, state = f"random:{seed}", encoder.build().state_dict()
     else:
         name, state = Path(spec).name, _read_checkpoint(Path(spec))
+    if encoder.renamed is not None and not spec.startswith("random:"):
+        state = encoder.renamed(state)
     return Weights(name, _encoder_tensors(state, spec, encoder), encoder)
+
+
+def _network_weights(spec: str, encoder: EncoderSpec) -> Weights:
+    """Read an encoder that is a file, and that of its preprocessing: their bytes are its tensors."""
+    tensors = {}
+    for part, name in zip(("network", "preprocess"), network_files(spec), strict=False):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            raise WeightsError(
+                f"{name}: the file of the encoder {encoder.title} cannot be read: {error.strerror}. If it was moved, pass "
+                "its path with --weights."
+            ) from error
+        tensors[part] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return Weights(Path(network_files(spec)[0]).name, tensors, encoder)
 
 
 def _seed(spec: str) -> int:
@@ -84,8 +103,10 @@ def _seed(spec: str) -> int:
 # -- ImageNet weights: torchvision's loading, made safe for hospitals without a network -----------------------------------
 
 
-def _imagenet_state(encoder: EncoderSpec) -> dict[str, torch.Tensor]:
-    published = _published(encoder)
+def _published_state(spec: str, encoder: EncoderSpec) -> Mapping[str, object]:
+    published = _published(spec, encoder)
+    if published.find is not None:
+        return _read_checkpoint(published.find())
     imagenet_is_here(encoder)  # torch checks the hash of a download, not of a file that exists
     try:
         # torch prints to stdout that it downloads; --json prints its JSON there.
@@ -105,10 +126,10 @@ def _imagenet_state(encoder: EncoderSpec) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _published(encoder: EncoderSpec) -> PublishedWeights:
+def _published(spec: str, encoder: EncoderSpec) -> PublishedWeights:
     if encoder.published is None:
         raise WeightsError(
-            f"--weights imagenet: the encoder {encoder.title} has no published weights. Pass a checkpoint of its own, or "
+            f"--weights {spec}: the encoder {encoder.title} has no published weights. Pass a checkpoint of its own, or "
             "random:SEED."
         )
     return encoder.published
@@ -116,12 +137,12 @@ def _published(encoder: EncoderSpec) -> PublishedWeights:
 
 def imagenet_path(encoder: EncoderSpec = DEFAULT) -> Path:
     """Return the file in which torch keeps the encoder's published weights, whether it exists or not."""
-    return Path(str(torch.hub.get_dir())) / "checkpoints" / _published(encoder).file_name
+    return Path(str(torch.hub.get_dir())) / "checkpoints" / _published("imagenet", encoder).file_name
 
 
 def imagenet_is_here(encoder: EncoderSpec = DEFAULT) -> bool:
     """Return whether the encoder's published weights are on this machine; raise WeightsError if they are damaged."""
-    path, prefix = imagenet_path(encoder), _published(encoder).sha256_prefix
+    path, prefix = imagenet_path(encoder), _published("imagenet", encoder).sha256_prefix
     if not path.exists():
         return False
     try:
@@ -207,7 +228,9 @@ def _state_dict(content: object, path: Path) -> Mapping[str, object]:
 def _encoder_tensors(state: Mapping[str, object], source: str, encoder: EncoderSpec) -> dict[str, torch.Tensor]:
     """Return an encoder's tensors in a state_dict of any prefix and last layer; raise WeightsError for a wrong one."""
     with torch.device("meta"):  # only names and shapes
-        expected = {name: like for name, like in encoder.build().state_dict().items() if _decides_values(name)}
+        own = encoder.build().state_dict()
+    # Whole numbers follow from the network: BatchNorm's counters, and Swin's indices of positions.
+    expected = {name: like for name, like in own.items() if like.is_floating_point()}
     prefix = _prefix(state, list(expected), source)
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     tensors = {
@@ -215,16 +238,11 @@ def _encoder_tensors(state: Mapping[str, object], source: str, encoder: EncoderS
     }
     parts = {_part(name) for name in expected}
     for name in found:
-        if _part(name) in parts and _decides_values(name) and name not in expected:
+        if _part(name) in parts and name not in own:
             raise WeightsError(
                 f"{source} is not a {encoder.title}: it has {prefix}{name}, which a {encoder.title} does not."
             )
     return tensors
-
-
-def _decides_values(name: str) -> bool:
-    """Return whether embeddings depend on a tensor; they do not on BatchNorm's counters."""
-    return not name.endswith("num_batches_tracked")
 
 
 def _part(name: str) -> str:

@@ -158,12 +158,12 @@ class Explainer:
             self.backbone.encoder.stages_of(self.predictor.header.fingerprint.layers),
             [i.shape for i in images],
         )
-        grid = (max(view.size for view in self.views), stages[-1].cell_pixels)
+        grid = (max(view.size for view in self.views), stages[-1])
         found, place = [], 0
         for number, view in enumerate(self.views):
             for tile in range(view.n_looks):
                 maps = self.backbone.feature_maps(in_colour([image.looks[place] for image in images]))
-                spread = tuple(spread_of(view, tile, shapes, stage.cell_pixels, grid) for stage in stages)
+                spread = tuple(spread_of(view, tile, shapes, stage, grid) for stage in stages)
                 found.append(LookMaps(tuple(each.numpy() for each in maps), number, 1 / view.n_looks, spread))
                 place += 1
         return found
@@ -196,7 +196,7 @@ def open_explainer(
         If they are others, or images are now decoded in another way.
     """
     recipe, window = recipe_like(head.header, weights)
-    recipe.encoder.require_feature_map()
+    recipe.encoder.require_feature_map(head.header.fingerprint.layers)
     backbone = Backbone(
         recipe.checked_weights(), device=choose_device(device, "float32"), batch_size=AT_ONCE,
         layers=head.header.fingerprint.layers,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hoarfrost.features.decoding.looks import boxes
 from hoarfrost.features.decoding.views import View
-from hoarfrost.features.encoder.registry import EncoderSpec
+from hoarfrost.features.encoder.registry import EncoderSpec, Stage
 from hoarfrost.heads.committee import Committee, seen
 
 Floats = npt.NDArray[np.float64]
@@ -167,7 +167,7 @@ def evidence(logits: Tensor, numbers: Sequence[int], *, multilabel: bool) -> Ten
 
 
 def spread_of(
-    view: View, tile: int, shapes: Sequence[tuple[int, int]], cell_pixels: int, grid: tuple[int, int]
+    view: View, tile: int, shapes: Sequence[tuple[int, int]], stage: Stage, grid: tuple[int, Stage]
 ) -> Spread:
     """Return where a look's cells lie in the picture.
 
@@ -178,16 +178,16 @@ def spread_of(
         Which of its looks, row by row.
     shapes : sequence of (int, int), length n
         Height and width of each image.
-    cell_pixels : int
+    stage : Stage
         Of the look's map.
-    grid : tuple of int
-        The size in pixels of the largest view, and the pixels of a cell of the grid.
+    grid : tuple of int and Stage
+        The size in pixels of the largest view, and the stage whose cells are the grid's.
 
     Notes
     -----
     A random turn of a few degrees is not undone.
     """
-    down = across = _intervals(view.size, cell_pixels)
+    down = across = _intervals(view.size, stage)
     across = _mirrored(across) if view.flip else across
     if view.turn == 90:
         down, across = across, _mirrored(down)
@@ -204,10 +204,10 @@ def spread_of(
     return Spread(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(columns)), view.turn in {90, 270})
 
 
-def _intervals(size: int, cell_pixels: int) -> Floats:
+def _intervals(size: int, stage: Stage) -> Floats:
     """Return the start and end of each cell as shares of the input's side, (cells, 2)."""
-    middles = np.arange(size // cell_pixels) * cell_pixels
-    edges = np.append(np.maximum(middles - cell_pixels / 2, 0), size) / size
+    middles = np.arange(size // stage.cell_pixels) * stage.cell_pixels + stage.first_pixel
+    edges = np.append(np.maximum(middles - stage.cell_pixels / 2, 0), size) / size
     return np.column_stack([edges[:-1], edges[1:]])
 
 
@@ -241,8 +241,8 @@ def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> F
 
     Notes
     -----
-    Cell (i, j) is centred at pixel (i, j) times `cell_pixels` of the encoder's input, where its receptive field is, and
-    not in the middle of its share of it. Beyond the last centre the value stays.
+    Cell (i, j) is centred where its receptive field is in the encoder's input (see `Stage`), which need not be the middle
+    of its share of it. Beyond the last centre the value stays.
     """
     rows, columns = (_cell_positions(n, len(cells), encoder) for n in (height, width))
     return _interpolated(_interpolated(cells, rows).T, columns).T
@@ -250,7 +250,8 @@ def upsampled(cells: Floats, height: int, width: int, encoder: EncoderSpec) -> F
 
 def _cell_positions(n_pixels: int, n_cells: int, encoder: EncoderSpec) -> Floats:
     """Return each pixel's position in units of cells, (n_pixels,)."""
-    shown = (np.arange(n_pixels) + 0.5) * (n_cells / n_pixels) - 0.5 / encoder.require_feature_map().cell_pixels
+    stage = encoder.require_feature_map()
+    shown = (np.arange(n_pixels) + 0.5) * (n_cells / n_pixels) - (0.5 + stage.first_pixel) / stage.cell_pixels
     return np.clip(shown, 0, n_cells - 1)
 
 

@@ -99,6 +99,7 @@ def export_head(
     _check_output(output, file_format, run)
     saved, facts = run_head(read_heads(run), head), read_run(run)
     recipe, window = recipe_like(saved.header, weights)
+    recipe.encoder.require_one_file()
     classifier = Classifier(recipe.checked_weights(), saved)
     content = writer(formats.exported_program(classifier), metadata_of(facts, saved))
     largest = _largest_difference(classifier, content, runner)

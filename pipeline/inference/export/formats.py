@@ -1,4 +1,4 @@
-"""File formats of an exported model: ONNX and torch.export. The sole user of onnx and onnxruntime."""
+"""File formats of an exported model: ONNX and torch.export. The sole user of onnx."""
 
 import importlib.util
 import io
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from hoarfrost import __version__
+from hoarfrost.features.encoder.sessions import open_session
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.inference.export.metadata import INPUT, OUTPUTS
 from hoarfrost.inference.export.model import Classifier
@@ -91,10 +92,7 @@ def _tidy(model: "onnx.ModelProto") -> None:
 
 def run_onnx(content: bytes, images: npt.NDArray[np.uint8]) -> list[Floats]:
     """Run an ONNX file on images (N, 3, S, S); return its outputs, (N, C) each."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found: list[Floats] = session.run(list(OUTPUTS), {INPUT: images})
+    found: list[Floats] = open_session(content).run(list(OUTPUTS), {INPUT: images})
     return found
 
 

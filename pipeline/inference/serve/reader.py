@@ -166,7 +166,8 @@ def opened_reader(
 
 def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> About:
     points = predictor.head.validated[0].points
-    encoder = predictor.header.fingerprint.encoder
+    made_by = predictor.header.fingerprint
+    encoder = made_by.encoder
     has_point = not predictor.head.is_multilabel and len(points) > 0
     deciding = {one["class"]: one for one in reversed(operating_points(predictor.head))}  # the first of each class
     return About(
@@ -179,7 +180,7 @@ def _about(predictor: Predictor, limits: Limits, n_training: int | None) -> Abou
         fingerprint=predictor.header.fingerprint.digest,
         trained_on=n_training,
         coverage=predictor.coverage,
-        map_cells=map_cells(predictor.head.views, encoder) if encoder.stages else None,
+        map_cells=map_cells(predictor.head.views, encoder) if encoder.stages_of(made_by.layers) else None,
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
     )
