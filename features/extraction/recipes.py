@@ -13,8 +13,9 @@ from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.features.errors import FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.extraction.regions import region_step
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
-from hoarfrost.features.origins import require_own_encoder
+from hoarfrost.features.origins import REGION, require_own_encoder
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
@@ -113,6 +114,8 @@ def recipe_for(
         else:
             weights, precision = _calibrated(weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
+    if options.region is not None:
+        steps = {**steps, REGION: region_step(options.region, options.margin)}
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
     made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)
