@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ELSEWHERE, SEVERAL = "elsewhere", "several"
+REGION = "region"  # in the preprocessing of embeddings of regions
 UNNAMED = "an unnamed encoder"
 SUFFIX = " (embeddings made elsewhere)"  # of an encoder's title
 NO_COLOURS = (0.0, 0.0, 0.0)
@@ -68,6 +69,12 @@ def require_own_encoder(backbone: str, preprocessing: Mapping[str, Any]) -> None
             f"These embeddings were made elsewhere, by {name or UNNAMED}. This program does not have that encoder, so it "
             "cannot embed images as they were embedded. Embed new images where the others were embedded, import them with "
             f"`hoarfrost cache import FILE --dataset CSV --cache new.h5{told}`, and predict from that cache: "
+            "`hoarfrost predict new.h5 --run RUN --output new.csv`."
+        )
+    if REGION in preprocessing:
+        raise EncoderError(
+            f"The head was trained on regions (each image was {preprocessing[REGION]}), and where they are in new images is "
+            "not known here. Extract the new images with the same --region and --margin into a cache, and predict from it: "
             "`hoarfrost predict new.h5 --run RUN --output new.csv`."
         )
     if backbone == SEVERAL:

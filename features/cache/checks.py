@@ -67,6 +67,7 @@ class CacheInfo:
     fingerprint: str
     backbone: str
     weights: str
+    weights_origin: str
     weights_sha256: str
     preprocessing: dict[str, object]
     precision: str
@@ -126,6 +127,7 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         fingerprint=made_by.digest,
         backbone=made_by.backbone,
         weights=header.weights,
+        weights_origin=header.weights_origin,
         weights_sha256=made_by.weights_sha256,
         preprocessing=dict(made_by.preprocessing),
         precision=made_by.precision,

@@ -13,7 +13,7 @@ from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Ke
 from hoarfrost.features.cache.store import EmbeddingCache
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
-from hoarfrost.features.origins import SEVERAL
+from hoarfrost.features.origins import REGION, SEVERAL
 
 SHOWN = 3
 
@@ -89,14 +89,15 @@ class JoinedCache(EmbeddingCache):
         return found
 
     def _by_path(self, rows: Rows, keys: Keys, part: EmbeddingCache, theirs: DatasetTable) -> Rows:
-        """Complete rows (n,) by path, where an image's bytes are not known on one of the two sides."""
+        """Complete rows (n,) by path, where the key of one of the two sides is not of the image's bytes."""
         row_of = {path: row for path, row in zip(theirs.paths, theirs.rows.tolist(), strict=True) if row >= 0}
         paths = [path for path, row in zip(self._table.paths, self._table.rows.tolist(), strict=True) if row >= 0]
         candidates = np.array([row_of.get(path, -1) for path in paths], np.int64)
         is_unseen = are_unseen(keys)
         places = np.flatnonzero((rows < 0) & (candidates >= 0))
         their_keys = part.keys(candidates[places])
-        may = is_unseen[places] | are_unseen(their_keys)
+        is_region = any(REGION in one.header.fingerprint.preprocessing for one in (self.parts[0], part))
+        may = is_unseen[places] | are_unseen(their_keys) | is_region
         rows = rows.copy()
         rows[places[may]] = part.rows_of(their_keys[may], part.views[0])
         return rows

@@ -112,7 +112,7 @@ def read_h5ad(path: Path) -> Content:
         If the file is damaged, or `X` is not a dense array.
     """
     with _opened(path) as file:
-        if "obs" not in file or not isinstance(file.get("X"), h5py.Dataset):
+        if not isinstance(file.get("obs"), h5py.Group) or not isinstance(file.get("X"), h5py.Dataset):
             raise DatasetError(
                 f"{path}: not an h5ad file with a dense array X and the table obs. Convert a sparse X first."
             )
@@ -120,8 +120,11 @@ def read_h5ad(path: Path) -> Content:
         texts, numbers = dict[str, list[str]](), dict[str, npt.NDArray[np.int64]]()
         index = str(obs.attrs.get("_index", "_index"))
         for name in obs:
+            if isinstance(obs[name], h5py.Group) and {"codes", "categories"} <= obs[name].keys():
+                texts[name] = _categorical(path, obs[name])
+                continue
             if not isinstance(obs[name], h5py.Dataset):
-                continue  # such as categories: labels come from the dataset's table
+                continue
             data = _data(path, obs, name)
             if h5py.check_string_dtype(data.dtype) is not None:
                 texts["paths" if name == index else name] = [
@@ -136,6 +139,13 @@ def read_h5ad(path: Path) -> Content:
         stored = file["uns"].get(METADATA) if "uns" in file else None
         metadata = bytes(stored[()]).decode("utf-8", "replace") if isinstance(stored, h5py.Dataset) else ""
     return Content(texts, arrays, numbers, metadata=metadata)
+
+
+def _categorical(path: Path, group: h5py.Group) -> list[str]:
+    """Return the texts of a column of categories, as AnnData stores texts that repeat."""
+    categories = _data(path, group, "categories")
+    names = [one.decode("utf-8", "surrogateescape") if isinstance(one, bytes) else str(one) for one in categories[()]]
+    return [names[code] if 0 <= code < len(names) else "" for code in _data(path, group, "codes")[()].tolist()]
 
 
 def write_h5ad(path: Path, content: Content) -> None:

@@ -31,6 +31,7 @@ from hoarfrost.features.extraction.plan import (
     kinds_of,
 )
 from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
+from hoarfrost.features.extraction.regions import with_regions
 from hoarfrost.features.origins import is_elsewhere
 
 SHOWN_MISSING = 3
@@ -70,12 +71,18 @@ def extract(
     """
     started = time.monotonic()
     options = options or ExtractOptions()
+    if options.margin is not None and options.region is None:
+        raise HoarfrostError("--margin is for --region box or mask. Add --region, or omit --margin.")
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(options))
         pseudonyms = Pseudonyms(salt_path(cache), keep_ids=options.keep_ids)
         dataset = read_dataset(data, name=name, pseudonyms=pseudonyms, options=options.table)
         for hint in hints(dataset):
             logger.warning("%s", hint)
+        if options.region is not None:
+            dataset = with_regions(
+                dataset, options.region, options.margin, max_pixels=options.max_pixels, window=options.window
+            )
         existing = existing_header(cache)
         if existing is not None and is_elsewhere(existing.fingerprint.backbone):
             raise CacheError(

@@ -63,6 +63,10 @@ class ExtractOptions:
         Share of the images that may be unreadable; see `check_bad_images`.
     keep_ids : bool
         Keep the patient ids of DICOM files unchanged, in place of a salted hash.
+    region : "box", "mask" or None
+        What each image is cut to, see `hoarfrost.features.extraction.regions`; None for the whole image.
+    margin : float or None
+        Added around a region, as a share of its longer side; None for 0.1.
     shard_size : int or None
         The most bytes of one file of the cache; see `CacheWriter`.
     table : TableOptions
@@ -85,6 +89,8 @@ class ExtractOptions:
     max_pixels: int = MAX_PIXELS
     max_bad: float = MAX_BAD
     keep_ids: bool = False
+    region: str | None = None
+    margin: float | None = None
     shard_size: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
     engine: EngineOptions = field(default_factory=LocalOptions)

@@ -14,8 +14,9 @@ from hoarfrost.features.encoder.families import encoder_from, spelled
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError
 from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.extraction.regions import region_step
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
-from hoarfrost.features.origins import require_own_encoder
+from hoarfrost.features.origins import REGION, require_own_encoder
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
@@ -117,6 +118,8 @@ def recipe_for(
         else:
             weights, precision = _calibrated(encoder, weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
+    if options.region is not None:
+        steps = {**steps, REGION: region_step(options.region, options.margin)}
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
     made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)

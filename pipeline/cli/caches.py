@@ -92,10 +92,15 @@ def compact(file: Path, as_json: bool) -> None:
     "[default: unknown; then only this very file is]", default="", metavar="NAME", show_default=False,
 )  # fmt: skip
 @opts.option("--name", "Name of the dataset in the cache.  [default: that of the CSV]", metavar="NAME")
-@opts.option("--id-column", "The CSV's column of the names in FILE.  [default: paths, or file names]", metavar="NAME")
+@opts.option(
+    "--id-column",
+    "The CSV's column of the names in FILE.  [default: paths, or file names]",
+    group=opts.DATA,
+    metavar="NAME",
+)
 @opts.option(
     "--on-error", "fail: stop if an image has no embedding, or an embedding no image. skip: list such images as unreadable, "
-    "and ignore such embeddings.", type=click.Choice(["fail", "skip"]), default="fail",
+    "and ignore such embeddings.", group=opts.DATA, type=click.Choice(["fail", "skip"]), default="fail",
 )  # fmt: skip
 @opts.table
 @opts.json_flag

@@ -47,6 +47,15 @@ from hoarfrost.features.encoder.registry import DEFAULT
     group=opts.IMAGES, type=NumbersType(), metavar="N,...",
 )  # fmt: skip
 @opts.option(
+    "--region", "Embed a part of each image, in a cache of its own. box: the column box, x0,y0,x1,y1 in pixels. mask: around "
+    "the mask in the column mask, or in NAME_mask.* beside the image.  [default: the whole image]",
+    group=opts.IMAGES, type=click.Choice(["box", "mask"]),
+)  # fmt: skip
+@opts.option(
+    "--margin", "Margin around a region, as a share of its longer side.  [default: 0.1]",
+    group=opts.IMAGES, type=ShareType(0, 4), metavar="SHARE",
+)  # fmt: skip
+@opts.option(
     "--on-error", "Skip an unreadable image and record the reason, or stop at the first one.",
     type=click.Choice(["skip", "fail"]), default="skip",
 )  # fmt: skip

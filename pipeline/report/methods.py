@@ -84,8 +84,9 @@ def _data(run: Run) -> Iterator[str]:
     parts = [f"{_size(sizes[name])} {words}" for name, words in names.items() if name in sizes]
     yield f"{way}: {', '.join(parts)}."
     if run.leakage is not None and not run.leakage.not_compared:
+        files = "" if run.config.embeddings.n_unseen == sum(dataset.n_split.values()) else ", identical files"
         yield (
-            "Splits were searched for shared patients, identical files and near-duplicates (cosine of standardised "
+            f"Splits were searched for shared patients{files} and near-duplicates (cosine of standardised "
             f"embeddings above {run.leakage.threshold:g}): {_leaks(run)}."
         )
     yield from _kept_together(run)

@@ -95,6 +95,27 @@ def test_extract_adds_no_images_to_it(made: Made, hoarfrost: Hoarfrost) -> None:
     assert made.cache.read_bytes() == before
 
 
+def test_info_says_where_they_were_made(made: Made, hoarfrost: Hoarfrost) -> None:
+    done = hoarfrost("cache", "info", made.cache)
+    assert "made elsewhere: elsewhere:UNI, imported from file a.npz with SHA-256 " in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--cache", "--weights"])
+def test_options_for_images_are_refused_with_a_cache(
+    made: Made, tmp_path: Path, hoarfrost: Hoarfrost, option: str
+) -> None:
+    arguments = ("predict", made.cache, "--run", made.run, "--output", tmp_path / "out.csv", option, tmp_path / "x.h5")
+    done = hoarfrost(*arguments)
+    assert done.status == 1
+    assert "--cache and --weights are for images" in done.stderr
+
+
+def test_report_explains_no_image_of_it(made: Made, tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    done = hoarfrost("report", "--run", made.run, "--output", tmp_path / "r.html", "--explain")
+    assert done.status == 1
+    assert "made elsewhere" in done.stderr
+
+
 def test_head_predicts_from_another_imported_cache(made: Made, tmp_path: Path) -> None:
     new = cohort(tmp_path, 20, seed=7)
     new.embeddings[2, 0] = float("nan")

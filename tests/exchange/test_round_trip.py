@@ -97,6 +97,17 @@ def test_anndata_reads_the_h5ad(tmp_path: Path) -> None:
     assert "resnet18" in found.uns["hoarfrost"]
 
 
+def test_h5ad_that_anndata_wrote_again_is_still_whole(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    write_cache(tmp_path / "a.h5")
+    export_dataset(tmp_path / "a.h5", tmp_path / "out.h5ad")
+    anndata.read_h5ad(tmp_path / "out.h5ad").write_h5ad(tmp_path / "again.h5ad")
+    import_embeddings(tmp_path / "again.h5ad", tmp_path / "b.h5")
+    assert by_key(tmp_path / "b.h5") == by_key(tmp_path / "a.h5")
+    with EmbeddingCache(tmp_path / "a.h5") as before, EmbeddingCache(tmp_path / "b.h5") as after:
+        assert after.dataset().same_as(before.dataset())
+
+
 def test_other_programs_read_the_npz_without_pickles_and_the_parquet(tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     _, embeddings = write_cache(tmp_path / "a.h5")

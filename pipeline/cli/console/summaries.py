@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hoarfrost.cli.console.lines import count, table, untrained_lines
+from hoarfrost.features.origins import is_elsewhere
 
 if TYPE_CHECKING:
     from hoarfrost.cli.doctor import Diagnosis
@@ -133,6 +134,8 @@ def cache_info_text(info: "CacheInfo") -> str:
         f"fingerprint {info.fingerprint}",
         f"weights {info.weights} (SHA-256 {info.weights_sha256[:16]}…), {info.backbone}, {info.precision}, {info.compute}",
     ]
+    if is_elsewhere(info.backbone):
+        lines[-1] = f"{info.weights}: {info.backbone}, imported from {info.weights_origin}"
     if info.layers:
         lines.append(f"layers {', '.join(map(str, info.layers))}")
     if len(info.views) > 1 or info.layers or info.own_view not in info.views:

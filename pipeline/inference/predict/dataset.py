@@ -134,10 +134,15 @@ def predict_dataset(
     if per_patient is not None:
         predictor.require_unit(per_patient)
     data, *others = [data] if isinstance(data, Path | str) else data
+    are_caches = bool(others) or is_cache(data)
+    if are_caches and (cache is not None or weights is not None):
+        raise HoarfrostError("--cache and --weights are for images. The embeddings of a cache need neither. Omit them.")
+    if dataset is not None and not are_caches:
+        raise HoarfrostError(f"--dataset {dataset} names a dataset of a cache, but DATA are images. Omit it.")
     check_output(output, data, [cache, *map(Path, others), *([Path(head)] if run is None and head else [])], run)
     with ExitStack() as stack:
         opened: EmbeddingCache | None
-        if others or is_cache(data):
+        if are_caches:
             embedded, opened = stack.enter_context(cached_dataset([data, *others], predictor, dataset))
         else:
             place, source_cache = stack.enter_context(workplace(cache, heads, predictor.header))
