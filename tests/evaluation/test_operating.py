@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 from hoarfrost.evaluation import OperatingPoint, choose_thresholds, evaluate_threshold, wilson
 from hoarfrost.evaluation.operating import Rule
@@ -181,6 +181,18 @@ def test_a_threshold_with_confidence_keeps_what_it_promises(rule: int) -> None:
 @pytest.mark.parametrize("correlation", [0.3, 0.7])
 def test_a_threshold_with_confidence_keeps_it_where_patients_have_several_images(correlation: float) -> None:
     assert truly_kept(480, 80, 3, correlation)[0] >= 0.93
+
+
+def test_tails_are_the_binomial_distributions_to_the_last_digit() -> None:
+    y_true = np.repeat([1, 0], [70, 30])
+    y_score = np.random.default_rng(0).permutation(100) / 100
+    for confidence in np.linspace(0.01, 0.99, 99).tolist():
+        rule = Rule.parse(f"sensitivity=0.9,confidence={confidence:.2f}")
+        point = choose_thresholds(y_true, y_score, rules=[rule])[0]
+        missed = {threshold: int((y_score[y_true == 1] < threshold).sum()) for threshold in y_score.tolist()}
+        kept = {threshold: binom.sf(n, 70, 1 - 0.9) for threshold, n in missed.items()}
+        assert point.threshold is None or kept[point.threshold] >= round(confidence, 2)
+        assert point.kept_by is None or point.kept_by == kept[point.threshold]
 
 
 def test_too_few_cases_for_a_confidence_are_said() -> None:
