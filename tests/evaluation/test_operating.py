@@ -183,16 +183,13 @@ def test_a_threshold_with_confidence_keeps_it_where_patients_have_several_images
     assert truly_kept(480, 80, 3, correlation)[0] >= 0.93
 
 
-def test_tails_are_the_binomial_distributions_to_the_last_digit() -> None:
-    y_true = np.repeat([1, 0], [70, 30])
-    y_score = np.random.default_rng(0).permutation(100) / 100
-    for confidence in np.linspace(0.01, 0.99, 99).tolist():
-        rule = Rule.parse(f"sensitivity=0.9,confidence={confidence:.2f}")
-        point = choose_thresholds(y_true, y_score, rules=[rule])[0]
-        missed = {threshold: int((y_score[y_true == 1] < threshold).sum()) for threshold in y_score.tolist()}
-        kept = {threshold: binom.sf(n, 70, 1 - 0.9) for threshold, n in missed.items()}
-        assert point.threshold is None or kept[point.threshold] >= round(confidence, 2)
-        assert point.kept_by is None or point.kept_by == kept[point.threshold]
+@pytest.mark.parametrize("n_missed", [0, 1, 5])
+def test_the_tail_of_a_threshold_is_the_binomial_distributions_to_the_last_digit(n_missed: int) -> None:
+    y_true = np.repeat([1, 0], [60, 60])
+    y_score = np.append(np.arange(60.0), np.full(60, n_missed - 0.5))  # a specificity above 0 costs so many positives
+    kept = binom.sf(n_missed, 60, 1 - 0.8)
+    points = choose_thresholds(y_true, y_score, primary=Rule("sensitivity", 0.8, 0.9))
+    assert kept in [point.kept_by for point in points]
 
 
 def test_too_few_cases_for_a_confidence_are_said() -> None:
