@@ -14,7 +14,7 @@ from hoarfrost.features.cache import EmbeddingCache, Header, existing_header
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
-from hoarfrost.features.encoder.backbone.int8 import PREFIX, calibrated_precision
+from hoarfrost.features.encoder.backbone.int8 import PREFIX, ROUNDING, calibrated_precision
 from hoarfrost.features.errors import FingerprintMismatchError, HoarfrostError, ImageDecodeError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.loop import sample_images
@@ -119,7 +119,7 @@ def test_an_embedding_stays_as_it_was_when_the_next_is_computed(backbone: Backbo
 
 
 def ranges_of(precision: str) -> list[float]:
-    return [float(value) for value in precision.removeprefix(PREFIX).split(",")]
+    return [float(value) for value in precision.removeprefix(f"{PREFIX}{ROUNDING},").split(",")]
 
 
 def test_calibration_is_one_range_for_each_of_the_sixteen_convolutions_in_blocks(precision: str) -> None:
