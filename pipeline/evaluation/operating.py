@@ -259,7 +259,9 @@ class _Validation:
         other = "specificity" if rule.kind == "sensitivity" else "sensitivity"
         n_cases, n_missed = self._missed(rule.kind)
         # The binomial distribution's upper tail, to the last digit, without scipy.stats, which takes long to import.
-        kept_by = np.where(n_missed < n_cases, betainc(n_missed + 1, np.maximum(n_cases - n_missed, 1), 1 - rule.level), 0.0)
+        kept_by = np.where(
+            n_missed < n_cases, betainc(n_missed + 1, np.maximum(n_cases - n_missed, 1), 1 - rule.level), 0.0
+        )
         if rule.confidence is None:
             allowed = (own >= rule.level) & (good > 0)
             highest = f"the highest {rule.kind} with a {other} above 0 is {own[good > 0].max(initial=0):.3f}"

@@ -30,6 +30,7 @@ def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> 
         digest=cache.digest(cache.view_rows(task.table.rows[task.readable], views).ravel()),
         views=tuple(views) if header.views else (),
         layers=header.fingerprint.layers,
+        drift=header.drift,
     )
 
 

@@ -16,6 +16,7 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.stability import Instability
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.decoding.views import map_cells
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.trust import Assessment, Suspects
@@ -68,7 +69,7 @@ class EmbeddingFacts:
     """Where the embeddings came from: what the cache records, and the digest of the embeddings that were used.
 
     `weights_path` is where a checkpoint was; empty if the weights were not a file. `views` are those that the selected head
-    looks at; empty for the encoder's own. `layers` are empty for the encoder's last.
+    looks at; empty for the encoder's own. `layers` are empty for the encoder's last. `drift` is that of 8-bit integers.
     """
 
     cache: str
@@ -83,6 +84,7 @@ class EmbeddingFacts:
     weights_path: str = ""
     views: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    drift: Drift | None = None
 
     @property
     def encoder(self) -> EncoderSpec:

@@ -31,4 +31,5 @@ def rounded(weight: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
     rank = np.argsort(np.argsort(-excess, axis=-1, kind="stable"), axis=-1, kind="stable")
     turned = (rank < np.rint(np.abs(of_sum))) & (excess > 0)
     whole = np.clip(nearest - np.sign(of_sum) * turned, -(LEVELS // 2), LEVELS // 2)
-    return (whole.reshape(weight.shape) * step).astype(np.float32)
+    values: npt.NDArray[np.float32] = (whole.reshape(weight.shape) * step).astype(np.float32)
+    return values
