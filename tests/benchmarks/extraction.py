@@ -1,9 +1,10 @@
 """Stage one: the forward pass, decoding, the roof that both leave, what `extract` reaches, and the ways of others."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -183,8 +184,8 @@ def cold(folder: Path) -> list[Measurement]:
     ours, others = [], []
     for i in range(COLD_STARTS):
         command = ["extract", str(BUSI), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS]
-        ours.append(_process_seconds("hoarfrost", *command))
-        others.append(_process_seconds("tests.benchmarks.usual", str(BUSI)))
+        ours.append(process_seconds("hoarfrost", *command))
+        others.append(process_seconds("tests.benchmarks.usual", str(BUSI)))
     extract_s, usual_s = float(np.median(ours)), float(np.median(others))
     return [
         Measurement(
@@ -195,9 +196,11 @@ def cold(folder: Path) -> list[Measurement]:
     ]  # fmt: skip
 
 
-def _process_seconds(module: str, *arguments: str) -> float:
+def process_seconds(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> float:
+    """Run a module as a script in a process of its own; return how long that took."""
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, check=True)
+    command = [sys.executable, "-m", module, *arguments]
+    subprocess.run(command, capture_output=True, check=True, env={**os.environ, **(environment or {})})
     return time.monotonic() - started
 
 
