@@ -54,11 +54,12 @@ def roof(folder: Path) -> list[Measurement]:
             continue
         place = folder / name.replace(" ", "-")
         place.mkdir()
-        results.append(_measure(name, make(place), place))
+        results.append(measure_set(name, make(place), place))
     return results
 
 
-def _measure(name: str, data: Path, folder: Path) -> Measurement:
+def measure_set(name: str, data: Path, folder: Path) -> Measurement:
+    """Measure the two limits of a set of images, what `extract` reaches of them, and the ways of others."""
     backbone = make_backbone(PRECISION)
     choose_compute(backbone, len(read_dataset(data)))  # as `extract` will compute; it finds the speeds measured here
     # Before and after, as the machine's speed drifts; means, as the extraction too meets its slow moments.

@@ -51,7 +51,7 @@ def copies(folder: Path, n_images: int) -> Path:
     """Write a folder of so many images of BUSI; beyond its own, they differ by a byte after their end."""
     paths = sorted(path for path in BUSI.rglob("*.png"))
     for i in range(n_images):
-        path = paths[i * len(paths) // n_images if n_images < len(paths) else i % len(paths)]  # few are of all classes
+        path = paths[i * (len(paths) - 1) // (n_images - 1) if n_images < len(paths) else i % len(paths)]  # few: of all
         place = folder / path.parent.name / f"{i:05d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(path.read_bytes() + bytes([i // len(paths)]) * (i >= len(paths)))
