@@ -63,11 +63,11 @@ PLACES = set -e; case "$$DATA" in ?*/) DATA="$${DATA%/}";; esac; \
 	run="$${RUN:-$$run}";
 
 .DEFAULT_GOAL := help
-.PHONY: usable help setup extract train report evaluate test lint lock docs soak fuzz bench screenshot clean
+.PHONY: usable help setup extract train report evaluate test lint lock docs soak fuzz bench bench-gpu screenshot clean
 
 help:  ## list the targets
 	@sed -n 's/^#  / /p' Makefile
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY)  ## create .venv and install everything into it
 
@@ -150,6 +150,9 @@ soak: $(READY)  ## kill commands 1,000 times at random moments (SOAK_KILLS), and
 
 bench: $(READY)  ## run the benchmarks; write docs/performance.md and artifacts/bench.json
 	$(PY) -m tests.benchmarks
+
+bench-gpu: $(READY)  ## on a machine with a GPU: its tests, then its measurements, in about ten minutes
+	$(PY) -m tests.benchmarks.gpu
 
 screenshot: $(READY)  ## take the screenshot of the demo report for the README (needs Chromium)
 	@$(PY) -m tests.support.screenshot

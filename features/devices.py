@@ -145,6 +145,11 @@ def has_vnni() -> bool:
     return _has("avx512_vnni", "avx_vnni")
 
 
+def has_avx2() -> bool:
+    """Return whether the CPU has vectors of 256 bits for integers."""
+    return _has("avx2")
+
+
 def _has(*features: str) -> bool:
     """Return whether Linux lists one of these features of the processor."""
     try:

@@ -23,6 +23,7 @@ from hoarfrost.features.cache.store import (
     real_path,
     require_cache,
 )
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.errors import CacheError, EncoderError
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -71,6 +72,7 @@ class CacheInfo:
     weights_sha256: str
     preprocessing: dict[str, object]
     precision: str
+    drift: Drift | None
     compute: str
     layers: tuple[int, ...]
     own_view: str
@@ -131,6 +133,7 @@ def _describe(path: Path, parts: list[Path]) -> CacheInfo:
         weights_sha256=made_by.weights_sha256,
         preprocessing=dict(made_by.preprocessing),
         precision=made_by.precision,
+        drift=header.drift,
         compute=header.compute,
         layers=made_by.layers,
         own_view=header.own_view,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, lists_to_texts
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
@@ -142,7 +143,8 @@ class Header:
     from (see `hoarfrost.features.fingerprint.weights_origin`), `compute` the compute path of the latest embeddings
     ("eager", "compiled", "openvino"), which a resumed extraction keeps. `weights_path` is the absolute path of the
     checkpoint, empty if the weights were not a file. `views` are the names of the views that embeddings are of, the
-    preferred one first; empty for the encoder's own view alone, which is what version 1 of the format holds.
+    preferred one first; empty for the encoder's own view alone, which is what version 1 of the format holds. `drift` is
+    how far 8-bit integers are from float32, where that was measured.
     """
 
     fingerprint: Fingerprint
@@ -152,6 +154,7 @@ class Header:
     compute: str = ""
     weights_path: str = ""
     views: tuple[str, ...] = ()
+    drift: Drift | None = None
 
     @property
     def format_version(self) -> int:

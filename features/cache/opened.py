@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.cache.layout import FORMAT, FORMAT_VERSION, INDEX_FORMAT, MAX_DIM, MAX_TEXT_BYTES, Header
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.errors import CacheError
 from hoarfrost.features.fingerprint import Fingerprint
 
@@ -180,6 +181,7 @@ class OpenedFile:
                 weights_origin=self.text(self.root, "weights_origin"),
                 compute=self.text(self.root, "compute"),
                 weights_path=self.text(self.root, "weights_path") if "weights_path" in self.root.attrs else "",
+                drift=Drift(**json.loads(self.text(self.root, "drift"))) if "drift" in self.root.attrs else None,
             )
             return self._with_views(header) if found > 1 else header
 

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -194,6 +195,7 @@ def _write_header(file: h5py.File, header: Header, file_format: str) -> None:
         precision=made_by.precision,
         compute=header.compute,
         **({"weights_path": header.weights_path} if header.weights_path else {}),
+        **({"drift": json.dumps(asdict(header.drift), sort_keys=True)} if header.drift else {}),
         dim=header.dim,
         **(_of_version_2(header) if header.views else {}),
         versions=json.dumps(library_versions(), sort_keys=True),

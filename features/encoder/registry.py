@@ -255,6 +255,8 @@ class EncoderSpec:
     def require_precision(self, precision: str) -> None:
         """Raise EncoderError if the encoder does not run in a precision, such as "int8:1,2"."""
         kind = precision.partition(":")[0]
+        if kind == "fast" and "int8" not in self.fast_paths:
+            raise EncoderError(f"--fast: the encoder {self.title} does not run in 8-bit integers. Leave --fast out.")
         if (kind == "int8" and "int8" not in self.fast_paths) or (kind == "bfloat16" and self.opened is not None):
             raise EncoderError(f"The encoder {self.title} does not run in {kind}. Pass --precision auto.")
 

@@ -149,6 +149,7 @@ def _summary(job: Job, counts: LoopCounts, cache: Path, seconds: float) -> Extra
         notes=dict(counts.notes),
         engine=job.options.engine.name,
         workers=counts.workers,
+        drift=header.drift,
     )
 
 

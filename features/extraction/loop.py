@@ -39,7 +39,7 @@ N_BUFFERS = 3  # batches on the CPU: one that the encoder computes on, two that 
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
 READERS_OF_URLS = 32  # most of a read over a network is waiting
 BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
-SAMPLE_IMAGES = 256
+SAMPLE_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -431,7 +431,7 @@ def _n_bytes(content: Content) -> int:
 
 
 def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
-    """Return images from all over a dataset, (N, 3, S, S) uint8 with N at most 256, without unreadable ones.
+    """Return images from all over a dataset, (N, 3, S, S) uint8 with N at most 128, without unreadable ones.
 
     Raise HoarfrostError if none can be read.
     """

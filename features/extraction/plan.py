@@ -13,6 +13,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets import Dataset, FileStamp, Stamps, TableOptions
 from hoarfrost.features.decoding.formats import MAX_PIXELS
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.engines import EngineOptions, LocalOptions
@@ -37,7 +38,7 @@ class ExtractOptions:
         "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "mps".
     precision : str
         "auto" (the cache's own; for a new one bfloat16 where the device multiplies it natively, else float32),
-        "float32", "bfloat16" or "int8" (on the CPU, by OpenVINO).
+        "float32", "bfloat16", "int8" (on the CPU, by OpenVINO), or "fast": "int8" where that doubles the speed, else "auto".
     views : str
         Names of views and sets of views, see `hoarfrost.features.decoding.views.parse_views`; by default those of the cache,
         for a new one the encoder's own.
@@ -113,7 +114,8 @@ class ExtractSummary:
     `images` = `embedded` + `reused` + `failed`. `views` are those that were asked for; an image is embedded if one of them
     was missing. `forward_images` counts what went through the encoder: each look at an image. `errors` are paths and
     reasons, `failed_by_kind` counts the reasons' kinds, `notes` what was ignored in images that were read. `workers` are
-    the processes that embedded at the same time: 0 if all images were known, 1 without Ray.
+    the processes that embedded at the same time: 0 if all images were known, 1 without Ray. `drift` is that of 8-bit
+    integers from float32, where it was measured.
     """
 
     images: int
@@ -136,6 +138,7 @@ class ExtractSummary:
     notes: Mapping[str, int] = field(default_factory=dict)
     engine: str = "local"
     workers: int = 0
+    drift: Drift | None = None
 
 
 @dataclass

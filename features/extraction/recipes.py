@@ -10,6 +10,7 @@ from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.decoding.views import HIGH, View, parse_views, standard_view
 from hoarfrost.features.decoding.windows import Window
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.encoder.families import encoder_from, spelled
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError
@@ -112,18 +113,19 @@ def recipe_for(
     encoder.require_precision(options.precision)
     precision = _existing_precision(options.precision, existing)
     precision = precision or ("float32" if encoder.opened is not None else choose_precision())
+    drift = None if existing is None else existing.drift
     if precision == "int8":
         if existing is not None:
             precision = "int8:"  # on a cache of another precision: the writer will refuse it, whatever the ranges are
         else:
-            weights, precision = _calibrated(encoder, weights, spec, dataset, options)
+            weights, precision, drift = _calibrated(encoder, weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
     if options.region is not None:
         steps = {**steps, REGION: region_step(options.region, options.margin)}
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
     made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)
-    header = Header(made_by, encoder.dim_of(layers), name, origin, weights_path=path)
+    header = Header(made_by, encoder.dim_of(layers), name, origin, weights_path=path, drift=drift)
     names = [view.name for view in views]
     header = header.of_views(names) if existing is None else replace(header, views=existing.views).with_views(names)
     return Recipe(header, spec, weights, views)
@@ -209,19 +211,23 @@ def recipe_like(header: Header, weights: str | None = None) -> "tuple[Recipe, Wi
 def _existing_precision(asked: str, existing: Header | None) -> str | None:
     """Return the precision of the cache's embeddings, if that is what is asked for."""
     found = None if existing is None else existing.fingerprint.precision
-    return found if asked in {"auto", found} or (asked == "int8" and (found or "").startswith("int8:")) else None
+    return (
+        found if asked in {"auto", "fast", found} or (asked == "int8" and (found or "").startswith("int8:")) else None
+    )
 
 
 def _calibrated(
     encoder: EncoderSpec, weights: "Weights | None", spec: str, dataset: Dataset, options: ExtractOptions
-) -> "tuple[Weights, str]":
-    """Return the weights, and the precision of 8-bit integers calibrated on the dataset's own images."""
+) -> "tuple[Weights, str, Drift]":
+    """Return the weights, the precision of 8-bit integers calibrated on the dataset's own images, and its drift."""
     from hoarfrost.features.decoding.images import Decoding
     from hoarfrost.features.encoder.backbone import load_weights
-    from hoarfrost.features.encoder.backbone.int8 import calibrated_precision, require_openvino
+    from hoarfrost.features.encoder.backbone.int8 import calibrated, require_openvino
     from hoarfrost.features.extraction.loop import sample_images
 
     require_openvino()
     weights = weights or load_weights(spec, encoder)
     decoding = Decoding(options.max_pixels, options.window, size=encoder.size)
-    return weights, calibrated_precision(weights, sample_images(dataset, decoding))
+    precision, drift = calibrated(weights, sample_images(dataset, decoding))
+    logger.info("8-bit integers: %s.", drift)
+    return weights, precision, drift

@@ -28,7 +28,7 @@ COSTS_OF_EXTRAS = {
     "timm": "models of timm cannot be encoders",
     "onnx": "runs cannot be exported as ONNX, and ONNX files cannot be encoders",
     "serve": "runs cannot be served as a page",
-    "openvino": "--precision int8 is not available; on a CPU it is about twice as fast as float32",
+    "openvino": "extract --fast and --precision int8 are not available; on a CPU they at least double the speed",
     "tensorboard": "--tensorboard is not available; the report has the training curves",
 }
 
@@ -160,8 +160,8 @@ def _torch() -> Iterator[Finding]:
 
 
 def _processors() -> Iterator[Finding]:
-    from hoarfrost.features.devices import has_amx, has_vnni, usable_cpus, usable_memory
-    from hoarfrost.features.encoder.precision import choose_precision
+    from hoarfrost.features.devices import has_amx, usable_cpus, usable_memory
+    from hoarfrost.features.encoder.precision import choose_precision, reason_against_int8
 
     host, mine = os.cpu_count() or 1, usable_cpus()
     of_host = f" of {host} on this machine (limited by affinity or a container quota)" if mine < host else ""
@@ -169,7 +169,7 @@ def _processors() -> Iterator[Finding]:
     if has_amx():
         yield Finding("AMX", "ok", "bfloat16 on matrix units")
         return
-    others = "; --precision int8 is fast here (VNNI)" if has_vnni() else ""
+    others = "" if reason_against_int8("cpu") else "; extract --fast at least doubles the speed, in 8-bit integers"
     precision = "bfloat16 with AVX-512" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
     costs = f"the encoder computes in {precision}, slower than bfloat16 on matrix units{others}"
     yield Finding("AMX", "missing", "not in this processor", costs, "use a server CPU with AMX, or a GPU")

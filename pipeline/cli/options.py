@@ -140,6 +140,13 @@ def engine(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_engine
 
 
+def precision_of(precision: str, *, fast: bool) -> str:
+    """Return the precision asked for; refuse one beside `--fast`, which chooses it."""
+    if fast and precision != "auto":
+        raise click.UsageError("--fast chooses the precision. Pass either --fast or --precision.")
+    return "fast" if fast else precision
+
+
 def _only_with_its_engine(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Refuse an option of another engine: it would have no effect."""
     owners = [name for name, each in ENGINES.items() if parameter.name in {field.name for field in fields(each)}]

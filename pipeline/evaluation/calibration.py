@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax, stdtrit
 
 from hoarfrost.evaluation.calibration_curve import CalibrationCurve, calibration_curve
@@ -177,6 +176,8 @@ def _loss_in_folds(logits: Floats, y_true: Ints, numbers: Ints, n_groups: int) -
 
 def _shrunken(logits: Floats, y_true: Ints, numbers: Ints) -> float:
     """Return the logarithm of the temperature, shrunken towards zero by the prior."""
+    from scipy.optimize import minimize_scalar
+
     n_groups = len(np.unique(numbers))
 
     def penalised(log_temperature: float) -> float:
@@ -367,6 +368,8 @@ def _logits(probabilities: Floats) -> Floats:
 
 def _calibration_in_the_large(y_true: Ints, x: Floats, numbers: Ints | None) -> tuple[float, float]:
     """Return the intercept that makes the mean probability the observed share, and its standard error."""
+    from scipy.optimize import brentq
+
     share = float(y_true.mean())
     at = math.log(share / (1 - share))
     low, high = at - float(x.max()), at - float(x.min())

@@ -7,7 +7,6 @@ from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
-from sklearn import metrics as sk
 
 from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, binary_problems
 from hoarfrost.evaluation.discrimination import roc_auc
@@ -318,6 +317,12 @@ def _precision(one: OneAgainstRest) -> float:
 # of heads this takes most of the time of scoring.
 
 
+def _average_precision(one: OneAgainstRest) -> float:
+    from sklearn import metrics as sk
+
+    return float(sk.average_precision_score(one.y, one.p))
+
+
 def _balanced_accuracy(counts: Ints) -> float:
     return float((np.diag(counts) / counts.sum(axis=1)).mean())
 
@@ -386,7 +391,7 @@ METRICS = (
     ),
     Metric(
         AVERAGE_PRECISION, "average precision", "area under precision over recall", True,
-        of_class=lambda one: float(sk.average_precision_score(one.y, one.p)), shown=ShownIn.FILE,
+        of_class=_average_precision, shown=ShownIn.FILE,
         interval=IntervalKind.UNIT, influence_of_class=lambda one: of_average_precision(one.y, one.p),
     ),
     Metric(

@@ -44,6 +44,7 @@ def _cache_facts(cache: EmbeddingCache) -> CacheFacts:
         weights_path=header.weights_path,
         views=header.views[:1],
         layers=header.fingerprint.layers,
+        drift=header.drift,
     )
 
 

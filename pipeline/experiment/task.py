@@ -326,9 +326,8 @@ def _rows(cache: EmbeddingCache, name: str, rows: Ints, memory_limit: int | None
         logger.warning(text, name, n_bytes / 1e9, limit / 1e9)
         return StreamedRows(cache.embeddings, rows, dim, int(limit), torch.device(device), n_looks=n_looks)
     x = torch.from_numpy(cache.embeddings(rows))
-    if device == "cuda":
-        fits = n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]
-        x = x.to(device) if fits else x.pin_memory()
+    if device == "cuda" and n_bytes < GPU_SHARE * torch.cuda.mem_get_info()[0]:
+        x = x.to(device)
     return HeldRows(x, torch.device(device))
 
 

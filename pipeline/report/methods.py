@@ -148,7 +148,7 @@ def _features_of(run: Run, facts: CacheFacts) -> Iterator[str]:
     yield (
         f"Each image was embedded {looks or 'once'} by a frozen {encoder.title} up to its {encoder.output} "
         f"({encoder.dim_of(facts.layers)} values) with {_weights(facts)} (SHA-256 {facts.weights_sha256[:16]}), in "
-        f"{facts.precision.split(':')[0]}."
+        f"{facts.precision.split(':')[0]}{f' ({facts.drift})' if facts.drift else ''}."
     )
     if len(facts.views) > 1:
         yield (

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoarfrost.features.decoding.views import map_cells
+from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.encoder.registry import EncoderSpec
 from hoarfrost.features.origins import encoder_of
 
@@ -13,7 +14,7 @@ class CacheFacts:
     """What a cache records of its embeddings, and the digest of those that were used.
 
     `weights_path` is where a checkpoint was; empty if the weights were not a file. `views` are those that the selected head
-    looks at; empty for the encoder's own. `layers` are empty for the encoder's last.
+    looks at; empty for the encoder's own. `layers` are empty for the encoder's last. `drift` is that of 8-bit integers.
     """
 
     cache: str
@@ -28,6 +29,7 @@ class CacheFacts:
     weights_path: str = ""
     views: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    drift: Drift | None = None
 
     @property
     def encoder(self) -> EncoderSpec:

@@ -72,7 +72,7 @@ class SingleLabel:
 
     def mean_losses(self, log_probabilities: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy, nats."""
-        return -log_probabilities[:, torch.arange(len(y)), y].double().mean(1)
+        return -log_probabilities[:, torch.arange(len(y), device=y.device), y].double().mean(1)
 
 
 @dataclass(frozen=True)

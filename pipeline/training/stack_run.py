@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
+from hoarfrost.training.areas import Areas
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
 from hoarfrost.training.looks import look_rows
 from hoarfrost.training.records import Material, TrainedEpoch, TrainedHead
@@ -22,6 +23,11 @@ VALIDATED_AT_ONCE = 8_000_000  # activations
 _DRAWING = Lock()  # initial weights are drawn from torch's global generator, in the order of one seed
 
 RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+def is_host(device: torch.device) -> bool:
+    """Return whether NumPy reads what is on a device."""
+    return device.type == "cpu"
 
 
 class StackRun:
@@ -53,6 +59,9 @@ class StackRun:
         self.stopped: set[Member] = set()
         self.finished: dict[Member, nn.Module] = {}
         self.failures: list[TrainingError] = []
+        self._labels: dict[int, Tensor] = {}  # of each fold's validation rows, on the device
+        self._areas_of: dict[int, Areas] = {}
+        self._sizes: dict[tuple[int, ...], Tensor] = {}
         self._use_groups(groups)
 
     def _initial(self, spec: HeadSpec, seed: int) -> nn.Sequential:
@@ -96,7 +105,9 @@ class StackRun:
         for step, batch in enumerate(self.batches.epoch()):
             losses = self._losses(batch)  # (M,)
             self.stack.step(losses, self.batches.plan.rate((epoch - 1) * self.batches.n_steps + step))
-            sizes = torch.tensor(batch.sizes, device=total.device).repeat_interleave(self.stack.n_variants)
+            if batch.sizes not in self._sizes:  # of an epoch's steps at most two
+                self._sizes[batch.sizes] = torch.tensor(batch.sizes, device=total.device)
+            sizes = self._sizes[batch.sizes].repeat_interleave(self.stack.n_variants)
             total += losses.detach() * sizes
             n_rows += sizes
         return (total / n_rows).cpu().numpy()
@@ -112,21 +123,38 @@ class StackRun:
         """Score every head on its fold's validation rows, and keep the weights of those that improved."""
         rate = self.batches.plan.rate(epoch * self.batches.n_steps - 1)
         improved = torch.zeros(self.stack.n_heads, dtype=torch.bool)
-        for place, (y_true, log_probabilities) in enumerate(self._validation_scores()):
-            losses = self.objective.mean_losses(log_probabilities, y_true)  # (V,)
-            probabilities = self.objective.probabilities(log_probabilities).cpu().numpy()  # (V, n, C)
-            aucs = self.roc_aucs(y_true.cpu().numpy(), np.nan_to_num(probabilities))
-            for variant, loss in enumerate(losses.tolist()):
-                head = place * self.stack.n_variants + variant
-                member = self.stack.members[head]
-                if member in self.stopped:
-                    continue
-                self.histories[member].append(
-                    TrainedEpoch(float(train_losses[head]), loss, float(aucs[variant]), rate * member.spec.lr)
-                )
-                improved[head] = self._is_better(member, epoch, loss)
+        scores = [self._loss_and_area(*group) for group in self._validation_scores()]  # (2, V) each
+        losses, areas = torch.cat(scores, dim=1).cpu().tolist()  # together: each copy waits for all that was started
+        for head, member in enumerate(self.stack.members):
+            if member in self.stopped:
+                continue
+            self.histories[member].append(
+                TrainedEpoch(float(train_losses[head]), losses[head], areas[head], rate * member.spec.lr)
+            )
+            improved[head] = self._is_better(member, epoch, losses[head])
         if self.config.patience is not None:
             self.stack.remember(improved.to(self.x.device))
+
+    def _loss_and_area(self, fold: int, log_probabilities: Tensor) -> Tensor:
+        """Return the losses and ROC AUCs (2, V) float64 of one group's heads from log-probabilities (V, n, K)."""
+        y_true = self._val_labels(fold)
+        losses = self.objective.mean_losses(log_probabilities, y_true)
+        probabilities = self.objective.probabilities(log_probabilities)  # (V, n, C)
+        if is_host(self.x.device):
+            found = torch.from_numpy(self.roc_aucs(y_true.numpy(), np.nan_to_num(probabilities.numpy())))
+        else:
+            found = self._areas(fold)(probabilities)
+        return torch.stack([losses.double(), found])
+
+    def _val_labels(self, fold: int) -> Tensor:
+        if fold not in self._labels:
+            self._labels[fold] = self.y[torch.from_numpy(self.folds[fold].val).to(self.y.device)].to(self.x.device)
+        return self._labels[fold]
+
+    def _areas(self, fold: int) -> Areas:
+        if fold not in self._areas_of:
+            self._areas_of[fold] = Areas.of(self._val_labels(fold), self.objective.n_outputs)
+        return self._areas_of[fold]
 
     def _is_better(self, member: Member, epoch: int, loss: float) -> bool:
         """Return whether this epoch is a head's best so far; stop it if its loss is not finite, or it is out of patience.
@@ -147,8 +175,8 @@ class StackRun:
             self.stopped.add(member)
         return loss < least
 
-    def _validation_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each group's validation labels and its heads' log-probabilities (V, n, K): the means over looks."""
+    def _validation_scores(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield each group's fold and its heads' log-probabilities (V, n, K) there: the means over looks."""
         folds, k = [self.folds[group.fold] for group in self.batches.groups], self.n_looks
         longest = max(len(fold.val) for fold in folds) * k
         of_folds = [np.resize(look_rows(fold.val, k), longest) for fold in folds]
@@ -164,8 +192,8 @@ class StackRun:
         if k > 1:
             found = found.view(len(found), -1, k, found.shape[-1]).logsumexp(2) - math.log(k)
         found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
-        for place, fold in enumerate(folds):
-            yield self.y[torch.from_numpy(fold.val).to(self.y.device)], found[place, :, : len(fold.val)]
+        for place, group in enumerate(self.batches.groups):
+            yield group.fold, found[place, :, : len(folds[place].val)]
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 

@@ -30,12 +30,14 @@ from tests.benchmarks import (
     statistics,
     table,
     views,
+    whole,
 )
 from tests.benchmarks.measurement import Measurement
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "extraction": extraction.MEASUREMENTS,
+    "whole": whole.MEASUREMENTS,
     "images": images.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
     "views": views.MEASUREMENTS,
@@ -53,6 +55,7 @@ UNTRAINED, TRAINED, NONE = "`random:0`", "ImageNet-trained ResNet18 (CNTK)", "no
 # generated, or a stand-in computes nothing.
 WEIGHTS = {
     "extraction": UNTRAINED,
+    "whole": UNTRAINED,
     "heads.busi": UNTRAINED,
     "heads.nested": "as named",
     "heads.defaults": TRAINED,

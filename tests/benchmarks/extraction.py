@@ -1,9 +1,10 @@
 """Stage one: the forward pass, decoding, the roof that both leave, what `extract` reaches, and the ways of others."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,11 +54,12 @@ def roof(folder: Path) -> list[Measurement]:
             continue
         place = folder / name.replace(" ", "-")
         place.mkdir()
-        results.append(_measure(name, make(place), place))
+        results.append(measure_set(name, make(place), place))
     return results
 
 
-def _measure(name: str, data: Path, folder: Path) -> Measurement:
+def measure_set(name: str, data: Path, folder: Path) -> Measurement:
+    """Measure the two limits of a set of images, what `extract` reaches of them, and the ways of others."""
     backbone = make_backbone(PRECISION)
     choose_compute(backbone, len(read_dataset(data)))  # as `extract` will compute; it finds the speeds measured here
     # Before and after, as the machine's speed drifts; means, as the extraction too meets its slow moments.
@@ -183,8 +185,8 @@ def cold(folder: Path) -> list[Measurement]:
     ours, others = [], []
     for i in range(COLD_STARTS):
         command = ["extract", str(BUSI), "--cache", str(folder / f"{i}.h5"), "--weights", WEIGHTS]
-        ours.append(_process_seconds("hoarfrost", *command))
-        others.append(_process_seconds("tests.benchmarks.usual", str(BUSI)))
+        ours.append(process_seconds("hoarfrost", *command))
+        others.append(process_seconds("tests.benchmarks.usual", str(BUSI)))
     extract_s, usual_s = float(np.median(ours)), float(np.median(others))
     return [
         Measurement(
@@ -195,9 +197,11 @@ def cold(folder: Path) -> list[Measurement]:
     ]  # fmt: skip
 
 
-def _process_seconds(module: str, *arguments: str) -> float:
+def process_seconds(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> float:
+    """Run a module as a script in a process of its own; return how long that took."""
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, check=True)
+    command = [sys.executable, "-m", module, *arguments]
+    subprocess.run(command, capture_output=True, check=True, env={**os.environ, **(environment or {})})
     return time.monotonic() - started
 
 

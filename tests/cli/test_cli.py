@@ -138,6 +138,7 @@ def test_commands_are_listed_in_the_order_of_their_use(hoarfrost: Hoarfrost) -> 
         (["train", "--cache", "a.h5", "--run", "r", "--label-smoothing", "nan"], "'--label-smoothing': nan is not a"),
         (["train", "--cache", ".", "--run", "r"], "Invalid value for '--cache'"),
         (["extract", "--cache", "a.h5"], "Missing argument 'DATA'"),
+        (["extract", ".", "--cache", "a.h5", "--fast", "--precision", "int8"], "--fast chooses the precision"),
         (["report"], "Missing option '--run'"),
         (["demo"], "Missing argument 'DIR'"),
         (["cache", "info"], "Missing argument 'FILE'"),

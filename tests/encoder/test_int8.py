@@ -14,7 +14,8 @@ from hoarfrost.features.cache import EmbeddingCache, Header, existing_header
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
-from hoarfrost.features.encoder.backbone.int8 import PREFIX, calibrated_precision
+from hoarfrost.features.encoder.backbone.int8 import PREFIX, ROUNDING, calibrated, calibrated_precision
+from hoarfrost.features.encoder.backbone.rounding import rounded
 from hoarfrost.features.errors import FingerprintMismatchError, HoarfrostError, ImageDecodeError
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.loop import sample_images
@@ -119,7 +120,7 @@ def test_an_embedding_stays_as_it_was_when_the_next_is_computed(backbone: Backbo
 
 
 def ranges_of(precision: str) -> list[float]:
-    return [float(value) for value in precision.removeprefix(PREFIX).split(",")]
+    return [float(value) for value in precision.removeprefix(f"{PREFIX}{ROUNDING},").split(",")]
 
 
 def test_calibration_is_one_range_for_each_of_the_sixteen_convolutions_in_blocks(precision: str) -> None:
@@ -136,6 +137,44 @@ def test_calibration_covers_what_every_image_gives(weights: Weights, images: tor
     """The ranges of two halves, taken together, are those of the whole."""
     whole, *halves = (ranges_of(calibrated_precision(weights, part)) for part in (images, images[:12], images[12:]))
     np.testing.assert_allclose(np.maximum(*halves), whole, rtol=1e-3)
+
+
+def test_the_network_of_earlier_versions_is_still_there(
+    weights: Weights, precision: str, images: torch.Tensor, embeddings: torch.Tensor, in_float32: torch.Tensor
+) -> None:
+    earlier = Backbone(weights, precision=precision.replace(f"{ROUNDING},", "")).embed(images)
+    assert not torch.equal(earlier, embeddings)
+    assert (F.cosine_similarity(earlier, in_float32) >= 0.99).all()
+
+
+def test_kernels_keep_their_sums() -> None:
+    weight = np.random.default_rng(0).normal(size=(16, 8, 3, 3)).astype(np.float32)
+    weight[3] = 0
+    step = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
+    found = rounded(weight)
+    whole = np.divide(found, step, out=np.zeros_like(found), where=step > 0)
+    np.testing.assert_allclose(whole, np.rint(whole), atol=1e-4)
+    assert np.abs(whole).max() < 127.01
+    error = (found - weight) / np.where(step > 0, step, 1)
+    assert np.abs(error).max() < 1
+    assert np.abs(error.sum((2, 3))).max() < 0.51
+    nearest = np.rint(weight / np.where(step > 0, step, 1)) * step - weight
+    assert np.abs(error.sum((2, 3))).mean() < 0.6 * np.abs((nearest / np.where(step > 0, step, 1)).sum((2, 3))).mean()
+
+
+def test_drift_is_measured_on_images_that_the_calibration_did_not_see(weights: Weights, images: torch.Tensor) -> None:
+    many = torch.cat([images, images.flip(3)])  # 48
+    precision, drift = calibrated(weights, many)
+    held = torch.arange(48) % 4 == 0
+    assert precision == calibrated_precision(weights, many[~held])
+    in_int8, in_float32 = Backbone(weights, precision=precision).embed(many[held]), Backbone(weights).embed(many[held])
+    cosines = F.cosine_similarity(in_int8.double(), in_float32.double())
+    centred = F.cosine_similarity((in_int8 - in_float32.mean(0)).double(), (in_float32 - in_float32.mean(0)).double())
+    found = [drift.mean, drift.least, drift.centred_mean, drift.centred_least]
+    expected = [float(f(one)) for one in (cosines, centred) for f in (torch.mean, torch.min)]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert drift.images == 12
+    assert calibrated(weights, images)[1].images == 24  # too few to hold some back
 
 
 # -- extract ------------------------------------------------------------------------------------------------------------
@@ -184,6 +223,9 @@ def test_a_cache_records_its_calibration(extracted_once: tuple[Path, ExtractSumm
     folder, summary = extracted_once
     assert (summary.embedded, summary.device, summary.precision[:5]) == (6, "cpu", "int8:")
     assert (header(folder).fingerprint.precision, header(folder).compute) == (summary.precision, "openvino")
+    assert header(folder).drift == summary.drift
+    assert summary.drift is not None
+    assert 0.9 < summary.drift.centred_least <= summary.drift.centred_mean <= 1
 
 
 def test_the_cache_holds_the_calibrated_networks_embeddings(weights: Weights, extracted: Path) -> None:
@@ -194,7 +236,7 @@ def test_the_cache_holds_the_calibrated_networks_embeddings(weights: Weights, ex
     np.testing.assert_array_equal(embeddings, expected.numpy())
 
 
-@pytest.mark.parametrize("precision", ["int8", "auto"])
+@pytest.mark.parametrize("precision", ["int8", "auto", "fast"])
 def test_more_images_keep_the_calibration_and_the_embeddings(
     extracted: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
@@ -205,6 +247,7 @@ def test_more_images_keep_the_calibration_and_the_embeddings(
     assert (summary.embedded, summary.reused) == (2, 6)
     assert (summary.fingerprint, summary.precision) == (before.digest, before.precision)
     assert header(extracted).fingerprint == before
+    assert summary.drift == header(extracted).drift is not None
 
 
 def test_an_interrupted_extraction_continues_with_its_calibration(folder: Path) -> None:

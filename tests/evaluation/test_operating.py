@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 from hoarfrost.evaluation import OperatingPoint, choose_thresholds, evaluate_threshold, wilson
 from hoarfrost.evaluation.operating import Rule
@@ -181,6 +181,15 @@ def test_a_threshold_with_confidence_keeps_what_it_promises(rule: int) -> None:
 @pytest.mark.parametrize("correlation", [0.3, 0.7])
 def test_a_threshold_with_confidence_keeps_it_where_patients_have_several_images(correlation: float) -> None:
     assert truly_kept(480, 80, 3, correlation)[0] >= 0.93
+
+
+@pytest.mark.parametrize("n_missed", [0, 1, 5])
+def test_the_tail_of_a_threshold_is_the_binomial_distributions_to_the_last_digit(n_missed: int) -> None:
+    y_true = np.repeat([1, 0], [60, 60])
+    y_score = np.append(np.arange(60.0), np.full(60, n_missed - 0.5))  # a specificity above 0 costs so many positives
+    kept = binom.sf(n_missed, 60, 1 - 0.8)
+    points = choose_thresholds(y_true, y_score, primary=Rule("sensitivity", 0.8, 0.9))
+    assert kept in [point.kept_by for point in points]
 
 
 def test_too_few_cases_for_a_confidence_are_said() -> None:

@@ -160,6 +160,13 @@ def test_importing_a_package_loads_no_torch(run_python: RunPython, package: str)
     assert run_python("-c", code) == (0, "\n", "")
 
 
+@pytest.mark.parametrize("room", ["evaluation", "inference.predict", "experiment.experiment", "training"])
+def test_rooms_start_without_what_takes_long_to_import(run_python: RunPython, room: str) -> None:
+    slow = {"torch._dynamo", "torchvision", "scipy.stats", "scipy.optimize", "sklearn"}
+    code = f"import sys, hoarfrost.{room}; print(*({slow} & set(sys.modules)))"
+    assert run_python("-c", code) == (0, "\n", "")
+
+
 def cli_commands() -> dict[str, ast.FunctionDef]:
     """Return the functions of the command line that are commands, groups included."""
     modules = [module for module in SOURCES if within(module, "hoarfrost.cli")]

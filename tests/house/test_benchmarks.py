@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.benchmarks import ten_million
+from tests.benchmarks import gpu, ten_million
 from tests.benchmarks.__main__ import GROUPS, PAGE, WEIGHTS, nothing_kept
 from tests.benchmarks.measurement import Measurement
 from tests.benchmarks.table import BEGIN, END, HEAD, _rows_of, row, updated
@@ -80,3 +81,28 @@ def test_every_row_that_the_text_cites_is_in_the_table() -> None:
     cited = names & set(re.findall(r"`(\w+\.\w+)`", "".join(texts)))
     assert cited >= {"scale.driver", "scale.shards", "cluster.scaling"}
     assert {name for name in cited if f"<!-- {name} -->" not in table} == set()
+
+
+@pytest.mark.parametrize(
+    ("is_there", "failure", "said"),
+    [(False, "", "torch finds no CUDA device"), (True, "no kernel image", "No usable GPU: no kernel image")],
+)
+def test_without_a_gpu_its_benchmark_says_so_and_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_there: bool, failure: str, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setattr(gpu, "gpu_failure", lambda: failure)
+    assert gpu.main() == 1
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.out == ""
+
+
+def test_heads_of_the_gpu_benchmark_are_as_many_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "N_HEADS", 20)
+    monkeypatch.setattr(gpu, "N_ROWS", 60)
+    monkeypatch.setattr(gpu, "N_EPOCHS", 1)
+    monkeypatch.setattr(gpu, "DEVICES", ("cpu",))
+    found = gpu.heads(tmp_path)
+    assert found.what == "20 heads on 60 embeddings"
+    assert set(found.figures) == {"linear cpu", "mlp:16,dropout=0.3 cpu"}

@@ -16,6 +16,7 @@ from hoarfrost.heads.specs import cross_heads, parse_head, parse_heads
 from hoarfrost.training import Fold, Labelled, TrainedHead, TrainingConfig, train_heads
 from hoarfrost.training.batches import Batches, Group, seed_of
 from hoarfrost.training.objective import SingleLabel
+from hoarfrost.training.stack import Member, Stack
 
 N_FEATURES = 12
 KEYS = ("lr", "weight_decay", "dropout")
@@ -94,6 +95,29 @@ def test_a_stacked_head_equals_a_plain_loop(
     torch.testing.assert_close(
         weights(found)[2 * N_FEATURES :], plain_loop(spec, data, fold, config, int(np.argmin(losses)) + 1), rtol=0, atol=1e-9
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_are_those_of_the_class_to_the_last_bit(dtype: torch.dtype) -> None:
+    """The function of torch's fused AdamW is called without its class, whose import takes more than a second."""
+    spec = parse_head("mlp:8x2,lr=0.01,weight_decay=0.3,dropout=0")
+    torch.manual_seed(0)
+    modules = [spec.build(N_FEATURES, 3).to(dtype) for _ in range(4)]
+    stack = Stack([Member(spec, seed, 0) for seed in range(4)], modules, 1)
+    copies = [value.detach().clone().requires_grad_() for value in stack.parameters]
+    groups = [
+        {"params": [one for one in copies if one.shape[1] > 1], "weight_decay": spec.weight_decay},
+        {"params": [one for one in copies if one.shape[1] == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=spec.lr, fused=True)
+    for step in range(20):
+        gradients = [torch.randn_like(value) * 10.0 ** -(step % 5) for value in copies]
+        losses = torch.stack([(a * b).sum() for a, b in zip(stack.parameters, gradients, strict=True)])
+        stack.step(losses, 1.0)
+        for value, gradient in zip(copies, gradients, strict=True):
+            value.grad = gradient
+        optimizer.step()
+    assert all(map(torch.equal, stack.parameters, copies))
 
 
 def plain_loop(spec: HeadSpec, data: Labelled, fold: Fold, config: TrainingConfig, n_epochs: int) -> torch.Tensor:

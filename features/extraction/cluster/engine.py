@@ -59,7 +59,7 @@ class RayEngine:
         The first host that answers decides; if one is busy or broken, the next is asked.
         """
         asked_for = self._options.precision
-        if asked_for != "auto":
+        if asked_for not in {"auto", "fast"}:
             return asked_for
         if not self._early:
             self.start_early()

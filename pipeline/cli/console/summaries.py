@@ -27,8 +27,10 @@ def extract_text(summary: "ExtractSummary") -> str:
     ray = f", {summary.workers} Ray workers" if summary.engine == "ray" else ""
     lines = [
         f"{summary.dataset}: {summary.images} images, {done}; {summary.seconds:.1f} s",
-        f"cache {summary.cache}: weights {summary.weights}, {summary.precision} on {summary.device}{ray}",
+        f"cache {summary.cache}: weights {summary.weights}, {summary.precision.partition(':')[0]} on {summary.device}{ray}",
     ]
+    if summary.drift is not None:
+        lines.append(f"8-bit integers: {summary.drift}")
     if len(summary.views) > 1 or summary.layers:
         layers = f"; layers {', '.join(map(str, summary.layers))}" if summary.layers else ""
         lines.append(f"views {', '.join(summary.views)}{layers}")
@@ -136,6 +138,8 @@ def cache_info_text(info: "CacheInfo") -> str:
     ]
     if is_elsewhere(info.backbone):
         lines[-1] = f"{info.weights}: {info.backbone}, imported from {info.weights_origin}"
+    if info.drift is not None:
+        lines.append(f"8-bit integers: {info.drift}")
     if info.layers:
         lines.append(f"layers {', '.join(map(str, info.layers))}")
     if len(info.views) > 1 or info.layers or info.own_view not in info.views:

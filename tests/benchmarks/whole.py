@@ -1,0 +1,124 @@
+"""Whole processes, as users start them: small folders against plain loops, a busy machine, and the start of commands."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from hoarfrost.features.devices import usable_cpus
+from tests.benchmarks.extraction import BUSI, NATIVE, PRECISION, WEIGHTS, process_seconds
+from tests.benchmarks.measurement import Measurement
+
+SIZES = (100, 780, 3_000)
+LARGE = 780  # larger ones are measured once
+REPEATS = 3
+BUSY_IMAGES = 240
+
+
+def small(folder: Path) -> list[Measurement]:
+    """Time whole processes on folders of several sizes, alternately: `extract`, and plain loops of a DataLoader."""
+    return [_small(folder, n) for n in SIZES] if BUSI.is_dir() else []
+
+
+def _small(folder: Path, n_images: int) -> Measurement:
+    images = copies(folder / f"images{n_images}", n_images)
+    precisions = ("float32", "bfloat16") if NATIVE else ("float32",)
+    repeats = 1 if n_images > LARGE else REPEATS
+    seconds: dict[str, list[float]] = {}
+    for i in range(repeats):
+        cache = folder / f"{n_images}-{i}.h5"
+        seconds.setdefault(PRECISION, []).append(extract_seconds(images, cache))
+        for precision in precisions:
+            arguments = [str(images), str(folder / "found.npy"), precision, str(usable_cpus())]
+            seconds.setdefault(f"a loop, {precision}", []).append(process_seconds("tests.benchmarks.usual", *arguments))
+    found = {name: float(np.median(values)) for name, values in seconds.items()}
+    ours, best = found.pop(PRECISION), min(found.values())
+    loops = "; ".join(f"{name} {value:.1f} s" for name, value in found.items())
+    return Measurement(
+        f"{n_images:,} images of BUSI, whole processes: `extract`, and a DataLoader loop with `channels_last`",
+        f"{PRECISION} {ours:.1f} s; {loops}; {ours / best:.2f} of the best loop's time",
+        "10 s, at most 1" if n_images == LARGE else "at most 1",
+        {"extract_s": ours, "ratio": ours / best, **found},
+    )
+
+
+def copies(folder: Path, n_images: int) -> Path:
+    """Write a folder of so many images of BUSI; beyond its own, they differ by a byte after their end."""
+    paths = sorted(path for path in BUSI.rglob("*.png"))
+    for i in range(n_images):
+        path = paths[i * (len(paths) - 1) // (n_images - 1) if n_images < len(paths) else i % len(paths)]  # few: of all
+        place = folder / path.parent.name / f"{i:05d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes() + bytes([i // len(paths)]) * (i >= len(paths)))
+    return folder
+
+
+def busy(folder: Path) -> list[Measurement]:
+    """Time `extract` beside a process that uses one core, with torch's threads passive (our default) and spinning."""
+    if not BUSI.is_dir():
+        return []
+    images = copies(folder / "images", BUSY_IMAGES)
+    found: dict[tuple[str, bool], float] = {}
+    for is_busy, policy in itertools.product((False, True), ("PASSIVE", "ACTIVE")):
+        with one_core_busy(wanted=is_busy):
+            seconds = extract_seconds(images, folder / f"{policy}{is_busy}.h5", {"OMP_WAIT_POLICY": policy})
+        found[policy, is_busy] = BUSY_IMAGES / seconds
+    passive, active = ([found[policy, is_busy] for is_busy in (True, False)] for policy in ("PASSIVE", "ACTIVE"))
+    return [
+        Measurement(
+            f"`extract` of {BUSY_IMAGES} images, whole process, beside a process that uses one core (idle)",
+            f"{passive[0]:.1f} ({passive[1]:.1f}) images/s; with OMP_WAIT_POLICY=ACTIVE {active[0]:.1f} ({active[1]:.1f})",
+            "", {"passive": passive[0], "passive_idle": passive[1], "active": active[0], "active_idle": active[1]},
+        )
+    ]  # fmt: skip
+
+
+@contextmanager
+def one_core_busy(*, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
+def starts(folder: Path) -> list[Measurement]:
+    """Time commands that have next to nothing to do: 2 images, one linear head, a cached dataset."""
+    if not BUSI.is_dir():
+        return []
+    two, cache, run = copies(folder / "two", 2), folder / "c.h5", folder / "run"
+    many = copies(folder / "many", 780)
+    process_seconds("hoarfrost", "extract", str(many), "--cache", str(cache), "--weights", WEIGHTS, "--name", "many")
+    head = ["--head", "linear", "--no-cross-fit", "--epochs", "1", "--overwrite"]
+    commands: dict[str, list[str]] = {
+        "extract of 2 images": ["extract", str(two), "--cache", str(folder / "two.h5"), "--weights", WEIGHTS],
+        "train of 1 epoch": ["train", "--cache", str(cache), "--dataset", "many", "--run", str(run), *head],
+        "predict from the cache": ["predict", str(many), "--run", str(run), "--output", str(folder / "p.csv")],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(REPEATS):
+        for name, arguments in commands.items():
+            (folder / "two.h5").unlink(missing_ok=True)
+            seconds[name].append(process_seconds("hoarfrost", *arguments))
+    found = {name: float(np.median(values)) for name, values in seconds.items()}
+    text = ", ".join(f"{name} {value:.1f} s" for name, value in found.items())
+    return [Measurement("whole processes that have little to do", text, "2.4, 3.0, 1.6 s", found)]
+
+
+def extract_seconds(images: Path, cache: Path, environment: Mapping[str, str] | None = None) -> float:
+    arguments = ["extract", str(images), "--cache", str(cache), "--weights", WEIGHTS]
+    seconds = process_seconds("hoarfrost", *arguments, environment=environment)
+    shutil.rmtree(f"{cache}.parts", ignore_errors=True)
+    return seconds
+
+
+MEASUREMENTS = {"small": small, "busy": busy, "starts": starts}
