@@ -65,7 +65,7 @@ def test_summary_is_that_of_the_papers_formulae(seed: int, level: float) -> None
 
 def test_sites_that_agree_exactly_do_not_narrow_the_interval_to_nothing() -> None:
     found = random_effects([0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
-    assert found.tau2 == 0 and found.i2 == 0
+    assert (found.tau2, found.i2) == (0, 0)
     assert found.high - found.low > 2 * 1.96 * 0.2 / math.sqrt(3)
 
 
