@@ -26,6 +26,7 @@ from hoarfrost.external.one_class import check_classes
 from hoarfrost.external.overlap import check_overlap
 from hoarfrost.external.tasks import KnownLabels, cohort_task
 from hoarfrost.external.training_images import SeenImages, seen_by
+from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import Dataset, read_table
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
@@ -248,6 +249,7 @@ def _evaluated(
     external = External(
         model.words, FROZEN, internal, differences, overlap, shared, config.allow_leakage and any(x.n for x in overlap),
         column, drops_of(figures, result, assessment, column), tuple(_notes(task, seen, model)),
+        updates=updates_of(task, p, fixed, config.prevalence),
     )  # fmt: skip
     embeddings = embedding_facts(task, cache, head.views)
     if config.cache is None:

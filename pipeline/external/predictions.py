@@ -18,6 +18,7 @@ from hoarfrost.external.evaluation import assessed, bare_result, evaluation_conf
 from hoarfrost.external.one_class import check_classes
 from hoarfrost.external.table import CALL, PROBABILITY, ColumnOptions, ModelColumn, PredictionTable, read_predictions
 from hoarfrost.external.thresholds import N_FOLDS, fixed_for
+from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import split_of
@@ -204,7 +205,10 @@ def _evaluated(
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"
-    external = External(model, frozen, "", notes=tuple(note for note in notes if note), scored="test")
+    external = External(
+        model, frozen, "", notes=tuple(note for note in notes if note), scored="test",
+        updates=updates_of(task, first.p, fixed[first.name], config.prevalence),
+    )  # fmt: skip
     base = RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
         dataset=dataset_facts(task), embeddings=NO_EMBEDDINGS, versions=versions_used(), machine=machine_used(),

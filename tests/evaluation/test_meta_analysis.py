@@ -80,7 +80,8 @@ def test_intervals_cover_the_mean_and_a_new_site() -> None:
         errors = rng.uniform(0.1, 0.4, 8)
         found = random_effects((rng.normal(0, 0.3, 8) + rng.normal(0, errors)).tolist(), errors.tolist())
         covered += found.low <= 0 <= found.high
-        assert found.prediction_low is not None and found.prediction_high is not None
+        assert found.prediction_low is not None
+        assert found.prediction_high is not None
         predicted += found.prediction_low <= rng.normal(0, 0.3) <= found.prediction_high
     assert 930 <= covered <= 985
     assert 890 <= predicted <= 985  # with eight sites the variance between them is uncertain (Partlett and Riley 2017)
@@ -113,7 +114,8 @@ def test_areas_are_summarised_on_the_scale_of_logits() -> None:
         random_effects(centres, errors),
     )
     assert math.log(found.mean / (1 - found.mean)) == pytest.approx(plain.mean, abs=1e-6)
-    assert found.prediction_low is not None and plain.prediction_low is not None
+    assert found.prediction_low is not None
+    assert plain.prediction_low is not None
     assert math.log(found.prediction_low / (1 - found.prediction_low)) == pytest.approx(plain.prediction_low, abs=1e-6)
     assert found.tau2 == pytest.approx(plain.tau2, abs=1e-6)
 
