@@ -11,7 +11,7 @@ DIGESTS = "SHA256SUMS"  # as `sha256sum --check` reads it
 def write_digests(directory: Path) -> None:
     """Write the SHA-256 of each file of a run."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != DIGESTS)
-    lines = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    lines = [f"{digest_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
     (directory / DIGESTS).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
@@ -26,7 +26,7 @@ def check_digest(directory: Path, path: Path) -> None:
     recorded = _recorded(directory)
     if recorded is None:
         return
-    if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != _digest(path):
+    if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != digest_of(path):
         raise RunError(
             f"{path} was changed after the run was written: its SHA-256 is not the one in {DIGESTS}. Restore the file, or "
             "remove the folder and train again."
@@ -37,7 +37,7 @@ def changed_files(directory: Path) -> tuple[str, ...]:
     """Return the names of a run's files that are missing or were changed; none for runs of earlier versions."""
     recorded = (_recorded(directory) or {}).items()
     return tuple(
-        name for name, digest in recorded if not (directory / name).is_file() or _digest(directory / name) != digest
+        name for name, digest in recorded if not (directory / name).is_file() or digest_of(directory / name) != digest
     )
 
 
@@ -50,6 +50,7 @@ def _recorded(directory: Path) -> dict[str, str] | None:
     return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()

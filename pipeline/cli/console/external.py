@@ -17,7 +17,7 @@ SHOWN_SITES = 20
 SHOWN_LABELS = 3
 
 
-def evaluate_text(run: "Run") -> str:
+def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     """Describe an evaluation: first what differs from the training images, then the figures."""
     found, dataset = run.external, run.config.dataset
     assert found is not None
@@ -31,7 +31,8 @@ def evaluate_text(run: "Run") -> str:
         lines.append(
             f"updates of {len(found.updates) - SHOWN_LABELS} more labels are in the report and in metrics.json"
         )
-    return "\n".join([*lines, f"evaluation {run.directory}"])
+    what = "aggregate, without a row of a patient:" if is_aggregate else "evaluation"
+    return "\n".join([*lines, f"{what} {run.directory}"])
 
 
 def _look_lines(found: "External") -> "Iterator[str]":
