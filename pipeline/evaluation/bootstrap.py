@@ -22,6 +22,7 @@ N_DRAWS = 2_000
 LARGEST_UNDEFINED_SHARE = 0.5  # of the draws
 _MOST_JACKKNIFED = 500
 _MOST_KEPT = 1 << 27  # bytes of draws: 2,000 draws of 67,000 patients
+_MANY = 1 << 25
 _AREA_NUMBERS = 1 << 16  # samples times draws whose weights are gathered at a time: what a processor's cache holds
 _BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the processor's caches
 
@@ -352,7 +353,8 @@ def drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: 
     """Return the statistic's values for draws of patients with replacement, in blocks."""
     block = _block_rows(len(numbers))
     if n_draws * n_patients <= _MOST_KEPT:
-        times = _kept_draws(n_patients, n_draws, seed)
+        keep = _of_many_patients if n_draws * n_patients > _MANY else _of_few_patients
+        times = keep(n_patients, n_draws, seed)
         blocks: Iterable[_Times] = (times[start : start + block] for start in range(0, n_draws, block))
     else:
         rng = np.random.default_rng(seed)
@@ -361,14 +363,17 @@ def drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: 
     return np.concatenate([statistic((times if is_each else times[:, numbers]).astype(np.float64)) for times in blocks])
 
 
-@lru_cache(maxsize=1)
-def _kept_draws(n_patients: int, n_draws: int, seed: int) -> _Times:
+def _all_draws(n_patients: int, n_draws: int, seed: int) -> _Times:
     """Return how often each patient is drawn; kept, because all metrics and heads have the same draws."""
     rng, rows, times = np.random.default_rng(seed), _block_rows(n_patients), np.empty((n_draws, n_patients), np.uint8)
     for start in range(0, n_draws, rows):
         times[start : start + rows] = _draw(rng, n_patients, min(rows, n_draws - start))
     times.flags.writeable = False
     return times
+
+
+_of_few_patients = lru_cache(maxsize=2)(_all_draws)
+_of_many_patients = lru_cache(maxsize=1)(_all_draws)  # not evicted by the draws of a bin or of a subgroup
 
 
 def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> _Times:

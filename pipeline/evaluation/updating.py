@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from hoarfrost.evaluation.calibration import CalibrationLine, calibration_line, log_probabilities
 from hoarfrost.evaluation.calibration_error import bin_starts, errors
@@ -203,13 +203,14 @@ def fitted_update(y_true: Ints, logs: Floats, *, with_slope: bool) -> Update:
     n_classes = logs.shape[1]
     if len(np.unique(y_true)) < n_classes:
         raise ValueError("a class is missing in some folds")
-    x = logs - logs[:, :1]
-    truth = (y_true[:, None] == np.arange(n_classes)).astype(np.float64)
+    x = np.ascontiguousarray((logs - logs[:, :1]).T)  # (C, n): sums over few classes are fast along rows
+    truth = (y_true == np.arange(n_classes)[:, None]).astype(np.float64)
     at = np.concatenate([[1.0], np.zeros(n_classes - 1)])  # the slope, and the shifts but the first
     free = slice(0 if with_slope else 1, None)
 
     def loss_at(point: Floats) -> float:
-        return float(_losses(y_true, log_softmax(point[0] * x + np.append(0, point[1:]), axis=1)).mean())
+        scores = _shifted(point, x)
+        return float((np.logaddexp.reduce(scores, axis=0) - (scores * truth).sum(axis=0)).mean())
 
     now = loss_at(at)
     for _ in range(_MOST_STEPS):
@@ -227,17 +228,22 @@ def fitted_update(y_true: Ints, logs: Floats, *, with_slope: bool) -> Update:
     raise ValueError("the probabilities separate the classes in some folds, so that no slope or intercept is the best")
 
 
+def _shifted(at: Floats, x: Floats) -> Floats:
+    found: Floats = at[0] * x + np.append(0, at[1:])[:, None]
+    return found
+
+
 def _derivatives(at: Floats, x: Floats, truth: Floats) -> tuple[Floats, Floats]:
     """Return the gradient (C,) of the mean loss by the slope and the shifts but the first, and its Hessian (C, C)."""
-    n = len(x)
-    q = softmax(at[0] * x + np.append(0, at[1:]), axis=1)
-    expected = (q * x).sum(axis=1)
-    by_slope = float(((q - truth) * x).sum()) / n
-    gradient = np.append(by_slope, (q - truth)[:, 1:].sum(axis=0) / n)
-    hessian = np.empty((x.shape[1], x.shape[1]))
-    hessian[0, 0] = float(((q * x**2).sum(axis=1) - expected**2).sum()) / n
-    hessian[0, 1:] = hessian[1:, 0] = (q * (x - expected[:, None]))[:, 1:].sum(axis=0) / n
-    hessian[1:, 1:] = (np.diag(q.sum(axis=0)) - q.T @ q)[1:, 1:] / n
+    n_classes, n = x.shape
+    q = softmax(_shifted(at, x), axis=0)
+    weighted = q * x
+    expected = weighted.sum(axis=0)
+    gradient = np.append(((q - truth) * x).sum(), (q - truth)[1:].sum(axis=1)) / n
+    hessian = np.empty((n_classes, n_classes))
+    hessian[0, 0] = float((weighted * x).sum() - (expected**2).sum()) / n
+    hessian[0, 1:] = hessian[1:, 0] = (weighted - q * expected)[1:].sum(axis=1) / n
+    hessian[1:, 1:] = (np.diag(q.sum(axis=1)) - q @ q.T)[1:, 1:] / n
     return gradient, hessian
 
 

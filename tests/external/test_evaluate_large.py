@@ -1,7 +1,6 @@
 """100,000 predictions of many patients: evaluated and reported within seconds and 1 GB."""
 
 import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ MOST_MB = 1_000.0
 @pytest.mark.slow
 def test_a_hundred_thousand_predictions_take_seconds_and_less_than_a_gigabyte(tmp_path: Path) -> None:
     table, output = write_predictions(tmp_path / "p.csv"), tmp_path / "e"
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = max(
         peak_mb("hoarfrost", "evaluate", "--predictions", str(table), "--output", str(output)),
         peak_mb("hoarfrost", "report", "--run", str(output)),
@@ -24,5 +23,5 @@ def test_a_hundred_thousand_predictions_take_seconds_and_less_than_a_gigabyte(tm
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     assert (output / "report.html").stat().st_size < 3e6
-    assert min(seconds, time.perf_counter() - started) < MOST_S
+    assert seconds < MOST_S
     assert peak * 1.048576 < MOST_MB
