@@ -50,7 +50,7 @@ _FORMATS = "path or id, label, and probability, probability:CLASS, score or call
 )  # fmt: skip
 @opts.option(
     "--aggregate-only aggregate", "Write this one file in place of a folder: tables without a row of a patient, for `report "
-    "--aggregate`. Needs --name.", type=PathType(dir_okay=False), metavar="FILE.json",
+    "--aggregate`. Needs --name.", group=opts.OTHER, type=PathType(dir_okay=False), metavar="FILE.json",
 )  # fmt: skip
 @opts.option(
     "--cache", "Keep the cohort's embeddings in this cache, for the report's images and for other heads.  [default: they "

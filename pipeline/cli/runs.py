@@ -183,7 +183,7 @@ def train(
 )  # fmt: skip
 @opts.option(
     "--aggregate aggregates", "In place of --run: what a site shared, from evaluate --aggregate-only. Repeat it to pool "
-    "several sites.", type=PathType(dir_okay=False), multiple=True, metavar="FILE.json",
+    "several sites.", group=opts.CONTENT, type=PathType(dir_okay=False), multiple=True, metavar="FILE.json",
 )  # fmt: skip
 @opts.option(
     "--output", "The report file. Required for several runs and for --aggregate.  [default: DIR/report.html]",
