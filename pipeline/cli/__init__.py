@@ -17,6 +17,7 @@ from hoarfrost.cli.images import demo, extract, inspect
 from hoarfrost.cli.machine import doctor
 from hoarfrost.cli.options import CommandGroup
 from hoarfrost.cli.plan import plan
+from hoarfrost.cli.replay import replay
 from hoarfrost.cli.runs import report, train
 from hoarfrost.cli.serve import serve
 from hoarfrost.features.encoder.registry import DEFAULT
@@ -76,6 +77,7 @@ for command in (
     train,
     report,
     evaluate,
+    replay,
     predict,
     explain,
     export,

@@ -49,6 +49,10 @@ _FORMATS = "path or id, label, and probability, probability:CLASS, score or call
     metavar="DIR",
 )  # fmt: skip
 @opts.option(
+    "--aggregate-only aggregate", "Write this one file in place of a folder: tables without a row of a patient, for `report "
+    "--aggregate`. Needs --name.", group=opts.OTHER, type=PathType(dir_okay=False), metavar="FILE.json",
+)  # fmt: skip
+@opts.option(
     "--cache", "Keep the cohort's embeddings in this cache, for the report's images and for other heads.  [default: they "
     "are not kept]", type=PathType(dir_okay=False), metavar="FILE",
 )  # fmt: skip
@@ -93,7 +97,10 @@ _FORMATS = "path or id, label, and probability, probability:CLASS, score or call
 @opts.batch_size
 @opts.workers
 @opts.option(
-    "--overwrite", "Replace an earlier evaluation in DIR even if it has a report.", group=opts.OTHER, is_flag=True
+    "--overwrite",
+    "Replace an earlier evaluation in DIR even if it has a report, or FILE.json.",
+    group=opts.OTHER,
+    is_flag=True,
 )
 @opts.json_flag
 def evaluate(data: Path | str | None, predictions: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -120,12 +127,18 @@ def evaluate(data: Path | str | None, predictions: tuple[Path, ...], as_json: bo
     _check_way(predictions)
     found = _of_predictions(predictions, options) if predictions else _of_cohort(data, options)
     document = {**metrics_document(found), "run": str(found.directory)}
-    opts.emit(as_json, document, evaluate_text(found), ("report", "--run", found.directory))
+    following = () if options["aggregate"] else ("report", "--run", found.directory)
+    opts.emit(as_json, document, evaluate_text(found, is_aggregate=bool(options["aggregate"])), following)
 
 
 def _check_way(predictions: tuple[Path, ...]) -> None:
     """Refuse options that would have no effect, or neither images nor predictions."""
     context = click.get_current_context()
+    if context.params["aggregate"] is not None:
+        if context.params["name"] is None:
+            raise click.UsageError("--aggregate-only needs --name NAME: what this site will be called beside others.")
+        if context.params["output"] is not None:
+            raise click.UsageError("--output has no effect with --aggregate-only, which writes no folder. Omit it.")
     if not predictions and context.params["data"] is None:
         raise click.UsageError("Name the cohort, DATA, or predictions with --predictions FILE.csv.")
     for parameter in context.command.params:
@@ -155,6 +168,6 @@ def _of_predictions(files: tuple[Path, ...], options: Mapping[str, Any]) -> "Run
     from hoarfrost.external.table import ColumnOptions
 
     columns = ColumnOptions(options["positive"], options["probability_columns"], options["table"])
-    shared = ("operating_point", "validation_split", "per_patient", "prevalence", "name", "overwrite")
+    shared = ("operating_point", "validation_split", "per_patient", "prevalence", "name", "aggregate", "overwrite")
     config = PredictionsConfig(columns=columns, **{name: options[name] for name in shared})
     return evaluate_predictions(files, options["output"], config=config, command=["hoarfrost", *sys.argv[1:]])

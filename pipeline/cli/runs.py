@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +183,14 @@ def train(
 @click.command(cls=opts.Command)
 @opts.option(
     "--run runs", "The run folder. Repeat it to compare several runs side by side.",
-    type=PathType(), required=True, multiple=True, metavar="DIR",
+    type=PathType(), multiple=True, metavar="DIR",
 )  # fmt: skip
 @opts.option(
-    "--output", "The report file. Required for several runs.  [default: DIR/report.html]",
+    "--aggregate aggregates", "In place of --run: what a site shared, from evaluate --aggregate-only. Repeat it to pool "
+    "several sites.", group=opts.CONTENT, type=PathType(dir_okay=False), multiple=True, metavar="FILE.json",
+)  # fmt: skip
+@opts.option(
+    "--output", "The report file. Required for several runs and for --aggregate.  [default: DIR/report.html]",
     type=PathType(dir_okay=False), metavar="FILE.html",
 )  # fmt: skip
 @opts.option(
@@ -213,8 +217,11 @@ def train(
 )  # fmt: skip
 @opts.weights
 @opts.json_flag
-def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool, **options: Any) -> None:
-    """Write the report of a run, one self-contained HTML file, or compare several runs side by side.
+def report(
+    runs: tuple[Path, ...], aggregates: tuple[Path, ...], output: Path | None, figures: Path | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Write the report of a run, one self-contained HTML file, compare several runs side by side, or pool several sites.
 
     Example:
       $ hoarfrost report --run runs/first
@@ -224,9 +231,31 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
       hoarfrost report --run runs/first --figures figures/
       hoarfrost report --run runs/first --explain
       hoarfrost report --run runs/first --run runs/wide --output first-wide.html
+      hoarfrost report --aggregate north.json --aggregate south.json --output pooled.html
     """
-    from hoarfrost.report import report_runs
+    from hoarfrost.report import report_pooled, report_runs
 
+    _check_report(runs, aggregates, output, figures, options)
+    if aggregates:
+        assert output is not None
+        found = report_pooled(aggregates, output)
+    else:
+        found = report_runs(runs, output=output, figures=figures, **options)
+    following = ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv") if runs else ()
+    opts.emit(as_json, found.document(), found.text(), following)
+
+
+def _check_report(
+    runs: tuple[Path, ...], aggregates: tuple[Path, ...], output: Path | None, figures: Path | None,
+    options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Refuse options that contradict one another, or would have no effect."""
+    if not runs and not aggregates:
+        raise click.MissingParameter(param_hint="'--run' or '--aggregate'", param_type="option")
+    if runs and aggregates:
+        raise click.UsageError("--aggregate pools sites in place of --run. Omit one of the two.")
+    if aggregates and (output is None or figures is not None or options["with_explanations"]):
+        raise click.UsageError("--aggregate needs --output FILE.html. It cannot have --figures or --explain.")
     if output is not None and output.suffix.lower() not in {".html", ".htm"}:
         raise click.UsageError(f"--output {output}: the report is HTML. Choose a name that ends in .html.")
     if len(runs) > 1 and (output is None or figures is not None or options["with_explanations"]):
@@ -235,7 +264,3 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
         raise click.UsageError("--weights is for --explain: nothing else in a report needs the encoder.")
     if options["with_explanations"] and not options["with_images"]:
         raise click.UsageError("--explain shows images, but --no-images excludes them. Omit one of the two.")
-    found = report_runs(runs, output=output, figures=figures, **options)
-    opts.emit(
-        as_json, found.document(), found.text(), ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv")
-    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from hoarfrost.evaluation.checks import (
@@ -15,15 +16,17 @@ from hoarfrost.evaluation.checks import (
     checked,
     checked_groups,
     normal_quantile,
-    tied_groups,
 )
 
 N_DRAWS = 2_000
 LARGEST_UNDEFINED_SHARE = 0.5  # of the draws
 _MOST_JACKKNIFED = 500
-_MOST_KEPT = 1 << 21  # numbers of draws: 16 MiB
+_MOST_KEPT = 1 << 27  # bytes of draws: 2,000 draws of 67,000 patients
+_MANY = 1 << 25
+_AREA_NUMBERS = 1 << 16  # samples times draws whose weights are gathered at a time: what a processor's cache holds
 _BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the processor's caches
 
+_Times = npt.NDArray[np.uint8]
 Statistic = Callable[[Floats], Floats]
 """Takes weights (b, n) of the samples and returns a value per row (b,), NaN where it is undefined."""
 
@@ -82,24 +85,23 @@ def bootstrap_auc_ci(
     Royal Statistical Society B 69(3), 369-390 (clusters).
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
-    numbers, _ = checked_groups(groups, len(y_true))
+    numbers, n_patients = checked_groups(groups, len(y_true))
     areas = []
     for c, rows, y in binary_problems(y_true, probabilities.shape[1]):
         for value in (0, 1):
-            n_patients = len(np.unique(numbers[rows][y == value]))
-            if n_patients < 2:
+            n_of_class = len(np.unique(numbers[rows][y == value]))
+            if n_of_class < 2:
                 which = f"class {value if probabilities.shape[1] == 2 else c}"
                 raise ValueError(
-                    f"a bootstrap over patients needs two patients of each class; {which} has {n_patients}"
+                    f"a bootstrap over patients needs two patients of each class; {which} has {n_of_class}"
                 )
-        areas.append((rows, weighted_auc(y == 1, probabilities[rows, c])))
+        areas.append(weighted_auc(y == 1, probabilities[rows, c], numbers[rows]))
 
     def area(weights: Floats) -> Floats:
-        of_problems = [of(weights if len(rows) == len(numbers) else weights[:, rows]) for rows, of in areas]
-        mean: Floats = np.mean(of_problems, axis=0)
+        mean: Floats = np.mean([of(weights) for of in areas], axis=0)
         return mean
 
-    return bootstrap_ci(area, numbers, level=level, n_draws=n_draws, seed=seed)
+    return bootstrap_ci(area, np.arange(n_patients), level=level, n_draws=n_draws, seed=seed)
 
 
 def bootstrap_share_ci(
@@ -179,7 +181,9 @@ def bootstrap_ci(
     return _bca(estimate, values, jackknifed, n_patients, quantile)
 
 
-def bootstrap_shares_ci(hits: Bools, counted: Bools, groups: Ints) -> list[BootstrapInterval | None]:
+def bootstrap_shares_ci(
+    hits: Bools, counted: Bools, groups: Ints, *, level: float = 0.95
+) -> list[BootstrapInterval | None]:
     """Return the intervals of several proportions, as `bootstrap_share_ci` has them; None where it raises.
 
     Parameters
@@ -206,7 +210,7 @@ def bootstrap_shares_ci(hits: Bools, counted: Bools, groups: Ints) -> list[Boots
     found: list[BootstrapInterval | None] = []
     for i, estimate in enumerate(estimates.tolist()):
         try:
-            found.append(_bca(estimate, values[:, i], jackknifed[:, i], n_patients, normal_quantile(0.95)))
+            found.append(_bca(estimate, values[:, i], jackknifed[:, i], n_patients, normal_quantile(level)))
         except ValueError:
             found.append(None)
     return found
@@ -254,36 +258,42 @@ def reversed_ci(statistic: Statistic, groups: Ints, *, level: float = 0.95, seed
     return 2 * estimate - high, 2 * estimate - low
 
 
-def weighted_auc(positive: Bools, y_score: Floats) -> Statistic:
+def weighted_auc(positive: Bools, y_score: Floats, patients: Ints | None = None) -> Statistic:
     """Return the ROC AUC (b,) as a function of the samples' weights (b, n); the sorting is done once, here.
 
     Parameters
     ----------
     positive : ndarray (n,) bool
     y_score : ndarray (n,) float64
+    patients : ndarray (n,) int64, optional
+        Each sample's patient, 0 upwards; then weights are those of patients, (b, n_patients).
 
     Returns
     -------
     callable
         Ties count one half; NaN where a class has no weight.
     """
-    order = np.argsort(y_score, kind="stable")
-    is_positive = positive[order].astype(np.float64)
-    _, starts = tied_groups(y_score[order])
-    has_ties = len(starts) < len(order)
+    positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
+    positives = positives[np.argsort(y_score[positives], kind="stable")]
+    negatives = negatives[np.argsort(y_score[negatives], kind="stable")]
+    below, upto = (np.searchsorted(y_score[negatives], y_score[positives], side) for side in ("left", "right"))
+    ties = np.flatnonzero(below != upto)
+    if patients is not None:
+        positives, negatives = patients[positives], patients[negatives]
+    rows = max(1, _AREA_NUMBERS // len(y_score))
 
     def areas(weights: Floats) -> Floats:
-        sorted_weights = weights[:, order]
-        positives = sorted_weights * is_positive
-        negatives = sorted_weights - positives
-        if has_ties:
-            positives = np.add.reduceat(positives, starts, axis=1)
-            negatives = np.add.reduceat(negatives, starts, axis=1)
-        below = np.cumsum(negatives, axis=1)
-        total = positives.sum(axis=1) * below[:, -1]
-        below -= negatives / 2
-        ordered = np.einsum("ij,ij->i", positives, below)
-        return _quotient(ordered, total)
+        return np.concatenate([of_rows(weights[start : start + rows]) for start in range(0, len(weights), rows)])
+
+    def of_rows(weights: Floats) -> Floats:
+        of_positives = weights.take(positives, axis=1)
+        beaten = np.zeros((len(weights), len(negatives) + 1))  # the weight of the negatives below each place
+        np.cumsum(weights.take(negatives, axis=1), axis=1, out=beaten[:, 1:])
+        ordered = np.einsum("ij,ij->i", of_positives, beaten.take(below, axis=1))
+        if len(ties):
+            equal = beaten.take(upto[ties], axis=1) - beaten.take(below[ties], axis=1)
+            ordered += np.einsum("ij,ij->i", of_positives[:, ties], equal) / 2
+        return _quotient(ordered, of_positives.sum(axis=1) * beaten[:, -1])
 
     return areas
 
@@ -343,28 +353,35 @@ def drawn_values(statistic: Statistic, numbers: Ints, n_patients: int, n_draws: 
     """Return the statistic's values for draws of patients with replacement, in blocks."""
     block = _block_rows(len(numbers))
     if n_draws * n_patients <= _MOST_KEPT:
-        times = _kept_draws(n_patients, n_draws, seed)
-        blocks: Iterable[Floats] = (times[start : start + block] for start in range(0, n_draws, block))
+        keep = _of_many_patients if n_draws * n_patients > _MANY else _of_few_patients
+        times = keep(n_patients, n_draws, seed)
+        blocks: Iterable[_Times] = (times[start : start + block] for start in range(0, n_draws, block))
     else:
         rng = np.random.default_rng(seed)
         blocks = (_draw(rng, n_patients, min(block, n_draws - start)) for start in range(0, n_draws, block))
-    return np.concatenate([statistic(times[:, numbers]) for times in blocks])
+    is_each = len(numbers) == n_patients and bool((numbers == np.arange(n_patients)).all())
+    return np.concatenate([statistic((times if is_each else times[:, numbers]).astype(np.float64)) for times in blocks])
 
 
-@lru_cache(maxsize=2)
-def _kept_draws(n_patients: int, n_draws: int, seed: int) -> Floats:
+def _all_draws(n_patients: int, n_draws: int, seed: int) -> _Times:
     """Return how often each patient is drawn; kept, because all metrics and heads have the same draws."""
-    times = _draw(np.random.default_rng(seed), n_patients, n_draws)
+    rng, rows, times = np.random.default_rng(seed), _block_rows(n_patients), np.empty((n_draws, n_patients), np.uint8)
+    for start in range(0, n_draws, rows):
+        times[start : start + rows] = _draw(rng, n_patients, min(rows, n_draws - start))
     times.flags.writeable = False
     return times
 
 
-def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> Floats:
-    """Return how often each patient is drawn, (n_draws, n_patients)."""
+_of_few_patients = lru_cache(maxsize=2)(_all_draws)
+_of_many_patients = lru_cache(maxsize=1)(_all_draws)  # not evicted by the draws of a bin or of a subgroup
+
+
+def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> _Times:
+    """Return how often each patient is drawn, (n_draws, n_patients): never 256 times, by any chance that matters."""
     drawn = rng.integers(0, n_patients, (n_draws, n_patients))
     drawn += np.arange(n_draws)[:, None] * n_patients
     times = np.bincount(drawn.ravel(), minlength=n_draws * n_patients).reshape(n_draws, n_patients)
-    return times.astype(np.float64)
+    return times.astype(np.uint8)
 
 
 def _quotient(numerators: Floats, denominators: Floats) -> Floats:

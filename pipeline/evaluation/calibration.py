@@ -140,7 +140,7 @@ def fit_temperature(y_true: Ints, probabilities: Floats, groups: Ints | None = N
     """
     y_true, probabilities = checked(y_true, probabilities, probabilities.shape[1])
     numbers, n_groups = checked_groups(np.arange(len(y_true)) if groups is None else groups, len(y_true))
-    logits = _logits(probabilities)
+    logits = log_probabilities(probabilities)
     before = _loss_at(0.0, logits, y_true)
     unscaled = TemperatureFit(1.0, before, before, at_limit=False)
     # The loss has one minimum, so it lies beyond a limit if the loss falls towards it.
@@ -206,7 +206,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
         raise ValueError("some probabilities are NaN or infinite")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
-    scaled: Floats = softmax(_logits(probabilities) / temperature, axis=1)
+    scaled: Floats = softmax(log_probabilities(probabilities) / temperature, axis=1)
     return scaled
 
 
@@ -237,7 +237,7 @@ def at_prevalence(p: Floats, study: float, new: float) -> Floats:
     for share_of_class in (study, new):
         if not 0 < share_of_class < 1:
             raise ValueError(f"a prevalence must be between 0 and 1, not {share_of_class}")
-    pair = _logits(np.column_stack([1 - p, p]))
+    pair = log_probabilities(np.column_stack([1 - p, p]))
     shifted: Floats = expit(pair[:, 1] - pair[:, 0] + logit(new) - logit(study))
     return shifted
 
@@ -337,7 +337,7 @@ def calibration_line(y_true: Ints, p: Floats, groups: Ints | None = None, *, lev
     if groups is not None and is_repeated(groups):
         numbers, n_groups = checked_groups(groups, len(y_true))
         reach = float(stdtrit(max(n_groups - 1, 1), (1 + level) / 2))  # few patients: the variance is uncertain too
-    pair = _logits(np.column_stack([1 - p, p]))
+    pair = log_probabilities(np.column_stack([1 - p, p]))
     x = pair[:, 1] - pair[:, 0]
     intercept, deviation = _calibration_in_the_large(y_true, x, numbers)
     without_slope = CalibrationLine(
@@ -361,7 +361,8 @@ def _line_or_none(y_true: Ints, p: Floats, groups: Ints | None, level: float) ->
     return calibration_line(y_true, np.clip(p, 0, 1), groups, level=level)
 
 
-def _logits(probabilities: Floats) -> Floats:
+def log_probabilities(probabilities: Floats) -> Floats:
+    """Return the logarithms of probabilities; of 0 that of the smallest one that float32 has."""
     logs: Floats = np.log(np.maximum(probabilities, _SMALLEST))
     return logs
 

@@ -19,7 +19,7 @@ from hoarfrost.evaluation.checks import (
 )
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.metrics import Decision
-from hoarfrost.evaluation.shares import kept_by_chance, share
+from hoarfrost.evaluation.shares import kept_by_chance, shares
 from hoarfrost.evaluation.units import is_repeated
 
 REQUIRED = 0.95
@@ -380,13 +380,11 @@ def evaluate_threshold(
     fn, tn = int(diseased.sum()) - tp, int((~diseased).sum()) - fp
     positive, negative = (likelihood_ratio(hits, diseased, groups, level) for hits in (found, ~found))
 
-    def of(hits: Bools, counted: Bools) -> Share:
-        return share(hits, counted, groups, level=level)
-
+    hits, counted = (found, ~found, diseased, ~diseased), (diseased, ~diseased, found, ~found)
+    sensitivity, specificity, ppv, npv = shares(np.column_stack(hits), np.column_stack(counted), groups, level=level)
     return PointResult(
         float(threshold), tp, fp, tn, fn,
-        sensitivity=of(found, diseased), specificity=of(~found, ~diseased), ppv=of(diseased, found),
-        npv=of(~diseased, ~found),
+        sensitivity=sensitivity, specificity=specificity, ppv=ppv, npv=npv,
         lr_positive=positive, lr_negative=negative,
         at_prevalence=None if prevalence is None else AtPrevalence(
             prevalence,

@@ -43,15 +43,15 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.
     return over_patients(found, (drawn.low, drawn.high), level=level)
 
 
-def shares(hits: Bools, counted: Bools, groups: Ints | None) -> list[Share]:
+def shares(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95) -> list[Share]:
     """Return several proportions, each column of `hits` and `counted` (n, t) as by `share`, all at once."""
     if groups is None or not is_repeated(groups):
-        return [share(*columns, groups) for columns in zip(hits.T, counted.T, strict=True)]
+        return [share(*columns, groups, level=level) for columns in zip(hits.T, counted.T, strict=True)]
     totals = zip((hits & counted).sum(axis=0).tolist(), counted.sum(axis=0).tolist(), counted.T, strict=True)
-    plain = [replace(wilson(*two), n_patients=count_patients(groups[column])) for *two, column in totals]
-    drawn = bootstrap_shares_ci(hits, counted, groups)
+    plain = [replace(wilson(*two, level=level), n_patients=count_patients(groups[column])) for *two, column in totals]
+    drawn = bootstrap_shares_ci(hits, counted, groups, level=level)
     return [
-        over_patients(one, None if ends is None else (ends.low, ends.high))
+        over_patients(one, None if ends is None else (ends.low, ends.high), level=level)
         for one, ends in zip(plain, drawn, strict=True)
     ]
 

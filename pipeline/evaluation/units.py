@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation.bootstrap import per_patient
-from hoarfrost.evaluation.checks import Floats, Ints, numbered
+from hoarfrost.evaluation.checks import Floats, Ints, n_distinct, numbered
 
 SEVERAL = "(several)"
 """The value of an attribute for a patient whose images differ in it."""
@@ -81,9 +81,9 @@ def patient_numbers(patients: Sequence[str]) -> Ints:
 
 def count_patients(groups: Ints | None) -> int | None:
     """Return the number of patients; None where they are unknown."""
-    return None if groups is None else len(np.unique(groups))
+    return None if groups is None else n_distinct(groups)
 
 
 def is_repeated(groups: Ints) -> bool:
     """Return whether a patient has several samples."""
-    return len(np.unique(groups)) < len(groups)
+    return n_distinct(groups) < len(groups)

@@ -18,6 +18,7 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.assessment import Fixed
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts, machine_used, versions_used
 from hoarfrost.experiment.task import Task
+from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.differences import differences_of
 from hoarfrost.external.drops import drops_of, internal_figures, site_column
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
@@ -26,6 +27,7 @@ from hoarfrost.external.one_class import check_classes
 from hoarfrost.external.overlap import check_overlap
 from hoarfrost.external.tasks import KnownLabels, cohort_task
 from hoarfrost.external.training_images import SeenImages, seen_by
+from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import Dataset, read_table
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
@@ -48,6 +50,7 @@ from hoarfrost.runs import (
     read_run,
     write_run,
 )
+from hoarfrost.runs.digests import digest_of
 from hoarfrost.training.references import fitted_rows
 
 FROZEN = (
@@ -76,8 +79,10 @@ class CohortConfig:
         The column whose values count as sites; by default one that is named like a site.
     allow_leakage : bool
         Continue even if the cohort shares patients or images with the training images.
+    aggregate : Path or None
+        Write this file, without a row of a patient, in place of an evaluation folder.
     overwrite : bool
-        Replace an earlier evaluation even if it has a report.
+        Replace an earlier evaluation even if it has a report, or an earlier `aggregate`.
     options : ExtractOptions
         How to read and compute; encoder, weights, precision, views and window are the head's.
     """
@@ -88,6 +93,7 @@ class CohortConfig:
     prevalence: float | None = None
     site: str | None = None
     allow_leakage: bool = False
+    aggregate: Path | None = None
     overwrite: bool = False
     options: ExtractOptions = field(default_factory=ExtractOptions)
 
@@ -111,6 +117,11 @@ class _Model:
     def name(self) -> str:
         """The head's name."""
         return self.predictor.head.name
+
+    @property
+    def file(self) -> Path:
+        """The head file."""
+        return Path(self.place) if self.heads is None else self.heads.file_of(self.name)
 
     @property
     def words(self) -> str:
@@ -174,7 +185,11 @@ def evaluate_cohort(
         with EmbeddingCache(place) as cache:
             task = cohort_task(cache, cache.dataset(embedded.dataset.name), model.predictor.head, labels)
             found = _evaluated(directory, task, cache, model, config, command, started)
-    write_run(found, {}, overwrite=config.overwrite)
+    if config.aggregate is None:
+        write_run(found, {}, overwrite=config.overwrite)
+    else:
+        p = found.predictions.probabilities[found.selected]
+        share_only(config.aggregate, found, task, p, digest_of(model.file))
     return found
 
 
@@ -208,7 +223,10 @@ def _reader(
 
 
 def _directory(output: Path | None, data: Path | str, model: _Model, config: CohortConfig) -> Path:
-    """Return the folder to write, after a check that nothing else is lost there."""
+    """Return the folder or the aggregate to write, after a check that nothing else is lost there."""
+    if config.aggregate is not None:
+        check_place(config.aggregate, overwrite=config.overwrite)
+        return config.aggregate
     if output is None:
         base = Path(model.place) if model.heads is not None else Path(model.place).with_suffix("")
         cohort = config.name or Path(str(data).rstrip("/")).stem or "cohort"
@@ -248,6 +266,7 @@ def _evaluated(
     external = External(
         model.words, FROZEN, internal, differences, overlap, shared, config.allow_leakage and any(x.n for x in overlap),
         column, drops_of(figures, result, assessment, column), tuple(_notes(task, seen, model)),
+        updates=updates_of(task, p, fixed, config.prevalence),
     )  # fmt: skip
     embeddings = embedding_facts(task, cache, head.views)
     if config.cache is None:

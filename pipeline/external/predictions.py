@@ -14,10 +14,12 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.facts import dataset_facts, machine_used, versions_used
 from hoarfrost.experiment.splits import EXTERNAL
 from hoarfrost.experiment.task import Task
+from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.one_class import check_classes
 from hoarfrost.external.table import CALL, PROBABILITY, ColumnOptions, ModelColumn, PredictionTable, read_predictions
 from hoarfrost.external.thresholds import N_FOLDS, fixed_for
+from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import split_of
@@ -47,8 +49,10 @@ class PredictionsConfig:
         Of the positive class where the model will be used.
     name : str or None
         The name of the rows; by default that of the first file.
+    aggregate : Path or None
+        Write this file, without a row of a patient, in place of an evaluation folder.
     overwrite : bool
-        Replace an earlier evaluation even if it has a report.
+        Replace an earlier evaluation even if it has a report, or an earlier `aggregate`.
     """
 
     columns: ColumnOptions = field(default_factory=ColumnOptions)
@@ -57,6 +61,7 @@ class PredictionsConfig:
     per_patient: str | None = None
     prevalence: float | None = None
     name: str | None = None
+    aggregate: Path | None = None
     overwrite: bool = False
 
 
@@ -86,14 +91,20 @@ def evaluate_predictions(
         One of its children: a file, its cells, files that do not fit one another, the output.
     """
     started, config = time.monotonic(), config or PredictionsConfig()
-    output = output or files[0].with_name(f"{files[0].stem}-evaluated")
-    check_run_directory(output, overwrite=config.overwrite, evaluates=True)
+    output = config.aggregate or output or files[0].with_name(f"{files[0].stem}-evaluated")
+    if config.aggregate is None:
+        check_run_directory(output, overwrite=config.overwrite, evaluates=True)
+    else:
+        check_place(config.aggregate, overwrite=config.overwrite)
     first, *others = (read_predictions(file, config.columns) for file in files)
     models = list(_models(first, others))
     task, rows, dropped = _task(first, config)
     models = [replace(model, p=model.p[rows]) for model in models]
     found = _evaluated(output, task, models, config, command, started, dropped)
-    write_run(found, {}, overwrite=config.overwrite)
+    if config.aggregate is None:
+        write_run(found, {}, overwrite=config.overwrite)
+    else:
+        share_only(config.aggregate, found, task, models[0].p, "")
     return found
 
 
@@ -204,7 +215,10 @@ def _evaluated(
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"
-    external = External(model, frozen, "", notes=tuple(note for note in notes if note), scored="test")
+    external = External(
+        model, frozen, "", notes=tuple(note for note in notes if note), scored="test",
+        updates=updates_of(task, first.p, fixed[first.name], config.prevalence),
+    )  # fmt: skip
     base = RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
         dataset=dataset_facts(task), embeddings=NO_EMBEDDINGS, versions=versions_used(), machine=machine_used(),

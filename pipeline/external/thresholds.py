@@ -70,7 +70,7 @@ def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit,
     units = task.units(task.rows_of("test"))
     p, y = units.joined(p[task.rows_of("test")]), units.y
     groups = np.arange(len(y)) if units.groups is None else units.groups
-    folds = _folds(y, groups, task.names)
+    folds = folds_of(y, groups, task.names)
     whole = operating_points(y, p, units.groups, rule)
     limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
     for fold in np.unique(folds):
@@ -84,7 +84,7 @@ def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit,
     return Fixed(reached, _decision(task, reached, limits), fits, {}, (), limits)
 
 
-def _folds(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
+def folds_of(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
     """Return each sample's fold: groups are dealt out class by class, in a random order, which takes no time."""
     n_folds = _n_folds(y, groups, len(names))
     units, stratum, _ = strata_of_groups(y, groups, names, n_folds)

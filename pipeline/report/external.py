@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.updating import THRESHOLDS
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import NONE, estimate_text, listed, several
+from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, several
 from hoarfrost.runs import CohortDifference, Drop, External, OverlapCheck, Run
 from hoarfrost.runs.external import ALL, NOVEL
 
@@ -25,10 +26,20 @@ class DropRow:
 
 
 @dataclass(frozen=True)
+class UpdateRow:
+    """An update of one class's probabilities, or the frozen ones: its figures as text."""
+
+    name: str
+    method: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ExternalSection:
     """What the page shows of an external validation.
 
     `alike` names the characteristics that do not differ, and `unknown` those that are not known of the training images.
+    `update_notes` state how updates were judged, and why some could not be fitted.
     """
 
     title: str
@@ -42,6 +53,9 @@ class ExternalSection:
     sites: tuple[DropRow, ...]
     site_column: str
     notes: tuple[str, ...]
+    updates: tuple[UpdateRow, ...]
+    update_notes: tuple[str, ...]
+    thresholds: tuple[str, ...]
 
 
 def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None:
@@ -61,6 +75,9 @@ def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None
         tuple(_row(one) for one in found.drops if one.site != ALL),
         found.site_column,
         found.notes,
+        tuple(_update_rows(found)),
+        tuple(_update_notes(found)),
+        tuple(f"{at:g}" for at in THRESHOLDS),
     )
 
 
@@ -74,6 +91,31 @@ def _row(one: Drop) -> DropRow:
     return DropRow(
         one.site, metric, f"{one.external.n:,}", estimate_text(one.internal), estimate_text(one.external), drop or NONE
     )
+
+
+def _update_rows(found: External) -> Iterator[UpdateRow]:
+    """Yield the frozen probabilities and each update of them; of several classes one row each for slopes and benefits."""
+    for updating in found.updates:
+        for one in (one for one in updating.methods if not one.reason):
+            joint = (decimal(one.loss), decimal(one.brier), decimal(one.calibration_error))
+            change = NONE if one.difference is None else estimate_text(one.difference)
+            for name, line, benefit in zip(updating.names, one.lines, one.net_benefit, strict=True):
+                own = (_fitted(line.slope), _fitted(line.intercept), *map(decimal, benefit))
+                yield UpdateRow(updating.name or name, one.method, (*joint, change, *own))
+
+
+def _fitted(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}".replace("-", MINUS)
+
+
+def _update_notes(found: External) -> Iterator[str]:
+    for updating in found.updates:
+        of = f" of {updating.name}" if updating.name else ""
+        if updating.reason:
+            yield f"No update{of}: {updating.reason}."
+        yield from (
+            f"{one.method[0].upper()}{one.method[1:]}{of}: {one.reason}." for one in updating.methods if one.reason
+        )
 
 
 def cautions_of(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -122,6 +164,11 @@ def external_methods(run: Run) -> Iterator[str]:
         n = sum(one.n or 0 for one in found.overlap)
         result = "none was found" if not n else f"{n:,} were found"
         yield f"The cohort was compared with the training images for {listed(searched)}: {result}."
+    if any(one.methods for one in found.updates):
+        yield (
+            "Updated probabilities (another intercept; slope and intercept; another prevalence) were cross-validated by "
+            "patient and are reported beside the frozen ones."
+        )
     if any(one.drop.interval is not None for one in found.drops):
         yield (
             f"{found.internal} The drop is the internal figure minus the external one; its 95% interval combines both "

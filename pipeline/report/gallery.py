@@ -131,17 +131,24 @@ def _class_answers(
     subjects = np.ones_like(predicted) if evaluation.is_binary else predicted
     of_patients = evaluation.unit == "patient"
     shown = _highest_images(run, rows, subjects) if of_patients else [(int(row), "") for row in rows]
-    answers = []
-    for i, (row, joined) in enumerate(shown):
+    is_right, answers = predicted == evaluation.y_true, []
+    for i in _shown_first(is_right, lead):
+        row, joined = shown[i]
         predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(p[i, predicted[i]])}"
         label = evaluation.classes[evaluation.y_true[i]] if of_patients else run.predictions.labels[row]
         case = Case(
             run.predictions.paths[row],
             (f"label {label}", f"patient {predicted_as} {joined}" if joined else predicted_as),
         )
-        is_right = bool(predicted[i] == evaluation.y_true[i])
-        answers.append(_Answer(case, int(subjects[i]), is_right, float(lead[i])))
+        answers.append(_Answer(case, int(subjects[i]), bool(is_right[i]), float(lead[i])))
     return answers
+
+
+def _shown_first(is_right: "npt.NDArray[np.bool_]", lead: "npt.NDArray[np.float64]") -> list[int]:
+    """Return the places of the most confident errors and of the least certain answers: no other is ever shown."""
+    errors = np.flatnonzero(~is_right)
+    errors = errors[np.argsort(-lead[errors], kind="stable")[:N_CASES]]
+    return sorted({*errors.tolist(), *np.argsort(lead, kind="stable")[:N_CASES].tolist()})
 
 
 def _highest_images(run: Run, rows: "npt.NDArray[np.intp]", subjects: "npt.NDArray[np.int64]") -> list[tuple[int, str]]:

@@ -77,6 +77,13 @@ def report_runs(
     return Reported(_write_page(output, page))
 
 
+def report_pooled(files: Sequence[Path], output: Path) -> Reported:
+    """Write the page of sites that shared aggregates, see `hoarfrost.report.pooled.pool`; raise RunError as it does."""
+    from hoarfrost.report.pooled import pool, render_pooled
+
+    return Reported(_write_page(output, render_pooled(pool(files))))
+
+
 def write_report(
     directory: Path,
     *,

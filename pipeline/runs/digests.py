@@ -11,7 +11,7 @@ DIGESTS = "SHA256SUMS"  # as `sha256sum --check` reads it
 def write_digests(directory: Path) -> None:
     """Write the SHA-256 of each file of a run."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != DIGESTS)
-    lines = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    lines = [f"{digest_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
     (directory / DIGESTS).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
@@ -23,18 +23,34 @@ def check_digest(directory: Path, path: Path) -> None:
     RunError
         If the file was changed, or is not one of the run's files.
     """
-    try:
-        text = (directory / DIGESTS).read_text(encoding="utf-8", errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
+    recorded = _recorded(directory)
+    if recorded is None:
         return
-    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
-    if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != _digest(path):
+    if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != digest_of(path):
         raise RunError(
             f"{path} was changed after the run was written: its SHA-256 is not the one in {DIGESTS}. Restore the file, or "
             "remove the folder and train again."
         )
 
 
-def _digest(path: Path) -> str:
+def changed_files(directory: Path) -> tuple[str, ...]:
+    """Return the names of a run's files that are missing or were changed; none for runs of earlier versions."""
+    recorded = (_recorded(directory) or {}).items()
+    return tuple(
+        name for name, digest in recorded if not (directory / name).is_file() or digest_of(directory / name) != digest
+    )
+
+
+def _recorded(directory: Path) -> dict[str, str] | None:
+    """Return the digest of each file by its name; None for runs of earlier versions."""
+    try:
+        text = (directory / DIGESTS).read_text(encoding="utf-8", errors="surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()

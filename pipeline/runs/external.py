@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.updating import Updating
 
 ALL = "all"  # of the sites
 NOVEL = "beyond the limit of novelty"
@@ -77,6 +78,8 @@ class External:
         What else a reader must know.
     scored : str
         What the scored images are, as an adjective: "external", or "test" for predictions of unknown origin.
+    updates : tuple of Updating
+        What recalibration on this cohort would bring, cross-validated. No other figure uses it.
     """
 
     model: str
@@ -90,6 +93,7 @@ class External:
     drops: tuple[Drop, ...] = ()
     notes: tuple[str, ...] = ()
     scored: str = "external"
+    updates: tuple[Updating, ...] = ()
 
     @property
     def alike(self) -> tuple[str, ...]:

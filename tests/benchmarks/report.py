@@ -1,5 +1,6 @@
 """How long a report takes to build, how large it is, and what memory building it takes."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.support.labelled import embeddings_of, write_labelled_cache
 N_OF_SPLIT = {"train": 2_000, "val": 1_000, "test": 10_000}
 HEADS = [f"mlp:{width},lr={rate}" for width in (8, 16, 32, 64, 128) for rate in ("1e-3", "1e-4")]
 REPEATS = 3
+N_PREDICTIONS, N_PATIENTS = 100_000, 40_000
 
 
 def built(folder: Path) -> list[Measurement]:
@@ -54,4 +56,47 @@ def _trained(folder: Path) -> Path:
     return folder / "run"
 
 
-MEASUREMENTS = {"built": built}
+def of_predictions(folder: Path) -> list[Measurement]:
+    """Evaluate 100,000 predictions of 40,000 patients and write the report, in two processes; the median."""
+    table, output = write_predictions(folder / "p.csv"), folder / "evaluated"
+    commands = (
+        ["evaluate", "--predictions", str(table), "--output", str(output), "--overwrite"],
+        ["report", "--run", str(output)],
+    )
+    seconds, of_processor = [], []
+    for _ in range(REPEATS):
+        started, before = time.perf_counter(), _processor_seconds()
+        for command in commands:
+            subprocess.run([sys.executable, "-m", "hoarfrost", *command], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+        of_processor.append(_processor_seconds() - before)
+    peak = max(peak_mb("hoarfrost", *command) for command in commands) * 1.048576
+    return [
+        Measurement(
+            f"`evaluate --predictions` and `report` of {N_PREDICTIONS:,} predictions of {N_PATIENTS:,} patients",
+            f"{np.median(seconds):.1f} s with the interpreter's two starts ({np.median(of_processor):.1f} s of the "
+            f"processor), peak memory {peak:,.0f} MB",
+            "10 s, 1,000 MB",
+            {"seconds": float(np.median(seconds)), "processor_s": float(np.median(of_processor)), "peak_mb": peak},
+        )
+    ]
+
+
+def _processor_seconds() -> float:
+    """Return the processor's time of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def write_predictions(path: Path) -> Path:
+    """Write a CSV of probabilities of two classes that overlap, several of a patient."""
+    rng = np.random.default_rng(0)
+    labels = rng.binomial(1, 0.3, N_PREDICTIONS)
+    p = 1 / (1 + np.exp(-rng.normal(1.5 * labels - 1.2)))
+    rows = zip(labels.tolist(), p.tolist(), rng.integers(0, N_PATIENTS, N_PREDICTIONS).tolist(), strict=True)
+    lines = [f"i{i},{label},{value:.6f},p{patient}" for i, (label, value, patient) in enumerate(rows)]
+    path.write_text("\n".join(["id,label,probability,patient", *lines, ""]), encoding="utf-8")
+    return path
+
+
+MEASUREMENTS = {"built": built, "predictions": of_predictions}

@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hoarfrost.evaluation import Estimate
+    from hoarfrost.evaluation.updating import UpdatedScores, Updating
     from hoarfrost.runs import Drop, External, Run
 
 TITLES = {"roc_auc": "ROC AUC"}
 ALL = "all"
 SHOWN_SITES = 20
+SHOWN_LABELS = 3
 
 
-def evaluate_text(run: "Run") -> str:
+def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     """Describe an evaluation: first what differs from the training images, then the figures."""
     found, dataset = run.external, run.config.dataset
     assert found is not None
@@ -24,7 +26,13 @@ def evaluate_text(run: "Run") -> str:
     lines += [*_look_lines(found), *_overlap_lines(found)]
     lines += _drop_lines(found) if found.drops else _score_lines(run)
     lines += [text for text in (found.internal, found.frozen, *found.notes) if text]
-    return "\n".join([*lines, f"evaluation {run.directory}"])
+    lines += [line for one in found.updates[:SHOWN_LABELS] for line in _update_lines(one)]
+    if len(found.updates) > SHOWN_LABELS:
+        lines.append(
+            f"updates of {len(found.updates) - SHOWN_LABELS} more labels are in the report and in metrics.json"
+        )
+    what = "aggregate, without a row of a patient:" if is_aggregate else "evaluation"
+    return "\n".join([*lines, f"{what} {run.directory}"])
 
 
 def _look_lines(found: "External") -> "Iterator[str]":
@@ -79,6 +87,27 @@ def _score_lines(run: "Run") -> "Iterator[str]":
             f"threshold >= {at.threshold:.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
             f"{_text(at.specificity)}"
         )
+
+
+def _update_lines(found: "Updating") -> "Iterator[str]":
+    """Yield what updates to this cohort would bring, cross-validated; the figures above are the frozen ones."""
+    of = f" of {found.name}" if found.name else ""
+    if found.reason:
+        yield f"no update{of} to this cohort: {found.reason}"
+        return
+    head = (f"if updated{of}", "log loss", "Brier", "calibration error", "slope", "intercept", "log loss minus frozen")
+    yield from table([head, *(_update_row(one) for one in found.methods if not one.reason)])
+    yield from (f"{one.method}: {one.reason}" for one in found.methods if one.reason)
+    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen head."
+
+
+def _update_row(one: "UpdatedScores") -> tuple[str, ...]:
+    line = one.lines[0] if len(one.lines) == 1 else None
+    fitted = (
+        ("-", "-") if line is None else tuple("-" if x is None else f"{x:.2f}" for x in (line.slope, line.intercept))
+    )
+    change = "-" if one.difference is None else _text(one.difference)
+    return one.method, f"{one.loss:.3f}", f"{one.brier:.3f}", f"{one.calibration_error:.3f}", *fitted, change
 
 
 def _text(found: "Estimate") -> str:

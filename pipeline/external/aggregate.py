@@ -1,0 +1,124 @@
+"""An evaluation without a row of a patient, for sites that cannot share predictions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hoarfrost.evaluation import CalibrationLine, Estimate, binary_problems, macro_roc_auc
+from hoarfrost.evaluation.checks import Floats
+from hoarfrost.evaluation.disclosure import Cells, shareable_cells, shareable_count
+from hoarfrost.evaluation.intervals import area
+from hoarfrost.experiment.assessment import two_columns
+from hoarfrost.experiment.task import Task
+from hoarfrost.features.errors import RunError, TrainingError
+from hoarfrost.runs import ClassAssessment, Run
+from hoarfrost.runs.aggregate import Aggregate, AggregateClass, Figure, write_aggregate
+
+GRID = np.linspace(0, 1, 51)
+"""The edges of the finest bins of probabilities."""
+RATES = np.linspace(0, 1, 101)
+"""The false positive rates at which sensitivities are shared."""
+_DIGITS = 6
+
+
+def share_only(path: Path, run: Run, task: Task, p: Floats, digest: str) -> None:
+    """Write what a site may share of an evaluation.
+
+    Parameters
+    ----------
+    path : Path
+    run : Run
+        The evaluation, which is not written.
+    task : Task
+    p : ndarray (n, C) float64
+    digest : str
+        Of the head; empty if it is not known.
+
+    Raises
+    ------
+    RunError, TrainingError
+        If the file cannot be written, or the cohort is too small to share.
+    """
+    units = task.units(task.rows_of("test"))
+    p, found = units.joined(p[task.rows_of("test")]), run.assessment
+    assert found is not None
+    if found.calibration is None and not any(one.calibration for one in found.classes):
+        raise TrainingError(f"{task.table.source}: --aggregate-only is for probabilities. These are scores or calls.")
+    by_name = {one.name: one for one in found.classes}
+    lines = () if found.calibration is None else found.calibration.after.lines
+    classes = []
+    for place, (number, rows, y) in enumerate(binary_problems(units.y, len(task.names))):
+        groups = None if units.groups is None else units.groups[rows]
+        own = by_name[task.names[number]]
+        line = lines[place] if lines else own.calibration.after.lines[0] if own.calibration is not None else None
+        try:
+            classes.append(_of_class(own, y, p[rows, number], groups, line))
+        except ValueError as error:
+            raise TrainingError(f"{task.table.source}: {own.name}: {error}.") from error
+    scores = run.head(run.selected).test
+    assert scores is not None
+    n_patients = None if units.groups is None else len(np.unique(units.groups))
+    loss, brier = (_rounded(scores[key].value) if key in scores else None for key in ("loss", "brier"))
+    write_aggregate(path, Aggregate(
+        task.table.name, run.selected if digest else "predictions", digest, "image" if units.how is None else "patient",
+        task.names, shareable_count(len(task.rows_of("test"))), shareable_count(n_patients),
+        loss, brier, tuple(classes),
+    ))  # fmt: skip
+
+
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place that holds something; raise RunError."""
+    if path.is_dir():
+        raise RunError(f"--aggregate-only {path} is a folder. Name a file.")
+    if path.exists() and not overwrite:
+        raise RunError(
+            f"{path} already exists. Nothing was written. Replace it with --overwrite, or name another file."
+        )
+
+
+def _of_class(
+    found: ClassAssessment, y: "np.typing.NDArray[np.int64]", p: Floats,
+    groups: "np.typing.NDArray[np.int64] | None", line: CalibrationLine | None,
+) -> AggregateClass:  # fmt: skip
+    point = found.points[0] if found.points else None
+    result = None if point is None else point.result
+    p = np.clip(p, 0, 1)
+    cells = shareable_cells(y, p, groups, GRID, kept=None if result is None else result.threshold)
+    pair = two_columns(p)
+    plain = Estimate(macro_roc_auc(y, pair), None, None, n=len(y))
+    shared = AggregateClass(
+        found.name, len(y), int(y.sum()), _figure(area(plain, y, pair, groups)), cells, _roc(cells),
+        slope=None if line is None else _fitted(line.slope, line.slope_interval),
+        intercept=None if line is None else _fitted(line.intercept, line.intercept_interval),
+    )  # fmt: skip
+    if point is None or result is None or result.threshold not in cells.edges:
+        return shared
+    if result.true_positives != int(y[p >= result.threshold].sum()):
+        return shared  # by cross-fitted thresholds other samples are positive: with the cells, a few could be found
+    return replace(
+        shared, rule=point.point.name, threshold=result.threshold, sensitivity=_figure(result.sensitivity),
+        specificity=_figure(result.specificity),
+    )  # fmt: skip
+
+
+def _roc(cells: Cells) -> tuple[float, ...]:
+    """Return the sensitivities at `RATES`, by straight lines between the edges of the cells."""
+    true, false = (np.cumsum([0, *reversed(counts)]) for counts in (cells.positives, cells.negatives))
+    # At one rate of false positives the highest sensitivity counts: cells without negatives are vertical lines.
+    rates, firsts = np.unique(false[::-1] / false[-1], return_index=True)
+    return tuple(np.round(np.interp(RATES, rates, (true / true[-1])[::-1][firsts]), 4).tolist())
+
+
+def _figure(found: Estimate) -> Figure:
+    return Figure(_rounded(found.value), _rounded(found.low), _rounded(found.high), found.method)
+
+
+def _fitted(value: float | None, ends: tuple[float, float] | None) -> Figure | None:
+    if value is None or ends is None:
+        return None
+    return Figure(_rounded(value), _rounded(ends[0]), _rounded(ends[1]))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), _DIGITS)

@@ -1,0 +1,1 @@
+"""A run computed again from its cache and its heads, without an image: which recorded numbers differ."""

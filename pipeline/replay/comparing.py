@@ -1,0 +1,51 @@
+"""Two documents compared number by number."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+TOLERANCE = 1e-9
+"""By which a number may differ, relative to the larger one, or by itself if that is below 1."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value that is not what was recorded: `place` is where, as "heads[2].test.roc_auc"; `size` is by how much."""
+
+    place: str
+    recorded: str
+    again: str
+    size: float | None
+
+
+def differences(recorded: Any, again: Any, place: str) -> Iterator[Difference]:
+    """Yield the recorded values that differ; numbers by more than `TOLERANCE`. Earlier versions recorded fewer values."""
+    if isinstance(recorded, dict) and isinstance(again, dict):
+        for key, value in recorded.items():
+            yield from differences(value, again.get(key), f"{place}.{key}")
+    elif isinstance(recorded, list) and isinstance(again, list) and len(recorded) == len(again):
+        for i, pair in enumerate(zip(recorded, again, strict=True)):
+            yield from differences(*pair, f"{place}[{i}]")
+    elif _is_number(recorded) and _is_number(again):
+        if not math.isclose(recorded, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            yield Difference(place, f"{recorded:g}", f"{again:g}", abs(recorded - again))
+    elif recorded != again:
+        yield Difference(place, _short(recorded), _short(again), None)
+
+
+def n_numbers(document: Any) -> int:
+    """Return how many numbers a JSON document has."""
+    if isinstance(document, dict):
+        return sum(map(n_numbers, document.values()))
+    return sum(map(n_numbers, document)) if isinstance(document, list) else int(_is_number(document))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict | list):
+        return f"{len(value)} values"
+    return "nothing" if value is None else str(value)
