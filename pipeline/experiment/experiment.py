@@ -13,6 +13,7 @@ import numpy as np
 
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
+from hoarfrost.experiment.acquisition import acquisition_twin
 from hoarfrost.experiment.compared_views import choose_views
 from hoarfrost.experiment.crossval import NESTED, cross_validate
 from hoarfrost.experiment.curve import learning_curve
@@ -225,6 +226,7 @@ def run_experiment(
             repeated=None if repeats is None else repeats.probabilities,
         )
         with one_thread(only_if=task.is_small):
+            run = replace(run, acquisition=acquisition_twin(task, development))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
@@ -292,6 +294,8 @@ def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -
     for attribute in shortcuts:
         if attribute.is_shortcut:
             logger.warning("%s", attribute.warning)
+    if run.acquisition is not None and run.acquisition.is_high:
+        logger.warning("%s", run.acquisition.warning)
     run = replace(
         run,
         comparisons=compare(task, scored),
@@ -311,6 +315,8 @@ def _warnings(run: Run) -> Iterator[str]:
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
+    if run.acquisition is not None and run.acquisition.is_high:
+        yield run.acquisition.warning
 
 
 def _run_config(

@@ -13,6 +13,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
 """
 
+from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.external import CohortDifference, Drop, External, OverlapCheck
@@ -66,6 +67,7 @@ __all__ = [
     "OWN_FILES",
     "REPORT",
     "SPLITS",
+    "Acquisition",
     "Assessment",
     "ClassAssessment",
     "CohortDifference",

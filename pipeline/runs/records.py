@@ -16,6 +16,7 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.features.decoding.views import map_cells
 from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
+from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.external import External
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.trust import Assessment, Suspects
@@ -306,6 +307,7 @@ class Run:
     repeats: RepeatedSplits | None = None
     repeated: "npt.NDArray[np.float64] | None" = None
     external: External | None = None
+    acquisition: Acquisition | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

@@ -61,6 +61,7 @@ def train_text(run: "Run") -> str:
     if run.references and run.references[0].n_train < n_train:
         lines.append(f"The references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images.")
     lines += _assessment_lines(run.assessment, run.config.validation)
+    lines += _acquisition_lines(run, split)
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
     lines += _random_splits_lines(run.repeats)
@@ -210,6 +211,15 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
 
 def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
     return ", ".join(f"{name} {_estimate_text(one)}" for name, one in estimates.items())
+
+
+def _acquisition_lines(run: "Run", split: str) -> "Iterator[str]":
+    """Show the ROC AUC of a classifier without pixels, next to that of the selected head."""
+    if run.acquisition is not None:
+        yield (
+            f"What files tell without looking at the image ({', '.join(run.acquisition.facts)}): {split} AUC "
+            f"{_estimate_text(run.acquisition.scored)}"
+        )
 
 
 # -- folds and shares -----------------------------------------------------------------------------------------------------
