@@ -117,6 +117,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "image's probability depend on the draw.", group=opts.SCORING, type=click.IntRange(2, 1000), metavar="N",
 )  # fmt: skip
 @opts.option(
+    "--leave-out", "Also train without each value of this column (a site, a scanner) and score it there: what a new site may "
+    "expect.", group=opts.SCORING, metavar="COLUMN",
+)  # fmt: skip
+@opts.option(
     "--learning-curve with_learning_curve",
     "Also train on 5, 10, 20 and 50% of the training patients.",
     group=opts.SCORING,

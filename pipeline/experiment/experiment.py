@@ -21,6 +21,7 @@ from hoarfrost.experiment.development import Development, OuterFold, development
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts, machine_used, predictions_of, versions_used
 from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
+from hoarfrost.experiment.left_out import SitePlan, leave_out, site_plan
 from hoarfrost.experiment.repeats import Repeats, repeat, repeated_splits, summary_of
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.review import assess, audit, find_suspects
@@ -38,6 +39,7 @@ from hoarfrost.runs import (
     ComparedViews,
     CrossValidation,
     Epoch,
+    LeftOut,
     OutOfFold,
     Run,
     RunConfig,
@@ -78,6 +80,8 @@ class ExperimentConfig(ScoringConfig):
         Repeat the whole procedure on this many random splits, to see how much the results depend on the draw.
     suspects_in_test : bool
         List images of the test split among the labels to look at again.
+    leave_out : str | None
+        A column, such as the site: repeat the whole procedure without each of its values, and score it there.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
@@ -106,6 +110,7 @@ class ExperimentConfig(ScoringConfig):
     select: str = MEAN
     n_folds: int | None = None
     n_repeats: int | None = None
+    leave_out: str | None = None
     suspects_in_test: bool = False
     with_learning_curve: bool = False
     with_tensorboard: bool = False
@@ -121,7 +126,7 @@ class ExperimentConfig(ScoringConfig):
 class TrainingProgress:
     """How far an experiment is: its stage and, while it trains, the architecture and the epoch that is complete.
 
-    Stages are "heads", "folds", "repeats", "curve" and "scores".
+    Stages are "heads", "folds", "repeats", "sites", "curve" and "scores".
     """
 
     stage: str
@@ -150,6 +155,13 @@ class _Again:
         if not splits:
             return None
         return repeat(self.heads, self.task, splits, self.training, self.select, on_epoch, sets=self.sets)
+
+    def without_sites(
+        self, plan: SitePlan | None, on_epoch: Callable[[str, int], None]
+    ) -> tuple[LeftOut | None, OutOfFold | None]:
+        if plan is None:
+            return None, None
+        return leave_out(self.heads, self.task, plan, self.training, self.select, on_epoch, sets=self.sets)
 
 
 def run_experiment(
@@ -198,11 +210,13 @@ def run_experiment(
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
         splits = repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
+        plan = site_plan(task, config.leave_out, training.seed) if config.leave_out else None
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
         again = _Again(heads, task, training, config.select, sets)
         folded, out_of_fold, of_views = again.in_folds(folds, in_stage("folds"))
         repeats = again.on_splits(splits, in_stage("repeats"))
+        left_out, by_site = again.without_sites(plan, in_stage("sites"))
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
         chosen = scored.variants[scored.selected]
@@ -224,6 +238,8 @@ def run_experiment(
             views=of_views or of_run,
             repeats=summary_of(repeats, task, scored.probabilities[scored.selected]),
             repeated=None if repeats is None else repeats.probabilities,
+            left_out=left_out,
+            by_site=by_site,
         )
         with one_thread(only_if=task.is_small):
             run = replace(run, acquisition=acquisition_twin(task, development))

@@ -31,6 +31,7 @@ from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.scrutiny import Scrutiny, scrutiny_of, sites_forest
 from hoarfrost.report.simulated import OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES, simulated
 from hoarfrost.report.stability import StabilitySection, stability_figures, stability_of
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
@@ -125,6 +126,7 @@ class Page:
     methods: str
     checklists: Mapping[str, tuple[Item, ...]]
     external: ExternalSection | None
+    scrutiny: Scrutiny
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Figures:
     calibration: tuple[Figure, ...]
     decision: tuple[Figure, ...]
     subgroups: Forest | None
+    sites: Forest | None
 
 
 def render(
@@ -237,6 +240,7 @@ def page_of(run: Run) -> Page:
         methods=methods_of(run, evaluation),
         checklists=checklists_of(run, evaluation) if run.external is None else {},
         external=external_section(run, evaluation),
+        scrutiny=scrutiny_of(run, evaluation),
     )
 
 
@@ -284,6 +288,7 @@ def figures_of(run: Run) -> Figures:
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
         decision=decision_figures(run),
         subgroups=subgroup_forest(run, evaluation),
+        sites=sites_forest(run),
     )
 
 

@@ -6,6 +6,7 @@ DIR/metrics.json     the scores of all heads, and the selected one
 DIR/predictions.csv  path, patient, split, label, one probability column per head
 DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
 DIR/repeats.csv      the probabilities by the heads of each repeated split, empty where they learned from the image
+DIR/left_out.csv     the probabilities by the heads that never saw the image's site, and by those of a mixed split
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
 DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
@@ -27,6 +28,7 @@ from hoarfrost.runs.folder import (
     read_splits,
     write_run,
 )
+from hoarfrost.runs.left_out import LeftOut, LeftOutSite
 from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
@@ -83,6 +85,8 @@ __all__ = [
     "FixedPoint",
     "HeadResult",
     "LearningPoint",
+    "LeftOut",
+    "LeftOutSite",
     "OutOfFold",
     "OverlapCheck",
     "Predictions",

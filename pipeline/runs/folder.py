@@ -22,6 +22,7 @@ from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
+from hoarfrost.runs.left_out import HELD_OUT, MIXED, LeftOut
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -54,7 +55,7 @@ TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later o
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
-_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "repeats.csv", "history.csv")
+_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "repeats.csv", "left_out.csv", "history.csv")
 OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
@@ -70,10 +71,11 @@ METRICS: dict[str, Any] = {
     "views": ComparedViews | None,
     "repeats": RepeatedSplits | None,
     "acquisition": Acquisition | None,
+    "left_out": LeftOut | None,
     "external": External | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition"})  # which runs of the same version may lack
+_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
@@ -202,6 +204,8 @@ def write_run(
             write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
             if run.out_of_fold is not None:
                 write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
+            if run.by_site is not None:
+                write_out_of_fold(staging / "left_out.csv", run.by_site, run.predictions, run.config.dataset)
             if run.repeated is not None:
                 write_repeated(staging / "repeats.csv", run.repeated, run.predictions, run.config.dataset)
             write_history(staging / "history.csv", run.history)
@@ -237,6 +241,10 @@ def read_run(directory: Path) -> Run:
         with _reading(directory / "out_of_fold.csv") as path:
             names = [result.name for result in cross_validation.results]
             out_of_fold = read_out_of_fold(path, names, config.dataset, predictions.paths)
+    by_site = None
+    if found["left_out"] is not None:
+        with _reading(directory / "left_out.csv") as path:
+            by_site = read_out_of_fold(path, (HELD_OUT, MIXED), config.dataset, predictions.paths)
     repeated = None
     if found["repeats"] is not None:
         with _reading(directory / "repeats.csv") as path:
@@ -244,8 +252,9 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "history.csv") as path:
         history = read_history(path)
     return Run(
-        directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated, **found
-    )
+        directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated,
+        by_site=by_site, **found,
+    )  # fmt: skip
 
 
 def read_splits(directory: Path) -> dict[str, str]:

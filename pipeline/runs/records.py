@@ -18,6 +18,7 @@ from hoarfrost.features.encoder.registry import EncoderSpec, encoder_named
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.external import External
+from hoarfrost.runs.left_out import LeftOut
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.trust import Assessment, Suspects
 
@@ -285,7 +286,7 @@ class Run:
     Every run that `train` wrote has `leakage`, `assessment` and `suspects`. What `evaluate` wrote has `external`; its
     cohort is the split "test", and `val` of a head has no scores where these are not known. `repeated`, (R, n, C)
     float64, are the probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads
-    learned from.
+    learned from. `by_site` are those of `left_out`; its folds are the numbers of sites.
     """
 
     directory: Path
@@ -308,6 +309,8 @@ class Run:
     repeated: "npt.NDArray[np.float64] | None" = None
     external: External | None = None
     acquisition: Acquisition | None = None
+    left_out: LeftOut | None = None
+    by_site: OutOfFold | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CrossValidation,
         FixedPoint,
         HeadResult,
+        LeftOut,
         ReferenceResult,
         RepeatedSplits,
         Run,
@@ -65,6 +66,7 @@ def train_text(run: "Run") -> str:
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
     lines += _random_splits_lines(run.repeats)
+    lines += _left_out_lines(run.left_out)
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
@@ -264,6 +266,20 @@ def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
             f"  Probabilities of single images vary with a standard deviation of {one.spread:.3f} on average; the predicted "
             f"class changes in {one.changed:.1%} of the splits that held an image out."
         )
+
+
+def _left_out_lines(found: "LeftOut | None") -> "Iterator[str]":
+    """Describe what heads score at sites that they did not learn from, and by how much that is less than with sites mixed."""
+    if found is None:
+        return
+    yield (
+        f"Each {found.column} held out, mean ROC AUC (95% CI): {_estimate_text(found.held_out)}; mixed split "
+        f"{_estimate_text(found.mixed)}; drop {_estimate_text(found.drop)}"
+    )
+    for one in found.sites:
+        areas = f"{_estimate_text(one.held_out)}, in the mixed split {_estimate_text(one.mixed)}"
+        yield f"  {one.site}, {one.n:,} images: " + (f"not scored: {one.reason}" if one.reason else areas)
+    yield f"  {found.expectation}"
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":

@@ -1,0 +1,144 @@
+"""Beyond the headline: what files tell without their pixels, and what heads score at sites that they did not learn from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hoarfrost.evaluation import Estimate
+from hoarfrost.report.evaluation import Evaluation
+from hoarfrost.report.figures import Forest, ForestRow, area_axis
+from hoarfrost.report.svg import CellScale, cell_scale
+from hoarfrost.report.words import count, decimal, estimate_text, several
+from hoarfrost.runs import LeftOut, LeftOutSite, Run
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site: its images, and the ROC AUC there, held out and in the mixed split; or why it was not scored."""
+
+    site: str
+    n: str
+    n_patients: int | None
+    held_out: str
+    area: Estimate
+    mixed: str
+    selected: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SitesSection:
+    """What the report says of sites that were held out."""
+
+    column: str
+    answer: str
+    meaning: str
+    expectation: str
+    rows: tuple[SiteRow, ...]
+    scale: CellScale
+
+
+@dataclass(frozen=True)
+class Scrutiny:
+    """What the page shows beyond the headline; empty, or None, where the run does not have it."""
+
+    acquisition: tuple[str, ...]
+    by_fact: tuple[tuple[str, str], ...]
+    sites: SitesSection | None
+
+
+def scrutiny_of(run: Run, evaluation: Evaluation) -> Scrutiny:
+    """Collect what the page shows beyond the headline."""
+    twin = run.acquisition
+    return Scrutiny(
+        tuple(_acquisition_texts(run, evaluation)),
+        () if twin is None else tuple((name, decimal(area)) for name, area in twin.by_fact.items()),
+        _sites(run.left_out),
+    )
+
+
+def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
+    """Yield what the acquisition-only classifier knows, and its area next to the headline."""
+    found = run.acquisition
+    if found is None:
+        return
+    setting = f" ({found.setting})" if found.setting else ""
+    yield (
+        f"A logistic regression{setting} that sees no pixel, only {', '.join(found.facts)}, was fitted by the same folds and "
+        f"scored on {evaluation.samples()}: ROC AUC {estimate_text(found.scored)}. The selected head: "
+        f"{estimate_text(evaluation.area(run.head(run.selected)))}."
+    )
+    if found.test is not None:
+        yield f"{run.config.validation.capitalize()}: {estimate_text(found.val)}."
+    if found.is_high:
+        yield found.warning
+    else:
+        yield "It does not clearly predict the class: its interval does not begin above 0.55."
+
+
+# -- sites --------------------------------------------------------------------------------------------------------------
+
+
+def site_cautions(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Yield the caution that mixed splits overstate what a new site may expect: its title, text and section."""
+    found = run.left_out
+    if found is not None and found.is_grave:
+        yield (
+            "Sites",
+            f"ROC AUC {estimate_text(found.mixed)} where sites are mixed, but {estimate_text(found.held_out)} at a "
+            f"{found.column} that heads did not learn from: it drops by {estimate_text(found.drop)}. {found.expectation}",
+            "left-out",
+        )
+
+
+def _sites(found: LeftOut | None) -> SitesSection | None:
+    if found is None:
+        return None
+    answer = (
+        f"Mean ROC AUC {estimate_text(found.held_out)} over {len(found.scored)} values of {found.column} that were held out. "
+        f"With all of them mixed in {found.n_folds} folds the pooled ROC AUC is {estimate_text(found.mixed)}, and "
+        f"{estimate_text(found.within)} on average within one. From mixed to held out it drops by "
+        f"{estimate_text(found.drop)}."
+    )
+    shared = ""
+    if found.n_shared:
+        shared = (
+            f" {several(found.n_shared, 'patient')} with images in several are scored in each, by heads that learned from none "
+            "of their images."
+        )
+    meaning = (
+        "All heads were trained, and one selected, without the value that is scored. A value that is not scored is learned "
+        f"from. The interval of the drop is paired{_by_patient(found)}, and allows for training sets that overlap.{shared}"
+    )
+    areas = (one.held_out for one in found.scored)
+    scale = cell_scale(areas, found.mixed.value)
+    return SitesSection(
+        found.column, answer, meaning, found.expectation, tuple(map(_row, found.sites)), scale
+    )
+
+
+def _by_patient(found: LeftOut) -> str:
+    return "" if found.n_shared is None else " and by patient"
+
+
+def _row(one: LeftOutSite) -> SiteRow:
+    return SiteRow(
+        one.site, count(one.n), one.held_out.n_patients, estimate_text(one.held_out), one.held_out,
+        estimate_text(one.mixed), one.selected, one.reason,
+    )  # fmt: skip
+
+
+def sites_forest(run: Run) -> Forest | None:
+    """Describe the areas of all sites held out, their summary, and as a line that of the mixed split."""
+    found = run.left_out
+    if found is None:
+        return None
+    areas = {f"{found.column}: {one.site}": one.held_out for one in found.scored}
+    rows = [ForestRow(name, area.value or 0.0, area.low, area.high) for name, area in areas.items()]
+    if (summary := found.summary) is not None:
+        rows.append(ForestRow("mean (random effects)", summary.mean, summary.low, summary.high, strong=True))
+        if summary.prediction_low is not None:
+            rows.append(
+                ForestRow("a new one (prediction)", summary.mean, summary.prediction_low, summary.prediction_high)
+            )
+    axis = area_axis("ROC AUC, held out", [value for row in rows for value in (row.value, row.low)])
+    return Forest(axis, tuple(rows), found.mixed.value)
