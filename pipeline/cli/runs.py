@@ -56,6 +56,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.DATA, type=PathType(), metavar="DIR",
 )  # fmt: skip
 @opts.option(
+    "--lock-test", "Fix the analysis plan before training, and show no test score. Each later look at them, such as by "
+    "`report`, is counted and reported.", group=opts.DATA, is_flag=True,
+)  # fmt: skip
+@opts.option(
     "--cross-fit/--no-cross-fit", "Predict every image outside of the test split by heads that did not learn from it, and "
     "select by these predictions. --no-cross-fit: set a validation split aside.  [default: cross-fit, unless the dataset "
     "has a validation split or --patience is given]", group=opts.DATA, default=None,
@@ -167,6 +171,7 @@ def train(
     from hoarfrost.cli.console.progress import interruptible, training_progress
     from hoarfrost.cli.console.training import train_text
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+    from hoarfrost.experiment.locking import hidden
     from hoarfrost.heads.specs import cross_heads, parse_heads
     from hoarfrost.runs import metrics_document
 
@@ -174,7 +179,9 @@ def train(
     config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
     specs = cross_heads(parse_heads(heads), grids)
     with interruptible(run), training_progress(len(specs), config) as show:
-        result = run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
+        result = hidden(
+            run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
+        )
     # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
     document = {**metrics_document(result), "run": str(run), "forward_images": 0}
     opts.emit(as_json, document, train_text(result), ("report", "--run", run))

@@ -107,9 +107,7 @@ def _joined(fit: ReferenceFit) -> Floats:
     return np.where(np.isnan(fit.out_of_fold), fit.probabilities, fit.out_of_fold)
 
 
-def _alone(
-    task: Task, development: Development, columns: Mapping[str, npt.NDArray[np.float32]]
-) -> dict[str, float]:
+def _alone(task: Task, development: Development, columns: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
     """Return the ROC AUC of each fact alone, on the images that heads are scored on."""
     rows, found = list(task.scored.values())[-1], {}
     for name, x in columns.items():

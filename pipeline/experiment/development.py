@@ -43,8 +43,9 @@ def development_of(task: Task, seed: int) -> Development:
 
 
 def divided_rows(task: Task) -> Ints:
-    """Return the images that are divided again for folds, random splits and sites: all but a test split that was given."""
-    return np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
+    """Return the images that are divided again for folds, random splits and sites: not a test split given, or locked."""
+    keeps_test = task.has_given_test or task.is_locked
+    return np.flatnonzero(task.splits != "test") if keeps_test else np.arange(len(task.y))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def outer_folds(task: Task, n_folds: int, seed: int, *, option: str = "", first:
         absent = [which for which, mask in masks.items() if not mask.any()]
         if absent:  # images are divided by class, but a patient may have images of several classes
             raise TrainingError(f"{option}: a fold has no patient with {absent[0]} only. Use fewer folds.")
-    return [OuterFold(rows[places == fold], inner_development(task, rows[places != fold], option, seed)) for fold in wanted]
+    return [
+        OuterFold(rows[places == fold], inner_development(task, rows[places != fold], option, seed)) for fold in wanted
+    ]
 
 
 def inner_development(task: Task, rows: Ints, option: str, seed: int) -> Development:

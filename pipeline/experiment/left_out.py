@@ -152,13 +152,11 @@ def _site(task: Task, plan: SitePlan, name: str, held_out: Floats, mixed: Floats
     if name in plan.reasons:
         unknown = Estimate(None, None, None, n=len(rows))
         return LeftOutSite(name, len(rows), unknown, unknown, reason=plan.reasons[name])
-    scores = [task.score(rows, p[rows], n_folds=n).auc for p, n in ((held_out, 1), (mixed, len(plan.mixed)))]
-    return LeftOutSite(name, len(rows), *scores, selected)
+    there = task.score(rows, held_out[rows]).auc
+    return LeftOutSite(name, len(rows), there, task.score(rows, mixed[rows], n_folds=len(plan.mixed)).auc, selected)
 
 
-def _summarised(
-    task: Task, plan: SitePlan, sites: tuple[LeftOutSite, ...], held_out: Floats, mixed: Floats
-) -> LeftOut:
+def _summarised(task: Task, plan: SitePlan, sites: tuple[LeftOutSite, ...], held_out: Floats, mixed: Floats) -> LeftOut:
     """Return the figures over all scored sites. Areas of the same patients are compared, so the drop is paired."""
     each = [one.held_out for one in plan.sites.values()]
     rows = np.unique(np.concatenate(each))

@@ -12,7 +12,7 @@ from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
-from hoarfrost.report.scrutiny import site_cautions
+from hoarfrost.report.scrutiny import lock_cautions, site_cautions
 from hoarfrost.report.trust import FIGURE_TITLES
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
@@ -110,7 +110,7 @@ def grave_warnings(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
 
 
 def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
-    yield from (Caution(*caution) for caution in site_cautions(run))
+    yield from (Caution(*caution) for caution in (*site_cautions(run), *lock_cautions(run)))
     weights = run.config.embeddings.weights
     if weights.startswith("random:"):
         yield Caution(

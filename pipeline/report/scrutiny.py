@@ -1,4 +1,4 @@
-"""Beyond the headline: what files tell without their pixels, and what heads score at sites that they did not learn from."""
+"""Beyond the headline: what files tell without their pixels, heads at sites that they never saw, looks at a locked test."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from hoarfrost.report.figures import Forest, ForestRow, area_axis
 from hoarfrost.report.svg import CellScale, cell_scale
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
+from hoarfrost.runs.lock import LOOKS
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Scrutiny:
     acquisition: tuple[str, ...]
     by_fact: tuple[tuple[str, str], ...]
     sites: SitesSection | None
+    lock: tuple[str, ...]
 
 
 def scrutiny_of(run: Run, evaluation: Evaluation) -> Scrutiny:
@@ -53,6 +55,7 @@ def scrutiny_of(run: Run, evaluation: Evaluation) -> Scrutiny:
         tuple(_acquisition_texts(run, evaluation)),
         () if twin is None else tuple((name, decimal(area)) for name, area in twin.by_fact.items()),
         _sites(run.left_out),
+        tuple(_lock_texts(run)),
     )
 
 
@@ -75,6 +78,45 @@ def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
         yield "It does not clearly predict the class: its interval does not begin above 0.55."
 
 
+# -- a locked test split ------------------------------------------------------------------------------------------------
+
+
+def _lock_texts(run: Run) -> Iterator[str]:
+    plan = run.config.plan
+    if plan is None or run.external is not None:
+        return
+    yield (
+        f"The test split of {several(plan.n_test, 'image')} was locked {plan.created}, before training: splits, labels, "
+        f"embeddings, heads, settings and the rule of the threshold have the SHA-256 {plan.digest}."
+    )
+    if run.looks:
+        last = "; ".join(f"{look.time} {look.command}" for look in run.looks)
+        yield f"{several(len(run.looks), 'look')} at its scores: {last}."
+    else:
+        yield f"No look at its scores is recorded in {LOOKS}."
+
+
+def lock_cautions(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Yield what a reader must know of a locked test split: a plan that was changed, looks without a record, or several."""
+    plan = run.config.plan
+    if plan is None or run.external is not None:
+        return
+    if not plan.is_intact:
+        yield "Analysis plan", "The analysis plan is not the one that was hashed before training.", "lock"
+    if not run.looks:
+        yield (
+            "Locked test split",
+            f"The record of looks ({LOOKS}) is missing, so nobody knows how many there were.",
+            "lock",
+        )
+    elif len(run.looks) > 1:
+        text = (
+            f"Its scores were looked at {len(run.looks)} times. What was changed after the first look may have been chosen "
+            "by them, and they are then too high."
+        )
+        yield "Locked test split", text, "lock"
+
+
 # -- sites --------------------------------------------------------------------------------------------------------------
 
 
@@ -82,12 +124,11 @@ def site_cautions(run: Run) -> Iterator[tuple[str, str, str]]:
     """Yield the caution that mixed splits overstate what a new site may expect: its title, text and section."""
     found = run.left_out
     if found is not None and found.is_grave:
-        yield (
-            "Sites",
+        text = (
             f"ROC AUC {estimate_text(found.mixed)} where sites are mixed, but {estimate_text(found.held_out)} at a "
-            f"{found.column} that heads did not learn from: it drops by {estimate_text(found.drop)}. {found.expectation}",
-            "left-out",
+            f"{found.column} that heads did not learn from: it drops by {estimate_text(found.drop)}. {found.expectation}"
         )
+        yield "Sites", text, "left-out"
 
 
 def _sites(found: LeftOut | None) -> SitesSection | None:
@@ -102,8 +143,8 @@ def _sites(found: LeftOut | None) -> SitesSection | None:
     shared = ""
     if found.n_shared:
         shared = (
-            f" {several(found.n_shared, 'patient')} with images in several are scored in each, by heads that learned from none "
-            "of their images."
+            f" {several(found.n_shared, 'patient')} with images in several are scored in each, by heads that learned from "
+            "none of their images."
         )
     meaning = (
         "All heads were trained, and one selected, without the value that is scored. A value that is not scored is learned "
@@ -111,9 +152,7 @@ def _sites(found: LeftOut | None) -> SitesSection | None:
     )
     areas = (one.held_out for one in found.scored)
     scale = cell_scale(areas, found.mixed.value)
-    return SitesSection(
-        found.column, answer, meaning, found.expectation, tuple(map(_row, found.sites)), scale
-    )
+    return SitesSection(found.column, answer, meaning, found.expectation, tuple(map(_row, found.sites)), scale)
 
 
 def _by_patient(found: LeftOut) -> str:

@@ -9,6 +9,7 @@ DIR/repeats.csv      the probabilities by the heads of each repeated split, empt
 DIR/left_out.csv     the probabilities by the heads that never saw the image's site, and by those of a mixed split
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
+DIR/looks.csv        looks at a locked test split, with --lock-test
 DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
 DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
@@ -29,6 +30,7 @@ from hoarfrost.runs.folder import (
     write_run,
 )
 from hoarfrost.runs.left_out import LeftOut, LeftOutSite
+from hoarfrost.runs.lock import AnalysisPlan, Look, record_look
 from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
@@ -70,6 +72,7 @@ __all__ = [
     "REPORT",
     "SPLITS",
     "Acquisition",
+    "AnalysisPlan",
     "Assessment",
     "ClassAssessment",
     "CohortDifference",
@@ -87,6 +90,7 @@ __all__ = [
     "LearningPoint",
     "LeftOut",
     "LeftOutSite",
+    "Look",
     "OutOfFold",
     "OverlapCheck",
     "Predictions",
@@ -113,6 +117,7 @@ __all__ = [
     "read_heads",
     "read_run",
     "read_splits",
+    "record_look",
     "require_tensorboard",
     "scored_area",
     "shared_text",

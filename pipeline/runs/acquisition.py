@@ -48,7 +48,7 @@ class Acquisition:
         best = sorted(self.by_fact, key=self.by_fact.__getitem__, reverse=True)[:3]
         alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best)
         return (
-            f"A classifier that sees no pixel, only {', '.join(self.facts)}, has a ROC AUC of {self.scored.value:.2f} (95% CI "
-            f"{self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). A head may have learnt how images were "
+            f"A classifier that sees no pixel, only {', '.join(self.facts)}, has a ROC AUC of {self.scored.value:.2f} (95% "
+            f"CI {self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). A head may have learnt how images were "
             "acquired instead of the disease, unless these columns are signs of it."
         )

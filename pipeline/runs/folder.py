@@ -23,6 +23,7 @@ from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
 from hoarfrost.runs.left_out import HELD_OUT, MIXED, LeftOut
+from hoarfrost.runs.lock import LOOKS, read_looks, write_looks
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -55,8 +56,16 @@ TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later o
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
-_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "repeats.csv", "left_out.csv", "history.csv")
-OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
+_TABLES = (
+    "config.json",
+    "metrics.json",
+    "predictions.csv",
+    "out_of_fold.csv",
+    "repeats.csv",
+    "left_out.csv",
+    "history.csv",
+)
+OWN_FILES = frozenset({*_TABLES, DIGESTS, LOOKS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -75,7 +84,8 @@ METRICS: dict[str, Any] = {
     "external": External | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out"})  # which runs of the same version may lack
+# Which runs of the same version may lack.
+_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out"})
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
@@ -213,6 +223,8 @@ def write_run(
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
+            if run.config.plan is not None and not is_evaluation:
+                write_looks(staging / LOOKS, run.looks)
             write_digests(staging)
             # Again: a report may have been written meanwhile.
             check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
@@ -253,7 +265,7 @@ def read_run(directory: Path) -> Run:
         history = read_history(path)
     return Run(
         directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated,
-        by_site=by_site, **found,
+        by_site=by_site, looks=read_looks(directory), **found,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_run_records_it_and_the_report_warns(tmp_path: Path) -> None:
     assert found == run.acquisition
     assert found.warning in run.config.warnings
     written = json.loads((run.directory / "metrics.json").read_text())["acquisition"]
-    assert written["facts"] == ["bytes", "scanner", "age", "room"]
+    assert written["facts"] == ["bytes", "age", "room", "scanner"]
     assert written["test"]["value"] == found.scored.value == 1.0
     page = render(run, with_images=False, with_map=False)
     assert "What files tell without looking at the image" in page

@@ -25,7 +25,7 @@ from tests.support.labelled import write_labelled_cache
 
 QUICK = TrainingConfig(epochs=5, seeds=1)
 SITES = ("A", "B", "C", "D")
-PREVALENCE = (0.1, 0.9, 0.2, 0.8)
+PREVALENCE = (0.2, 0.8, 0.25, 0.75)
 PER_SITE = 60
 
 
@@ -72,12 +72,12 @@ def test_planted_site_shortcut_is_high_in_mixed_splits_and_low_at_new_sites(tmp_
     assert found.mixed.value is not None
     assert found.held_out.value is not None
     assert found.within.value is not None
-    assert found.mixed.value > 0.8
+    assert found.mixed.value > 0.7
     assert found.held_out.value < 0.6
     assert found.within.value < 0.6  # sites rank images; within one there is nothing to learn
     assert found.drop.value == pytest.approx(found.mixed.value - found.held_out.value)
     assert found.drop.low is not None
-    assert found.drop.low > 0.1
+    assert found.drop.low > 0.05
     page = page_of(run)
     first = (*page.grave, *page.cautions)[0]
     assert first.title == "Sites"
@@ -119,6 +119,8 @@ def test_areas_are_those_of_the_probabilities_of_heads_that_never_saw_the_site(t
     members = {site: [np.flatnonzero(patients == p) for p in np.unique(patients[numbers == site])] for site in range(4)}
     for _ in range(400):
         drawn = [np.concatenate([own[i] for i in rng.integers(0, len(own), len(own))]) for own in members.values()]
+        if min(np.ptp(y[own]) for own in drawn) == 0:  # a site without one of the classes
+            continue
         every = np.concatenate(drawn)
         drops.append(roc_auc(y[every], mixed[every]) - np.mean([roc_auc(y[own], held[own]) for own in drawn]))
     assert found.drop.low is not None
@@ -178,7 +180,7 @@ def test_a_given_test_split_is_in_no_fold(tmp_path: Path) -> None:
 def test_unknown_columns_and_single_sites_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "c.h5", room=["one"] * 240, image=[f"i{i}" for i in range(240)])
     for column, message in {
-        "hospital": "does not have this column. Its columns: site, room, image",
+        "hospital": "does not have this column. Its columns: image, room, site",
         "room": "1 of its values can be scored, two are needed",
         "image": "240 different values",
     }.items():

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
     from hoarfrost.runs import (
+        AnalysisPlan,
         Assessment,
         ComparedViews,
         CrossValidated,
@@ -52,7 +53,9 @@ def train_text(run: "Run") -> str:
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
     lines += [precision] if (precision := precision_text(run)) else []
     lines += _decision_lines(_scores_of(run.head(run.selected)))
-    if split != "test":
+    if run.config.plan is not None and split != "test":
+        lines.append(_locked_text(run, run.config.plan))
+    elif split != "test":
         lines.append(
             f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
             "for it."
@@ -70,6 +73,18 @@ def train_text(run: "Run") -> str:
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
+
+
+def _locked_text(run: "Run", plan: "AnalysisPlan") -> str:
+    """Return that the test scores are not shown, and what shows them."""
+    from hoarfrost.report.words import several
+
+    looks = f" Earlier runs looked at these images {several(len(run.looks), 'time')}." if run.looks else ""
+    return (
+        f"The test split ({several(plan.n_test, 'image')}) is locked: these are {run.config.validation} scores, which also "
+        f"chose the head. `report` shows the test scores, and counts this as a look.{looks}\nAnalysis plan SHA-256 "
+        f"{plan.digest}, fixed {plan.created} before training."
+    )
 
 
 def _sizes(run: "Run") -> str:
