@@ -84,10 +84,10 @@ def site_plan(task: Task, column: str, seed: int) -> SitePlan:
         try:
             folds[name] = _held_out(task, name, own, rows, option, seed)
         except TrainingError as error:
-            reasons[name] = str(error)
+            reasons[name] = str(error).rstrip(".")
     if len(folds) < 2:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or f"all images have {names[0]}"
-        raise TrainingError(f"{option}: {len(folds)} of its values can be scored, two are needed. {why}")
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise TrainingError(f"{option}: {len(folds)} of its values can be scored, two are needed. {why}.")
     n_mixed = min(len(folds), MOST_FOLDS, most_folds(task.y[rows], task.groups[rows], task.names))
     return SitePlan(column, of_sites, folds, reasons, outer_folds(task, n_mixed, seed, option=option))
 
@@ -108,6 +108,8 @@ def _held_out(task: Task, name: str, own: Ints, rows: Ints, option: str, seed: i
             few = f"{n} {counted}{'' if n == 1 else 's'}" if n else f"no {counted}"
             raise TrainingError(f"{few} of {which}; {FEWEST} are needed")
     others = rows[~np.isin(task.groups[rows], task.groups[own])]
+    if not len(others):
+        raise TrainingError("no other image to learn from")
     return OuterFold(own, inner_development(task, others, option, seed))
 
 

@@ -181,7 +181,7 @@ def test_unknown_columns_and_single_sites_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "c.h5", room=["one"] * 240, image=[f"i{i}" for i in range(240)])
     for column, message in {
         "hospital": "does not have this column. Its columns: image, room, site",
-        "room": "1 of its values can be scored, two are needed",
+        "room": "0 of its values can be scored, two are needed. one: no other image to learn from.",
         "image": "240 different values",
     }.items():
         with pytest.raises(TrainingError, match=message):
