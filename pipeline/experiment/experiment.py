@@ -21,9 +21,8 @@ from hoarfrost.experiment.development import Development, development_of
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts, machine_used, predictions_of, versions_used
 from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
-from hoarfrost.experiment.locking import Locked, count_training, enter_run, lock_test
-from hoarfrost.experiment.repeats import summary_of
-from hoarfrost.experiment.resampling import parts_of, resample
+from hoarfrost.experiment.locking import count_training, enter_run, lock_test, with_earlier_looks
+from hoarfrost.experiment.resampling import parts_of, resample, with_resampled
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.review import assess, audit, find_suspects
 from hoarfrost.experiment.task import Task, read_task
@@ -37,6 +36,7 @@ from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
+    AnalysisPlan,
     ComparedViews,
     Epoch,
     Run,
@@ -179,10 +179,8 @@ def run_experiment(
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
-        parts = parts_of(
-            task, training.seed, n_folds=config.n_folds, n_repeats=config.n_repeats, leave_out=config.leave_out
-        )
-        locked = _locked(task, opened, heads, config, training, directory)
+        parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
+        plan = _locked(task, opened, heads, config, training, directory)
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
         resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
@@ -194,30 +192,23 @@ def run_experiment(
         )
         run = Run(
             directory=directory,
-            config=replace(
-                _run_config(task, development, opened, config, training, fitted[views], views, command, started),
-                plan=None if locked is None else locked.plan,
-            ),
+            config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
-            cross_validation=resampled.cross_validation,
+            cross_validation=None,
             learning_curve=curve,
             history=tuple(_epochs(fitted[views])),
             predictions=predictions_of(task, scored.probabilities),
-            out_of_fold=resampled.out_of_fold,
             leakage=leakage,
-            views=resampled.views or of_run,
-            repeats=summary_of(resampled.repeats, task, scored.probabilities[scored.selected]),
-            repeated=None if resampled.repeats is None else resampled.repeats.probabilities,
-            left_out=resampled.left_out,
-            by_site=resampled.by_site,
-            looks=() if locked is None else locked.looks,
+            views=of_run,
         )
+        run = with_resampled(replace(run, config=replace(run.config, plan=plan)), task, resampled, scored)
         with one_thread(only_if=task.is_small):
             run = replace(run, acquisition=acquisition_twin(task, development))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
+    run = with_earlier_looks(run, cache)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     enter_run(run, cache)
     return run
@@ -275,7 +266,7 @@ def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: Traini
 def _locked(
     task: Task, cache: EmbeddingCache, heads: Sequence[HeadSpec], config: ExperimentConfig, training: TrainingConfig,
     directory: Path,
-) -> Locked | None:  # fmt: skip
+) -> AnalysisPlan | None:  # fmt: skip
     """Fix the analysis plan if the test split is locked; else count this training where another run has locked it."""
     if not config.lock_test:
         count_training(task, cache.path, directory)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
@@ -13,22 +13,14 @@ from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import Run, read_splits
-from hoarfrost.runs.lock import AnalysisPlan, Look, enter, locked_runs, plan_in, read_looks, record_look
+from hoarfrost.runs.lock import AnalysisPlan, enter, locked_runs, plan_in, read_looks, record_look
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Locked:
-    """A locked test split: its plan, and the looks that earlier runs had at the same images."""
-
-    plan: AnalysisPlan
-    looks: tuple[Look, ...]
-
-
 def lock_test(
     task: Task, cache: EmbeddingCache, heads: Sequence[HeadSpec], settings: Mapping[str, object], directory: Path
-) -> Locked:
+) -> AnalysisPlan:
     """Fix the analysis plan, before any head is trained.
 
     Parameters
@@ -64,17 +56,20 @@ def lock_test(
         settings={name: str(value) for name, value in settings.items()},
     ).sealed()
     logger.info("%s: the test split, %d images, is locked; analysis plan SHA-256 %s", directory, len(test), plan.digest)
-    return Locked(plan, _earlier_looks(cache.path, plan.test))
+    return plan
 
 
 def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _earlier_looks(cache: Path, test: str) -> tuple[Look, ...]:
-    """Return the looks that runs of the same cache had at the same test images."""
-    found = [look for run in locked_runs(cache) if (plan_in(run) or {}).get("test") == test for look in read_looks(run)]
-    return tuple(sorted(dict.fromkeys(found), key=astuple))
+def with_earlier_looks(run: Run, cache: Path) -> Run:
+    """Return a run with the looks that runs of the same cache, such as the one it replaces, had at its locked test images."""
+    if run.config.plan is None:
+        return run
+    same = [one for one in locked_runs(cache) if (plan_in(one) or {}).get("test") == run.config.plan.test]
+    looks = dict.fromkeys(look for one in same for look in read_looks(one))
+    return replace(run, looks=tuple(sorted(looks, key=astuple)))
 
 
 def count_training(task: Task, cache: Path, directory: Path) -> None:

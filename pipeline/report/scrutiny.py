@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hoarfrost.evaluation import Estimate
+from hoarfrost.evaluation.meta_analysis import RandomEffects
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Forest, ForestRow, area_axis
 from hoarfrost.report.svg import CellScale, cell_scale
@@ -152,7 +153,8 @@ def _sites(found: LeftOut | None) -> SitesSection | None:
     )
     areas = (one.held_out for one in found.scored)
     scale = cell_scale(areas, found.mixed.value)
-    return SitesSection(found.column, answer, meaning, found.expectation, tuple(map(_row, found.sites)), scale)
+    rows = (*map(_row, found.sites), *_summary_rows(found.summary))
+    return SitesSection(found.column, answer, meaning, found.expectation, rows, scale)
 
 
 def _by_patient(found: LeftOut) -> str:
@@ -164,6 +166,17 @@ def _row(one: LeftOutSite) -> SiteRow:
         one.site, count(one.n), one.held_out.n_patients, estimate_text(one.held_out), one.held_out,
         estimate_text(one.mixed), one.selected, one.reason,
     )  # fmt: skip
+
+
+def _summary_rows(found: RandomEffects | None) -> Iterator[SiteRow]:
+    """Yield the mean over sites, and what a new one may expect."""
+    if found is None:
+        return
+    mean = Estimate(found.mean, found.low, found.high)
+    yield SiteRow("mean (random effects)", "", None, estimate_text(mean), mean, "", "", "")
+    if found.prediction_low is not None:
+        new = Estimate(found.mean, found.prediction_low, found.prediction_high)
+        yield SiteRow("a new one (95% prediction)", "", None, estimate_text(new), new, "", "", "")
 
 
 def sites_forest(run: Run) -> Forest | None:
