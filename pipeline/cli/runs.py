@@ -169,22 +169,16 @@ def train(
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console.progress import interruptible, training_progress
-    from hoarfrost.cli.console.training import train_text
+    from hoarfrost.cli.console.training import train_document, train_text
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-    from hoarfrost.experiment.locking import hidden
     from hoarfrost.heads.specs import cross_heads, parse_heads
-    from hoarfrost.runs import metrics_document
 
     training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
     specs = cross_heads(parse_heads(heads), grids)
     with interruptible(run), training_progress(len(specs), config) as show:
-        result = hidden(
-            run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
-        )
-    # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
-    document = {**metrics_document(result), "run": str(run), "forward_images": 0}
-    opts.emit(as_json, document, train_text(result), ("report", "--run", run))
+        result = run_experiment(cache, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
+    opts.emit(as_json, train_document(result), train_text(result), ("report", "--run", run))
 
 
 @click.command(cls=opts.Command)

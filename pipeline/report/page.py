@@ -38,13 +38,11 @@ from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
     CalibrationPanel,
-    ShortcutRow,
     SubgroupSection,
     calibrations,
     decision_figures,
     held_by_sets,
     shared_rows,
-    shortcut_rows,
     subgroup_forest,
     subgroup_section,
 )
@@ -120,7 +118,6 @@ class Page:
     calibrations: tuple[CalibrationPanel, ...]
     held_by_sets: tuple[str, ...]
     subgroups: SubgroupSection
-    shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
     methods: str
@@ -234,7 +231,6 @@ def page_of(run: Run) -> Page:
         calibrations=calibrations(run, evaluation),
         held_by_sets=held_by_sets(run, evaluation),
         subgroups=subgroup_section(run.assessment, overall),
-        shortcuts=shortcut_rows(run),
         suspects=run.suspects,
         provenance=provenance_of(run.config),
         methods=methods_of(run, evaluation),

@@ -1,4 +1,4 @@
-"""Beyond the headline: what files tell without their pixels, heads at sites that they never saw, looks at a locked test."""
+"""Beyond the headline: shortcuts, what files tell without pixels, sites held out, looks at a locked test split."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from hoarfrost.evaluation.meta_analysis import RandomEffects
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Forest, ForestRow, area_axis
 from hoarfrost.report.svg import CellScale, cell_scale
+from hoarfrost.report.trust import ShortcutRow, shortcut_rows
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
 from hoarfrost.runs.lock import LOOKS
@@ -43,6 +44,7 @@ class SitesSection:
 class Scrutiny:
     """What the page shows beyond the headline; empty, or None, where the run does not have it."""
 
+    shortcuts: tuple[ShortcutRow, ...]
     acquisition: tuple[str, ...]
     by_fact: tuple[tuple[str, str], ...]
     sites: SitesSection | None
@@ -53,6 +55,7 @@ def scrutiny_of(run: Run, evaluation: Evaluation) -> Scrutiny:
     """Collect what the page shows beyond the headline."""
     twin = run.acquisition
     return Scrutiny(
+        shortcut_rows(run),
         tuple(_acquisition_texts(run, evaluation)),
         () if twin is None else tuple((name, decimal(area)) for name, area in twin.by_fact.items()),
         _sites(run.left_out),

@@ -1,6 +1,6 @@
 """The result of `train` as text: heads, intervals, operating points, folds."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hoarfrost.cli.console.lines import table
 
@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
     from hoarfrost.runs import (
-        AnalysisPlan,
         Assessment,
         ComparedViews,
         CrossValidated,
@@ -25,11 +24,22 @@ if TYPE_CHECKING:
 SHOWN_HEADS = 20  # in a table
 
 
+def train_document(run: "Run") -> "dict[str, Any]":
+    """Return what `train --json` prints: the scores, but those of a locked test split."""
+    from hoarfrost.experiment.locking import hidden
+    from hoarfrost.runs import metrics_document
+
+    # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
+    return {**metrics_document(hidden(run)), "run": str(run.directory), "forward_images": 0}
+
+
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
+    from hoarfrost.experiment.locking import hidden
     from hoarfrost.experiment.splits import rule_named
     from hoarfrost.runs import precision_text, together_text
 
+    run = hidden(run)
     split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
     lines = _heads_table(run, shown, split)
@@ -53,13 +63,7 @@ def train_text(run: "Run") -> str:
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
     lines += [precision] if (precision := precision_text(run)) else []
     lines += _decision_lines(_scores_of(run.head(run.selected)))
-    if run.config.plan is not None and split != "test":
-        lines.append(_locked_text(run, run.config.plan))
-    elif split != "test":
-        lines.append(
-            f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
-            "for it."
-        )
+    lines += _no_test_lines(run, split)
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
     if run.references and run.references[0].n_train < n_train:
@@ -75,16 +79,23 @@ def train_text(run: "Run") -> str:
     return "\n".join([*lines, f"run {run.directory}"])
 
 
-def _locked_text(run: "Run", plan: "AnalysisPlan") -> str:
-    """Return that the test scores are not shown, and what shows them."""
+def _no_test_lines(run: "Run", split: str) -> "Iterator[str]":
+    """Name the reason why there are no test scores: there is no test split, or it is locked."""
     from hoarfrost.report.words import several
 
-    looks = f" Earlier runs looked at these images {several(len(run.looks), 'time')}." if run.looks else ""
-    return (
-        f"The test split ({several(plan.n_test, 'image')}) is locked: these are {run.config.validation} scores, which also "
-        f"chose the head. `report` shows the test scores, and counts this as a look.{looks}\nAnalysis plan SHA-256 "
-        f"{plan.digest}, fixed {plan.created} before training."
-    )
+    plan = run.config.plan
+    if split != "test" and plan is not None:
+        looks = f" Earlier runs looked at them {several(len(run.looks), 'time')}." if run.looks else ""
+        yield (
+            f"The test split ({several(plan.n_test, 'image')}) is locked: these are {run.config.validation} scores, which "
+            f"also chose the head. `report` shows the test scores, and counts this as a look.{looks}"
+        )
+        yield f"Analysis plan SHA-256 {plan.digest}, fixed {plan.created} before training."
+    elif split != "test":
+        yield (
+            f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
+            "for it."
+        )
 
 
 def _sizes(run: "Run") -> str:
