@@ -50,5 +50,5 @@ class Acquisition:
         return (
             f"A classifier that sees no pixel, only {', '.join(self.facts)}, has a ROC AUC of {self.scored.value:.2f} (95% "
             f"CI {self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). A head may have learnt how images were "
-            "acquired instead of the disease, unless these columns are signs of it."
+            "acquired instead of the disease, unless the disease itself changes these facts."
         )
