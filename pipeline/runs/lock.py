@@ -107,8 +107,8 @@ def record_look(directory: Path, command: str) -> int | None:
             f"{directory}: its test split is locked, and this look at it cannot be recorded in {path.name}: {error}. Make "
             "the folder writable."
         ) from error
-    if number > 1:
-        logger.warning("%s: look number %d at the locked test split", directory, number)
+    level = logging.INFO if number == 1 else logging.WARNING
+    logger.log(level, "%s: look number %d at the locked test split", directory, number)
     return number
 
 
