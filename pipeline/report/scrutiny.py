@@ -11,6 +11,7 @@ from hoarfrost.report.svg import CellScale, cell_scale
 from hoarfrost.report.trust import ShortcutRow, shortcut_rows
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
+from hoarfrost.runs.acquisition import MEANING
 from hoarfrost.runs.lock import LOOKS
 
 
@@ -77,7 +78,7 @@ def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
     if found.test is not None:
         yield f"{run.config.validation.capitalize()}: {estimate_text(found.val)}."
     if found.is_high:
-        yield found.warning
+        yield MEANING
     else:
         yield "It does not clearly predict the class: its interval does not begin above 0.55."
 

@@ -6,6 +6,9 @@ from hoarfrost.evaluation.estimates import Estimate
 
 MARGIN = 0.05
 """A classifier whose interval begins this far above 0.5 is worth a caution."""
+MEANING = (
+    "A head may have learnt how images were acquired instead of the disease, unless the disease itself changes these facts."
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,5 @@ class Acquisition:
         alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best)
         return (
             f"A classifier that sees no pixel, only {', '.join(self.facts)}, has a ROC AUC of {self.scored.value:.2f} (95% "
-            f"CI {self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). A head may have learnt how images were "
-            "acquired instead of the disease, unless the disease itself changes these facts."
+            f"CI {self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). {MEANING}"
         )
