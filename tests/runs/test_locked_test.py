@@ -21,7 +21,9 @@ from hoarfrost.runs import Run, read_run, record_look
 from hoarfrost.runs.digests import write_digests
 from hoarfrost.runs.lock import LOOKS, ledger_of, locked_runs, read_looks
 from hoarfrost.training import TrainingConfig
+from tests.support.cohorts import write_cohort
 from tests.support.labelled import mixed, write_labelled_cache
+from tests.support.predicted import train_on_pictures
 
 LABELS = mixed({"benign": 60, "malignant": 40})
 QUICK = TrainingConfig(epochs=3, seeds=1)
@@ -150,3 +152,22 @@ def test_a_plan_that_was_changed_is_named(cache: Path) -> None:
     path.write_text(json.dumps(content))
     write_digests(run.directory)  # as one who hides the change would
     assert any(one.title == "Analysis plan" for one in page_of(read_run(run.directory)).grave)
+
+
+@pytest.mark.usefixtures("free_backbone")
+def test_every_command_that_shows_test_scores_is_a_look_and_predict_is_none(tmp_path: Path) -> None:
+    pictures = train_on_pictures(tmp_path)
+    locked, cohort = trained(pictures.cache, "locked").directory, write_cohort(tmp_path / "hospital_b")
+
+    def command(*arguments: object) -> None:
+        found = CliRunner().invoke(main, list(map(str, arguments)))
+        assert found.exit_code == 0, found.output
+
+    command("predict", pictures.images, "--run", locked, "--output", tmp_path / "p.csv")
+    assert read_looks(locked) == ()
+    command("heads", locked)
+    command("plan", "--run", locked, "--auc", 0.9)
+    command("evaluate", cohort, "--run", locked, "--output", tmp_path / "e")
+    command("report", "--run", locked, "--run", pictures.run, "--output", tmp_path / "both.html")
+    command("report", "--run", tmp_path / "e")  # it is no run, and was counted when it was written
+    assert [look.command for look in read_looks(locked)] == ["heads", "plan", f"evaluate {cohort}", "report"]
