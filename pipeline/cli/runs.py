@@ -59,6 +59,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.DATA, type=PathType(), metavar="DIR",
 )  # fmt: skip
 @opts.option(
+    "--lock-test", "Fix the analysis plan before training, and show no test score. Each later look at them, such as by "
+    "`report`, is counted and reported.", group=opts.DATA, is_flag=True,
+)  # fmt: skip
+@opts.option(
     "--cross-fit/--no-cross-fit", "Predict every image outside of the test split by heads that did not learn from it, and "
     "select by these predictions. --no-cross-fit: set a validation split aside.  [default: cross-fit, unless the dataset "
     "has a validation split or --patience is given]", group=opts.DATA, default=None,
@@ -120,6 +124,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     "image's probability depend on the draw.", group=opts.SCORING, type=click.IntRange(2, 1000), metavar="N",
 )  # fmt: skip
 @opts.option(
+    "--leave-out", "Also train without each value of this column (a site, a scanner) and score it there: what a new site may "
+    "expect.", group=opts.SCORING, metavar="COLUMN",
+)  # fmt: skip
+@opts.option(
     "--learning-curve with_learning_curve",
     "Also train on 5, 10, 20 and 50% of the training patients.",
     group=opts.SCORING,
@@ -165,19 +173,16 @@ def train(
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console.progress import interruptible, training_progress
-    from hoarfrost.cli.console.training import train_text
+    from hoarfrost.cli.console.training import train_document, train_text
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.heads.specs import cross_heads, parse_heads
-    from hoarfrost.runs import metrics_document
 
     training = TrainingConfig(**{field.name: options.pop(field.name) for field in dataclasses.fields(TrainingConfig)})
     config = ExperimentConfig(training=training, label_columns=labels if multilabel or labels else None, **options)
     specs = cross_heads(parse_heads(heads), grids)
     with interruptible(run), training_progress(len(specs), config) as show:
         result = run_experiment(caches, run, specs, config, command=["hoarfrost", *sys.argv[1:]], on_progress=show)
-    # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
-    document = {**metrics_document(result), "run": str(run), "forward_images": 0}
-    opts.emit(as_json, document, train_text(result), ("report", "--run", run))
+    opts.emit(as_json, train_document(result), train_text(result), ("report", "--run", run))
 
 
 @click.command(cls=opts.Command)

@@ -42,6 +42,12 @@ def development_of(task: Task, seed: int) -> Development:
     return Development((Fold(task.rows_of("train"), task.rows_of("val")),))
 
 
+def divided_rows(task: Task) -> Ints:
+    """Return the images that are divided again for folds, random splits and sites: not a test split given, or locked."""
+    keeps_test = task.has_given_test or task.is_locked
+    return np.flatnonzero(task.splits != "test") if keeps_test else np.arange(len(task.y))
+
+
 @dataclass(frozen=True)
 class OuterFold:
     """The rows that a fold of nested cross-validation holds out, and the development set that the others form."""
@@ -60,7 +66,7 @@ def outer_folds(task: Task, n_folds: int, seed: int, *, option: str = "", first:
     TrainingError
         If the images cannot be divided into this many folds.
     """
-    rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
+    rows = divided_rows(task)
     option = option or f"--folds {n_folds}"
     places = k_folds(task.y[rows], task.groups[rows], task.names, n_folds, seed=seed, what=option)
     try:
@@ -75,10 +81,12 @@ def outer_folds(task: Task, n_folds: int, seed: int, *, option: str = "", first:
         absent = [which for which, mask in masks.items() if not mask.any()]
         if absent:  # images are divided by class, but a patient may have images of several classes
             raise TrainingError(f"{option}: a fold has no patient with {absent[0]} only. Use fewer folds.")
-    return [OuterFold(rows[places == fold], _inner(task, rows[places != fold], option, seed)) for fold in wanted]
+    return [
+        OuterFold(rows[places == fold], inner_development(task, rows[places != fold], option, seed)) for fold in wanted
+    ]
 
 
-def _inner(task: Task, rows: Ints, option: str, seed: int) -> Development:
+def inner_development(task: Task, rows: Ints, option: str, seed: int) -> Development:
     """Divide an outer fold's training rows as the task's development set is divided."""
     if task.is_cross_fitted:
         return Development(_folds(task, rows, seed, f"{option}, the training images of a fold"))

@@ -13,14 +13,16 @@ import numpy as np
 
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
+from hoarfrost.experiment.acquisition import acquisition_twin
 from hoarfrost.experiment.compared_views import choose_views
-from hoarfrost.experiment.crossval import NESTED, cross_validate
+from hoarfrost.experiment.crossval import NESTED
 from hoarfrost.experiment.curve import learning_curve
-from hoarfrost.experiment.development import Development, OuterFold, development_of, outer_folds
+from hoarfrost.experiment.development import Development, development_of
 from hoarfrost.experiment.earlier import warn_of_moved
 from hoarfrost.experiment.facts import dataset_facts, embedding_facts, machine_used, predictions_of, versions_used
 from hoarfrost.experiment.gate import check_conflicts, check_leakage, state_mixed_patients
-from hoarfrost.experiment.repeats import Repeats, repeat, repeated_splits, summary_of
+from hoarfrost.experiment.locking import count_training, enter_run, lock_test, with_earlier_looks
+from hoarfrost.experiment.resampling import parts_of, resample, with_resampled
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.review import assess, audit, find_suspects
 from hoarfrost.experiment.task import Task, read_task
@@ -29,15 +31,14 @@ from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
 from hoarfrost.features.cache import EmbeddingCache, Header, open_caches
 from hoarfrost.features.devices import choose_device, one_thread
-from hoarfrost.features.errors import TrainingError
+from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
+    AnalysisPlan,
     ComparedViews,
-    CrossValidation,
     Epoch,
-    OutOfFold,
     Run,
     RunConfig,
     check_run_directory,
@@ -77,6 +78,8 @@ class ExperimentConfig(ScoringConfig):
         Repeat the whole procedure on this many random splits, to see how much the results depend on the draw.
     suspects_in_test : bool
         List images of the test split among the labels to look at again.
+    leave_out : str | None
+        A column, such as the site: repeat the whole procedure without each of its values, and score it there.
     with_learning_curve : bool
         Train the selected head on growing shares of the training patients too.
     with_tensorboard : bool
@@ -86,6 +89,8 @@ class ExperimentConfig(ScoringConfig):
     views : str
         Names of views or of sets of views that all heads look at; "auto" chooses among those of the cache by out-of-fold
         loss.
+    lock_test : bool
+        Fix the analysis plan before training, keep the test split out of everything else, and count looks at its scores.
     allow_leakage : bool
         Continue even if two splits share patients or identical images.
     allow_conflicts : bool
@@ -105,11 +110,13 @@ class ExperimentConfig(ScoringConfig):
     select: str = MEAN
     n_folds: int | None = None
     n_repeats: int | None = None
+    leave_out: str | None = None
     suspects_in_test: bool = False
     with_learning_curve: bool = False
     with_tensorboard: bool = False
     near_duplicates: str = "group"
     views: str = AUTO
+    lock_test: bool = False
     allow_leakage: bool = False
     allow_conflicts: bool = False
     splits_from: Path | None = None
@@ -120,35 +127,12 @@ class ExperimentConfig(ScoringConfig):
 class TrainingProgress:
     """How far an experiment is: its stage and, while it trains, the architecture and the epoch that is complete.
 
-    Stages are "heads", "folds", "repeats", "curve" and "scores".
+    Stages are "heads", "folds", "repeats", "sites", "curve" and "scores".
     """
 
     stage: str
     shape: str = ""
     epoch: int = 0
-
-
-@dataclass(frozen=True)
-class _Again:
-    """The whole procedure, to be repeated on other splits."""
-
-    heads: Sequence[HeadSpec]
-    task: Task
-    training: TrainingConfig
-    select: str
-    sets: Sequence[ViewSet]
-
-    def in_folds(
-        self, folds: Sequence[OuterFold], on_epoch: Callable[[str, int], None]
-    ) -> tuple[CrossValidation | None, OutOfFold | None, ComparedViews | None]:
-        if not folds:
-            return None, None, None
-        return cross_validate(self.heads, self.task, folds, self.training, self.select, on_epoch, sets=self.sets)
-
-    def on_splits(self, splits: Sequence[OuterFold], on_epoch: Callable[[str, int], None]) -> Repeats | None:
-        if not splits:
-            return None
-        return repeat(self.heads, self.task, splits, self.training, self.select, on_epoch, sets=self.sets)
 
 
 def run_experiment(
@@ -195,13 +179,11 @@ def run_experiment(
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
         development = development_of(task, training.seed)
-        folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
-        splits = repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
+        parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
+        plan = _locked(task, opened, heads, config, training, directory)
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
-        again = _Again(heads, task, training, config.select, sets)
-        folded, out_of_fold, of_views = again.in_folds(folds, in_stage("folds"))
-        repeats = again.on_splits(splits, in_stage("repeats"))
+        resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
         chosen = scored.variants[scored.selected]
@@ -214,20 +196,21 @@ def run_experiment(
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
-            cross_validation=folded,
+            cross_validation=None,
             learning_curve=curve,
             history=tuple(_epochs(fitted[views])),
             predictions=predictions_of(task, scored.probabilities),
-            out_of_fold=out_of_fold,
             leakage=leakage,
-            views=of_views or of_run,
-            repeats=summary_of(repeats, task, scored.probabilities[scored.selected]),
-            repeated=None if repeats is None else repeats.probabilities,
+            views=of_run,
         )
+        run = with_resampled(replace(run, config=replace(run.config, plan=plan)), task, resampled, scored)
         with one_thread(only_if=task.is_small):
+            run = replace(run, acquisition=acquisition_twin(task, development))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
+    run = with_earlier_looks(run, cache)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
+    enter_run(run, cache)
     return run
 
 
@@ -243,6 +226,11 @@ def _selected(
 def _check_place(directory: Path, config: ExperimentConfig) -> None:
     """Refuse what would fail only after the training, and state which earlier run will be replaced."""
     earlier = check_run_directory(directory, overwrite=config.overwrite)
+    if earlier is not None and earlier.plan is not None and not (config.lock_test or config.overwrite):
+        raise RunError(
+            f"{directory} contains a run with a locked test split. Nothing was written there. Name another folder with "
+            "--run, keep the lock with --lock-test, or replace the run with --overwrite."
+        )
     if earlier is not None:
         logger.info("%s: replaces the run of %s when training is complete", directory, earlier.created)
     if config.with_tensorboard:
@@ -281,7 +269,24 @@ def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: Traini
             f"--operating-point {config.operating_point}: of {len(task.names)} classes, the most probable one is predicted. "
             "Omit the option, or choose a positive class with --positive."
         )
-    return replace(task, rule=rule)
+    return replace(task, rule=rule, is_locked=config.lock_test)
+
+
+def _locked(
+    task: Task, cache: EmbeddingCache, heads: Sequence[HeadSpec], config: ExperimentConfig, training: TrainingConfig,
+    directory: Path,
+) -> AnalysisPlan | None:  # fmt: skip
+    """Fix the analysis plan if the test split is locked; else count this training where another run has locked it."""
+    if not config.lock_test:
+        count_training(task, cache.path, directory)
+        return None
+    if config.suspects_in_test:
+        raise TrainingError(
+            "--suspects-in-test looks at the test split, which --lock-test locks. Omit one of the options."
+        )
+    own = {**vars(config), **vars(training)}
+    unrelated = {"training", "with_tensorboard", "overwrite", "splits_from", "memory_limit", "device", "lock_test"}
+    return lock_test(task, cache, heads, {name: own[name] for name in sorted(own.keys() - unrelated)}, directory)
 
 
 def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
@@ -301,6 +306,8 @@ def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -
     for attribute in shortcuts:
         if attribute.is_shortcut:
             logger.warning("%s", attribute.warning)
+    if run.acquisition is not None and run.acquisition.is_high and run.config.plan is None:
+        logger.warning("%s", run.acquisition.warning)
     run = replace(
         run,
         comparisons=compare(task, scored),
@@ -320,6 +327,8 @@ def _warnings(run: Run) -> Iterator[str]:
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
+    if run.acquisition is not None and run.acquisition.is_high:
+        yield run.acquisition.warning
 
 
 def _run_config(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation import Estimate
-from hoarfrost.evaluation.checks import Floats
+from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.stability import instability, mean_over_splits
 from hoarfrost.experiment.compared_views import candidates_of
-from hoarfrost.experiment.development import OuterFold, outer_folds
+from hoarfrost.experiment.development import OuterFold, divided_rows, outer_folds
 from hoarfrost.experiment.splits import most_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import fit_variants
@@ -39,13 +39,17 @@ class Repeats:
 
     def influences(self, task: Task) -> Floats:
         """Return each image's influence (R, n) on the area of each split; a patient's is that of its first image."""
-        found = np.zeros(self.probabilities.shape[:2])
-        for number, one in enumerate(self.splits):
-            units = task.units(one.held_out)
-            _, influence = auc_influence(units.y, units.joined(self.probabilities[number, one.held_out]))
-            firsts = slice(None) if units.members is None else np.unique(units.members, return_index=True)[1]
-            found[number, one.held_out[firsts]] = influence
-        return found
+        pairs = zip(self.splits, self.probabilities, strict=True)
+        return np.stack([area_influence(task, one.held_out, found)[1] for one, found in pairs])
+
+
+def area_influence(task: Task, rows: Ints, probabilities: Floats) -> tuple[float, Floats]:
+    """Return the ROC AUC of probabilities (n, C) on some rows, and each image's influence (n,) on it, 0 elsewhere."""
+    units, found = task.units(rows), np.zeros(len(probabilities))
+    area, influence = auc_influence(units.y, units.joined(probabilities[rows]))
+    firsts = slice(None) if units.members is None else np.unique(units.members, return_index=True)[1]
+    found[rows[firsts]] = influence
+    return area, found
 
 
 def repeated_splits(task: Task, n_repeats: int, seed: int) -> list[OuterFold]:
@@ -59,7 +63,7 @@ def repeated_splits(task: Task, n_repeats: int, seed: int) -> list[OuterFold]:
         If the images cannot be divided.
     """
     option = f"--repeats {n_repeats}"
-    rows = np.flatnonzero(task.splits != "test") if task.has_given_test else np.arange(len(task.y))
+    rows = divided_rows(task)
     n_parts = min(N_PARTS, most_folds(task.y[rows], task.groups[rows], task.names))
     if n_parts < 2:
         raise TrainingError(

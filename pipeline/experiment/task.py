@@ -65,6 +65,8 @@ class Task:
         How the primary operating point is chosen.
     identities : ndarray (n,) uint64
         By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
+    is_locked : bool
+        Nothing but the test scores may use the test split.
     """
 
     table: DatasetTable
@@ -84,6 +86,7 @@ class Task:
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
     encoder: EncoderSpec = DEFAULT
     rule: Rule = YOUDENS_RULE
+    is_locked: bool = False
 
     @property
     def is_multilabel(self) -> bool:

@@ -12,6 +12,7 @@ from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.evaluation.subgroup_differences import AREA
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
+from hoarfrost.report.scrutiny import lock_cautions, site_cautions
 from hoarfrost.report.trust import FIGURE_TITLES
 from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
@@ -109,6 +110,7 @@ def grave_warnings(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
 
 
 def _grave(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
+    yield from (Caution(*caution) for caution in (*site_cautions(run), *lock_cautions(run)))
     weights = run.config.embeddings.weights
     if weights.startswith("random:"):
         yield Caution(
@@ -149,6 +151,8 @@ def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
         for one in run.shortcuts
         if one.is_shortcut
     ]
+    if run.acquisition is not None and run.acquisition.is_high:
+        found.append(Caution("What files tell", run.acquisition.warning, "acquisition"))
     shown = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}
     others = [Caution("Note", text, "provenance") for text in run.config.warnings if text not in shown]
     return tuple(others + found)

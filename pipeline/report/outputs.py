@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import file_identity, whole_file
 from hoarfrost.report.page import render
-from hoarfrost.runs import REPORT, Run, read_heads, read_run
+from hoarfrost.runs import REPORT, Run, read_heads, read_run, record_look
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
@@ -73,6 +73,8 @@ def report_runs(
         raise ValueError("several runs need an output, and have no figures")
     from hoarfrost.report.compare import render_comparison, side_by_side
 
+    for directory in directories:
+        record_look(directory, "report")
     page = render_comparison(side_by_side([read_run(directory) for directory in directories]))
     return Reported(_write_page(output, page))
 
@@ -131,6 +133,7 @@ def write_report(
     """
     explainer = _explainer(directory, weights) if with_explanations else None
     identity = file_identity(directory / "config.json")
+    record_look(directory, "report")
     page = render(
         read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from
     )

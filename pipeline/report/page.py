@@ -31,19 +31,18 @@ from hoarfrost.report.look import look_of
 from hoarfrost.report.methods import methods_of
 from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import Fact, provenance_of
+from hoarfrost.report.scrutiny import Scrutiny, scrutiny_of, sites_forest
 from hoarfrost.report.simulated import OF_CALIBRATION, OF_FOLDS, OF_SCORES, OF_SHARES, simulated
 from hoarfrost.report.stability import StabilitySection, stability_figures, stability_of
 from hoarfrost.report.svg import CellScale, Drawing, cell_scale, draw
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.trust import (
     CalibrationPanel,
-    ShortcutRow,
     SubgroupSection,
     calibrations,
     decision_figures,
     held_by_sets,
     shared_rows,
-    shortcut_rows,
     subgroup_forest,
     subgroup_section,
 )
@@ -119,12 +118,12 @@ class Page:
     calibrations: tuple[CalibrationPanel, ...]
     held_by_sets: tuple[str, ...]
     subgroups: SubgroupSection
-    shortcuts: tuple[ShortcutRow, ...]
     suspects: Suspects | None
     provenance: Mapping[str, tuple[Fact, ...]]
     methods: str
     checklists: Mapping[str, tuple[Item, ...]]
     external: ExternalSection | None
+    scrutiny: Scrutiny
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,7 @@ class Figures:
     calibration: tuple[Figure, ...]
     decision: tuple[Figure, ...]
     subgroups: Forest | None
+    sites: Forest | None
 
 
 def render(
@@ -231,12 +231,12 @@ def page_of(run: Run) -> Page:
         calibrations=calibrations(run, evaluation),
         held_by_sets=held_by_sets(run, evaluation),
         subgroups=subgroup_section(run.assessment, overall),
-        shortcuts=shortcut_rows(run),
         suspects=run.suspects,
         provenance=provenance_of(run.config),
         methods=methods_of(run, evaluation),
         checklists=checklists_of(run, evaluation) if run.external is None else {},
         external=external_section(run, evaluation),
+        scrutiny=scrutiny_of(run, evaluation),
     )
 
 
@@ -284,6 +284,7 @@ def figures_of(run: Run) -> Figures:
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
         decision=decision_figures(run),
         subgroups=subgroup_forest(run, evaluation),
+        sites=sites_forest(run),
     )
 
 

@@ -43,7 +43,8 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     -------
     dict of name -> Figure or Forest
         Those that the run has: "roc", "precision-recall", "areas", "learning curve", "instability", "training HEAD",
-        "calibration", "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
+        "calibration", "decision curve", "subgroups" and "sites held out"; with several labels per image, those of calibration
+        and decision are numbered by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -56,6 +57,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
         **_numbered("calibration", figures.calibration),
         **_numbered("decision curve", figures.decision),
         "subgroups": figures.subgroups,
+        "sites held out": figures.sites,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -75,7 +77,7 @@ def tables_of(run: Run) -> dict[str, Table]:
     -------
     dict of name -> Table
         Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
-        "cross-validation", "learning curve", "random splits", "views", "operating points", "calibration",
+        "cross-validation", "learning curve", "random splits", "sites held out", "views", "operating points", "calibration",
         "calibration error", "net benefit", "subgroups", "subgroup calibration", "subgroup differences",
         "heterogeneity", "calibration curve", "calibration distances", "probabilities", "shortcuts",
         "near-duplicates" and "suspect labels".
@@ -89,6 +91,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "cross-validation": _cross_validation(run),
         "learning curve": _learning_curve(run),
         "random splits": _random_splits(run),
+        "sites held out": _left_out(run),
         "views": _views(run),
         **(_assessment(run.assessment) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
@@ -217,6 +220,15 @@ def _random_splits(run: Run) -> Table:
     pairs = [] if found is None else zip(found.roc_aucs, found.selected, strict=True)
     rows = tuple((number, area, selected) for number, (area, selected) in enumerate(pairs, start=1))
     return Table(("split", "roc_auc", "selected"), rows)
+
+
+def _left_out(run: Run) -> Table:
+    columns = *_named(("held_out", "mixed"), ENDS), "selected", "reason", *ABOUT
+    rows = tuple(
+        (one.site, one.n, *_ends(one.held_out), *_ends(one.mixed), one.selected, one.reason, *_about(one.held_out))
+        for one in (() if run.left_out is None else run.left_out.sites)
+    )
+    return Table(("site", "images", *columns), rows)
 
 
 # -- how far it can be believed -----------------------------------------------------------------------------------------

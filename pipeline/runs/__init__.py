@@ -6,13 +6,16 @@ DIR/metrics.json     the scores of all heads, and the selected one
 DIR/predictions.csv  path, patient, split, label, one probability column per head
 DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
 DIR/repeats.csv      the probabilities by the heads of each repeated split, empty where they learned from the image
+DIR/left_out.csv     the probabilities by the heads that never saw the image's site, and by those of a mixed split
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
+DIR/looks.csv        looks at a locked test split, with --lock-test
 DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
 DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
 """
 
+from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.embeddings import CacheFacts, EmbeddingFacts
@@ -27,6 +30,8 @@ from hoarfrost.runs.folder import (
     read_splits,
     write_run,
 )
+from hoarfrost.runs.left_out import LeftOut, LeftOutSite
+from hoarfrost.runs.lock import AnalysisPlan, Look, record_look
 from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
@@ -66,6 +71,8 @@ __all__ = [
     "OWN_FILES",
     "REPORT",
     "SPLITS",
+    "Acquisition",
+    "AnalysisPlan",
     "Assessment",
     "CacheFacts",
     "ClassAssessment",
@@ -82,6 +89,9 @@ __all__ = [
     "FixedPoint",
     "HeadResult",
     "LearningPoint",
+    "LeftOut",
+    "LeftOutSite",
+    "Look",
     "OutOfFold",
     "OverlapCheck",
     "Predictions",
@@ -108,6 +118,7 @@ __all__ = [
     "read_heads",
     "read_run",
     "read_splits",
+    "record_look",
     "require_tensorboard",
     "scored_area",
     "shared_text",

@@ -4,13 +4,14 @@ from hashlib import file_digest
 from pathlib import Path
 
 from hoarfrost.features.errors import RunError
+from hoarfrost.runs.lock import LOOKS
 
 DIGESTS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
 def write_digests(directory: Path) -> None:
-    """Write the SHA-256 of each file of a run."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != DIGESTS)
+    """Write the SHA-256 of each file of a run but that of looks, which grows."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in {DIGESTS, LOOKS})
     lines = [f"{digest_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
     (directory / DIGESTS).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 

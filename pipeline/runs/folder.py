@@ -18,9 +18,12 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
+from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
+from hoarfrost.runs.left_out import HELD_OUT, MIXED, LeftOut
+from hoarfrost.runs.lock import LOOKS, read_looks, write_looks
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -53,8 +56,16 @@ TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later o
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
-_TABLES = ("config.json", "metrics.json", "predictions.csv", "out_of_fold.csv", "repeats.csv", "history.csv")
-OWN_FILES = frozenset({*_TABLES, DIGESTS, "heads", "tensorboard", REPORT})
+_TABLES = (
+    "config.json",
+    "metrics.json",
+    "predictions.csv",
+    "out_of_fold.csv",
+    "repeats.csv",
+    "left_out.csv",
+    "history.csv",
+)
+OWN_FILES = frozenset({*_TABLES, DIGESTS, LOOKS, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -68,10 +79,13 @@ METRICS: dict[str, Any] = {
     "suspects": Suspects | None,
     "views": ComparedViews | None,
     "repeats": RepeatedSplits | None,
+    "acquisition": Acquisition | None,
+    "left_out": LeftOut | None,
     "external": External | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views", "repeats", "external"})  # which runs of the same version may lack
+# Which runs of the same version may lack.
+_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out"})
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 
@@ -200,6 +214,8 @@ def write_run(
             write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
             if run.out_of_fold is not None:
                 write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
+            if run.by_site is not None:
+                write_out_of_fold(staging / "left_out.csv", run.by_site, run.predictions, run.config.dataset)
             if run.repeated is not None:
                 write_repeated(staging / "repeats.csv", run.repeated, run.predictions, run.config.dataset)
             write_history(staging / "history.csv", run.history)
@@ -207,6 +223,8 @@ def write_run(
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
+            if run.config.plan is not None and not is_evaluation:
+                write_looks(staging / LOOKS, run.looks)
             write_digests(staging)
             # Again: a report may have been written meanwhile.
             check_run_directory(run.directory, overwrite=overwrite, evaluates=is_evaluation)
@@ -235,6 +253,10 @@ def read_run(directory: Path) -> Run:
         with _reading(directory / "out_of_fold.csv") as path:
             names = [result.name for result in cross_validation.results]
             out_of_fold = read_out_of_fold(path, names, config.dataset, predictions.paths)
+    by_site = None
+    if found["left_out"] is not None:
+        with _reading(directory / "left_out.csv") as path:
+            by_site = read_out_of_fold(path, (HELD_OUT, MIXED), config.dataset, predictions.paths)
     repeated = None
     if found["repeats"] is not None:
         with _reading(directory / "repeats.csv") as path:
@@ -242,8 +264,9 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "history.csv") as path:
         history = read_history(path)
     return Run(
-        directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated, **found
-    )
+        directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated,
+        by_site=by_site, looks=read_looks(directory), **found,
+    )  # fmt: skip
 
 
 def read_splits(directory: Path) -> dict[str, str]:

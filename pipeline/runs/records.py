@@ -14,8 +14,11 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
+from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.embeddings import EmbeddingFacts
 from hoarfrost.runs.external import External
+from hoarfrost.runs.left_out import LeftOut
+from hoarfrost.runs.lock import AnalysisPlan, Look
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
 from hoarfrost.runs.trust import Assessment, Suspects
 
@@ -72,6 +75,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     validation split. `select` is how the head was selected: "mean" or "best", by out-of-fold or validation loss; "auc" in
     runs of earlier versions, by validation ROC AUC. `evaluates` names what `hoarfrost evaluate` scored, and
     `fixed_on` what thresholds were chosen on, if not on the run's own validation; both are empty for what `train` wrote.
+    `plan` was fixed before training if the test split is locked.
     """
 
     command: str
@@ -88,6 +92,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     select: str = "auc"
     evaluates: str = ""
     fixed_on: str = ""
+    plan: AnalysisPlan | None = None
 
     @property
     def validation(self) -> str:
@@ -251,7 +256,8 @@ class Run:
     Every run that `train` wrote has `leakage`, `assessment` and `suspects`. What `evaluate` wrote has `external`; its
     cohort is the split "test", and `val` of a head has no scores where these are not known. `repeated`, (R, n, C)
     float64, are the probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads
-    learned from.
+    learned from. `by_site` are those of `left_out`; its folds are the numbers of sites.
+    `looks` are those at a locked test split.
     """
 
     directory: Path
@@ -273,6 +279,10 @@ class Run:
     repeats: RepeatedSplits | None = None
     repeated: "npt.NDArray[np.float64] | None" = None
     external: External | None = None
+    acquisition: Acquisition | None = None
+    left_out: LeftOut | None = None
+    by_site: OutOfFold | None = None
+    looks: tuple[Look, ...] = ()
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

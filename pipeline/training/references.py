@@ -106,7 +106,9 @@ class ReferenceFit:
     probabilities: Floats
 
 
-def fit_references(x: Rows, y: Ints, folds: Sequence[Fold], train: Ints, rows: Ints) -> list[ReferenceFit]:
+def fit_references(
+    x: Rows, y: Ints, folds: Sequence[Fold], train: Ints, rows: Ints, *, kinds: Sequence[Reference] = REFERENCES
+) -> list[ReferenceFit]:
     """Fit each reference in the setting that has the lowest pooled log loss over folds.
 
     Parameters
@@ -121,6 +123,8 @@ def fit_references(x: Rows, y: Ints, folds: Sequence[Fold], train: Ints, rows: I
         The rows of the last fit, in the chosen setting.
     rows : ndarray (m,) int64
         The rows that the last fit predicts.
+    kinds : sequence of Reference
+        Which to fit.
 
     Returns
     -------
@@ -141,7 +145,7 @@ def fit_references(x: Rows, y: Ints, folds: Sequence[Fold], train: Ints, rows: I
     labels = list(y.T) if y.ndim == 2 else [y]
     problems = _Problems(x, y, labels, 2 if y.ndim == 2 else int(y.max()) + 1)
     fewest = min(int((label[fitted_rows(y, fold.train)] >= 0).sum()) for fold in folds for label in labels)
-    grids = {one: [one.settings_for(fewest)] * len(labels) for one in REFERENCES}
+    grids = {one: [one.settings_for(fewest)] * len(labels) for one in kinds}
     pooled = {one: problems.unpredicted(len(each[0]), len(y)) for one, each in grids.items()}
     for fold in folds:
         for one, found in problems.predictions(fold.train, fold.val, grids).items():
@@ -161,7 +165,7 @@ def fit_references(x: Rows, y: Ints, folds: Sequence[Fold], train: Ints, rows: I
             words, n_train = one.describe([each.setting for each in chosen[one]]), len(fitted_rows(y, train))
             out_of_fold = problems.columns(np.stack([each.out_of_fold for each in chosen[one]]))
             fits.append(ReferenceFit(one.name, words, n_train, out_of_fold, problems.columns(probabilities[:, 0])))
-    for name in {one.name for one in REFERENCES} - {fit.name for fit in fits}:
+    for name in {one.name for one in kinds} - {fit.name for fit in fits}:
         logger.warning("%s: left out of the references, because it cannot be fitted on so few images", name)
     return fits
 

@@ -37,6 +37,7 @@ def write_labelled_cache(
     views: Mapping[str, npt.NDArray[np.float32]] | None = None,
     lacking: Mapping[str, Collection[int]] | None = None,
     layers: Sequence[int] = (),
+    sizes: Sequence[int] | None = None,
 ) -> Path:
     """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes.
 
@@ -65,7 +66,7 @@ def write_labelled_cache(
             rows=np.array([-1 if i in unreadable else 0 for i in range(n)]),
             labels=list(labels),
             errors=[f"truncated after {i} bytes" if i in unreadable else "" for i in range(n)],
-            sizes=np.ones(n, np.int64),
+            sizes=np.ones(n, np.int64) if sizes is None else np.array(sizes, np.int64),
             mtimes_ns=np.ones(n, np.int64),
             splits=splits,
             patients=patients,

@@ -110,6 +110,7 @@ def training_progress(n_heads: int, config: "ExperimentConfig") -> "Iterator[Cal
     stages = {
         "heads": f"training {heads}", "folds": f"training {heads} in {config.n_folds} folds",
         "repeats": f"training {heads} on {config.n_repeats} random splits",
+        "sites": f"training {heads} without each {config.leave_out}",
         "curve": "training the selected head on shares of the patients", "scores": "scoring",
     }  # fmt: skip
 

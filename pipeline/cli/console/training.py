@@ -1,6 +1,6 @@
 """The result of `train` as text: heads, intervals, operating points, folds."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hoarfrost.cli.console.lines import table
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CrossValidation,
         FixedPoint,
         HeadResult,
+        LeftOut,
         ReferenceResult,
         RepeatedSplits,
         Run,
@@ -23,11 +24,22 @@ if TYPE_CHECKING:
 SHOWN_HEADS = 20  # in a table
 
 
+def train_document(run: "Run") -> "dict[str, Any]":
+    """Return what `train --json` prints: the scores, but those of a locked test split."""
+    from hoarfrost.experiment.locking import hidden
+    from hoarfrost.runs import metrics_document
+
+    # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
+    return {**metrics_document(hidden(run)), "run": str(run.directory), "forward_images": 0}
+
+
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
+    from hoarfrost.experiment.locking import hidden
     from hoarfrost.experiment.splits import rule_named
     from hoarfrost.runs import precision_text, together_text
 
+    run = hidden(run)
     split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
     lines = _heads_table(run, shown, split)
@@ -51,22 +63,39 @@ def train_text(run: "Run") -> str:
     lines += _method_lines([*map(_scores_of, shown), *map(_scores_of, run.references)])
     lines += [precision] if (precision := precision_text(run)) else []
     lines += _decision_lines(_scores_of(run.head(run.selected)))
-    if split != "test":
-        lines.append(
-            f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
-            "for it."
-        )
+    lines += _no_test_lines(run, split)
     lines += [f"{head.name}: {alarm}" for head in shown for alarm in head.alarms]
     n_train = run.config.dataset.n_split["train"]
     if run.references and run.references[0].n_train < n_train:
         lines.append(f"The references are fitted on {run.references[0].n_train:,} of the {n_train:,} training images.")
     lines += _assessment_lines(run.assessment, run.config.validation)
+    lines += _acquisition_lines(run, split)
     lines += _label_lines(run, split)
     lines += _cross_validation_lines(run.cross_validation)
     lines += _random_splits_lines(run.repeats)
+    lines += _left_out_lines(run.left_out)
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
     return "\n".join([*lines, f"run {run.directory}"])
+
+
+def _no_test_lines(run: "Run", split: str) -> "Iterator[str]":
+    """Name the reason why there are no test scores: there is no test split, or it is locked."""
+    from hoarfrost.report.words import several
+
+    plan = run.config.plan
+    if split != "test" and plan is not None:
+        looks = f" Earlier runs looked at them {several(len(run.looks), 'time')}." if run.looks else ""
+        yield (
+            f"The test split ({several(plan.n_test, 'image')}) is locked: these are {run.config.validation} scores, which "
+            f"also chose the head. `report` shows the test scores, and counts this as a look.{looks}"
+        )
+        yield f"Analysis plan SHA-256 {plan.digest}, fixed {plan.created} before training."
+    elif split != "test":
+        yield (
+            f"There is no test split. These are {run.config.validation} scores, which also chose the head: they are too high "
+            "for it."
+        )
 
 
 def _sizes(run: "Run") -> str:
@@ -212,6 +241,15 @@ def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
     return ", ".join(f"{name} {_estimate_text(one)}" for name, one in estimates.items())
 
 
+def _acquisition_lines(run: "Run", split: str) -> "Iterator[str]":
+    """Show the ROC AUC of a classifier without pixels, next to that of the selected head."""
+    if run.acquisition is not None:
+        yield (
+            f"What files tell without looking at the image ({', '.join(run.acquisition.facts)}): {split} AUC "
+            f"{_estimate_text(run.acquisition.scored)}"
+        )
+
+
 # -- folds and shares -----------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +292,20 @@ def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
             f"  Probabilities of single images vary with a standard deviation of {one.spread:.3f} on average; the predicted "
             f"class changes in {one.changed:.1%} of the splits that held an image out."
         )
+
+
+def _left_out_lines(found: "LeftOut | None") -> "Iterator[str]":
+    """Describe what heads score at sites that they did not learn from, and by how much that is less than with sites mixed."""
+    if found is None:
+        return
+    yield (
+        f"Each {found.column} held out, mean ROC AUC (95% CI): {_estimate_text(found.held_out)}; mixed split "
+        f"{_estimate_text(found.mixed)}; drop {_estimate_text(found.drop)}"
+    )
+    for one in found.sites:
+        areas = f"{_estimate_text(one.held_out)}, in the mixed split {_estimate_text(one.mixed)}"
+        yield f"  {one.site}, {one.n:,} images: " + (f"not scored: {one.reason}" if one.reason else areas)
+    yield f"  {found.expectation}"
 
 
 def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":

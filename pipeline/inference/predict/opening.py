@@ -9,7 +9,7 @@ from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.inference.predict.predictor import FALSE_ALARMS, Predictor
-from hoarfrost.runs import HeadResult, RunHeads, check_digest, read_heads
+from hoarfrost.runs import HeadResult, RunHeads, check_digest, read_heads, record_look
 
 
 def open_predictor(
@@ -76,6 +76,7 @@ class ListedHead:
 def list_heads(directory: Path) -> tuple[ListedHead, ...]:
     """Return a run's heads; each head file is read. Raise RunError if the folder is not a run that can be read."""
     run = read_heads(directory)
+    record_look(directory, "heads")
     return tuple(_listed(run, head) for head in run.heads)
 
 

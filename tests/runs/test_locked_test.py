@@ -1,0 +1,173 @@
+"""`train --lock-test`: a plan that is fixed before training, and looks at the test scores that are counted."""
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hoarfrost.cli import main
+from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+from hoarfrost.features.errors import RunError, TrainingError
+from hoarfrost.heads.specs import parse_heads
+from hoarfrost.report.outputs import report_runs
+from hoarfrost.report.page import page_of
+from hoarfrost.runs import Run, read_run, record_look
+from hoarfrost.runs.digests import write_digests
+from hoarfrost.runs.lock import LOOKS, ledger_of, locked_runs, read_looks
+from hoarfrost.training import TrainingConfig
+from tests.support.cohorts import write_cohort
+from tests.support.labelled import mixed, write_labelled_cache
+from tests.support.predicted import train_on_pictures
+
+LABELS = mixed({"benign": 60, "malignant": 40})
+QUICK = TrainingConfig(epochs=3, seeds=1)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return write_labelled_cache(tmp_path / "c.h5", LABELS, attributes={"site": [f"s{i % 2}" for i in range(100)]})
+
+
+def trained(cache: Path, name: str = "run", *, lock_test: bool = True, **options: object) -> Run:
+    config = ExperimentConfig(training=QUICK, lock_test=lock_test, **options)  # type: ignore[arg-type]
+    return run_experiment(cache, cache.parent / name, parse_heads(["linear"]), config)
+
+
+def test_plan_is_that_of_the_data_and_the_settings(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        plan = trained(cache).config.plan
+    assert plan is not None
+    assert plan.is_intact
+    assert plan.digest in caplog.text  # printed before training
+    assert plan.n_test == 23
+    again = trained(cache).config.plan
+    assert again is not None
+    assert (again.test, again.splits, again.labels, again.embeddings) == (
+        plan.test, plan.splits, plan.labels, plan.embeddings,
+    )  # fmt: skip
+    other = trained(cache, "other", operating_point="sensitivity=0.9").config.plan
+    assert other is not None
+    assert (other.test, other.digest == plan.digest) == (plan.test, False)
+    assert other.settings["operating_point"] == "sensitivity=0.9"
+
+
+def test_training_shows_no_test_score_and_is_no_look(cache: Path) -> None:
+    run = cache.parent / "run"
+    arguments = ["train", "--cache", str(cache), "--run", str(run), "--head", "linear", "--epochs", "3", "--lock-test"]
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 0, found.output
+    assert "test AUC" not in found.output
+    assert "The test split (23 images) is locked" in found.output
+    assert f"Analysis plan SHA-256 {read_run(run).config.plan.digest}" in found.output  # type: ignore[union-attr]
+    document = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert all(head["test"] is None for head in document["heads"])
+    assert document["assessment"] is None
+    assert read_looks(run) == ()
+
+
+def test_each_report_is_a_look_and_the_first_has_no_caution(cache: Path) -> None:
+    directory = trained(cache).directory
+    for number in (1, 2, 3):
+        page = report_runs([directory]).report.read_text()
+        assert f"{number} look{'s' * (number > 1)} at its scores" in page
+        cautions = [one.text for one in page_of(read_run(directory)).grave if one.title == "Locked test split"]
+        assert [f"looked at {number} times" in text for text in cautions] == [True] * (number > 1)
+    read_run(directory)  # its digests are those of before
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=directory, check=False)
+    assert done.returncode == 0
+
+
+def test_looks_of_concurrent_commands_are_all_counted(cache: Path) -> None:
+    directory = trained(cache).directory
+    code = (
+        "import sys; from pathlib import Path; from hoarfrost.runs.lock import record_look\n"
+        "for i in range(20): record_look(Path(sys.argv[1]), f'look, {i}')"
+    )
+    several = [subprocess.Popen([sys.executable, "-c", code, str(directory)]) for _ in range(4)]
+    assert [one.wait(120) for one in several] == [0] * 4
+    with (directory / LOOKS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["command"] for row in rows) == sorted(f"look, {i}" for i in range(20) for _ in range(4))
+    assert record_look(directory, "last") == 81
+
+
+def test_training_again_on_the_same_images_is_a_look_and_a_locked_one_inherits_them(cache: Path) -> None:
+    first = trained(cache).directory
+    trained(cache, "open", lock_test=False)
+    (look,) = read_looks(first)
+    assert look.command == f"train --run {cache.parent / 'open'}"
+    assert trained(cache, "second").looks == (look,)
+    assert trained(cache).looks == (look,)  # the run was replaced, its looks were not
+    assert {path.name for path in locked_runs(cache)} == {"run", "second"}
+    report_runs([first])
+    assert [one.command for one in trained(cache, "third").looks] == [look.command, "report"]
+    assert ledger_of(cache).read_text().count("\n") == 3
+
+
+def test_an_open_training_does_not_replace_a_locked_run(cache: Path) -> None:
+    directory = trained(cache).directory
+    with pytest.raises(RunError, match="contains a run with a locked test split"):
+        trained(cache, lock_test=False)
+    assert read_looks(directory) == ()
+    assert trained(cache, lock_test=False, overwrite=True).config.plan is None
+    assert record_look(directory, "report") is None
+
+
+def test_folds_and_sites_do_not_use_locked_images(cache: Path) -> None:
+    run = trained(cache, n_folds=3, n_repeats=2, leave_out="site")
+    test = run.rows_of("test")
+    assert run.out_of_fold is not None
+    assert run.by_site is not None
+    assert run.repeated is not None
+    assert set(np.array(run.out_of_fold.folds)[test]) == set(np.array(run.by_site.folds)[test]) == {-1}
+    assert np.isnan(run.repeated[:, test]).all()
+
+
+def test_what_cannot_be_locked_or_recorded_is_refused(tmp_path: Path) -> None:
+    splits = ["train", "val"] * 50
+    path = write_labelled_cache(tmp_path / "c.h5", LABELS, splits=splits)
+    with pytest.raises(TrainingError, match="has no test split"):
+        trained(path)
+    other = write_labelled_cache(tmp_path / "d.h5", LABELS)
+    with pytest.raises(TrainingError, match="--suspects-in-test looks at the test split"):
+        trained(other, suspects_in_test=True)
+    directory = trained(other).directory
+    (directory / LOOKS).unlink()
+    (directory / LOOKS).mkdir()
+    with pytest.raises(RunError, match="cannot be recorded"):
+        report_runs([directory])
+
+
+def test_a_plan_that_was_changed_is_named(cache: Path) -> None:
+    run = trained(cache)
+    path = run.directory / "config.json"
+    content = json.loads(path.read_text())
+    content["plan"]["settings"]["operating_point"] = "threshold=0.1"
+    path.write_text(json.dumps(content))
+    write_digests(run.directory)  # as one who hides the change would
+    assert any(one.title == "Analysis plan" for one in page_of(read_run(run.directory)).grave)
+
+
+@pytest.mark.usefixtures("free_backbone")
+def test_every_command_that_shows_test_scores_is_a_look_and_predict_is_none(tmp_path: Path) -> None:
+    pictures = train_on_pictures(tmp_path)
+    locked, cohort = trained(pictures.cache, "locked").directory, write_cohort(tmp_path / "hospital_b")
+
+    def command(*arguments: object) -> None:
+        found = CliRunner().invoke(main, list(map(str, arguments)))
+        assert found.exit_code == 0, found.output
+
+    command("predict", pictures.images, "--run", locked, "--output", tmp_path / "p.csv")
+    assert read_looks(locked) == ()
+    command("heads", locked)
+    command("plan", "--run", locked, "--auc", 0.9)
+    command("evaluate", cohort, "--run", locked, "--output", tmp_path / "e")
+    command("report", "--run", locked, "--run", pictures.run, "--output", tmp_path / "both.html")
+    command("report", "--run", tmp_path / "e")  # it is no run, and was counted when it was written
+    assert [look.command for look in read_looks(locked)] == ["heads", "plan", f"evaluate {cohort}", "report"]
