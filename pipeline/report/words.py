@@ -13,7 +13,7 @@ def decimal(value: float | None) -> str:
     """Write a share or an area: "0.843"; None as a dash."""
     if value is None:
         return NONE
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)  # + 0.0: no minus before zero
+    return f"{value:z.3f}".replace("-", MINUS)  # z: no minus before zero. NumPy's own rounding would differ from Python's
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
