@@ -263,7 +263,7 @@ def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
         yield f"Learning curve of {run.selected}, {split} ROC AUC (mean, lowest and highest of the draws):"
     for point in run.learning_curve:
         aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
-        yield f"  {share}: {sum(aucs) / len(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
+        yield f"  {share}: {point.mean:.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
     if (outlook := outlook_of(run)) is not None:
         yield f"  {outlook_text(outlook)}"
 
