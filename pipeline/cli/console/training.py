@@ -226,6 +226,8 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     for result in folds.results:
         by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
         yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
+    if any(result.difference for result in folds.results):
+        yield "  p is corrected by Holm's method for all comparisons; the intervals of differences are not."
     yield f"  {folds.meaning}"
     if folds.held_by_sets is not None:
         held = _estimate_text(folds.held_by_sets)
