@@ -41,7 +41,8 @@ _SHARE = ShareType(0, 1, min_open=True, max_open=True)
 )  # fmt: skip
 @opts.option(
     "--linear-predictor", "Mean and standard deviation of the predicted log-odds, if they are normal.  [default: those of "
-    "the run, or, without one or with --auc, normal in each class, for the ROC AUC]", group=opts.SCORING, type=float, nargs=2, metavar="MEAN SD",
+    "the run, or, without one or with --auc, normal in each class, for the ROC AUC]", group=opts.SCORING, type=float,
+    nargs=2, metavar="MEAN SD",
 )  # fmt: skip
 @opts.json_flag
 def plan(

@@ -211,7 +211,9 @@ def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float =
     information = predictor.weights * p * (1 - p)
     i00, i01, i11 = (float((information * predictor.values**power).sum()) for power in range(3))
     if not i00 * i11 - i01**2 > 1e-12 * i00**2:
-        raise ValueError("predicted probabilities are all equal, or all 0 or 1, so no calibration slope can be estimated")
+        raise ValueError(
+            "predicted probabilities are all equal, or all 0 or 1, so no calibration slope can be estimated"
+        )
     return i00 / (i00 * i11 - i01**2) / (width / (2 * Z)) ** 2
 
 

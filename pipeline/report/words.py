@@ -13,7 +13,8 @@ def decimal(value: float | None) -> str:
     """Write a share or an area: "0.843"; None as a dash."""
     if value is None:
         return NONE
-    return f"{value:z.3f}".replace("-", MINUS)  # z: no minus before zero. NumPy's own rounding would differ from Python's
+    # z: no minus before zero. Not round(): NumPy's differs from Python's.
+    return f"{value:z.3f}".replace("-", MINUS)
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
