@@ -74,6 +74,18 @@ def plan(
     from hoarfrost.cli.console.summaries import plan_text
     from hoarfrost.report.planning import plan_of
 
+    _check(run, given, linear_predictor)
+    widths = {"width": width, "calibration_width": calibration_width}
+    try:
+        found = plan_of(run, given, linear_predictor=linear_predictor, **widths)
+    except ValueError as error:
+        raise click.UsageError(f"No plan for these values: {error}.") from error
+    document = {**dataclasses.asdict(found), "largest": found.largest.quantity}
+    opts.emit(as_json, document, plan_text(found))
+
+
+def _check(run: Path | None, given: dict[str, Any], linear_predictor: tuple[float, float] | None) -> None:
+    """Refuse options that lack others, or that no study has."""
     if run is None and None in (given["prevalence"], given["auc"]):
         raise click.UsageError("Pass --prevalence and --auc, or a run with --run DIR.")
     if run is None and given["icc"] is not None and (given["images_per_patient"] or 1) == 1:
@@ -82,10 +94,3 @@ def plan(
         raise click.UsageError("--linear-predictor: mean and standard deviation must be finite numbers.")
     if linear_predictor is not None and not linear_predictor[1] > 0:
         raise click.UsageError("--linear-predictor: the standard deviation must be above 0.")
-    widths = {"width": width, "calibration_width": calibration_width}
-    try:
-        found = plan_of(run, given, linear_predictor=linear_predictor, **widths)
-    except ValueError as error:
-        raise click.UsageError(f"No plan for these values: {error}.") from error
-    document = {**dataclasses.asdict(found), "largest": found.largest.quantity}
-    opts.emit(as_json, document, plan_text(found))
