@@ -1,6 +1,7 @@
 """Commands before a study: plan."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ _SHARE = ShareType(0, 1, min_open=True, max_open=True)
 )  # fmt: skip
 @opts.option(
     "--linear-predictor", "Mean and standard deviation of the predicted log-odds, if they are normal.  [default: those of "
-    "the run, else normal in each class, for the ROC AUC]", group=opts.SCORING, type=float, nargs=2, metavar="MEAN SD",
+    "the run, or, without one or with --auc, normal in each class, for the ROC AUC]", group=opts.SCORING, type=float,
+    nargs=2, metavar="MEAN SD",
 )  # fmt: skip
 @opts.json_flag
 def plan(
@@ -72,11 +74,23 @@ def plan(
     from hoarfrost.cli.console.summaries import plan_text
     from hoarfrost.report.planning import plan_of
 
-    if run is None and None in (given["prevalence"], given["auc"]):
-        raise click.UsageError("Pass --prevalence and --auc, or a run with --run DIR.")
-    if linear_predictor is not None and not linear_predictor[1] > 0:
-        raise click.UsageError("--linear-predictor: the standard deviation must be above 0.")
+    _check(run, given, linear_predictor)
     widths = {"width": width, "calibration_width": calibration_width}
-    found = plan_of(run, given, linear_predictor=linear_predictor, **widths)
+    try:
+        found = plan_of(run, given, linear_predictor=linear_predictor, **widths)
+    except ValueError as error:
+        raise click.UsageError(f"No plan for these values: {error}.") from error
     document = {**dataclasses.asdict(found), "largest": found.largest.quantity}
     opts.emit(as_json, document, plan_text(found))
+
+
+def _check(run: Path | None, given: dict[str, Any], linear_predictor: tuple[float, float] | None) -> None:
+    """Refuse options that lack others, or that no study has."""
+    if run is None and None in (given["prevalence"], given["auc"]):
+        raise click.UsageError("Pass --prevalence and --auc, or a run with --run DIR.")
+    if run is None and given["icc"] is not None and (given["images_per_patient"] or 1) == 1:
+        raise click.UsageError("--icc: pass --images-per-patient too; with one image per patient it changes nothing.")
+    if linear_predictor is not None and not all(map(math.isfinite, linear_predictor)):
+        raise click.UsageError("--linear-predictor: mean and standard deviation must be finite numbers.")
+    if linear_predictor is not None and not linear_predictor[1] > 0:
+        raise click.UsageError("--linear-predictor: the standard deviation must be above 0.")

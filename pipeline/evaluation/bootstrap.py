@@ -337,7 +337,9 @@ def per_patient(y_true: Ints, probabilities: Floats, groups: Ints, how: str = "m
             f"{lowest[mixed[0]]} and {highest[mixed[0]]}). Score images, or make the task binary"
         )
     if how == "mean":
-        joined = np.add.reduceat(probabilities[order], starts) / np.bincount(numbers)[:, None]
+        first = probabilities[order[starts]]  # from which equal probabilities differ by nothing, however many they are
+        rest = np.add.reduceat(probabilities[order] - first[numbers[order]], starts)
+        joined = first + rest / np.bincount(numbers)[:, None]
     elif how == "max":
         joined = np.maximum.reduceat(probabilities[order], starts)
         if probabilities.shape[1] == 2:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtr
@@ -60,9 +60,9 @@ def compare_heads(
     Returns
     -------
     tuple of Comparison
-        All but the selected head, in the given order. Heads that rank the samples alike have z = 0 and p = 1. A test is
-        undefined if the AUCs differ but the estimated variance of the difference is zero: one head separates the
-        classes perfectly, and the other is constant.
+        All but the selected head, in the given order. Heads that rank the samples alike have z = 0 and p = 1. There is
+        no interval if the estimated variance of the difference is zero because heads separate the classes perfectly. The
+        test is undefined if the AUCs differ then: the other head is constant.
 
     Raises
     ------
@@ -89,6 +89,8 @@ def compare_heads(
         estimate, variance = difference(
             other_auc - auc, other_influence - influence, groups, level=level, inflation=inflation
         )
+        if variance < _ROUNDING**2 and {auc, other_auc} & {0, 1}:  # perfect on these samples, which is no certainty
+            estimate = replace(estimate, low=None, high=None)
         rows.append((name, estimate, _z_test(other_auc - auc, variance)))
     corrected = iter(holm([tested[1] for *_, tested in rows if tested is not None]).tolist())
     return tuple(

@@ -1,7 +1,7 @@
 """How many images a wanted width of a 95% interval needs: before a study, and for a larger test set."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from hoarfrost.evaluation.intervals import NEAR_ONE
 Z = normal_quantile(0.95)
 WIDTHS = (0.1, 0.05, 0.02, 0.01, 0.005)  # that a larger test set may have
 N_NODES = 60  # of the quadrature over a normal distribution: exact to six digits up to a standard deviation of 5
-MOST = 1e12
+MOST = 1e12  # images; no study is larger
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def images_for_area(auc: float, prevalence: float, width: float) -> float:
     def wider(n: float) -> float:
         return 2 * Z * math.sqrt(newcombe_variance(auc, n * prevalence, n * (1 - prevalence))) - width
 
-    return float(brentq(wider, 2, MOST))
+    return _narrow_enough(wider, 2)
 
 
 def _images_by_limits(auc: float, prevalence: float, width: float) -> float:
@@ -184,7 +184,14 @@ def _images_by_limits(auc: float, prevalence: float, width: float) -> float:
         low, high = newcombe_limits(auc, n * prevalence, n * (1 - prevalence))
         return high - low - width
 
-    return float(brentq(wider, 1e-6, MOST))
+    return _narrow_enough(wider, 1e-6)
+
+
+def _narrow_enough(wider: Callable[[float], float], least: float) -> float:
+    """Return the images, `least` or more, with which an interval is not wider than wanted."""
+    if wider(MOST) > 0:
+        raise ValueError(f"such an interval of the ROC AUC needs more than {MOST:,.0f} images")
+    return float(brentq(wider, least, MOST)) if wider(least) > 0 else least
 
 
 def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float = 1.0) -> float:
@@ -193,7 +200,7 @@ def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float =
     Raises
     ------
     ValueError
-        If log-odds do not vary, or the width is not positive.
+        If probabilities are all equal, or all 0 or 1; or the width is not positive.
 
     References
     ----------
@@ -203,8 +210,10 @@ def images_for_slope(predictor: LinearPredictor, width: float, *, slope: float =
     p = expit(slope * predictor.values)
     information = predictor.weights * p * (1 - p)
     i00, i01, i11 = (float((information * predictor.values**power).sum()) for power in range(3))
-    if i00 * i11 - i01**2 <= 1e-12 * i00**2:
-        raise ValueError("the predicted log-odds do not vary")
+    if not i00 * i11 - i01**2 > 1e-12 * i00**2:
+        raise ValueError(
+            "predicted probabilities are all equal, or all 0 or 1, so no calibration slope can be estimated"
+        )
     return i00 / (i00 * i11 - i01**2) / (width / (2 * Z)) ** 2
 
 
@@ -263,7 +272,7 @@ def plan_study(assumed: Assumed, *, width: float = 0.1, calibration_width: float
     Raises
     ------
     ValueError
-        As `images_for_area`; or if log-odds do not vary.
+        As `images_for_area` and `images_for_slope`; or if a quantity needs more images than any study has.
     """
     times = assumed.design_effect
     found = tuple(
@@ -293,6 +302,8 @@ def _independent(assumed: Assumed, width: float, by: float) -> Iterator[tuple[st
 
 
 def _needed(quantity: str, value: float, width: float, n_images: float, assumed: Assumed) -> Needed:
+    if n_images > MOST:
+        raise ValueError(f"{quantity} with an interval of width {width:g} needs more than {MOST:,.0f} images")
     patients = math.ceil(n_images / assumed.images_per_patient - 1e-9)
     images = math.ceil(max(n_images, patients * assumed.images_per_patient) - 1e-9)
     return Needed(quantity, value, width, images, patients, math.ceil(patients * assumed.prevalence - 1e-9))

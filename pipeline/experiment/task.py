@@ -265,8 +265,9 @@ def read_task(
     groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
     identities = identities_of(cache.keys(table.rows[readable]), patients)
     kept = None if earlier is None else kept_splits(earlier, table, readable)
+    of_units = _of_patients(y, len(names), patients, per_patient)
     splits, split_by = _splits(
-        table, readable, y, groups, names, seed, cross_fit=cross_fit, identities=identities, earlier=kept
+        table, readable, of_units, groups, names, seed, cross_fit=cross_fit, identities=identities, earlier=kept
     )
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
@@ -286,6 +287,17 @@ def _state_unseen(cache: EmbeddingCache, table: DatasetTable, readable: npt.NDAr
             "%s: the bytes of %s images are not known, because their embeddings were imported. Identical files are not "
             "searched among them; near-duplicates are, by their embeddings.", table.name, f"{n_unseen:,}",
         )  # fmt: skip
+
+
+def _of_patients(y: Ints, n_classes: int, patients: Sequence[str] | None, per_patient: str | None) -> Ints:
+    """Return the classes that splits need enough of: the images', or if patients are scored, those of their patients."""
+    if patients is None or per_patient is None or y.ndim == 2:
+        return y
+    try:
+        units = units_of(y, n_classes, patient_numbers(patients), per_patient)
+    except ValueError:  # `_check_per_patient` says why patients cannot be scored
+        return y
+    return y if units.members is None else units.y[units.members]
 
 
 def _check_per_patient(task: Task) -> None:

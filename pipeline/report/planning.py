@@ -17,6 +17,7 @@ from hoarfrost.runs import Run, read_run, record_look, scored_area
 
 WIDTH, CALIBRATION_WIDTH = 0.1, 0.2
 LEAST = 1e-6  # a probability of 0 has no log-odds
+LARGEST = 1_000_000  # patients; beyond, probabilities hardly vary, and the number says no more
 
 
 def plan_of(
@@ -57,6 +58,8 @@ def plan_of(
         assumed = replace(assumed_of(opened, evaluation_of(opened), width=width, prevalence=prevalence), **known)
         if known.keys() & {"auc", "images_per_patient", "icc"}:  # the run's own interval no longer shows the need
             assumed = replace(assumed, images_for_area=None)
+        if "auc" in known:  # nor do its probabilities have this area
+            assumed = replace(assumed, linear_predictor=None)
     if linear_predictor is not None:
         assumed = replace(assumed, linear_predictor=LinearPredictor.normal(*linear_predictor))
     try:
@@ -120,8 +123,12 @@ def needs_text(run: Run, evaluation: Evaluation) -> str:
     except (RunError, ValueError):
         return ""
     unit = "patient" if plan.images_per_patient != 1 else evaluation.unit
-    parts = [f"{one.quantity} ({one.width:.2f}) {several(one.patients, unit)}" for one in plan.needed[1:]]
+    parts = [f"{one.quantity} ({one.width:.2f}) {_number(one.patients, unit)}" for one in plan.needed[1:]]
     return (
         "To validate this head on new images like these, intervals of these widths need: "
         f"{listed(parts)} (Riley et al. 2021; see hoarfrost plan)."
     )
+
+
+def _number(n: int, unit: str) -> str:
+    return several(n, unit) if n <= LARGEST else f"more than {several(LARGEST, unit)}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median_low
 
 import numpy as np
 
@@ -70,13 +69,13 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class LearningRow:
-    """One share of the training patients, and the lowest, median and highest ROC AUC of its draws."""
+    """One share of the training patients, and the lowest, mean and highest ROC AUC of its draws."""
 
     share: float
     n_patients: int
     n_images: int
     least: float
-    middle: float
+    mean: float
     greatest: float
 
 
@@ -186,29 +185,29 @@ def learning_rows(points: Sequence[LearningPoint]) -> tuple[LearningRow, ...]:
     return tuple(
         LearningRow(
             point.share, point.n_patients, point.n_images,
-            min(point.roc_aucs), median_low(point.roc_aucs), max(point.roc_aucs),
+            min(point.roc_aucs), point.mean, max(point.roc_aucs),
         )
         for point in points
     )  # fmt: skip
 
 
 def learning_figure(run: Run, evaluation: Evaluation) -> Figure | None:
-    """Describe the learning curve: the median draw at each number of training images, and all draws as dots."""
+    """Describe the learning curve: the mean of the draws at each number of training images, and all draws as dots."""
     rows = learning_rows(run.learning_curve)
     if len(rows) < 2:
         return None
     sizes = np.array([row.n_images for row in rows], dtype=np.float64)
-    middle = np.array([row.middle for row in rows])
+    mean = np.array([row.mean for row in rows])
     draws = [
         (row.n_images, area) for row, point in zip(rows, run.learning_curve, strict=True) for area in point.roc_aucs
     ]
     x, y = np.array(draws, dtype=np.float64).T
     outlook = outlook_of(run)
     assert outlook is not None
-    gain = rows[-1].middle - rows[-2].middle
+    gain = rows[-1].mean - rows[-2].mean
     message = (
         f"Learning curve of {run.selected} on {evaluation.samples()}: from {several(rows[0].n_images, 'training image')} "
-        f"to {rows[-1].n_images:,} the median ROC AUC goes from {decimal(rows[0].middle)} to {decimal(rows[-1].middle)}. "
+        f"to {rows[-1].n_images:,} the mean ROC AUC goes from {decimal(rows[0].mean)} to {decimal(rows[-1].mean)}. "
         f"The last step {'still rises' if gain > 0 else 'does not rise'}. {outlook_text(outlook)}"
     )
     further = _further(outlook)
@@ -216,7 +215,7 @@ def learning_figure(run: Run, evaluation: Evaluation) -> Figure | None:
     panel = Panel(
         Axis("training images", 0, high, _size_ticks(high)),
         area_axis(f"{evaluation.split_name} ROC AUC", [*y.tolist(), *(low for one in further for low in one.y)]),
-        (Curve("median draw", sizes, middle, series=0, strong=True), *further),
+        (Curve("mean of the draws", sizes, mean, series=0, strong=True), *further),
         marks=(Marks("one draw", x, y, None, None, series=1),),
     )
     return Figure(message, (panel,))

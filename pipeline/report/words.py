@@ -13,7 +13,8 @@ def decimal(value: float | None) -> str:
     """Write a share or an area: "0.843"; None as a dash."""
     if value is None:
         return NONE
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)  # + 0.0: no minus before zero
+    # z: no minus before zero. Not round(): NumPy's differs from Python's.
+    return f"{value:z.3f}".replace("-", MINUS)
 
 
 def interval(ends: Sequence[float | None] | None) -> str:

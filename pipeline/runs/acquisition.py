@@ -6,7 +6,10 @@ from hoarfrost.evaluation.estimates import Estimate
 
 MARGIN = 0.05
 """A classifier whose interval begins this far above 0.5 is worth a caution."""
-MEANING = "A head may have learnt how images were acquired instead of the disease, unless the disease itself changes these facts."
+MEANING = (
+    "A head may have learnt how images were acquired instead of the disease, unless the disease itself changes these "
+    "facts."
+)
 
 
 @dataclass(frozen=True)

@@ -55,4 +55,7 @@ def outlook_text(found: Extrapolation) -> str:
         f"{found.values[i]:.3f} ({found.low[i]:.3f} to {found.high[i]:.3f}) with {n} times as many training images"
         for i, n in ((-2, DRAWN), (-1, FURTHEST))
     )
-    return f"Extrapolated, not measured (inverse power law, 95% band): {twice}, {most}."
+    return (
+        f"Extrapolated, not measured (inverse power law, 95% band): {twice}, {most}. At the last point, which is one draw, "
+        f"the law has {found.values[0]:.3f}."
+    )

@@ -1,6 +1,7 @@
 """The records of heads trained on parts of the data: folds, random splits, the learning curve."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from hoarfrost.evaluation import Comparison, Scores, Share
 from hoarfrost.evaluation.estimates import Estimate
@@ -83,3 +84,8 @@ class LearningPoint:
     n_images: int
     roc_aucs: tuple[float, ...]
     by_draw: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The mean ROC AUC, which every output shows."""
+        return fmean(self.roc_aucs)

@@ -48,6 +48,8 @@ class Recalibration:
         """The calibration error compared with that of perfectly calibrated probabilities, and before and after scaling."""
         before, after, fit = self.before, self.after, self.temperature
         larger = "no larger than" if before.error <= SAME_ERROR * before.error_by_chance else "larger than"
+        if larger == "larger than" and before.error_interval is not None and before.error_interval[0] <= 0:
+            larger = "not clearly larger than"
         scaling = f"Temperature scaling (T = {fit.temperature:.2f})"
         if fit.reason:
             effect = f"No temperature scaling (T = 1): {fit.reason}."

@@ -48,12 +48,31 @@ def test_table_has_what_is_stated_and_marks_the_largest_need(hoarfrost: Hoarfros
         (["--auc", 0.8], "Pass --prevalence and --auc"),
         (["--prevalence", 0.2, "--auc", 0.4], "--auc"),
         (["--prevalence", 0.2, "--auc", 0.8, "--linear-predictor", 0, 0], "above 0"),
+        (["--prevalence", 0.2, "--auc", 0.8, "--linear-predictor", "nan", 1], "must be finite"),
+        (["--prevalence", 0.2, "--auc", 0.8, "--linear-predictor", 1000, 1], "no calibration slope can be estimated"),
+        (["--prevalence", 0.2, "--auc", 0.5000001], "no calibration slope can be estimated"),
+        (["--prevalence", 0.2, "--auc", 0.8, "--width", 1e-6], "needs more than 1,000,000,000,000 images"),
+        (["--prevalence", 1e-13, "--auc", 0.95], "needs more than 1,000,000,000,000 images"),
+        (["--prevalence", 0.2, "--auc", 0.8, "--calibration-width", 1e-9], "calibration slope with an interval of"),
+        (["--prevalence", 0.2, "--auc", 0.8, "--icc", 0.5], "--images-per-patient"),
     ],
 )
 def test_wrong_use_is_named(hoarfrost: Hoarfrost, arguments: list[object], message: str) -> None:
     done = hoarfrost("plan", *arguments)
     assert done.status == 2
     assert message in done.stderr
+
+
+def test_widths_are_printed_as_given(hoarfrost: Hoarfrost) -> None:
+    printed = hoarfrost("plan", "--prevalence", 0.2, "--auc", 0.8, "--width", 0.075).stdout
+    assert "0.800    0.075" in printed
+    assert "1.000    0.20 " in printed
+
+
+def test_another_area_than_that_of_the_run_has_other_probabilities(hoarfrost: Hoarfrost, run: Path) -> None:
+    stated = ("--prevalence", 0.3, "--auc", 0.7, "--icc", 1, "--images-per-patient", 3, "--json")
+    of_run, alone = (json.loads(hoarfrost("plan", *more, *stated).stdout) for more in (("--run", run), ()))
+    assert of_run["needed"][1] == alone["needed"][1]
 
 
 def test_a_run_gives_what_is_assumed_and_its_statement_is_that_of_the_plan(hoarfrost: Hoarfrost, run: Path) -> None:

@@ -80,9 +80,12 @@ def test_threshold_is_what_probabilities_are_compared_with_and_the_rules_of_one_
     assert shown.count("threshold >= ") == len({point.point.threshold for point in points} - {None})
 
 
-def recalibration(before: float, after: float, chance: float = 0.077, *, at_limit: bool = False) -> Recalibration:
+def recalibration(
+    before: float, after: float, chance: float = 0.077, *, at_limit: bool = False, low: float | None = None
+) -> Recalibration:
     fit = TemperatureFit(1.07, 0.5, 0.5, at_limit)
-    one, other = (Calibration(error, chance, (), ()) for error in (before, after))
+    ends = None if low is None else (low, 0.2)
+    one, other = (Calibration(error, chance, (), (), error_interval=ends) for error in (before, after))
     return Recalibration(fit, one, other)
 
 
@@ -101,6 +104,8 @@ def recalibration(before: float, after: float, chance: float = 0.077, *, at_limi
             recalibration(0.120, 0.060),
             "larger than chance (0.077). Temperature scaling (T = 1.07) reduced it to 0.060.",
         ),
+        (recalibration(0.120, 0.120, low=0.01), "0.120, larger than chance (0.077)."),
+        (recalibration(0.120, 0.120, low=0.0), "0.120, not clearly larger than chance (0.077)."),
         (recalibration(0.120, 0.120), "0.120, larger than chance (0.077). Temperature scaling (T = 1.07) did not"),
         (
             recalibration(0.079, 0.040),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hoarfrost.evaluation import compare_heads, macro_auc_ci, roc_auc, roc_aucs, score
+from hoarfrost.evaluation import compare_heads, macro_auc_ci, per_patient, roc_auc, roc_aucs, score
 from hoarfrost.evaluation.bootstrap import weighted_auc
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.discrimination import auc_influence
@@ -52,3 +52,19 @@ def test_interval_is_around_the_printed_area() -> None:
     y_true, p = drawn(3, has_ties=True)
     low, high = macro_auc_ci(y_true, two_columns(p))
     assert (low + high) / 2 == pytest.approx(roc_auc(y_true, p), abs=1e-15)
+
+
+def test_equal_scores_of_patients_with_several_images_stay_equal() -> None:
+    """A mean of three times 0.3 in another digit than 0.3 would rank patients by their number of images."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), rng.integers(1, 12, 40))
+    equal = two_columns(np.full(len(patients), 0.394))
+    joined = per_patient(patients % 2, equal, patients)
+    assert roc_auc(joined.y_true, joined.probabilities[:, 1]) == 0.5
+
+
+def test_heads_that_no_sample_distinguishes_have_no_interval_of_their_difference() -> None:
+    y_true = np.arange(40) % 2
+    perfect, also = two_columns(np.where(y_true == 1, 0.9, 0.2)), two_columns(y_true * 0.5 + np.arange(40) / 100)
+    (found,) = compare_heads(y_true, {"a": perfect, "b": also}, "a")
+    assert (found.difference.value, found.difference.interval, found.p) == (0, None, 1)

@@ -239,6 +239,18 @@ def test_per_patient_scores_are_those_of_joined_probabilities(tmp_path: Path, ho
     assert read_run(run.directory).config.per_patient == how
 
 
+def test_splits_have_patients_of_both_classes_where_patients_are_scored(tmp_path: Path) -> None:
+    """Most positive patients have negative images too, which do not make them negative patients."""
+    labels = [label for i in range(60) for label in ("benign", "benign", "malignant" if i % 5 else "benign")]
+    for number in range(6):  # patients' names decide their split
+        patients = [f"{number}-{i // 3}" for i in range(len(labels))]
+        cache = write_labelled_cache(tmp_path / f"{number}" / "c.h5", labels, patients=patients)
+        run = train(cache, positive=["malignant"], per_patient="mean")
+        test = run.heads[0].test
+        assert test is not None
+        assert test.auc.interval is not None
+
+
 def test_per_patient_without_patients_is_refused(tmp_path: Path) -> None:
     cache = write_labelled_cache(tmp_path / "c.h5", mixed(TWO))
     with pytest.raises(TrainingError, match="--per-patient mean: the dataset 'phantoms' has no patient column"):

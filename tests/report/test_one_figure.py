@@ -170,3 +170,19 @@ def test_the_interval_has_one_statement_of_its_width_and_it_is_the_terminals(run
     found = metrics_document(run)["precision"]
     area = run.head(run.selected).test.auc  # type: ignore[union-attr]
     assert found["width"] == pytest.approx(area.high - area.low)  # type: ignore[operator]
+
+
+def test_card_has_the_thresholds_of_patients_next_to_their_results(tmp_path: Path) -> None:
+    patients = [f"p{number // 2}" for number in range(240)]
+    labels = [label for label in mixed({"benign": 70, "malignant": 50}) for _ in range(2)]
+    cache = write_labelled_cache(
+        tmp_path / "c.h5", labels, patients=patients, embeddings=embeddings_of(labels, distance=0.07)
+    )
+    run = read_run(train(cache, positive=["malignant"], per_patient="max").directory)
+    card = model_card(run, saved(run), "m.onnx", [])
+    assert run.assessment is not None
+    for fixed in run.assessment.classes[0].points:
+        if fixed.result is not None:
+            shown = text(fixed.result.sensitivity.value, *(fixed.result.sensitivity.interval or (None, None)))
+            assert f"| {fixed.point.threshold:.6g} | {shown} |" in card
+    assert "For single images" in card

@@ -167,6 +167,8 @@ def test_area_under_the_drawn_steps_is_the_average_precision(sample: Sample) -> 
         (0.0625, "0.062"),
         (0.1875, "0.188"),
         (-0.0001, "0.000"),
+        (0.8625, "0.863"),
+        (np.float64(0.8625), "0.863"),
         (-0.031, "\N{MINUS SIGN}0.031"),
         (None, "\N{EM DASH}"),
     ],

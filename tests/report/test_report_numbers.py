@@ -145,6 +145,7 @@ def test_every_number_among_the_results_is_in_metrics(reported: Reported, kind: 
     outlook = outlook_of(run)
     further = "" if outlook is None else outlook_text(outlook)
     stated |= set(NUMBER.findall(f"{precision_text(run)} {needs_text(run, evaluation_of(run))} {further}"))
+    stated |= {decimal(point.mean) for point in run.learning_curve}
     stated |= numbers_of(config["dataset"]["cohort"]) | figures_of_cohort(config["dataset"]["cohort"])
     assert unknown(page.pieces, numbers_of(metrics, settings) | WORDS | stated) == set()
 

@@ -116,7 +116,7 @@ def plan_text(plan: "Plan") -> str:
     for one in plan.needed:
         counts = [one.images, one.patients, one.cases] if has_several else [one.patients, one.cases]
         mark = "*" if one is plan.largest else ""
-        rows.append((mark, one.quantity, f"{one.assumed:.3f}", f"{one.width:.2f}", *(f"{n:,}" for n in counts)))
+        rows.append((mark, one.quantity, f"{one.assumed:.3f}", _width(one.width), *(f"{n:,}" for n in counts)))
     most = plan.largest
     lines = [*table(rows), f"* {most.quantity} needs most: {most.patients:,} patients, {most.cases:,} of them positive"]
     lines.append(f"Assumed: prevalence {plan.prevalence:.3g}. Widths are those of 95% intervals (Riley et al. 2021).")
@@ -127,6 +127,11 @@ def plan_text(plan: "Plan") -> str:
             f"{plan.design_effect:.2f})."
         )
     return "\n".join(lines)
+
+
+def _width(width: float) -> str:
+    """Write a width as it was given, with two digits at least."""
+    return max(f"{width:.2f}", f"{width:g}", key=len)
 
 
 def cache_info_text(info: "CacheInfo") -> str:

@@ -264,6 +264,8 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     for result in folds.results:
         by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
         yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
+    if any(result.difference for result in folds.results):
+        yield "  p is corrected by Holm's method for all comparisons; the intervals of differences are not."
     yield f"  {folds.meaning}"
     if folds.held_by_sets is not None:
         held = _estimate_text(folds.held_by_sets)
@@ -315,7 +317,7 @@ def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
         yield f"Learning curve of {run.selected}, {split} ROC AUC (mean, lowest and highest of the draws):"
     for point in run.learning_curve:
         aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
-        yield f"  {share}: {sum(aucs) / len(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
+        yield f"  {share}: {point.mean:.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
     if (outlook := outlook_of(run)) is not None:
         yield f"  {outlook_text(outlook)}"
 

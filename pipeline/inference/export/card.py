@@ -169,6 +169,9 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
     yield (
         "Chosen on the validation split. A class is predicted if its calibrated probability is at or above the threshold. "
         "The first rule of each class decides what `hoarfrost predict` reports.\n"
+        if run.config.per_patient is None
+        else "For single images, chosen on the validation split. A class is predicted if its calibrated probability is at or "
+        "above the threshold. Patients have other thresholds, see below.\n"
     )
     columns = ("threshold", "before calibration", "validation sensitivity", "validation specificity")
     rows = [
@@ -183,7 +186,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
         yield f"\nResults on the {evaluation.split_name} split, per {run.assessment.unit} (95% CI):\n"
         results = [
             (
-                one.name, rule(fixed.point.name),
+                one.name, rule(fixed.point.name), f"{fixed.point.threshold:.6g}",
                 estimate_text(fixed.result.sensitivity),
                 estimate_text(fixed.result.specificity),
             )
@@ -191,7 +194,7 @@ def _thresholds(run: Run, head: SavedHead, evaluation: Evaluation) -> Iterator[s
             for fixed in one.points
             if fixed.result is not None
         ]  # fmt: skip
-        yield from _table(("class", "rule", "sensitivity", "specificity"), results)
+        yield from _table(("class", "rule", "before calibration", "sensitivity", "specificity"), results)
         yield from (f"\n{_text(sentence)}" for sentence in promises(run.assessment))
         reasons = [
             (one.name, fixed.point) for one in run.assessment.classes for fixed in one.points if fixed.result is None
