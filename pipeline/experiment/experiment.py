@@ -208,9 +208,9 @@ def run_experiment(
             run = replace(run, acquisition=acquisition_twin(task, development))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
-    run = with_earlier_looks(run, cache)
+    run = with_earlier_looks(run, opened)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
-    enter_run(run, cache)
+    enter_run(run, opened)
     return run
 
 
@@ -278,7 +278,7 @@ def _locked(
 ) -> AnalysisPlan | None:  # fmt: skip
     """Fix the analysis plan if the test split is locked; else count this training where another run has locked it."""
     if not config.lock_test:
-        count_training(task, cache.path, directory)
+        count_training(task, cache, directory)
         return None
     if config.suspects_in_test:
         raise TrainingError(

@@ -9,7 +9,7 @@ from itertools import compress
 from pathlib import Path
 
 from hoarfrost.experiment.task import Task
-from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.cache import EmbeddingCache, JoinedCache
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import Run, read_splits
@@ -63,16 +63,16 @@ def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def with_earlier_looks(run: Run, cache: Path) -> Run:
+def with_earlier_looks(run: Run, cache: EmbeddingCache) -> Run:
     """Return a run with the looks that runs of the same cache, such as the one it replaces, had at its locked test images."""
     if run.config.plan is None:
         return run
-    same = [one for one in locked_runs(cache) if (plan_in(one) or {}).get("test") == run.config.plan.test]
+    same = [one for one in _locked_runs(cache) if (plan_in(one) or {}).get("test") == run.config.plan.test]
     looks = dict.fromkeys(look for one in same for look in read_looks(one))
     return replace(run, looks=tuple(sorted(looks, key=astuple)))
 
 
-def count_training(task: Task, cache: Path, directory: Path) -> None:
+def count_training(task: Task, cache: EmbeddingCache, directory: Path) -> None:
     """Count a training without a lock as a look at each locked test split of the cache whose images it uses.
 
     Raises
@@ -81,7 +81,7 @@ def count_training(task: Task, cache: Path, directory: Path) -> None:
         If such a run is damaged, or the look cannot be recorded.
     """
     paths: set[str] | None = None
-    for run in locked_runs(cache):
+    for run in _locked_runs(cache):
         paths = set(compress(task.table.paths, task.readable)) if paths is None else paths
         n_shared = sum(split == "test" and path in paths for path, split in read_splits(run).items())
         if n_shared:
@@ -92,10 +92,20 @@ def count_training(task: Task, cache: Path, directory: Path) -> None:
             record_look(run, f"train --run {directory}")
 
 
-def enter_run(run: Run, cache: Path) -> None:
-    """Add a run with a locked test split to the ledger of its cache."""
+def enter_run(run: Run, cache: EmbeddingCache) -> None:
+    """Add a run with a locked test split to the ledger of its cache, or of each of its caches."""
     if run.config.plan is not None:
-        enter(cache, run.directory)
+        for path in _paths(cache):
+            enter(path, run.directory)
+
+
+def _locked_runs(cache: EmbeddingCache) -> list[Path]:
+    return list(dict.fromkeys(run for path in _paths(cache) for run in locked_runs(path)))
+
+
+def _paths(cache: EmbeddingCache) -> list[Path]:
+    """Return the file of a cache, or those of several that are one."""
+    return [part.path for part in cache.parts] if isinstance(cache, JoinedCache) else [cache.path]
 
 
 def hidden(run: Run) -> Run:
