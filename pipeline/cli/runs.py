@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hoarfrost.cli import options as opts
-from hoarfrost.cli.types import PathType, RuleType, ShareType, SizeType
+from hoarfrost.cli.types import NamesType, PathType, RuleType, ShareType, SizeType
 from hoarfrost.heads.config import TrainingConfig
 
 
@@ -112,6 +112,11 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.SCORING, type=RuleType(), default="youden", metavar="RULE",
 )  # fmt: skip
 @opts.option(
+    "--covariates", "Attribute columns, such as age,sex. Adds a model on them alone and one on both, and by how much images "
+    "improve on them.", group=opts.SCORING, type=NamesType(), default=(), metavar="COLUMN,...",
+    show_default=False,
+)  # fmt: skip
+@opts.option(
     "--suspects-in-test", "Also list images of the test split among the labels to check. Labels that are corrected there by "
     "this list make test scores too high.", group=opts.SCORING, is_flag=True,
 )  # fmt: skip
@@ -162,6 +167,7 @@ def train(
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache resnet.h5 --cache uni.h5 --run runs/both
+      hoarfrost train --cache images.h5 --run runs/clinical --covariates age,sex --folds 5
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console.progress import interruptible, training_progress

@@ -14,7 +14,8 @@ import numpy as np
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
 from hoarfrost.experiment.compared_views import choose_views
-from hoarfrost.experiment.crossval import NESTED, cross_validate
+from hoarfrost.experiment.covariates import added_value, in_folds, on_test, read_covariates
+from hoarfrost.experiment.crossval import NESTED, Folded, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, OuterFold, development_of, outer_folds
 from hoarfrost.experiment.earlier import warn_of_moved
@@ -35,9 +36,7 @@ from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     ComparedViews,
-    CrossValidation,
     Epoch,
-    OutOfFold,
     Run,
     RunConfig,
     check_run_directory,
@@ -140,9 +139,9 @@ class _Again:
 
     def in_folds(
         self, folds: Sequence[OuterFold], on_epoch: Callable[[str, int], None]
-    ) -> tuple[CrossValidation | None, OutOfFold | None, ComparedViews | None]:
+    ) -> Folded:
         if not folds:
-            return None, None, None
+            return Folded()
         return cross_validate(self.heads, self.task, folds, self.training, self.select, on_epoch, sets=self.sets)
 
     def on_splits(self, splits: Sequence[OuterFold], on_epoch: Callable[[str, int], None]) -> Repeats | None:
@@ -194,13 +193,14 @@ def run_experiment(
     with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
+        columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
         development = development_of(task, training.seed)
         folds = outer_folds(task, config.n_folds, training.seed) if config.n_folds else []
         splits = repeated_splits(task, config.n_repeats, training.seed) if config.n_repeats else []
         sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
         (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
         again = _Again(heads, task, training, config.select, sets)
-        folded, out_of_fold, of_views = again.in_folds(folds, in_stage("folds"))
+        folded = again.in_folds(folds, in_stage("folds"))
         repeats = again.on_splits(splits, in_stage("repeats"))
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
@@ -214,17 +214,19 @@ def run_experiment(
             selected=scored.selected,
             heads=scored.heads,
             references=scored.references,
-            cross_validation=folded,
+            cross_validation=folded.summary,
             learning_curve=curve,
             history=tuple(_epochs(fitted[views])),
             predictions=predictions_of(task, scored.probabilities),
-            out_of_fold=out_of_fold,
+            out_of_fold=folded.out_of_fold,
             leakage=leakage,
-            views=of_views or of_run,
+            views=folded.views or of_run,
             repeats=summary_of(repeats, task, scored.probabilities[scored.selected]),
             repeated=None if repeats is None else repeats.probabilities,
         )
         with one_thread(only_if=task.is_small):
+            parts = {"test": on_test(task, scored), "folds": in_folds(folds, folded)}
+            run = replace(run, covariates=added_value(task, columns, parts, config.prevalence))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
@@ -319,6 +321,8 @@ def _warnings(run: Run) -> Iterator[str]:
             yield run.leakage.conflicting.warning
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
+    if run.covariates is not None:
+        yield from (one.caution for one in run.covariates.columns if one.caution)
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
 
 

@@ -18,6 +18,7 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
+from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
@@ -69,9 +70,10 @@ METRICS: dict[str, Any] = {
     "views": ComparedViews | None,
     "repeats": RepeatedSplits | None,
     "external": External | None,
+    "covariates": Covariates | None,
 }
 """The parts of a run that `metrics.json` contains."""
-_LATER_PARTS = frozenset({"views", "repeats", "external"})  # which runs of the same version may lack
+_LATER_PARTS = frozenset({"views", "repeats", "external", "covariates"})  # which runs of the same version may lack
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 

@@ -14,6 +14,7 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
+from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.embeddings import EmbeddingFacts
 from hoarfrost.runs.external import External
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
@@ -273,6 +274,7 @@ class Run:
     repeats: RepeatedSplits | None = None
     repeated: "npt.NDArray[np.float64] | None" = None
     external: External | None = None
+    covariates: Covariates | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""
