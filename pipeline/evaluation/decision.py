@@ -114,10 +114,11 @@ def net_benefit(
     influence : ndarray (n,) float64
     """
     if prevalence is None:
-        terms: Floats = treated * np.where(y_true == 1, 1.0, -np.asarray(odds))
+        terms = treated.astype(np.float64) * np.where(y_true == 1, 1.0, -np.asarray(odds))
         return float(terms.mean()), of_mean(terms).values
     is_positive = (y_true == 1).astype(np.float64)
-    hits, alarms = treated * is_positive, treated * (1 - is_positive) * odds
+    hits: Floats = treated * is_positive
+    alarms: Floats = treated * (1 - is_positive) * odds
     value = prevalence * hits.sum() / is_positive.sum() - (1 - prevalence) * alarms.sum() / (1 - is_positive).sum()
     moved = of_ratio(hits, is_positive).values, of_ratio(alarms, 1 - is_positive).values
     return float(value), prevalence * moved[0] - (1 - prevalence) * moved[1]

@@ -1,21 +1,30 @@
 """What images add to covariates: models with one, the other and both, on the run's own splits and folds."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
 
 from hoarfrost.evaluation import apply_temperature, fit_temperature, macro_roc_auc
-from hoarfrost.evaluation.added_value import BOTH, CLINICAL, IMAGES, Scored, decision_curves, gains, joined, model_scores
+from hoarfrost.evaluation.added_value import (
+    BOTH,
+    CLINICAL,
+    IMAGES,
+    Scored,
+    decision_curves,
+    gains,
+    joined,
+    model_scores,
+)
 from hoarfrost.evaluation.calibration import at_prevalence
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.subgroups import MISSING, all_numbers_of, with_missing
 from hoarfrost.experiment.classes import column_named
 from hoarfrost.experiment.crossval import NESTED, Folded
 from hoarfrost.experiment.development import OuterFold
-from hoarfrost.experiment.results import Scored as ScoredVariants
+from hoarfrost.experiment.results import Scored as Variants
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs.covariates import AddedValue, CovariateFacts, Covariates
@@ -70,7 +79,9 @@ def _column(name: str, cells: Sequence[str]) -> Covariate:
     if numbers is not None:
         levels = dict.fromkeys(numbers[~missing].tolist())
     if len(levels) < 2:
-        what = "has no value in any image" if not levels else f"is {next(iter(levels))!r} in every image that has a value"
+        what = (
+            "has no value in any image" if not levels else f"is {next(iter(levels))!r} in every image that has a value"
+        )
         raise TrainingError(f"{where} {what}, so it cannot predict anything. Omit it.")
     if numbers is None and len(levels) > MOST_LEVELS:
         odd = next(text for text in levels if all_numbers_of([text]) is None)
@@ -81,13 +92,13 @@ def _column(name: str, cells: Sequence[str]) -> Covariate:
     return Covariate(name, np.array(texts), missing, numbers)
 
 
-def on_test(task: Task, scored: ScoredVariants) -> list[Part]:
+def _on_test(task: Task, scored: Variants) -> list[Part]:
     """Return the test split as a part, of which the models are fitted on the validated images; none without one."""
     test = task.scored.get("test")
     return [] if test is None else [Part(task.validated, test, scored.probabilities[scored.selected])]
 
 
-def in_folds(folds: Sequence[OuterFold], folded: Folded) -> list[Part]:
+def _in_folds(folds: Sequence[OuterFold], folded: Folded) -> list[Part]:
     """Return a part for each fold of nested cross-validation; none without folds."""
     if folded.out_of_fold is None:
         return []
@@ -101,16 +112,20 @@ def in_folds(folds: Sequence[OuterFold], folded: Folded) -> list[Part]:
 
 
 def added_value(
-    task: Task, columns: Sequence[Covariate], parts: Mapping[str, Sequence[Part]], prevalence: float | None
-) -> Covariates | None:
-    """Fit and compare the models; None without covariates.
+    task: Task, columns: Sequence[Covariate], scored: Variants, folds: Sequence[OuterFold], folded: Folded,
+    prevalence: float | None,
+) -> Covariates | None:  # fmt: skip
+    """Fit and compare the models on the test split, and in folds, where there are any; None without covariates.
 
     Parameters
     ----------
     task : Task
     columns : sequence of Covariate
-    parts : mapping of sequence of Part
-        By what is scored: "test" with one part, "folds" with several.
+    scored : Scored
+        Its selected head is the model of images.
+    folds : sequence of OuterFold
+    folded : Folded
+        What nested cross-validation found in these folds.
     prevalence : float or None
         Of class 1 where the head will be used, for net benefit.
     """
@@ -120,6 +135,7 @@ def added_value(
     for one in facts:
         if one.caution:
             logger.warning("%s", one.caution)
+    parts = {"test": _on_test(task, scored), "folds": _in_folds(folds, folded)}
     results = (_result(task, columns, basis, each, prevalence) for basis, each in parts.items() if each)
     return Covariates(facts, tuple(results))
 
@@ -131,8 +147,8 @@ def _facts(one: Covariate, task: Task) -> CovariateFacts:
     alone, _ = clinical_and_both([one], blind, task.y, rows)
     if macro_roc_auc(task.y[rows], alone[rows]) >= SEPARATES:
         caution = (
-            f"The covariate {one.name} alone separates the classes perfectly. If it is known only with the diagnosis, omit it "
-            "from --covariates."
+            f"The covariate {one.name} alone separates the classes perfectly. If it is known only with the diagnosis, omit "
+            "it from --covariates."
         )
     n_levels = None if one.numbers is not None else len(np.unique(one.texts[~one.is_missing]))
     return CovariateFacts(one.name, n_levels, int(one.is_missing.sum()), caution)

@@ -14,7 +14,7 @@ import numpy as np
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
 from hoarfrost.experiment.compared_views import choose_views
-from hoarfrost.experiment.covariates import added_value, in_folds, on_test, read_covariates
+from hoarfrost.experiment.covariates import added_value, read_covariates
 from hoarfrost.experiment.crossval import NESTED, Folded, cross_validate
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, OuterFold, development_of, outer_folds
@@ -37,6 +37,7 @@ from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     ComparedViews,
     Epoch,
+    LearningPoint,
     Run,
     RunConfig,
     check_run_directory,
@@ -137,9 +138,7 @@ class _Again:
     select: str
     sets: Sequence[ViewSet]
 
-    def in_folds(
-        self, folds: Sequence[OuterFold], on_epoch: Callable[[str, int], None]
-    ) -> Folded:
+    def in_folds(self, folds: Sequence[OuterFold], on_epoch: Callable[[str, int], None]) -> Folded:
         if not folds:
             return Folded()
         return cross_validate(self.heads, self.task, folds, self.training, self.select, on_epoch, sets=self.sets)
@@ -204,10 +203,6 @@ def run_experiment(
         repeats = again.on_splits(splits, in_stage("repeats"))
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
-        chosen = scored.variants[scored.selected]
-        curve = (
-            learning_curve(chosen, task, development, training, in_stage("curve")) if config.with_learning_curve else ()
-        )
         run = Run(
             directory=directory,
             config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
@@ -215,7 +210,9 @@ def run_experiment(
             heads=scored.heads,
             references=scored.references,
             cross_validation=folded.summary,
-            learning_curve=curve,
+            learning_curve=_curve(
+                scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
+            ),
             history=tuple(_epochs(fitted[views])),
             predictions=predictions_of(task, scored.probabilities),
             out_of_fold=folded.out_of_fold,
@@ -225,8 +222,7 @@ def run_experiment(
             repeated=None if repeats is None else repeats.probabilities,
         )
         with one_thread(only_if=task.is_small):
-            parts = {"test": on_test(task, scored), "folds": in_folds(folds, folded)}
-            run = replace(run, covariates=added_value(task, columns, parts, config.prevalence))
+            run = replace(run, covariates=added_value(task, columns, scored, folds, folded, config.prevalence))
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
@@ -240,6 +236,14 @@ def _selected(
     with one_thread(only_if=task.is_small):
         views, compared = choose_views(fitted, task, development, config.select)
         return views, compared, score_variants(fitted[views], task, development, config.select, views.views)
+
+
+def _curve(
+    scored: Scored, task: Task, development: Development, training: TrainingConfig, on_epoch: Callable[[str, int], None],
+    *, wanted: bool,
+) -> tuple[LearningPoint, ...]:  # fmt: skip
+    """Return the learning curve of the selected head, if it is wanted."""
+    return learning_curve(scored.variants[scored.selected], task, development, training, on_epoch) if wanted else ()
 
 
 def _check_place(directory: Path, config: ExperimentConfig) -> None:

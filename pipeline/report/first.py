@@ -149,6 +149,8 @@ def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
         for one in run.shortcuts
         if one.is_shortcut
     ]
+    columns = () if run.covariates is None else run.covariates.columns
+    found += [Caution("Covariate", one.caution, "covariates") for one in columns if one.caution]
     shown = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}
     others = [Caution("Note", text, "provenance") for text in run.config.warnings if text not in shown]
     return tuple(others + found)

@@ -18,6 +18,7 @@ from hoarfrost.evaluation.calibration_curve import N_SPIKES
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.cohort import cohort_tables
+from hoarfrost.report.covariates import covariate_table
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
@@ -43,7 +44,8 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     -------
     dict of name -> Figure or Forest
         Those that the run has: "roc", "precision-recall", "areas", "learning curve", "instability", "training HEAD",
-        "calibration", "decision curve" and "subgroups"; with several labels per image, the last three numbered by label.
+        "covariates", "calibration", "decision curve" and "subgroups"; with several labels per image, the last three numbered
+        by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -53,6 +55,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
         "learning curve": figures.learning,
         **_numbered("instability", figures.stability),
         **{f"training {name}": one for name, one in figures.training.items()},
+        **_numbered("covariates", figures.covariates),
         **_numbered("calibration", figures.calibration),
         **_numbered("decision curve", figures.decision),
         "subgroups": figures.subgroups,
@@ -75,7 +78,7 @@ def tables_of(run: Run) -> dict[str, Table]:
     -------
     dict of name -> Table
         Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
-        "cross-validation", "learning curve", "random splits", "views", "operating points", "calibration",
+        "cross-validation", "learning curve", "random splits", "views", "covariates", "operating points", "calibration",
         "calibration error", "net benefit", "subgroups", "subgroup calibration", "subgroup differences",
         "heterogeneity", "calibration curve", "calibration distances", "probabilities", "shortcuts",
         "near-duplicates" and "suspect labels".
@@ -90,6 +93,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "learning curve": _learning_curve(run),
         "random splits": _random_splits(run),
         "views": _views(run),
+        "covariates": covariate_table(run),
         **(_assessment(run.assessment) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
         "near-duplicates": _near_duplicates(run),

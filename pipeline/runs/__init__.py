@@ -13,6 +13,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
 """
 
+from hoarfrost.runs.covariates import AddedValue, CovariateFacts, Covariates, images_alone, in_words
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.embeddings import CacheFacts, EmbeddingFacts
@@ -66,12 +67,15 @@ __all__ = [
     "OWN_FILES",
     "REPORT",
     "SPLITS",
+    "AddedValue",
     "Assessment",
     "CacheFacts",
     "ClassAssessment",
     "CohortDifference",
     "ComparedViews",
     "Confusion",
+    "CovariateFacts",
+    "Covariates",
     "CrossValidated",
     "CrossValidation",
     "DatasetFacts",
@@ -100,6 +104,8 @@ __all__ = [
     "check_run_directory",
     "class_numbers",
     "from_json",
+    "images_alone",
+    "in_words",
     "leakage_warnings",
     "metrics_document",
     "outlook_of",

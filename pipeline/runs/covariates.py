@@ -1,14 +1,10 @@
 """What a run records of covariates: the columns, and what images add to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hoarfrost.evaluation.added_value import BOTH, CLINICAL, Gain, ModelScores
 from hoarfrost.evaluation.decision import DecisionCurve
-
-IMAGES_ALONE = (
-    "This run also has a model with the covariates {names}. A head takes images alone, so its probabilities do not use them."
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,13 @@ class Covariates:
     def names(self) -> str:
         """The columns, in words."""
         return ", ".join(one.name for one in self.columns)
+
+
+def images_alone(names: Sequence[str]) -> list[str]:
+    """Return what to know of a head's predictions, if its run has covariates."""
+    if not names:
+        return []
+    return [f"The run compared its heads with covariates ({', '.join(names)}). Heads predict from the images alone."]
 
 
 def in_words(name: str) -> str:

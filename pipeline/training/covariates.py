@@ -88,7 +88,9 @@ def clinical_and_both(columns: Sequence[Covariate], images: Floats, y: Ints, fit
     features = encoded(columns, fitted)
     logs = np.log(np.clip(images, _SMALLEST, 1))
     if y.ndim == 1:
-        scores = (logs - logs.mean(axis=1, keepdims=True))[:, int(images.shape[1] == 2) :]  # of two classes, one is enough
+        scores = (logs - logs.mean(axis=1, keepdims=True))[
+            :, int(images.shape[1] == 2) :
+        ]  # of two classes, one is enough
         both = np.column_stack([features, scores])
         return _fitted(features, y, fitted, images.shape[1]), _fitted(both, y, fitted, images.shape[1])
     logits = logs - np.log(np.clip(1 - images, _SMALLEST, 1))

@@ -58,8 +58,12 @@ def _rows(where: str, found: list[tuple[Gain, ...]], truths: Floats, of_effects:
         areas = [one[place].roc_auc for one in found]
         benefits = [one[place].net_benefit for one in found]
         of_area = {
-            "used": [(one.low - truth, one.high - truth) for one, truth in zip(areas, truths[:, place, 0], strict=True)],
-            "gain that the effects allow": [(one.low - of_effects[place], one.high - of_effects[place]) for one in areas],
+            "used": [
+                (one.low - truth, one.high - truth) for one, truth in zip(areas, truths[:, place, 0], strict=True)
+            ],
+            "gain that the effects allow": [
+                (one.low - of_effects[place], one.high - of_effects[place]) for one in areas
+            ],
         }
         of_benefit = {
             "used": [

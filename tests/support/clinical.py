@@ -15,7 +15,7 @@ from tests.support.folds import Drawn, ridge
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-AGE, SEX, MISSING = 0.7, (0.4, 0.6), 0.1  # effect in standard deviations, shares of women by class, ages that are missing
+AGE, SEX, MISSING = 0.7, (0.4, 0.6), 0.1  # effect in SD, shares of women by class, missing ages
 PREVALENCE, PENALTY, N_FEATURES, N_FOLDS, THRESHOLD = 0.3, 30.0, 32, 5, 0.3
 
 
