@@ -17,7 +17,7 @@ from hoarfrost.cli.images import demo, extract, inspect
 from hoarfrost.cli.machine import doctor
 from hoarfrost.cli.options import CommandGroup
 from hoarfrost.cli.plan import plan
-from hoarfrost.cli.runs import report, train
+from hoarfrost.cli.runs import compare, report, train
 from hoarfrost.cli.serve import serve
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
@@ -75,6 +75,7 @@ for command in (
     extract,
     train,
     report,
+    compare,
     evaluate,
     predict,
     explain,

@@ -1,4 +1,4 @@
-"""Commands on runs: train, report."""
+"""Commands on runs: train, report, compare."""
 
 import dataclasses
 import sys
@@ -245,3 +245,35 @@ def report(runs: tuple[Path, ...], output: Path | None, figures: Path | None, as
     opts.emit(
         as_json, found.document(), found.text(), ("predict", "NEW_IMAGES", "--run", runs[0], "--output", "new.csv")
     )
+
+
+@click.command(cls=opts.Command)
+@click.argument("runs", type=PathType(), nargs=-1, required=True, metavar="RUN RUN...")
+@opts.option(
+    "--output", "Also write the runs side by side as a page.", type=PathType(dir_okay=False), metavar="FILE.html"
+)
+@opts.json_flag
+def compare(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Compare runs on the same test images: other encoders, heads or settings, each with the first run.
+
+    The selected heads are compared by paired tests of their ROC AUCs, corrected for the number of runs. To give runs the
+    same splits, train on the same dataset with the same seed, or with --splits-from.
+
+    Example:
+      $ hoarfrost compare runs/resnet18 runs/dinov2
+      A  runs/resnet18
+      B  runs/dinov2
+      ...
+
+    More examples:
+      hoarfrost compare runs/resnet18 runs/resnet50 runs/dinov2 --output encoders.html
+    """
+    from hoarfrost.cli.console.comparison import comparison_text
+    from hoarfrost.report import compare_runs
+
+    if len(runs) < 2:
+        raise click.UsageError("Name two runs or more: each is compared with the first.")
+    if output is not None and output.suffix.lower() not in {".html", ".htm"}:
+        raise click.UsageError(f"--output {output}: the page is HTML. Choose a name that ends in .html.")
+    found = compare_runs(runs, output=output)
+    opts.emit(as_json, found.document(), comparison_text(found))
