@@ -8,6 +8,7 @@ import numpy as np
 from hoarfrost.evaluation.added_value import CLINICAL, Gain, ModelScores
 from hoarfrost.report.figures import Axis, Curve, Figure, Panel, nice_ticks, share_axis
 from hoarfrost.report.files import Table, Value
+from hoarfrost.report.simulated import OF_GAINS, simulated
 from hoarfrost.report.words import decimal, estimate_text, listed, p_text, several
 from hoarfrost.runs import AddedValue, CovariateFacts, Run, in_words
 
@@ -42,10 +43,11 @@ class AddedSection:
 
 @dataclass(frozen=True)
 class CovariatesSection:
-    """What the report says of covariates: the columns in a sentence, and each comparison."""
+    """What the report says of covariates: the columns, each comparison, and how often its intervals held in simulations."""
 
     columns: str
     results: tuple[AddedSection, ...]
+    coverage: str
     stated: str = STATED
 
 
@@ -55,7 +57,12 @@ def covariates_section(run: Run) -> CovariatesSection | None:
     if found is None:
         return None
     kinds = [_kind(one) for one in found.columns]
-    return CovariatesSection(f"Clinical data: {listed(kinds, len(kinds))}.", tuple(map(_section, found.results)))
+    methods = [one.roc_auc.method for each in found.results for one in each.gains]
+    return CovariatesSection(
+        f"Clinical data: {listed(kinds, len(kinds))}.",
+        tuple(map(_section, found.results)),
+        simulated(methods, OF_GAINS),
+    )
 
 
 def _kind(one: CovariateFacts) -> str:
