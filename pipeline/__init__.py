@@ -6,7 +6,7 @@ libraries are loaded by the first call that needs them. `hoarfrost.evaluation` h
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ class Data:
         number: for scikit-learn's `GroupKFold`.
     paths : tuple of str, n of them
         Each image's path, relative to the dataset's folder.
+    attributes : mapping of list of str, n of them
+        The dataset's further columns by name, as texts; without those that are labels.
     """
 
     X: "npt.NDArray[np.float32]"
@@ -57,6 +59,7 @@ class Data:
     splits: "npt.NDArray[np.str_]"
     groups: "npt.NDArray[np.int64]"
     paths: tuple[str, ...]
+    attributes: Mapping[str, list[str]]
 
 
 def extract(
@@ -141,7 +144,7 @@ def load_data(
         )  # fmt: skip
         x = task.looks.array() if len(views) > 1 else task.embeddings(np.arange(len(task.y)))
     paths = tuple(task.table.paths[place] for place in np.flatnonzero(task.readable))
-    return Data(x, task.y, task.names, task.splits, task.groups, paths)
+    return Data(x, task.y, task.names, task.splits, task.groups, paths, task.attributes())
 
 
 def train(

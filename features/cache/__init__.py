@@ -5,7 +5,17 @@ from hoarfrost.features.cache.compaction import CompactSummary, compact
 from hoarfrost.features.cache.joined import JoinedCache, open_caches
 from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.known import KnownFiles
-from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, Header, Keys, Mask, are_unseen, unseen_key
+from hoarfrost.features.cache.layout import (
+    Block,
+    DatasetTable,
+    Embeddings,
+    Header,
+    Keys,
+    Mask,
+    are_unseen,
+    row_bytes,
+    unseen_key,
+)
 from hoarfrost.features.cache.lock import lock_owner
 from hoarfrost.features.cache.opened import is_hdf5
 from hoarfrost.features.cache.parts import EmbeddedFile, PartWriter
@@ -41,6 +51,7 @@ __all__ = [
     "library_versions",
     "lock_owner",
     "open_caches",
+    "row_bytes",
     "unseen_key",
     "verify",
     "write_cache_file",

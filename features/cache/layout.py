@@ -27,6 +27,7 @@ MAX_DIM = 1 << 16
 VIEW_BYTES = 8  # of a row's key in version 2: they follow the image's key
 ENCODERS_OWN = bytes(VIEW_BYTES)  # the code of the view that version 1 has alone
 UNSEEN = b"imported"  # the end of the key of an image whose bytes this program has not seen
+SECONDS = "seconds_per_image"  # an attribute of a dataset, which older files lack
 MAX_TEXT_BYTES = 1 << 24
 MAX_CELL_BYTES = 1 << 15  # a path has at most 4,096 bytes on Linux
 
@@ -200,7 +201,8 @@ class DatasetTable:
     `rows` (n,) int64 points into the embeddings; it is -1 if the image could not be read, and `errors` has the reason.
     `root` is the resolved location of the files: size and time of a path mean something only there. `sizes` and
     `mtimes_ns` (n,) int64 distinguish unchanged files from changed ones. Columns of texts may be passed as lists; they
-    are kept as `Texts`.
+    are kept as `Texts`. `seconds_per_image` is what the latest extraction took for an image that it embedded; 0 where that
+    is not known.
     """
 
     name: str
@@ -216,6 +218,7 @@ class DatasetTable:
     attributes: Mapping[str, Texts] = field(default_factory=dict)
     created: str = ""
     root: str = ""
+    seconds_per_image: float = 0.0
 
     def __post_init__(self) -> None:
         lists_to_texts(self)

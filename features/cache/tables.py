@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hoarfrost.features.cache.layout import CHUNK_ROWS, MAX_CELL_BYTES, DatasetTable, FileTable, Rows
+from hoarfrost.features.cache.layout import CHUNK_ROWS, MAX_CELL_BYTES, SECONDS, DatasetTable, FileTable, Rows
 from hoarfrost.features.cache.opened import OpenedFile
 from hoarfrost.features.columns.texts import Texts, TextsBuilder
 
@@ -33,6 +33,7 @@ class StoredTables:
                 source=self._file.text(stored, "source"),
                 root=self._file.text(stored, "root"),
                 created=self._file.text(stored, "created"),
+                seconds_per_image=float(self._file.text(stored, SECONDS)) if SECONDS in stored.attrs else 0.0,
                 paths=self._column(stored, "path"),
                 rows=self._rows(stored, name),
                 labels=self._column(stored, "label"),

@@ -21,6 +21,7 @@ from hoarfrost.features.cache.layout import (
     FORMAT,
     INDEX_FORMAT,
     MAX_CELL_BYTES,
+    SECONDS,
     SHARD_NAME_BYTES,
     Block,
     DatasetTable,
@@ -309,6 +310,7 @@ def _write_table(datasets: h5py.Group, table: DatasetTable) -> None:
         root=table.root,
         classes=json.dumps(sorted(set(table.labels.values()))),
         created=table.created or datetime.now(UTC).isoformat(timespec="seconds"),
+        **({SECONDS: f"{table.seconds_per_image:.6g}"} if table.seconds_per_image else {}),
     )
     for name, numbers in table.numbers().items():
         _write_array(group, name, np.asarray(numbers, np.int64))

@@ -56,7 +56,10 @@ def content_of(cache: EmbeddingCache, table: DatasetTable) -> Content:
         "format_version": FORMAT_VERSION,
         "fingerprint": header.fingerprint.digest,
         "header": asdict(header),
-        "dataset": {"name": table.name, "source": table.source, "root": table.root, "created": table.created},
+        "dataset": {
+            **{"name": table.name, "source": table.source, "root": table.root, "created": table.created},
+            "seconds_per_image": table.seconds_per_image,
+        },
         "attributes": attributes,
         "views": views,
     }
@@ -105,6 +108,7 @@ def _described(content: Content, description: Mapping[str, Any]) -> OwnDataset:
     dataset = description["dataset"]
     table = DatasetTable(
         name=dataset["name"], source=dataset["source"], root=dataset["root"], created=dataset["created"],
+        seconds_per_image=dataset.get("seconds_per_image", 0.0),
         paths=Texts.of(paths), rows=np.array([0 if one else -1 for one in digests], np.int64),
         labels=Texts.of(texts["label"]),
         errors=Texts.of(texts["error"]), sizes=content.numbers["size"], mtimes_ns=content.numbers["mtime_ns"],

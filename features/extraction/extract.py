@@ -98,7 +98,9 @@ def extract(
         )
         stack.enter_context(writer)
         job = Job(dataset, writer, recipe, options, on_progress, stop)
+        began = time.monotonic()
         counts, table = _embed(engine, job), job.table
+        seconds_per_image = (time.monotonic() - began) / counts.embedded if counts.embedded else 0.0
         if not table.readable.any():
             first, reason = next(iter(table.errors.items()))
             path = dataset.paths[first]
@@ -106,7 +108,7 @@ def extract(
                 f"{data}: none of the {len(dataset)} images could be read. The first: {path}: {reason.text}."
             )
         warn_of_conflicts(dataset, table.keys, table.readable)
-        writer.finish(table.for_dataset(dataset), table.keys)
+        writer.finish(replace(table.for_dataset(dataset), seconds_per_image=seconds_per_image), table.keys)
     _warn_if_constant(cache, dataset.name)
     return _summary(job, counts, cache, time.monotonic() - started)
 

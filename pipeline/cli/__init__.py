@@ -18,7 +18,7 @@ from hoarfrost.cli.machine import doctor
 from hoarfrost.cli.options import CommandGroup
 from hoarfrost.cli.plan import plan
 from hoarfrost.cli.replay import replay
-from hoarfrost.cli.runs import report, train
+from hoarfrost.cli.runs import compare, report, train
 from hoarfrost.cli.serve import serve
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError
@@ -76,6 +76,7 @@ for command in (
     extract,
     train,
     report,
+    compare,
     evaluate,
     replay,
     predict,

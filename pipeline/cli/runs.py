@@ -1,4 +1,4 @@
-"""Commands on runs: train, report."""
+"""Commands on runs: train, report, compare."""
 
 import dataclasses
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hoarfrost.cli import options as opts
-from hoarfrost.cli.types import PathType, RuleType, ShareType, SizeType
+from hoarfrost.cli.types import NamesType, PathType, RuleType, ShareType, SizeType
 from hoarfrost.heads.config import TrainingConfig
 
 
@@ -116,6 +116,11 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
     group=opts.SCORING, type=RuleType(), default="youden", metavar="RULE",
 )  # fmt: skip
 @opts.option(
+    "--covariates", "Attribute columns, such as age,sex. Adds a model on them alone and one on both, and by how much images "
+    "improve on them.", group=opts.SCORING, type=NamesType(), default=(), metavar="COLUMN,...",
+    show_default=False,
+)  # fmt: skip
+@opts.option(
     "--suspects-in-test", "Also list images of the test split among the labels to check. Labels that are corrected there by "
     "this list make test scores too high.", group=opts.SCORING, is_flag=True,
 )  # fmt: skip
@@ -170,6 +175,7 @@ def train(
       hoarfrost train --cache images.h5 --run runs/wide --head mlp:512 --head mlp:128x3,dropout=0.2
       hoarfrost train --cache xrays.h5 --run runs/findings --multilabel --label effusion --label mass
       hoarfrost train --cache resnet.h5 --cache uni.h5 --run runs/both
+      hoarfrost train --cache images.h5 --run runs/clinical --covariates age,sex --folds 5
       hoarfrost train --cache images.h5 --run runs/grid --grid lr=1e-4,1e-3 --grid weight_decay=0,1e-2,1e-1 --seeds 5
     """
     from hoarfrost.cli.console.progress import interruptible, training_progress
@@ -269,3 +275,35 @@ def _check_report(
         raise click.UsageError("--weights is for --explain: nothing else in a report needs the encoder.")
     if options["with_explanations"] and not options["with_images"]:
         raise click.UsageError("--explain shows images, but --no-images excludes them. Omit one of the two.")
+
+
+@click.command(cls=opts.Command)
+@click.argument("runs", type=PathType(), nargs=-1, required=True, metavar="RUN RUN...")
+@opts.option(
+    "--output", "Also write the runs side by side as a page.", type=PathType(dir_okay=False), metavar="FILE.html"
+)
+@opts.json_flag
+def compare(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Compare runs on the same test images: other encoders, heads or settings, each with the first run.
+
+    The selected heads are compared by paired tests of their ROC AUCs, corrected for the number of runs. To give runs the
+    same splits, train on the same dataset with the same seed, or with --splits-from.
+
+    Example:
+      $ hoarfrost compare runs/resnet18 runs/dinov2
+      A  runs/resnet18
+      B  runs/dinov2
+      ...
+
+    More examples:
+      hoarfrost compare runs/resnet18 runs/resnet50 runs/dinov2 --output encoders.html
+    """
+    from hoarfrost.cli.console.comparison import comparison_text
+    from hoarfrost.report import compare_runs
+
+    if len(runs) < 2:
+        raise click.UsageError("Name two runs or more: each is compared with the first.")
+    if output is not None and output.suffix.lower() not in {".html", ".htm"}:
+        raise click.UsageError(f"--output {output}: the page is HTML. Choose a name that ends in .html.")
+    found = compare_runs(runs, output=output)
+    opts.emit(as_json, found.document(), comparison_text(found))

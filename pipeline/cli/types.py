@@ -39,6 +39,21 @@ class DataType(PathType):
         return text if is_url(text) else super().convert(text, param, ctx)
 
 
+class NamesType(click.ParamType[tuple[str, ...]]):
+    """Names, separated by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, without blanks around them."""
+        if isinstance(value, tuple):  # the default
+            return value
+        names = tuple(name.strip() for name in str(value).split(","))
+        if not all(names):
+            self.fail(f"{value!r} has an empty name; write for example age,sex", param, ctx)
+        return names
+
+
 class SizeType(click.ParamType[int]):
     """A number of bytes: 1GB, 500MB, 2GiB, or a plain number."""
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoarfrost.evaluation.checks import Floats, Ints, checked_binary
+from hoarfrost.evaluation.checks import Bools, Floats, Ints, checked_binary
 from hoarfrost.evaluation.estimates import Estimate
-from hoarfrost.evaluation.influence import of_share
+from hoarfrost.evaluation.influence import of_mean, of_ratio
 from hoarfrost.evaluation.intervals import IntervalKind, linearised
 
 
@@ -78,22 +78,47 @@ def decision_curve(
     sensitivity = 1 - np.searchsorted(positives, at, "left") / len(positives)
     false_positive_rate = 1 - np.searchsorted(negatives, at, "left") / len(negatives)
     odds = at / (1 - at)
-    net_benefit = share * sensitivity - (1 - share) * false_positive_rate * odds
+    benefit = share * sensitivity - (1 - share) * false_positive_rate * odds
     treat_all = share - (1 - share) * odds
-    parts = tuple(at.tolist()), tuple(net_benefit.tolist()), tuple(treat_all.tolist()), share
-    influence = _influence(y_true, p, at, net_benefit, prevalence)
+    parts = tuple(at.tolist()), tuple(benefit.tolist()), tuple(treat_all.tolist()), share
+    influence = _influence(y_true, p, at, prevalence)
     plain = (Estimate(value, None, None, n=len(p)) for value in parts[1])
     found = [linearised(one, IntervalKind.BENEFIT, of, groups) for one, of in zip(plain, influence, strict=True)]
     method = next((one.method for one in found if one.method), "")
     return DecisionCurve(*parts, tuple(one.low for one in found), tuple(one.high for one in found), method)
 
 
-def _influence(y_true: Ints, p: Floats, at: Floats, net_benefit: Floats, prevalence: float | None) -> Iterator[Floats]:
+def _influence(y_true: Ints, p: Floats, at: Floats, prevalence: float | None) -> Iterator[Floats]:
     """Yield each sample's influence (n,) on the net benefit at each threshold."""
-    for threshold, benefit in zip(at.tolist(), net_benefit.tolist(), strict=True):
-        treated, odds = p >= threshold, threshold / (1 - threshold)
-        if prevalence is None:
-            yield (treated * np.where(y_true == 1, 1.0, -odds) - benefit) / len(p)
-        else:
-            hits, alarms = of_share(treated, y_true == 1).values, of_share(treated, y_true == 0).values
-            yield prevalence * hits - (1 - prevalence) * odds * alarms
+    for threshold in at.tolist():
+        yield net_benefit(y_true, p >= threshold, threshold / (1 - threshold), prevalence)[1]
+
+
+def net_benefit(
+    y_true: Ints, treated: Bools, odds: float | Floats, prevalence: float | None = None
+) -> tuple[float, Floats]:
+    """Return the net benefit of treating some samples, and each sample's influence on it.
+
+    Parameters
+    ----------
+    y_true : ndarray (n,) int64, values {0, 1}
+    treated : ndarray (n,) bool
+    odds : float or ndarray (n,) float64
+        Those of the threshold probability, which may differ between samples.
+    prevalence : float, optional
+        Of class 1 where the decision is made; the samples' own by default.
+
+    Returns
+    -------
+    value : float
+    influence : ndarray (n,) float64
+    """
+    if prevalence is None:
+        terms = treated.astype(np.float64) * np.where(y_true == 1, 1.0, -np.asarray(odds))
+        return float(terms.mean()), of_mean(terms).values
+    is_positive = (y_true == 1).astype(np.float64)
+    hits: Floats = treated * is_positive
+    alarms: Floats = treated * (1 - is_positive) * odds
+    value = prevalence * hits.sum() / is_positive.sum() - (1 - prevalence) * alarms.sum() / (1 - is_positive).sum()
+    moved = of_ratio(hits, is_positive).values, of_ratio(alarms, 1 - is_positive).values
+    return float(value), prevalence * moved[0] - (1 - prevalence) * moved[1]

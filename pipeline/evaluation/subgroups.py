@@ -132,11 +132,17 @@ def with_missing(values: Sequence[str]) -> list[str]:
 
 def numbers_of(texts: Sequence[str]) -> Floats | None:
     """Return the numbers of a column, NaN for "(missing)"; None if it has texts, or at most ten different numbers."""
-    numbers = np.array([math.nan if text == MISSING else _number(text) for text in texts])
-    known = np.array([x for x, text in zip(numbers, texts, strict=True) if text != MISSING])
-    if not len(known) or not np.isfinite(known).all() or len(np.unique(known)) <= _NUMBERS_ARE_BANDED:
+    numbers = all_numbers_of(texts)
+    if numbers is None or len(np.unique(numbers[np.isfinite(numbers)])) <= _NUMBERS_ARE_BANDED:
         return None
     return numbers
+
+
+def all_numbers_of(texts: Sequence[str]) -> Floats | None:
+    """Return the numbers of a column, however few differ, NaN for "(missing)"; None if it has texts or no known value."""
+    numbers = np.array([math.nan if text == MISSING else _number(text) for text in texts])
+    known = np.array([x for x, text in zip(numbers, texts, strict=True) if text != MISSING])
+    return numbers if len(known) and np.isfinite(known).all() else None
 
 
 def _subgroup(

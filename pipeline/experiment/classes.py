@@ -1,6 +1,7 @@
 """The classes of a dataset, of its label column or of several columns of 0 and 1, and each image's."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import compress
 from unicodedata import normalize
 
@@ -38,7 +39,7 @@ def label_matrix(
         raise TrainingError(
             "--positive is for one label per image. With --multilabel each column is a label. Omit one."
         )
-    names = tuple(dict.fromkeys(_column_named(table, name) for name in wanted)) or _columns_of_labels(table)
+    names = tuple(dict.fromkeys(column_named(table, name, "--label") for name in wanted)) or _columns_of_labels(table)
     if not names:
         raise TrainingError(
             f"--multilabel: the dataset {table.name!r} has no column with both 0 and 1 and nothing else. "
@@ -47,8 +48,14 @@ def label_matrix(
     return names, np.column_stack([_label_column(table, name) for name in names])[readable]
 
 
-def _column_named(table: DatasetTable, wanted: str) -> str:
-    """Return the column of this name; case, and whether umlauts are composed, make no difference."""
+def column_named(table: DatasetTable, wanted: str, option: str) -> str:
+    """Return the attribute of this name; case, and whether umlauts are composed, make no difference.
+
+    Raises
+    ------
+    TrainingError
+        If there is none; `option` is what the user passed the name to.
+    """
 
     def spelled(name: str) -> str:
         return normalize("NFC", name).lower().replace("/", "\N{DIVISION SLASH}")  # as the cache keeps it
@@ -56,9 +63,12 @@ def _column_named(table: DatasetTable, wanted: str) -> str:
     for name in table.attributes:
         if spelled(name) == spelled(wanted):
             return name
+    alike = get_close_matches(spelled(wanted), {spelled(name): name for name in table.attributes}, 1)
+    nearest = next((name for name in table.attributes if spelled(name) in alike), None)
     raise TrainingError(
-        f"--label {wanted}: the dataset {table.name!r} has no such column. It has: "
-        f"{', '.join(table.attributes) or '(none)'}."
+        f"{option} {wanted}: the dataset {table.name!r} has no such column. "
+        + ("" if nearest is None else f"Did you mean {nearest}? ")
+        + f"It has: {', '.join(table.attributes) or '(none)'}."
     )
 
 

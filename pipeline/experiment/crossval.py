@@ -1,6 +1,7 @@
 """Nested cross-validation: the whole procedure within each outer fold; the predictions of what it left out are pooled."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,19 @@ from hoarfrost.training.references import MAJORITY, fit_references
 NESTED = "selected in each fold"
 
 
+@dataclass(frozen=True)
+class Folded:
+    """The result of cross-validation; empty if there was none.
+
+    `inside` are the out-of-fold probabilities (n, C) of the head that each fold selected, for the fold's development set.
+    """
+
+    summary: CrossValidation | None = None
+    out_of_fold: OutOfFold | None = None
+    views: ComparedViews | None = None
+    inside: tuple[Floats, ...] = ()
+
+
 def cross_validate(
     specs: Sequence[HeadSpec],
     task: Task,
@@ -33,7 +47,7 @@ def cross_validate(
     on_epoch: Callable[[str, int], None],
     *,
     sets: Sequence[ViewSet] = (),
-) -> tuple[CrossValidation, OutOfFold, ComparedViews | None]:
+) -> Folded:
     """Train every variant within every outer fold, select one in each, and score the pooled predictions.
 
     `selection` is that of `hoarfrost.experiment.variants.select`; `on_epoch` that of `hoarfrost.training.train_heads`. Of
@@ -51,7 +65,7 @@ def cross_validate(
 
 def _scored(
     fitted: Sequence[Mapping[ViewSet, Mapping[str, Variant]]], task: Task, folds: Sequence[OuterFold], selection: str
-) -> tuple[CrossValidation, OutOfFold, ComparedViews | None]:
+) -> Folded:
     candidates = [
         candidates_of(of_sets, task, fold.development, selection) for of_sets, fold in zip(fitted, folds, strict=True)
     ]
@@ -77,7 +91,7 @@ def _scored(
     held_by_sets = _held_by_sets(task, folds, pooled[NESTED], inner[NESTED])
     summary = CrossValidation(len(folds), len(rows), tuple(selected), tuple(results), held_by_sets)
     compared = of_folds_compared(candidates, [fold.held_out for fold in folds], task)
-    return summary, OutOfFold(tuple(numbers.tolist()), pooled), compared
+    return Folded(summary, OutOfFold(tuple(numbers.tolist()), pooled), compared, tuple(inner[NESTED]))
 
 
 def _pooled(of_folds: Sequence[Mapping[str, Variant]], folds: Sequence[OuterFold], task: Task) -> dict[str, Floats]:

@@ -15,6 +15,7 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
 from hoarfrost.experiment.acquisition import acquisition_twin
 from hoarfrost.experiment.compared_views import choose_views
+from hoarfrost.experiment.covariates import added_value, read_covariates
 from hoarfrost.experiment.crossval import NESTED
 from hoarfrost.experiment.curve import learning_curve
 from hoarfrost.experiment.development import Development, development_of
@@ -39,6 +40,7 @@ from hoarfrost.runs import (
     AnalysisPlan,
     ComparedViews,
     Epoch,
+    LearningPoint,
     Run,
     RunConfig,
     check_run_directory,
@@ -178,6 +180,7 @@ def run_experiment(
     with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
         task = _read_task(opened, config, training)
         leakage = _checked(task, opened.path, directory, config)
+        columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
         development = development_of(task, training.seed)
         parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
         plan = _locked(task, opened, heads, config, training, directory)
@@ -186,10 +189,6 @@ def run_experiment(
         resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
         on_progress(TrainingProgress("scores"))
         views, of_run, scored = _selected(fitted, task, development, config)
-        chosen = scored.variants[scored.selected]
-        curve = (
-            learning_curve(chosen, task, development, training, in_stage("curve")) if config.with_learning_curve else ()
-        )
         run = Run(
             directory=directory,
             config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
@@ -197,7 +196,9 @@ def run_experiment(
             heads=scored.heads,
             references=scored.references,
             cross_validation=None,
-            learning_curve=curve,
+            learning_curve=_curve(
+                scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
+            ),
             history=tuple(_epochs(fitted[views])),
             predictions=predictions_of(task, scored.probabilities),
             leakage=leakage,
@@ -205,7 +206,8 @@ def run_experiment(
         )
         run = with_resampled(replace(run, config=replace(run.config, plan=plan)), task, resampled, scored)
         with one_thread(only_if=task.is_small):
-            run = replace(run, acquisition=acquisition_twin(task, development))
+            added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
+            run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
             run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
             files = _head_files(task, development, scored, opened.header, views.views)
     run = with_earlier_looks(run, opened)
@@ -221,6 +223,14 @@ def _selected(
     with one_thread(only_if=task.is_small):
         views, compared = choose_views(fitted, task, development, config.select)
         return views, compared, score_variants(fitted[views], task, development, config.select, views.views)
+
+
+def _curve(
+    scored: Scored, task: Task, development: Development, training: TrainingConfig, on_epoch: Callable[[str, int], None],
+    *, wanted: bool,
+) -> tuple[LearningPoint, ...]:  # fmt: skip
+    """Return the learning curve of the selected head, if it is wanted."""
+    return learning_curve(scored.variants[scored.selected], task, development, training, on_epoch) if wanted else ()
 
 
 def _check_place(directory: Path, config: ExperimentConfig) -> None:
@@ -326,6 +336,8 @@ def _warnings(run: Run) -> Iterator[str]:
             yield run.leakage.conflicting.warning
     if run.config.dataset.patients_hint:
         yield run.config.dataset.patients_hint
+    if run.covariates is not None:
+        yield from (one.caution for one in run.covariates.columns if one.caution)
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
     if run.acquisition is not None and run.acquisition.is_high:
         yield run.acquisition.warning

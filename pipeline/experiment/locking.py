@@ -125,4 +125,5 @@ def hidden(run: Run) -> Run:
         learning_curve=(),
         views=None if run.views is not None and run.views.basis == "test" else run.views,
         acquisition=acquisition,
+        covariates=None,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from hoarfrost.experiment.crossval import cross_validate
+from hoarfrost.experiment.crossval import Folded, cross_validate
 from hoarfrost.experiment.development import OuterFold, outer_folds
 from hoarfrost.experiment.left_out import SitePlan, leave_out, site_plan
 from hoarfrost.experiment.repeats import Repeats, repeat, repeated_splits, summary_of
@@ -11,7 +11,7 @@ from hoarfrost.experiment.results import Scored
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.views import ViewSet
 from hoarfrost.heads.kinds import HeadSpec
-from hoarfrost.runs import ComparedViews, CrossValidation, LeftOut, OutOfFold, Run
+from hoarfrost.runs import LeftOut, OutOfFold, Run
 from hoarfrost.training import TrainingConfig
 
 InStage = Callable[[str], Callable[[str, int], None]]
@@ -40,9 +40,7 @@ def parts_of(task: Task, seed: int, n_folds: int | None, n_repeats: int | None, 
 class Resampled:
     """What the parts gave; None where a run does not ask for them."""
 
-    cross_validation: CrossValidation | None = None
-    out_of_fold: OutOfFold | None = None
-    views: ComparedViews | None = None
+    folded: Folded
     repeats: Repeats | None = None
     left_out: LeftOut | None = None
     by_site: OutOfFold | None = None
@@ -58,25 +56,23 @@ def resample(
     sets: Sequence[ViewSet],
 ) -> Resampled:
     """Train and select on all parts, see `cross_validate`, `repeat` and `leave_out`."""
-    folded, out_of_fold, views, repeats, left_out, by_site = None, None, None, None, None, None
+    folded, repeats, left_out, by_site = Folded(), None, None, None
     if parts.folds:
-        folded, out_of_fold, views = cross_validate(
-            heads, task, parts.folds, training, selection, in_stage("folds"), sets=sets
-        )
+        folded = cross_validate(heads, task, parts.folds, training, selection, in_stage("folds"), sets=sets)
     if parts.splits:
         repeats = repeat(heads, task, parts.splits, training, selection, in_stage("repeats"), sets=sets)
     if parts.sites is not None:
         left_out, by_site = leave_out(heads, task, parts.sites, training, selection, in_stage("sites"), sets=sets)
-    return Resampled(folded, out_of_fold, views, repeats, left_out, by_site)
+    return Resampled(folded, repeats, left_out, by_site)
 
 
 def with_resampled(run: Run, task: Task, found: Resampled, scored: Scored) -> Run:
     """Return a run with what the parts gave; views are compared by nested folds, where there are some."""
     return replace(
         run,
-        cross_validation=found.cross_validation,
-        out_of_fold=found.out_of_fold,
-        views=found.views or run.views,
+        cross_validation=found.folded.summary,
+        out_of_fold=found.folded.out_of_fold,
+        views=found.folded.views or run.views,
         repeats=summary_of(found.repeats, task, scored.probabilities[scored.selected]),
         repeated=None if found.repeats is None else found.repeats.probabilities,
         left_out=found.left_out,

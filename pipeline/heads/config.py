@@ -56,8 +56,11 @@ class ScoringConfig:
         Share of the positive class where the head will be used, in (0, 1), for predictive values and net benefit.
     operating_point : str
         The rule of the primary operating point, as `hoarfrost.evaluation.operating.Rule.parse` reads it.
+    covariates : tuple of str
+        Attribute columns of the dataset that images are compared and combined with.
     """
 
     per_patient: str | None = None
     prevalence: float | None = None
     operating_point: str = "youden"
+    covariates: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Two or more runs side by side: selected heads, what was configured differently, the paired test where images agree."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,16 @@ from hoarfrost.evaluation import Comparison, Estimate, Scores, ShownIn, compare_
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.features.errors import RunError
+from hoarfrost.report.costs import Cost, cost_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
-from hoarfrost.report.svg import cell_scale
+from hoarfrost.report.svg import cell_scale, difference_scale
 from hoarfrost.report.templates import template_environment
 from hoarfrost.runs import HeadResult, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+SIGNIFICANT = 0.05
 MOST_RUNS = len(ascii_uppercase)
 # What differs between any two runs, or is shown elsewhere on the page.
 NOT_CONFIGURED = (
@@ -38,6 +40,12 @@ class Column:
     scores: Scores
     area: Estimate
     rows: "npt.NDArray[np.intp]"
+    cost: Cost
+
+    @property
+    def encoder(self) -> str:
+        """The encoder, or encoders, and their weights."""
+        return " and ".join(f"{one.encoder.title} ({one.weights})" for one in self.run.config.embeddings.of_each)
 
     @property
     def split(self) -> str:
@@ -58,6 +66,7 @@ class Tested:
     name: str
     result: Comparison | None
     reason: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,30 @@ def side_by_side(runs: Sequence[Run]) -> SideBySide:
         raise RunError(f"{len(runs)} runs are too many for one page. Name at most {MOST_RUNS}.")
     columns = tuple(_column(name, run) for name, run in zip(ascii_uppercase, runs, strict=False))
     tests, unit = _tests(columns)
-    return SideBySide(columns, _differences(columns), tests, unit)
+    judged = tuple(
+        replace(test, verdict=_verdict(column, columns[0], test.result, unit))
+        for test, column in zip(tests, columns[1:], strict=True)
+    )
+    return SideBySide(columns, _differences(columns), judged, unit)
+
+
+def require_tests(found: SideBySide) -> None:
+    """Refuse runs that cannot be compared image by image.
+
+    Raises
+    ------
+    RunError
+        If one of them has other images, labels, or another split or unit than the first; it says how many they share.
+    """
+    first = found.columns[0].run.directory
+    for test, column in zip(found.tests, found.columns[1:], strict=True):
+        if test.result is None:
+            raise RunError(
+                f"{column.run.directory} ({column.name}) cannot be compared with {first} ({found.columns[0].name}). "
+                f"{test.reason} Train it on the same dataset with the same splits, labels and unit: hoarfrost train "
+                f"--splits-from {first} … To see them side by side without a test: hoarfrost report --run {first} --run "
+                f"{column.run.directory} --output both.html"
+            )
 
 
 def render_comparison(found: SideBySide) -> str:
@@ -113,13 +145,37 @@ def render_comparison(found: SideBySide) -> str:
     shown = metrics_of([column.scores for column in found.columns], ShownIn.EVERYWHERE)
     metrics = [metric for metric in shown if metric.key != ROC_AUC]
     template = template_environment().get_template("compare.html.j2")
-    return template.render(vars(found), metrics=metrics, scale=cell_scale(column.area for column in found.columns))
+    return template.render(
+        vars(found),
+        metrics=metrics,
+        scale=cell_scale(column.area for column in found.columns),
+        forest=difference_scale(test.result.difference for test in found.tests if test.result is not None),
+    )
 
 
 def _column(name: str, run: Run) -> Column:
     evaluation, head = evaluation_of(run, by_image=True), run.head(run.selected)
     rows = run.rows_of(evaluation.split)
-    return Column(name, run, evaluation, head, evaluation.scores(head), evaluation.area(head), rows)
+    return Column(
+        name, run, evaluation, head, evaluation.scores(head), evaluation.area(head), rows, cost_of(run.config)
+    )
+
+
+def _verdict(other: Column, first: Column, found: Comparison | None, unit: str) -> str:
+    """Return whether another run is better than the first, as one sentence; empty if they were not compared."""
+    if found is None:
+        return ""
+    ours, theirs = other.name, first.name
+    if other.encoder != first.encoder:
+        ours, theirs = f"{ours}, {other.encoder},", f"{theirs}, {first.encoder}"
+    area = found.difference
+    where = f"on these {unit.partition(',')[0]}"
+    if found.p_holm is None or area.value is None or area.low is None or area.high is None:
+        return f"Whether {ours} is better than {theirs} cannot be tested {where}: {found.reason}."
+    change = f"ROC AUC {area.value:+.3f}, 95% CI {area.low:+.3f} to {area.high:+.3f}, corrected p {found.p_holm:.3f}"
+    if found.p_holm >= SIGNIFICANT:
+        return f"{ours} is neither shown to be better than {theirs} nor worse {where} ({change})."
+    return f"{ours} is {'better' if area.value > 0 else 'worse'} than {theirs} {where} ({change})."
 
 
 def _differences(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:

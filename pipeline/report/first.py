@@ -153,6 +153,8 @@ def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
     ]
     if run.acquisition is not None and run.acquisition.is_high:
         found.append(Caution("What files tell", run.acquisition.warning, "acquisition"))
+    columns = () if run.covariates is None else run.covariates.columns
+    found += [Caution("Covariate", one.caution, "covariates") for one in columns if one.caution]
     shown = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}
     others = [Caution("Note", text, "provenance") for text in run.config.warnings if text not in shown]
     return tuple(others + found)

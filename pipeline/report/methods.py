@@ -12,6 +12,7 @@ from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS
 from hoarfrost.features.origins import ELSEWHERE, SUFFIX, is_elsewhere
+from hoarfrost.report.covariates import covariates_methods
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.explore import point_methods
 from hoarfrost.report.external import external_methods
@@ -44,6 +45,7 @@ LITERATURE = {
     "Riley et al. 2021": "Statistics in Medicine 40(19), 4230-4251",
     "Vickers and Elkin 2006": "Medical Decision Making 26(6), 565-574",
     "Wilson 1927": "Journal of the American Statistical Association 22(158), 209-212",
+    "Wolpert 1992": "Neural Networks 5(2), 241-259",
     "Youden 1950": "Cancer 3(1), 32-35",
     "Zou and Donner 2008": "Statistics in Medicine 27(10), 1693-1702",
 }
@@ -261,6 +263,7 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
             "training sets that overlap (Nadeau and Bengio 2003). How much single predictions vary was shown by instability "
             "plots (Riley and Collins 2023)."
         )
+    yield from covariates_methods(run)
     yield from _more_images(run, evaluation)
 
 

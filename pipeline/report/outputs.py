@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import file_identity, whole_file
 from hoarfrost.report.page import render
-from hoarfrost.runs import REPORT, Run, read_heads, read_run, record_look
+from hoarfrost.runs import REPORT, Run, read_heads, read_run, record_look, to_json
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
+    from hoarfrost.report.compare import SideBySide
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,48 @@ def report_pooled(files: Sequence[Path], output: Path) -> Reported:
     from hoarfrost.report.pooled import pool, render_pooled
 
     return Reported(_write_page(output, render_pooled(pool(files))))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs side by side, and the page on them, if one was written."""
+
+    found: "SideBySide"
+    report: Path | None
+
+    def document(self) -> dict[str, Any]:
+        """Return what `compare --json` prints."""
+        runs = [
+            {
+                "name": one.name,
+                "run": str(one.run.directory),
+                "head": one.head.name,
+                "encoder": one.encoder,
+                "roc_auc": to_json(one.area),
+                **vars(one.cost),
+            }
+            for one in self.found.columns
+        ]
+        tests = [{**to_json(one.result), "verdict": one.verdict} for one in self.found.tests]
+        unit = {"compared_with": self.found.columns[0].name, "scored": self.found.unit}
+        return {"runs": runs, **unit, "tests": tests} | ({} if self.report is None else {"report": str(self.report)})
+
+
+def compare_runs(directories: Sequence[Path], *, output: Path | None = None) -> Compared:
+    """Compare the selected heads of runs on the same test images, each with the first, and write a page if wanted.
+
+    Raises
+    ------
+    RunError
+        As `side_by_side` and `require_tests`; or if the page cannot be written.
+    """
+    from hoarfrost.report.compare import render_comparison, require_tests, side_by_side
+
+    for directory in directories:
+        record_look(directory, "compare")
+    found = side_by_side([read_run(directory) for directory in directories])
+    require_tests(found)
+    return Compared(found, None if output is None else _write_page(output, render_comparison(found)))
 
 
 def write_report(

@@ -13,6 +13,7 @@ from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.checklists import Item, checklists_of
 from hoarfrost.report.cohort import Data, data_of
+from hoarfrost.report.covariates import CovariatesSection, covariate_figures, covariates_section
 from hoarfrost.report.evaluation import Evaluation, evaluation_of
 from hoarfrost.report.explore import (
     Cell,
@@ -68,7 +69,6 @@ from hoarfrost.report.views import ViewsSection, views_section
 from hoarfrost.runs import (
     CrossValidation,
     HeadResult,
-    ReferenceResult,
     Run,
     RunConfig,
     Suspects,
@@ -101,7 +101,6 @@ class Page:
     class_metrics: tuple[Metric, ...]
     scores: tuple[ScoreRow, ...]
     heads: tuple[HeadResult, ...]
-    references: tuple[ReferenceResult, ...]
     variants: tuple[VariantRow, ...]
     metrics: tuple[Metric, ...]
     n_more_variants: int
@@ -110,6 +109,7 @@ class Page:
     cross_validation: CrossValidation | None
     learning: tuple[LearningRow, ...]
     stability: StabilitySection | None
+    covariates: CovariatesSection | None
     needs: str
     views: ViewsSection
     leakage: Leakage | None
@@ -135,6 +135,7 @@ class Figures:
     areas: Forest
     learning: Figure | None
     stability: tuple[Figure, ...]
+    covariates: tuple[Figure, ...]
     training: Mapping[str, Figure]
     calibration: tuple[Figure, ...]
     decision: tuple[Figure, ...]
@@ -170,6 +171,7 @@ def render(
     script = environment.get_template("script.js.j2").render()
     return environment.get_template("template.html.j2").render(
         vars(page),
+        references=run.references,
         drawings=_drawings(figures),
         look=look_of(run, with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from),
         script=Markup(script),
@@ -214,7 +216,6 @@ def page_of(run: Run) -> Page:
         class_metrics=class_metrics(),
         scores=score_rows(heads[0], evaluation),
         heads=heads,
-        references=run.references,
         variants=variants,
         metrics=compared_metrics(run, evaluation, ShownIn.WIDE),
         n_more_variants=max(0, len(heads) - N_IN_TABLE),
@@ -223,6 +224,7 @@ def page_of(run: Run) -> Page:
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
         stability=stability_of(run),
+        covariates=covariates_section(run),
         needs=needs_text(run, evaluation),
         views=views_section(run),
         leakage=run.leakage,
@@ -280,6 +282,7 @@ def figures_of(run: Run) -> Figures:
         areas=areas_forest(run, evaluation),
         learning=learning_figure(run, evaluation),
         stability=stability_figures(run),
+        covariates=covariate_figures(run),
         training=training_figures(heads, first_seed),
         calibration=tuple(one.figure for one in calibrations(run, evaluation)),
         decision=decision_figures(run),
@@ -297,6 +300,7 @@ def _drawings(figures: Figures) -> dict[str, Any]:
         "precision": figure(figures.precision, 294),
         "learning": None if figures.learning is None else figure(figures.learning, 180),
         "stability": tuple(figure(found, 220) for found in figures.stability),
+        "covariates": tuple(figure(found, 220) for found in figures.covariates),
         "training": tuple((name, figure(found, 90)) for name, found in figures.training.items()),
         "calibration": tuple(figure(found, 220) for found in figures.calibration),
         "decision": tuple(figure(found, 220) for found in figures.decision),

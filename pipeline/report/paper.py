@@ -18,6 +18,7 @@ from hoarfrost.evaluation.calibration_curve import N_SPIKES
 from hoarfrost.evaluation.intervals import IntervalKind
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.report.cohort import cohort_tables
+from hoarfrost.report.covariates import covariate_table
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.explore import SHARES
 from hoarfrost.report.figures import Figure, Forest
@@ -43,8 +44,8 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
     -------
     dict of name -> Figure or Forest
         Those that the run has: "roc", "precision-recall", "areas", "learning curve", "instability", "training HEAD",
-        "calibration", "decision curve", "subgroups" and "sites held out"; with several labels per image, those of calibration
-        and decision are numbered by label.
+        "covariates", "calibration", "decision curve", "subgroups" and "sites held out"; with several labels per image, those
+        of calibration and decision are numbered by label.
     """
     figures = figures_of(run)
     found: dict[str, Figure | Forest | None] = {
@@ -54,6 +55,7 @@ def named_figures(run: Run) -> dict[str, Figure | Forest]:
         "learning curve": figures.learning,
         **_numbered("instability", figures.stability),
         **{f"training {name}": one for name, one in figures.training.items()},
+        **_numbered("covariates", figures.covariates),
         **_numbered("calibration", figures.calibration),
         **_numbered("decision curve", figures.decision),
         "subgroups": figures.subgroups,
@@ -77,7 +79,8 @@ def tables_of(run: Run) -> dict[str, Table]:
     -------
     dict of name -> Table
         Those that the run has: "characteristics", "flow", "heads", "classes", "comparisons", "counts",
-        "cross-validation", "learning curve", "random splits", "sites held out", "views", "operating points", "calibration",
+        "cross-validation", "learning curve", "random splits", "sites held out", "views", "covariates", "operating points",
+        "calibration",
         "calibration error", "net benefit", "subgroups", "subgroup calibration", "subgroup differences",
         "heterogeneity", "calibration curve", "calibration distances", "probabilities", "shortcuts",
         "near-duplicates" and "suspect labels".
@@ -93,6 +96,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "random splits": _random_splits(run),
         "sites held out": _left_out(run),
         "views": _views(run),
+        "covariates": covariate_table(run),
         **(_assessment(run.assessment) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
         "near-duplicates": _near_duplicates(run),

@@ -13,6 +13,10 @@ OF_AREAS = {
 OF_SHARES = {BOOTSTRAP: "the bootstrap over patients 92 to 97%"}
 OF_SCORES = {LINEARISED: "the delta method 94 to 99%, highest for F1, loss and Brier score"}
 OF_FOLDS = {NADEAU: "those of pooled predictions 95 to 100%"}
+OF_GAINS = {
+    "": "those of differences on a test split 93 to 99%, highest where images add nothing",
+    NADEAU: "those of differences in folds 97 to 100%",
+}
 OF_CALIBRATION = {
     "error": "that of the calibration error 91 to 99%",
     "curve": "those of ICI, E50 and E90 93 to 100%",

@@ -83,20 +83,28 @@ class Drawing:
 
 @dataclass(frozen=True)
 class CellScale:
-    """Where ROC AUCs are in a table's cell that is `CELL_WIDTH` pixels wide; `line` is the value to compare them with."""
+    """Where ROC AUCs, or differences, are in a table's cell of `CELL_WIDTH` pixels; `line` is the value to compare with."""
 
     low: float
     line: float | None = None
+    high: float = 1.0
 
     def place(self, area: float) -> float:
         """Return the place of an area in pixels."""
-        return round(10 + (CELL_WIDTH - 20) * (area - self.low) / (1 - self.low), 1)
+        return round(10 + (CELL_WIDTH - 20) * (area - self.low) / (self.high - self.low), 1)
 
 
 def cell_scale(areas: Iterable[Estimate], line: float | None = None) -> CellScale:
     """Return a scale from the tenth below all intervals to 1; those without width, of constant predictions, may leave it."""
     ends = [area.low for area in areas if area.low is not None and area.low != area.high]
     return CellScale(math.floor(min(ends, default=0.5) * 10) / 10, line)
+
+
+def difference_scale(differences: Iterable[Estimate]) -> CellScale:
+    """Return a scale with zero in its middle, as wide as the tenth beyond all intervals."""
+    ends = [abs(end) for one in differences for end in (one.low, one.high) if end is not None]
+    widest = max(math.ceil(max(ends, default=0.1) * 10) / 10, 0.1)
+    return CellScale(-widest, 0.0, widest)
 
 
 def draw(figure: Figure, panel_height: float) -> Drawing:

@@ -16,6 +16,7 @@ DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 """
 
 from hoarfrost.runs.acquisition import Acquisition
+from hoarfrost.runs.covariates import AddedValue, CovariateFacts, Covariates, images_alone, in_words
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import check_digest
 from hoarfrost.runs.embeddings import CacheFacts, EmbeddingFacts
@@ -72,6 +73,7 @@ __all__ = [
     "REPORT",
     "SPLITS",
     "Acquisition",
+    "AddedValue",
     "AnalysisPlan",
     "Assessment",
     "CacheFacts",
@@ -79,6 +81,8 @@ __all__ = [
     "CohortDifference",
     "ComparedViews",
     "Confusion",
+    "CovariateFacts",
+    "Covariates",
     "CrossValidated",
     "CrossValidation",
     "DatasetFacts",
@@ -110,6 +114,8 @@ __all__ = [
     "check_run_directory",
     "class_numbers",
     "from_json",
+    "images_alone",
+    "in_words",
     "leakage_warnings",
     "metrics_document",
     "outlook_of",

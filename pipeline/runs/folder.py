@@ -19,6 +19,7 @@ from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import check_writable, put_right, whole_folder
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs.acquisition import Acquisition
+from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.decoding import from_json, to_json
 from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
@@ -82,10 +83,11 @@ METRICS: dict[str, Any] = {
     "acquisition": Acquisition | None,
     "left_out": LeftOut | None,
     "external": External | None,
+    "covariates": Covariates | None,
 }
 """The parts of a run that `metrics.json` contains."""
 # Which runs of the same version may lack.
-_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out"})
+_LATER_PARTS = frozenset({"views", "repeats", "external", "acquisition", "left_out", "covariates"})
 SCORES = ("accuracy", "loss", "majority_accuracy", "roc_auc")
 """The scores that every reader of a run relies on; the last one with its interval."""
 

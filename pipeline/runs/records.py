@@ -15,6 +15,7 @@ from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.acquisition import Acquisition
+from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.embeddings import EmbeddingFacts
 from hoarfrost.runs.external import External
 from hoarfrost.runs.left_out import LeftOut
@@ -283,6 +284,7 @@ class Run:
     left_out: LeftOut | None = None
     by_site: OutOfFold | None = None
     looks: tuple[Look, ...] = ()
+    covariates: Covariates | None = None
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

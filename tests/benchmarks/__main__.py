@@ -16,6 +16,7 @@ from pathlib import Path
 from hoarfrost.features.cache import library_versions
 from tests.benchmarks import (
     cache,
+    clinical,
     cluster,
     explain,
     extraction,
@@ -42,7 +43,7 @@ GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
     "heads": heads.MEASUREMENTS,
     "views": views.MEASUREMENTS,
     "predict": predict.MEASUREMENTS,
-    "statistics": statistics.MEASUREMENTS | resampling.MEASUREMENTS,
+    "statistics": statistics.MEASUREMENTS | resampling.MEASUREMENTS | clinical.MEASUREMENTS,
     "report": report.MEASUREMENTS | report_map.MEASUREMENTS,
     "explain": explain.MEASUREMENTS,
     "serve": serve.MEASUREMENTS,

@@ -221,3 +221,22 @@ def test_val_scores_are_named_as_such(run: Run) -> None:
     shown = train_text(replace(run, heads=heads, references=references))
     assert "There is no test split. These are validation scores" in shown
     assert "test AUC" not in shown
+
+
+def test_what_images_add_to_clinical_data_is_a_table_and_a_sentence(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    labels = mixed(TWO)
+    age = [str(50 + i % 20 + 6 * (label == "malignant")) for i, label in enumerate(labels)]
+    cache = write_labelled_cache(tmp_path / "clinical.h5", labels, attributes={"age": age, "site": ["a", "b"] * 35})
+    arguments = ("train", "--cache", cache, "--run", tmp_path / "run", "--head", "linear", "--epochs", "2")
+    status, stdout, _ = hoarfrost(*arguments, "--covariates", "age, site")
+    assert status == 0
+    lines = [line.strip() for line in stdout.splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith("Clinical data (age, site) and images"))
+    assert [line.split(":")[0] for line in lines[first + 1 : first + 6]] == [
+        "clinical data only", "images only", "clinical data and images", "both minus clinical data only",
+        "both minus images only",
+    ]  # fmt: skip
+    assert "the ROC AUC changes by" in lines[first + 6]
+    status, _, stderr = hoarfrost(*arguments, "--covariates", "age,,site")
+    assert status == 2
+    assert "write for example age,sex" in stderr

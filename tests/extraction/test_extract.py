@@ -361,3 +361,13 @@ def test_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path)
 def keys_of(part: Path) -> list[bytes]:
     with CacheFile(part) as file:
         return [key.tobytes() for key in file.keys]
+
+
+def test_seconds_of_an_image_are_recorded_and_kept_where_nothing_is_embedded_again(images: Path) -> None:
+    run(images)
+    with EmbeddingCache(images.parent / "c.h5") as opened:
+        seconds = opened.dataset().seconds_per_image
+    assert seconds > 0
+    run(images)
+    with EmbeddingCache(images.parent / "c.h5") as opened:
+        assert opened.dataset().seconds_per_image == seconds

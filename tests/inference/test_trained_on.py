@@ -1,5 +1,6 @@
 """Images that a head was trained on are named when it predicts them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.inference.sources import training_keys
 from hoarfrost.runs import read_run
+from hoarfrost.runs.digests import write_digests
 from tests.support.predicted import Trained, flat, train_on_pictures
 
 
@@ -76,3 +78,16 @@ def test_head_of_a_run_knows_its_training_images(trained: Trained) -> None:
         for name, is_known in (("train", True), ("test", False)):
             path = run.predictions.paths[run.predictions.splits.index(name)]
             assert reader.trained_on((trained.images / path).read_bytes()) is is_known
+
+
+def test_a_head_of_a_run_with_covariates_says_that_it_takes_images_alone(trained: Trained, tmp_path: Path) -> None:
+    data = flat(trained, tmp_path / "some", range(3))
+    plain = predict_dataset(data, tmp_path / "a.csv", run=trained.run)
+    assert not any("covariates" in note for note in plain.notes)
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "covariates": ["age", "sex"]}))
+    write_digests(run)
+    found = predict_dataset(data, tmp_path / "b.csv", run=run)
+    assert "The run compared its heads with covariates (age, sex). Heads predict from the images alone." in found.notes

@@ -1,6 +1,7 @@
 """Runs side by side: the paired test where their images agree, the reason where they do not."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from hoarfrost.evaluation import compare_heads
+from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.compare import render_comparison, side_by_side
+from hoarfrost.report.costs import Cost, cost_of
 from hoarfrost.runs import Run, to_json, write_run
 from tests.support.commands import Hoarfrost
 from tests.support.labelled import mixed, write_labelled_cache
@@ -179,6 +182,98 @@ def test_report_of_one_run_goes_where_output_says(tmp_path: Path, hoarfrost: Hoa
     assert status == 0
     assert (tmp_path / "mine.html").is_file()
     assert not (pair[0].directory / "report.html").exists()
+
+
+def written(pair: Sequence[Run]) -> list[Path]:
+    for run in pair:
+        write_run(run, {})
+    return [run.directory for run in pair]
+
+
+def test_compare_prints_a_table_and_a_sentence_and_writes_a_page_if_asked(
+    tmp_path: Path, hoarfrost: Hoarfrost, pair: tuple[Run, Run]
+) -> None:
+    runs = written(pair)
+    status, stdout, _ = hoarfrost("compare", *runs)
+    assert status == 0
+    test = side_by_side(pair).tests[0]
+    assert test.verdict in stdout
+    assert "2,048" in stdout  # 512 numbers of 4 bytes
+    assert not [run for run in runs if (run / "report.html").exists()]
+    status, stdout, _ = hoarfrost("compare", *runs, "--output", tmp_path / "both.html", "--json")
+    assert status == 0
+    document = json.loads(stdout)
+    assert document["report"] == str(tmp_path / "both.html")
+    assert [one["name"] for one in document["runs"]] == ["A", "B"]
+    assert [one["bytes_per_image"] for one in document["runs"]] == [2048, 2048]
+    assert [one["seconds_per_image"] for one in document["runs"]] == [None, None]
+    (found,) = document["tests"]
+    assert test.result is not None
+    assert found["difference"] == test.result.difference.value
+    assert found["p_holm"] == test.result.p_holm
+    page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert test.verdict in page.text
+    assert "seconds per image" in page.text
+
+
+def test_runs_that_share_no_test_images_are_refused_with_how_many_they_share(
+    tmp_path: Path, hoarfrost: Hoarfrost, pair: tuple[Run, Run]
+) -> None:
+    paths = tuple(path.replace("images/0017", "elsewhere/0017") for path in pair[1].predictions.paths)
+    other = replace(pair[1], predictions=replace(pair[1].predictions, paths=paths))
+    first, second = written([pair[0], other])
+    status, stdout, stderr = hoarfrost("compare", first, second, "--output", tmp_path / "both.html")
+    assert (status, stdout) == (1, "")
+    assert "Their test images differ: 50 in both, 10 in A alone, 10 in B alone." in stderr
+    assert f"--splits-from {first}" in stderr
+    assert not (tmp_path / "both.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.4, "B is better than A on these"), (-0.4, "B is worse than A"), (0.0, "B is neither shown")]
+)
+def test_sentence_says_what_the_corrected_test_shows(pair: tuple[Run, Run], shift: float, words: str) -> None:
+    first, second = pair
+    y, rng = first.y_true(), np.random.default_rng(5)
+    noise = rng.normal(0, 0.1, len(y))
+    p = np.clip(0.5 + shift * (y - 0.5) + noise, 0, 1)
+    own = 0.5 + 0.05 * (y - 0.5) + rng.normal(0, 0.1, len(y)) if shift else p
+    runs = []
+    for run, column in ((first, own), (second, p)):
+        two = np.column_stack([1 - column, column])
+        found = dict.fromkeys(run.predictions.probabilities, two)
+        runs.append(replace(run, predictions=replace(run.predictions, probabilities=found)))
+    assert side_by_side(runs).tests[0].verdict.startswith(words)
+
+
+def test_encoders_are_named_where_they_differ(pair: tuple[Run, Run]) -> None:
+    other = replace(pair[1].config.embeddings, weights="random:0")
+    found = side_by_side([pair[0], replace(pair[1], config=replace(pair[1].config, embeddings=other))])
+    assert "B, ResNet18 (random:0), " in found.tests[0].verdict
+    assert "A, ResNet18 (imagenet) " in found.tests[0].verdict
+
+
+def test_compare_needs_two_runs_and_a_page_that_is_html(hoarfrost: Hoarfrost, pair: tuple[Run, Run]) -> None:
+    runs = written(pair)
+    assert hoarfrost("compare", runs[0])[0] == 2
+    status, _, stderr = hoarfrost("compare", *runs, "--output", "x.pdf")
+    assert status == 2
+    assert "Choose a name that ends in .html" in stderr
+
+
+def test_seconds_are_those_that_the_cache_recorded_of_its_extraction(tmp_path: Path) -> None:
+    path = write_labelled_cache(tmp_path / "c.h5", LABELS, patients=PATIENTS)
+    run = trained(path, tmp_path / "run", heads=["linear"], epochs=2)
+    assert cost_of(run.config) == Cost(2048, None)
+    with EmbeddingCache(path) as opened:
+        table, keys = opened.dataset("phantoms"), opened.keys(opened.dataset("phantoms").rows)
+        header = opened.header
+    relabelled = replace(table, source="elsewhere", seconds_per_image=0.0125)
+    with CacheWriter(path, header, "phantoms") as writer:
+        writer.finish(relabelled, keys)
+    assert cost_of(run.config) == Cost(2048, 0.0125)
+    path.unlink()
+    assert cost_of(run.config) == Cost(2048, None)
 
 
 def test_hostile_names_appear_as_text_side_by_side(tmp_path: Path) -> None:

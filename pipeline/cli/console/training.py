@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hoarfrost.evaluation import Estimate, Metric, Scores
+    from hoarfrost.evaluation.added_value import Gain, ModelScores
     from hoarfrost.runs import (
         Assessment,
         ComparedViews,
+        Covariates,
         CrossValidated,
         CrossValidation,
         FixedPoint,
@@ -76,6 +78,7 @@ def train_text(run: "Run") -> str:
     lines += _left_out_lines(run.left_out)
     lines += _learning_curve_lines(run, split)
     lines += _views_lines(run.views)
+    lines += _covariate_lines(run.covariates)
     return "\n".join([*lines, f"run {run.directory}"])
 
 
@@ -333,3 +336,24 @@ def _views_lines(views: "ComparedViews | None") -> "Iterator[str]":
         difference = "" if one.difference is None else f", {_estimate_text(one.difference)}"
         chosen = f", chosen{times}" if one.n_chosen else ""
         yield f"  {', '.join(one.views)}: {one.roc_auc:.3f}, {one.loss:.3f}{difference}{chosen}"
+
+
+def _covariate_lines(found: "Covariates | None") -> "Iterator[str]":
+    """Show what images add to clinical data: each model, the differences, and a sentence."""
+    from hoarfrost.runs import in_words
+
+    if found is None:
+        return
+    for one in found.results:
+        at = "" if one.threshold is None else f", net benefit at a threshold probability of {one.threshold:.3f}"
+        yield f"Clinical data ({found.names}) and images, {one.where}: ROC AUC{at} (95% CI):"
+        for model in one.models:
+            yield f"  {in_words(model.name)}: {_two_texts(model)}"
+        for gain in one.gains:
+            yield f"  both minus {in_words(gain.over)}: {_two_texts(gain)}"
+        yield f"  {one.verdict}"
+
+
+def _two_texts(one: "ModelScores | Gain") -> str:
+    benefit = "" if one.net_benefit is None else f"; {_estimate_text(one.net_benefit)}"
+    return f"{_estimate_text(one.roc_auc)}{benefit}"

@@ -25,7 +25,7 @@ from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
 from hoarfrost.inference.predict.predictor import Prediction, Predictor
 from hoarfrost.inference.sources import training_keys
-from hoarfrost.runs import RunHeads, read_heads
+from hoarfrost.runs import RunHeads, images_alone, read_heads
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -152,6 +152,7 @@ def predict_dataset(
             )  # fmt: skip
             opened = stack.enter_context(EmbeddingCache(place)) if place.exists() else None  # not if nothing was read
         trained_on, notes = _trained_on(embedded, run)
+        notes += [] if heads is None else images_alone(heads.config.covariates)
         summary = _write(
             embedded, opened, predictor, output, per_patient or predictor.head.per_patient or "mean", started,
             trained_on, notes,
