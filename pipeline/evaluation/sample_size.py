@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
-from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri
 
 from hoarfrost.evaluation.checks import Floats, normal_quantile
@@ -189,6 +188,8 @@ def _images_by_limits(auc: float, prevalence: float, width: float) -> float:
 
 def _narrow_enough(wider: Callable[[float], float], least: float) -> float:
     """Return the images, `least` or more, with which an interval is not wider than wanted."""
+    from scipy.optimize import brentq
+
     if wider(MOST) > 0:
         raise ValueError(f"such an interval of the ROC AUC needs more than {MOST:,.0f} images")
     return float(brentq(wider, least, MOST)) if wider(least) > 0 else least

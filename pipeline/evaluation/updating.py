@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import softmax
 
 from hoarfrost.evaluation.calibration import CalibrationLine, calibration_line, log_probabilities
@@ -257,6 +256,8 @@ def estimated_shares(probabilities: Floats, learnt: Sequence[float]) -> Floats:
     probabilities : ndarray (n, C) float64
     learnt : sequence of C floats, above zero
     """
+    from scipy.optimize import brentq
+
     ratios = probabilities / np.asarray(learnt, np.float64)
     if ratios.shape[1] == 2:
 
