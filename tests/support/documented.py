@@ -22,6 +22,7 @@ from typing import Any
 from tests.support.commands import ROOT
 
 README = ROOT / "README.md"
+PREPARING = ("hoarfrost extract", "hoarfrost train", "grep")
 WHERE = "/data"  # the scratch folder's name in recorded outputs
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -133,9 +134,16 @@ def _printed(call: Callable[[], object], *, with_warnings: bool) -> tuple[int, s
 
 
 def recorded(text: str, run: Callable[[Step], tuple[int, str]]) -> str:
-    """Return a page with its outputs made anew; steps that have no output are not run."""
+    """Return a page with its outputs made anew.
+
+    Steps that have no output are not run, but for commands before the first one that has: they prepare it.
+    """
     made, end = "", 0
-    for step in steps_of(text):
+    steps = list(steps_of(text))
+    first = next((place for place, step in enumerate(steps) if step.kind == "console"), 0)
+    for place, step in enumerate(steps):
+        if place < first and step.kind == "sh" and step.source.startswith(PREPARING):
+            run(step)
         if step.output is not None:
             status, printed = run(step)
             if bool(status) != step.fails(text):
