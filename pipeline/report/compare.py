@@ -15,6 +15,7 @@ from hoarfrost.report.costs import Cost, cost_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.svg import cell_scale, difference_scale
 from hoarfrost.report.templates import template_environment
+from hoarfrost.report.words import p_text
 from hoarfrost.runs import HeadResult, Run
 
 if TYPE_CHECKING:
@@ -172,9 +173,11 @@ def _verdict(other: Column, first: Column, found: Comparison | None, unit: str) 
     where = f"on these {unit.partition(',')[0]}"
     if found.p_holm is None or area.value is None or area.low is None or area.high is None:
         return f"Whether {ours} is better than {theirs} cannot be tested {where}: {found.reason}."
-    change = f"ROC AUC {area.value:+.3f}, 95% CI {area.low:+.3f} to {area.high:+.3f}, corrected p {found.p_holm:.3f}"
+    change = (
+        f"ROC AUC {area.value:+.3f}, 95% CI {area.low:+.3f} to {area.high:+.3f}, corrected p {p_text(found.p_holm)}"
+    )
     if found.p_holm >= SIGNIFICANT:
-        return f"{ours} is neither shown to be better than {theirs} nor worse {where} ({change})."
+        return f"It is not shown that {ours} is better or worse than {theirs} {where} ({change})."
     return f"{ours} is {'better' if area.value > 0 else 'worse'} than {theirs} {where} ({change})."
 
 

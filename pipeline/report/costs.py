@@ -5,7 +5,6 @@ from pathlib import Path
 
 from hoarfrost.features.cache import EmbeddingCache, row_bytes
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.report.words import NONE
 from hoarfrost.runs import CacheFacts, RunConfig
 
 
@@ -19,7 +18,7 @@ class Cost:
     @property
     def seconds(self) -> str:
         """The seconds as text."""
-        return NONE if self.seconds_per_image is None else f"{self.seconds_per_image:.3g} s"
+        return "not recorded" if self.seconds_per_image is None else f"{self.seconds_per_image:.3g} s"
 
 
 def cost_of(config: RunConfig) -> Cost:

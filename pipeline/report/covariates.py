@@ -34,6 +34,7 @@ class ModelRow:
 class AddedSection:
     """One comparison: the sentence on it, what it was scored on, and its rows."""
 
+    where: str
     verdict: str
     scored: str
     models: tuple[ModelRow, ...]
@@ -83,19 +84,13 @@ def _section(found: AddedValue) -> AddedSection:
         )
         for one in found.gains
     )  # fmt: skip
-    return AddedSection(
-        found.verdict,
-        scored_text(found),
-        models,
-        differences,
-        "" if found.threshold is None else decimal(found.threshold),
-    )
-
-
-def scored_text(found: AddedValue) -> str:
-    """Return what was scored, and what the models with clinical data were fitted on: follows "on"."""
     on_average = ", on average" if found.n_folds > 1 else ""
-    return f"{found.where}; the models with clinical data were fitted on {several(found.n_fitted, 'image')}{on_average}"
+    scored = (
+        f"{several(found.n, 'sample')}. The models with clinical data were fitted on {several(found.n_fitted, 'image')}"
+    )
+    median = " (median of the folds)" if found.n_folds > 1 else ""
+    threshold = "" if found.threshold is None else f"{decimal(found.threshold)}{median}"
+    return AddedSection(found.where, found.verdict, f"{scored}{on_average}", models, differences, threshold)
 
 
 def covariate_figures(run: Run) -> tuple[Figure, ...]:

@@ -230,7 +230,12 @@ def test_runs_that_share_no_test_images_are_refused_with_how_many_they_share(
 
 
 @pytest.mark.parametrize(
-    ("shift", "words"), [(0.4, "B is better than A on these"), (-0.4, "B is worse than A"), (0.0, "B is neither shown")]
+    ("shift", "words"),
+    [
+        (0.4, "B is better than A on these"),
+        (-0.4, "B is worse than A"),
+        (0.0, "It is not shown that B is better or worse than A"),
+    ],
 )
 def test_sentence_says_what_the_corrected_test_shows(pair: tuple[Run, Run], shift: float, words: str) -> None:
     first, second = pair

@@ -14,7 +14,7 @@ def comparison_text(compared: "Compared") -> str:
 
     found = compared.found
     rows: list[tuple[str, ...]] = [
-        ("", "run", "encoder", "head", "test AUC (95% CI)", "bytes per image", "seconds per image")
+        ("", "run", "encoder", "head", "ROC AUC (95% CI)", "bytes per image", "seconds per image")
     ]
     for one in found.columns:
         figures = estimate_text(one.area).replace("\xa0", " "), f"{one.cost.bytes_per_image:,}", one.cost.seconds
