@@ -1,4 +1,4 @@
-"""Training, validation and test splits, and folds: by patient, stratified by class, seeded."""
+"""Training, validation and test splits, by patient and seeded; and folds, stratified by class too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -405,7 +405,8 @@ SPLIT_RULES = (
         name="patient",
         brief="by patient",
         origin="drawn here, by patient",
-        method="They were split at random, stratified by class, so that no patient is in two splits (seed {seed})",
+        method="They were split at random, with a least number of each class in each split, so that no patient is in two "
+        "splits (seed {seed})",
         applies=lambda images: images.knows_patients,
         divide=_drawn,
     ),
@@ -413,7 +414,8 @@ SPLIT_RULES = (
         name="image",
         brief="by image",
         origin="drawn here, by image",
-        method="They were split at random, stratified by class, by image, because patients are unknown (seed {seed})",
+        method="They were split at random by image, with a least number of each class in each split, because patients are "
+        "unknown (seed {seed})",
         applies=lambda _: True,
         divide=_drawn,
     ),
