@@ -258,7 +258,9 @@ def test_sentence_of_a_difference_without_an_interval_says_why(pair: tuple[Run, 
         two = np.column_stack([1.0 - y, 1.0 * y])
         found = dict.fromkeys(run.predictions.probabilities, two)
         runs.append(replace(run, predictions=replace(run.predictions, probabilities=found)))
-    assert side_by_side(runs).tests[0].verdict.endswith(f": {NO_INTERVAL}.")
+    found = side_by_side(runs)
+    assert found.tests[0].verdict.endswith(f": {NO_INTERVAL}.")
+    assert "<td>+0.000</td>" in render_comparison(found)
 
 
 def test_encoders_are_named_where_they_differ(pair: tuple[Run, Run]) -> None:
