@@ -1,6 +1,7 @@
 """Parts of several summaries."""
 
 import pytest
+
 from hoarfrost.cli.console.lines import untrained_lines
 
 
