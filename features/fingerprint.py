@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 KEY_BYTES = 32
+_NETWORK = "preprocessing.network"
 OWN_WINDOW = "the file's first"
 STEPS: Mapping[str, Any] = {
     "decode": "to 8-bit grey or RGB as Pillow's convert() does; 16-bit colour by its upper 8 bits",
@@ -144,6 +145,8 @@ class Fingerprint:
     def differences(self, other: "Fingerprint") -> list[str]:
         """Return which parts differ: "precision: float32 here, bfloat16 there"."""
         mine, theirs = _parts(self), _parts(other)
+        if self.backbone != other.backbone:  # the facts of another network follow from its name
+            mine, theirs = ({part: parts[part] for part in parts if part != _NETWORK} for parts in (mine, theirs))
         return [
             f"{part}: {mine.get(part, 'absent')} here, {theirs.get(part, 'absent')} there"
             for part in sorted(mine.keys() | theirs.keys())

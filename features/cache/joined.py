@@ -1,6 +1,7 @@
 """Several caches of the same images, read as one: an image's embedding is theirs side by side."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from hoarfrost.features.fingerprint import Fingerprint
 from hoarfrost.features.origins import REGION, SEVERAL
 
 SHOWN = 3
+logger = logging.getLogger(__name__)
 
 
 def open_caches(paths: Sequence[Path], dataset: str | None = None) -> EmbeddingCache:
@@ -80,6 +82,7 @@ class JoinedCache(EmbeddingCache):
             theirs = part.dataset(table.name if table.name in part.dataset_names() else None)
             rows = self._by_path(rows, keys, part, theirs)
             self._check_complete(rows, part, theirs)
+            self._warn_of_labels(rows, part, theirs)
         elif (rows < 0).any():
             raise CacheError(
                 f"{part.path}: {int((rows < 0).sum()):,} images have no embedding of its first view, {view}. Run `hoarfrost "
@@ -120,6 +123,24 @@ class JoinedCache(EmbeddingCache):
                 "Extract or import the same images into each cache, or remove from the dataset's CSV those that one "
                 "encoder could not read."
             )
+
+    def _warn_of_labels(self, rows: Rows, part: EmbeddingCache, theirs: DatasetTable) -> None:
+        """Warn of images that have another label there: the labels of the first cache count."""
+        there: dict[int, set[str]] = {}
+        for row, label in zip(theirs.rows.tolist(), theirs.labels, strict=True):
+            there.setdefault(row, set()).add(label)
+        mine = zip(self._table.paths, self._table.labels, self._table.rows.tolist(), strict=True)
+        labelled = [(path, label) for path, label, row in mine if row >= 0]
+        other = []
+        for (path, label), row in zip(labelled, rows.tolist(), strict=True):
+            known = there.get(row, {""})  # an image of another dataset of that cache has none here
+            if label and any(known) and label not in known:
+                other.append(path)
+        if other:
+            logger.warning(
+                "The labels of %s and %s differ in %s of %s images (%s). Those of %s are used.",
+                self.path, part.path, f"{len(other):,}", f"{len(labelled):,}", _first(other), self.path,
+            )  # fmt: skip
 
     def __exit__(self, *exception: object) -> None:
         for part in self.parts:

@@ -211,8 +211,11 @@ def check_fingerprint(path: Path, found: Header, wanted: Header) -> None:
     """
     differences = wanted.fingerprint.differences(found.fingerprint)
     if differences:
+        asked = f"You asked for --weights {wanted.weights}; the cache has {found.weights}. "
+        if wanted.weights == found.weights:
+            asked = ""
         raise FingerprintMismatchError(
-            f"{path} holds embeddings made with other settings, so nothing was added. You asked for --weights "
-            f"{wanted.weights}; the cache has {found.weights}. Differences: {'; '.join(differences)}. "
+            f"{path} holds embeddings made with other settings, so nothing was added. {asked}"
+            f"Differences: {'; '.join(differences)}. "
             "Choose another --cache, or ask for the settings of this one."
         )

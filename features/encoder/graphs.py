@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class ProgramNetwork(GraphNetwork):
         super().__init__(options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for developers of exporters
+            if not zipfile.is_zipfile(io.BytesIO(content)):  # torch would log a traceback first
+                raise ValueError("it is not a program of torch.export")
             program = torch.export.load(io.BytesIO(content))
             self.program = program.module(check_guards=False)  # what it was traced with need not be repeated
         names = program.graph_signature.user_inputs
@@ -167,6 +170,8 @@ def find_graph(asked: Asked) -> Found:
     try:
         network = _opened(asked.family[:-1], content[0], None if before is None else content[1], options)
         size = asked.size or network.size or USUAL_SIZE
+        if network.size not in (0, size):
+            raise ValueError(f"it takes images of {network.size} x {network.size} pixels, not {size} x {size}")
         with torch.no_grad():
             found = network.raw(torch.rand(2, 3, size, size))
     except EncoderError:

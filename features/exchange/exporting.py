@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.features.cache import EmbeddingCache
+from hoarfrost.features.cache.store import part_paths, real_path
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.exchange.content import require_room
 from hoarfrost.features.exchange.formats import format_to_write
@@ -55,6 +56,8 @@ def export_dataset(
     if output.exists() and not overwrite:
         raise HoarfrostError(f"--output {output} exists. Name another file, or pass --overwrite to replace it.")
     with EmbeddingCache(cache) as opened:
+        if output.resolve() in (real_path(cache), *part_paths(real_path(cache))):
+            raise HoarfrostError(f"--output {output} is a file of the cache itself. Name another file.")
         table, header = opened.dataset(dataset), opened.header
         n_bytes = len(table) * header.dim * 4.0 * len(opened.views)
         require_room(str(cache), 2 * n_bytes, f"{len(table):,} embeddings of {header.dim} numbers")

@@ -13,6 +13,7 @@ from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.intervals import difference, variance_inflation
 
 UNDEFINED = "the AUCs differ, but the estimated variance of their difference is zero: DeLong's test is undefined"
+NO_INTERVAL = "the estimated variance of the difference in ROC AUC is zero, so it has no interval"
 _ROUNDING = 1e-12  # areas and their influence differ by less where two scores rank all samples alike
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoarfrost.evaluation import Comparison, Estimate, Scores, ShownIn, compare_heads, metrics_of
+from hoarfrost.evaluation.comparison import NO_INTERVAL
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.features.errors import RunError
@@ -172,7 +173,7 @@ def _verdict(other: Column, first: Column, found: Comparison | None, unit: str) 
     area = found.difference
     where = f"on these {unit.partition(',')[0]}"
     if found.p_holm is None or area.value is None or area.low is None or area.high is None:
-        return f"Whether {ours} is better than {theirs} cannot be tested {where}: {found.reason}."
+        return f"Whether {ours} is better than {theirs} cannot be tested {where}: {found.reason or NO_INTERVAL}."
     change = (
         f"ROC AUC {area.value:+.3f}, 95% CI {area.low:+.3f} to {area.high:+.3f}, corrected p {p_text(found.p_holm)}"
     )

@@ -102,7 +102,7 @@ def cell_scale(areas: Iterable[Estimate], line: float | None = None) -> CellScal
 
 def difference_scale(differences: Iterable[Estimate]) -> CellScale:
     """Return a scale with zero in its middle, as wide as the tenth beyond all intervals."""
-    ends = [abs(end) for one in differences for end in (one.low, one.high) if end is not None]
+    ends = [abs(end) for one in differences for end in (one.value, one.low, one.high) if end is not None]
     widest = max(math.ceil(max(ends, default=0.1) * 10) / 10, 0.1)
     return CellScale(-widest, 0.0, widest)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hoarfrost.evaluation.added_value import BOTH, CLINICAL, Gain, ModelScores
+from hoarfrost.evaluation.comparison import NO_INTERVAL
 from hoarfrost.evaluation.decision import DecisionCurve
 
 
@@ -63,7 +64,7 @@ class AddedValue:
         """Whether images add to the covariates, as one sentence."""
         found = next((one.roc_auc for one in self.gains if one.over == CLINICAL), None)
         if found is None or found.value is None or found.low is None or found.high is None:
-            return f"Whether images add to the clinical data could not be estimated: {self.reason}."
+            return f"Whether images add to the clinical data could not be estimated: {self.reason or NO_INTERVAL}."
         text = f"{found.value:+.3f} (95% CI {found.low:+.3f} to {found.high:+.3f})"
         if found.low > 0:
             return f"Images add to the clinical data: the ROC AUC changes by {text}."

@@ -93,7 +93,8 @@ def test_another_fingerprint_is_refused_naming_what_differs(tmp_path: Path) -> N
     write_cache(tmp_path / "c.h5")
     before = (tmp_path / "c.h5").read_bytes()
     other = Fingerprint("resnet18", "ab" * 32, FINGERPRINT.preprocessing, "bfloat16")
-    with pytest.raises(FingerprintMismatchError, match="precision: bfloat16 here, float32 there.*another --cache"):
+    said = r"was added\. Differences: precision: bfloat16 here, float32 there.*another --cache"
+    with pytest.raises(FingerprintMismatchError, match=said):
         with CacheWriter(tmp_path / "c.h5", type(HEADER)(other, HEADER.dim, "random:0"), "demo"):
             pass
     assert (tmp_path / "c.h5").read_bytes() == before

@@ -180,6 +180,14 @@ def test_several_differences_are_all_named() -> None:
     assert [text.split(":")[0] for text in FIXED.differences(other)] == ["backbone", "precision"]
 
 
+def test_the_facts_of_another_network_are_no_difference_beside_its_name() -> None:
+    timms = replace(FIXED, preprocessing={**FIXED.preprocessing, "network": {"dim": 384}})
+    assert FIXED.differences(replace(timms, backbone="timm:vit")) == ["backbone: resnet18 here, timm:vit there"]
+    assert timms.differences(replace(timms, preprocessing={**FIXED.preprocessing, "network": {"dim": 768}})) == [
+        'preprocessing.network: {"dim":384} here, {"dim":768} there'
+    ]
+
+
 def test_equal_fingerprints_have_no_differences() -> None:
     assert FIXED.differences(replace(FIXED, preprocessing=dict(FIXED.preprocessing))) == []
 

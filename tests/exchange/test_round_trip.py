@@ -133,6 +133,19 @@ def test_existing_file_is_kept_unless_overwrite_is_passed(tmp_path: Path, hoarfr
     assert done.stdout.startswith("demo: 20 images, embeddings of 512 numbers; ")
 
 
+def test_a_cache_is_not_replaced_by_its_own_export(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    write_cache(tmp_path / "a.h5")
+    (tmp_path / "link.h5").symlink_to(tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").read_bytes()
+    for name in ("a.h5", "link.h5"):
+        refused = hoarfrost(
+            "cache", "export", tmp_path / "a.h5", "--output", tmp_path / name, "--format", "npz", "--overwrite"
+        )
+        assert refused.status == 1
+        assert "is a file of the cache itself" in refused.stderr
+    assert (tmp_path / "a.h5").read_bytes() == before
+
+
 def test_unknown_suffix_names_the_formats(tmp_path: Path) -> None:
     write_cache(tmp_path / "a.h5")
     with pytest.raises(DatasetError, match=r"Known: \.npz, \.parquet, \.pq, \.h5ad"):

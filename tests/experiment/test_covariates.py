@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hoarfrost import load_data
+from hoarfrost.evaluation.comparison import NO_INTERVAL
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment import covariates
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
@@ -251,6 +252,8 @@ def test_sentence_says_whether_the_interval_excludes_zero(cache: Path) -> None:
         changed = replace(found, gains=(replace(found.gains[0], roc_auc=area), *found.gains[1:]))
         assert changed.verdict.startswith(words)
         assert f"(95% CI {low:+.3f} to {high:+.3f})" in changed.verdict
+    unknown = replace(found.gains[0], roc_auc=replace(found.gains[0].roc_auc, low=None, high=None))
+    assert replace(found, gains=(unknown, *found.gains[1:])).verdict.endswith(f": {NO_INTERVAL}.")
 
 
 def test_python_gives_attributes_beside_the_embeddings(cache: Path) -> None:

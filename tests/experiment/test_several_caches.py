@@ -147,6 +147,21 @@ def test_images_in_one_cache_only_are_an_error_that_names_them(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_that_differ_between_caches_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caches = two_caches(tmp_path, cohort(tmp_path))
+    with open_caches(caches):
+        assert not caplog.records
+    relabelled = cohort(tmp_path / "other")
+    text = relabelled.csv.read_text()
+    assert text.count("scan0.png,benign") == 1
+    relabelled.csv.write_text(text.replace("scan0.png,benign", "scan0.png,malignant"))
+    source = write_npz(tmp_path / "other.npz", relabelled._replace(embeddings=some_embeddings(80, 5, 1)))
+    import_embeddings(source, tmp_path / "other.h5", relabelled.csv, ImportOptions(encoder_name="CONCH"))
+    caplog.clear()
+    with open_caches([caches[0], tmp_path / "other.h5"]):
+        assert "differ in 1 of 80 images (first: scan0.png). Those of" in caplog.text
+
+
 def test_two_caches_of_one_fingerprint_are_refused(made: tuple[list[Path], Path], tmp_path: Path) -> None:
     caches, _ = made
     with pytest.raises(CacheError, match="have embeddings of the same fingerprint"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hoarfrost.evaluation import compare_heads
+from hoarfrost.evaluation.comparison import NO_INTERVAL
 from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.compare import render_comparison, side_by_side
@@ -249,6 +250,17 @@ def test_sentence_says_what_the_corrected_test_shows(pair: tuple[Run, Run], shif
         found = dict.fromkeys(run.predictions.probabilities, two)
         runs.append(replace(run, predictions=replace(run.predictions, probabilities=found)))
     assert side_by_side(runs).tests[0].verdict.startswith(words)
+
+
+def test_sentence_of_a_difference_without_an_interval_says_why(pair: tuple[Run, Run]) -> None:
+    y, runs = pair[0].y_true(), []
+    for run in pair:
+        two = np.column_stack([1.0 - y, 1.0 * y])
+        found = dict.fromkeys(run.predictions.probabilities, two)
+        runs.append(replace(run, predictions=replace(run.predictions, probabilities=found)))
+    found = side_by_side(runs)
+    assert found.tests[0].verdict.endswith(f": {NO_INTERVAL}.")
+    assert "<td>+0.000</td>" in render_comparison(found)
 
 
 def test_encoders_are_named_where_they_differ(pair: tuple[Run, Run]) -> None:

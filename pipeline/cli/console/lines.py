@@ -15,6 +15,6 @@ def count(n: int, noun: str) -> str:
 
 
 def untrained_lines(weights: str) -> list[str]:
-    """Return a caution if the weights are untrained."""
-    is_untrained = weights.startswith("random:")
-    return [f"{weights} is an untrained encoder: its scores are a lower limit, not a result."] if is_untrained else []
+    """Return a caution for each untrained encoder; the weights of several are joined by "and"."""
+    untrained = (one for one in dict.fromkeys(weights.split(" and ")) if one.startswith("random:"))
+    return [f"{one} is an untrained encoder: its scores are a lower limit, not a result." for one in untrained]
