@@ -39,6 +39,7 @@ from hoarfrost.features.origins import UNNAMED, elsewhere_name, elsewhere_steps
 NO_EMBEDDING, NOT_FINITE = "no embedding in the imported file", "the imported embedding is not finite (NaN or infinity)"
 NOT_KNOWN, MADE_ELSEWHERE = "not known", "made elsewhere"
 READ_THREADS, ROWS_AT_ONCE = 2, 4096
+PLURALS = {"labels": "label", "splits": "split", "patients": "patient"}  # as arrays are often named
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +189,13 @@ def _header(read: _Read, samples: Samples, options: ImportOptions) -> Header:
 def _own_table(read: _Read, ids: Sequence[str], options: ImportOptions) -> Dataset:
     """Return the dataset that the file itself describes, as eva's manifests do."""
     columns = {
-        name: list(cells) for name, cells in read.content.texts.items() if len(cells) == len(ids) and cells != ids
+        PLURALS.get(name, name): list(cells)
+        for name, cells in read.content.texts.items()
+        if len(cells) == len(ids) and cells != ids
     }
+    for name in ("label", "labels"):  # classes as numbers
+        if name in read.content.numbers:
+            columns.setdefault("label", [str(number) for number in read.content.numbers[name].tolist()])
     if "label" not in columns:
         raise DatasetError(
             f"{read.path}: the file has no labels. Pass the dataset that the embeddings are of: --dataset CSV, with "

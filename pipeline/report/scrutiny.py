@@ -11,7 +11,7 @@ from hoarfrost.report.svg import CellScale, cell_scale
 from hoarfrost.report.trust import ShortcutRow, shortcut_rows
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
-from hoarfrost.runs.acquisition import MEANING
+from hoarfrost.runs.acquisition import MARGIN, MEANING
 from hoarfrost.runs.lock import LOOKS
 
 
@@ -80,7 +80,7 @@ def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
     if found.is_high:
         yield MEANING
     else:
-        yield "It does not clearly predict the class: its interval does not begin above 0.55."
+        yield f"That is no sign of a shortcut: the interval does not begin above {0.5 + MARGIN:g}."
 
 
 # -- a locked test split ------------------------------------------------------------------------------------------------

@@ -289,6 +289,16 @@ def test_more_than_the_memory_is_refused_before_it_is_read(tmp_path: Path, monke
         import_embeddings(source, tmp_path / "c.h5", made.csv, UNI)
 
 
+@pytest.mark.parametrize("labels", [["a", "b"] * 40, [0, 1] * 40])
+def test_labels_are_taken_from_arrays_by_their_usual_name(tmp_path: Path, labels: list[str] | list[int]) -> None:
+    rng, paths = np.random.default_rng(0), [f"{place}.png" for place in range(80)]
+    embeddings = rng.normal(size=(80, 16)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", embeddings=embeddings, paths=np.array(paths), labels=np.array(labels))
+    import_embeddings(tmp_path / "a.npz", tmp_path / "c.h5", None, UNI)
+    with EmbeddingCache(tmp_path / "c.h5") as cache:
+        assert list(cache.dataset().labels) == [str(label) for label in labels]
+
+
 def test_labels_are_needed_from_somewhere(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="the file has no labels. Pass the dataset"):
         import_embeddings(write_npz(tmp_path / "a.npz", cohort(tmp_path)), tmp_path / "c.h5")
