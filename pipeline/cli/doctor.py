@@ -26,6 +26,7 @@ COSTS_OF_EXTRAS = {
     "remote": "images at URLs (s3://, http://) cannot be read",
     "gs": "images in Google Cloud Storage (gs://) cannot be read",
     "timm": "models of timm cannot be encoders",
+    "exchange": "embeddings cannot be imported from Parquet, nor exported to it",
     "onnx": "runs cannot be exported as ONNX, and ONNX files cannot be encoders",
     "serve": "runs cannot be served as a page",
     "openvino": "extract --fast and --precision int8 are not available; on a CPU they at least double the speed",

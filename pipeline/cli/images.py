@@ -37,7 +37,7 @@ from hoarfrost.features.encoder.registry import DEFAULT
     "--fast",
     "Use int8 where it at least doubles the speed: on CPUs with AVX2 or VNNI that are slow in bfloat16. How far the "
     "embeddings are from those in float32 is measured on images of DATA, printed, and kept in the cache.",
-    is_flag=True,
+    group=opts.SPEED, is_flag=True,
 )  # fmt: skip
 @opts.option(
     "--views",

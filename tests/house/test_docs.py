@@ -34,6 +34,13 @@ ELSEWHERE = {
     "pip install": "house/test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
     "pip wheel": "house/test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
     "cpu/bin/pip install .": "house/test_packaging::test_wheel_made_from_the_sdist_works_where_the_sources_are_not",
+    "hoarfrost extract busi/": "extraction/test_regions::test_whole_image_and_region_are_used_side_by_side",
+    "hoarfrost train --cache lesion.h5": "extraction/test_regions::test_whole_image_and_region_are_used_side_by_side",
+    "hoarfrost cache import uni": "exchange/test_formats::test_each_format_gives_the_same_embeddings_and_a_sound_cache",
+    "hoarfrost train --cache uni.h5": "exchange/test_in_use::test_run_records_where_the_embeddings_came_from",
+    "hoarfrost cache export images.h5": "exchange/test_formats::test_each_format_gives_the_same_embeddings_and_a_sound_cache",
+    "hoarfrost train --cache resnet.h5": "experiment/test_several_caches::test_embeddings_of_an_image_are_side_by_side",
+    "hoarfrost predict new-resnet.h5": "experiment/test_several_caches::test_prediction_takes_both_caches_in_any_order",
     "hoarfrost train --cache xrays.h5": "house/test_docs::test_a_pages_commands_run_in_their_order",  # docs/recipes.md
     "eval ": "house/test_docs::test_completion_is_what_the_page_says",
 }
