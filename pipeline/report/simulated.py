@@ -19,7 +19,7 @@ OF_GAINS = {
 }
 OF_CALIBRATION = {
     "error": "that of the calibration error 91 to 99%",
-    "curve": "those of ICI, E50 and E90 93 to 100%",
+    "curve": "those of the smooth curve 93 to 98%, of ICI, E50 and E90 93 to 100%",
 }
 
 
