@@ -57,15 +57,16 @@ def test_a_stop_is_acknowledged_even_while_the_same_stream_is_written_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress.show_warnings()
-    StopSignals()._receive(2, None)
+    with StopSignals() as stop:  # on leaving, images may be decoded again
+        stop._receive(2, None)
     assert capsys.readouterr().err == "Stopping; saving the current batch. Press Ctrl-C again to stop at once.\n"
 
     def reentrant(_: str) -> None:
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
     monkeypatch.setattr(progress, "say", reentrant)
-    stop = StopSignals()
-    stop._receive(2, None)
+    with StopSignals() as stop:
+        stop._receive(2, None)
     assert stop.received is not None
 
 

@@ -316,7 +316,10 @@ def test_a_signal_ends_it(tmp_path: Path) -> None:
             stop._receive(2, None)
         return False
 
-    with pytest.raises(StoppedError, match=r"^Interrupted; \d+ of 1,000 images saved\. Run the same command again"):
+    with (
+        stop,
+        pytest.raises(StoppedError, match=r"^Interrupted; \d+ of 1,000 images saved\. Run the same command again"),
+    ):
         embed(tmp_path, NoRay(dies), 1_000, stop=stop)
 
 
