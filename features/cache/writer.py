@@ -109,16 +109,19 @@ class CacheWriter(PartWriter):
         self._stack.close()
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed writer left half-written; the lock shows that no other writer is running."""
-        own = re.compile(rf"({re.escape(self.path.name)}|part-.*)\.(\d+|trying(-[^.]*)?)\.tmp")  # not of FILE.old
-        for folder in (self.path.parent, parts_directory(self.path)):
-            for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
-                if own.fullmatch(leftover.name):
-                    leftover.unlink(missing_ok=True)
+        """Remove what a killed writer left; the lock shows that no other writer is running."""
+        self._remove_half_written(self.path.parent, parts_directory(self.path))
         remove_if_empty(parts_directory(self.path))
         # Shards without an index and without parts do not come from a killed writer: someone has lost the index.
         if self._main is not None or part_paths(self.path):
             remove_unlisted_shards(self.path, self._main.shards if self._main is not None else [])
+
+    def _remove_half_written(self, *folders: Path) -> None:
+        own = re.compile(rf"({re.escape(self.path.name)}|part-.*)\.(\d+|trying(-[^.]*)?)\.tmp")  # not of FILE.old
+        for folder in folders:
+            for leftover in folder.glob("*.tmp") if folder.is_dir() else ():
+                if own.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
 
     def _sound_parts(self) -> Iterator[Part]:
         """Read each part whole once, so that damage shows before anything relies on it."""
@@ -292,6 +295,7 @@ class CacheWriter(PartWriter):
         self._identity = file_identity(self.path)
         if os.name == "nt":
             self._main = self._stack.enter_context(CacheFile(self.path, by_view=self.by_view))
+        self._remove_half_written(parts_directory(self.path))  # of workers that were killed
         remove_parts(self.path, [part.path for part in self.parts])
         self.parts = []
 

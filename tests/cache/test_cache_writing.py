@@ -121,6 +121,16 @@ def test_half_written_files_of_a_killed_writer_are_swept_and_never_read(tmp_path
     assert mine.exists()
 
 
+def test_a_part_that_a_killed_worker_of_this_extraction_left_half_written_goes_with_the_parts(tmp_path: Path) -> None:
+    keys, embeddings = some_images(4)
+    with CacheWriter(tmp_path / "c.h5", HEADER, "demo") as writer:
+        writer.append(some_files(keys), embeddings)
+        writer.commit()
+        (parts_directory(tmp_path / "c.h5") / "part-1.h5.77.tmp").write_bytes(b"half")
+        writer.finish(some_table(4), keys)
+        assert not parts_directory(tmp_path / "c.h5").exists()
+
+
 def test_a_reader_keeps_its_state_while_a_writer_replaces_the_file(tmp_path: Path) -> None:
     _, embeddings = write_cache(tmp_path / "c.h5", 2000)
     with EmbeddingCache(tmp_path / "c.h5") as cache:
