@@ -64,8 +64,8 @@ def samples_of(source: str, content: Content) -> Samples:
     if name is None:
         found = ", ".join(content.arrays) or "none"
         raise DatasetError(
-            f"{source}: no embeddings. Expected numbers of the shape (n, D) under one of the names "
-            f"{', '.join(EMBEDDING_NAMES)}; arrays of that shape in the file: {found}. Rename the array, or export it again."
+            f"{source}: no embeddings. Expected floating-point numbers of the shape (n, D) under one of the names "
+            f"{', '.join(EMBEDDING_NAMES)}; such arrays in the file: {found}. Rename the array, or export it again."
         )
     embeddings, id_name = content.arrays[name], _first(ID_NAMES, content.texts)
     if id_name is None:

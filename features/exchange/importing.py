@@ -222,6 +222,11 @@ def _records(source: str, dataset: Dataset, embeddings: Embeddings, is_there: Ma
         raise DatasetError(
             f"{source}: no image has a finite embedding, so nothing was imported. The file is probably damaged."
         )
+    if len(zeros := np.flatnonzero(is_finite & ~embeddings.any(axis=1))):
+        logger.warning(
+            "%s: %s embeddings are all zeros (first: %s), so heads cannot learn from these images. Check how they were made.",
+            source, f"{len(zeros):,}", dataset.paths[int(zeros[0])],
+        )  # fmt: skip
     records.errors = {place: Reason(text, text) for place, text in reasons.items()}
     records.readable[:] = is_finite
     stamps = dataset.images.stamps(of_urls=False)

@@ -84,12 +84,12 @@ def all_nan(path: Path, made: Cohort) -> None:
         (declared_too_large, "the array 'embeddings' declares 48,000,000,000 bytes, but the file does not have them"),
         (truncated, "not a readable npz file"),
         (without_names, "the samples have no names"),
-        (without_embeddings, "no embeddings. Expected numbers of the shape"),
+        (without_embeddings, "no embeddings. Expected floating-point numbers of the shape"),
         (fewer_names, "80 embeddings but 79 paths"),
         (same_name_twice, r"'scan1.png' appears more than once in paths"),
         (no_rows, "the file has no embeddings: it is empty"),
         (no_columns, "its embeddings have 0 numbers"),
-        (whole_numbers, "no embeddings. Expected numbers of the shape"),
+        (whole_numbers, "no embeddings. Expected floating-point numbers of the shape"),
         (other_names, "none of its 80 names is an image of"),
         (all_nan, "no image has a finite embedding, so nothing was imported"),
     ],
@@ -128,6 +128,13 @@ def test_rows_that_are_not_finite_are_listed_with_the_reason(tmp_path: Path) -> 
     assert "scan3.png" not in read_back(tmp_path / "c.h5")
     with EmbeddingCache(tmp_path / "c.h5") as opened:
         assert opened.dataset().errors[8] == reason
+
+
+def test_embeddings_of_nothing_but_zeros_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = cohort(tmp_path)
+    made.embeddings[[3, 8]] = 0
+    assert import_embeddings(write_npz(tmp_path / "a.npz", made), tmp_path / "c.h5", made.csv, UNI).imported == 80
+    assert "2 embeddings are all zeros (first: scan3.png)" in caplog.text
 
 
 def test_numbers_too_large_for_float32_are_not_finite(tmp_path: Path) -> None:
