@@ -1,5 +1,7 @@
 """Heads on the embeddings of several encoders side by side."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,17 @@ def test_prediction_by_one_cache_says_which_is_missing(made: tuple[list[Path], P
     caches, folder = made
     with pytest.raises(FingerprintMismatchError, match="needs one cache for each.* has CONCH"):
         predict_dataset(caches[0], tmp_path / "out.csv", run=folder)
+
+
+def test_prediction_names_the_cache_that_it_does_not_need(
+    made: tuple[list[Path], Path], tmp_path: Path, hoarfrost: Hoarfrost
+) -> None:
+    caches, folder = made
+    third = tmp_path / "third.h5"
+    shutil.copy(caches[0], third)
+    done = hoarfrost("predict", *caches, third, "--run", folder, "--output", tmp_path / "out.csv")
+    assert done.status == 1
+    assert re.search(r"Leave out .*\.h5, which is not needed", done.stderr)
 
 
 @pytest.mark.parametrize("command", ["predict", "explain", "export"])

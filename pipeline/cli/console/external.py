@@ -78,13 +78,13 @@ def _score_lines(run: "Run") -> "Iterator[str]":
         assert head.test is not None
         other = compared.get(head.name)
         difference = "" if other is None else f"; difference {_text(other.difference)}"
-        p = "" if other is None or other.p_holm is None else f", p {other.p_holm:.3f}"
+        p = "" if other is None or other.p_holm is None else f", p {other.p_holm:z.3f}"
         yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}{p}"
     classes = () if run.assessment is None else run.assessment.classes
     if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
         point = classes[0].points[0].point
         yield (
-            f"threshold >= {at.threshold:.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
+            f"threshold >= {at.threshold:z.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
             f"{_text(at.specificity)}"
         )
 
@@ -107,11 +107,11 @@ def _update_row(one: "UpdatedScores") -> tuple[str, ...]:
         ("-", "-") if line is None else tuple("-" if x is None else f"{x:.2f}" for x in (line.slope, line.intercept))
     )
     change = "-" if one.difference is None else _text(one.difference)
-    return one.method, f"{one.loss:.3f}", f"{one.brier:.3f}", f"{one.calibration_error:.3f}", *fitted, change
+    return one.method, f"{one.loss:z.3f}", f"{one.brier:z.3f}", f"{one.calibration_error:z.3f}", *fitted, change
 
 
 def _text(found: "Estimate") -> str:
     if found.value is None:
         return "undefined"
-    ends = "" if found.interval is None else f" ({found.interval[0]:.3f} to {found.interval[1]:.3f})"
-    return f"{found.value:.3f}{ends}"
+    ends = "" if found.interval is None else f" ({found.interval[0]:z.3f} to {found.interval[1]:z.3f})"
+    return f"{found.value:z.3f}{ends}"

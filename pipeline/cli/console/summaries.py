@@ -95,11 +95,11 @@ def heads_text(heads: "Sequence[ListedHead]") -> str:
     """Return a table of a run's heads."""
     rows = [("", "head", "members", "parameters", "val AUC", "test AUC", "size", "file")]
     for head in heads:
-        test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:.3f}"
+        test = "-" if head.test_roc_auc is None else f"{head.test_roc_auc:z.3f}"
         numbers = (
             str(head.members),
             f"{head.parameters:,}",
-            f"{head.val_roc_auc:.3f}",
+            f"{head.val_roc_auc:z.3f}",
             test,
             f"{head.bytes / 1e6:.2f} MB",
         )
@@ -116,7 +116,7 @@ def plan_text(plan: "Plan") -> str:
     for one in plan.needed:
         counts = [one.images, one.patients, one.cases] if has_several else [one.patients, one.cases]
         mark = "*" if one is plan.largest else ""
-        rows.append((mark, one.quantity, f"{one.assumed:.3f}", _width(one.width), *(f"{n:,}" for n in counts)))
+        rows.append((mark, one.quantity, f"{one.assumed:z.3f}", _width(one.width), *(f"{n:,}" for n in counts)))
     most = plan.largest
     lines = [*table(rows), f"* {most.quantity} needs most: {most.patients:,} patients, {most.cases:,} of them positive"]
     lines.append(f"Assumed: prevalence {plan.prevalence:.3g}. Widths are those of 95% intervals (Riley et al. 2021).")
@@ -207,7 +207,7 @@ def explain_text(summary: "ExplainSummary") -> str:
     for one in summary.explanations[:SHOWN_EXPLAINED]:
         labels = Counter(example.label or "(no label)" for example in one.nearest)
         nearest = ", ".join(f"{n} {label}" for label, n in labels.most_common())
-        found = f"{one.subject} {one.calibrated[one.subject]:.3f}, predicted {one.called}"
+        found = f"{one.subject} {one.calibrated[one.subject]:z.3f}, predicted {one.called}"
         true = f", true label {one.label}" if one.label else ""
         lines.append(f"  {one.path}: {found}{true}" + (f"; nearest: {nearest}" if nearest else ""))
     if len(summary.explanations) > SHOWN_EXPLAINED:

@@ -151,7 +151,7 @@ def _title(metric: "Metric", results: "Iterable[Scores]") -> str:
 
 def _score_cells(result: "HeadResult | ReferenceResult", metrics: "Sequence[Metric]") -> tuple[str, ...]:
     scores = _scores_of(result)
-    return f"{_area(result.val):.3f}", *(_estimate_text(scores.printed(metric.key)) for metric in metrics)
+    return f"{_area(result.val):z.3f}", *(_estimate_text(scores.printed(metric.key)) for metric in metrics)
 
 
 def _method_lines(results: "Iterable[Scores]") -> "Iterator[str]":
@@ -177,8 +177,8 @@ def _estimate_text(found: "Estimate | None") -> str:
     if found is None or found.value is None:
         return "undefined"
     if found.is_optimistic:
-        return f"{found.value:.3f} ({found.method})"
-    return f"{found.value:.3f}" + ("" if found.interval is None else f" ({found.low:.3f} to {found.high:.3f})")
+        return f"{found.value:z.3f} ({found.method})"
+    return f"{found.value:z.3f}" + ("" if found.interval is None else f" ({found.low:z.3f} to {found.high:z.3f})")
 
 
 def _area(scores: "Scores") -> float:
@@ -233,7 +233,7 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
         "PPV": result.ppv,
         "NPV": result.npv,
     }
-    yield f"threshold >= {result.threshold:.3f} ({names}): {_named_estimates(shares)}"
+    yield f"threshold >= {result.threshold:z.3f} ({names}): {_named_estimates(shares)}"
     yield from (f"  {fixed.point.promise}" for fixed in alike if fixed.point.promise)
     if result.at_prevalence is not None:
         there = result.at_prevalence
@@ -265,7 +265,7 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
     images = f"{folds.n_images:,} images{of_patients(folds.whole.pooled.n_patients)}"
     yield f"{folds.n_folds}-fold cross-validation of {images}, pooled ROC AUC (95% CI):"
     for result in folds.results:
-        by_fold = ", ".join(f"{auc:.3f}" for auc in result.fold_roc_aucs)
+        by_fold = ", ".join(f"{auc:z.3f}" for auc in result.fold_roc_aucs)
         yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
     if any(result.difference for result in folds.results):
         yield "  p is corrected by Holm's method for all comparisons; the intervals of differences are not."
@@ -280,7 +280,7 @@ def _difference(result: "CrossValidated") -> str:
     if result.difference is None:
         return ""
     found = result.difference.p_holm
-    p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:.3f}"
+    p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:z.3f}"
     return f"; difference {_estimate_text(result.difference.difference)}{p}"
 
 
@@ -289,12 +289,12 @@ def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
         return
     yield (
         f"{found.n_splits} random splits, mean ROC AUC (95% CI): {_estimate_text(found.roc_auc)}; lowest "
-        f"{min(found.roc_aucs):.3f}, highest {max(found.roc_aucs):.3f}"
+        f"{min(found.roc_aucs):z.3f}, highest {max(found.roc_aucs):z.3f}"
     )
     if found.instability is not None:
         one = found.instability
         yield (
-            f"  Probabilities of single images vary with a standard deviation of {one.spread:.3f} on average; the predicted "
+            f"  Probabilities of single images vary with a standard deviation of {one.spread:z.3f} on average; the predicted "
             f"class changes in {one.changed:.1%} of the splits that held an image out."
         )
 
@@ -320,7 +320,7 @@ def _learning_curve_lines(run: "Run", split: str) -> "Iterator[str]":
         yield f"Learning curve of {run.selected}, {split} ROC AUC (mean, lowest and highest of the draws):"
     for point in run.learning_curve:
         aucs, share = point.roc_aucs, f"{point.share:.0%} of the training patients, {point.n_images:,} images"
-        yield f"  {share}: {point.mean:.3f} ({min(aucs):.3f} to {max(aucs):.3f})"
+        yield f"  {share}: {point.mean:z.3f} ({min(aucs):z.3f} to {max(aucs):z.3f})"
     if (outlook := outlook_of(run)) is not None:
         yield f"  {outlook_text(outlook)}"
 
@@ -335,7 +335,7 @@ def _views_lines(views: "ComparedViews | None") -> "Iterator[str]":
         times = f" in {one.n_chosen} of {views.n_choices} folds" if views.n_choices > 1 else ""
         difference = "" if one.difference is None else f", {_estimate_text(one.difference)}"
         chosen = f", chosen{times}" if one.n_chosen else ""
-        yield f"  {', '.join(one.views)}: {one.roc_auc:.3f}, {one.loss:.3f}{difference}{chosen}"
+        yield f"  {', '.join(one.views)}: {one.roc_auc:z.3f}, {one.loss:z.3f}{difference}{chosen}"
 
 
 def _covariate_lines(found: "Covariates | None") -> "Iterator[str]":
@@ -345,7 +345,7 @@ def _covariate_lines(found: "Covariates | None") -> "Iterator[str]":
     if found is None:
         return
     for one in found.results:
-        at = "" if one.threshold is None else f", net benefit at a threshold probability of {one.threshold:.3f}"
+        at = "" if one.threshold is None else f", net benefit at a threshold probability of {one.threshold:z.3f}"
         yield f"Clinical data ({found.names}) and images, {one.where}: ROC AUC{at} (95% CI):"
         for model in one.models:
             yield f"  {in_words(model.name)}: {_two_texts(model)}"

@@ -67,9 +67,15 @@ def _in_order(caches: Sequence[Path], header: Header) -> list[Path]:
         lacking = (
             f" None of {', '.join(map(str, caches))} has {' or '.join(map(_described, missing))}." if missing else ""
         )
+        others = [str(path) for path in caches if path not in {there.get(digest) for digest in wanted}]
+        way_out = (
+            f"Leave out {', '.join(others)}, which is not needed."
+            if others and not missing
+            else "Extract or import the images into a cache for each encoder, and pass these caches."
+        )
         raise FingerprintMismatchError(
             f"The head was trained on the embeddings of {needed}, so it needs one cache for each, with the same "
-            f"images.{lacking} Extract or import the images into a cache for each encoder, and pass these caches."
+            f"images.{lacking} {way_out}"
         )
     return [there[digest] for digest in wanted]
 
