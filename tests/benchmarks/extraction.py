@@ -199,8 +199,12 @@ def cold(folder: Path) -> list[Measurement]:
 
 def process_seconds(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> float:
     """Run a module as a script in a process of its own; return how long that took."""
+    return command_seconds([sys.executable, "-m", module, *arguments], environment)
+
+
+def command_seconds(command: list[str], environment: Mapping[str, str] | None = None) -> float:
+    """Run a command; return how long that took."""
     started = time.monotonic()
-    command = [sys.executable, "-m", module, *arguments]
     subprocess.run(command, capture_output=True, check=True, env={**os.environ, **(environment or {})})
     return time.monotonic() - started
 

@@ -4,19 +4,23 @@ import itertools
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hoarfrost.features.devices import usable_cpus
-from tests.benchmarks.extraction import BUSI, NATIVE, PRECISION, WEIGHTS, process_seconds
+from tests.benchmarks import peers
+from tests.benchmarks.extraction import BUSI, NATIVE, PRECISION, WEIGHTS, command_seconds, process_seconds
 from tests.benchmarks.measurement import Measurement
 
-SIZES = (100, 780, 3_000)
-LARGE = 780  # larger ones are measured once
+SIZES = (100, 780, 3_000, 10_000)
+LARGE = 780  # larger ones are measured once, against the faster loop
+EPOCHS = 10  # of the way that runs the network in every epoch
 REPEATS = 3
+LOOPS = ("float32", "bfloat16") if NATIVE else ("float32",)
 BUSY_IMAGES = 240
 
 
@@ -27,15 +31,14 @@ def small(folder: Path) -> list[Measurement]:
 
 def _small(folder: Path, n_images: int) -> Measurement:
     images = copies(folder / f"images{n_images}", n_images)
-    precisions = ("float32", "bfloat16") if NATIVE else ("float32",)
+    precisions = LOOPS if n_images <= LARGE else LOOPS[-1:]
     repeats = 1 if n_images > LARGE else REPEATS
     seconds: dict[str, list[float]] = {}
     for i in range(repeats):
         cache = folder / f"{n_images}-{i}.h5"
         seconds.setdefault(PRECISION, []).append(extract_seconds(images, cache))
         for precision in precisions:
-            arguments = [str(images), str(folder / "found.npy"), precision, str(usable_cpus())]
-            seconds.setdefault(f"a loop, {precision}", []).append(process_seconds("tests.benchmarks.usual", *arguments))
+            seconds.setdefault(f"a loop, {precision}", []).append(loop_seconds(images, folder, precision))
     found = {name: float(np.median(values)) for name, values in seconds.items()}
     ours, best = found.pop(PRECISION), min(found.values())
     loops = "; ".join(f"{name} {value:.1f} s" for name, value in found.items())
@@ -45,6 +48,54 @@ def _small(folder: Path, n_images: int) -> Measurement:
         "10 s, at most 1" if n_images == LARGE else "at most 1",
         {"extract_s": ours, "ratio": ours / best, **found},
     )
+
+
+def loop_seconds(images: Path, folder: Path, precision: str) -> float:
+    arguments = [str(images), str(folder / "found.npy"), precision, str(usable_cpus())]
+    return process_seconds("tests.benchmarks.usual", *arguments)
+
+
+def peers_too(folder: Path) -> list[Measurement]:
+    """Time whole processes that embed BUSI's 780 images: ours, plain loops, and each other program that is installed."""
+    if not BUSI.is_dir():
+        return []
+    images, few = copies(folder / "images", LARGE), copies(folder / "few", 16)
+    ways: dict[str, Callable[[], float]] = {
+        f"the network in each of {EPOCHS} epochs (one measured)": lambda: (
+            EPOCHS * process_seconds("tests.benchmarks.usual", str(images))
+        )
+    }
+    for name, python in peers.installed().items():
+        place = folder / name
+        place.mkdir()
+        subprocess.run(peers.command(python, "prepare", name, str(few), str(place)), check=True, capture_output=True)
+        for precision in LOOPS:
+            command = peers.command(python, "embed", name, str(images), str(place), precision)
+            ways[f"{name}, {precision}"] = partial(command_seconds, command)
+    for precision in LOOPS:
+        ways[f"a DataLoader loop with `channels_last`, {precision}"] = partial(loop_seconds, images, folder, precision)
+    for precision in dict.fromkeys(("float32", PRECISION, "int8")):
+        ways[f"`extract`, {precision}"] = partial(_fresh_seconds, images, folder / "c.h5", precision)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(2):
+        for name, way in ways.items():
+            seconds[name].append(way())
+    found = {name: float(np.mean(values)) for name, values in seconds.items()}
+    ours = found[f"`extract`, {PRECISION}"]
+    return [
+        Measurement(
+            f"{LARGE} images of BUSI, whole processes: {name}",
+            f"{value:.1f} s, {LARGE / value:.0f} images/s; {value / ours:.2f} times the seconds of `extract`, {PRECISION}",
+            "10 s" if name == f"`extract`, {PRECISION}" else "",
+            {"seconds": value},
+        )
+        for name, value in found.items()
+    ]
+
+
+def _fresh_seconds(images: Path, cache: Path, precision: str) -> float:
+    cache.unlink(missing_ok=True)
+    return extract_seconds(images, cache, more=("--precision", precision))
 
 
 def copies(folder: Path, n_images: int) -> Path:
@@ -114,11 +165,13 @@ def starts(folder: Path) -> list[Measurement]:
     return [Measurement("whole processes that have little to do", text, "2.4, 3.0, 1.6 s", found)]
 
 
-def extract_seconds(images: Path, cache: Path, environment: Mapping[str, str] | None = None) -> float:
-    arguments = ["extract", str(images), "--cache", str(cache), "--weights", WEIGHTS]
+def extract_seconds(
+    images: Path, cache: Path, environment: Mapping[str, str] | None = None, more: Sequence[str] = ()
+) -> float:
+    arguments = ["extract", str(images), "--cache", str(cache), "--weights", WEIGHTS, *more]
     seconds = process_seconds("hoarfrost", *arguments, environment=environment)
     shutil.rmtree(f"{cache}.parts", ignore_errors=True)
     return seconds
 
 
-MEASUREMENTS = {"small": small, "busy": busy, "starts": starts}
+MEASUREMENTS = {"small": small, "peers": peers_too, "busy": busy, "starts": starts}
