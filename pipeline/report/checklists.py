@@ -48,7 +48,7 @@ CLAIM = (
     ("33", "testing on external data", ""),
     ("34", "registration of a clinical trial", ""),
     ("35", "patients or examinations included and excluded", "included"),
-    ("36", "demographic and clinical characteristics by partition", ""),
+    ("36", "demographic and clinical characteristics by partition", "characteristics"),
     ("37", "performance with uncertainty", "performance"),
     ("38", "diagnostic performance with precision", "diagnostic"),
     ("39", "analysis of failures", "failures"),
@@ -99,7 +99,7 @@ TRIPOD = (
     ("18f", "sharing of code", ""),
     ("19", "involvement of patients and the public", ""),
     ("20a", "flow of participants", "included"),
-    ("20b", "characteristics of participants", ""),
+    ("20b", "characteristics of participants", "characteristics"),
     ("20c", "development and evaluation data compared", ""),
     ("21", "participants and outcomes in each analysis", "by_class"),
     ("22", "the full model", "files"),
@@ -212,6 +212,12 @@ def _included(run: Run, _: Evaluation) -> str:
     return f"{several(dataset.n_images, 'image')}{patients}, {unreadable:,} omitted as unreadable"
 
 
+def _characteristics(run: Run, _: Evaluation) -> str:
+    cohort = run.config.dataset.cohort
+    names = dict.fromkeys(one.attribute for one in (cohort.characteristics if cohort else ()))
+    return f"by split and class: {listed(list(names))}; the author adds others" if names else ""
+
+
 def _by_class(run: Run, evaluation: Evaluation) -> str:
     if run.assessment is None:
         return ""
@@ -289,6 +295,7 @@ ANSWERS: Mapping[str, Callable[[Run, Evaluation], str]] = {
     "robustness": _robustness,
     "internal": _performance,
     "included": _included,
+    "characteristics": _characteristics,
     "by_class": _by_class,
     "performance": _performance,
     "diagnostic": _diagnostic,
