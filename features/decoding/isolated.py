@@ -1,4 +1,7 @@
-"""Decoding in other processes: a decoder that crashes costs one image, and the next process is started."""
+"""Decoding in other processes: a decoder that crashes costs one image, and the next process is started.
+
+They decode what is suspected to crash, and, beside a GPU, everything: this process's threads share one interpreter.
+"""
 
 import atexit
 import json
@@ -7,27 +10,36 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from hoarfrost.features.decoding.images import Decoding
+    from hoarfrost.features.decoding.shared import SharedMemory
+    from hoarfrost.features.decoding.views import View
 
 COMMAND = (sys.executable, "-P", "-m", "hoarfrost.features.decoding.decoder")
 MOST_SECONDS = (
     120.0  # of computing: no image takes as long. Counted by the system, so that a busy machine changes nothing
 )
 WALL_FACTOR = 5.0  # so many times as long may pass: then the decoder hangs without computing
+
+
+PIPE_BYTES = 256 << 10  # kept until so many are sent at once: each call takes this process's interpreter again
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class DecoderCrashError(ImageDecodeError):
@@ -53,44 +65,71 @@ class _Process:
 
     def __init__(self) -> None:
         # Only where this package was found: the working folder may contain another package of the same name.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         # From a thread that does not end: on Linux a decoder ends with the thread that started it.
         starting = _starter(os.getpid()).submit(
-            lambda: subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+            lambda: subprocess.Popen(
+                COMMAND, bufsize=PIPE_BYTES, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
+            )
         )
         self._process = starting.result()
         self._latest = b""
+        self._memory = ""  # the name of what it has open
         self._is_late = False
         self._is_stopped = False
 
     def ask(self, content: bytes, request: dict[str, Any], seconds: float | None) -> "tuple[dict[str, Any], bytes]":
         """Send a request; return the answer and its pixels, or raise the reason why there are none."""
-        is_sent = content is self._latest  # frames of one file follow one another
-        computing = seconds or MOST_SECONDS
-        request = {**request, "seconds": computing, "n_bytes": None if is_sent else len(content)}
-        timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
-        timer.start()
-        try:
-            sender, answers = self._process.stdin, self._process.stdout
-            assert sender is not None
-            assert answers is not None
-            sender.write(json.dumps(request).encode() + b"\n")
-            sender.write(b"" if is_sent else content)
-            sender.flush()
-            answer = json.loads(answers.readline() or "{}")
-            payload = answers.read(answer.get("n_bytes", 0))
-        except BrokenPipeError:
-            answer, payload = {}, b""
-        finally:
-            timer.cancel()
-        if not answer or len(payload) < answer["n_bytes"]:
-            ended = self._end(computing)
-            raise DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
-        self._latest = content
+        ((answer, payload),) = self.ask_all([(content, request)], seconds)
         if "error" in answer:
             raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
+
+    def ask_all(
+        self, requests: Sequence[tuple[bytes, dict[str, Any]]], seconds: float | None
+    ) -> "list[tuple[dict[str, Any], bytes]]":
+        """Send requests, each with a file's bytes; return the answers and their pixels, or raise how the process ended."""
+        computing = seconds or MOST_SECONDS
+        timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
+        timer.start()
+        try:
+            self._send(requests, computing)
+            return [self._receive() for _ in requests]
+        except (BrokenPipeError, EOFError):
+            ended = self._end(computing)
+            raise (
+                DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
+            ) from None
+        finally:
+            timer.cancel()
+
+    def _send(self, requests: Sequence[tuple[bytes, dict[str, Any]]], computing: float) -> None:
+        sender = self._process.stdin
+        assert sender is not None
+        for content, request in requests:
+            is_sent = content is self._latest  # frames of one file follow one another
+            line = {**request, "seconds": computing, "n_bytes": None if is_sent else len(content)}
+            sender.write(json.dumps(line).encode() + b"\n")
+            sender.write(b"" if is_sent else content)
+            self._latest = content
+        sender.write(b"\n")
+        sender.flush()
+
+    def _receive(self) -> "tuple[dict[str, Any], bytes]":
+        answers = self._process.stdout
+        assert answers is not None
+        answer = json.loads(answers.readline() or "{}")
+        payload = answers.read(answer.get("n_bytes", 0))
+        if not answer or len(payload) < answer["n_bytes"]:
+            raise EOFError
+        return answer, payload
+
+    def open(self, memory: "SharedMemory") -> None:
+        """Let it write into shared memory; raise ImageDecodeError if it cannot open that."""
+        if self._memory != memory.name:
+            self.ask(b"", {"want": "memory", "path": memory.path, "size": memory.n_bytes}, None)
+            self._memory = memory.name
 
     @property
     def has_ended(self) -> bool:
@@ -153,7 +192,13 @@ _stopped = threading.Event()
 
 @lru_cache
 def _starter(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked process needs its own
-    return ThreadPoolExecutor(1, "decoders")
+    return ThreadPoolExecutor(1, "decoders", _block_stop_signals)
+
+
+def _block_stop_signals() -> None:
+    """Block in this thread, and so in decoders, what a terminal or a queue sends to all processes: this one ends them."""
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def stop_decoding() -> None:
@@ -171,6 +216,8 @@ def resume_decoding() -> None:
 @contextmanager
 def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
+    if _stopped.is_set():
+        raise DecodingStoppedError("no decoder is started")
     try:
         while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
             process.close()
@@ -247,11 +294,89 @@ def inspect_isolated(
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]), found["has_two_values"])
 
 
+class WantedLooks(NamedTuple):
+    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes."""
+
+    content: bytes | EncodedFrame
+    key: bytes
+    views: "Sequence[View]"
+    offsets: Sequence[int]
+
+
+def start_decoders(n: int, memory: "SharedMemory") -> None:
+    """Start so many processes that write into shared memory, unless they run already.
+
+    Raises
+    ------
+    OSError
+        If that is not possible here.
+    """
+    with ExitStack() as stack:
+        try:
+            started = [stack.enter_context(_a_process()) for _ in range(n)]
+            for process in started:
+                process.open(memory)
+        except ImageDecodeError as error:
+            raise OSError(str(error)) from error
+
+
+def decode_looks(
+    images: Sequence[WantedLooks], memory: "SharedMemory", decoding: "Decoding", most_at_once: int
+) -> list[Reason | None]:
+    """Decode images in another process, which writes the looks into shared memory, three channels each.
+
+    Parameters
+    ----------
+    images : sequence of WantedLooks
+    memory : SharedMemory
+    decoding : Decoding
+        Its `room` is taken for images of more than `most_at_once` pixels; the process decodes others without asking.
+    most_at_once : int
+
+    Returns
+    -------
+    list of Reason or None
+        Why an image is unreadable; None if its looks are there.
+
+    Raises
+    ------
+    DecoderCrashError
+        If the process crashed or hung at one of the images.
+    DecodingStoppedError
+        If `stop_decoding` was called.
+    """
+    with _a_process() as process:
+        process.open(memory)
+        answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
+        found = []
+        for image, (answer, _) in zip(images, answers, strict=True):
+            while (n_pixels := answer.get("n_pixels")) is not None:
+                with decoding.room(n_pixels):
+                    ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
+            for note in answer.get("notes", ()):
+                decoding.on_note(note)
+            found.append(Reason(answer["kind"], answer["error"]) if "error" in answer else None)
+    return found
+
+
+def _looks_of(image: WantedLooks, decoding: "Decoding", most_at_once: int) -> tuple[bytes, dict[str, Any]]:
+    encoded, frame = unpack(image.content)
+    return encoded, {
+        **_request(frame, decoding.max_pixels, decoding.window, decoding.size),
+        "want": "looks",
+        "key": image.key.hex(),
+        "views": [asdict(view) for view in image.views],
+        "offsets": image.offsets,
+        "most_at_once": most_at_once,
+    }
+
+
 def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
     return {"frame": frame, "max_pixels": max_pixels, "window": window and [window.center, window.width], "size": size}
 
 
 @atexit.register
-def _close_idle() -> None:
+def close_idle() -> None:
+    """End the processes that decode nothing now."""
     while _idle:
         _idle.pop().close()

@@ -395,8 +395,8 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hoarfrost.features.extraction.local, "LEAST_FOR_ALL_GPUS", 4)
     monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
     monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+        "hoarfrost.features.extraction.buffers.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.buffers.torch.empty(shape, dtype=dtype),
     )
 
 

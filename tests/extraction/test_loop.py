@@ -21,8 +21,9 @@ from hoarfrost.features.datasets import Dataset, FileStamp
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.extraction.buffers import N_BUFFERS, n_decoders
 from hoarfrost.features.extraction.interrupts import StopSignals
-from hoarfrost.features.extraction.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, Work, n_decoders, sample_images
+from hoarfrost.features.extraction.loop import SAMPLE_IMAGES, EmbeddingLoop, Work, sample_images
 from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.fingerprint import pixels_key
 from tests.support.caches import HEADER
