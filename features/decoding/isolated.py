@@ -239,6 +239,9 @@ def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
         _busy.discard(process)  # first: as soon as it is idle, another thread may make it busy
         if is_usable:
             _idle.append(process)
+        else:
+            process.stop()
+            process.close()
 
 
 def decode_isolated(
@@ -377,6 +380,8 @@ def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> d
 
 @atexit.register
 def close_idle() -> None:
-    """End the processes that decode nothing now."""
+    """End the processes that decode nothing now, at once: one may still be importing torch."""
     while _idle:
-        _idle.pop().close()
+        process = _idle.pop()
+        process.stop()
+        process.close()

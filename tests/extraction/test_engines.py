@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import hoarfrost.features.devices
+import hoarfrost.features.extraction.buffers
 import hoarfrost.features.extraction.cluster
 import hoarfrost.features.extraction.local
 import hoarfrost.features.extraction.loop
