@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -368,7 +368,7 @@ def _looks_of(image: WantedLooks, decoding: "Decoding", most_at_once: int) -> tu
         **_request(frame, decoding.max_pixels, decoding.window, decoding.size),
         "want": "looks",
         "key": image.key.hex(),
-        "views": [asdict(view) for view in image.views],
+        "views": [vars(view) for view in image.views],
         "offsets": image.offsets,
         "most_at_once": most_at_once,
     }

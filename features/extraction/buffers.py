@@ -9,7 +9,7 @@ from hoarfrost.features.decoding.budget import PIXELS_AT_ONCE, PixelBudget
 from hoarfrost.features.decoding.isolated import DecodingStoppedError, start_decoders
 from hoarfrost.features.decoding.shared import SharedMemory
 from hoarfrost.features.decoding.views import View
-from hoarfrost.features.devices import host_tensor, usable_cpus
+from hoarfrost.features.devices import host_tensor, usable_cpus, usable_memory
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP
 from hoarfrost.features.extraction.plan import ExtractOptions
 
@@ -20,6 +20,7 @@ N_BUFFERS = 3  # batches on the CPU: one that the encoder computes on, two that 
 # Beyond so many decoders, one interpreter bounds threads: they hold it for about a fifth of the time that an image takes.
 MOST_THREADS = 4
 LEAST_FOR_PROCESSES = 10_000  # images: each process takes two seconds of a core to start
+BYTES_A_PROCESS, MEMORY_SHARE = 300 << 20, 0.25  # of its own, nearly all of it torch's; and of what there is, at most
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,12 @@ def n_processes(options: ExtractOptions, device: str, n_images: int) -> int:
     Processes pay beside a GPU, which leaves the cores to them, and takes images faster than threads in one interpreter
     can decode them.
     """
-    n = n_decoders(options)
-    pays = device == "cuda" and n > MOST_THREADS and n_images >= LEAST_FOR_PROCESSES
-    return n if options.decode == "processes" or (options.decode == "auto" and pays) else 0
+    if options.decode != "auto":
+        return n_decoders(options) if options.decode == "processes" else 0
+    if device != "cuda" or n_images < LEAST_FOR_PROCESSES:
+        return 0
+    n = int(min(n_decoders(options), MEMORY_SHARE * usable_memory() / BYTES_A_PROCESS))
+    return n if n > MOST_THREADS else 0
 
 
 def _shared_memory(n_bytes: int, n_processes: int, *, pinned: bool) -> SharedMemory | None:

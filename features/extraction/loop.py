@@ -98,7 +98,7 @@ class EmbeddingLoop:
         options, encoder = self.options, self.writer.header.fingerprint.encoder
         self.views = self.views or (standard_view(encoder),)
         self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
-        self._n_decoders = n_decoders(options)
+        self._n_decoders = self.n_processes or n_decoders(options)
         self._buffers = Buffers(Places(self.views), self.batch_size, self.device, self.n_processes)
         decoding = Decoding(
             options.max_pixels, options.window, self._buffers.budget, self._note_of_image, size=encoder.size

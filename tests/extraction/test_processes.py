@@ -208,8 +208,17 @@ def test_processes_that_cannot_open_the_memory_or_start_leave_it_to_threads(
         ("threads", "cuda", 16, 20_000, 0),
     ],
 )
-def test_processes_decode_where_they_pay(decode: str, device: str, workers: int, n_images: int, expected: int) -> None:
+def test_processes_decode_where_they_pay(
+    monkeypatch: pytest.MonkeyPatch, decode: str, device: str, workers: int, n_images: int, expected: int
+) -> None:
+    monkeypatch.setattr(hoarfrost.features.extraction.buffers, "usable_memory", lambda: float(128 << 30))
     assert n_processes(ExtractOptions(decode=decode, workers=workers), device, n_images) == expected
+
+
+def test_processes_take_a_quarter_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_gb, expected in ((64, 32), (8, 6), (4, 0)):
+        monkeypatch.setattr(hoarfrost.features.extraction.buffers, "usable_memory", lambda n=n_gb: float(n << 30))
+        assert n_processes(ExtractOptions(workers=32), "cuda", 20_000) == expected
 
 
 # -- signals ------------------------------------------------------------------------------------------------------------
