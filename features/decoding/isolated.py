@@ -12,24 +12,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
-from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from hoarfrost.features.decoding.images import Decoding
-    from hoarfrost.features.decoding.shared import SharedMemory
-    from hoarfrost.features.decoding.views import View
 
 COMMAND = (sys.executable, "-P", "-m", "hoarfrost.features.decoding.decoder")
 MOST_SECONDS = (
@@ -60,7 +55,7 @@ class ImageInfo:
     has_two_values: bool = False
 
 
-class _Process:
+class Process:
     """A process that decodes one image after another; `decoder` describes requests and answers."""
 
     def __init__(self) -> None:
@@ -125,14 +120,15 @@ class _Process:
             raise EOFError
         return answer, payload
 
-    def open(self, memory: "SharedMemory") -> None:
-        """Let it write into shared memory; raise ImageDecodeError if it cannot open that."""
-        if self._memory != memory.name:
-            self.ask(b"", {"want": "memory", "path": memory.path, "size": memory.n_bytes}, None)
-            self._memory = memory.name
+    def open(self, name: str, path: str, n_bytes: int) -> None:
+        """Let it write into memory at a path, unless it has what is named so; raise ImageDecodeError if it cannot open it."""
+        if self._memory != name:
+            self.ask(b"", {"want": "memory", "path": path, "size": n_bytes}, None)
+            self._memory = name
 
     @property
     def has_ended(self) -> bool:
+        """Whether it decodes nothing more."""
         # Stopped just when its image was done: it may still run for a moment.
         return self._is_stopped or self._process.poll() is not None
 
@@ -166,11 +162,11 @@ class Cancellation:
     """Lets one thread end what another one decodes."""
 
     def __init__(self) -> None:
-        self._process: _Process | None = None
+        self._process: Process | None = None
         self._is_cancelled = False
         self._changing = threading.Lock()
 
-    def attach(self, process: _Process | None) -> None:
+    def attach(self, process: Process | None) -> None:
         """Name the process at work; None once it is done."""
         with self._changing:
             self._process = process
@@ -185,8 +181,8 @@ class Cancellation:
                 self._process.stop()
 
 
-_idle: list[_Process] = []  # append and pop are safe in threads
-_busy: set[_Process] = set()
+_idle: list[Process] = []  # append and pop are safe in threads
+_busy: set[Process] = set()
 _stopped = threading.Event()
 
 
@@ -214,7 +210,7 @@ def resume_decoding() -> None:
 
 
 @contextmanager
-def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
+def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
     if _stopped.is_set():
         raise DecodingStoppedError("no decoder is started")
@@ -222,7 +218,7 @@ def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
         while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
             process.close()
     except IndexError:
-        process = _Process()
+        process = Process()
     _busy.add(process)
     cancellation, is_usable = cancellation or Cancellation(), False
     try:
@@ -268,8 +264,8 @@ def decode_isolated(
     DecodingStoppedError
         If `stop_decoding` was called, or `cancellation` was cancelled.
     """
-    request = _request(frame, max_pixels, window, size)
-    with _a_process(cancellation) as process:
+    request = request_of(frame, max_pixels, window, size)
+    with a_process(cancellation) as process:
         answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
@@ -287,8 +283,8 @@ def inspect_isolated(
 
     The parameters and errors are those of `decode_isolated`; within `room(n_pixels)`, so many pixels may be decoded.
     """
-    request = _request(frame, max_pixels, window, size)
-    with _a_process() as process:
+    request = request_of(frame, max_pixels, window, size)
+    with a_process() as process:
         header, _ = process.ask(content, {**request, "want": "header"}, None)
         with room(header["width"] * header["height"]):
             found, _ = process.ask(content, {**request, "want": "check"}, None)
@@ -297,84 +293,8 @@ def inspect_isolated(
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]), found["has_two_values"])
 
 
-class WantedLooks(NamedTuple):
-    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes."""
-
-    content: bytes | EncodedFrame
-    key: bytes
-    views: "Sequence[View]"
-    offsets: Sequence[int]
-
-
-def start_decoders(n: int, memory: "SharedMemory") -> None:
-    """Start so many processes that write into shared memory, unless they run already.
-
-    Raises
-    ------
-    OSError
-        If that is not possible here.
-    """
-    with ExitStack() as stack:
-        try:
-            started = [stack.enter_context(_a_process()) for _ in range(n)]
-            for process in started:
-                process.open(memory)
-        except ImageDecodeError as error:
-            raise OSError(str(error)) from error
-
-
-def decode_looks(
-    images: Sequence[WantedLooks], memory: "SharedMemory", decoding: "Decoding", most_at_once: int
-) -> list[Reason | None]:
-    """Decode images in another process, which writes the looks into shared memory, three channels each.
-
-    Parameters
-    ----------
-    images : sequence of WantedLooks
-    memory : SharedMemory
-    decoding : Decoding
-        Its `room` is taken for images of more than `most_at_once` pixels; the process decodes others without asking.
-    most_at_once : int
-
-    Returns
-    -------
-    list of Reason or None
-        Why an image is unreadable; None if its looks are there.
-
-    Raises
-    ------
-    DecoderCrashError
-        If the process crashed or hung at one of the images.
-    DecodingStoppedError
-        If `stop_decoding` was called.
-    """
-    with _a_process() as process:
-        process.open(memory)
-        answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
-        found = []
-        for image, (answer, _) in zip(images, answers, strict=True):
-            while (n_pixels := answer.get("n_pixels")) is not None:
-                with decoding.room(n_pixels):
-                    ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
-            for note in answer.get("notes", ()):
-                decoding.on_note(note)
-            found.append(Reason(answer["kind"], answer["error"]) if "error" in answer else None)
-    return found
-
-
-def _looks_of(image: WantedLooks, decoding: "Decoding", most_at_once: int) -> tuple[bytes, dict[str, Any]]:
-    encoded, frame = unpack(image.content)
-    return encoded, {
-        **_request(frame, decoding.max_pixels, decoding.window, decoding.size),
-        "want": "looks",
-        "key": image.key.hex(),
-        "views": [vars(view) for view in image.views],
-        "offsets": image.offsets,
-        "most_at_once": most_at_once,
-    }
-
-
-def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
+def request_of(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
+    """Return what every request for an image states."""
     return {"frame": frame, "max_pixels": max_pixels, "window": window and [window.center, window.width], "size": size}
 
 

@@ -1,17 +1,22 @@
-"""Memory that decoding processes write looks into, and a GPU copies from. Linux alone has it."""
+"""Processes that decode into memory which a GPU copies from. Linux alone has such memory."""
 
 import mmap
 import os
 import sys
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from hoarfrost.features.decoding.formats import EncodedFrame, unpack
+from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.isolated import a_process, request_of
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import warn_unpinned
+from hoarfrost.features.errors import ImageDecodeError, Reason
 
 _numbers = count()
 
@@ -70,3 +75,80 @@ def _pin(owner: SharedMemory, pixels: torch.Tensor) -> None:
     with suppress(RuntimeError):  # CUDA reports an error once more, at the next kernel
         torch.zeros(1, device="cuda")
     warn_unpinned()
+
+
+class WantedLooks(NamedTuple):
+    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes."""
+
+    content: bytes | EncodedFrame
+    key: bytes
+    views: Sequence[View]
+    offsets: Sequence[int]
+
+
+def start_decoders(n: int, memory: SharedMemory) -> None:
+    """Start so many processes that write into shared memory, unless they run already.
+
+    Raises
+    ------
+    OSError
+        If that is not possible here.
+    """
+    with ExitStack() as stack:
+        try:
+            started = [stack.enter_context(a_process()) for _ in range(n)]
+            for process in started:
+                process.open(memory.name, memory.path, memory.n_bytes)
+        except ImageDecodeError as error:
+            raise OSError(str(error)) from error
+
+
+def decode_looks(
+    images: Sequence[WantedLooks], memory: SharedMemory, decoding: Decoding, most_at_once: int
+) -> list[Reason | None]:
+    """Decode images in another process, which writes the looks into shared memory, three channels each.
+
+    Parameters
+    ----------
+    images : sequence of WantedLooks
+    memory : SharedMemory
+    decoding : Decoding
+        Its `room` is taken for images of more than `most_at_once` pixels; the process decodes others without asking.
+    most_at_once : int
+
+    Returns
+    -------
+    list of Reason or None
+        Why an image is unreadable; None if its looks are there.
+
+    Raises
+    ------
+    DecoderCrashError
+        If the process crashed or hung at one of the images.
+    DecodingStoppedError
+        If `stop_decoding` was called.
+    """
+    with a_process() as process:
+        process.open(memory.name, memory.path, memory.n_bytes)
+        answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
+        found = []
+        for image, (answer, _) in zip(images, answers, strict=True):
+            while (n_pixels := answer.get("n_pixels")) is not None:
+                with decoding.room(n_pixels):
+                    ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
+            for note in answer.get("notes", ()):
+                decoding.on_note(note)
+            found.append(Reason(answer["kind"], answer["error"]) if "error" in answer else None)
+    return found
+
+
+def _looks_of(image: WantedLooks, decoding: Decoding, most_at_once: int) -> tuple[bytes, dict[str, Any]]:
+    encoded, frame = unpack(image.content)
+    return encoded, {
+        **request_of(frame, decoding.max_pixels, decoding.window, decoding.size),
+        "want": "looks",
+        "key": image.key.hex(),
+        "views": [vars(view) for view in image.views],
+        "offsets": image.offsets,
+        "most_at_once": most_at_once,
+    }

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from hoarfrost.features.decoding.budget import PIXELS_AT_ONCE, PixelBudget
-from hoarfrost.features.decoding.isolated import DecodingStoppedError, start_decoders
-from hoarfrost.features.decoding.shared import SharedMemory
+from hoarfrost.features.decoding.isolated import DecodingStoppedError
+from hoarfrost.features.decoding.shared import SharedMemory, start_decoders
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import host_tensor, usable_cpus, usable_memory
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP

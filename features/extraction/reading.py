@@ -13,8 +13,9 @@ from hoarfrost.features.datasets import FileStamp, ImageSource
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import DecoderCrashError, DecodingStoppedError, WantedLooks, decode_looks
+from hoarfrost.features.decoding.isolated import DecoderCrashError, DecodingStoppedError
 from hoarfrost.features.decoding.quarantine import Quarantine
+from hoarfrost.features.decoding.shared import WantedLooks, decode_looks
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.buffers import Buffers, Pixels

@@ -227,7 +227,7 @@ def test_processes_take_a_quarter_of_the_memory_at_most(monkeypatch: pytest.Monk
 def test_stopping_leaves_images_for_the_next_time_and_starts_no_process(tmp_path: Path) -> None:
     stop_decoding()
     n_busy = len(hoarfrost.features.decoding.isolated._idle)
-    with pytest.raises(DecodingStoppedError), hoarfrost.features.decoding.isolated._a_process():
+    with pytest.raises(DecodingStoppedError), hoarfrost.features.decoding.isolated.a_process():
         pass
     assert len(hoarfrost.features.decoding.isolated._idle) == n_busy
     resume_decoding()
