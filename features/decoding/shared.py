@@ -44,11 +44,8 @@ class SharedMemory:
         number = os.memfd_create("hoarfrost")
         weakref.finalize(self, os.close, number)
         os.posix_fallocate(number, 0, n_bytes)  # memory that is missing shows here, not at a write later
-        self.path, self.name, self.n_bytes = (
-            f"/proc/{os.getpid()}/fd/{number}",
-            f"{os.getpid()}-{next(_numbers)}",
-            n_bytes,
-        )
+        self.path, self.n_bytes = f"/proc/{os.getpid()}/fd/{number}", n_bytes
+        self.name = f"{os.getpid()}-{next(_numbers)}"
         # The tensors keep the mapping, beyond this object too.
         self._pixels = torch.frombuffer(mmap.mmap(number, n_bytes), dtype=torch.uint8)
         if pinned:
@@ -70,11 +67,17 @@ def _pin(owner: SharedMemory, pixels: torch.Tensor) -> None:
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = pixels.data_ptr()
     if int(runtime.cudaHostRegister(address, pixels.nbytes, 0)) == 0:
-        weakref.finalize(owner, runtime.cudaHostUnregister, address)
+        weakref.finalize(owner, _unpin, address)
         return
     with suppress(RuntimeError):  # CUDA reports an error once more, at the next kernel
         torch.zeros(1, device="cuda")
     warn_unpinned()
+
+
+def _unpin(address: int) -> None:
+    with suppress(RuntimeError):  # of an error that ended the extraction
+        torch.cuda.synchronize()  # a copy may be under way
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 class WantedLooks(NamedTuple):

@@ -167,7 +167,7 @@ class Reader:
         except DecoderCrashError:
             self.quarantine.suspect([image.key for image in wanted.values()])
             return {}
-        except OSError:  # no process could be started
+        except (ImageDecodeError, OSError):  # no process could be started, or open the memory
             return {}
         return {
             place: image.loaded if reason is None else Failed(image.index, reason)

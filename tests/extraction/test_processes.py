@@ -17,10 +17,13 @@ import torch
 from PIL import Image
 
 import hoarfrost.features.decoding.isolated
+import hoarfrost.features.decoding.shared
+import hoarfrost.features.devices
 import hoarfrost.features.extraction.buffers
 from hoarfrost.features.cache import CacheFile, PartWriter
 from hoarfrost.features.cache.layout import Keys, Mask
 from hoarfrost.features.decoding.isolated import DecodingStoppedError, close_idle, resume_decoding, stop_decoding
+from hoarfrost.features.decoding.shared import SharedMemory
 from hoarfrost.features.extraction.buffers import n_processes
 from hoarfrost.features.extraction.extract import extract as extract_dataset
 from hoarfrost.features.extraction.plan import ExtractOptions
@@ -219,6 +222,37 @@ def test_processes_take_a_quarter_of_the_memory_at_most(monkeypatch: pytest.Monk
     for n_gb, expected in ((64, 32), (8, 6), (4, 0)):
         monkeypatch.setattr(hoarfrost.features.extraction.buffers, "usable_memory", lambda n=n_gb: float(n << 30))
         assert n_processes(ExtractOptions(workers=32), "cuda", 20_000) == expected
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_memory_beside_a_gpu_is_pinned_until_it_is_gone_or_a_message_says_that_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    done = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, n_bytes: int, _: int) -> int:  # noqa: N802 - CUDA's name
+            done.append(("pinned", address, n_bytes))
+            return status
+
+        def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - CUDA's name
+            done.append(("unpinned", address))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(hoarfrost.features.decoding.shared.torch, "zeros", lambda *_, **__: None)
+    hoarfrost.features.devices.warn_unpinned.cache_clear()
+    memory = SharedMemory(4096, pinned=True)
+    [tensors] = memory.split({64: (1, 64, 64)}, 1)
+    address = tensors[64].data_ptr()
+    assert memory.offset(tensors[64]) == 0
+    del memory
+    assert done == [("pinned", address, 4096), ("unpinned", address)][: 1 if status else 2]
+    assert [message.partition(" (")[0] for message in caplog.messages] == ["No more memory can be pinned"] * bool(
+        status
+    )
+    hoarfrost.features.devices.warn_unpinned.cache_clear()
 
 
 # -- signals ------------------------------------------------------------------------------------------------------------
