@@ -116,12 +116,13 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> 
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        _warn_unpinned()
+        warn_unpinned()
     return torch.empty(shape, dtype=dtype)
 
 
 @cache  # once is enough
-def _warn_unpinned() -> None:
+def warn_unpinned() -> None:
+    """Warn once that memory could not be pinned."""
     logger.warning("No more memory can be pinned (see ulimit -l). Continuing without pinned memory, only slower.")
 
 

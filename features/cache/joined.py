@@ -179,10 +179,6 @@ class JoinedCache(EmbeddingCache):
         found[self._rows[0][found] < 0] = -1
         return found
 
-    def has(self, key: bytes, view: str) -> bool:
-        """Return whether there are embeddings of an image, by its key."""
-        return bool(self.rows_of(np.frombuffer(key, np.uint8)[None], view)[0] >= 0)
-
 
 def _joined_header(headers: Sequence[Header]) -> Header:
     """Return the header of embeddings side by side; its fingerprint has those of all parts, with their dimensions."""

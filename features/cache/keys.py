@@ -32,10 +32,6 @@ class KeyIndex:
         firsts = self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
         return np.equal(firsts, np.arange(len(self)))
 
-    def contains(self, key: bytes) -> bool:
-        """Return whether one key is in the index."""
-        return bool(self.find(np.frombuffer(key, np.uint8)[None])[0] >= 0)
-
 
 def find_images(index: KeyIndex, header: Header, keys: Keys, views: Sequence[str]) -> Rows:
     """Return each image's row of the first of some views that it has, (n,) int64; -1 if it has none.

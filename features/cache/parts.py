@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hoarfrost.features.cache.keys import KeyIndex
-from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys, joined_keys
+from hoarfrost.features.cache.layout import Block, DatasetTable, Embeddings, FileTable, Header, Keys, Mask, joined_keys
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_directory, real_path
 from hoarfrost.features.cache.writing import write_cache_file
@@ -98,7 +98,13 @@ class PartWriter:
 
     def __contains__(self, key: bytes) -> bool:
         """Return whether there is a row of this key."""
-        return key in self._new_keys or self.known.contains(key) or self._added_index.contains(key)
+        return bool(self.contain(np.frombuffer(key, np.uint8)[None])[0])
+
+    def contain(self, keys: Keys) -> Mask:
+        """Return which of some keys (n, K) uint8 there is a row of, (n,) bool; other threads may ask."""
+        # First of those that are not in an index yet: they are moved to it meanwhile.
+        found = np.fromiter((key.tobytes() in self._new_keys for key in keys), bool, len(keys))
+        return found | (self.known.find(keys) >= 0) | (self._added_index.find(keys) >= 0)
 
     def append(self, files: list[EmbeddedFile], embeddings: Embeddings) -> None:
         """Add a batch; it is committed within the next few seconds.

@@ -162,10 +162,6 @@ class EmbeddingCache:
             return np.full(len(keys), -1, np.int64)
         return find_images(self._index, self.header, keys, self.views if view is None else (view,))
 
-    def has(self, key: bytes, view: str) -> bool:
-        """Return whether there is an embedding of an image, by its key, in a view."""
-        return view in self.views and self._index.contains(key + self.header.code_of(view))
-
     def view_rows(self, rows: Rows, views: Sequence[str]) -> Rows:
         """Return the rows (n, V) int64 of images' embeddings of several views; -1 where there is none.
 

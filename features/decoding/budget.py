@@ -1,10 +1,18 @@
-"""How much memory the threads that decode may take together."""
+"""How much memory the threads and the processes that decode may take together."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PIXELS_AT_ONCE = 64 << 20  # of all threads together
+PIXELS_AT_ONCE = 64 << 20  # of all threads, or processes, together
+
+
+class OverBudgetError(Exception):
+    """An image of `n_pixels` is larger than a process may decode without asking."""
+
+    def __init__(self, n_pixels: int) -> None:
+        super().__init__(n_pixels)
+        self.n_pixels = n_pixels
 
 
 class PixelBudget:
@@ -27,3 +35,14 @@ class PixelBudget:
             with self._changed:
                 self._n_taken -= n_pixels
                 self._changed.notify_all()
+
+
+class Share(PixelBudget):
+    """What one process may decode without asking; `of` raises OverBudgetError for a larger image."""
+
+    @contextmanager
+    def of(self, n_pixels: int) -> Iterator[None]:
+        """Return at once."""
+        if n_pixels > self._n_pixels:
+            raise OverBudgetError(n_pixels)
+        yield

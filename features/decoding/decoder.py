@@ -1,49 +1,98 @@
 """The process that `hoarfrost.features.decoding.isolated` starts. It decodes images from stdin, and may crash.
 
-A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, seconds (of computing,
-at most), and n_bytes: null for the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes
-and either an error with its kind, or what was wanted: for "header" the kind, the size, and the width and height to be
-decoded; "check" decodes as well, and adds notes and whether there are two values only; "pixels" adds the shape of the
-pixels, and only it sends them.
+A request is a line of JSON and a file's bytes; an empty line asks for the answers so far. The JSON has frame, max_pixels,
+window, size, want, seconds (of computing, at most), and n_bytes: null for the file sent before. The answer is a line of
+JSON and the pixels. The JSON has n_bytes and either an error with its kind, or what was wanted: for "header" the kind, the
+size, and the width and height to be decoded; "check" decodes as well, and adds notes and whether there are two values
+only; "pixels" adds the shape of the pixels, and only it sends them.
+
+"memory" has path and size of shared memory, and opens it. "looks" has key, views, and the offsets there at which the looks
+are written; the answer has notes, or n_pixels of an image that is larger than most_at_once: nothing is decoded then.
 """
 
 import json
+import math
+import mmap
 import os
 import sys
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.decoding import limits
+from hoarfrost.features.decoding.budget import OverBudgetError, Share
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import ImageDecodeError, reason_of
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until the input ends."""
-    content = b""
-    while line := requests.readline():
-        asked = json.loads(line)
-        if asked["n_bytes"] is not None:
-            content = requests.read(asked["n_bytes"])
-        limits.limit(asked["seconds"], asked["max_pixels"], len(content))
-        try:
-            answer, payload = _answer(content, asked)
-        except ImageDecodeError as error:
-            answer, payload = {"error": str(error), "kind": error.kind}, memoryview(b"")
-        answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
-        answers.write(payload)
-        answers.flush()
+class Decoder:
+    """Answers requests; keeps the latest file and the shared memory."""
+
+    def __init__(self) -> None:
+        self._content = b""
+        self._memory: npt.NDArray[np.uint8] | None = None
+
+    def serve(self, requests: BinaryIO, answers: BinaryIO) -> None:
+        """Answer requests until the input ends."""
+        while line := requests.readline():
+            if line == b"\n":
+                answers.flush()
+                if self._memory is not None:
+                    import hoarfrost.features.decoding.looks  # noqa: F401 - takes seconds: before the first image is here
+                continue
+            asked = json.loads(line)
+            if asked["n_bytes"] is not None:
+                self._content = requests.read(asked["n_bytes"])
+            try:
+                answer, payload = self._answer(asked)
+            except (ImageDecodeError, OSError, MemoryError) as error:
+                reason = reason_of(error)
+                answer, payload = {"error": reason.text, "kind": reason.kind}, memoryview(b"")
+            answers.write(json.dumps({**answer, "n_bytes": payload.nbytes}).encode() + b"\n")
+            answers.write(payload)
+
+    def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+        if asked["want"] == "memory":
+            with open(asked["path"], "r+b", buffering=0) as file:
+                self._memory = np.frombuffer(mmap.mmap(file.fileno(), asked["size"]), np.uint8)
+            return {}, memoryview(b"")
+        limits.limit(asked["seconds"], asked["max_pixels"], len(self._content))
+        content = EncodedFrame(self._content, b"", asked["frame"], 0) if asked["frame"] else self._content
+        if asked["want"] != "looks":
+            return _decoded(content, asked)
+        assert self._memory is not None
+        return _write_looks(content, asked, self._memory), memoryview(b"")
 
 
-def _answer(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+def _write_looks(content: bytes | EncodedFrame, asked: dict[str, Any], memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    from hoarfrost.features.decoding.looks import load_looks  # here: others do without torch
+
     notes: list[str] = []
+    decoding = replace(_decoding(asked, notes), budget=Share(asked["most_at_once"]))
+    views = [View(**view) for view in asked["views"]]
+    try:
+        looks = load_looks(content, bytes.fromhex(asked["key"]), views, decoding)
+    except OverBudgetError as error:
+        return {"n_pixels": error.n_pixels}
+    for offset, look in zip(asked["offsets"], looks, strict=True):
+        shape = (3, *look.shape[1:])
+        memory[offset : offset + math.prod(shape)].reshape(shape)[:] = look.numpy()  # grey is broadcast
+    return {"notes": notes}
+
+
+def _decoding(asked: dict[str, Any], notes: list[str]) -> Decoding:
     window = None if asked["window"] is None else Window(*asked["window"])
-    decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True, size=asked["size"])
-    with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
+    return Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True, size=asked["size"])
+
+
+def _decoded(content: bytes | EncodedFrame, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+    notes: list[str] = []
+    with opened(content, _decoding(asked, notes)) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
         pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
     if pixels is None or asked["want"] == "check":
@@ -61,4 +110,4 @@ if __name__ == "__main__":
     own = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     limits.end_with_parent()
-    serve(sys.stdin.buffer, own)
+    Decoder().serve(sys.stdin.buffer, own)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from hoarfrost.features.decoding.budget import PixelBudget
+from hoarfrost.features.decoding.budget import OverBudgetError, PixelBudget
 from hoarfrost.features.decoding.formats import (
     MAX_PIXELS,
     EncodedFrame,
@@ -156,7 +156,7 @@ def opened(content: "bytes | EncodedFrame", decoding: Decoding) -> Iterator[Open
         with open_file(encoded, frame, decoding) as image:
             _check_size(image.width, image.height, decoding.max_pixels)
             yield image
-    except (ImageDecodeError, DecodingStoppedError):
+    except (ImageDecodeError, DecodingStoppedError, OverBudgetError):
         raise
     except UnidentifiedImageError as error:
         _check_kind(encoded, frame)

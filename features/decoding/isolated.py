@@ -1,4 +1,7 @@
-"""Decoding in other processes: a decoder that crashes costs one image, and the next process is started."""
+"""Decoding in other processes: a decoder that crashes costs one image, and the next process is started.
+
+They decode what is suspected to crash, and, beside a GPU, everything: this process's threads share one interpreter.
+"""
 
 import atexit
 import json
@@ -7,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +33,10 @@ MOST_SECONDS = (
 WALL_FACTOR = 5.0  # so many times as long may pass: then the decoder hangs without computing
 
 
+PIPE_BYTES = 256 << 10  # kept until so many are sent at once: each call takes this process's interpreter again
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 class DecoderCrashError(ImageDecodeError):
     """A decoder crashed or hung."""
 
@@ -48,52 +55,80 @@ class ImageInfo:
     has_two_values: bool = False
 
 
-class _Process:
+class Process:
     """A process that decodes one image after another; `decoder` describes requests and answers."""
 
     def __init__(self) -> None:
         # Only where this package was found: the working folder may contain another package of the same name.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         # From a thread that does not end: on Linux a decoder ends with the thread that started it.
         starting = _starter(os.getpid()).submit(
-            lambda: subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+            lambda: subprocess.Popen(
+                COMMAND, bufsize=PIPE_BYTES, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
+            )
         )
         self._process = starting.result()
         self._latest = b""
+        self._memory = ""  # the name of what it has open
         self._is_late = False
         self._is_stopped = False
 
     def ask(self, content: bytes, request: dict[str, Any], seconds: float | None) -> "tuple[dict[str, Any], bytes]":
         """Send a request; return the answer and its pixels, or raise the reason why there are none."""
-        is_sent = content is self._latest  # frames of one file follow one another
-        computing = seconds or MOST_SECONDS
-        request = {**request, "seconds": computing, "n_bytes": None if is_sent else len(content)}
-        timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
-        timer.start()
-        try:
-            sender, answers = self._process.stdin, self._process.stdout
-            assert sender is not None
-            assert answers is not None
-            sender.write(json.dumps(request).encode() + b"\n")
-            sender.write(b"" if is_sent else content)
-            sender.flush()
-            answer = json.loads(answers.readline() or "{}")
-            payload = answers.read(answer.get("n_bytes", 0))
-        except BrokenPipeError:
-            answer, payload = {}, b""
-        finally:
-            timer.cancel()
-        if not answer or len(payload) < answer["n_bytes"]:
-            ended = self._end(computing)
-            raise DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
-        self._latest = content
+        ((answer, payload),) = self.ask_all([(content, request)], seconds)
         if "error" in answer:
             raise ImageDecodeError(answer["kind"], text=answer["error"])
         return answer, payload
 
+    def ask_all(
+        self, requests: Sequence[tuple[bytes, dict[str, Any]]], seconds: float | None
+    ) -> "list[tuple[dict[str, Any], bytes]]":
+        """Send requests, each with a file's bytes; return the answers and their pixels, or raise how the process ended."""
+        computing = seconds or MOST_SECONDS
+        timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
+        timer.start()
+        try:
+            self._send(requests, computing)
+            return [self._receive() for _ in requests]
+        except (BrokenPipeError, EOFError):
+            ended = self._end(computing)
+            raise (
+                DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
+            ) from None
+        finally:
+            timer.cancel()
+
+    def _send(self, requests: Sequence[tuple[bytes, dict[str, Any]]], computing: float) -> None:
+        sender = self._process.stdin
+        assert sender is not None
+        for content, request in requests:
+            is_sent = content is self._latest  # frames of one file follow one another
+            line = {**request, "seconds": computing, "n_bytes": None if is_sent else len(content)}
+            sender.write(json.dumps(line).encode() + b"\n")
+            sender.write(b"" if is_sent else content)
+            self._latest = content
+        sender.write(b"\n")
+        sender.flush()
+
+    def _receive(self) -> "tuple[dict[str, Any], bytes]":
+        answers = self._process.stdout
+        assert answers is not None
+        answer = json.loads(answers.readline() or "{}")
+        payload = answers.read(answer.get("n_bytes", 0))
+        if not answer or len(payload) < answer["n_bytes"]:
+            raise EOFError
+        return answer, payload
+
+    def open(self, name: str, path: str, n_bytes: int) -> None:
+        """Let it write into memory at a path, unless it has what is named so; raise ImageDecodeError if it cannot open it."""
+        if self._memory != name:
+            self.ask(b"", {"want": "memory", "path": path, "size": n_bytes}, None)
+            self._memory = name
+
     @property
     def has_ended(self) -> bool:
+        """Whether it decodes nothing more."""
         # Stopped just when its image was done: it may still run for a moment.
         return self._is_stopped or self._process.poll() is not None
 
@@ -127,11 +162,11 @@ class Cancellation:
     """Lets one thread end what another one decodes."""
 
     def __init__(self) -> None:
-        self._process: _Process | None = None
+        self._process: Process | None = None
         self._is_cancelled = False
         self._changing = threading.Lock()
 
-    def attach(self, process: _Process | None) -> None:
+    def attach(self, process: Process | None) -> None:
         """Name the process at work; None once it is done."""
         with self._changing:
             self._process = process
@@ -146,14 +181,20 @@ class Cancellation:
                 self._process.stop()
 
 
-_idle: list[_Process] = []  # append and pop are safe in threads
-_busy: set[_Process] = set()
+_idle: list[Process] = []  # append and pop are safe in threads
+_busy: set[Process] = set()
 _stopped = threading.Event()
 
 
 @lru_cache
 def _starter(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked process needs its own
-    return ThreadPoolExecutor(1, "decoders")
+    return ThreadPoolExecutor(1, "decoders", _block_stop_signals)
+
+
+def _block_stop_signals() -> None:
+    """Block in this thread, and so in decoders, what a terminal or a queue sends to all processes: this one ends them."""
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def stop_decoding() -> None:
@@ -169,13 +210,15 @@ def resume_decoding() -> None:
 
 
 @contextmanager
-def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
+def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
     """Yield an idle process, or a new one; it is reused unless it crashed."""
+    if _stopped.is_set():
+        raise DecodingStoppedError("no decoder is started")
     try:
         while (process := _idle.pop()).has_ended:  # ended while idle: no image is to blame
             process.close()
     except IndexError:
-        process = _Process()
+        process = Process()
     _busy.add(process)
     cancellation, is_usable = cancellation or Cancellation(), False
     try:
@@ -192,6 +235,9 @@ def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
         _busy.discard(process)  # first: as soon as it is idle, another thread may make it busy
         if is_usable:
             _idle.append(process)
+        else:
+            process.stop()
+            process.close()
 
 
 def decode_isolated(
@@ -218,8 +264,8 @@ def decode_isolated(
     DecodingStoppedError
         If `stop_decoding` was called, or `cancellation` was cancelled.
     """
-    request = _request(frame, max_pixels, window, size)
-    with _a_process(cancellation) as process:
+    request = request_of(frame, max_pixels, window, size)
+    with a_process(cancellation) as process:
         answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
     return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
 
@@ -237,8 +283,8 @@ def inspect_isolated(
 
     The parameters and errors are those of `decode_isolated`; within `room(n_pixels)`, so many pixels may be decoded.
     """
-    request = _request(frame, max_pixels, window, size)
-    with _a_process() as process:
+    request = request_of(frame, max_pixels, window, size)
+    with a_process() as process:
         header, _ = process.ask(content, {**request, "want": "header"}, None)
         with room(header["width"] * header["height"]):
             found, _ = process.ask(content, {**request, "want": "check"}, None)
@@ -247,11 +293,15 @@ def inspect_isolated(
     return ImageInfo((image_format, mode, bits), (width, height), tuple(found["notes"]), found["has_two_values"])
 
 
-def _request(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
+def request_of(frame: int, max_pixels: int, window: Window | None, size: int) -> dict[str, Any]:
+    """Return what every request for an image states."""
     return {"frame": frame, "max_pixels": max_pixels, "window": window and [window.center, window.width], "size": size}
 
 
 @atexit.register
-def _close_idle() -> None:
+def close_idle() -> None:
+    """End the processes that decode nothing now, at once: one may still be importing torch."""
     while _idle:
-        _idle.pop().close()
+        process = _idle.pop()
+        process.stop()
+        process.close()

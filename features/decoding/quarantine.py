@@ -104,6 +104,10 @@ class Quarantine:
                 logger.warning(text, self._notes_path, error.strerror)
                 return mmap.mmap(-1, n_bytes)
 
+    def is_special(self, key: bytes) -> bool:
+        """Return whether an image is a suspect, or in quarantine."""
+        return key in self._suspects or key in self._reasons
+
     def load(self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
         """Decode as `load_looks` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
         if isinstance(content, np.ndarray):  # no decoder

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -83,8 +84,10 @@ def _embed_on_all_gpus(job: Job, todo: Sequence[int], batch_size: int, n_gpus: i
 
 
 def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_size: int) -> LoopCounts:
+    from hoarfrost.features.decoding.isolated import close_idle
     from hoarfrost.features.decoding.quarantine import Quarantine
-    from hoarfrost.features.extraction.loop import EmbeddingLoop, Work, n_decoders
+    from hoarfrost.features.extraction.buffers import n_decoders, n_processes
+    from hoarfrost.features.extraction.loop import EmbeddingLoop, Work
 
     writer, options = job.writer, job.options
 
@@ -93,9 +96,12 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
         writer.set_compute(backbone.compute)
         return backbone
 
-    with Quarantine(writer.path, n_decoders(options)) as quarantine:
+    n_of_processes = n_processes(options, device, len(todo))
+    with Quarantine(writer.path, n_decoders(options)) as quarantine, ExitStack() as stack:
+        if n_of_processes:
+            stack.callback(close_idle)  # each holds 300 MB
         loop = EmbeddingLoop(
-            writer, quarantine, make_backbone, device, batch_size, options, job.source_cache, job.recipe.views
-        )
+            writer, quarantine, make_backbone, device, batch_size, options, job.source_cache, job.recipe.views, n_of_processes
+        )  # fmt: skip
         work = Work(job.dataset.images, job.dataset.paths, todo, job.table, job.bad.note, job.on_progress)
         return loop.run(work, job.stop)

@@ -52,6 +52,8 @@ class ExtractOptions:
         commits and stops within seconds.
     workers : int or None
         Threads that read and decode; by default as many as CPUs that this process may use.
+    decode : str
+        "threads", "processes" (as many), or "auto": processes beside a GPU, where there are enough images and CPUs.
     on_error : str
         "skip" records an unreadable image and continues; "fail" stops at the first.
     rehash : bool
@@ -84,6 +86,7 @@ class ExtractOptions:
     encoder: str = DEFAULT.name
     batch_size: int | None = None
     workers: int | None = None
+    decode: str = "auto"
     on_error: str = "skip"
     rehash: bool = False
     window: Window | None = None

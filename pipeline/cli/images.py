@@ -80,6 +80,7 @@ from hoarfrost.features.encoder.registry import DEFAULT
 @opts.device
 @opts.batch_size
 @opts.workers
+@opts.decode
 @opts.option(
     "--shard-size",
     "Largest size of one cache file. A larger cache is divided into shards.  [default: 64GB, or the cache's own]",

@@ -93,6 +93,11 @@ batch_size = option(
     "--batch-size", "Images in one batch.  [default: 32; on a GPU 256]", group=SPEED, type=click.IntRange(1, 4096)
 )
 workers = option("--workers", _WORKERS, group=SPEED, type=click.IntRange(1, 256))
+decode = option(
+    "--decode", "What decodes images. processes: as many as --workers, for a GPU beside many CPUs, on Linux; a decoder that "
+    "crashes then costs one image. auto: processes on a GPU from 10,000 images and with more than 4 CPUs, else threads.",
+    group=SPEED, type=click.Choice(["auto", "threads", "processes"]), default="auto",
+)  # fmt: skip
 weights = option("--weights", _WEIGHTS, group=IMAGES, metavar="PATH|…")
 json_flag = option("--json as_json", "Print one JSON object on stdout.", group=OTHER, is_flag=True)
 cache = option("--cache", "The cache of embeddings, one HDF5 file.", type=_FILE, required=True, metavar="FILE")

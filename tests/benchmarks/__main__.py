@@ -18,6 +18,7 @@ from tests.benchmarks import (
     cache,
     clinical,
     cluster,
+    decoding,
     explain,
     extraction,
     heads,
@@ -37,7 +38,7 @@ from tests.benchmarks.measurement import Measurement
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 GROUPS: dict[str, dict[str, Callable[[Path], list[Measurement]]]] = {
-    "extraction": extraction.MEASUREMENTS,
+    "extraction": extraction.MEASUREMENTS | decoding.MEASUREMENTS,
     "whole": whole.MEASUREMENTS,
     "images": images.MEASUREMENTS,
     "heads": heads.MEASUREMENTS,
@@ -56,6 +57,7 @@ UNTRAINED, TRAINED, NONE = "`random:0`", "ImageNet-trained ResNet18 (CNTK)", "no
 # generated, or a stand-in computes nothing.
 WEIGHTS = {
     "extraction": UNTRAINED,
+    "extraction.decoding_processes": NONE,
     "whole": UNTRAINED,
     "heads.busi": UNTRAINED,
     "heads.nested": "as named",

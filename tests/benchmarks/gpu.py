@@ -1,7 +1,8 @@
 """`make bench-gpu`: all that has to be seen on a GPU, in one call of about ten minutes.
 
-It runs the tests that need a GPU, then measures the forward pass (F), decoding (D) and `extract` beside their roof, and
-1,000 heads on 5,000 embeddings. It needs no dataset and no network. Without a GPU it says so and ends with status 1.
+It runs the tests that need a GPU, then measures the forward pass (F), decoding (D) and `extract` beside their roof,
+decoding by threads and by processes, and 1,000 heads on 5,000 embeddings. It needs no dataset and no network. Without a
+GPU it says so and ends with status 1.
 """
 
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from hoarfrost.features.devices import gpu_failure, usable_cpus
-from tests.benchmarks import extraction, image_sets
+from tests.benchmarks import decoding, extraction, image_sets
 from tests.benchmarks.measurement import Measurement
 from tests.support.commands import ROOT
 
@@ -33,7 +34,7 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, {usable_cpus()} CPUs, torch {torch.__version__}", flush=True)
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/encoder/test_gpu.py"], cwd=ROOT, check=False)
     with tempfile.TemporaryDirectory() as folder:
-        for measure in (files, heads):
+        for measure in (files, decoding.by_number, heads):
             found = measure(Path(folder))
             print(f"{found.what}: {found.measured}", flush=True)
     print("The tests of the GPU passed." if tests.returncode == 0 else "The tests of the GPU FAILED: see above.")

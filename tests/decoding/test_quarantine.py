@@ -187,7 +187,7 @@ def test_process_of_its_own_reports_why_an_image_is_unreadable() -> None:
 def test_process_of_its_own_that_crashes_or_hangs_is_named(
     monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
-    hoarfrost.features.decoding.isolated._close_idle()
+    hoarfrost.features.decoding.isolated.close_idle()
     monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", code))
     monkeypatch.setattr(hoarfrost.features.decoding.isolated, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
@@ -195,7 +195,7 @@ def test_process_of_its_own_that_crashes_or_hangs_is_named(
 
 
 def test_process_that_was_stopped_just_when_its_image_was_done_costs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    hoarfrost.features.decoding.isolated._close_idle()
+    hoarfrost.features.decoding.isolated.close_idle()
     wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
     (stopped,) = hoarfrost.features.decoding.isolated._idle
     monkeypatch.setattr(stopped._process, "kill", lambda: None)  # the signal takes a moment to arrive
@@ -218,7 +218,7 @@ def test_process_is_no_longer_busy_when_another_thread_may_take_it(monkeypatch: 
     with pytest.raises(ImageDecodeError):
         decode_isolated(PNG[:40], 0, MAX_PIXELS, None)
     assert was_busy == [False, False]
-    hoarfrost.features.decoding.isolated._close_idle()
+    hoarfrost.features.decoding.isolated.close_idle()
 
 
 def test_process_that_was_killed_while_idle_costs_no_image() -> None:
@@ -248,14 +248,14 @@ def test_image_that_crashes_its_decoder_is_listed_by_inspect(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_image_that_crashes_its_decoder_is_skipped_in_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path)
-    hoarfrost.features.decoding.isolated._close_idle()
+    hoarfrost.features.decoding.isolated.close_idle()
     monkeypatch.setattr(
         hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-m", "tests.support.crashing")
     )
     try:
         assert sample_images(read_dataset(tmp_path)).shape == (11, 3, 224, 224)
     finally:
-        hoarfrost.features.decoding.isolated._close_idle()
+        hoarfrost.features.decoding.isolated.close_idle()
 
 
 def test_process_of_its_own_finds_what_an_image_is_and_waits_for_room() -> None:

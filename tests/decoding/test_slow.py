@@ -101,7 +101,7 @@ def test_limit_counts_computing_so_that_a_busy_machine_changes_nothing() -> None
     started = os.times()
     with pytest.raises(DecoderCrashError, match="not finished after 1 s"):
         decode_isolated(jpeg_of_scans(20_000), 0, MAX_PIXELS, None)
-    isolated._close_idle()
+    isolated.close_idle()
     ended = os.times()
     assert 0.8 < ended.children_user + ended.children_system - started.children_user - started.children_system < 8
 

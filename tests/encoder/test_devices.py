@@ -234,7 +234,7 @@ def test_memory_that_cannot_be_pinned_is_used_unpinned_with_one_warning(
         return empty(*sizes, **options)
 
     monkeypatch.setattr(torch, "empty", limited)
-    hoarfrost.features.devices._warn_unpinned.cache_clear()
+    hoarfrost.features.devices.warn_unpinned.cache_clear()
     for _ in range(2):
         assert host_tensor((2, 3), torch.uint8, pinned=True).shape == (2, 3)
     assert len(caplog.messages) == 1

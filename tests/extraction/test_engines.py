@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import hoarfrost.features.devices
+import hoarfrost.features.extraction.buffers
 import hoarfrost.features.extraction.cluster
 import hoarfrost.features.extraction.local
 import hoarfrost.features.extraction.loop
@@ -395,8 +396,8 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hoarfrost.features.extraction.local, "LEAST_FOR_ALL_GPUS", 4)
     monkeypatch.setattr(hoarfrost.features.extraction.cluster, "RayEngine", Several)
     monkeypatch.setattr(
-        "hoarfrost.features.extraction.loop.host_tensor",
-        lambda shape, dtype, **_: hoarfrost.features.extraction.loop.torch.empty(shape, dtype=dtype),
+        "hoarfrost.features.extraction.buffers.host_tensor",
+        lambda shape, dtype, **_: hoarfrost.features.extraction.buffers.torch.empty(shape, dtype=dtype),
     )
 
 

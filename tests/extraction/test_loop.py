@@ -21,8 +21,9 @@ from hoarfrost.features.datasets import Dataset, FileStamp
 from hoarfrost.features.decoding.looks import load_image
 from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.extraction.buffers import N_BUFFERS, n_decoders, n_processes
 from hoarfrost.features.extraction.interrupts import StopSignals
-from hoarfrost.features.extraction.loop import N_BUFFERS, SAMPLE_IMAGES, EmbeddingLoop, Work, n_decoders, sample_images
+from hoarfrost.features.extraction.loop import SAMPLE_IMAGES, EmbeddingLoop, Work, sample_images
 from hoarfrost.features.extraction.plan import BadImages, ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.fingerprint import pixels_key
 from tests.support.caches import HEADER
@@ -97,6 +98,7 @@ def extract(memory: Memory, backbone: StandIn, folder: Path, *, batch_size: int 
             "cpu",
             batch_size,
             extract_options,
+            n_processes=n_processes(extract_options, "cpu", len(dataset)),
         )
         bad = BadImages(dataset, table.errors, extract_options)
         work = Work(memory, dataset.paths, range(len(dataset)), table, bad.note, progress.append)

@@ -21,7 +21,7 @@ from tests.support.standin import StandIn
 def test_files_beyond_the_budget_are_read_again_and_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hoarfrost.features.extraction.loop.BYTES_AHEAD", 40)  # two images of 16 bytes
+    monkeypatch.setattr("hoarfrost.features.extraction.reading.BYTES_AHEAD", 40)  # two images of 16 bytes
     memory = Memory([square(i) for i in range(24)])
     found = extract(memory, StandIn(), tmp_path)
     assert found.embeddings == one_by_one(memory.images)
@@ -36,7 +36,7 @@ def test_a_file_that_is_another_when_it_is_read_again_is_one_images_error(
             super().read(index)
             return square(self.n_read if index == 3 else index)
 
-    monkeypatch.setattr("hoarfrost.features.extraction.loop.BYTES_AHEAD", 0)
+    monkeypatch.setattr("hoarfrost.features.extraction.reading.BYTES_AHEAD", 0)
     found = extract(Changing([square(i) for i in range(8)]), StandIn(), tmp_path)
     assert found.errors == {3: "changed while it was read"}
     assert len(found.embeddings) == 7
@@ -53,7 +53,7 @@ def test_a_file_that_memory_does_not_hold_is_one_images_error(tmp_path: Path, mo
             return super().read(index)
 
     for i, is_read_again in enumerate((False, True)):
-        monkeypatch.setattr("hoarfrost.features.extraction.loop.BYTES_AHEAD", 0 if is_read_again else 1 << 20)
+        monkeypatch.setattr("hoarfrost.features.extraction.reading.BYTES_AHEAD", 0 if is_read_again else 1 << 20)
         found = extract(TooLarge([square(i) for i in range(8)]), StandIn(), tmp_path / str(i), workers=1)
         assert found.errors == {3: "not enough memory to read the file"}
         assert len(found.embeddings) == 7

@@ -22,8 +22,8 @@ from hoarfrost.features.decoding.views import View, parse_views
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
 from hoarfrost.features.encoder.registry import RESNET18
 from hoarfrost.features.errors import EncoderError, FingerprintMismatchError, ViewError
+from hoarfrost.features.extraction.buffers import Places, images_in_a_batch
 from hoarfrost.features.extraction.extract import embed_like
-from hoarfrost.features.extraction.loop import Places, images_in_a_batch
 from hoarfrost.features.fingerprint import bytes_key
 from tests.support.builders import encode, picture, write_image_folder
 from tests.support.standin import StandIn

@@ -26,7 +26,7 @@ def crash_at_13(image: Image.Image) -> object:
 if __name__ == "__main__":
     hoarfrost.features.decoding.images._pixels = crash_at_13  # type: ignore[assignment]
     if len(sys.argv) == 1:
-        hoarfrost.features.decoding.decoder.serve(sys.stdin.buffer, sys.stdout.buffer)
+        hoarfrost.features.decoding.decoder.Decoder().serve(sys.stdin.buffer, sys.stdout.buffer)
         sys.exit()
     from hoarfrost.cli import main
 

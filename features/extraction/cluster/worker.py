@@ -94,7 +94,8 @@ class Worker:
         """
         from hoarfrost.features.decoding.quarantine import Quarantine
         from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
-        from hoarfrost.features.extraction.loop import EmbeddingLoop, n_decoders
+        from hoarfrost.features.extraction.buffers import n_decoders, n_processes
+        from hoarfrost.features.extraction.loop import EmbeddingLoop
 
         self._plan = plan
         self._check_shared_paths()
@@ -108,8 +109,9 @@ class Worker:
         self._quarantine = Quarantine(plan.cache, n_decoders(options), worker=self._name)
         self._quarantine.__enter__()  # until the process ends
         self._loop = EmbeddingLoop(
-            self._parts, self._quarantine, lambda: backbone, device, batch_size, options, views=plan.recipe.views
-        )
+            self._parts, self._quarantine, lambda: backbone, device, batch_size, options, views=plan.recipe.views,
+            n_processes=n_processes(options, device, plan.n_images),
+        )  # fmt: skip
         return Prepared(backbone.compute, batch_size, self._warnings.since_last())
 
     def _check_shared_paths(self) -> None:

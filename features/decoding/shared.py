@@ -1,0 +1,157 @@
+"""Processes that decode into memory which a GPU copies from. Linux alone has such memory."""
+
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+
+from hoarfrost.features.decoding.formats import EncodedFrame, unpack
+from hoarfrost.features.decoding.images import Decoding
+from hoarfrost.features.decoding.isolated import a_process, request_of
+from hoarfrost.features.decoding.views import View
+from hoarfrost.features.devices import warn_unpinned
+from hoarfrost.features.errors import ImageDecodeError, Reason
+
+_numbers = count()
+
+
+class SharedMemory:
+    """Memory of no file system: a container's small /dev/shm does not limit it.
+
+    A process of the same user opens it at `path`, while this object exists. `name` belongs to it alone, unlike the path.
+
+    Parameters
+    ----------
+    n_bytes : int
+    pinned : bool
+        Whether a GPU shall copy from it by itself.
+
+    Raises
+    ------
+    OSError
+        If the system has no such memory, or not enough of it.
+    """
+
+    def __init__(self, n_bytes: int, *, pinned: bool) -> None:
+        if sys.platform != "linux":
+            raise OSError("only Linux has it")
+        number = os.memfd_create("hoarfrost")
+        weakref.finalize(self, os.close, number)
+        os.posix_fallocate(number, 0, n_bytes)  # memory that is missing shows here, not at a write later
+        self.path, self.n_bytes = f"/proc/{os.getpid()}/fd/{number}", n_bytes
+        self.name = f"{os.getpid()}-{next(_numbers)}"
+        # The tensors keep the mapping, beyond this object too.
+        self._pixels = torch.frombuffer(mmap.mmap(number, n_bytes), dtype=torch.uint8)
+        if pinned:
+            _pin(self, self._pixels)
+
+    def split(self, shapes: Mapping[int, tuple[int, ...]], n: int) -> list[dict[int, torch.Tensor]]:
+        """Return `n` sets of uint8 tensors with these shapes, by the same keys, one after another in this memory."""
+        sizes = {key: torch.Size(shape).numel() for key, shape in shapes.items()}
+        pieces = iter(torch.split(self._pixels, [*sizes.values()] * n))
+        return [{key: next(pieces).view(shape) for key, shape in shapes.items()} for _ in range(n)]
+
+    def offset(self, pixels: torch.Tensor) -> int:
+        """Return where a tensor of this memory begins, in bytes."""
+        return pixels.data_ptr() - self._pixels.data_ptr()
+
+
+def _pin(owner: SharedMemory, pixels: torch.Tensor) -> None:
+    """Let a GPU copy from a tensor's memory by itself, until its owner is gone; warn where the system does not allow it."""
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = pixels.data_ptr()
+    if int(runtime.cudaHostRegister(address, pixels.nbytes, 0)) == 0:
+        weakref.finalize(owner, _unpin, address)
+        return
+    with suppress(RuntimeError):  # CUDA reports an error once more, at the next kernel
+        torch.zeros(1, device="cuda")
+    warn_unpinned()
+
+
+def _unpin(address: int) -> None:
+    with suppress(RuntimeError):  # of an error that ended the extraction
+        torch.cuda.synchronize()  # a copy may be under way
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+
+
+class WantedLooks(NamedTuple):
+    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes."""
+
+    content: bytes | EncodedFrame
+    key: bytes
+    views: Sequence[View]
+    offsets: Sequence[int]
+
+
+def start_decoders(n: int, memory: SharedMemory) -> None:
+    """Start so many processes that write into shared memory, unless they run already.
+
+    Raises
+    ------
+    OSError
+        If that is not possible here.
+    """
+    with ExitStack() as stack:
+        try:
+            started = [stack.enter_context(a_process()) for _ in range(n)]
+            for process in started:
+                process.open(memory.name, memory.path, memory.n_bytes)
+        except ImageDecodeError as error:
+            raise OSError(str(error)) from error
+
+
+def decode_looks(
+    images: Sequence[WantedLooks], memory: SharedMemory, decoding: Decoding, most_at_once: int
+) -> list[Reason | None]:
+    """Decode images in another process, which writes the looks into shared memory, three channels each.
+
+    Parameters
+    ----------
+    images : sequence of WantedLooks
+    memory : SharedMemory
+    decoding : Decoding
+        Its `room` is taken for images of more than `most_at_once` pixels; the process decodes others without asking.
+    most_at_once : int
+
+    Returns
+    -------
+    list of Reason or None
+        Why an image is unreadable; None if its looks are there.
+
+    Raises
+    ------
+    DecoderCrashError
+        If the process crashed or hung at one of the images.
+    DecodingStoppedError
+        If `stop_decoding` was called.
+    """
+    with a_process() as process:
+        process.open(memory.name, memory.path, memory.n_bytes)
+        answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
+        found = []
+        for image, (answer, _) in zip(images, answers, strict=True):
+            while (n_pixels := answer.get("n_pixels")) is not None:
+                with decoding.room(n_pixels):
+                    ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
+            for note in answer.get("notes", ()):
+                decoding.on_note(note)
+            found.append(Reason(answer["kind"], answer["error"]) if "error" in answer else None)
+    return found
+
+
+def _looks_of(image: WantedLooks, decoding: Decoding, most_at_once: int) -> tuple[bytes, dict[str, Any]]:
+    encoded, frame = unpack(image.content)
+    return encoded, {
+        **request_of(frame, decoding.max_pixels, decoding.window, decoding.size),
+        "want": "looks",
+        "key": image.key.hex(),
+        "views": [vars(view) for view in image.views],
+        "offsets": image.offsets,
+        "most_at_once": most_at_once,
+    }
