@@ -203,6 +203,7 @@ def prepare(root: Path, todo: dict[str, list[str]], log: Path) -> None:
 
     for name, command in todo.items():
         if name == SERVE:
+            importlib.import_module("hoarfrost.inference.serve.app")
             continue
         if os.waitstatus_to_exitcode(in_child(command, log, listing)):
             raise SystemExit(f"{name} fails without any kill: {log.read_text()}")
@@ -269,17 +270,6 @@ def check(root: Path, todo: dict[str, list[str]], log: Path, where: str = "") ->
 def main() -> None:
     """Soak in a folder of its own, and print the counts as JSON."""
     hoarfrost.features.cache.parts.COMMIT_SECONDS = 0.0
-    for name in (
-        "experiment.experiment",
-        "features.extraction.extract",
-        "features.extraction.loop",
-        "report.outputs",
-        "features.encoder.backbone",
-        "inference.explain.dataset",
-        "inference.export.exporting",
-        "inference.serve.app",
-    ):
-        importlib.import_module(f"hoarfrost.{name}")  # once, before the forks
     torch.set_num_threads(1)
     # Which references a head is compared with changes no step on the disk, and they take most of a training.
     hoarfrost.experiment.results.fit_references = partial(fit_references, kinds=REFERENCES[:1])
