@@ -13,7 +13,7 @@ from tests.support.soak import POINTS
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")]
 
 
-def soaked(*arguments: object) -> "tuple[int, dict[str, int], str]":
+def soaked(*arguments: object) -> tuple[int, dict[str, int], str]:
     """Return how the kills ended: the exit status, what was counted, and what was said of failures."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.soak", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
