@@ -121,7 +121,7 @@ evaluate: $(READY)  ## evaluate the head of RUN on the labelled cohort DATA, and
 
 test: lint  ## lint and run the tests
 	@jobs="$${JOBS:-$$($(PY) -c 'from hoarfrost.features.devices import usable_cpus; print(usable_cpus())')}" && set -x && \
-	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile $(if $(call on,$(SLOW)),,-m "not slow")
+	$(PY) -m pytest --numprocesses "$$jobs" --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(if $(call on,$(SLOW)),,-m "not slow")
 
 lint: $(READY)  ## ruff and mypy
 	@if [ -z "$(PYTHON)" ] || $(PY) -c 'import ruff, mypy' 2>/dev/null; then set -ex; \

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -32,6 +33,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # What compiling brings is measured anew for the tests, and the user's own measurements stay as they are.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hoarfrost-tests-")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files whose slow tests may take longest first: a long file at the end keeps one process waiting."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            limit = item.get_closest_marker("timeout")
+            seconds[item.path] += limit.args[0] if limit else 300
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture
@@ -91,6 +102,14 @@ def free_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hoarfrost.features.encoder.backbone, "Backbone", StandIn)
     monkeypatch.setattr(hoarfrost.features.encoder.backbone, "load_weights", cached_weights)
+
+
+@pytest.fixture
+def few_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare heads with two references in place of five: these take most of a small training."""
+    from hoarfrost.training.references import REFERENCES, fit_references
+
+    monkeypatch.setattr(fit_references, "__kwdefaults__", {"kinds": REFERENCES[:2]})
 
 
 @pytest.fixture(scope="session")

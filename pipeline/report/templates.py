@@ -1,5 +1,7 @@
 """The templates of the report's pages."""
 
+from functools import cache
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hoarfrost.report import words
@@ -19,6 +21,7 @@ FILTERS = (
 )
 
 
+@cache  # several reports in one process compile the templates once
 def template_environment() -> Environment:
     """Return the environment of the templates, which write numbers as `words` does.
 

@@ -217,7 +217,7 @@ def test_a_second_writer_learns_at_once_which_process_is_writing(tmp_path: Path)
         wanted = rf"being written by process {process.pid} on {re.escape(os.uname().nodename)}"
         with pytest.raises(CacheLockedError, match=wanted), CacheWriter(tmp_path / "c.h5", HEADER, "demo"):
             pass
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 20  # it holds the lock for a minute
         with EmbeddingCache(tmp_path / "c.h5") as cache:  # readers never block
             assert cache.n_images == 20
     finally:

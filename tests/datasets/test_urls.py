@@ -75,7 +75,7 @@ def test_server_that_is_not_there_ends_the_extraction(tmp_path: Path, hoarfrost:
     output = hoarfrost("extract", data, "--cache", tmp_path / "c.h5", "--weights", "random:0")
     assert output.status == 1
     assert "does not answer after 4 attempts" in output.stderr
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 def test_signed_urls_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

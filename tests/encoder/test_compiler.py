@@ -20,20 +20,20 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started_and_named_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_compiler(monkeypatch, tmp_path / "c++", f"sleep 600 & echo $! > {tmp_path}/child; wait")
-    monkeypatch.setattr(check_compiler, "__defaults__", (0.5,))
+    monkeypatch.setattr(check_compiler, "__defaults__", (2.0,))
     backbone = Backbone(load_weights("random:0"), batch_size=2)
     started = time.monotonic()
     assert not try_to_compile(backbone)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert backbone.compute == "eager"
-    reason = f"{tmp_path}/c++ did not compile two lines within 0.5 s"
+    reason = f"{tmp_path}/c++ did not compile two lines within 2 s"
     assert caplog.messages == [
         "Compiling the network takes about 15 s.",
         f"The network could not be compiled ({reason}). Continuing without compiling, only slower.",
     ]
     child = int((tmp_path / "child").read_text())
     while not is_ended(child):  # the kernel ends what was killed a moment later
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         time.sleep(0.01)
 
 

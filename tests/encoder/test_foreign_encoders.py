@@ -335,6 +335,7 @@ def check_export(made: Made, folder: Path, formats: Mapping[str, str]) -> None:
         (folder / name).unlink()
 
 
+@pytest.mark.usefixtures("few_references")
 def test_a_small_dinov2_goes_from_images_to_what_is_served(tmp_path: Path) -> None:
     made = make(tmp_path, DINO, weights="random:0")
     check_use(made, "vit_small_patch14_dinov2 (timm)", 384)
@@ -347,6 +348,7 @@ def test_a_small_dinov2_goes_from_images_to_what_is_served(tmp_path: Path) -> No
     assert again.forward_images == 0
 
 
+@pytest.mark.usefixtures("few_references")
 def test_its_patch_tokens_can_be_embedded_and_then_explained(tmp_path: Path) -> None:
     made = make(tmp_path, DINO, weights="random:0", layers=(12,))
     check_use(made, "vit_small_patch14_dinov2 (timm)", 384)
@@ -354,13 +356,15 @@ def test_its_patch_tokens_can_be_embedded_and_then_explained(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_references")
 def test_a_resnet50_goes_from_images_to_what_is_served(tmp_path: Path) -> None:
-    made = make(tmp_path, "resnet50", weights="random:0")
+    made = make(tmp_path, "resnet50", n_images=60, weights="random:0")
     check_use(made, "ResNet50", 2048)
     assert explain_dataset(made.new, tmp_path / "maps", run=made.run).explained == 3
     check_export(made, tmp_path, {"torch": "m.pt2", "onnx": "m.onnx"})
 
 
+@pytest.mark.usefixtures("few_references")
 def test_an_onnx_file_goes_from_images_to_maps_and_is_not_exported(tmp_path: Path) -> None:
     file, before = write_onnx(tmp_path / "net.onnx"), write_preprocessing(tmp_path / "pre.onnx")
     made = make(tmp_path, f"onnx:{file},preprocess={before}")
@@ -385,6 +389,7 @@ def test_an_onnx_file_goes_from_images_to_maps_and_is_not_exported(tmp_path: Pat
         predict_dataset(made.new, tmp_path / "x.csv", run=made.run, cache=tmp_path / "y.h5", weights=moved)
 
 
+@pytest.mark.usefixtures("few_references")
 def test_an_exported_program_goes_from_images_to_an_exported_model(tmp_path: Path) -> None:
     made = make(tmp_path, f"torch:{write_program(tmp_path / 'net.pt2')}")
     check_use(made, "net.pt2 (exported program)", DIM)

@@ -173,9 +173,9 @@ def test_curve_of_patients_covers_and_that_of_their_images_does_not() -> None:
 
 def test_a_hundred_thousand_predictions_take_seconds_and_a_bounded_record() -> None:
     y_true, p = calibrated(100_000, seed=4, slope=0.8)
-    started = time.perf_counter()
+    started = time.process_time()
     found = calibration_curve(y_true, p, np.arange(100_000) // 2)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(found.p) == N_POINTS
     assert len(json.dumps(asdict(found))) < 10_000
 

@@ -135,7 +135,10 @@ def test_threshold_is_by_all_training_images_out_of_fold_where_there_is_no_valid
 @pytest.mark.skipif(not (BUSI.is_dir() and FOREIGN.is_file()), reason="needs BUSI and PneumoniaMNIST")
 def test_chest_x_rays_are_found_by_what_was_learnt_from_breast_ultrasound(tmp_path: Path) -> None:
     folder = tmp_path
-    for data, name in ((BUSI, "own"), (FOREIGN, "foreign")):
+    with np.load(FOREIGN) as arrays:  # its 624 test images, without the 5,232 others
+        of_test = {name: values if name.startswith("test") else values[:1] for name, values in arrays.items()}
+    np.savez(folder / "foreign.npz", **of_test)
+    for data, name in ((BUSI, "own"), (folder / "foreign.npz", "foreign")):
         extract(data, folder / f"{name}.h5", options=ExtractOptions(weights="random:0"))
     with EmbeddingCache(folder / "own.h5") as cache:
         task = read_task(cache, None, ["malignant"], 0)

@@ -55,9 +55,9 @@ def test_draws_are_those_of_a_single_proportion() -> None:
 def test_many_patients_take_seconds_by_the_delta_method() -> None:
     y_true, p = calibrated(100_000, seed=3)
     patients, at = np.arange(100_000) // 2, np.linspace(0, 1, 101)
-    started = time.perf_counter()
+    started = time.process_time()
     found = evaluate_thresholds(y_true, p, at, patients, by_draws=False)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert found["sensitivity"][50].method == "delta method, clustered by patient"
     alone = share(p[:4_000] >= 0.5, y_true[:4_000] == 1, patients[:4_000])
     few = evaluate_thresholds(y_true[:4_000], p[:4_000], at[50:51], patients[:4_000], by_draws=False)["sensitivity"][0]

@@ -156,7 +156,7 @@ def killed_20_times(forks: Forks, images: Path, cache: Path, chance: random.Rand
     n_killed = 0
     while n_killed < 20:
         n_parts = len(part_paths(cache))
-        process = forks.start(str(images), str(cache), MANY, 0.02, str(cache.with_suffix(".done")))
+        process = forks.start(str(images), str(cache), MANY, 0.05, str(cache.with_suffix(".done")))
         at_once = chance.random() < 0.3  # also before anything is committed
         while not at_once and len(part_paths(cache)) <= n_parts and is_alive(process):
             time.sleep(0.01)
@@ -195,7 +195,7 @@ def test_rays_workers_make_the_views_that_one_machine_makes(tmp_path: Path) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(picture(40, 30, seed=i % 10)))  # the last two are copies
     views = "224,96:flip,96:tiles=2,128:affine=3"
-    run = [on_ray(tmp_path, "224"), on_ray(tmp_path, views), on_ray(tmp_path, "")]
+    run = on_ray(tmp_path, "224", views, "")
     assert [(each["embedded"], each["reused"]) for each in run] == [(10, 2), (10, 2), (0, 12)]
     assert [each["forward_images"] for each in run][0::2] == [10, 0]
     assert run[1]["forward_images"] >= 60  # a copy may be computed twice, by two workers
@@ -216,15 +216,15 @@ from hoarfrost.features.extraction.engines import RayOptions
 from tests.support.viewed import extracted
 if __name__ == "__main__":
     engine = RayOptions(cpus_per_worker=1, max_workers=2)
-    done = extracted(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], engine=engine)
-    print(json.dumps({"embedded": done.embedded, "reused": done.reused, "forward_images": done.forward_images}))
+    for views in sys.argv[3:]:
+        done = extracted(Path(sys.argv[1]), Path(sys.argv[2]), views, engine=engine)
+        print(json.dumps({"embedded": done.embedded, "reused": done.reused, "forward_images": done.forward_images}))
 """
 
 
-def on_ray(folder: Path, views: str) -> dict[str, int]:
-    """Extract in a process of its own: what Ray warns of is not the tests' business."""
-    arguments = [str(folder / "images"), str(folder / "ray.h5"), views]
+def on_ray(folder: Path, *views: str) -> list[dict[str, int]]:
+    """Extract, one after the other, in a process of its own: what Ray warns of is not the tests' business."""
+    arguments = [str(folder / "images"), str(folder / "ray.h5"), *views]
     done = subprocess.run([sys.executable, "-c", ON_RAY, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -84,8 +84,13 @@ def run_page(page: str, place: Path, host: str = "https://host") -> set[str]:
 
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder with what the pages take for granted; untrained weights stand for ImageNet's meanwhile."""
+    """Return a folder with what the pages take for granted.
+
+    Meanwhile untrained weights stand for ImageNet's, and trainings are short: what a command does is shown, not how well.
+    """
     from hoarfrost.features.encoder import backbone
+    from hoarfrost.training import plan
+    from hoarfrost.training.references import REFERENCES, fit_references
 
     load, place = backbone.load_weights, tmp_path_factory.mktemp("readme")
     write_examples(place)
@@ -93,6 +98,9 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patched.setattr(
             backbone, "load_weights", lambda spec, encoder: load("random:0" if spec == "imagenet" else spec, encoder)
         )
+        patched.setattr(plan, "PASSES", 1)
+        patched.setattr(plan, "FEWEST_STEPS", 10)
+        patched.setattr(fit_references, "__kwdefaults__", {"kinds": REFERENCES[:2]})  # of five
         assert run_page("README.md", place) == README_COMMANDS
         shutil.copy(place / "runs" / "demo" / "heads" / "logistic.safetensors", place)
         yield place

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WAIT_S = 30.0
+WAIT_S = 120.0
 _FIRST_FREE = 20  # descriptors above those that the browser gets as 3 and 4
 
 

@@ -14,16 +14,19 @@ def arm(n: int, *, after: bool) -> Callable[[], int]:
     """Kill this process at its n-th change; without such a change it runs to its end. Return what counts its changes."""
     n_seen = 0
 
+    def seen() -> None:
+        nonlocal n_seen
+        n_seen += 1
+        if n_seen == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def killing(change: Callable[..., Any]) -> Callable[..., Any]:
         def changed(*arguments: Any, **options: Any) -> Any:
-            nonlocal n_seen
-            n_seen += 1
-            is_last = n_seen == n
-            if is_last and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if not after:
+                seen()
             result = change(*arguments, **options)
-            if is_last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if after:  # a change that failed, such as `mkdir` of a folder that is there, is none
+                seen()
             return result
 
         return changed
