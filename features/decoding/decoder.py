@@ -2,9 +2,9 @@
 
 A request is a line of JSON and a file's bytes. The JSON has frame, max_pixels, window, size, want, seconds (of computing,
 at most), and n_bytes: null for the file sent before. The answer is a line of JSON and the pixels. The JSON has n_bytes
-and either an error with its kind, or what was wanted: for "header" the kind, the size, and the width and height to be
-decoded; "check" decodes as well, and adds notes and whether there are two values only; "pixels" adds the shape of the
-pixels, and only it sends them.
+and either an error with its kind, or what was wanted: for "header" the kind, the size, the header's facts, and the width
+and height to be decoded; "check" decodes as well, and adds notes and whether there are two values only; "pixels" adds the
+shape of the pixels, and only it sends them.
 """
 
 import json
@@ -45,6 +45,7 @@ def _answer(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], memo
     decoding = Decoding(asked["max_pixels"], window, on_note=notes.append, is_isolated=True, size=asked["size"])
     with opened(EncodedFrame(content, b"", asked["frame"], 0) if asked["frame"] else content, decoding) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
+        answer["header"] = image.header
         pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
     if pixels is None or asked["want"] == "check":
         return {**answer, "has_two_values": pixels is not None and _has_two_values(pixels)}, memoryview(b"")

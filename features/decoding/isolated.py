@@ -19,6 +19,7 @@ import numpy as np
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable
+from hoarfrost.features.facts import FileHeader, Kinds
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -195,6 +196,13 @@ def _a_process(cancellation: Cancellation | None = None) -> Iterator[_Process]:
 
 
 def decode_isolated(
+    content: bytes, frame: int, max_pixels: int, window: Window | None, *, size: int = DEFAULT.size
+) -> "npt.NDArray[np.uint8]":
+    """Return an image's pixels, decoded in another process; see `decode_with_header`."""
+    return decode_with_header(content, frame, max_pixels, window, size=size)[0]
+
+
+def decode_with_header(
     content: bytes,
     frame: int,
     max_pixels: int,
@@ -203,8 +211,8 @@ def decode_isolated(
     size: int = DEFAULT.size,
     seconds: float | None = None,
     cancellation: Cancellation | None = None,
-) -> "npt.NDArray[np.uint8]":
-    """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
+) -> "tuple[npt.NDArray[np.uint8], FileHeader]":
+    """Return an image's pixels, decoded in another process as `images.decode_pixels` does, and its file's header.
 
     `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`. A decoder that has not
     finished after `seconds` is ended; by default, after MOST_SECONDS of computing.
@@ -221,7 +229,9 @@ def decode_isolated(
     request = _request(frame, max_pixels, window, size)
     with _a_process(cancellation) as process:
         answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
-    return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+    width, height, bits, kinds = answer["header"]
+    header = FileHeader(width, height, bits, Kinds(*kinds))
+    return np.frombuffer(payload, np.uint8).reshape(answer["shape"]), header
 
 
 def inspect_isolated(
@@ -235,7 +245,7 @@ def inspect_isolated(
 ) -> ImageInfo:
     """Decode an image in another process to check that it is readable; return what it is.
 
-    The parameters and errors are those of `decode_isolated`; within `room(n_pixels)`, so many pixels may be decoded.
+    The parameters and errors are those of `decode_with_header`; within `room(n_pixels)`, so many pixels may be decoded.
     """
     request = _request(frame, max_pixels, window, size)
     with _a_process() as process:

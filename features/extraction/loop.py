@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from hoarfrost.features.encoder.backbone.network import CPU_GROUP
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
+from hoarfrost.features.facts import ImageFacts
 from hoarfrost.features.fingerprint import KEY_BYTES, image_key
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class _Loaded:
     stamp: FileStamp
     key: bytes
     views: tuple[View, ...]
+    facts: ImageFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -221,14 +223,13 @@ class EmbeddingLoop:
                 continue
             keys = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, KEY_BYTES)
             rows = self.source_cache.rows_of(keys, view.name)
-            files = [
-                self._file(image, code) for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
-            ]  # the others are on the device
-            if files:
-                self.writer.append(files, self.source_cache.embeddings(rows[rows >= 0]))
+            facts = self.source_cache.facts(rows[rows >= 0]).images()
+            there = compress(wanted.values(), rows >= 0)  # the others are on the device
+            files = [self._file(image, code, one) for image, one in zip(there, facts, strict=True)]
+            self.writer.append(files, self.source_cache.embeddings(rows[rows >= 0]))
 
-    def _file(self, image: _Loaded, code: bytes) -> EmbeddedFile:
-        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key + code)
+    def _file(self, one: _Loaded, code: bytes, facts: ImageFacts | None) -> EmbeddedFile:
+        return EmbeddedFile(self.work.paths[one.index], one.stamp.size, one.stamp.mtime_ns, one.key + code, facts)
 
     def _is_embedded_since_reading(self, key: bytes) -> bool:
         """Return whether the same bytes went to the device after this image was looked up and not found."""
@@ -256,7 +257,7 @@ class EmbeddingLoop:
             if self.writer.header.compute != started.compute:  # a GPU that is out of memory stops using compiled code
                 self.writer.commit()
                 self.writer.set_compute(started.compute)
-            files = [self._file(image, self._codes[view]) for image in started.images for view in image.views]
+            files = [self._file(one, self._codes[view], one.facts) for one in started.images for view in one.views]
             self.writer.append(files, embeddings)
             for image in started.images:
                 self.work.table.set(image.index, image.stamp, image.key)
@@ -369,9 +370,9 @@ class EmbeddingLoop:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
                 raise ImageDecodeError(Unreadable.CHANGED)
-            looks = self.quarantine.load(content, image.key, image.missing, self._decoding)
+            seen = self.quarantine.load(content, image.key, image.missing, self._decoding)
             places = [look for view in image.missing for look in self._places.of(view, place)]
-            for (size, row), look in zip(places, looks, strict=True):
+            for (size, row), look in zip(places, seen.looks, strict=True):
                 pixels[size][row].copy_(look)  # one grey channel is broadcast to three
         except DecodingStoppedError:
             return _Failed(image.index, None)
@@ -381,7 +382,7 @@ class EmbeddingLoop:
             if image.content is not None:
                 with self._counting:
                     self._n_bytes_ahead -= _n_bytes(image.content)
-        return _Loaded(image.index, image.stamp, image.key, image.missing)
+        return _Loaded(image.index, image.stamp, image.key, image.missing, seen.facts)
 
 
 def _close_gaps(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:
