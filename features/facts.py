@@ -11,7 +11,7 @@ import numpy.typing as npt
 MAX_KINDS = 1000  # in one file of a cache; images of further kinds have none
 MAX_TEXT = 64  # characters
 MEASURED_PIXELS = 4096  # about so many, on a grid: all of them would cost as much as resizing the image
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_POWERS = np.arange(256.0) ** np.arange(1, 5)[:, None]
 NUMBERS = np.dtype(
     [
         ("kind", "<u2"), ("width", "<i4"), ("height", "<i4"), ("bits", "<i2"), ("channels", "<i2"), ("mean", "<f4"),
@@ -81,18 +81,16 @@ def facts_of(pixels: npt.NDArray[np.uint8], header: FileHeader | None = None) ->
 def grey_moments(pixels: npt.NDArray[np.uint8]) -> tuple[float, float, float, float]:
     """Return mean, standard deviation, skewness and kurtosis of grey levels, from about 4,096 pixels on a grid.
 
-    Skewness and kurtosis of a picture of one grey level are 0; the kurtosis of a normal distribution is 3.
+    Of a colour picture, green counts: a weighted mean of the channels would take three times as long. Skewness and kurtosis of a picture of one grey level are 0; the kurtosis of a normal distribution is 3.
     """
     step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // MEASURED_PIXELS))
-    grid = pixels[::step, ::step].astype(np.float32)
-    grey = (grid if grid.ndim == 2 else grid @ _LUMA).ravel()
-    mean = float(grey.mean())
-    deviation = grey - mean
-    squared = deviation * deviation
-    variance = float(squared.mean())
+    grey = (pixels if pixels.ndim == 2 else pixels[:, :, 1])[::step, ::step].ravel()
+    mean, square, cube, fourth = (_POWERS @ np.bincount(grey, minlength=256) / len(grey)).tolist()
+    variance = square - mean**2
     if variance < 1e-6:
         return mean, 0.0, 0.0, 0.0
-    third, fourth = float(squared @ deviation) / len(grey), float(squared @ squared) / len(grey)
+    third = cube - 3 * mean * square + 2 * mean**3
+    fourth += -4 * mean * cube + 6 * mean**2 * square - 3 * mean**4
     return mean, math.sqrt(variance), third / variance**1.5, fourth / variance**2
 
 

@@ -308,7 +308,7 @@ class _PillowImage:
 def _camera(image: Image.Image) -> tuple[str, str]:
     """Return a camera's make and model, by EXIF or a TIFF's own tags."""
     try:
-        found = getattr(image, "tag_v2", None) or (image.getexif() if "exif" in image.info else {})
+        found = getattr(image, "tag_v2", None) or ("exif" in image.info and image.getexif()) or {}
         return kind_text(found.get(ExifTags.Base.Make)), kind_text(found.get(ExifTags.Base.Model))
     except Exception:  # as in `opened`; damaged EXIF is ignored
         return "", ""
