@@ -81,7 +81,8 @@ def facts_of(pixels: npt.NDArray[np.uint8], header: FileHeader | None = None) ->
 def grey_moments(pixels: npt.NDArray[np.uint8]) -> tuple[float, float, float, float]:
     """Return mean, standard deviation, skewness and kurtosis of grey levels, from about 4,096 pixels on a grid.
 
-    Of a colour picture, green counts: a weighted mean of the channels would take three times as long. Skewness and kurtosis of a picture of one grey level are 0; the kurtosis of a normal distribution is 3.
+    Of a colour picture, green counts: a weighted mean of the channels would take three times as long. Skewness and kurtosis
+    of a picture of one grey level are 0; the kurtosis of a normal distribution is 3.
     """
     step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // MEASURED_PIXELS))
     grey = (pixels if pixels.ndim == 2 else pixels[:, :, 1])[::step, ::step].ravel()
