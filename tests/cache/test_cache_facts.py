@@ -1,6 +1,7 @@
 """What the cache records of the files themselves: by the bytes, as embeddings are; a cache may lack it."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -87,7 +88,7 @@ def test_blocks_without_facts_are_unknown_among_others(tmp_path: Path, known: sl
     cuts = sorted({0, known.start or 0, min(n, known.stop or n), n})
     blocks = [
         Block(keys[i:j], embeddings[i:j], Facts.of(wanted[i:j]) if any(wanted[i:j]) else None)
-        for i, j in zip(cuts, cuts[1:], strict=False)
+        for i, j in pairwise(cuts)
     ]
     write_cache_file(tmp_path / "c.h5", HEADER, n, blocks, [])
     with CacheFile(tmp_path / "c.h5") as file:
