@@ -262,15 +262,12 @@ def _write(
             places = [place for key, place in new.items() if key not in writer]
             for first in range(0, len(places), ROWS_AT_ONCE):
                 some = places[first : first + ROWS_AT_ONCE]
+                of_images = [facts[one] for one in some] if facts else [None] * len(some)
                 files = [
                     EmbeddedFile(
-                        table.paths[one],
-                        int(table.sizes[one]),
-                        int(table.mtimes_ns[one]),
-                        keys[one].tobytes() + code,
-                        facts[one] if facts else None,
-                    )  # fmt: skip
-                    for one in some
+                        table.paths[at], int(table.sizes[at]), int(table.mtimes_ns[at]), keys[at].tobytes() + code, one
+                    )
+                    for at, one in zip(some, of_images, strict=True)
                 ]
                 writer.append(files, rows[some])
         writer.finish(table, keys)

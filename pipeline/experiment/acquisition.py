@@ -30,7 +30,10 @@ KINDS = {
     "file type": "format", "colour mode": "mode", "modality": "modality", "manufacturer": "manufacturer",
     "model": "model", "EXIF": "exif",
 }  # fmt: skip
-"""The names of the kinds in a file's header, and those in the cache."""
+COUNTS = {"bits per channel": "bits", "channels": "channels"}
+"""The names of the kinds in a file's header and of its depth, and those in the cache."""
+MEASURED = ("width", "height", "mean", "sd", "skewness", "kurtosis")
+RecordedFacts = dict[str, list[str] | Floats]
 TWIN = replace(next(one for one in REFERENCES if one.name == LOGISTIC_REGRESSION), settings=PENALTIES)
 
 
@@ -51,7 +54,7 @@ def acquisition_twin(task: Task, development: Development) -> Acquisition | None
     Notes
     -----
     Each fit is on at most 5,000 images, and standardises the columns by these. A quantity enters as itself and as fifths
-    (sizes as their logarithm), a text as one column for each value that five images of the development set have, a missing
+    (bytes as their logarithm), a text as one column for each value that five images of the development set have, a missing
     value among them. Labels play no part in this. Out of fold, the variance allows for training sets that overlap (Nadeau
     and Bengio 2003), as in cross-validation.
     """
@@ -78,7 +81,7 @@ def _scored(task: Task, development: Development, columns: Mapping[str, npt.NDAr
     return Twin(tuple(columns), fit.setting, scores["val"], scores.get("test"))
 
 
-def facts_of(task: Task) -> "dict[str, list[str] | Floats]":
+def facts_of(task: Task) -> RecordedFacts:
     """Return what is known of the readable images without looking at them.
 
     These are the format and the bytes of the files, what the cache recorded of their headers and grey levels, and every
@@ -87,7 +90,7 @@ def facts_of(task: Task) -> "dict[str, list[str] | Floats]":
     table, attributes = task.table, task.attributes()
     names = [path.split(FRAME_MARK)[0].lower() for path in compress(table.paths, task.readable)]
     n_bytes = table.sizes[task.readable].astype(float)
-    found: dict[str, list[str] | Floats] = {
+    found: RecordedFacts = {
         "format": [os.path.splitext(name)[1] for name in names],
         BYTES: np.where(n_bytes < 0, np.nan, np.log2(np.maximum(1, n_bytes))),
     }
@@ -96,23 +99,18 @@ def facts_of(task: Task) -> "dict[str, list[str] | Floats]":
     return {name if name not in attributes else f"{name} of the file": one for name, one in found.items()} | attributes
 
 
-def recorded_facts(facts: Facts, *, is_region: bool) -> "dict[str, list[str] | Floats]":
+def recorded_facts(facts: Facts, *, is_region: bool) -> RecordedFacts:
     """Return the facts that a cache recorded of n images, by name: texts, or numbers (n,) with NaN where they are unknown.
 
     Of regions, the size is that of a box, which somebody drew.
     """
-    numbers = {name: facts.numbers[name].astype(float) for name in facts.numbers.dtype.names or ()}
-    for of_image in numbers.values():
-        of_image[~facts.known] = np.nan
-    numbers["bits"][numbers["bits"] == 0] = np.nan
-    size = (np.log2(numbers["width"]), np.log2(numbers["height"]), numbers["width"] / numbers["height"])
-    moments = (numbers[name] for name in ("mean", "sd", "skewness", "kurtosis"))
+    numbers = {name: np.where(facts.known, facts.numbers[name].astype(float), np.nan) for name in MEASURED}
+    size = (numbers["width"], numbers["height"], numbers["width"] / numbers["height"])
     return {
         **{name: facts.texts(kind) for name, kind in KINDS.items()},
+        **{name: [str(n or "") for n in facts.numbers[column].tolist()] for name, column in COUNTS.items()},
         **dict(zip(REGION_SIZE if is_region else IMAGE_SIZE, size, strict=True)),
-        "bits per channel": numbers["bits"],
-        "channels": numbers["channels"],
-        **dict(zip(GREY_LEVELS, moments, strict=True)),
+        **{name: numbers[column] for name, column in zip(GREY_LEVELS, MEASURED[2:], strict=True)},
     }
 
 

@@ -282,7 +282,7 @@ def read_task(
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
         table, readable, looks, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities,
-        per_patient, cross_fit, near, encoder, facts=recorded_facts(cache, table.rows[readable]),
+        per_patient, cross_fit, near, encoder, facts=mostly_known(cache.facts(table.rows[readable])),
         is_region=REGION in cache.header.fingerprint.preprocessing,
     )  # fmt: skip
     _check_per_patient(task)
@@ -290,9 +290,8 @@ def read_task(
     return task
 
 
-def recorded_facts(cache: EmbeddingCache, rows: Ints) -> Facts | None:
-    """Return the facts of images by row; None if the cache lacks those of more than 1%."""
-    facts = cache.facts(rows)
+def mostly_known(facts: Facts) -> Facts | None:
+    """Return facts of images; None if those of more than 1% are unknown."""
     return facts if facts.known.mean() >= LEAST_KNOWN else None
 
 
