@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
@@ -228,6 +227,8 @@ def test_first_look_names_what_differs(trained: Trained, cohort: Path, tmp_path:
 
 
 def test_other_formats_differ(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
     data = tmp_path / "jpegs"
     data.mkdir()
     rows = [list(row.values()) for row in read_csv(cohort / "labels.csv")]
@@ -238,48 +239,6 @@ def test_other_formats_differ(trained: Trained, cohort: Path, tmp_path: Path) ->
     write_csv(data / "labels.csv", [["path", "label", "patient", "site", "age"], *rows])
     looks = {one.what: one for one in external_of(evaluate_cohort(data, tmp_path / "e", run=trained.run)).differences}
     assert (looks["format"].differs, looks["format"].training, looks["format"].cohort) == (True, "PNG 100%", "JPG 100%")
-
-
-def changed(cohort: Path, folder: Path, change: Callable[[Image.Image], Image.Image]) -> Path:
-    """Write the cohort with every image changed."""
-    folder.mkdir()
-    shutil.copy(cohort / "labels.csv", folder)
-    for path in cohort.glob("*.png"):
-        with Image.open(path) as image:
-            change(image).save(folder / path.name)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda image: image.resize((90, 70)), {"pixel width", "pixel height", "aspect ratio"}),
-        (lambda image: image.point(lambda value: 155 + value // 3), {"grey mean"}),
-        (lambda image: image.convert("L"), {"colour mode", "channels"}),
-    ],
-    ids=["size", "grey levels", "colours"],
-)
-def test_first_look_compares_what_both_caches_record_of_the_files(
-    trained: Trained, cohort: Path, tmp_path: Path, change: Callable[[Image.Image], Image.Image], expected: set[str]
-) -> None:
-    data = changed(cohort, tmp_path / "changed", change)
-    looks = {one.what: one for one in external_of(evaluate_cohort(data, tmp_path / "e", run=trained.run)).differences}
-    same = {one.what for one in external_of(evaluate_cohort(cohort, tmp_path / "s", run=trained.run)).differences}
-    assert {*looks} == same
-    assert expected <= {name for name, one in looks.items() if one.differs}
-    assert not looks["bits per channel"].differs
-    assert looks["bits per channel"].cohort == "8 100%"
-    assert "manufacturer" not in looks
-
-
-def test_first_look_leaves_out_what_the_training_cache_does_not_record(
-    trained: Trained, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the caches of earlier versions do not."""
-    monkeypatch.setattr("hoarfrost.external.training_images.mostly_known", lambda _: None)
-    looks = {one.what for one in external_of(evaluate_cohort(cohort, tmp_path / "e", run=trained.run)).differences}
-    assert "format" in looks
-    assert not looks & {"pixel width", "grey mean", "colour mode"}
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------
