@@ -117,6 +117,8 @@ def recorded_facts(facts: Facts, *, is_region: bool) -> RecordedFacts:
 def _encoded(values: "Sequence[str] | Floats", learnt: Ints) -> npt.NDArray[np.float32]:
     """Return a fact as columns (n, k), by what the rows `learnt` have; k = 0 if it is the same for all of them."""
     columns: list[npt.NDArray[np.bool_] | Floats] = []
+    if not isinstance(values, np.ndarray) and len(set(values)) == 1:  # most kinds, of a million images
+        return np.empty((len(values), 0), np.float32)
     texts = [] if isinstance(values, np.ndarray) else with_missing(values)
     own = values if isinstance(values, np.ndarray) else _as_numbers(texts, learnt)
     if own is None:

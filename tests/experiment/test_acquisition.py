@@ -1,21 +1,26 @@
 """The acquisition-only twin: what files tell without looking at the image."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hoarfrost.cli.console.training import train_text
+from hoarfrost.evaluation import Estimate
 from hoarfrost.experiment.acquisition import acquisition_twin, facts_of
 from hoarfrost.experiment.development import development_of
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+from hoarfrost.experiment.locking import hidden
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.report.page import render
-from hoarfrost.runs import Acquisition, read_run
+from hoarfrost.runs import Acquisition, from_json, read_run, to_json
 from hoarfrost.runs.acquisition import CONTENT, GREY_LEVELS, MEANING, MEANING_OF_CONTENT
+from hoarfrost.runs.lock import AnalysisPlan
 from hoarfrost.training import TrainingConfig
 from tests.support.labelled import mixed, write_labelled_cache
 
@@ -201,3 +206,44 @@ def test_run_records_it_and_the_report_warns(tmp_path: Path) -> None:
     page = render(run, with_images=False, with_map=False)
     assert "What files tell without looking at the image" in page
     assert found.warning in page
+
+
+def test_both_classifiers_are_recorded_printed_and_reported(tmp_path: Path) -> None:
+    facts = drawn_facts(np.random.default_rng(0), **{"pixel width": "planted"})
+    cache = clean(tmp_path / "c.h5", 0, facts)
+    config = ExperimentConfig(training=TrainingConfig(epochs=3, seeds=1))
+    run = run_experiment(cache, tmp_path / "run", parse_heads(["linear"]), config)
+    found = read_run(run.directory).acquisition
+    assert found is not None
+    assert found == run.acquisition
+    assert found.headers is not None
+    written = json.loads((run.directory / "metrics.json").read_text())["acquisition"]
+    assert written["headers"]["test"]["value"] == found.headers.scored.value
+    printed = train_text(run)
+    known = "manufacturer, model, bits per channel, pixel width, pixel height, aspect ratio, age, scanner"
+    assert (
+        f"What files tell without looking at the image ({known}): test AUC {found.headers.scored.value:.3f}" in printed
+    )
+    assert f"  with bytes, {', '.join(GREY_LEVELS)}: test AUC {found.scored.value:.3f}" in printed
+    page = render(run, with_images=False, with_map=False)
+    assert f"that sees no pixel, only {known}, was fitted" in page
+    assert "that does not look at the image, but knows bytes, " in page
+    assert found.warning in page
+    plan = AnalysisPlan("", 46, "", "", "", "", (), {})  # only whether there is one counts
+    locked = hidden(replace(run, config=replace(run.config, plan=plan))).acquisition
+    assert locked is not None
+    assert locked.headers is not None
+    assert locked.test is locked.headers.test is None
+    assert not locked.by_fact
+
+
+def test_runs_of_earlier_versions_have_one_classifier_and_the_same_warning() -> None:
+    area = Estimate(0.9, 0.8, 0.95, "", 100)
+    old = from_json({"facts": ["format", "bytes"], "setting": "", "val": to_json(area), "test": None}, Acquisition)
+    assert old.headers is None
+    assert old.suspect is old.of_headers is old
+    assert old.warning.endswith(MEANING)
+    of_content = replace(old, facts=("bytes",))
+    assert of_content.of_headers is None
+    assert of_content.warning.endswith(MEANING_OF_CONTENT)
+    assert replace(old, val=replace(area, low=0.6)).warning == ""
