@@ -24,8 +24,10 @@ from hoarfrost.features.cache.layout import (
 )
 from hoarfrost.features.cache.opened import HDF5_ERRORS, DamagedCacheError, OpenedFile
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.facts import MAX_KINDS, NUMBERS, Facts, Kinds
 from hoarfrost.features.files.local import read_at
 
+_FIELDS = tuple(NUMBERS.names or ())
 FLETCHER_BYTES = 4  # HDF5 appends the Fletcher-32 sum to each chunk
 
 
@@ -80,11 +82,51 @@ class StoredImages:
                     )
             if embeddings.chunks[1] != self.dim or chunk_rows > rows_per_chunk(self.dim):
                 raise self._opened.damaged(f"/images/embedding has chunks of {embeddings.chunks}")
+            self.has_facts = "facts" in images
+            if self.has_facts:
+                self._check_facts(images, n_images)
             return n_images
+
+    def _check_facts(self, images: h5py.Group, n_images: int) -> None:
+        """Check that there are facts of each row, of the types that they are read as; a later version may have more."""
+        facts, kinds = self._opened.dataset(images, "facts"), self._opened.child(images, "kinds", h5py.Group)
+        fields = facts.dtype.fields or {}
+        is_sound = facts.shape == (n_images,) and all(fields.get(name, [None])[0] == NUMBERS[name] for name in _FIELDS)
+        if not is_sound or any(kind.kind not in "iuf" for kind, *_ in fields.values()):
+            raise self._opened.damaged(f"{facts.name} is not a column of images' facts")
+        for name in Kinds._fields:
+            column = self._opened.dataset(kinds, name)
+            if column.dtype.kind != "S" or column.ndim != 1 or len(column) > MAX_KINDS + 1:
+                raise self._opened.damaged(f"{column.name} is not a column of kinds")
 
     def _values(self, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
         with self._opened.reading(f"/images/{name}"):
             return np.asarray(self._file[f"images/{name}"][rows])
+
+    def facts(self, rows: slice) -> Facts | None:
+        """Read the facts of rows' images; None if the file has none."""
+        if not self.has_facts:
+            return None
+        stored, kinds = self._values("facts", rows), self._kinds
+        numbers = np.zeros(len(stored), NUMBERS)
+        for name in _FIELDS:
+            numbers[name] = stored[name]
+        if len(numbers) and numbers["kind"].max() >= len(kinds):
+            raise self._opened.damaged("/images/facts points to kinds that are not there")
+        return Facts(numbers, kinds)
+
+    @cached_property
+    def _kinds(self) -> tuple[Kinds, ...]:
+        columns = [self._values(f"kinds/{name}").tolist() for name in Kinds._fields]
+        with self._opened.reading("/images/kinds"):
+            return tuple(Kinds(*(cell.decode() for cell in cells)) for cells in zip(*columns, strict=True))
+
+    def _sound_facts(self, rows: slice) -> Facts | None:
+        """Read the facts of rows' images; None if they are damaged."""
+        try:
+            return self.facts(rows)
+        except DamagedCacheError:
+            return None
 
     def keys(self, rows: slice = slice(None)) -> Keys:
         """Read the keys of rows, (n, K) uint8; all by default."""
@@ -130,7 +172,8 @@ class StoredImages:
         for chunk in self.chunks:
             out = np.empty((chunk.n_rows, self.dim), np.float32)
             self.read_chunk(chunk, out)
-            yield Block(self.keys(slice(chunk.start, chunk.stop)), out)
+            rows = slice(chunk.start, chunk.stop)
+            yield Block(self.keys(rows), out, self.facts(rows))
 
     def salvage(self) -> tuple[Keys, Mask]:
         """Read what can be trusted of a file that may be damaged.
@@ -170,15 +213,23 @@ class StoredImages:
             except DamagedCacheError as error:
                 sums = None
                 yield str(error)
+        try:
+            self.facts(slice(None))
+        except DamagedCacheError as error:
+            yield str(error)
         if sums is not None:  # those of the chunks, which were read last
             for chunk in self.chunks:
                 if zlib.crc32(self._raw_chunk(chunk).data) != sums[chunk.number]:
                     yield f"{self.path}: {chunk} do not match the checksum of their chunk"
 
     def raw_blocks(self, keys: Keys) -> Iterator[Block]:
-        """Read all embeddings a chunk at a time without checking them, for a caller that has called `salvage`."""
+        """Read all embeddings a chunk at a time without checking them, for a caller that has called `salvage`.
+
+        Facts that are damaged are left out.
+        """
         for chunk in self.chunks:
-            yield Block(keys[chunk.start : chunk.stop], self._raw_chunk(chunk))
+            rows = slice(chunk.start, chunk.stop)
+            yield Block(keys[rows], self._raw_chunk(chunk), self._sound_facts(rows))
 
     def unreadable_by_others(self) -> Iterator[str]:
         """Yield the rows that pass our checks but fail HDF5's own: other programs could not read them."""

@@ -13,6 +13,7 @@ from hoarfrost.features.cache.keys import KeyIndex
 from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Keys, Rows, are_unseen
 from hoarfrost.features.cache.store import EmbeddingCache
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.facts import Facts
 from hoarfrost.features.fingerprint import Fingerprint
 from hoarfrost.features.origins import REGION, SEVERAL
 
@@ -172,6 +173,14 @@ class JoinedCache(EmbeddingCache):
     def keys(self, rows: Rows) -> Keys:
         """Return the images' keys by row, (n, 32) uint8, as the first cache has them."""
         return self.parts[0].keys(rows)
+
+    def facts(self, rows: Rows) -> Facts:
+        """Return the facts of images by row, from the first cache that has them."""
+        found = Facts.unknown(len(rows))
+        for part, in_part in zip(self.parts, self._rows, strict=True):
+            lacking = np.flatnonzero(~found.known)
+            found = found.filled(lacking, part.facts(in_part[rows[lacking]]))
+        return found
 
     def rows_of(self, keys: Keys, view: str | None = None) -> Rows:
         """Return the rows (n,) int64 of images by their keys; -1 if there is none."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, lists_to_texts
 from hoarfrost.features.encoder.drift import Drift
+from hoarfrost.features.facts import NUMBERS, Facts
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT = "hoarfrost-cache"
@@ -72,17 +73,27 @@ def are_unseen(keys: Keys) -> Mask:
 
 
 class Block(NamedTuple):
-    """Some embeddings: the keys of their rows (N, K) uint8, and their numbers (N, D) float32.
+    """Some embeddings: the keys of their rows (N, K) uint8, their numbers (N, D) float32, and their images' facts.
 
-    In version 1 a row's key is its image's, K = 32. In version 2 the code of its view follows, K = 40.
+    In version 1 a row's key is its image's, K = 32. In version 2 the code of its view follows, K = 40. `facts` is None if
+    none are known.
     """
 
     keys: Keys
     embeddings: Embeddings
+    facts: Facts | None = None
 
     def take(self, rows: slice | Mask) -> "Block":
         """Return some of the images."""
-        return Block(self.keys[rows], self.embeddings[rows])
+        return Block(self.keys[rows], self.embeddings[rows], None if self.facts is None else self.facts.take(rows))
+
+    def followed_by(self, other: "Block") -> "Block":
+        """Return the images of both."""
+        facts = None
+        if self.facts is not None or other.facts is not None:
+            facts = Facts.joined(one.facts or Facts.unknown(len(one.keys)) for one in (self, other))
+        embeddings = np.concatenate([self.embeddings, other.embeddings])
+        return Block(np.concatenate([self.keys, other.keys]), embeddings, facts)
 
     def checksums(self) -> Checksums:
         """Return the CRC-32 of each key with its embedding, (N,) uint32: this detects rows in another's place, too.
@@ -131,8 +142,9 @@ def rows_per_chunk(dim: int) -> int:
 def rows_per_shard(shard_bytes: int, dim: int, key_bytes: int = KEY_BYTES) -> int:
     """Return how many images a file of at most `shard_bytes` holds: whole chunks, so that shards read like one file."""
     n_rows = rows_per_chunk(dim)
-    per_chunk = n_rows * (row_bytes(dim) + key_bytes + 4) + 64  # the row's checksum; the chunk's, and its place
-    beside = 1 << 19  # HDF5's own, and the last chunk of the rows' checksums
+    per_row = row_bytes(dim) + key_bytes + NUMBERS.itemsize + 4  # the last for its checksum
+    per_chunk = n_rows * per_row + 64  # its checksum, and its place
+    beside = 1 << 19  # HDF5's own, the last chunk of the rows' checksums, and the kinds of headers
     return n_rows * max(1, (shard_bytes - beside) // per_chunk)
 
 

@@ -16,6 +16,7 @@ from hoarfrost.features.cache.store import PART_SUFFIX, part_paths, parts_direct
 from hoarfrost.features.cache.writing import write_cache_file
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.facts import Facts, ImageFacts
 from hoarfrost.features.files.whole import sync_folder
 
 COMMIT_SECONDS = 4.0  # at most 5 s of work may be lost; the batch under way counts too
@@ -23,12 +24,13 @@ COMMIT_ROWS = 4_096  # 8 MiB, for a moment twice: bounds the memory where a GPU 
 
 
 class EmbeddedFile(NamedTuple):
-    """An image whose embedding is appended: its file, and the key of the embedding's row, see `Block`."""
+    """An image whose embedding is appended: its file, the key of the embedding's row, see `Block`, and its facts."""
 
     path: str
     size: int
     mtime_ns: int
     key: bytes
+    facts: ImageFacts | None = None
 
 
 class Part(NamedTuple):
@@ -150,7 +152,8 @@ class PartWriter:
             keys = np.frombuffer(b"".join(file.key for file in self._pending), np.uint8).reshape(
                 -1, self.header.key_bytes
             )
-            block = Block(keys, np.concatenate(self._embeddings))
+            facts = Facts.of([file.facts for file in self._pending])
+            block = Block(keys, np.concatenate(self._embeddings), facts)
             write_cache_file(path, self.header, len(self._pending), [block], [self._part_table()])
             self.parts.append(Part(path, keys, [], self.header.compute, self.by_view))
             self._pending, self._embeddings = [], []

@@ -26,9 +26,11 @@ from hoarfrost.features.cache.layout import (
 from hoarfrost.features.cache.opened import DamagedCacheError, OpenedFile
 from hoarfrost.features.cache.shards import MissingShardError, listed_shards, open_shard, shards_directory
 from hoarfrost.features.cache.tables import StoredTables
+from hoarfrost.features.facts import Facts
 from hoarfrost.features.fingerprint import KEY_BYTES
 
 READ_THREADS = 2
+FACTS_AT_ONCE = 1 << 16  # rows
 OPEN_ATTEMPTS = 100  # while a writer folds again and again
 
 Item = TypeVar("Item")
@@ -180,6 +182,22 @@ class CacheFile:
 
         _each(np.flatnonzero(bounds[:, 1] > bounds[:, 0]).tolist(), read)
         return out
+
+    def facts(self, rows: Rows) -> Facts:
+        """Read the facts of rows' images; unknown ones where a file has none."""
+        order = np.argsort(rows, kind="stable")
+        ascending, found = rows[order], []
+        for start, images, _ in self._sound:
+            for first in range(0, images.n_images, FACTS_AT_ONCE):
+                stop = min(first + FACTS_AT_ONCE, images.n_images)
+                mine = slice(*np.searchsorted(ascending, [start + first, start + stop]).tolist())
+                if mine.start < mine.stop:
+                    some = images.facts(slice(first, stop))
+                    places = ascending[mine] - start - first
+                    found.append(Facts.unknown(len(places)) if some is None else some.take(places))
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return Facts.joined(found).take(back)
 
     @cached_property
     def _edges(self) -> Rows:

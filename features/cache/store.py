@@ -15,6 +15,7 @@ from hoarfrost.features.cache.layout import DatasetTable, Embeddings, Header, Ke
 from hoarfrost.features.cache.opened import PARTS_SUFFIX, missing_cache
 from hoarfrost.features.cache.reading import CacheFile
 from hoarfrost.features.errors import CacheError, FingerprintMismatchError
+from hoarfrost.features.facts import Facts
 
 PART_SUFFIX = ".h5"
 DAMAGED_SUFFIX = ".damaged"  # of a damaged part, once it is renamed; `cache compact` removes it
@@ -147,6 +148,15 @@ class EmbeddingCache:
     def keys(self, rows: Rows) -> Keys:
         """Return the images' keys by row, (n, 32) uint8: the digests of their bytes."""
         return image_keys(self._file.keys[rows])
+
+    def facts(self, rows: Rows) -> Facts:
+        """Return the facts of images by row, from the rows of other views too; unknown where the cache has none."""
+        found = self._file.facts(rows)
+        for view in self.views if len(self.views) > 1 else ():
+            lacking = np.flatnonzero(~found.known)
+            others = self.rows_of(self.keys(rows[lacking]), view)
+            found = found.filled(lacking[others >= 0], self._file.facts(others[others >= 0]))
+        return found
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from hoarfrost.features.cache.layout import (
 )
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.facts import NUMBERS, Kinds
 from hoarfrost.features.files.whole import sync_folder
 from hoarfrost.features.fingerprint import KEY_BYTES
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CHUNK_NUMBERS = 1 << 16  # of a column of numbers
+CHUNK_FACTS = 1 << 14  # less than HDF5's own 1 MiB for a chunk that is being filled
 
 
 def write_cache_file(
@@ -248,6 +250,7 @@ def _write_images(file: h5py.File, n_images: int, header: Header, blocks: Iterab
     row_sums = np.zeros(n_images, np.uint32)
     chunk_sums = np.zeros(-(-n_images // chunk_rows), np.uint32)
     content = hashlib.sha256()
+    facts = _FactsWriter(images, n_images)
     start = 0
     for block in _rechunked(blocks, chunk_rows):
         stop = start + len(block.keys)
@@ -256,13 +259,43 @@ def _write_images(file: h5py.File, n_images: int, header: Header, blocks: Iterab
         embeddings[start:stop] = block.embeddings
         row_sums[start:stop] = block.checksums()
         chunk_sums[start // chunk_rows] = zlib.crc32(np.ascontiguousarray(block.embeddings).data)
+        facts.write(start, block)
         start = stop
     if start != n_images:
         raise CacheError(f"{start} images were passed, but {n_images} announced")
+    facts.finish()
     _write_array(images, "row_crc32", row_sums)
     _write_array(images, "chunk_crc32", chunk_sums, len(chunk_sums))
     content.update(row_sums.data)
     return content.digest()
+
+
+class _FactsWriter:
+    """Writes the images' facts, if any are known, and the kinds that they point to."""
+
+    def __init__(self, images: h5py.Group, n_images: int) -> None:
+        self._images, self._n_images = images, n_images
+        self._codes = {Kinds(): 0}
+        self._data: h5py.Dataset | None = None
+
+    def write(self, start: int, block: Block) -> None:
+        """Write those of a block, whose first row is `start`."""
+        if block.facts is not None and self._data is None and block.facts.known.any():
+            chunks = (max(1, min(self._n_images, CHUNK_FACTS)),)
+            self._data = _checked_dataset(self._images, "facts", (self._n_images,), NUMBERS, chunks)
+            for first in range(0, start, CHUNK_FACTS):
+                self._data[first : min(first + CHUNK_FACTS, start)] = np.zeros((), NUMBERS)
+        if self._data is not None:
+            n = len(block.keys)
+            numbers = np.zeros(n, NUMBERS) if block.facts is None else block.facts.coded(self._codes)
+            self._data[start : start + n] = numbers
+
+    def finish(self) -> None:
+        """Write the kinds."""
+        if self._data is not None:
+            kinds = self._images.create_group("kinds")
+            for name, column in zip(Kinds._fields, zip(*self._codes, strict=True), strict=True):
+                _write_column(kinds, name, Texts.of(column))
 
 
 def _checked_dataset(
@@ -282,11 +315,7 @@ def _rechunked(blocks: Iterable[Block], chunk_rows: int) -> Iterator[Block]:
     rest: Block | None = None
     for block in blocks:
         if rest is not None:
-            keys, embeddings = (
-                np.concatenate([rest.keys, block.keys]),
-                np.concatenate([rest.embeddings, block.embeddings]),
-            )
-            block = Block(keys, embeddings)
+            block = rest.followed_by(block)
         whole = len(block.keys) - len(block.keys) % chunk_rows
         for start in range(0, whole, chunk_rows):
             yield block.take(slice(start, start + chunk_rows))

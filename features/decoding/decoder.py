@@ -3,11 +3,12 @@
 A request is a line of JSON and a file's bytes; an empty line asks for the answers so far. The JSON has frame, max_pixels,
 window, size, want, seconds (of computing, at most), and n_bytes: null for the file sent before. The answer is a line of
 JSON and the pixels. The JSON has n_bytes and either an error with its kind, or what was wanted: for "header" the kind, the
-size, and the width and height to be decoded; "check" decodes as well, and adds notes and whether there are two values
-only; "pixels" adds the shape of the pixels, and only it sends them.
+size, the header's facts, and the width and height to be decoded; "check" decodes as well, and adds notes and whether there
+are two values only; "pixels" adds the shape of the pixels, and only it sends them.
 
 "memory" has path and size of shared memory, and opens it. "looks" has key, views, and the offsets there at which the looks
-are written; the answer has notes, or n_pixels of an image that is larger than most_at_once: nothing is decoded then.
+are written; the answer has notes and facts, or n_pixels of an image that is larger than most_at_once: nothing is decoded
+then.
 """
 
 import json
@@ -70,19 +71,19 @@ class Decoder:
 
 
 def _write_looks(content: bytes | EncodedFrame, asked: dict[str, Any], memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    from hoarfrost.features.decoding.looks import load_looks  # here: others do without torch
+    from hoarfrost.features.decoding.looks import seen_in  # here: others do without torch
 
     notes: list[str] = []
     decoding = replace(_decoding(asked, notes), budget=Share(asked["most_at_once"]))
     views = [View(**view) for view in asked["views"]]
     try:
-        looks = load_looks(content, bytes.fromhex(asked["key"]), views, decoding)
+        seen = seen_in(content, bytes.fromhex(asked["key"]), views, decoding)
     except OverBudgetError as error:
         return {"n_pixels": error.n_pixels}
-    for offset, look in zip(asked["offsets"], looks, strict=True):
+    for offset, look in zip(asked["offsets"], seen.looks, strict=True):
         shape = (3, *look.shape[1:])
         memory[offset : offset + math.prod(shape)].reshape(shape)[:] = look.numpy()  # grey is broadcast
-    return {"notes": notes}
+    return {"notes": notes, "facts": seen.facts}
 
 
 def _decoding(asked: dict[str, Any], notes: list[str]) -> Decoding:
@@ -94,6 +95,7 @@ def _decoded(content: bytes | EncodedFrame, asked: dict[str, Any]) -> tuple[dict
     notes: list[str] = []
     with opened(content, _decoding(asked, notes)) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
+        answer["header"] = image.header
         pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
     if pixels is None or asked["want"] == "check":
         return {**answer, "has_two_values": pixels is not None and _has_two_values(pixels)}, memoryview(b"")

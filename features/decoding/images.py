@@ -29,6 +29,7 @@ from hoarfrost.features.decoding.tiff import FromPage
 from hoarfrost.features.decoding.windows import Window, percentile_window, scaled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
+from hoarfrost.features.facts import FileHeader, Kinds, kind_text
 from hoarfrost.features.fingerprint import jpeg_short_side
 
 if TYPE_CHECKING:
@@ -123,6 +124,10 @@ class OpenedImage(Protocol):
     height: int
     size: tuple[int, int]
     kind: tuple[str, str, int]
+
+    @property
+    def header(self) -> FileHeader:
+        """What is recorded of the file's header."""
 
     def pixels(self) -> "Pixels":
         """Decode (H, W) grey or (H, W, 3) RGB."""
@@ -285,6 +290,11 @@ class _PillowImage:
         self.kind = (image.format or "", mode + ("+alpha" if is_keyed else ""), _bits(image))
         self._image, self._on_note = image, on_note
 
+    @property
+    def header(self) -> FileHeader:
+        has_exif = "yes" if "exif" in self._image.info else "no"
+        return FileHeader(*self.size, self.kind[2], Kinds(*self.kind[:2], "", *_camera(self._image), has_exif))
+
     def pixels(self) -> "Pixels":
         if self.kind[1] == GREY_16_WITH_ALPHA:
             return _deep_grey_with_alpha(self._image, self._on_note)
@@ -293,6 +303,15 @@ class _PillowImage:
             self._on_note(SHOWN_THROUGH)  # some programs write an alpha of 0 for "not used"
             image = _opaque(image)
         return _pixels(image)
+
+
+def _camera(image: Image.Image) -> tuple[str, str]:
+    """Return a camera's make and model, by EXIF or a TIFF's own tags."""
+    try:
+        found = getattr(image, "tag_v2", None) or ("exif" in image.info and image.getexif()) or {}
+        return kind_text(found.get(ExifTags.Base.Make)), kind_text(found.get(ExifTags.Base.Model))
+    except Exception:  # as in `opened`; damaged EXIF is ignored
+        return "", ""
 
 
 def _is_slow(content: bytes, image: Image.Image, n_pixels: int) -> bool:
@@ -306,6 +325,7 @@ class _SlowImage:
 
     def __init__(self, header: OpenedImage, content: bytes, frame: int, decoding: Decoding) -> None:
         self.width, self.height, self.size, self.kind = header.width, header.height, header.size, header.kind
+        self.header = header.header
         self._content, self._frame, self._decoding = content, frame, decoding
 
     def pixels(self) -> "Pixels":

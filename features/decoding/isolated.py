@@ -22,6 +22,7 @@ import numpy as np
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Unreadable
+from hoarfrost.features.facts import FileHeader
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -241,6 +242,13 @@ def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
 
 
 def decode_isolated(
+    content: bytes, frame: int, max_pixels: int, window: Window | None, *, size: int = DEFAULT.size
+) -> "npt.NDArray[np.uint8]":
+    """Return an image's pixels, decoded in another process; see `decode_with_header`."""
+    return decode_with_header(content, frame, max_pixels, window, size=size)[0]
+
+
+def decode_with_header(
     content: bytes,
     frame: int,
     max_pixels: int,
@@ -249,8 +257,8 @@ def decode_isolated(
     size: int = DEFAULT.size,
     seconds: float | None = None,
     cancellation: Cancellation | None = None,
-) -> "npt.NDArray[np.uint8]":
-    """Return an image's pixels, decoded in another process as `images.decode_pixels` does.
+) -> "tuple[npt.NDArray[np.uint8], FileHeader]":
+    """Return an image's pixels, decoded in another process as `images.decode_pixels` does, and its file's header.
 
     `content` and `frame` are as `formats.parts` returns them, the rest as in `images.Decoding`. A decoder that has not
     finished after `seconds` is ended; by default, after MOST_SECONDS of computing.
@@ -267,7 +275,7 @@ def decode_isolated(
     request = request_of(frame, max_pixels, window, size)
     with a_process(cancellation) as process:
         answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
-    return np.frombuffer(payload, np.uint8).reshape(answer["shape"])
+    return np.frombuffer(payload, np.uint8).reshape(answer["shape"]), FileHeader.parsed(answer["header"])
 
 
 def inspect_isolated(
@@ -281,7 +289,7 @@ def inspect_isolated(
 ) -> ImageInfo:
     """Decode an image in another process to check that it is readable; return what it is.
 
-    The parameters and errors are those of `decode_isolated`; within `room(n_pixels)`, so many pixels may be decoded.
+    The parameters and errors are those of `decode_with_header`; within `room(n_pixels)`, so many pixels may be decoded.
     """
     request = request_of(frame, max_pixels, window, size)
     with a_process() as process:

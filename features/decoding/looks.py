@@ -14,6 +14,7 @@ from hoarfrost.features.decoding.formats import unpack
 from hoarfrost.features.decoding.images import Decoding, opened
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
+from hoarfrost.features.facts import FileHeader, ImageFacts, facts_of
 
 if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
@@ -24,10 +25,19 @@ JPEG_START = b"\xff\xd8"
 
 
 class Seen(NamedTuple):
-    """An image as the encoder sees it: its looks (C, S, S) uint8, view by view, and the image's own height and width."""
+    """An image as the encoder sees it: its looks (C, S, S) uint8, view by view, its own height and width, and its facts."""
 
     looks: list[torch.Tensor]
     shape: tuple[int, int]
+    facts: ImageFacts | None = None
+
+
+class Decoded(NamedTuple):
+    """An image's pixels (H, W) or (H, W, 3), the views that are made of them, and its file's header; None for an array."""
+
+    pixels: "Pixels"
+    views: Sequence[View]
+    header: FileHeader | None
 
 
 Box = tuple[float, float, float, float]  # top, left, bottom and right, in pixels of the image; may lie beyond it
@@ -70,19 +80,18 @@ def seen_in(content: "Content", key: bytes, views: Sequence[View], decoding: Dec
     return seen_by(_decoded(content, views, decoding), key, views)
 
 
-def seen_by(decoded: "Iterable[tuple[Pixels, Sequence[View]]]", key: bytes, views: Sequence[View]) -> Seen:
+def seen_by(decoded: Iterable[Decoded], key: bytes, views: Sequence[View]) -> Seen:
     """Return an image as seen in views, from its pixels and the views that are made of each."""
     found: dict[View, list[torch.Tensor]] = {}
-    shape = (0, 0)
-    for pixels, some in decoded:
+    shape, facts = (0, 0), None
+    for pixels, some, header in decoded:
         shape = max(shape, (pixels.shape[0], pixels.shape[1]))
+        facts = facts or facts_of(pixels, header)
         found.update(zip(some, looks_at(pixels, key, some), strict=True))
-    return Seen([look for view in views for look in found[view]], shape)
+    return Seen([look for view in views for look in found[view]], shape, facts)
 
 
-def _decoded(
-    content: "Content", views: Sequence[View], decoding: Decoding
-) -> "Iterator[tuple[Pixels, Sequence[View]]]":
+def _decoded(content: "Content", views: Sequence[View], decoding: Decoding) -> Iterator[Decoded]:
     """Yield an image's pixels, and the views that are made of them.
 
     A large JPEG is decoded at the scale that a view itself allows, so that a view does not depend on which others are made
@@ -90,7 +99,7 @@ def _decoded(
     """
     if isinstance(content, np.ndarray):
         is_shown_as_it_is = any(content.shape[:2] == (view.size, view.size) for view in views)
-        yield content.copy() if is_shown_as_it_is else content, views
+        yield Decoded(content.copy() if is_shown_as_it_is else content, views, None)
         return
     groups = by_decoding(unpack(content)[0], views)
     while groups:
@@ -100,7 +109,7 @@ def _decoded(
             same = [some for some in groups if _shape(content, decoding, some[0]) == shape]
             groups = [some for some in groups if some not in same]
             with decoding.room(image.width * image.height):
-                yield image.pixels(), [*first, *chain.from_iterable(same)]
+                yield Decoded(image.pixels(), [*first, *chain.from_iterable(same)], image.header)
 
 
 def by_decoding(encoded: bytes, views: Sequence[View]) -> list[Sequence[View]]:

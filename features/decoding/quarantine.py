@@ -13,8 +13,13 @@ import numpy as np
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import Cancellation, DecoderCrashError, DecodingStoppedError, decode_isolated
-from hoarfrost.features.decoding.looks import Seen, by_decoding, load_looks, seen_by, seen_in
+from hoarfrost.features.decoding.isolated import (
+    Cancellation,
+    DecoderCrashError,
+    DecodingStoppedError,
+    decode_with_header,
+)
+from hoarfrost.features.decoding.looks import Decoded, Seen, by_decoding, seen_by, seen_in
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -108,10 +113,10 @@ class Quarantine:
         """Return whether an image is a suspect, or in quarantine."""
         return key in self._suspects or key in self._reasons
 
-    def load(self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
-        """Decode as `load_looks` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
+    def load(self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> Seen:
+        """Decode as `seen_in` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
         if isinstance(content, np.ndarray):  # no decoder
-            return load_looks(content, key, views, decoding)
+            return seen_in(content, key, views, decoding)
         if key in self._reasons:
             raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
@@ -119,7 +124,7 @@ class Quarantine:
         slot = self._free.get()
         self._slots[slot : slot + KEY_BYTES] = key
         try:
-            return load_looks(content, key, views, decoding)
+            return seen_in(content, key, views, decoding)
         except DecoderCrashError as error:  # of a file that `slow` found
             raise self._quarantined(key, error) from error
         finally:
@@ -128,10 +133,10 @@ class Quarantine:
 
     def _load_suspect(
         self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding
-    ) -> "list[torch.Tensor]":
+    ) -> Seen:
         is_known = True
         try:
-            return load_isolated(content, key, views, decoding)
+            return seen_isolated(content, key, views, decoding)
         except DecodingStoppedError:
             is_known = False
             raise
@@ -152,7 +157,7 @@ class Quarantine:
 
 
 def load_isolated(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> "list[torch.Tensor]":
-    """Decode as `load_looks` does, but in another process; raises as `decode_isolated` does."""
+    """Decode as `load_looks` does, but in another process; raises as `decode_with_header` does."""
     return seen_isolated(content, key, views, decoding).looks
 
 
@@ -165,20 +170,17 @@ def seen_isolated(
     seconds: float | None = None,
     cancellation: Cancellation | None = None,
 ) -> Seen:
-    """Decode as `seen_in` does, but in another process; raises as `decode_isolated` does."""
+    """Decode as `seen_in` does, but in another process; raises as `decode_with_header` does."""
     if isinstance(content, np.ndarray):  # no decoder
         return seen_in(content, key, views, decoding)
     encoded, frame = unpack(content)
     limits = (decoding.max_pixels, decoding.window)
-    decoded = (
-        (
-            decode_isolated(
-                encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
-            ),
-            some,
+    decoded = []
+    for some in by_decoding(encoded, views):
+        pixels, header = decode_with_header(
+            encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
         )
-        for some in by_decoding(encoded, views)
-    )
+        decoded.append(Decoded(pixels, some, header))
     return seen_by(decoded, key, views)
 
 

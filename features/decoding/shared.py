@@ -17,6 +17,7 @@ from hoarfrost.features.decoding.isolated import a_process, request_of
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import warn_unpinned
 from hoarfrost.features.errors import ImageDecodeError, Reason
+from hoarfrost.features.facts import ImageFacts
 
 _numbers = count()
 
@@ -108,7 +109,7 @@ def start_decoders(n: int, memory: SharedMemory) -> None:
 
 def decode_looks(
     images: Sequence[WantedLooks], memory: SharedMemory, decoding: Decoding, most_at_once: int
-) -> list[Reason | None]:
+) -> list[Reason | ImageFacts]:
     """Decode images in another process, which writes the looks into shared memory, three channels each.
 
     Parameters
@@ -121,8 +122,8 @@ def decode_looks(
 
     Returns
     -------
-    list of Reason or None
-        Why an image is unreadable; None if its looks are there.
+    list of Reason or ImageFacts
+        Why an image is unreadable, or its facts if its looks are there.
 
     Raises
     ------
@@ -134,14 +135,17 @@ def decode_looks(
     with a_process() as process:
         process.open(memory.name, memory.path, memory.n_bytes)
         answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
-        found = []
+        found: list[Reason | ImageFacts] = []
         for image, (answer, _) in zip(images, answers, strict=True):
             while (n_pixels := answer.get("n_pixels")) is not None:
                 with decoding.room(n_pixels):
                     ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
             for note in answer.get("notes", ()):
                 decoding.on_note(note)
-            found.append(Reason(answer["kind"], answer["error"]) if "error" in answer else None)
+            is_unreadable = "error" in answer
+            found.append(
+                Reason(answer["kind"], answer["error"]) if is_unreadable else ImageFacts.parsed(answer["facts"])
+            )
     return found
 
 

@@ -33,6 +33,7 @@ from hoarfrost.features.exchange.formats import read_content
 from hoarfrost.features.exchange.matching import check_complete, matched
 from hoarfrost.features.exchange.own import OwnDataset, own_dataset
 from hoarfrost.features.extraction.plan import ImageRecords
+from hoarfrost.features.facts import ImageFacts
 from hoarfrost.features.fingerprint import Fingerprint, image_key
 from hoarfrost.features.origins import UNNAMED, elsewhere_name, elsewhere_steps
 
@@ -141,7 +142,7 @@ def import_embeddings(
 
 def _import_own(read: _Read, cache: Path, own: OwnDataset, options: ImportOptions) -> ImportSummary:
     table, header = replace(own.table, name=options.name or own.table.name), own.header
-    _write(cache, header, table, own.keys, own.embeddings)
+    _write(cache, header, table, own.keys, own.embeddings, own.facts)
     return _summary(
         read, cache, header, table, own.keys, encoder=header.fingerprint.encoder.title, matched_by="paths", is_own=True
     )
@@ -250,7 +251,10 @@ def _key_of(image: tuple[int, Callable[[], ImageContent]]) -> tuple[int, bytes |
         return place, None
 
 
-def _write(cache: Path, header: Header, table: DatasetTable, keys: Keys, embeddings: Mapping[str, Embeddings]) -> None:
+def _write(
+    cache: Path, header: Header, table: DatasetTable, keys: Keys, embeddings: Mapping[str, Embeddings],
+    facts: Sequence[ImageFacts | None] = (),
+) -> None:  # fmt: skip
     """Write embeddings (n, D) by view, and the table, into the cache; other embeddings of the same images are refused."""
     _check_same(cache, header, table, keys, embeddings)
     with CacheWriter(cache, header, table.name, root=table.root) as writer:
@@ -263,11 +267,12 @@ def _write(cache: Path, header: Header, table: DatasetTable, keys: Keys, embeddi
             places = [place for key, place in new.items() if key not in writer]
             for first in range(0, len(places), ROWS_AT_ONCE):
                 some = places[first : first + ROWS_AT_ONCE]
+                of_images = [facts[one] for one in some] if facts else [None] * len(some)
                 files = [
                     EmbeddedFile(
-                        table.paths[one], int(table.sizes[one]), int(table.mtimes_ns[one]), keys[one].tobytes() + code
+                        table.paths[at], int(table.sizes[at]), int(table.mtimes_ns[at]), keys[at].tobytes() + code, one
                     )
-                    for one in some
+                    for at, one in zip(some, of_images, strict=True)
                 ]
                 writer.append(files, rows[some])
         writer.finish(table, keys)

@@ -1,7 +1,7 @@
 """A cache's dataset as columns for other programs, with all that is needed to read it back unchanged."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,18 +11,19 @@ from hoarfrost.features.cache import DatasetTable, EmbeddingCache, Embeddings, H
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.features.exchange.content import Content
+from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT, FORMAT_VERSION = "hoarfrost-embeddings", 1
-EMBEDDINGS = "embeddings"
+EMBEDDINGS, FACTS = "embeddings", "facts"
 RESERVED = frozenset(
-    {"path", "label", "split", "patient", "error", "digest", "size", "mtime_ns", "hoarfrost", EMBEDDINGS}
+    {"path", "label", "split", "patient", "error", "digest", "size", "mtime_ns", "hoarfrost", EMBEDDINGS, FACTS}
 )
 
 
 @dataclass(frozen=True)
 class OwnDataset:
-    """A dataset that was exported: its header and table, its images' keys (n, 32), and embeddings (n, D) by view.
+    """A dataset that was exported: its header and table, its images' keys (n, 32) and facts, and embeddings (n, D) by view.
 
     The table's `rows` are 0 for readable images, else -1. An image without a view has NaN there.
     """
@@ -30,6 +31,7 @@ class OwnDataset:
     header: Header
     table: DatasetTable
     keys: Keys
+    facts: Sequence[ImageFacts | None]
     embeddings: Mapping[str, Embeddings]
 
 
@@ -43,6 +45,10 @@ def content_of(cache: EmbeddingCache, table: DatasetTable) -> Content:
     attributes = {_column(name): name for name in table.attributes}
     texts = {name: list(column) for name, column in table.texts().items()} | {"digest": digests}
     texts |= {column: list(table.attributes[name]) for column, name in attributes.items()}
+    facts = [""] * len(table)
+    for place, of_image in zip(readable.tolist(), cache.facts(table.rows[readable]).images(), strict=True):
+        facts[place] = "" if of_image is None else _facts_to_text(of_image)
+    texts |= {FACTS: facts} if any(facts) else {}
     arrays, views = {}, {}
     for number, view in enumerate(cache.views):
         rows = cache.rows_of(keys, view)
@@ -61,9 +67,27 @@ def content_of(cache: EmbeddingCache, table: DatasetTable) -> Content:
             "seconds_per_image": table.seconds_per_image,
         },
         "attributes": attributes,
+        "has_facts": FACTS in texts,
         "views": views,
     }
     return Content(texts, arrays, {"size": table.sizes, "mtime_ns": table.mtimes_ns}, metadata=json.dumps(description))
+
+
+def _facts_to_text(facts: ImageFacts) -> str:
+    """Return an image's facts as JSON."""
+    header = {**facts.header._asdict(), "kinds": facts.header.kinds._asdict()}
+    return json.dumps({**facts._asdict(), "header": header}, ensure_ascii=False)
+
+
+def _facts_from_text(text: str) -> ImageFacts | None:
+    if not text:
+        return None
+    values = json.loads(text)
+    header = values["header"]
+    kinds = Kinds(**header["kinds"])
+    mean, sd, skewness, kurtosis = values["moments"]
+    of_file = FileHeader(header["width"], header["height"], header["bits"], kinds)
+    return ImageFacts(of_file, values["channels"], (mean, sd, skewness, kurtosis))
 
 
 def _column(attribute: str) -> str:
@@ -119,4 +143,5 @@ def _described(content: Content, description: Mapping[str, Any]) -> OwnDataset:
     embeddings = {view: content.arrays[name] for name, view in description["views"].items()}
     if any(rows.shape != (n, header.dim) for rows in embeddings.values()) or {*map(len, texts.values())} != {n}:
         raise ValueError("its columns have different lengths, or its embeddings another dimension")
-    return OwnDataset(header, table, keys, embeddings)
+    facts = [_facts_from_text(text) for text in texts[FACTS]] if description.get("has_facts") else [None] * n
+    return OwnDataset(header, table, keys, facts, embeddings)

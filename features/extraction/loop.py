@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from hoarfrost.features.extraction.buffers import Buffers, Pixels, Places, n_dec
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.extraction.reading import Failed, Loaded, Reader, Results, Unread, stacked
+from hoarfrost.features.facts import ImageFacts
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone
@@ -180,14 +181,14 @@ class EmbeddingLoop:
             if not wanted:
                 continue
             rows = self.source_cache.rows_of(stacked([*wanted]), view.name)
-            files = [
-                self._file(image, code) for image, row in zip(wanted.values(), rows, strict=True) if row >= 0
-            ]  # the others are on the device
+            facts = self.source_cache.facts(rows[rows >= 0]).images()
+            there = compress(wanted.values(), rows >= 0)  # the others are on the device
+            files = [self._file(image, code, one) for image, one in zip(there, facts, strict=True)]
             if files:
                 self.writer.append(files, self.source_cache.embeddings(rows[rows >= 0]))
 
-    def _file(self, image: Loaded, code: bytes) -> EmbeddedFile:
-        return EmbeddedFile(self.work.paths[image.index], image.stamp.size, image.stamp.mtime_ns, image.key + code)
+    def _file(self, one: Loaded, code: bytes, facts: ImageFacts | None) -> EmbeddedFile:
+        return EmbeddedFile(self.work.paths[one.index], one.stamp.size, one.stamp.mtime_ns, one.key + code, facts)
 
     def _is_embedded_since_reading(self, key: bytes) -> bool:
         """Return whether the same bytes went to the device after this image was looked up and not found."""
@@ -215,7 +216,7 @@ class EmbeddingLoop:
             if self.writer.header.compute != started.compute:  # a GPU that is out of memory stops using compiled code
                 self.writer.commit()
                 self.writer.set_compute(started.compute)
-            files = [self._file(image, self._codes[view]) for image in started.images for view in image.views]
+            files = [self._file(one, self._codes[view], one.facts) for one in started.images for view in one.views]
             self.writer.append(files, embeddings)
             for image in started.images:
                 self.work.table.set(image.index, image.stamp, image.key)

@@ -19,6 +19,7 @@ from hoarfrost.features.decoding.shared import WantedLooks, decode_looks
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.buffers import Buffers, Pixels
+from hoarfrost.features.facts import ImageFacts
 from hoarfrost.features.fingerprint import image_key
 
 Unread = tuple[int, Callable[[], Content]]  # an image's index, and what reads it
@@ -33,6 +34,7 @@ class Loaded:
     stamp: FileStamp
     key: bytes
     views: tuple[View, ...]
+    facts: ImageFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ class _Read:
     read: Callable[[], Content]
     missing: tuple[View, ...] = ()
 
-    @property
-    def loaded(self) -> Loaded:
-        return Loaded(self.index, self.stamp, self.key, self.missing)
+    def loaded(self, facts: ImageFacts | None = None) -> Loaded:
+        return Loaded(self.index, self.stamp, self.key, self.missing, facts)
 
 
 @dataclass(eq=False)
@@ -161,7 +162,7 @@ class Reader:
             return {}
         self.may_decode.wait()
         try:
-            reasons = decode_looks(looks, memory, self.decoding, self.buffers.share)
+            decoded = decode_looks(looks, memory, self.decoding, self.buffers.share)
         except DecodingStoppedError:
             return {place: Failed(image.index, None) for place, image in wanted.items()}
         except DecoderCrashError:
@@ -170,27 +171,27 @@ class Reader:
         except (ImageDecodeError, OSError):  # no process could be started, or open the memory
             return {}
         return {
-            place: image.loaded if reason is None else Failed(image.index, reason)
-            for (place, image), reason in zip(wanted.items(), reasons, strict=True)
+            place: Failed(image.index, found) if isinstance(found, Reason) else image.loaded(found)
+            for (place, image), found in zip(wanted.items(), decoded, strict=True)
         }
 
     def _decode(self, image: _Read, place: int, pixels: Pixels) -> Loaded | Failed:
         if not image.missing:
-            return image.loaded
+            return image.loaded()
         self.may_decode.wait()
         try:
             if image.content is None:
                 image.content = _read_again(image)
                 if alone := self._decode_by_process({place: image}, pixels):
                     return alone[place]
-            looks = self.quarantine.load(image.content, image.key, image.missing, self.decoding)
-            for into, look in zip(self.buffers.of(pixels, image.missing, place), looks, strict=True):
+            seen = self.quarantine.load(image.content, image.key, image.missing, self.decoding)
+            for into, look in zip(self.buffers.of(pixels, image.missing, place), seen.looks, strict=True):
                 into.copy_(look)  # one grey channel is broadcast to three
         except DecodingStoppedError:
             return Failed(image.index, None)
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return Failed(image.index, reason_of(error))
-        return image.loaded
+        return image.loaded(seen.facts)
 
 
 def stacked(keys: Sequence[bytes], code: bytes = b"") -> Keys:

@@ -316,7 +316,7 @@ def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -
     for attribute in shortcuts:
         if attribute.is_shortcut:
             logger.warning("%s", attribute.warning)
-    if run.acquisition is not None and run.acquisition.is_high and run.config.plan is None:
+    if run.acquisition is not None and run.acquisition.warning and run.config.plan is None:
         logger.warning("%s", run.acquisition.warning)
     run = replace(
         run,
@@ -339,7 +339,7 @@ def _warnings(run: Run) -> Iterator[str]:
     if run.covariates is not None:
         yield from (one.caution for one in run.covariates.columns if one.caution)
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
-    if run.acquisition is not None and run.acquisition.is_high:
+    if run.acquisition is not None and run.acquisition.warning:
         yield run.acquisition.warning
 
 

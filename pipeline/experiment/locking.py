@@ -112,7 +112,9 @@ def hidden(run: Run) -> Run:
     """Return a run without the scores of its locked test split, for what `train` prints; any other run as it is."""
     if run.config.plan is None:
         return run
-    acquisition = None if run.acquisition is None else replace(run.acquisition, test=None, by_fact={})
+    twin = run.acquisition
+    headers = None if twin is None or twin.headers is None else replace(twin.headers, test=None)
+    acquisition = None if twin is None else replace(twin, test=None, by_fact={}, headers=headers)
     return replace(
         run,
         heads=tuple(

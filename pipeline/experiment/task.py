@@ -25,10 +25,13 @@ from hoarfrost.features.cache import DatasetTable, EmbeddingCache, are_unseen
 from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.features.facts import Facts
+from hoarfrost.features.origins import REGION
 from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
 from hoarfrost.training.rows import gathered
 
+LEAST_KNOWN = 0.99  # of the images, for their recorded facts to be used
 FEWEST_TO_SCORE = 2  # images of a class in a split
 MEMORY_SHARE = 0.5  # of the process's memory, for embeddings, if no limit is given
 GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
@@ -67,6 +70,11 @@ class Task:
         By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     is_locked : bool
         Nothing but the test scores may use the test split.
+    facts : Facts or None
+        What the cache recorded of the files; None unless it did so for nearly all of the readable images: otherwise a
+        classifier would learn which ones were extracted when.
+    is_region : bool
+        Each image is one region of a file's.
     """
 
     table: DatasetTable
@@ -87,6 +95,8 @@ class Task:
     encoder: EncoderSpec = DEFAULT
     rule: Rule = YOUDENS_RULE
     is_locked: bool = False
+    facts: Facts | None = None
+    is_region: bool = False
 
     @property
     def is_multilabel(self) -> bool:
@@ -272,11 +282,17 @@ def read_task(
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
         table, readable, looks, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities,
-        per_patient, cross_fit, near, encoder,
+        per_patient, cross_fit, near, encoder, facts=mostly_known(cache.facts(table.rows[readable])),
+        is_region=REGION in cache.header.fingerprint.preprocessing,
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
     return task
+
+
+def mostly_known(facts: Facts) -> Facts | None:
+    """Return facts of images; None if those of more than 1% are unknown."""
+    return facts if facts.known.mean() >= LEAST_KNOWN else None
 
 
 def _state_unseen(cache: EmbeddingCache, table: DatasetTable, readable: npt.NDArray[np.bool_]) -> None:

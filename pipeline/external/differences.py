@@ -10,6 +10,7 @@ from hoarfrost.evaluation import Share, wilson
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems
 from hoarfrost.evaluation.drops import drop_between
 from hoarfrost.evaluation.subgroups import MISSING, MOST_VALUES, numbers_of, with_missing
+from hoarfrost.experiment.acquisition import RecordedFacts, recorded_facts
 from hoarfrost.experiment.task import Task
 from hoarfrost.external.training_images import SeenImages, formats_of
 from hoarfrost.heads.files import IMAGE, SavedHead
@@ -50,6 +51,8 @@ def _differences(
     yield _counted("format", known, formats_of(paths))
     sizes = np.empty(0, np.int64) if seen is None else seen.sizes
     yield _file_sizes(sizes, task.table.sizes[task.readable])
+    if seen is not None and seen.facts is not None and task.facts is not None:
+        yield from _of_files(*(recorded_facts(one, is_region=task.is_region) for one in (seen.facts, task.facts)))
     yield from _prevalences(task, head, seen)
     yield _per_patient(task, seen)
     if novel is not None:
@@ -86,6 +89,17 @@ def _shares(counts: Counter[str]) -> str:
         return f"{len(counts):,} different values"
     parts = [f"{value} {_percent(number / n)}" for value, number in counts.most_common(SHOWN)]
     return ", ".join(parts) + (f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
+
+
+def _of_files(training: RecordedFacts, cohort: RecordedFacts) -> Iterator[CohortDifference]:
+    """Compare what the caches recorded of the files: sizes, depths, kinds in headers, and grey levels."""
+    for name, own in cohort.items():
+        before = training[name]
+        if isinstance(own, np.ndarray) and isinstance(before, np.ndarray):
+            if np.isfinite(own).any() and np.isfinite(before).any():
+                yield _numbers(name, before, own)
+        elif any(before) or any(own):
+            yield _counted(name, with_missing(list(before)), with_missing(list(own)))
 
 
 def _file_sizes(training: Ints, cohort: Ints) -> CohortDifference:
@@ -132,13 +146,18 @@ def _attribute(name: str, training: Sequence[str], cohort: Sequence[str]) -> Coh
     numbers = [numbers_of(one) if one else None for one in texts]
     if numbers[1] is None or (training and numbers[0] is None):
         return _counted(name, *([value for value in one if value != MISSING] for one in texts))
-    words = ["" if one is None else _mean_text(one) for one in numbers]
+    return _numbers(name, numbers[0], numbers[1])
+
+
+def _numbers(name: str, training: Floats | None, cohort: Floats) -> CohortDifference:
+    """Compare numbers by their means."""
     shift = 0.0
-    if numbers[0] is not None:
-        (mean, spread), (own_mean, own_spread) = _mean(numbers[0]), _mean(numbers[1])
+    if training is not None:
+        (mean, spread), (own_mean, own_spread) = _mean(training), _mean(cohort)
         pooled = np.sqrt((spread**2 + own_spread**2) / 2)
         shift = abs(mean - own_mean) / pooled if pooled > 0 else float(mean != own_mean)
-    return CohortDifference(name, words[0], words[1], bool(shift > LEAST_SHIFT))
+    before = "" if training is None else _mean_text(training)
+    return CohortDifference(name, before, _mean_text(cohort), bool(shift > LEAST_SHIFT))
 
 
 def _mean(numbers: Floats) -> tuple[float, float]:

@@ -10,10 +10,11 @@ import numpy as np
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.classes import class_names, label_matrix
 from hoarfrost.experiment.splits import EXTERNAL, merged_groups
-from hoarfrost.experiment.task import Task, read_looks
+from hoarfrost.experiment.task import Task, mostly_known, read_looks
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
+from hoarfrost.features.origins import REGION
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import RunHeads, class_numbers
 
@@ -102,4 +103,6 @@ def cohort_task(cache: EmbeddingCache, table: DatasetTable, head: SavedHead, lab
         np.zeros(len(y), np.uint64),
         head.per_patient,
         encoder=cache.header.fingerprint.encoder,
+        facts=mostly_known(cache.facts(table.rows[readable])),
+        is_region=REGION in cache.header.fingerprint.preprocessing,
     )  # fmt: skip

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from hoarfrost.evaluation.checks import Ints
 from hoarfrost.experiment.duplicates import MOST_COMPARED
+from hoarfrost.experiment.task import mostly_known
 from hoarfrost.features.errors import CacheError
+from hoarfrost.features.facts import Facts
 from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.runs import Run
 
@@ -33,6 +35,8 @@ class SeenImages:
         Of the files in bytes, -1 where unknown; empty without the cache.
     attributes : mapping
         Further columns; empty without the cache.
+    facts : Facts or None
+        What the cache recorded of the files; None unless it did so for nearly all of them.
     """
 
     paths: tuple[str, ...]
@@ -43,6 +47,7 @@ class SeenImages:
     sizes: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     attributes: Mapping[str, list[str]] = field(default_factory=dict)
     reason: str = ""
+    facts: Facts | None = None
 
     def formats(self) -> list[str]:
         """Return the ending of each path."""
@@ -79,8 +84,9 @@ def _with_source(seen: SeenImages, run: Run, source: RunSource, *, with_embeddin
     x = source.embeddings(seen.paths, view)[:, last_layer(run)] if with_embeddings else None
     sizes = source.table.sizes[[source.place[path] for path in seen.paths]]
     return SeenImages(
-        seen.paths, seen.patients, seen.y, tuple(source.keys(seen.paths)), x, sizes, source.attributes(seen.paths)
-    )
+        seen.paths, seen.patients, seen.y, tuple(source.keys(seen.paths)), x, sizes, source.attributes(seen.paths),
+        facts=mostly_known(source.facts(seen.paths)),
+    )  # fmt: skip
 
 
 def last_layer(run: Run) -> slice:

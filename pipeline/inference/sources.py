@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache, open_caches
 from hoarfrost.features.errors import CacheError, ImageDecodeError
+from hoarfrost.features.facts import Facts
 from hoarfrost.features.files import is_url, join
 from hoarfrost.features.fingerprint import image_key
 from hoarfrost.runs import Run, read_run
@@ -50,6 +51,10 @@ class RunSource:
         """Return the further columns of some images."""
         places = [self.place[path] for path in paths]
         return {name: [cells[i] for i in places] for name, cells in self.table.attributes.items()}
+
+    def facts(self, paths: Sequence[str]) -> Facts:
+        """Return what the cache recorded of some images' files."""
+        return self.cache.facts(self._rows(paths))
 
     def contents(self, paths: Sequence[str], reasons: dict[str, str]) -> "Iterator[tuple[str, Content]]":
         """Read the images whose content is still what was embedded, in the table's order.

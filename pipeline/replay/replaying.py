@@ -37,7 +37,7 @@ _PARTS = {
     "learning_curve": "The heads of the learning curve are not saved.",
     "leakage": "Overlap between splits is found before training.",
     "shortcuts": "The audit for shortcuts trains classifiers of its own.",
-    "acquisition": "The classifier that sees no pixel is not saved.",
+    "acquisition": "The classifiers that do not look at the image are not saved.",
     "left_out": "The heads without a site are not saved.",
     "covariates": "The models with covariates are not saved.",
     "suspects": "Labels to check are found by classifiers of their own.",

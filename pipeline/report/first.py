@@ -151,7 +151,7 @@ def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
         for one in run.shortcuts
         if one.is_shortcut
     ]
-    if run.acquisition is not None and run.acquisition.is_high:
+    if run.acquisition is not None and run.acquisition.warning:
         found.append(Caution("What files tell", run.acquisition.warning, "acquisition"))
     columns = () if run.covariates is None else run.covariates.columns
     found += [Caution("Covariate", one.caution, "covariates") for one in columns if one.caution]

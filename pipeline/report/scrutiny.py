@@ -11,7 +11,7 @@ from hoarfrost.report.svg import CellScale, cell_scale
 from hoarfrost.report.trust import ShortcutRow, shortcut_rows
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
-from hoarfrost.runs.acquisition import MARGIN, MEANING
+from hoarfrost.runs.acquisition import MARGIN, Acquisition, Twin
 from hoarfrost.runs.lock import LOOKS
 
 
@@ -65,22 +65,29 @@ def scrutiny_of(run: Run, evaluation: Evaluation) -> Scrutiny:
 
 
 def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
-    """Yield what the acquisition-only classifier knows, and its area next to the headline."""
+    """Yield what the acquisition-only classifiers know, and their areas next to the headline."""
     found = run.acquisition
     if found is None:
         return
-    setting = f" ({found.setting})" if found.setting else ""
-    yield (
-        f"A logistic regression{setting} that sees no pixel, only {', '.join(found.facts)}, was fitted by the same folds and "
-        f"scored on {evaluation.samples()}: ROC AUC {estimate_text(found.scored)}. The selected head: "
-        f"{estimate_text(evaluation.area(run.head(run.selected)))}."
-    )
-    if found.test is not None:
-        yield f"{run.config.validation.capitalize()}: {estimate_text(found.val)}."
-    if found.is_high:
-        yield MEANING
-    else:
-        yield f"That is no sign of a shortcut: the interval does not begin above {0.5 + MARGIN:g}."
+    validation = run.config.validation.capitalize()
+    for sees, twin in _named_twins(found):
+        setting = f" ({twin.setting})" if twin.setting else ""
+        yield (
+            f"A logistic regression{setting} that {sees} {', '.join(twin.facts)}, was fitted by the same folds and scored on "
+            f"{evaluation.samples()}: ROC AUC {estimate_text(twin.scored)}."
+        )
+        if twin.test is not None:
+            yield f"{validation}: {estimate_text(twin.val)}."
+    yield f"The selected head: {estimate_text(evaluation.area(run.head(run.selected)))}."
+    yield found.meaning or f"That is no sign of a shortcut: no interval begins above {0.5 + MARGIN:g}."
+
+
+def _named_twins(found: Acquisition) -> Iterator[tuple[str, Twin]]:
+    """Yield the classifier of headers and columns, then the one that knows facts of the content too, with what it sees."""
+    if found.of_headers is not None:
+        yield "sees no pixel, only", found.of_headers
+    if found.of_headers is not found:
+        yield "does not look at the image, but knows", found
 
 
 # -- a locked test split ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run records of its acquisition-only classifier: what files tell without looking at the image."""
+"""What a run records of its acquisition-only classifiers: what files tell without looking at the image."""
 
 from dataclasses import dataclass, field
 
@@ -9,33 +9,39 @@ MARGIN = 0.15
 
 Compressed files of other content have other sizes, so a weaker classifier is no sign of a shortcut by itself.
 """
+BYTES = "bytes"
+GREY_LEVELS = ("grey mean", "grey SD", "grey skewness", "grey kurtosis")
+REGION_SIZE = ("region width", "region height", "region aspect ratio")
+CONTENT = frozenset({BYTES, *GREY_LEVELS, *REGION_SIZE})
+"""Facts that depend on what an image shows, too: a compressed file is larger where there is more detail."""
 MEANING = (
     "A head may have learnt how images were acquired instead of the disease, unless the disease itself changes these "
     "facts."
 )
+MEANING_OF_CONTENT = (
+    "File sizes and grey levels also depend on what the images show, so this is a sign of a shortcut only if the classes "
+    "were acquired or stored in different ways."
+)
 
 
 @dataclass(frozen=True)
-class Acquisition:
-    """A classifier that knows a file's format and size and the dataset's columns, but no pixel.
+class Twin:
+    """A classifier that knows facts of the files and the dataset's columns, but does not look at the image.
 
     Attributes
     ----------
     facts : tuple of str
-        What it knows: "format", "bytes", and the names of columns.
+        What it knows: "format", "bytes", "grey mean", and the names of columns.
     setting : str
         Of the logistic regression, as "C = 0.03".
     val, test : Estimate
         Its ROC AUC on the images that validated the heads, and on the test split; None without one.
-    by_fact : dict
-        The ROC AUC of each fact alone, on the images of `scored`. Empty where all of them together tell nothing.
     """
 
     facts: tuple[str, ...]
     setting: str
     val: Estimate
     test: Estimate | None
-    by_fact: dict[str, float] = field(default_factory=dict)
 
     @property
     def scored(self) -> Estimate:
@@ -47,14 +53,53 @@ class Acquisition:
         """Whether the classifier predicts the class clearly better than chance."""
         return self.scored.low is not None and self.scored.low > 0.5 + MARGIN
 
+
+@dataclass(frozen=True)
+class Acquisition(Twin):
+    """The classifier that knows all facts, and the one that knows no fact that depends on the image's content.
+
+    Attributes
+    ----------
+    by_fact : dict
+        The ROC AUC of each fact alone, on the images of `scored`. Empty where neither classifier is high.
+    headers : Twin or None
+        The classifier without the facts in `CONTENT`; None if there are no others, or if these are all.
+    """
+
+    by_fact: dict[str, float] = field(default_factory=dict)
+    headers: Twin | None = None
+
+    @property
+    def of_headers(self) -> Twin | None:
+        """The classifier that knows headers and columns only; None if there is none.
+
+        Runs of earlier versions have one classifier, whose facts may include file sizes.
+        """
+        return self.headers or (None if CONTENT.issuperset(self.facts) else self)
+
+    @property
+    def suspect(self) -> Twin | None:
+        """The classifier to warn of: that of headers if it is high, else the other one if that is; None if neither is."""
+        both = (self.of_headers, self)
+        return next((twin for twin in both if twin is not None and twin.is_high), None)
+
+    @property
+    def meaning(self) -> str:
+        """What it means that the suspect is high; empty if there is none."""
+        if self.suspect is None:
+            return ""
+        return MEANING if self.suspect is self.of_headers else MEANING_OF_CONTENT
+
     @property
     def warning(self) -> str:
         """The message for the user, with the figures; empty if there is nothing to warn of."""
-        if not self.is_high:
+        found = self.suspect
+        if found is None:
             return ""
-        best = sorted(self.by_fact, key=self.by_fact.__getitem__, reverse=True)[:3]
-        alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best)
-        return (
-            f"A classifier that sees no pixel, only {', '.join(self.facts)}, has a ROC AUC of {self.scored.value:.2f} (95% "
-            f"CI {self.scored.low:.2f} to {self.scored.high:.2f}; alone: {alone}). {MEANING}"
+        best = sorted(
+            (name for name in self.by_fact if name in found.facts), key=self.by_fact.__getitem__, reverse=True
         )
+        alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best[:3])
+        area = f"{found.scored.value:.2f} (95% CI {found.scored.low:.2f} to {found.scored.high:.2f}; alone: {alone})"
+        sees = "sees no pixel, only" if found is self.of_headers else "does not look at the image, only at"
+        return f"A classifier that {sees} {', '.join(found.facts)}, has a ROC AUC of {area}. {self.meaning}"

@@ -21,7 +21,7 @@ from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels
 from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
-from hoarfrost.features.decoding.looks import load_image, load_looks
+from hoarfrost.features.decoding.looks import Seen, load_image, seen_in
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
@@ -104,13 +104,13 @@ def test_image_being_decoded_is_in_the_notes_and_is_gone_afterwards(
 ) -> None:
     seen = []
 
-    def looking(*arguments: object) -> list[torch.Tensor]:
+    def looking(*arguments: object) -> Seen:
         seen.append((tmp_path / "c.h5.trying").read_bytes())
-        return load_looks(*arguments)  # type: ignore[arg-type]
+        return seen_in(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "load_looks", looking)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "seen_in", looking)
     with Quarantine(tmp_path / "c.h5", 2) as quarantine:
-        quarantine.load(PNG, KEY, USUAL, PLAIN)[0]
+        quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0]
         assert KEY in seen[0]
         assert (tmp_path / "c.h5.trying").read_bytes() == bytes(64)
         with pytest.raises(ImageDecodeError):
@@ -122,7 +122,7 @@ def test_image_being_decoded_is_in_the_notes_and_is_gone_afterwards(
 def test_suspect_that_is_sound_has_the_pixels_that_it_has_in_this_process(tmp_path: Path) -> None:
     leave_behind(tmp_path / "c.h5", KEY)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
-        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN)[0], load_image(PNG))
+        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0], load_image(PNG))
     assert not quarantine.path.exists()
     assert not (tmp_path / "c.h5.trying").exists()
 
@@ -136,19 +136,19 @@ def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
 
 def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_behind(tmp_path / "c.h5", KEY)
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_isolated", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
     for _ in range(2):
         with (
             Quarantine(tmp_path / "c.h5", 1) as quarantine,
             pytest.raises(ImageDecodeError, match="decoder crashed: SIGABRT"),
         ):
-            quarantine.load(PNG, KEY, USUAL, PLAIN)[0]
+            quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0]
     assert quarantine.path.read_text().splitlines() == [
         f"{KEY.hex()} its decoder crashed: SIGABRT (in quarantine: c.h5.quarantine)"
     ]
     quarantine.path.unlink()  # a user who fixed the decoder
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
-        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN)[0], load_image(PNG))
+        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0], load_image(PNG))
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", bytes(33), b"\xff" * 100])
@@ -156,7 +156,7 @@ def test_damaged_notes_of_a_crash_are_ignored(tmp_path: Path, garbage: bytes) ->
     (tmp_path / "c.h5.trying").write_bytes(garbage)
     (tmp_path / "c.h5.quarantine").write_bytes(garbage)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
-        assert quarantine.load(PNG, KEY, USUAL, PLAIN)[0].shape == (3, 224, 224)
+        assert quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0].shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("frame", [0, 2])
@@ -304,7 +304,7 @@ def test_folder_where_files_cannot_be_mapped_is_used_without_notes(
 
     monkeypatch.setattr(hoarfrost.features.decoding.quarantine.mmap, "mmap", refusing)
     with Quarantine(tmp_path / "c.h5", 1) as quarantine:
-        assert quarantine.load(PNG, KEY, USUAL, PLAIN)[0].shape == (3, 224, 224)
+        assert quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0].shape == (3, 224, 224)
     assert "files cannot be mapped in this folder (No such device)" in caplog.text
 
 
@@ -319,7 +319,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
     with Quarantine(cache, 1, worker="alive") as quarantine:
         assert (tmp_path / "c.h5.trying-alive").exists()
         quarantine.suspect({KEY})
-        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN)[0], load_image(PNG))
+        assert torch.equal(quarantine.load(PNG, KEY, USUAL, PLAIN).looks[0], load_image(PNG))
         assert suspect_keys_of_worker(cache, "dead") == {KEY}  # the driver knows when it is decoded
     clear_notes(cache, set())
     assert not list(tmp_path.glob("*trying*"))
@@ -328,7 +328,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
 def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_isolated", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
     with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
         one.suspect({KEY})
         with pytest.raises(ImageDecodeError, match="SIGABRT"):

@@ -10,7 +10,7 @@ from hoarfrost.features.cache import CacheWriter, EmbeddingCache
 from hoarfrost.features.errors import DatasetError, HoarfrostError
 from hoarfrost.features.exchange.exporting import export_dataset
 from hoarfrost.features.exchange.importing import ImportOptions, import_embeddings
-from tests.support.caches import HEADER, some_files, some_images, some_table, write_cache
+from tests.support.caches import HEADER, some_facts, some_files, some_images, some_table, with_facts, write_cache
 from tests.support.commands import Hoarfrost
 from tests.support.foreign import cohort, write_npz
 from tests.support.viewed import by_key
@@ -33,13 +33,15 @@ def strange_cache(path: Path) -> Path:
         splits=["train", "val", "test"] * 4,
         patients=[f"p{i // 2}" for i in range(12)],
         attributes={
-            name: [f"{name}{i}" for i in range(12)] for name in ("site", "error", "digest", "embeddings", "größe")
+            name: [f"{name}{i}" for i in range(12)]
+            for name in ("site", "error", "digest", "embeddings", "facts", "größe")
         },
         root="/data/odd",
     )
     with CacheWriter(path, header, "odd one", root="/data/odd") as writer:
         for view, n in (("224", 10), ("448", 7)):
             files = [file._replace(key=file.key + header.code_of(view)) for file in some_files(keys[:n])]
+            files = with_facts(files, [None, *some_facts(n)[1:]])
             writer.append(files, embeddings[:n] * (1 if view == "224" else 2))
         writer.finish(table, np.concatenate([keys, keys[3:4], keys[:1]]))
     return path
@@ -58,6 +60,9 @@ def test_round_trip_loses_nothing(tmp_path: Path, name: str) -> None:
         assert after.header == before.header
         assert after.dataset().same_as(before.dataset())
         assert after.dataset().created == before.dataset().created
+        facts = [cache.facts(cache.dataset().rows[:11]).images() for cache in (before, after)]
+        assert facts[0] == facts[1]
+        assert [one is not None for one in facts[0]] == [False] + [True] * 10
 
 
 @pytest.mark.parametrize("name", FORMATS)

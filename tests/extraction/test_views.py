@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hoarfrost.features.cache import EmbeddingCache, describe, existing_header, verify
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.looks import load_looks
+from hoarfrost.features.decoding.looks import Seen, load_looks, seen_in
 from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.decoding.views import View, parse_views
 from hoarfrost.features.encoder.backbone import Backbone, load_weights
@@ -147,9 +147,9 @@ class SharedDraws:
     def __init__(self) -> None:
         self.n = 0
 
-    def __call__(self, content: bytes, _: bytes, views: tuple[View, ...], decoding: Decoding) -> list[torch.Tensor]:
+    def __call__(self, content: bytes, _: bytes, views: tuple[View, ...], decoding: Decoding) -> Seen:
         self.n += 1
-        return load_looks(content, bytes([(self.n - 1) // BATCH]) * 32, views, decoding)
+        return seen_in(content, bytes([(self.n - 1) // BATCH]) * 32, views, decoding)
 
 
 @pytest.mark.usefixtures("free_backbone")

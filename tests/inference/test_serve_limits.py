@@ -15,7 +15,7 @@ httpx = pytest.importorskip("httpx")
 
 import hoarfrost.inference.serve.connections as connections  # noqa: E402
 from hoarfrost.features.decoding.images import Decoding  # noqa: E402
-from hoarfrost.features.decoding.isolated import Cancellation, decode_isolated  # noqa: E402
+from hoarfrost.features.decoding.isolated import Cancellation, decode_with_header  # noqa: E402
 from hoarfrost.features.decoding.looks import load_image  # noqa: E402
 from hoarfrost.inference.serve.limits import Limits  # noqa: E402
 from tests.inference.test_serve import LIMITS, PNG, StandInReader, listening, post  # noqa: E402
@@ -26,7 +26,7 @@ HALF = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: "
 
 class IsolatingReader(StandInReader):
     def decode(self, content: bytes, cancellation: Cancellation | None = None) -> torch.Tensor:
-        pixels = decode_isolated(content, 0, 10_000_000, None, seconds=30.0, cancellation=cancellation)
+        pixels = decode_with_header(content, 0, 10_000_000, None, seconds=30.0, cancellation=cancellation)[0]
         return load_image(pixels, Decoding()).expand(3, -1, -1)
 
 

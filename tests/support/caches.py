@@ -7,6 +7,7 @@ import numpy as np
 from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile, Header, KnownFiles
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.encoder.registry import RESNET18
+from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing
 
 FINGERPRINT = Fingerprint("resnet18", "ab" * 32, preprocessing(RESNET18), "float32")
@@ -21,6 +22,21 @@ def some_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def some_files(keys: np.ndarray, prefix: str = "image") -> list[EmbeddedFile]:
     return [EmbeddedFile(f"{prefix}{i}.png", 100 + i, 1_000_000 + i, key.tobytes()) for i, key in enumerate(keys)]
+
+
+def some_facts(n: int, seed: int = 0) -> list[ImageFacts]:
+    """Return facts of n images of two makers."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        kinds = Kinds("DICOM, JPEG Lossless", "MONOCHROME2", "US", f"Maker {'AB'[i % 2]}", "Größe 7", "no")
+        moments = [float(x) for x in rng.normal(100, 10, 4).astype(np.float32)]
+        found.append(ImageFacts(FileHeader(600 + i, 400 + seed, 12, kinds), 1, (*moments,)))
+    return found
+
+
+def with_facts(files: list[EmbeddedFile], facts: list[ImageFacts | None]) -> list[EmbeddedFile]:
+    return [file._replace(facts=one) for file, one in zip(files, facts, strict=True)]
 
 
 def unchanged_keys(known: KnownFiles, files: list[EmbeddedFile]) -> dict[str, bytes]:

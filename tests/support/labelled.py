@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.cache import CacheWriter, DatasetTable, EmbeddedFile
+from hoarfrost.features.facts import ImageFacts
 from hoarfrost.features.fingerprint import bytes_key
 from tests.support.caches import HEADER
 
@@ -38,6 +39,7 @@ def write_labelled_cache(
     lacking: Mapping[str, Collection[int]] | None = None,
     layers: Sequence[int] = (),
     sizes: Sequence[int] | None = None,
+    facts: Sequence[ImageFacts | None] | None = None,
 ) -> Path:
     """Write a cache, or one more dataset into it. Images of equal `contents` have the same bytes.
 
@@ -57,7 +59,8 @@ def write_labelled_cache(
     with CacheWriter(path, header, name) as writer:
         for view, of_view in views.items():
             there = [i for i in embedded if i not in (lacking or {}).get(view, ())]
-            files = [EmbeddedFile(paths[i], 1, 1, keys[i] + header.code_of(view)) for i in there]
+            of_images = facts or [None] * n
+            files = [EmbeddedFile(paths[i], 1, 1, keys[i] + header.code_of(view), of_images[i]) for i in there]
             writer.append(files, of_view[there])
         table = DatasetTable(
             name=name,

@@ -8,9 +8,9 @@ from typing import BinaryIO
 from pydicom.dataset import Dataset
 
 from hoarfrost.features.decoding.dicom import elements
+from hoarfrost.features.facts import MAX_TEXT, sound_text
 
 OLDEST_BAND = 90  # years and more: a greater age could identify the patient
-MAX_TEXT = 64  # characters of an attribute
 SHORTEST_NAME = 3  # letters of a name or id that is searched for in paths: shorter ones occur everywhere
 SHORTEST_NUMBER = 6  # digits of an accession number that is searched for
 
@@ -68,17 +68,17 @@ def _header(file: BinaryIO) -> DicomHeader | None:
     data = elements.read_elements(file, _KEYWORDS)
     if "SOPClassUID" not in data and "Rows" not in data:
         return None  # any file seems to contain some elements
-    manufacturer, model = _sound_text(data, "Manufacturer"), _sound_text(data, "ManufacturerModelName")
+    manufacturer, model = (sound_text(data.get(one, None)) for one in ("Manufacturer", "ManufacturerModelName"))
     return DicomHeader(
         n_frames=min(elements.n_frames_stated(data), elements.n_frames_present(data, file) + 1),
         patient_id=_text(data, "PatientID"),
         identifiers=_identifiers(data),
         study=_text(data, "StudyInstanceUID"),
-        site=_sound_text(data, "InstitutionName"),
+        site=sound_text(data.get("InstitutionName", None)),
         scanner=model if model.startswith(manufacturer) else f"{manufacturer} {model}".strip(),
-        sex=_sound_text(data, "PatientSex").upper(),
+        sex=sound_text(data.get("PatientSex", None)).upper(),
         age=_age_band(_text(data, "PatientAge")),
-        burned_in=_sound_text(data, "BurnedInAnnotation").lower(),
+        burned_in=sound_text(data.get("BurnedInAnnotation", None)).lower(),
     )
 
 
@@ -86,12 +86,6 @@ def _text(data: Dataset, keyword: str) -> str:
     """Return an element's text on one line, without unprintable characters."""
     value = str(data.get(keyword, None) or "")
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())[:MAX_TEXT]
-
-
-def _sound_text(data: Dataset, keyword: str) -> str:
-    """Return an element's text if it is valid: in a damaged header, it could extend into the patient's name."""
-    value = str(data.get(keyword, None) or "").rstrip("\0 ")
-    return _text(data, keyword) if value.isprintable() and len(value) <= MAX_TEXT else ""
 
 
 def _identifiers(data: Dataset) -> tuple[str, ...]:

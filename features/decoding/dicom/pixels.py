@@ -29,6 +29,7 @@ from hoarfrost.features.decoding.isolated import DecoderCrashError, decode_isola
 from hoarfrost.features.decoding.slow import is_slow
 from hoarfrost.features.decoding.windows import Window, scaled
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
+from hoarfrost.features.facts import FileHeader, Kinds, kind_text
 
 MAX_REASON = 200  # characters of a codec's message
 # By a part of pydicom's message about its codecs.
@@ -58,8 +59,9 @@ _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # ends compressed pixels
 _GREYS = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
 _COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # that pydicom converts to RGB
 _OTHER_COLOURS = frozenset({"YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK"})
+KINDS = ("Modality", "Manufacturer", "ManufacturerModelName")  # of a header, that facts have
 _KEYWORDS = (
-    "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
+    *KINDS, "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence", "VOILUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -127,6 +129,13 @@ class DicomImage:
         if self._frame > present:
             details = f"the header states {stated:,} frames, the file has at most {present:,}"
             raise ImageDecodeError(Unreadable.DICOM_PIXELS, details)
+
+    @property
+    def header(self) -> FileHeader:
+        """What is recorded of the file's header."""
+        name, photometric, bits = self.kind
+        modality, manufacturer, model = (kind_text(self._data.get(keyword, None)) for keyword in KINDS)
+        return FileHeader(self.width, self.height, bits, Kinds(name, photometric, modality, manufacturer, model, "no"))
 
     @cached_property
     def _syntax(self) -> uid.UID:

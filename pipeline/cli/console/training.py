@@ -245,12 +245,16 @@ def _named_estimates(estimates: "Mapping[str, Estimate | None]") -> str:
 
 
 def _acquisition_lines(run: "Run", split: str) -> "Iterator[str]":
-    """Show the ROC AUC of a classifier without pixels, next to that of the selected head."""
-    if run.acquisition is not None:
-        yield (
-            f"What files tell without looking at the image ({', '.join(run.acquisition.facts)}): {split} AUC "
-            f"{_estimate_text(run.acquisition.scored)}"
-        )
+    """Show the ROC AUCs of classifiers that do not look at the image, next to that of the selected head."""
+    found = run.acquisition
+    if found is None:
+        return
+    first = found.of_headers or found
+    area = _estimate_text(first.scored)
+    yield f"What files tell without looking at the image ({', '.join(first.facts)}): {split} AUC {area}"
+    if first is not found:
+        added = ", ".join(fact for fact in found.facts if fact not in first.facts)
+        yield f"  with {added}: {split} AUC {_estimate_text(found.scored)}"
 
 
 # -- folds and shares -----------------------------------------------------------------------------------------------------
