@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +27,7 @@ from hoarfrost.features.devices import compute_on_one_thread, host_tensor, threa
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.interrupts import StopSignals
+from hoarfrost.features.extraction.pace import Pace, Readers
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.fingerprint import KEY_BYTES, image_key
 
@@ -37,7 +38,6 @@ Unread = tuple[int, Callable[[], Content]]  # an image's index, and what reads i
 SHOW_SECONDS = 0.2  # between calls of on_progress
 N_BUFFERS = 3  # batches on the CPU: one that the encoder computes on, two that are filled
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together
-READERS_OF_URLS = 32  # most of a read over a network is waiting
 BYTES_AHEAD = 128 << 20  # of files read and not yet decoded; beyond it they are read twice
 SAMPLE_IMAGES = 128
 
@@ -163,7 +163,7 @@ class EmbeddingLoop:
     def run(self, work: Work, stop: StopSignals) -> LoopCounts:
         """Embed the images to do; if an error ends it early, what is finished is committed."""
         self.work, self.counts = work, LoopCounts(self.device, workers=1)
-        self._n_readers = max(self._n_decoders, READERS_OF_URLS) if work.images.is_remote else self._n_decoders
+        self.pace = Pace(self._n_decoders, is_remote=work.images.is_remote)
         started = last_shown = time.monotonic()
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
@@ -295,13 +295,13 @@ class EmbeddingLoop:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the encoder's own threads use the cores already.
         decoders = ThreadPoolExecutor(self._n_decoders, "decode", compute_on_one_thread, (n_threads,))
-        readers = ThreadPoolExecutor(self._n_readers, "read")
+        readers = Readers(self.pace)
         source = self.work.images.contents(self.work.todo)
         ahead: deque[_Batch] = deque()
         try:
             while True:
                 while self._free and (images := list(islice(source, self._n_images))):
-                    ahead.append(self._fill(images, readers, decoders))
+                    ahead.append(self._fill(images, readers.threads(), decoders))
                 if not ahead:
                     return
                 yield ahead.popleft()
@@ -312,7 +312,7 @@ class EmbeddingLoop:
 
     def _fill(self, images: list[Unread], readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> _Batch:
         pixels = self._free.pop()
-        size = -(-self._n_images // (TASKS_A_WORKER * self._n_readers))
+        size = -(-self._n_images // (TASKS_A_WORKER * self.pace.n_readers))
         tasks = [
             readers.submit(self._read_some, images[first : first + size], first, pixels, decoders)
             for first in range(0, len(images), size)
@@ -328,7 +328,7 @@ class EmbeddingLoop:
         try:
             # Before reading: a file that changes after this will be seen as changed the next time.
             stamp = self.work.images.stamp(index)
-            content = read()
+            content = self.pace.reading(read)
             key = image_key(content)
             missing = tuple(view for view in self.views if not self._is_known(key, view))
             return _Read(index, stamp, key, missing, self._within_budget(content) if missing else None, read)
@@ -369,7 +369,8 @@ class EmbeddingLoop:
             content = image.read() if image.content is None else image.content
             if image.content is None and image_key(content) != image.key:
                 raise ImageDecodeError(Unreadable.CHANGED)
-            looks = self.quarantine.load(content, image.key, image.missing, self._decoding)
+            load = partial(self.quarantine.load, content, image.key, image.missing, self._decoding)
+            looks = self.pace.decoding(load)
             places = [look for view in image.missing for look in self._places.of(view, place)]
             for (size, row), look in zip(places, looks, strict=True):
                 pixels[size][row].copy_(look)  # one grey channel is broadcast to three

@@ -6,24 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hoarfrost.features.devices import captured
 from hoarfrost.training.batches import Batch, Batches
 
 WARM_UP = 3  # steps before a graph is captured, so that libraries have loaded what they need
 NUMBERS_AT_ONCE = 16_000_000  # places of rows on the GPU, 128 MB; a longer epoch is copied in several parts
 
 logger = logging.getLogger(__name__)
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Capture a step as a CUDA graph, without running it; return what runs it. Raise RuntimeError if that fails."""
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    finally:
-        torch.cuda.set_stream(stream)  # a failing capture may leave its own
-    return graph.replay
 
 
 class DeviceSteps:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hoarfrost.features.devices import is_gpu
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
@@ -29,11 +30,6 @@ RocAucs = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], npt.NDArray
 def is_host(device: torch.device) -> bool:
     """Return whether NumPy reads what is on a device."""
     return device.type == "cpu"
-
-
-def is_gpu(device: torch.device) -> bool:
-    """Return whether starting kernels, and copying to them, would take most of a step's time."""
-    return device.type == "cuda"
 
 
 class StackRun:
