@@ -37,10 +37,10 @@ PARTS = ROWS % 5
 FOLDS = [Fold(ROWS[fold != PARTS], ROWS[fold == PARTS]) for fold in range(2)]  # of different sizes
 
 
-def data() -> Labelled:
+def data(device: str = "cpu") -> Labelled:
     y = torch.arange(91) % 3
     x = torch.randn(91, 8, generator=torch.Generator().manual_seed(0)) + nn.functional.one_hot(y, 8)
-    return Labelled(x, y)
+    return Labelled(x.to(device), y.to(device))
 
 
 def trained(
