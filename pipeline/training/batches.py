@@ -106,34 +106,37 @@ class Batches:
             looks = torch.from_numpy(places[which, : n_rows.max()])
             yield self._batch(looks, torch.from_numpy(n_rows), tuple(n_rows.tolist()))
 
-    def on_device(self, places: Tensor, n_rows: Tensor) -> Batch:
+    def batch_on_device(self, places: Tensor, n_rows: Tensor) -> Batch:
         """Return one step of an order, (U, B) and (U,), that is on the device already. Nothing waits for the device."""
         return self._batch(places[self._which], n_rows[self._which], ())
 
     def order(self) -> Order:
         """Draw the order of the next epoch."""
         self._n_epochs += 1
-        of_groups = [self._steps(group) for group in self._different]
-        longest = max(int(sizes[0]) for _, sizes in of_groups)
-        # The steps of a group are consecutive parts of its order, as even as possible, the longer ones first.
-        within = [
-            (np.cumsum(sizes) - sizes)[:, None] + np.arange(longest) % sizes.clip(min=1)[:, None]
-            for _, sizes in of_groups
-        ]
-        parts = [order[at.clip(max=len(order) - 1)] for (order, _), at in zip(of_groups, within, strict=True)]
-        return Order(np.stack(parts, axis=1), np.stack([sizes for _, sizes in of_groups], axis=1))
+        sizes = np.stack([self._sizes(len(self.folds[group.fold].train)) for group in self._different], axis=1)
+        places = np.empty((*sizes.shape, sizes.max()), np.int64)
+        for i, group in enumerate(
+            self._different
+        ):  # one by one: a million rows take 8 MB, and there may be many groups
+            order, n = self._order(group), sizes[:, i, None]
+            # A group's steps are consecutive parts of its order. A short one, or an empty one, is padded.
+            at = np.cumsum(n, axis=0) - n + np.arange(places.shape[2]) % n.clip(min=1)
+            places[:, i] = order[at.clip(max=len(order) - 1)]
+        return Order(places, sizes)
 
-    def _steps(self, group: Group) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
-        """Return the places in `self._rows` in an epoch's order, and how many of them are in each step.
+    def _sizes(self, n_rows: int) -> npt.NDArray[np.int64]:
+        """Return how many rows of a fold each step has: as even as possible, the longer steps first."""
+        sizes: npt.NDArray[np.int64] = n_rows // self.n_steps + (np.arange(self.n_steps) < n_rows % self.n_steps)
+        return sizes
 
-        Times the number of looks, plus the look that was drawn.
-        """
+    def _order(self, group: Group) -> "npt.NDArray[np.int64]":
+        """Return a group's places in `self._rows`, times the number of looks, plus the look that was drawn."""
         generator = self._orders[group]
         first_looks = self.folds[group.fold].train * self._n_looks
         order = self._x.shuffled(first_looks, generator, self._n_epochs) + self._starts[group.fold]
         if self._n_looks > 1:
             order = order * self._n_looks + torch.randint(self._n_looks, (len(order),), generator=generator).numpy()
-        return order, len(order) // self.n_steps + (np.arange(self.n_steps) < len(order) % self.n_steps)
+        return order
 
     def _batch(self, looks: Tensor, n_rows: Tensor, sizes: tuple[int, ...]) -> Batch:
         places = looks // self._n_looks

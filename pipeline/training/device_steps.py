@@ -66,5 +66,5 @@ class DeviceSteps:
 
     def _step(self) -> None:
         places, n_rows, rate = (one.index_select(0, self._number)[0] for one in self._inputs)
-        self._take(self._batches.on_device(places, n_rows), rate)
+        self._take(self._batches.batch_on_device(places, n_rows), rate)
         self._number += 1

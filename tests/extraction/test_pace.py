@@ -54,7 +54,8 @@ def test_files_of_a_slow_disk_are_read_by_many_threads_at_the_same_time(
     before = SlowDisk(images, [SLEEP_S])
     without = seconds(tmp_path / "before", before)
     assert before.n_most == 2
-    assert without > 256 / 2 * SLEEP_S > with_more * 1.3
+    assert without >= 256 / 2 * SLEEP_S
+    assert with_more < 0.75 * without  # 0.45 on a machine that does little else
 
 
 def test_files_that_are_read_fast_are_read_by_as_many_threads_as_decode(tmp_path: Path) -> None:
