@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -96,6 +96,26 @@ def full_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:  # "none" follows the setting for all kinds of layers, as before
         cudnn.conv.fp32_precision = "none" if before == cudnn.fp32_precision else before
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Return whether kernels are started on a device one by one, which may take longer than they do: CUDA's."""
+    return device.type == "cuda"
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture the kernels of some work as a CUDA graph, without running them; return what runs them, on the same memory.
+
+    Raise RuntimeError if the work cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may pin memory meanwhile
+            work()
+    finally:
+        torch.cuda.set_stream(stream)  # capturing that fails may leave its own
+    return graph.replay
 
 
 def n_gpus() -> int:

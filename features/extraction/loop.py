@@ -23,6 +23,7 @@ from hoarfrost.features.devices import compute_on_one_thread, threads_on_usable_
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.buffers import Buffers, Pixels, Places, n_decoders
 from hoarfrost.features.extraction.interrupts import StopSignals
+from hoarfrost.features.extraction.pace import Pace, Readers
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords, LoopCounts, Progress
 from hoarfrost.features.extraction.reading import Failed, Loaded, Reader, Results, Unread, stacked
 from hoarfrost.features.facts import ImageFacts
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 SHOW_SECONDS = 0.2  # between calls of on_progress
 TASKS_A_WORKER = 4  # of each batch: few enough to cost little, so many that workers end together; 1 of a process
-READERS_OF_URLS = 32  # most of a read over a network is waiting
 SAMPLE_IMAGES = 128
 
 
@@ -101,14 +101,11 @@ class EmbeddingLoop:
         self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
         self._n_decoders = self.n_processes or n_decoders(options)
         self._buffers = Buffers(Places(self.views), self.batch_size, self.device, self.n_processes)
-        decoding = Decoding(
+        self._decoding = Decoding(
             options.max_pixels, options.window, self._buffers.budget, self._note_of_image, size=encoder.size
         )
         self._may_decode = threading.Event()
         self._may_decode.set()
-        self._reader = Reader(
-            self._buffers, self.quarantine, decoding, self.writer, self.source_cache, self._codes, self._may_decode
-        )
         self._counting = threading.Lock()
         self._on_device: deque[_InFlight] = deque()
         self._keys_on_device: set[bytes] = set()
@@ -123,7 +120,11 @@ class EmbeddingLoop:
     def run(self, work: Work, stop: StopSignals) -> LoopCounts:
         """Embed the images to do; if an error ends it early, what is finished is committed."""
         self.work, self.counts = work, LoopCounts(self.device, workers=1)
-        self._n_readers = max(self._n_decoders, READERS_OF_URLS) if work.images.is_remote else self._n_decoders
+        self.pace = Pace(self._n_decoders, is_remote=work.images.is_remote)
+        self._reader = Reader(
+            self._buffers, self.quarantine, self._decoding, self.writer, self.source_cache, self._codes, self._may_decode,
+            self.pace,
+        )  # fmt: skip
         started = last_shown = time.monotonic()
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
@@ -255,13 +256,13 @@ class EmbeddingLoop:
         """Fill batches in threads, as many ahead as there are buffers, in order."""
         # One torch thread in each: the encoder's own threads use the cores already.
         decoders = ThreadPoolExecutor(self._n_decoders, "decode", compute_on_one_thread, (n_threads,))
-        readers = ThreadPoolExecutor(self._n_readers, "read")
+        readers = Readers(self.pace)
         source = self.work.images.contents(self.work.todo)
         ahead: deque[_Batch] = deque()
         try:
             while True:
                 while self._buffers.free and (images := list(islice(source, self._buffers.n_images))):
-                    ahead.append(self._fill(images, readers, decoders))
+                    ahead.append(self._fill(images, readers.threads(), decoders))
                 if not ahead:
                     return
                 yield ahead.popleft()
@@ -272,7 +273,7 @@ class EmbeddingLoop:
 
     def _fill(self, images: list[Unread], readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> _Batch:
         pixels, source = self._buffers.free.pop(), self.work.images
-        n_tasks = self._n_readers * (TASKS_A_WORKER if self._buffers.memory is None else 1)
+        n_tasks = self.pace.n_readers * (TASKS_A_WORKER if self._buffers.memory is None else 1)
         size = -(-self._buffers.n_images // n_tasks)
         tasks = [
             readers.submit(self._reader.read_some, source, images[first : first + size], first, pixels, decoders)

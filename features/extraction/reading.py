@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from hoarfrost.features.decoding.shared import WantedLooks, decode_looks
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Reason, Unreadable, reason_of
 from hoarfrost.features.extraction.buffers import Buffers, Pixels
+from hoarfrost.features.extraction.pace import Pace
 from hoarfrost.features.facts import ImageFacts
 from hoarfrost.features.fingerprint import image_key
 
@@ -69,8 +71,8 @@ class Reader:
     """Reads images, and decodes those that miss an embedding; its methods run in threads.
 
     `decoders` are the threads that decode, or that wait for the processes which decode into `buffers`; they wait while
-    `may_decode` is not set. `codes` are those of each view in the keys of `writer`, which, like `source_cache`, knows what
-    is there already.
+    `may_decode` is not set. `pace` times both. `codes` are those of each view in the keys of `writer`, which, like
+    `source_cache`, knows what is there already.
     """
 
     buffers: Buffers
@@ -80,6 +82,7 @@ class Reader:
     source_cache: EmbeddingCache | None
     codes: dict[View, bytes]
     may_decode: threading.Event
+    pace: Pace
 
     def __post_init__(self) -> None:
         self._n_bytes_ahead = 0
@@ -97,7 +100,7 @@ class Reader:
         try:
             # Before reading: a file that changes after this will be seen as changed the next time.
             stamp = source.stamp(index)
-            content = read()
+            content = self.pace.reading(read)
             key, n_counted = image_key(content), self._count(content)
             return _Read(index, stamp, key, content if n_counted else None, n_counted, read)
         except (ImageDecodeError, OSError, MemoryError) as error:
@@ -162,7 +165,8 @@ class Reader:
             return {}
         self.may_decode.wait()
         try:
-            decoded = decode_looks(looks, memory, self.decoding, self.buffers.share)
+            decode = partial(decode_looks, looks, memory, self.decoding, self.buffers.share)
+            decoded = self.pace.decoding(decode, len(looks))
         except DecodingStoppedError:
             return {place: Failed(image.index, None) for place, image in wanted.items()}
         except DecoderCrashError:
@@ -184,7 +188,8 @@ class Reader:
                 image.content = _read_again(image)
                 if alone := self._decode_by_process({place: image}, pixels):
                     return alone[place]
-            seen = self.quarantine.load(image.content, image.key, image.missing, self.decoding)
+            load = partial(self.quarantine.load, image.content, image.key, image.missing, self.decoding)
+            seen = self.pace.decoding(load)
             for into, look in zip(self.buffers.of(pixels, image.missing, place), seen.looks, strict=True):
                 into.copy_(look)  # one grey channel is broadcast to three
         except DecodingStoppedError:

@@ -108,24 +108,26 @@ class ChosenRows:
     """
 
     def __init__(self, x: Rows, n_views: int, places: tuple[int, ...], columns: Columns, *, average: bool) -> None:
-        self.device, self.dtype, self.most_held, self.release = x.device, x.dtype, x.most_held, x.release
+        self.device, self.place, self.dtype = x.device, x.place, x.dtype
+        self.most_held, self.release = x.most_held, x.release
         self.n_features = sum(end - first for first, end in columns) if columns else x.n_features
         self._x, self._n_views, self._columns, self._average = x, n_views, columns, average
         self._places = torch.tensor(places)
+        self._places_there = self._places.to(x.place)
 
     def __len__(self) -> int:
         return len(self._x) // self._n_views * (1 if self._average else len(self._places))
 
     def _base(self, rows: Tensor) -> Tensor:
         """Return the rows (...) of `x`, or (..., k) of all views."""
-        places, rows = self._places, rows.cpu()
+        places = self._places if rows.device.type == "cpu" else self._places_there
         if self._average:
             return rows[..., None] * self._n_views + places
         return rows // len(places) * self._n_views + places[rows % len(places)]
 
     def take(self, rows: Tensor) -> Tensor:
         """Return rows."""
-        found = chosen_columns(self._x.take(self._base(rows)), self._columns)
+        found = chosen_columns(self._x.take(self._base(rows.to(self.place))), self._columns)
         return found.mean(-2) if self._average else found
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:

@@ -28,6 +28,8 @@ class Rows(Protocol):
     n_features: int
     most_held: int
     """How many rows fit into memory at once."""
+    place: torch.device
+    """Where `take` looks row numbers up: row numbers that are there are not copied."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -60,7 +62,7 @@ class HeldRows:
 
     def __init__(self, x: Tensor, device: torch.device | None = None) -> None:
         self.x = x
-        self.device = device or x.device
+        self.device, self.place = device or x.device, x.device
         self.dtype = x.dtype
         self.n_features = x.shape[1]
         self.most_held = MOST_HELD
@@ -70,7 +72,7 @@ class HeldRows:
 
     def take(self, rows: Tensor) -> Tensor:
         """Return rows."""
-        found = self.x.index_select(0, rows.to(self.x.device).flatten())
+        found = self.x.index_select(0, rows.to(self.place).flatten())
         return found.view(*rows.shape, self.n_features).to(self.device)
 
     def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
@@ -122,6 +124,7 @@ class StreamedRows:
         n_looks: int = 1,
     ) -> None:
         self.device, self.dtype, self.n_features, self.limit_bytes = device, torch.float32, n_features, limit_bytes
+        self.place = torch.device("cpu")
         self._read, self._file_rows = read, file_rows
         self._chunks, self._chunk = np.unique(file_rows // CHUNK_ROWS, return_inverse=True)  # those in use; each row's
         self._n_file_rows = int(file_rows.max()) + 1
@@ -218,7 +221,8 @@ class TransformedRows:
     """Other rows, transformed each time they are taken; see `hoarfrost.heads.layers.transformed`."""
 
     def __init__(self, x: Rows, transform: str) -> None:
-        self.device, self.dtype, self.n_features, self.most_held = x.device, x.dtype, x.n_features, x.most_held
+        self.device, self.place, self.dtype = x.device, x.place, x.dtype
+        self.n_features, self.most_held = x.n_features, x.most_held
         self.shuffled, self.hold, self.release = x.shuffled, x.hold, x.release
         self._x, self._transform = x, transform
 

@@ -10,6 +10,9 @@ from torch.optim.adamw import adamw
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec, StackedLayer
 from hoarfrost.training.batches import seed_of
+from hoarfrost.training.dropout import CountedDropout, DrawnDropout
+
+FUSED = {"cpu", "cuda"}  # devices with AdamW in one kernel
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Stack:
         Each head with its initial weights, as its kind built it.
     remembers : bool
         Whether `remember` keeps a head's best weights; otherwise its best are its current ones.
+    counts : bool
+        Whether dropout is drawn for all heads at once, by `CountedDropout`: other masks, far fewer kernels.
 
     Raises
     ------
@@ -67,12 +72,17 @@ class Stack:
     """
 
     def __init__(
-        self, members: Sequence[Member], modules: Sequence[nn.Sequential], n_groups: int, *, remembers: bool = True
+        self,
+        members: Sequence[Member],
+        modules: Sequence[nn.Sequential],
+        n_groups: int,
+        *,
+        remembers: bool = True,
+        counts: bool = False,
     ) -> None:
         self.members = list(members)
         self.n_groups = n_groups
         apart = [_without_dropout(member.spec, module) for member, module in zip(members, modules, strict=True)]
-        self._dropout = list(zip(*(rates for _, rates in apart), strict=True))  # after each layer, of each head
         self._layers: list[_Layer] = []
         self.parameters: list[Tensor] = []  # of each layer; see `_stacked`
         self._decays: list[bool] = []
@@ -84,8 +94,9 @@ class Stack:
         self._lr = like.new_tensor([member.spec.lr for member in members])
         self._decay = like.new_tensor([member.spec.weight_decay for member in members])
         self._is_uniform = len({(member.spec.lr, member.spec.weight_decay) for member in members}) == 1
-        dropout_seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
-        self._generators = [torch.Generator(like.device).manual_seed(seed) for seed in dropout_seeds]
+        of_layers = list(zip(*(rates for _, rates in apart), strict=True))  # after each layer, of each head
+        seeds = [seed_of(f"dropout {member.seed} {member.spec.name}") for member in members]
+        self._drop_out = (CountedDropout if counts else DrawnDropout)(of_layers, seeds, like)
         self._begin()
         self._means, self._squares = ([torch.zeros_like(value) for value in self.parameters] for _ in range(2))
         self._n_steps = [torch.zeros((), device=like.device) for _ in self.parameters]
@@ -159,7 +170,7 @@ class Stack:
         In training, `sizes` is the number of rows of each group that count: dropout is drawn for these.
         """
         y = x
-        for layer, rates in zip(self._layers, self._dropout, strict=True):
+        for number, layer in enumerate(self._layers):
             parameters = [self.parameters[i] for i in layer.places]
             if layer.run is not None:
                 y = layer.run(layer.first_head, parameters, y)
@@ -168,7 +179,7 @@ class Stack:
             else:
                 y = self._product_of_groups(y, *parameters)
             if sizes is not None:
-                y = self._drop_out(y, rates, sizes)
+                y = self._drop_out(y, number, self._n_steps[0], sizes)
         return y
 
     def _product_of_groups(self, x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
@@ -177,20 +188,11 @@ class Stack:
         y = y.view(self.n_groups, x.shape[1], self.n_variants, -1).permute(0, 2, 1, 3)
         return y.reshape(self.n_heads, x.shape[1], -1)
 
-    def _drop_out(self, y: Tensor, rates: Sequence[float], sizes: Sequence[int]) -> Tensor:
-        """Drop activations of the heads with dropout, each by its own generator: other heads have no influence."""
-        if not any(rates):
-            return y
-        drawn = torch.ones(y.shape, device=y.device)
-        for head, rate in enumerate(rates):
-            if rate:
-                part = drawn[head, : sizes[head // self.n_variants]]
-                torch.rand(part.shape, generator=self._generators[head], out=part)
-        of_heads = torch.tensor(rates, dtype=torch.float64)[:, None, None].to(y.device)
-        return y * ((drawn >= of_heads.float()) * (1 / (1 - of_heads)).to(y.dtype))
+    def step(self, losses: Tensor, rate: float | Tensor) -> None:
+        """Take one step of AdamW down each head's loss (M,), at `rate` times its own learning rate.
 
-    def step(self, losses: Tensor, rate: float) -> None:
-        """Take one step of AdamW down each head's loss (M,), at `rate` times its own learning rate."""
+        On a GPU `rate` may be a tensor (), float32: nothing is copied there, and a CUDA graph reads each step's own.
+        """
         gradients = torch.autograd.grad(losses.sum(), self.parameters)
         with torch.no_grad():
             if self._is_uniform:
@@ -207,7 +209,7 @@ class Stack:
                     value.view(shape).mul_(self._scaled(i, 1 - lr * self._decay, value.shape)[0])
                 value.view(shape).addcmul_(direction.view(shape), lr_of_values)
 
-    def _move(self, gradients: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+    def _move(self, gradients: Sequence[Tensor], lr: float | Tensor, weight_decay: float) -> None:
         """Take AdamW's step. Its function, not its class, which imports torch's compiler: that takes seconds."""
         for decays in (False, True):
             some = [i for i, of_value in enumerate(self._decays) if of_value == decays]
@@ -216,7 +218,7 @@ class Stack:
             )
             adamw(
                 moved, grads, means, squares, [], [self._n_steps[i] for i in some],
-                fused=moved[0].device.type in {"cpu", "cuda"}, amsgrad=False, beta1=0.9, beta2=0.999, lr=lr,
+                fused=moved[0].device.type in FUSED, amsgrad=False, beta1=0.9, beta2=0.999, lr=lr,
                 weight_decay=weight_decay if decays else 0.0, eps=1e-8, maximize=False,
             )  # fmt: skip
 
@@ -247,8 +249,7 @@ class Stack:
         old = [self.parameters, self.best, self._means, self._squares]
         chosen = [[self._by_head(i, value.detach())[heads] for i, value in enumerate(values)] for values in old]
         self.members = [self.members[head] for head in heads]
-        self._generators = [self._generators[head] for head in heads]
-        self._dropout = [tuple(rates[head] for head in heads) for rates in self._dropout]
+        self._drop_out.keep(heads)
         self._lr, self._decay = self._lr[heads], self._decay[heads]
         self.n_groups = n_groups
         self.parameters, self.best, self._means, self._squares = (

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hoarfrost.features.devices import is_gpu
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.training.areas import Areas
 from hoarfrost.training.batches import Batch, Batches, Group, seed_of
+from hoarfrost.training.device_steps import DeviceSteps
 from hoarfrost.training.looks import look_rows
 from hoarfrost.training.records import Material, TrainedEpoch, TrainedHead
 from hoarfrost.training.stack import Member, Stack
@@ -46,13 +48,17 @@ class StackRun:
         )  # fmt: skip
         self.objective = material.objective
         self.n_looks = material.n_looks
-        self.batches = Batches(groups, self.folds, self.x, self.y, self.objective, config, self.n_looks)
+        counts = is_gpu(self.x.device)
+        self.on_device = counts and self.x.place.type == self.x.device.type
+        self.batches = Batches(
+            groups, self.folds, self.x, self.y, self.objective, config, self.n_looks, on_device=self.on_device
+        )
         self.standardise = material.standardise
         self.x.hold(np.unique(look_rows(np.concatenate([fold.val for fold in self.folds]), self.n_looks)))
         members = [Member(spec, group.seed, group.fold) for group in groups for spec in specs]
         initial = {(spec, seed): self._initial(spec, seed) for spec in specs for seed in {g.seed for g in groups}}
         modules = [initial[member.spec, member.seed] for member in members]
-        self.stack = Stack(members, modules, len(groups), remembers=config.patience is not None)
+        self.stack = Stack(members, modules, len(groups), remembers=config.patience is not None, counts=counts)
         self.shape = specs[0].shape
         self.histories: dict[Member, list[TrainedEpoch]] = {member: [] for member in members}
         self.best: dict[Member, tuple[int, float]] = dict.fromkeys(members, (0, math.inf))
@@ -61,7 +67,6 @@ class StackRun:
         self.failures: list[TrainingError] = []
         self._labels: dict[int, Tensor] = {}  # of each fold's validation rows, on the device
         self._areas_of: dict[int, Areas] = {}
-        self._sizes: dict[tuple[int, ...], Tensor] = {}
         self._use_groups(groups)
 
     def _initial(self, spec: HeadSpec, seed: int) -> nn.Sequential:
@@ -77,6 +82,13 @@ class StackRun:
         of_groups = [self.standardise[group.fold] for group in groups]
         self.mean = torch.stack([one.get_buffer("mean") for one in of_groups])[:, None]  # (G, 1, D)
         self.std = torch.stack([one.get_buffer("std") for one in of_groups])[:, None]
+        val = [look_rows(self.folds[group.fold].val, self.n_looks) for group in groups]
+        longest = max(map(len, val))
+        padded = np.stack([np.resize(rows, longest) for rows in val])  # (G, n)
+        self._val_rows = torch.from_numpy(padded).to(self.x.place)
+        self._loss_sums = torch.zeros(self.stack.n_heads, dtype=torch.float64, device=self.x.device)
+        self._n_rows = torch.zeros_like(self._loss_sums)
+        self._steps = DeviceSteps(self.batches, self._step) if self.on_device else None
 
     def train(self, on_epoch: Callable[[str, int], None]) -> list[TrainedHead | TrainingError]:
         """Train all heads; return those whose loss stayed finite, and the errors of the others."""
@@ -100,17 +112,24 @@ class StackRun:
 
     def _train_epoch(self, epoch: int) -> npt.NDArray[np.float64]:
         """Train on all rows once; return each head's mean loss."""
-        total = torch.zeros(self.stack.n_heads, dtype=torch.float64, device=self.x.device)
-        n_rows = torch.zeros_like(total)
-        for step, batch in enumerate(self.batches.epoch()):
-            losses = self._losses(batch)  # (M,)
-            self.stack.step(losses, self.batches.plan.rate((epoch - 1) * self.batches.n_steps + step))
-            if batch.sizes not in self._sizes:  # of an epoch's steps at most two
-                self._sizes[batch.sizes] = torch.tensor(batch.sizes, device=total.device)
-            sizes = self._sizes[batch.sizes].repeat_interleave(self.stack.n_variants)
-            total += losses.detach() * sizes
-            n_rows += sizes
-        return (total / n_rows).cpu().numpy()
+        n_steps = self.batches.n_steps
+        rates = [self.batches.plan.rate((epoch - 1) * n_steps + step) for step in range(n_steps)]
+        self._loss_sums.zero_()
+        self._n_rows.zero_()
+        if self._steps is not None:
+            self._steps.epoch(rates, self.x.device)
+        else:
+            for batch, rate in zip(self.batches.epoch(), rates, strict=True):
+                self._step(batch, rate)
+        return (self._loss_sums / self._n_rows).cpu().numpy()
+
+    def _step(self, batch: Batch, rate: float | Tensor) -> None:
+        """Take one step, and add up the losses."""
+        losses = self._losses(batch)  # (M,)
+        self.stack.step(losses, rate)
+        n_rows = batch.n_rows[:, None].expand(-1, self.stack.n_variants).flatten()
+        self._loss_sums += losses.detach() * n_rows
+        self._n_rows += n_rows
 
     def _losses(self, batch: Batch) -> Tensor:
         x = self.x.take(batch.rows).sub_(self.mean).div_(self.std)  # (G, B, D)
@@ -177,23 +196,20 @@ class StackRun:
 
     def _validation_scores(self) -> Iterator[tuple[int, Tensor]]:
         """Yield each group's fold and its heads' log-probabilities (V, n, K) there: the means over looks."""
-        folds, k = [self.folds[group.fold] for group in self.batches.groups], self.n_looks
-        longest = max(len(fold.val) for fold in folds) * k
-        of_folds = [np.resize(look_rows(fold.val, k), longest) for fold in folds]
-        rows = torch.from_numpy(np.stack(of_folds)).to(self.x.device)
+        k, longest = self.n_looks, self._val_rows.shape[1]
         # In memory: a group's inputs, and one layer's outputs of all heads.
         n_activations = self.stack.n_groups * self.x.n_features + self.stack.n_activations
         at_once = max(1, VALIDATED_AT_ONCE // n_activations)
         # Results first: small tensors between large ones would keep the allocator from freeing these.
         found = self.mean.new_empty((self.stack.n_heads, longest, self.batches.n_weighed))
         for first in range(0, longest, at_once):
-            x = self.x.take(rows[:, first : first + at_once]).sub_(self.mean).div_(self.std)  # (G, B, D)
+            x = self.x.take(self._val_rows[:, first : first + at_once]).sub_(self.mean).div_(self.std)  # (G, B, D)
             found[:, first : first + at_once] = self.objective.log_probabilities(self.stack.logits(x))
         if k > 1:
             found = found.view(len(found), -1, k, found.shape[-1]).logsumexp(2) - math.log(k)
         found = found.view(self.stack.n_groups, -1, *found.shape[1:])  # (G, V, n, K)
         for place, group in enumerate(self.batches.groups):
-            yield group.fold, found[place, :, : len(folds[place].val)]
+            yield group.fold, found[place, :, : len(self.folds[group.fold].val)]
 
     # -- early stopping -----------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ SETS: dict[str, Callable[[Path], Path]] = {
     "200 grey JPEGs of 2048 x 2048": lambda folder: image_sets.write_images(
         folder, 200, 2048, suffix=".jpg", colour=False
     ),
+    "500 JPEGs of 1024 x 1024": lambda folder: image_sets.write_images(folder, 500, 1024, suffix=".jpg", colour=True),
     "5,000 PNGs of 256 x 256": lambda folder: image_sets.write_images(folder, 5_000, 256, suffix=".png", colour=True),
     "an npz of 10,000 grey 28 x 28": lambda folder: image_sets.write_npz(folder / "images.npz", 10_000),
 }

@@ -1,12 +1,11 @@
 """The network is compiled where that pays, by what was measured on this machine; where it fails, work continues without."""
 
-import json
 import logging
-import math
 import os
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from hoarfrost.features.encoder.backbone.compiling import (
     FEWEST_IMAGES,
     KEPT_SECONDS,
     Speeds,
+    Supply,
     read_speeds,
     save_speeds,
     speeds_path,
@@ -91,6 +91,7 @@ def make_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeBackbo
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling, "has_amx", lambda: True)
     monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling, "check_compiler", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     return lambda **values: FakeBackbone(clock, **values)
 
 
@@ -99,10 +100,16 @@ def known(backbone: FakeBackbone, speeds: Speeds) -> None:
     save_speeds(hoarfrost.features.encoder.backbone.compiling._key(backbone), speeds)  # type: ignore[arg-type]
 
 
-def choose(backbone: FakeBackbone, n_images: int, *, resumed: str | None = None) -> list[str]:
+def choose(
+    backbone: FakeBackbone, n_images: int, *, resumed: str | None = None, supply: Supply | None = None
+) -> list[str]:
     """Choose the compute path; return what the backbone had to do for it."""
-    choose_compute(backbone, n_images, resumed=resumed)  # type: ignore[arg-type]
+    choose_compute(backbone, n_images, resumed=resumed, supply=supply)  # type: ignore[arg-type]
     return backbone.done
+
+
+def pays(speeds: Speeds, n_images: int) -> bool:
+    return speeds.pay(n_images, Supply(), on_cpu=True, is_kept=False)
 
 
 def test_few_images_are_neither_measured_nor_compiled_for(make_backbone: MakeBackbone) -> None:
@@ -234,7 +241,7 @@ def test_a_failing_compile_is_one_warning_and_work_continues(
     backbone = make_backbone(error=error)
     choose(backbone, FEWEST_IMAGES)
     assert (backbone.compute, backbone.done[-1]) == ("eager", "compile")  # nothing is measured after it
-    assert [speeds.pay(1_000_000) for speeds in read_speeds().values()] == [False]
+    assert [pays(speeds, 1_000_000) for speeds in read_speeds().values()] == [False]
     [_, record] = caplog.records  # the first says that it is compiling
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
@@ -257,6 +264,87 @@ def test_torchs_own_log_is_as_before_afterwards(
     monkeypatch.setattr(torch_log, "level", logging.INFO)
     assert try_to_compile(make_backbone(error=error)) == (error is None)  # type: ignore[arg-type]
     assert torch_log.level == logging.INFO
+
+
+def test_a_folder_that_cannot_be_written_is_not_an_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    backbone = make_backbone()
+    choose(backbone, FEWEST_IMAGES)
+    assert backbone.compute == "compiled"
+    assert read_speeds() == {}
+
+
+# -- what bounds the extraction -----------------------------------------------------------------------------------------
+
+# The forward alone: 100 images/s not compiled, 200 compiled; compiling costs 20 s, or 5 with code that is kept.
+FORWARD = Speeds(eager_s=0.01, compiled_s=0.005, compile_s=20.0, reuse_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "read_per_s", "decoded_per_s", "n_images", "is_compiled"),
+    [
+        ("cuda", 1000, 1000, 4_001, True),  # the forward bounds it: 40 s become 20
+        ("cuda", 1000, 1000, 4_000, False),  # too few are left to repay 20 s
+        ("cuda", 1000, 125, 10_001, True),  # decoding bounds it at 125 images/s: 10 ms become 8
+        ("cuda", 1000, 125, 9_999, False),  # so it takes 10,000 images to repay
+        ("cuda", 1000, 100, 10**9, False),  # decoding bounds it already
+        ("cuda", 90, 1000, 10**9, False),  # or a slow disk does
+        ("cpu", 1000, 50, 4_001, True),  # on the same cores decoding adds to the forward: both speeds gain 5 ms
+        ("cpu", 1000, 50, 4_000, False),
+        ("cpu", 30, 50, 10**9, False),  # 33 ms to read; 20 to decode and 10 for the forward pass
+    ],
+)  # fmt: skip
+def test_compiling_is_decided_by_what_bounds_the_extraction_and_by_what_is_left_to_do(
+    make_backbone: MakeBackbone,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    read_per_s: float,
+    decoded_per_s: float,
+    n_images: int,
+    is_compiled: bool,
+) -> None:
+    backbone = make_backbone(eager_s=0.01, compiled_s=0.005, device=torch.device(device))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    known(backbone, FORWARD)
+    choose(backbone, n_images, supply=Supply(1 / read_per_s, 1 / decoded_per_s))
+    assert backbone.compute == ("compiled" if is_compiled else "eager")
+
+
+def test_code_that_is_kept_is_compiled_for_fewer_images(
+    make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def compiled_for(n_images: int, compile_s: float) -> bool:
+        backbone = make_backbone(eager_s=2**-7, compiled_s=2**-8, compile_s=compile_s)
+        choose(backbone, n_images)
+        return backbone.compute == "compiled"
+
+    speeds = Speeds(eager_s=2**-7, compiled_s=2**-8, compile_s=20.0, reuse_s=5.0)
+    known(make_backbone(), speeds)
+    assert not compiled_for(1_500, 20.0)
+    assert compiled_for(6_000, 24.0)
+    assert compiled_for(1_500, 4.0)
+    assert list(read_speeds().values()) == [replace(speeds, compile_s=24.0, reuse_s=4.0)]
+    assert "Compiling the network takes about 5 s." in caplog.text
+    shutil.rmtree(tmp_path / "cache" / "hoarfrost" / "compiled")  # as one who needs the space does
+    assert not compiled_for(1_500, 20.0)
+
+
+def test_compiled_code_is_kept_in_the_users_cache_folder_and_the_setting_is_restored(
+    make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    class Looks(FakeBackbone):
+        def compile(self) -> None:
+            seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+            super().compile()
+
+    assert try_to_compile(Looks(make_backbone().clock))  # type: ignore[arg-type]
+    assert seen == [str(tmp_path / "cache" / "hoarfrost" / "compiled")]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    assert try_to_compile(Looks(make_backbone().clock))  # type: ignore[arg-type]
+    assert seen[1:] == [os.environ["TORCHINDUCTOR_CACHE_DIR"]] == [str(tmp_path / "mine")]
 
 
 @pytest.mark.parametrize("n_images", [1, 1_000_000])
@@ -303,121 +391,3 @@ def test_an_extraction_started_compiled_is_refused_where_compiling_fails(
     with pytest.raises(HoarfrostError, match="With 'eager', embeddings would differ"):
         choose(make_backbone(error=RuntimeError("no C++ compiler")), 5, resumed="compiled")
     assert ["could not be compiled (no C++ compiler)" in message for message in caplog.messages] == [False, True]
-
-
-# -- the file of speeds -------------------------------------------------------------------------------------------------
-
-SPEEDS = Speeds(eager_s=0.5, compiled_s=0.25, compile_s=30.0)
-
-
-@pytest.fixture
-def cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_nothing_is_known_at_first(cache_home: Path) -> None:
-    assert read_speeds() == {}
-    assert not cache_home.exists()
-
-
-def test_speeds_are_kept_in_the_users_cache_folder(cache_home: Path) -> None:
-    save_speeds("a", SPEEDS)
-    save_speeds("b", Speeds(1.0, 2.0, 3.0))
-    save_speeds("b", Speeds(4.0, 5.0, 6.0))
-    assert read_speeds() == {"a": SPEEDS, "b": Speeds(4.0, 5.0, 6.0)}
-    assert [path.relative_to(cache_home) for path in cache_home.rglob("*.*")] == [Path("hoarfrost/compiling.json")]
-
-
-@pytest.mark.parametrize("cache_home", [None, ""])
-def test_without_a_cache_folder_of_its_own_it_is_the_homes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_home: str | None
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    if cache_home is not None:
-        monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
-    assert speeds_path() == tmp_path / ".cache" / "hoarfrost" / "compiling.json"
-
-
-@pytest.mark.usefixtures("cache_home")
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b'{"a": {"eager_s": 0.5, "compi',
-        b"null",
-        b"[]",
-        b'["a"]',
-        b"7",
-        b'{"a": 7}',
-        b'{"a": null}',
-        b'{"a": [1, 2, 3]}',
-        b'{"a": {}}',
-        b'{"a": {"eager_s": 1, "compiled_s": 1}}',
-        b'{"a": {"eager_s": 1, "compiled_s": 1, "compile_s": 1, "more": 1}}',
-        b'{"a": {"eager_s": "x", "compiled_s": 1, "compile_s": 1}}',
-        b'{"a": {"eager_s": null, "compiled_s": 1, "compile_s": 1}}',
-        b'{"a": {"eager_s": [], "compiled_s": 1, "compile_s": 1}}',
-        b"\xff\xfe\x00",
-        b"\0" * 100,
-    ],
-    ids=repr,
-)
-def test_a_damaged_or_foreign_file_is_ignored_and_written_again(content: bytes) -> None:
-    speeds_path().parent.mkdir(parents=True)
-    speeds_path().write_bytes(content)
-    assert read_speeds() == {}
-    save_speeds("a", SPEEDS)
-    assert read_speeds() == {"a": SPEEDS}
-
-
-@pytest.mark.usefixtures("cache_home")
-def test_speeds_that_are_not_numbers_never_pay() -> None:
-    save_speeds("a", Speeds(eager_s=math.nan, compiled_s=1, compile_s=1))
-    assert not read_speeds()["a"].pay(1_000_000)
-
-
-def test_a_folder_that_cannot_be_written_is_not_an_error(make_backbone: MakeBackbone, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    backbone = make_backbone()
-    choose(backbone, FEWEST_IMAGES)
-    assert backbone.compute == "compiled"
-    assert read_speeds() == {}
-
-
-@pytest.mark.usefixtures("cache_home")
-def test_a_file_that_cannot_be_replaced_is_not_an_error_and_leaves_nothing_behind() -> None:
-    speeds_path().mkdir(parents=True)
-    save_speeds("a", SPEEDS)
-    assert read_speeds() == {}
-    assert os.listdir(speeds_path().parent) == [speeds_path().name]
-
-
-def test_a_user_without_a_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that runs under a number that no user has."""
-
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(hoarfrost.features.encoder.backbone.compiling.Path, "home", nowhere)
-    save_speeds("a", SPEEDS)
-    assert read_speeds() == {}
-
-
-@pytest.mark.usefixtures("cache_home")
-def test_writers_at_the_same_time_leave_a_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_speeds("a", SPEEDS)
-    replace = os.replace
-
-    def late(source: str, target: Path) -> None:
-        monkeypatch.setattr(os, "replace", replace)
-        save_speeds("b", SPEEDS)  # another process, between this one's reading and writing
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", late)
-    save_speeds("c", SPEEDS)
-    assert {"a", "c"} <= read_speeds().keys()
-    assert json.loads(speeds_path().read_text(encoding="utf-8")).keys() == read_speeds().keys()

@@ -1,5 +1,6 @@
 """What holds on a CUDA device; skipped, saying so, where there is none."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.compiling import try_to_compile
+from hoarfrost.features.encoder.backbone.repeated import WARM_UP
 from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from tests.extraction.test_extract import write_images
+from tests.support.commands import RunPython
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -37,6 +40,19 @@ def test_embeddings_are_the_cpus(
     assert torch.nn.functional.cosine_similarity(found, expected).min() >= least
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_forward_pass_captured_as_a_graph_has_the_bits_of_its_kernels(
+    weights: Weights, images: torch.Tensor, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "hoarfrost")
+    backbone = Backbone(weights, device="cuda", precision=precision, batch_size=8)
+    one_by_one, *_, last = [backbone.embed(images[:8]) for _ in range(WARM_UP + 3)]
+    assert "CUDA graph" not in caplog.text  # only a refusal is logged
+    assert torch.equal(one_by_one, last)
+    fresh = Backbone(weights, device="cuda", precision=precision, batch_size=8)
+    assert torch.equal(backbone.embed(images[8:13]), fresh.embed(images[8:13]))
+
+
 def test_batches_in_flight_do_not_mix(weights: Weights, images: torch.Tensor) -> None:
     backbone = Backbone(weights, device="cuda", batch_size=8)
     pinned = [images[first : first + 7].pin_memory() for first in (0, 7, 14)]
@@ -51,3 +67,18 @@ def test_an_extraction_is_resumed_and_reused(tmp_path: Path) -> None:
     first = extract(tmp_path / "images", tmp_path / "c.h5", options=options)
     assert (first.embedded, first.device, first.precision) == (20, "cuda", choose_precision("auto", "cuda"))
     assert extract(tmp_path / "images", tmp_path / "c.h5", options=options).forward_images == 0
+
+
+def test_a_program_that_chose_tf32_gets_full_float32_and_keeps_its_settings(run_python: RunPython) -> None:
+    # In a process of its own: once torch's newer interface was used, the older one may raise errors.
+    code = """
+import torch
+from hoarfrost.features.encoder.backbone import Backbone, load_weights
+torch.backends.fp32_precision, torch.backends.cudnn.benchmark = "tf32", True
+images = torch.randint(0, 256, (8, 3, 224, 224), dtype=torch.uint8)
+found, expected = (Backbone(load_weights("random:0"), device=device).embed(images) for device in ("cuda", "cpu"))
+print(bool((torch.nn.functional.cosine_similarity(found, expected) > 0.99999).all()))
+print(torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.benchmark)
+"""
+    output = run_python("-c", code)
+    assert output.stdout.split() == ["True", "tf32", "True"], output.stderr

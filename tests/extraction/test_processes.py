@@ -84,7 +84,13 @@ def contents(cache: Path) -> list[object]:
     with CacheFile(cache) as file:
         _, table = file.tables.files("images", "datasets")
         rows = [file.keys.tobytes(), file.embeddings().tobytes(), file.row_sums.tobytes(), table.rows.tolist()]
-        return [*rows, [*table.paths], table.sizes.tolist(), file.header.views, file.facts(np.arange(len(file.keys))).images()]
+        return [
+            *rows,
+            [*table.paths],
+            table.sizes.tolist(),
+            file.header.views,
+            file.facts(np.arange(len(file.keys))).images(),
+        ]
 
 
 def test_cache_of_processes_is_that_of_threads_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`make bench` writes the table of docs/performance.md: new rows for what ran, the old ones for what did not."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -102,7 +103,20 @@ def test_heads_of_the_gpu_benchmark_are_as_many_as_it_says(tmp_path: Path, monke
     monkeypatch.setattr(gpu, "N_HEADS", 20)
     monkeypatch.setattr(gpu, "N_ROWS", 60)
     monkeypatch.setattr(gpu, "N_EPOCHS", 1)
-    monkeypatch.setattr(gpu, "DEVICES", ("cpu",))
+    monkeypatch.setattr(gpu, "WAYS", (("cpu", True), ("cpu", False)))
     found = gpu.heads(tmp_path)
     assert found.what == "20 heads on 60 embeddings"
-    assert set(found.figures) == {"linear cpu", "mlp:16,dropout=0.3 cpu"}
+    assert set(found.figures) == {f"{head} cpu{way}" for head in gpu.HEADS for way in (" graph", "")}
+    assert gpu.launches(tmp_path).figures == {}  # without a GPU nothing is started there
+    monkeypatch.setattr(gpu.extraction, "SUSTAINED_S", 0.0)
+    assert set(gpu.forward(tmp_path).figures) == {
+        f"{precision} {way}" for precision in ("float32", "bfloat16") for way in ("graph", "kernels")
+    }
+
+
+def test_the_gpu_benchmark_says_why_nothing_was_captured() -> None:
+    with gpu.refusals() as refused:
+        assert gpu.said(refused) == "; captured as CUDA graphs"
+        logging.getLogger("hoarfrost.training").debug("The steps are not a CUDA graph (%s)", "no CUDA")
+        logging.getLogger("hoarfrost.training").debug("something else")
+    assert gpu.said(refused) == "; NOT CAPTURED: The steps are not a CUDA graph (no CUDA)"

@@ -1,12 +1,11 @@
-"""Whether compiling the network pays: measured once on a machine, and kept between runs."""
+"""Whether compiling the network pays: by what bounds the extraction, and by speeds that are kept between runs."""
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +13,13 @@ import torch
 from hoarfrost.features.devices import has_amx
 from hoarfrost.features.encoder.backbone.compiler import check_compiler, compiler_path
 from hoarfrost.features.encoder.backbone.forward import Backbone
+from hoarfrost.features.encoder.backbone.kept_code import cache_folder, code_kept, is_code_kept, note_kept_code
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.files.whole import whole_file
 
 # Before anything is compiled: its expected cost and gain.
 EXPECTED_COMPILE_S = 15.0
+EXPECTED_REUSE_S = 6.0  # with compiled code of an earlier run
 EXPECTED_GAIN = {
     ("cpu", "float32"): 1.0,  # measured, 88.2 and 88.3 images/s: Winograd's method left nothing to gain
     ("cpu", "bfloat16"): 1.8,  # measured with AMX, 204 and 360 to 393; without it 46.0 and 46.4
@@ -32,24 +33,43 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Supply:
+    """Seconds per image that all threads together take to read, and to decode; 0 where that is not known."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+    def with_forward(self, forward_s: float, *, on_cpu: bool) -> float:
+        """Return what an image takes: the slowest step beside the others. On a CPU decoding and the forward alternate."""
+        if on_cpu:
+            return max(self.read_s, self.decode_s + forward_s)
+        return max(self.read_s, self.decode_s, forward_s)
+
+
+@dataclass(frozen=True)
 class Speeds:
     """Seconds per image, not compiled and compiled; seconds that compiling took; when this was found, in Unix time.
 
-    Expected values are kept like measured ones, and a compilation that failed like one that gains nothing.
+    `reuse_s` is what compiling takes with code that is kept from an earlier run. Expected values are kept like measured
+    ones, and a compilation that failed like one that gains nothing.
     """
 
     eager_s: float
     compiled_s: float
     compile_s: float
     found_s: float = field(default_factory=lambda: time.time(), compare=False)
+    reuse_s: float = EXPECTED_REUSE_S
 
-    def pay(self, n_images: int) -> bool:
-        """Return whether compiling saves more time than it costs."""
-        return n_images * (self.eager_s - self.compiled_s) > self.compile_s
+    def pay(self, n_images: int, supply: Supply, *, on_cpu: bool, is_kept: bool) -> bool:
+        """Return whether compiling saves more time than it costs, for what is left to do, beside reading and decoding."""
+        eager_s, compiled_s = (supply.with_forward(one, on_cpu=on_cpu) for one in (self.eager_s, self.compiled_s))
+        return n_images * (eager_s - compiled_s) > (self.reuse_s if is_kept else self.compile_s)
 
 
-def choose_compute(backbone: Backbone, n_images: int, *, resumed: str | None = None) -> None:
-    """Choose the compute path: that of the interrupted extraction, else compiled if it pays.
+def choose_compute(
+    backbone: Backbone, n_images: int, *, resumed: str | None = None, supply: Supply | None = None
+) -> None:
+    """Choose the compute path: that of the interrupted extraction, else compiled if it pays beside reading and decoding.
 
     Raises
     ------
@@ -57,7 +77,7 @@ def choose_compute(backbone: Backbone, n_images: int, *, resumed: str | None = N
         If the interrupted extraction's path is not possible on this machine.
     """
     if resumed is None:
-        _compile_if_it_pays(backbone, n_images)
+        _compile_if_it_pays(backbone, n_images, supply or Supply())
     elif resumed != backbone.compute and not (resumed == "compiled" and try_to_compile(backbone)):
         raise HoarfrostError(
             f"The interrupted extraction used the compute path {resumed!r}, which is not possible on this machine. "
@@ -66,7 +86,7 @@ def choose_compute(backbone: Backbone, n_images: int, *, resumed: str | None = N
         )
 
 
-def _compile_if_it_pays(backbone: Backbone, n_images: int) -> None:
+def _compile_if_it_pays(backbone: Backbone, n_images: int, supply: Supply) -> None:
     """Compile the backbone if the images are enough for it to pay.
 
     All measured speeds are kept in the user's cache folder, for this machine, torch, precision and batch size.
@@ -79,12 +99,18 @@ def _compile_if_it_pays(backbone: Backbone, n_images: int) -> None:
         eager_s = seconds_per_image(backbone)
         speeds = Speeds(eager_s, eager_s / gain, EXPECTED_COMPILE_S)
         save_speeds(key, speeds)
-    if not speeds.pay(n_images):
+    is_kept, on_cpu = is_code_kept(key), backbone.device.type == "cpu"
+    if not speeds.pay(n_images, supply, on_cpu=on_cpu, is_kept=is_kept):
+        logger.debug(
+            "Compiling would not pay: %s, %s, %d images to do, code kept: %s", speeds, supply, n_images, is_kept
+        )
         return
-    speeds = _compiled_speeds(backbone, speeds.eager_s)
+    speeds = _compiled_speeds(backbone, speeds, is_kept=is_kept)
     save_speeds(key, speeds)
-    if backbone.compute == "compiled" and speeds.compiled_s >= speeds.eager_s:
-        backbone.uncompile()
+    if backbone.compute == "compiled":
+        note_kept_code(key)
+        if speeds.compiled_s >= speeds.eager_s:
+            backbone.uncompile()
 
 
 def _expected_gain(backbone: Backbone) -> float:
@@ -95,29 +121,32 @@ def _expected_gain(backbone: Backbone) -> float:
     return EXPECTED_GAIN.get(place, 1.0)
 
 
-def _compiled_speeds(backbone: Backbone, eager_s: float) -> Speeds:
+def _compiled_speeds(backbone: Backbone, before: Speeds, *, is_kept: bool) -> Speeds:
     """Compile; return the cost and the gain."""
+    eager_s = before.eager_s
     started = time.perf_counter()
-    is_compiled = try_to_compile(backbone)
+    is_compiled = try_to_compile(backbone, before.reuse_s if is_kept else EXPECTED_COMPILE_S)
     compile_s = time.perf_counter() - started
     compiled_s = seconds_per_image(backbone) if is_compiled else eager_s
+    found = replace(before, found_s=time.time(), **{"reuse_s" if is_kept else "compile_s": compile_s})
     if backbone.compute != "compiled":  # compiling failed, or there was not enough memory
-        return Speeds(eager_s, eager_s, compile_s)
+        return replace(found, compiled_s=eager_s)
     logger.info("Compiled in %.0f s: %.1f images/s, %.1f images/s before.", compile_s, 1 / compiled_s, 1 / eager_s)
-    return Speeds(eager_s, compiled_s, compile_s)
+    return replace(found, compiled_s=compiled_s)
 
 
-def try_to_compile(backbone: Backbone) -> bool:
+def try_to_compile(backbone: Backbone, expected_s: float = EXPECTED_COMPILE_S) -> bool:
     """Compile; return whether it succeeded, and log a warning if not."""
     torch_log = logging.getLogger("torch")
     level = torch_log.level
     torch_log.setLevel(logging.ERROR)  # its warnings are for developers of compilers
     # Without this line the silence looks like a hang.
-    logger.warning("Compiling the network takes about %.0f s.", EXPECTED_COMPILE_S)
+    logger.warning("Compiling the network takes about %.0f s.", expected_s)
     try:
         if backbone.device.type == "cpu":
             check_compiler()
-        backbone.compile()
+        with code_kept():
+            backbone.compile()
     # No C++ compiler, a missing header, a bug of the compiler: no reason to end an extraction.
     except Exception as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
@@ -152,7 +181,7 @@ def _key(backbone: Backbone) -> str:
 
 def speeds_path() -> Path:
     """Return the file that measured speeds are kept in."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hoarfrost" / "compiling.json"
+    return cache_folder() / "compiling.json"
 
 
 def read_speeds() -> Mapping[str, Speeds]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
-from hoarfrost.features.devices import choose_device, enough_memory, full_float32, host_tensor, is_out_of_memory
+from hoarfrost.features.devices import choose_device, enough_memory, full_float32, host_tensor, is_gpu, is_out_of_memory
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network
+from hoarfrost.features.encoder.backbone.repeated import Repeated
 from hoarfrost.features.encoder.backbone.weights import Weights
 from hoarfrost.features.errors import HoarfrostError
 
@@ -59,6 +60,7 @@ class Backbone:
         self.group = CPU_GROUP if device == "cpu" else batch_size
         self.encoder.require_precision(precision)
         self._forward: Callable[[torch.Tensor], torch.Tensor]
+        self._graph: Repeated | None
         if precision.startswith("int8"):
             from hoarfrost.features.encoder.backbone.int8 import Int8Network
 
@@ -70,6 +72,7 @@ class Backbone:
                 self.network.use_winograd()
             with enough_memory(self.device, "the network"):
                 self._forward = self.network.to_precision(DTYPES[precision]).to(self.device)
+        self._use(self._forward)
         on_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
 
@@ -176,6 +179,7 @@ class Backbone:
         if self.compute == "compiled":  # another size would have to be compiled, and there is no memory for it
             self.uncompile()
         self.group = half
+        self._use(self._forward)
 
     def _free_memory(self) -> None:
         """Release cached memory; outside of exception handlers, whose errors keep tensors alive."""
@@ -186,23 +190,32 @@ class Backbone:
         padding = self.group_for(images.shape[-1]) - len(images)
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else images
         with full_float32(self.device):
-            return self._forward(whole)[: len(images)]
+            return (self._graph or self._forward)(whole)[: len(images)]
+
+    def _use(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Use a forward pass for the groups from now on. A GPU repeats one of our own networks as a graph."""
+        self._forward, self._graph = forward, None
+        if is_gpu(self.device) and "compiled" in self.encoder.fast_paths:  # others may decide by what they compute
+            self._graph = Repeated(forward, (self.group, 3, self.encoder.size, self.encoder.size))
 
     def compile(self) -> None:
         """Change to code made by torch.compile; raise any error that it raises, and change nothing then."""
         before, size = self.group, self.encoder.size
         compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
-        self.group, self._forward = self.compiled_group, compiled
+        self.group = self.compiled_group
+        self._use(compiled)
         try:
             # Not enough memory for one group means that compiling fails: the group is not halved here.
             with torch.no_grad():
                 self._run_group(torch.zeros((self.group, 3, size, size), dtype=torch.uint8, device=self.device))
         except Exception:
-            self.group, self._forward = before, self.network
+            self.group = before
+            self._use(self.network)
             raise
         self.compute = "compiled"
 
     def uncompile(self) -> None:
         """Change back to the network that is not compiled."""
         self.group = CPU_GROUP if self.device.type == "cpu" else self.batch_size
-        self._forward, self.compute = self.network, "eager"
+        self.compute = "eager"
+        self._use(self.network)
