@@ -10,6 +10,7 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
@@ -365,7 +366,7 @@ def _run_config(
         dataset=dataset_facts(task),
         embeddings=embedding_facts(task, cache, views.views),
         versions=versions_used(),
-        machine=machine_used(),
+        machine=machine_used(torch.get_num_threads()),
         **vars(training),
         **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
     )

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, Scores, compare_heads
+from hoarfrost.evaluation import Comparison, Scores
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
+from hoarfrost.experiment.scored import compared
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, select, with_mean
 from hoarfrost.features.errors import TrainingError
@@ -94,22 +95,6 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
     if "test" not in task.scored:
         return ()
     return compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
-
-
-def compared(
-    task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints, *, n_folds: int = 1
-) -> tuple[Comparison, ...]:
-    """Compare probabilities (n, C) with those of one head on some rows.
-
-    With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
-    """
-    units = task.units(rows)
-    joined = {name: units.joined(found[rows]) for name, found in probabilities.items()}
-    if units.groups is None or len(np.unique(units.groups)) > 1:
-        return compare_heads(units.y, joined, selected, groups=units.groups, n_folds=n_folds)
-    reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
-    untested = compare_heads(units.y, joined, selected)
-    return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
 
 
 def _joined(out_of_fold: Floats, others: Floats) -> Floats:

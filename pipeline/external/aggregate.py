@@ -10,7 +10,7 @@ from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.disclosure import Cells, shareable_cells, shareable_count
 from hoarfrost.evaluation.intervals import area
 from hoarfrost.experiment.assessment import two_columns
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.runs import ClassAssessment, Run
 from hoarfrost.runs.aggregate import Aggregate, AggregateClass, Figure, write_aggregate
@@ -22,7 +22,7 @@ RATES = np.linspace(0, 1, 101)
 _DIGITS = 6
 
 
-def share_only(path: Path, run: Run, task: Task, p: Floats, digest: str) -> None:
+def share_only(path: Path, run: Run, task: ScoredTask, p: Floats, digest: str) -> None:
     """Write what a site may share of an evaluation.
 
     Parameters

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hoarfrost.evaluation import Estimate
 from hoarfrost.evaluation.checks import Bools, Floats
@@ -273,7 +274,7 @@ def _evaluated(
         embeddings = replace(embeddings, cache="")
     facts = replace(
         evaluation_config(_base_config(task, model, embeddings), task, embeddings, model.words, command, started, ()),
-        prevalence=config.prevalence, per_patient=head.per_patient,
+        machine=machine_used(torch.get_num_threads()), prevalence=config.prevalence, per_patient=head.per_patient,
     )  # fmt: skip
     found = evaluation_run(directory, task, [result], head.name, {head.name: p}, assessment, facts, external)
     return replace(found, shortcuts=_audited(task))
@@ -306,7 +307,7 @@ def _base_config(task: Task, model: _Model, embeddings: EmbeddingFacts) -> RunCo
         return model.heads.config
     return RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
-        dataset=dataset_facts(task), embeddings=embeddings, versions=versions_used(), machine=machine_used(),
+        dataset=dataset_facts(task), embeddings=embeddings, versions=versions_used(), machine="",
     )  # fmt: skip
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hoarfrost.evaluation import Scores
 from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.facts import dataset_facts, machine_used, versions_used
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import EXTERNAL
-from hoarfrost.experiment.task import Task
 from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.one_class import check_classes
@@ -26,7 +25,6 @@ from hoarfrost.features.datasets.table import split_of
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
-from hoarfrost.training import HeldRows, Looks
 
 NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
 OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
@@ -149,7 +147,7 @@ def _order(first: PredictionTable, other: PredictionTable) -> "np.typing.NDArray
 # -- the rows -----------------------------------------------------------------------------------------------------------
 
 
-def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[Task, "np.typing.NDArray[np.int64]", str]:
+def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask, "np.typing.NDArray[np.int64]", str]:
     """Return the rows that are scored or validated as a task, their places, and which rows are left out, in words."""
     splits = _splits(table, config.validation_split)
     rows = np.flatnonzero(splits != "")
@@ -169,11 +167,10 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[Task, "np.
         patients=None if patients is None else Texts.of(patients),
         attributes={name: Texts.of(cells[i] for i in rows) for name, cells in table.attributes.items()},
     )  # fmt: skip
-    task = Task(
-        dataset, np.ones(n, bool), Looks(HeldRows(torch.empty((n, 0)))), table.y[rows],
-        np.arange(n) if numbers is None else numbers,
-        splits[rows], EXTERNAL, table.classes, table.positive, table.names, numbers, np.zeros(n, np.uint64),
-        config.per_patient, rule=Rule.parse(config.operating_point),
+    task = ScoredTask(
+        table=dataset, readable=np.ones(n, bool), y=table.y[rows], groups=np.arange(n) if numbers is None else numbers,
+        splits=splits[rows], split_by=EXTERNAL, classes=table.classes, positive=table.positive, names=table.names,
+        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point),
     )  # fmt: skip
     return task, rows, dropped
 
@@ -201,7 +198,7 @@ def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.st
 
 
 def _evaluated(
-    output: Path, task: Task, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
+    output: Path, task: ScoredTask, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
     started: float, dropped: str,
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
@@ -240,7 +237,7 @@ def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
     return replace(result, val=kept(result.val), test=None if result.test is None else kept(result.test))
 
 
-def _words(task: Task, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
+def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
     """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
     n, is_calibrated = len(task.validated), model.kind == PROBABILITY
     if model.kind == CALL:

@@ -95,11 +95,10 @@ def cohort_task(cache: EmbeddingCache, table: DatasetTable, head: SavedHead, lab
     patients = None if table.patients is None else patient_numbers(list(compress(table.patients, readable)))
     looks = read_looks(cache, table, ",".join(head.views))
     return Task(
-        table, readable, looks, y,
-        merged_groups(table.rows[readable], *([] if patients is None else [patients])),
-        np.full(len(y), "test"),
-        EXTERNAL, labels.classes, labels.positive, labels.names, patients,
-        np.zeros(len(y), np.uint64),
-        head.per_patient,
+        table=table, readable=readable, looks=looks, y=y,
+        groups=merged_groups(table.rows[readable], *([] if patients is None else [patients])),
+        splits=np.full(len(y), "test"), split_by=EXTERNAL,
+        classes=labels.classes, positive=labels.positive, names=labels.names,
+        patients=patients, identities=np.zeros(len(y), np.uint64), per_patient=head.per_patient,
         encoder=cache.header.fingerprint.encoder,
     )  # fmt: skip

@@ -13,9 +13,8 @@ from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.drops import drop_between
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment.assessment import Fixed
-from hoarfrost.experiment.results import compared
 from hoarfrost.experiment.review import assess
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask, compared
 from hoarfrost.external.evaluation import assessed
 from hoarfrost.external.frozen import frozen_of
 from hoarfrost.external.table import CALL, PROBABILITY, SCORE, ModelColumn
@@ -195,7 +194,7 @@ def _predictions(
 
 
 def _figures(
-    run: Run, task: Task, heads: Mapping[str, SavedHead], probabilities: Mapping[str, Floats], found: _Findings, *,
+    run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], probabilities: Mapping[str, Floats], found: _Findings, *,
     has_columns: bool,
 ) -> Run:  # fmt: skip
     """Return the run with figures that were computed again, and the recorded ones where that is not possible."""
@@ -208,7 +207,7 @@ def _figures(
     return _of_folds(again, task, found)
 
 
-def _of_training(run: Run, task: Task, _: Mapping[str, SavedHead], found: _Findings) -> Run:
+def _of_training(run: Run, task: ScoredTask, _: Mapping[str, SavedHead], found: _Findings) -> Run:
     results, probabilities = [], run.predictions.probabilities
     for one in run.heads:
         p = probabilities[one.name]
@@ -224,7 +223,7 @@ def _of_training(run: Run, task: Task, _: Mapping[str, SavedHead], found: _Findi
     return replace(run, heads=tuple(results), comparisons=comparisons, assessment=chosen)
 
 
-def _compared(run: Run, task: Task, found: _Findings) -> Any:
+def _compared(run: Run, task: ScoredTask, found: _Findings) -> Any:
     """Compare the heads again. Holm's correction is over the references too, whose predictions are not saved."""
     of_heads = {one.name: one for one in compared(
         task, run.predictions.probabilities, run.selected, task.rows_of("test")
@@ -240,7 +239,7 @@ def _compared(run: Run, task: Task, found: _Findings) -> Any:
     )
 
 
-def _of_evaluation(run: Run, task: Task, heads: Mapping[str, SavedHead], found: _Findings) -> Run:
+def _of_evaluation(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], found: _Findings) -> Run:
     assert run.external is not None
     if not heads and not _is_of_predictions(run):
         return run
@@ -273,7 +272,7 @@ def _of_evaluation(run: Run, task: Task, heads: Mapping[str, SavedHead], found: 
     )  # fmt: skip
 
 
-def _fixed(run: Run, task: Task, heads: Mapping[str, SavedHead], one: HeadResult) -> Fixed:
+def _fixed(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], one: HeadResult) -> Fixed:
     """Return what was fixed before the cohort was scored: by the head, or by the rules for predictions of any model."""
     if one.name in heads:
         place = Path(run.config.evaluates.removeprefix(f"the head {one.name} of "))
@@ -286,7 +285,7 @@ def _fixed(run: Run, task: Task, heads: Mapping[str, SavedHead], one: HeadResult
     return fixed_for(task, ModelColumn(one.name, kind, run.predictions.probabilities[one.name]), task.rule)
 
 
-def _rescored(one: HeadResult, task: Task, p: Floats, fixed: Fixed) -> HeadResult:
+def _rescored(one: HeadResult, task: ScoredTask, p: Floats, fixed: Fixed) -> HeadResult:
     """Return a head with its scores on the cohort; those that scores and calls do not have stay away."""
     rows = task.rows_of("test")
     test = task.score(rows, p[rows], fixed.decision)
@@ -295,7 +294,7 @@ def _rescored(one: HeadResult, task: Task, p: Floats, fixed: Fixed) -> HeadResul
     return replace(one, test=replace(test, estimates=kept))
 
 
-def _of_folds(run: Run, task: Task, found: _Findings) -> Run:
+def _of_folds(run: Run, task: ScoredTask, found: _Findings) -> Run:
     """Return the run with the areas and losses of its folds, from their recorded predictions."""
     folded, out_of_fold = run.cross_validation, run.out_of_fold
     if folded is None or out_of_fold is None:

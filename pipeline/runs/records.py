@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,6 +224,11 @@ class Predictions:
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
     truth: "npt.NDArray[np.int64] | None" = None
 
+    @cached_property
+    def patient_numbers(self) -> "npt.NDArray[np.int64]":
+        """Each image's patient number, see `hoarfrost.evaluation.units.patient_numbers`."""
+        return patient_numbers(self.patients)
+
 
 @dataclass(frozen=True)
 class OutOfFold:
@@ -302,7 +308,7 @@ class Run:
         dataset, found = self.config.dataset, self.predictions
         if dataset.n_patients is None:
             return None, None
-        numbers, labels = patient_numbers(found.patients), np.array(found.labels)
+        numbers, labels = found.patient_numbers, np.array(found.labels)
         truth = np.stack([labels == label for label in dataset.classes], axis=1) if found.truth is None else found.truth
         has = (truth == 1) & rows[:, None]
         by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}
