@@ -45,6 +45,7 @@ from hoarfrost.runs import (
     Run,
     RunConfig,
     check_run_directory,
+    hidden,
     leakage_warnings,
     read_run,
     require_tensorboard,
@@ -214,7 +215,7 @@ def run_experiment(
     run = with_earlier_looks(run, opened)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     enter_run(run, opened)
-    return run
+    return hidden(run)
 
 
 def _selected(

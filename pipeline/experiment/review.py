@@ -44,7 +44,7 @@ def assess(task: ScoredTask, head: str, probabilities: Floats, *, prevalence: fl
 # -- the dataset itself -----------------------------------------------------------------------------------------------
 
 
-def audit(task: ScoredTask, seed: int) -> tuple[AttributeAudit, ...]:
+def audit(task: Task, seed: int) -> tuple[AttributeAudit, ...]:
     """Check for each attribute whether the embeddings predict it, and whether it is associated with the class."""
     attributes = task.attributes()
     if not attributes:

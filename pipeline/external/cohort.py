@@ -49,6 +49,7 @@ from hoarfrost.runs import (
     check_run_directory,
     read_heads,
     read_run,
+    record_look,
     write_run,
 )
 from hoarfrost.runs.digests import digest_of
@@ -186,6 +187,8 @@ def evaluate_cohort(
         with EmbeddingCache(place) as cache:
             task = cohort_task(cache, cache.dataset(embedded.dataset.name), model.predictor.head, labels)
             found = _evaluated(directory, task, cache, model, config, command, started)
+    if run is not None:
+        record_look(run, f"evaluate {data}")  # it shows the drop from the internal test
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
@@ -198,7 +201,7 @@ def _model(run: Path | None, head: str | None) -> _Model:
     heads = None if run is None else read_heads(run)
     predictor = named_predictor(heads, head)
     place = str(head) if run is None else str(run)
-    return _Model(predictor, heads, None if run is None else read_run(run), place)
+    return _Model(predictor, heads, None if run is None else read_run(run, before_look=True), place)
 
 
 def _reader(

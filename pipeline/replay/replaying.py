@@ -25,9 +25,10 @@ from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.replay.comparing import Difference, differences, n_numbers
 from hoarfrost.replay.rebuilding import predicted_again, task_of
-from hoarfrost.runs import HeadResult, Run, metrics_document, read_heads, read_run
+from hoarfrost.runs import HeadResult, Run, hidden, metrics_document, read_heads, read_run
 from hoarfrost.runs.digests import changed_files
 from hoarfrost.runs.external import ALL
+from hoarfrost.runs.sealed import SEALED
 
 CLOSE = 1e-6
 """By which a probability may differ: heads are trained in float32, on any number of threads."""
@@ -113,12 +114,15 @@ def replay(directory: Path) -> Replay:
     changed = changed_files(directory)
     if changed:
         return Replay(directory, changed)
-    run, found = read_run(directory), _Findings()
+    run, found = read_run(directory, before_look=True), _Findings()
     with ExitStack() as stack:
         source = _source(run, stack, found)
         heads = dict(_heads(run, found))
         probabilities = _predictions(run, heads, source, found)
         again = _figures(run, task_of(run, source), heads, probabilities, found, has_columns=source is not None)
+    if (directory / SEALED).is_file():
+        again = hidden(again)
+        found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     parts = [name for name in _PARTS if getattr(run, name)]
     recorded = json.loads((directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
     document = json.loads(json.dumps(metrics_document(again)))
