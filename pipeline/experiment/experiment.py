@@ -44,6 +44,7 @@ from hoarfrost.runs import (
     LearningPoint,
     Run,
     RunConfig,
+    TrainOptions,
     check_run_directory,
     hidden,
     leakage_warnings,
@@ -175,47 +176,70 @@ def run_experiment(
     started = time.monotonic()
     _check_place(directory, config)
     training = replace(config.training, device=choose_device(config.training.device))
+    config = replace(config, training=training)
+
+    def fix_plan(task: Task) -> AnalysisPlan | None:
+        return _locked(task, opened, heads, config, training, directory)
+
+    with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
+        run, files = trained_run(opened, directory, heads, config, fix_plan=fix_plan, on_progress=on_progress)
+    record = replace(run.config, command=shlex.join(command), seconds=time.monotonic() - started)
+    run = with_earlier_looks(replace(run, config=record), opened)
+    write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
+    enter_run(run, opened)
+    return hidden(run)
+
+
+def trained_run(
+    cache: EmbeddingCache,
+    directory: Path,
+    heads: Sequence[HeadSpec],
+    config: ExperimentConfig,
+    *,
+    fix_plan: Callable[[Task], AnalysisPlan | None],
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
+) -> tuple[Run, dict[str, bytes]]:
+    """Return a run and its head files, as `run_experiment` writes them; nothing is written here.
+
+    `fix_plan` takes the task before any head is trained, and returns the plan of a locked test split, or None.
+    """
+    training = config.training
 
     def in_stage(stage: str) -> Callable[[str, int], None]:
         return lambda shape, epoch: on_progress(TrainingProgress(stage, shape, epoch))
 
-    with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
-        task = _read_task(opened, config, training)
-        leakage = _checked(task, opened.path, directory, config)
-        columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
-        development = development_of(task, training.seed)
-        parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
-        plan = _locked(task, opened, heads, config, training, directory)
-        sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
-        (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
-        resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
-        on_progress(TrainingProgress("scores"))
-        views, of_run, scored = _selected(fitted, task, development, config)
-        run = Run(
-            directory=directory,
-            config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
-            selected=scored.selected,
-            heads=scored.heads,
-            references=scored.references,
-            cross_validation=None,
-            learning_curve=_curve(
-                scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
-            ),
-            history=tuple(_epochs(fitted[views])),
-            predictions=predictions_of(task, scored.probabilities),
-            leakage=leakage,
-            views=of_run,
-        )
-        run = with_resampled(replace(run, config=replace(run.config, plan=plan)), task, resampled, scored)
-        with one_thread(only_if=task.is_small):
-            added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
-            run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
-            run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
-            files = _head_files(task, development, scored, opened.header, views.views)
-    run = with_earlier_looks(run, opened)
-    write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
-    enter_run(run, opened)
-    return hidden(run)
+    task = read_task_of(cache, config)
+    leakage = checked(task, cache.path, directory, config)
+    columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
+    development = development_of(task, training.seed)
+    parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
+    plan = fix_plan(task)
+    sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
+    (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
+    resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
+    on_progress(TrainingProgress("scores"))
+    views, of_run, scored = _selected(fitted, task, development, config)
+    run = Run(
+        directory=directory,
+        config=replace(_run_config(task, development, cache, config, heads, fitted[views], views), plan=plan),
+        selected=scored.selected,
+        heads=scored.heads,
+        references=scored.references,
+        cross_validation=None,
+        learning_curve=_curve(
+            scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
+        ),
+        history=tuple(_epochs(fitted[views])),
+        predictions=predictions_of(task, scored.probabilities),
+        leakage=leakage,
+        views=of_run,
+    )
+    run = with_resampled(run, task, resampled, scored)
+    with one_thread(only_if=task.is_small):
+        added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
+        run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
+        run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
+        return run, _head_files(task, development, scored, cache.header, views.views)
 
 
 def _selected(
@@ -258,8 +282,9 @@ def _opened(cache: Path | Sequence[Path], config: ExperimentConfig) -> Embedding
     return open_caches(caches, config.dataset)
 
 
-def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
-    """Read the task; early stopping sets a validation split aside."""
+def read_task_of(cache: EmbeddingCache, config: ExperimentConfig) -> Task:
+    """Read the task of an experiment, see `read_task`; early stopping sets a validation split aside."""
+    training = config.training
     try:
         rule = Rule.parse(config.operating_point)
     except ValueError as error:
@@ -301,7 +326,7 @@ def _locked(
     return lock_test(task, cache, heads, {name: own[name] for name in sorted(own.keys() - unrelated)}, directory)
 
 
-def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
+def checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
     """Refuse data that contradict themselves or leak, and state what is to be known of the splits."""
     state_mixed_patients(task)
     if config.splits_from is None:
@@ -350,16 +375,15 @@ def _run_config(
     development: Development,
     cache: EmbeddingCache,
     config: ExperimentConfig,
-    training: TrainingConfig,
+    heads: Sequence[HeadSpec],
     fitted: Mapping[str, Variant],
     views: ViewSet,
-    command: Sequence[str],
-    started: float,
 ) -> RunConfig:
+    """Return the record of a run, without its command and its time."""
     return RunConfig(
-        command=shlex.join(command),
+        command="",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
+        seconds=0.0,
         head_seconds={name: sum(one.head.seconds for one in variant.members) for name, variant in fitted.items()},
         n_cross_fit=len(development.folds) if task.is_cross_fitted else None,
         select=config.select,
@@ -368,9 +392,18 @@ def _run_config(
         embeddings=embedding_facts(task, cache, views.views),
         versions=versions_used(),
         machine=machine_used(torch.get_num_threads()),
-        **vars(training),
+        **vars(config.training),
         **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
+        options=_options(config, heads),
     )
+
+
+def _options(config: ExperimentConfig, heads: Sequence[HeadSpec]) -> TrainOptions:
+    """Return what was asked for, so that `replay` can train again."""
+    asked = {field.name: getattr(config, field.name) for field in fields(TrainOptions) if field.name != "heads"}
+    asked["label_columns"] = None if config.label_columns is None else tuple(config.label_columns)
+    asked["splits_from"] = None if config.splits_from is None else str(config.splits_from)
+    return TrainOptions(heads=tuple(spec.name for spec in heads), **asked)
 
 
 # -- heads --------------------------------------------------------------------------------------------------------------

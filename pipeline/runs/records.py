@@ -68,6 +68,26 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `train` was asked for, as far as nothing else in the configuration states it: what `replay` trains again by.
+
+    The fields are those of `hoarfrost.experiment.experiment.ExperimentConfig`; `heads` are specifications.
+    """
+
+    heads: tuple[str, ...]
+    label_columns: tuple[str, ...] | None = None
+    cross_fit: bool | None = None
+    n_folds: int | None = None
+    n_repeats: int | None = None
+    leave_out: str | None = None
+    suspects_in_test: bool = False
+    with_learning_curve: bool = False
+    near_duplicates: str = "group"
+    views: str = "auto"
+    splits_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig, ScoringConfig):
     """The configuration of a run, saved beside its results. Times are here, because the scores do not change.
 
@@ -77,7 +97,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     validation split. `select` is how the head was selected: "mean" or "best", by out-of-fold or validation loss; "auc" in
     runs of earlier versions, by validation ROC AUC. `evaluates` names what `hoarfrost evaluate` scored, and
     `fixed_on` what thresholds were chosen on, if not on the run's own validation; both are empty for what `train` wrote.
-    `plan` was fixed before training if the test split is locked.
+    `plan` was fixed before training if the test split is locked. `options` are None in runs of earlier versions.
     """
 
     command: str
@@ -95,6 +115,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     evaluates: str = ""
     fixed_on: str = ""
     plan: AnalysisPlan | None = None
+    options: TrainOptions | None = None
 
     @property
     def validation(self) -> str:
