@@ -22,6 +22,7 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.differences import differences_of
 from hoarfrost.external.drops import drops_of, internal_figures, site_column
+from hoarfrost.external.embedding import embedded_cohort
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.frozen import frozen_of
 from hoarfrost.external.one_class import check_classes
@@ -33,11 +34,10 @@ from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import Dataset, read_table
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.extract import embed_like
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.specs import count_parameters
-from hoarfrost.inference.predict.dataset import named_predictor, workplace
+from hoarfrost.inference.predict.dataset import named_predictor
 from hoarfrost.inference.predict.predictor import Predictor
 from hoarfrost.runs import (
     EmbeddingFacts,
@@ -175,18 +175,12 @@ def evaluate_cohort(
     read = _reader(data, labels, model, config)
     directory = _directory(output, data, model, config)
     _share_salt(config.cache, model.heads)
-    with workplace(config.cache, model.heads, model.predictor.header) as (place, source_cache):
-        embedded = embed_like(
-            data, place, model.predictor.header, weights=config.weights, source_cache=source_cache,
-            options=config.options, read=read, is_listed=True, on_progress=on_progress,
-        )  # fmt: skip
-        if len(embedded.errors) == len(embedded.dataset):
-            first, reason = next(iter(embedded.errors.items()))
-            path = embedded.dataset.paths[first]
-            raise HoarfrostError(f"{data}: no image could be read. The first: {path}: {reason}.")
-        with EmbeddingCache(place) as cache:
-            task = cohort_task(cache, cache.dataset(embedded.dataset.name), model.predictor.head, labels)
-            found = _evaluated(directory, task, cache, model, config, command, started)
+    with embedded_cohort(
+        data, model.predictor.header, model.heads, read, cache=config.cache, weights=config.weights,
+        options=config.options, on_progress=on_progress,
+    ) as (cache, name):  # fmt: skip
+        task = cohort_task(cache, cache.dataset(name), model.predictor.head, labels)
+        found = _evaluated(directory, task, cache, model, config, command, started)
     if run is not None:
         record_look(run, f"evaluate {data}")  # it shows the drop from the internal test
     if config.aggregate is None:

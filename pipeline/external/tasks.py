@@ -11,9 +11,11 @@ from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.classes import class_names, label_matrix
 from hoarfrost.experiment.splits import EXTERNAL, merged_groups
 from hoarfrost.experiment.task import Task, read_looks
+from hoarfrost.experiment.views import AUTO
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
+from hoarfrost.features.origins import parts_of
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import RunHeads, class_numbers
 
@@ -93,7 +95,8 @@ def cohort_task(cache: EmbeddingCache, table: DatasetTable, head: SavedHead, lab
             "cohort are unknown. Add a patient column, or name it with --patient-column."
         )
     patients = None if table.patients is None else patient_numbers(list(compress(table.patients, readable)))
-    looks = read_looks(cache, table, ",".join(head.views))
+    of_several = bool(parts_of(head.header.fingerprint.preprocessing))  # each encoder's first view
+    looks = read_looks(cache, table, AUTO if of_several else ",".join(head.views))
     return Task(
         table=table, readable=readable, looks=looks, y=y,
         groups=merged_groups(table.rows[readable], *([] if patients is None else [patients])),
