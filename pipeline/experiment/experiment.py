@@ -4,12 +4,11 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hoarfrost.evaluation.leakage import Leakage
@@ -27,20 +26,18 @@ from hoarfrost.experiment.locking import count_training, enter_run, lock_test, w
 from hoarfrost.experiment.resampling import parts_of, resample, with_resampled
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.review import assess, audit, find_suspects
+from hoarfrost.experiment.saved import epochs_of, head_files
 from hoarfrost.experiment.task import Task, read_task
-from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
-from hoarfrost.features.cache import EmbeddingCache, Header, open_caches
+from hoarfrost.features.cache import EmbeddingCache, open_caches
 from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
-from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     AnalysisPlan,
     ComparedViews,
-    Epoch,
     LearningPoint,
     Run,
     RunConfig,
@@ -102,6 +99,8 @@ class ExperimentConfig(ScoringConfig):
         Continue even if many images have two labels.
     splits_from : Path or None
         An earlier run, whose splits are kept.
+    with_digests : bool
+        Head files hold short digests of the images that they learned from, so that `evaluate --head` finds these again.
     overwrite : bool
         Replace an earlier run even if it has a report.
     """
@@ -125,6 +124,7 @@ class ExperimentConfig(ScoringConfig):
     allow_leakage: bool = False
     allow_conflicts: bool = False
     splits_from: Path | None = None
+    with_digests: bool = True
     overwrite: bool = False
 
 
@@ -229,7 +229,7 @@ def trained_run(
         learning_curve=_curve(
             scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
         ),
-        history=tuple(_epochs(fitted[views])),
+        history=tuple(epochs_of(fitted[views])),
         predictions=predictions_of(task, scored.probabilities),
         leakage=leakage,
         views=of_run,
@@ -239,7 +239,7 @@ def trained_run(
         added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
         run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
         run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
-        return run, _head_files(task, development, scored, cache.header, views.views)
+        return run, head_files(task, development, scored, cache, views.views, with_digests=config.with_digests)
 
 
 def _selected(
@@ -322,7 +322,16 @@ def _locked(
             "--suspects-in-test looks at the test split, which --lock-test locks. Omit one of the options."
         )
     own = {**vars(config), **vars(training)}
-    unrelated = {"training", "with_tensorboard", "overwrite", "splits_from", "memory_limit", "device", "lock_test"}
+    unrelated = {
+        "training",
+        "with_tensorboard",
+        "with_digests",
+        "overwrite",
+        "splits_from",
+        "memory_limit",
+        "device",
+        "lock_test",
+    }
     return lock_test(task, cache, heads, {name: own[name] for name in sorted(own.keys() - unrelated)}, directory)
 
 
@@ -404,43 +413,3 @@ def _options(config: ExperimentConfig, heads: Sequence[HeadSpec]) -> TrainOption
     asked["label_columns"] = None if config.label_columns is None else tuple(config.label_columns)
     asked["splits_from"] = None if config.splits_from is None else str(config.splits_from)
     return TrainOptions(heads=tuple(spec.name for spec in heads), **asked)
-
-
-# -- heads --------------------------------------------------------------------------------------------------------------
-
-
-def _head_files(
-    task: Task, development: Development, scored: Scored, header: Header, views: Sequence[str]
-) -> dict[str, bytes]:
-    """Return the content of each head file, by its name; `views` are those that the heads look at."""
-    novelty, distances = novelty_of(task, development, views[0])
-    header = replace(header, views=tuple(views) if header.views else ())
-    files = {}
-    for name, variant in scored.variants.items():
-        members = (
-            SavedMember(one.head.spec, one.head.seed, one.head.fold, one.weight, one.head.module)
-            for one in variant.members
-        )
-        head = SavedHead(
-            name=name,
-            members=tuple(members),
-            names=task.names,
-            is_multilabel=task.is_multilabel,
-            header=header,
-            per_patient=task.per_patient,
-            validated=validated_of(task, scored.probabilities[name]),
-            novelty=novelty,
-            distances=distances,
-        )
-        files[f"{variant.slug}.safetensors"] = head_bytes(head)
-    return files
-
-
-def _epochs(fitted: Mapping[str, Variant]) -> Iterator[Epoch]:
-    """Yield the training curve of each variant and seed, the mean over its folds."""
-    for name, variant in fitted.items():
-        for seed in dict.fromkeys(one.head.seed for one in variant.members):
-            histories = [one.head.history for one in variant.members if one.head.seed == seed]
-            for number, of_folds in enumerate(zip(*histories, strict=False), start=1):
-                values = np.mean([astuple(epoch) for epoch in of_folds], axis=0).tolist()
-                yield Epoch(name, seed, number, *values)

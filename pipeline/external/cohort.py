@@ -251,7 +251,7 @@ def _evaluated(
     head = model.predictor.head
     seen = None if model.run is None else seen_by(model.run, len(task.y))
     keys = [key.tobytes() for key in cache.keys(task.table.rows[task.readable])]
-    overlap, shared = check_overlap(task, keys, seen, allowed=config.allow_leakage)
+    overlap, shared = check_overlap(task, keys, seen, head.seen, allowed=config.allow_leakage)
     p, is_novel = _predicted(task, model.predictor)
     novel = None if is_novel is None else share(is_novel, np.ones(len(is_novel), bool), task.patients)
     differences = differences_of(task, head, seen, novel, model.predictor.false_alarms)
