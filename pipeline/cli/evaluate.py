@@ -29,8 +29,7 @@ _OF_IMAGES = (
         "device",
         "batch_size",
     ),
-    *("workers", "label_separator", "image_root", "include", "exclude", "patient_from", "label_from", "merge_labels"),
-    "label_map",
+    *("workers", "label_separator", "image_root", "include", "exclude", "patient_from", "label_from"),
 )
 _OF_PREDICTIONS = ("positive", "probability_columns", "validation_split", "operating_point", "per_patient")
 _FORMATS = "path or id, label, and probability, probability:CLASS, score or call"

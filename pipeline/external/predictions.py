@@ -177,11 +177,15 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask
 
 def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.str_]":
     """Return "test" for rows that are scored, "val" for those that fix thresholds, and "" for others."""
-    n = len(table.ids)
-    if table.splits is None:
-        return np.full(n, "test")
-    named = np.array([split_of(one) or one for one in table.splits])
-    is_validated = named == (split_of(validation) or validation)
+    wanted = split_of(validation) or validation
+    if wanted == "test":
+        raise DatasetError(f"--validation-split {validation} names the rows that are scored. Name others, or omit it.")
+    named = None if table.splits is None else np.array([split_of(one) or one for one in table.splits])
+    if wanted != PredictionsConfig.validation_split and (named is None or wanted not in named):
+        raise DatasetError(f"--validation-split {validation}: no row of {table.file} has this split. Omit the option.")
+    if named is None or table.splits is None:
+        return np.full(len(table.ids), "test")
+    is_validated = named == wanted
     is_scored = named == "test"
     if not is_scored.any():  # a split column without a test split: what is in no split is scored
         is_scored = (named == "") & ~is_validated
@@ -208,7 +212,7 @@ def _evaluated(
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, config)
-    notes = [*(model.note for model in models if model.note), dropped]
+    notes = [*(model.note for model in models if model.note), dropped, _shared_patients(task)]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"
@@ -224,6 +228,20 @@ def _evaluated(
     )  # fmt: skip
     facts = evaluation_config(base, task, NO_EMBEDDINGS, model, command, started, ())
     return evaluation_run(output, task, heads, first.name, probabilities, assessment, facts, external)
+
+
+def _shared_patients(task: ScoredTask) -> str:
+    """Return how many patients have both rows that fix thresholds and scored rows; empty if there are none."""
+    if task.patients is None or not len(task.validated):
+        return ""
+    n = len(np.intersect1d(task.patients[task.validated], task.patients[task.rows_of("test")]))
+    if not n:
+        return ""
+    whose = "1 patient has" if n == 1 else f"{n:,} patients have"
+    return (
+        f"{whose} rows in both splits: thresholds and temperature were fixed on rows of patients who are scored, so what "
+        "depends on them is too good. Keep all rows of a patient in one split."
+    )
 
 
 def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
