@@ -14,11 +14,11 @@ from hoarfrost.experiment.assessment import two_columns
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.runs import ClassAssessment, Run
-from hoarfrost.runs.aggregate import Aggregate, AggregateClass, Figure, write_aggregate
+from hoarfrost.runs.aggregate import N_RATES, Aggregate, AggregateClass, Figure, write_aggregate
 
 GRID = np.linspace(0, 1, 51)
 """The edges of the finest bins of probabilities."""
-RATES = np.linspace(0, 1, 101)
+RATES = np.linspace(0, 1, N_RATES)
 """The false positive rates at which sensitivities are shared."""
 _DIGITS = 6
 
@@ -116,8 +116,8 @@ def _of_class(
     if result.true_positives != int(y[p >= result.threshold].sum()):
         return shared  # by cross-fitted thresholds other samples are positive: with the cells, a few could be found
     return replace(
-        shared, rule=point.point.name, threshold=result.threshold, sensitivity=_figure(result.sensitivity),
-        specificity=_figure(result.specificity),
+        shared, rule=point.point.name, threshold=result.threshold, sensitivity=_with_interval(result.sensitivity),
+        specificity=_with_interval(result.specificity),
     )  # fmt: skip
 
 
@@ -131,6 +131,10 @@ def _roc(cells: Cells) -> tuple[float, ...]:
 
 def _figure(found: Estimate) -> Figure:
     return Figure(_rounded(found.value), _rounded(found.low), _rounded(found.high), found.method)
+
+
+def _with_interval(found: Estimate) -> Figure | None:
+    return None if found.low is None else _figure(found)
 
 
 def _fitted(value: float | None, ends: tuple[float, float] | None) -> Figure | None:

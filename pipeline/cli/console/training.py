@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hoarfrost.cli.console.lines import table
+from hoarfrost.cli.console.lines import count, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -306,7 +306,7 @@ def _left_out_lines(found: "LeftOut | None") -> "Iterator[str]":
     )
     for one in found.sites:
         areas = f"{_estimate_text(one.held_out)}, in the mixed split {_estimate_text(one.mixed)}"
-        yield f"  {one.site}, {one.n:,} images: " + (f"not scored: {one.reason}" if one.reason else areas)
+        yield f"  {one.site}, {count(one.n, 'image')}: " + (f"not scored: {one.reason}" if one.reason else areas)
     yield f"  {found.expectation}"
 
 
