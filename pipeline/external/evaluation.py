@@ -38,7 +38,10 @@ def scored(task: ScoredTask, result: HeadResult, p: Floats, fixed: Fixed) -> Hea
         test = task.score(rows, p[rows], fixed.decision)
         val = task.score(validated, p[validated], fixed.decision) if len(validated) else result.val
     except ValueError as error:
-        raise TrainingError(f"{task.table.source}: {error}. Add images of this class.") from error
+        way_out = (
+            ", or evaluate a head that was trained with --positive, for two classes" if len(task.names) > 2 else ""
+        )
+        raise TrainingError(f"{task.table.source}: {error}. Add images of this class{way_out}.") from error
     return replace(result, val=val, test=test, seeds=(), alarms=(), weights_file="")
 
 
