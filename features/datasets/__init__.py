@@ -224,7 +224,7 @@ def check_classes(dataset: Dataset) -> None:
         raise DatasetError(
             f"{dataset.source}: no label has both 0 and 1, so there is nothing to learn. Check the labels."
         )
-    check_spellings(dataset)
+    check_spellings(dataset.labels, dataset.source)
     if len(dataset.classes) < 2:
         raise DatasetError(
             f"{dataset.source}: all {len(dataset)} images have one class ({dataset.classes[0]!r}); a classifier needs "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.options import TableOptions
 from hoarfrost.features.datasets.table import Dataset, to_nfc
 from hoarfrost.features.errors import DatasetError
@@ -44,9 +45,9 @@ def spellings(labels: Mapping[str, int]) -> list[dict[str, int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def check_spellings(dataset: Dataset) -> None:
-    """Raise DatasetError if labels are one in several spellings, or a missing value in words."""
-    counts = {label: n for label, n in dataset.labels.counts().items() if label}
+def check_spellings(labels: Texts, source: str) -> None:
+    """Raise DatasetError if labels are one in several spellings, or a missing value in words; `source` has them."""
+    counts = {label: n for label, n in labels.counts().items() if label}
     missing = {label: n for label, n in counts.items() if normal_form(label) in MISSING}
     groups = spellings({label: n for label, n in counts.items() if label not in missing})
     problems = []
@@ -63,7 +64,7 @@ def check_spellings(dataset: Dataset) -> None:
             "the images. If it is the name of a class, pass --label-map FILE, a CSV with the columns label,name."
         )
     if problems:
-        raise DatasetError(f"{dataset.source}: {' Also, '.join(problems)}")
+        raise DatasetError(f"{source}: {' Also, '.join(problems)}")
 
 
 def _listed(labels: Mapping[str, int]) -> str:
@@ -72,17 +73,22 @@ def _listed(labels: Mapping[str, int]) -> str:
 
 def with_labels_named(dataset: Dataset, options: TableOptions) -> Dataset:
     """Return the dataset with its labels mapped and merged as the options say."""
-    labels = dataset.labels
+    labels = labels_named(dataset.labels, options, dataset.source)
+    return dataset if labels is dataset.labels else replace(dataset, labels=labels)
+
+
+def labels_named(labels: Texts, options: TableOptions, source: str) -> Texts:
+    """Return labels mapped and merged as the options say; raise DatasetError if the map is damaged or has none of them."""
     if options.label_map is not None:
         names = _read_map(options.label_map)
         by_form = {normal_form(label): name for label, name in names.items()}
         if not any(label in names or normal_form(label) in by_form for label in labels.values()):
-            raise DatasetError(f"--label-map {options.label_map}: no label of {dataset.source} is in it.")
+            raise DatasetError(f"--label-map {options.label_map}: no label of {source} is in it.")
         labels = labels.mapped(lambda label: names.get(label, by_form.get(normal_form(label), label)))
     if options.merge_labels:
         merged = _first_of_each(spellings(labels.counts()))
         labels = labels.mapped(lambda label: merged.get(label, label))
-    return dataset if labels is dataset.labels else replace(dataset, labels=labels)
+    return labels
 
 
 def _first_of_each(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:

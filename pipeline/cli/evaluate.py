@@ -29,8 +29,7 @@ _OF_IMAGES = (
         "device",
         "batch_size",
     ),
-    *("workers", "label_separator", "image_root", "include", "exclude", "patient_from", "label_from", "merge_labels"),
-    "label_map",
+    *("workers", "label_separator", "image_root", "include", "exclude", "patient_from", "label_from"),
 )
 _OF_PREDICTIONS = ("positive", "probability_columns", "validation_split", "operating_point", "per_patient")
 _FORMATS = "path or id, label, and probability, probability:CLASS, score or call"
@@ -152,19 +151,15 @@ def _check_way(predictions: tuple[Path, ...]) -> None:
 def _of_cohort(data: Path | str | None, options: Mapping[str, Any]) -> "Run":
     from hoarfrost.cli.console.progress import extraction_progress
     from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
-    from hoarfrost.runs import record_look
 
     assert data is not None
     own = {name: value for name, value in options.items() if name not in (*_OF_PREDICTIONS, "run", "head", "output")}
     where = {name: options[name] for name in ("run", "head")}
     with extraction_progress() as show:
-        found = evaluate_cohort(
+        return evaluate_cohort(
             data, options["output"], **where, config=CohortConfig.of(**own), command=["hoarfrost", *sys.argv[1:]],
             on_progress=show,
         )  # fmt: skip
-    if options["run"] is not None:
-        record_look(options["run"], f"evaluate {data}")  # it shows the drop from the internal test
-    return found
 
 
 def _of_predictions(files: tuple[Path, ...], options: Mapping[str, Any]) -> "Run":

@@ -146,6 +146,10 @@ def _training(name: str, text: str, kind: click.ParamType[Any]) -> Callable[[opt
 @opts.device_among("auto", "cpu", "cuda")
 @opts.option("--overwrite", "Replace an earlier run in DIR even if it has a report.", group=opts.OTHER, is_flag=True)
 @opts.option(
+    "--no-digests with_digests", "Leave short digests of the training images out of head files. `evaluate --head` then "
+    "cannot find training images in a cohort.", group=opts.OTHER, is_flag=True, flag_value=False, default=True,
+)  # fmt: skip
+@opts.option(
     "--tensorboard with_tensorboard", "Also write TensorBoard logs to DIR/tensorboard.", group=opts.OTHER, is_flag=True
 )
 @opts.json_flag

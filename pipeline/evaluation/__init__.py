@@ -1,4 +1,4 @@
-"""Statistics of predictions, with intervals. NumPy in, floats out; the sole user of scikit-learn's metrics."""
+"""Statistics of predictions, with intervals. NumPy in, floats out."""
 
 from hoarfrost.evaluation.bootstrap import (
     BootstrapInterval,

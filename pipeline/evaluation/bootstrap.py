@@ -26,6 +26,8 @@ _MANY = 1 << 25
 _AREA_NUMBERS = 1 << 16  # samples times draws whose weights are gathered at a time: what a processor's cache holds
 _BLOCK_BYTES = 1 << 23  # of weights at a time: small enough for the processor's caches
 
+_COUNTED_ALONE = 8_000  # patients: each draw is counted by itself, in the processor's caches; the draws are the same
+
 _Times = npt.NDArray[np.uint8]
 Statistic = Callable[[Floats], Floats]
 """Takes weights (b, n) of the samples and returns a value per row (b,), NaN where it is undefined."""
@@ -380,10 +382,14 @@ _of_many_patients = lru_cache(maxsize=1)(_all_draws)  # not evicted by the draws
 
 def _draw(rng: np.random.Generator, n_patients: int, n_draws: int) -> _Times:
     """Return how often each patient is drawn, (n_draws, n_patients): never 256 times, by any chance that matters."""
+    if n_patients >= _COUNTED_ALONE:
+        times = np.empty((n_draws, n_patients), np.uint8)
+        for row in times:
+            row[:] = np.bincount(rng.integers(0, n_patients, n_patients), minlength=n_patients)
+        return times
     drawn = rng.integers(0, n_patients, (n_draws, n_patients))
     drawn += np.arange(n_draws)[:, None] * n_patients
-    times = np.bincount(drawn.ravel(), minlength=n_draws * n_patients).reshape(n_draws, n_patients)
-    return times.astype(np.uint8)
+    return np.bincount(drawn.ravel(), minlength=n_draws * n_patients).reshape(n_draws, n_patients).astype(np.uint8)
 
 
 def _quotient(numerators: Floats, denominators: Floats) -> Floats:

@@ -133,5 +133,5 @@ def class_counts(y: Ints, n_classes: int) -> tuple[int, ...]:
 
 def numbered(values: Sequence[object]) -> Ints:
     """Return a number for each value, (n,) int64, 0 upwards in order of first occurrence."""
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.fromiter(map(numbers.__getitem__, values), np.int64, len(values))

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from hoarfrost.evaluation.checks import UNKNOWN, Bools, Floats, Ints, binary_problems
-from hoarfrost.evaluation.discrimination import roc_auc
+from hoarfrost.evaluation.discrimination import average_precision, roc_auc
 from hoarfrost.evaluation.influence import (
     Influence,
     Measure,
@@ -317,12 +317,6 @@ def _precision(one: OneAgainstRest) -> float:
 # of heads this takes most of the time of scoring.
 
 
-def _average_precision(one: OneAgainstRest) -> float:
-    from sklearn import metrics as sk
-
-    return float(sk.average_precision_score(one.y, one.p))
-
-
 def _balanced_accuracy(counts: Ints) -> float:
     return float((np.diag(counts) / counts.sum(axis=1)).mean())
 
@@ -391,7 +385,7 @@ METRICS = (
     ),
     Metric(
         AVERAGE_PRECISION, "average precision", "area under precision over recall", True,
-        of_class=_average_precision, shown=ShownIn.FILE,
+        of_class=lambda one: average_precision(one.y, one.p), shown=ShownIn.FILE,
         interval=IntervalKind.UNIT, influence_of_class=lambda one: of_average_precision(one.y, one.p),
     ),
     Metric(

@@ -32,9 +32,10 @@ def evaluate_thresholds(
     dict of str -> list of Estimate, of length t
         "sensitivity", "specificity", "ppv", "npv", "lr_positive" and "lr_negative".
     """
-    found, diseased = y_score[:, None] >= thresholds, y_true == 1  # (n, t), (n,)
+    diseased = y_true == 1
     if not by_draws:
-        return _by_patient_sums(found, diseased, groups)
+        return _by_patient_sums(y_score, thresholds, diseased, groups)
+    found = y_score[:, None] >= thresholds  # (n, t)
     of_all = np.broadcast_to(diseased[:, None], found.shape)
     of = {
         "sensitivity": (found, of_all),
@@ -49,19 +50,22 @@ def evaluate_thresholds(
     return {**{name: list(shares(*columns, groups)) for name, columns in of.items()}, **ratios}
 
 
-def _by_patient_sums(found: Bools, diseased: Bools, groups: Ints) -> dict[str, list[Estimate]]:
+def _by_patient_sums(y_score: Floats, thresholds: Floats, diseased: Bools, groups: Ints) -> dict[str, list[Estimate]]:
     """Return the same by the delta method, from each patient's numbers of true and false positives."""
     numbers, n_patients = checked_groups(groups, len(groups))
-    order = np.argsort(numbers, kind="stable")
-    starts = np.searchsorted(numbers[order], np.arange(n_patients))
+    order, n_levels = np.argsort(thresholds, kind="stable"), len(thresholds) + 1
+    levels = np.searchsorted(thresholds[order], y_score, "right")  # how many thresholds a sample reaches
 
-    def sums(samples: Bools) -> Floats:
-        return np.add.reduceat(samples[order], starts, axis=0, dtype=np.float64)
+    def reaching(samples: Bools) -> Floats:
+        """Count each patient's samples that reach each threshold, (t + 1, patients); in the first row, all."""
+        cells = levels[samples] * n_patients + numbers[samples]
+        counts = np.bincount(cells, minlength=n_levels * n_patients).reshape(n_levels, n_patients)
+        return np.cumsum(counts[::-1], axis=0, dtype=np.float64)[::-1]
 
-    sick, well = sums(diseased), sums(~diseased)  # (patients,)
-    true, false = sums(found & diseased[:, None]), sums(found & ~diseased[:, None])  # (patients, t)
+    (sick, *true), (well, *false) = (reaching(samples) for samples in (diseased, ~diseased))
+    places = np.argsort(order, kind="stable").tolist()  # of the thresholds as they are, in ascending order
     estimates: dict[str, list[Estimate]] = {}
-    for tp, fp in zip(true.T, false.T, strict=True):
+    for tp, fp in ((true[place], false[place]) for place in places):
         of = {
             "sensitivity": (tp, sick), "specificity": (well - fp, well),
             "ppv": (tp, tp + fp), "npv": (well - fp, sick - tp + well - fp),

@@ -285,5 +285,5 @@ def too_few(y_true: Ints, groups: Ints | None, names: Sequence[str]) -> str:
     units = np.arange(len(y_true)) if groups is None else groups
     counts = [(n_distinct(units[y_true == c]), name) for c, name in enumerate(names)]
     n, name = min(counts)
-    unit = "samples" if groups is None else "patients"
+    unit = f"{'sample' if groups is None else 'patient'}{'s' * (n != 1)}"
     return f"{name} has {n} {unit}, and {FEWEST} of each class are needed" if n < FEWEST else ""

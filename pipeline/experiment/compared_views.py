@@ -7,7 +7,7 @@ import numpy as np
 
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
-from hoarfrost.experiment.results import compared
+from hoarfrost.experiment.scored import compared
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, of_truth, select, with_mean
 from hoarfrost.experiment.views import ViewSet

@@ -4,12 +4,12 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule
@@ -26,24 +26,24 @@ from hoarfrost.experiment.locking import count_training, enter_run, lock_test, w
 from hoarfrost.experiment.resampling import parts_of, resample, with_resampled
 from hoarfrost.experiment.results import Scored, compare, score_variants
 from hoarfrost.experiment.review import assess, audit, find_suspects
+from hoarfrost.experiment.saved import epochs_of, head_files
 from hoarfrost.experiment.task import Task, read_task
-from hoarfrost.experiment.validated import novelty_of, validated_of
 from hoarfrost.experiment.variants import MEAN, Variant, fit_variants
 from hoarfrost.experiment.views import AUTO, ViewSet, view_sets
-from hoarfrost.features.cache import EmbeddingCache, Header, open_caches
+from hoarfrost.features.cache import EmbeddingCache, open_caches
 from hoarfrost.features.devices import choose_device, one_thread
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.config import ScoringConfig, TrainingConfig
-from hoarfrost.heads.files import SavedHead, SavedMember, head_bytes
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import (
     AnalysisPlan,
     ComparedViews,
-    Epoch,
     LearningPoint,
     Run,
     RunConfig,
+    TrainOptions,
     check_run_directory,
+    hidden,
     leakage_warnings,
     read_run,
     require_tensorboard,
@@ -99,6 +99,8 @@ class ExperimentConfig(ScoringConfig):
         Continue even if many images have two labels.
     splits_from : Path or None
         An earlier run, whose splits are kept.
+    with_digests : bool
+        Head files hold short digests of the images that they learned from, so that `evaluate --head` finds these again.
     overwrite : bool
         Replace an earlier run even if it has a report.
     """
@@ -122,6 +124,7 @@ class ExperimentConfig(ScoringConfig):
     allow_leakage: bool = False
     allow_conflicts: bool = False
     splits_from: Path | None = None
+    with_digests: bool = True
     overwrite: bool = False
 
 
@@ -173,47 +176,70 @@ def run_experiment(
     started = time.monotonic()
     _check_place(directory, config)
     training = replace(config.training, device=choose_device(config.training.device))
+    config = replace(config, training=training)
+
+    def fix_plan(task: Task) -> AnalysisPlan | None:
+        return _locked(task, opened, heads, config, training, directory)
+
+    with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
+        run, files = trained_run(opened, directory, heads, config, fix_plan=fix_plan, on_progress=on_progress)
+    record = replace(run.config, command=shlex.join(command), seconds=time.monotonic() - started)
+    run = with_earlier_looks(replace(run, config=record), opened)
+    write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
+    enter_run(run, opened)
+    return hidden(run)
+
+
+def trained_run(
+    cache: EmbeddingCache,
+    directory: Path,
+    heads: Sequence[HeadSpec],
+    config: ExperimentConfig,
+    *,
+    fix_plan: Callable[[Task], AnalysisPlan | None],
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
+) -> tuple[Run, dict[str, bytes]]:
+    """Return a run and its head files, as `run_experiment` writes them; nothing is written here.
+
+    `fix_plan` takes the task before any head is trained, and returns the plan of a locked test split, or None.
+    """
+    training = config.training
 
     def in_stage(stage: str) -> Callable[[str, int], None]:
         return lambda shape, epoch: on_progress(TrainingProgress(stage, shape, epoch))
 
-    with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
-        task = _read_task(opened, config, training)
-        leakage = _checked(task, opened.path, directory, config)
-        columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
-        development = development_of(task, training.seed)
-        parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
-        plan = _locked(task, opened, heads, config, training, directory)
-        sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
-        (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
-        resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
-        on_progress(TrainingProgress("scores"))
-        views, of_run, scored = _selected(fitted, task, development, config)
-        run = Run(
-            directory=directory,
-            config=_run_config(task, development, opened, config, training, fitted[views], views, command, started),
-            selected=scored.selected,
-            heads=scored.heads,
-            references=scored.references,
-            cross_validation=None,
-            learning_curve=_curve(
-                scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
-            ),
-            history=tuple(_epochs(fitted[views])),
-            predictions=predictions_of(task, scored.probabilities),
-            leakage=leakage,
-            views=of_run,
-        )
-        run = with_resampled(replace(run, config=replace(run.config, plan=plan)), task, resampled, scored)
-        with one_thread(only_if=task.is_small):
-            added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
-            run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
-            run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
-            files = _head_files(task, development, scored, opened.header, views.views)
-    run = with_earlier_looks(run, opened)
-    write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
-    enter_run(run, opened)
-    return run
+    task = read_task_of(cache, config)
+    leakage = checked(task, cache.path, directory, config)
+    columns = read_covariates(task, config.covariates, has_folds=bool(config.n_folds))
+    development = development_of(task, training.seed)
+    parts = parts_of(task, training.seed, config.n_folds, config.n_repeats, config.leave_out)
+    plan = fix_plan(task)
+    sets = view_sets(task.views, task.encoder, are_chosen=config.views != AUTO)
+    (fitted,) = fit_variants(heads, [development], task, training, in_stage("heads"), sets=sets)
+    resampled = resample(heads, task, parts, training, config.select, in_stage, sets)
+    on_progress(TrainingProgress("scores"))
+    views, of_run, scored = _selected(fitted, task, development, config)
+    run = Run(
+        directory=directory,
+        config=replace(_run_config(task, development, cache, config, heads, fitted[views], views), plan=plan),
+        selected=scored.selected,
+        heads=scored.heads,
+        references=scored.references,
+        cross_validation=None,
+        learning_curve=_curve(
+            scored, task, development, training, in_stage("curve"), wanted=config.with_learning_curve
+        ),
+        history=tuple(epochs_of(fitted[views])),
+        predictions=predictions_of(task, scored.probabilities),
+        leakage=leakage,
+        views=of_run,
+    )
+    run = with_resampled(run, task, resampled, scored)
+    with one_thread(only_if=task.is_small):
+        added = added_value(task, columns, scored, parts.folds, resampled.folded, config.prevalence)
+        run = replace(run, acquisition=acquisition_twin(task, development), covariates=added)
+        run = _reviewed(run, task, scored, suspects_in_test=config.suspects_in_test)
+        return run, head_files(task, development, scored, cache, views.views, with_digests=config.with_digests)
 
 
 def _selected(
@@ -256,8 +282,9 @@ def _opened(cache: Path | Sequence[Path], config: ExperimentConfig) -> Embedding
     return open_caches(caches, config.dataset)
 
 
-def _read_task(cache: EmbeddingCache, config: ExperimentConfig, training: TrainingConfig) -> Task:
-    """Read the task; early stopping sets a validation split aside."""
+def read_task_of(cache: EmbeddingCache, config: ExperimentConfig) -> Task:
+    """Read the task of an experiment, see `read_task`; early stopping sets a validation split aside."""
+    training = config.training
     try:
         rule = Rule.parse(config.operating_point)
     except ValueError as error:
@@ -295,11 +322,20 @@ def _locked(
             "--suspects-in-test looks at the test split, which --lock-test locks. Omit one of the options."
         )
     own = {**vars(config), **vars(training)}
-    unrelated = {"training", "with_tensorboard", "overwrite", "splits_from", "memory_limit", "device", "lock_test"}
+    unrelated = {
+        "training",
+        "with_tensorboard",
+        "with_digests",
+        "overwrite",
+        "splits_from",
+        "memory_limit",
+        "device",
+        "lock_test",
+    }
     return lock_test(task, cache, heads, {name: own[name] for name in sorted(own.keys() - unrelated)}, directory)
 
 
-def _checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
+def checked(task: Task, cache: Path, directory: Path, config: ExperimentConfig) -> Leakage:
     """Refuse data that contradict themselves or leak, and state what is to be known of the splits."""
     state_mixed_patients(task)
     if config.splits_from is None:
@@ -348,16 +384,15 @@ def _run_config(
     development: Development,
     cache: EmbeddingCache,
     config: ExperimentConfig,
-    training: TrainingConfig,
+    heads: Sequence[HeadSpec],
     fitted: Mapping[str, Variant],
     views: ViewSet,
-    command: Sequence[str],
-    started: float,
 ) -> RunConfig:
+    """Return the record of a run, without its command and its time."""
     return RunConfig(
-        command=shlex.join(command),
+        command="",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
+        seconds=0.0,
         head_seconds={name: sum(one.head.seconds for one in variant.members) for name, variant in fitted.items()},
         n_cross_fit=len(development.folds) if task.is_cross_fitted else None,
         select=config.select,
@@ -365,47 +400,16 @@ def _run_config(
         dataset=dataset_facts(task),
         embeddings=embedding_facts(task, cache, views.views),
         versions=versions_used(),
-        machine=machine_used(),
-        **vars(training),
+        machine=machine_used(torch.get_num_threads()),
+        **vars(config.training),
         **{field.name: getattr(config, field.name) for field in fields(ScoringConfig)},
+        options=_options(config, heads),
     )
 
 
-# -- heads --------------------------------------------------------------------------------------------------------------
-
-
-def _head_files(
-    task: Task, development: Development, scored: Scored, header: Header, views: Sequence[str]
-) -> dict[str, bytes]:
-    """Return the content of each head file, by its name; `views` are those that the heads look at."""
-    novelty, distances = novelty_of(task, development, views[0])
-    header = replace(header, views=tuple(views) if header.views else ())
-    files = {}
-    for name, variant in scored.variants.items():
-        members = (
-            SavedMember(one.head.spec, one.head.seed, one.head.fold, one.weight, one.head.module)
-            for one in variant.members
-        )
-        head = SavedHead(
-            name=name,
-            members=tuple(members),
-            names=task.names,
-            is_multilabel=task.is_multilabel,
-            header=header,
-            per_patient=task.per_patient,
-            validated=validated_of(task, scored.probabilities[name]),
-            novelty=novelty,
-            distances=distances,
-        )
-        files[f"{variant.slug}.safetensors"] = head_bytes(head)
-    return files
-
-
-def _epochs(fitted: Mapping[str, Variant]) -> Iterator[Epoch]:
-    """Yield the training curve of each variant and seed, the mean over its folds."""
-    for name, variant in fitted.items():
-        for seed in dict.fromkeys(one.head.seed for one in variant.members):
-            histories = [one.head.history for one in variant.members if one.head.seed == seed]
-            for number, of_folds in enumerate(zip(*histories, strict=False), start=1):
-                values = np.mean([astuple(epoch) for epoch in of_folds], axis=0).tolist()
-                yield Epoch(name, seed, number, *values)
+def _options(config: ExperimentConfig, heads: Sequence[HeadSpec]) -> TrainOptions:
+    """Return what was asked for, so that `replay` can train again."""
+    asked = {field.name: getattr(config, field.name) for field in fields(TrainOptions) if field.name != "heads"}
+    asked["label_columns"] = None if config.label_columns is None else tuple(config.label_columns)
+    asked["splits_from"] = None if config.splits_from is None else str(config.splits_from)
+    return TrainOptions(heads=tuple(spec.name for spec in heads), **asked)

@@ -4,13 +4,13 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import compress
 
 import numpy as np
-import torch
 
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.cohort import Cohort, characteristics, cohort_groups, flow_of
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.cache import EmbeddingCache, JoinedCache, are_unseen, library_versions
 from hoarfrost.features.datasets.hints import SOME, patients_hint
 from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, CacheFacts, DatasetFacts, EmbeddingFacts, Predictions, UnreadableImage
@@ -18,7 +18,7 @@ from hoarfrost.runs import NO_TEST_SPLIT, SPLITS, CacheFacts, DatasetFacts, Embe
 MOST_CLASSES = 10  # with columns of their own in table 1
 
 
-def embedding_facts(task: Task, cache: EmbeddingCache, views: Sequence[str]) -> EmbeddingFacts:
+def embedding_facts(task: ScoredTask, cache: EmbeddingCache, views: Sequence[str]) -> EmbeddingFacts:
     """Return what the cache records about its embeddings, the views that heads look at, and the digest of these rows."""
     rows = task.table.rows[task.readable]
     used = {
@@ -48,7 +48,7 @@ def _cache_facts(cache: EmbeddingCache) -> CacheFacts:
     )
 
 
-def dataset_facts(task: Task) -> DatasetFacts:
+def dataset_facts(task: ScoredTask) -> DatasetFacts:
     """Describe the dataset for the run's record."""
     table = task.table
     present = [name for name in SPLITS if (task.splits == name).any()]
@@ -71,7 +71,7 @@ def dataset_facts(task: Task) -> DatasetFacts:
     )
 
 
-def _cohort(task: Task, present: Sequence[str]) -> Cohort:
+def _cohort(task: ScoredTask, present: Sequence[str]) -> Cohort:
     """Describe the images by split and class; of many classes, by split alone."""
     labels = task.labels()
     column = np.array(labels)
@@ -80,17 +80,17 @@ def _cohort(task: Task, present: Sequence[str]) -> Cohort:
     shown = has if len(has) <= MOST_CLASSES else {}
     groups, members = cohort_groups(splits, shown, present, task.patients)
     contents = task.table.rows[task.readable].tolist()
-    flow = flow_of(len(task.table), contents, splits, present, task.near.groups)
+    flow = flow_of(len(task.table), contents, splits, present, task.near_groups)
     return Cohort(flow, groups, characteristics(task.attributes(), members))
 
 
-def _patients_hint(task: Task) -> str:
+def _patients_hint(task: ScoredTask) -> str:
     """Return that the paths suggest patients, if none are known; empty if they do not."""
     hint = "" if task.table.patients is not None else patients_hint(task.table.paths[:SOME], task.classes)
     return f"{hint[0].upper()}{hint[1:]} Pass it to `extract`, then train again." if hint else ""
 
 
-def _counts(task: Task, split: str) -> dict[str, int]:
+def _counts(task: ScoredTask, split: str) -> dict[str, int]:
     """Count a split's images of each class or, with several labels per image, of each label."""
     here = task.splits == split
     if task.is_multilabel:
@@ -105,19 +105,19 @@ def versions_used() -> dict[str, str]:
     return {"python": platform.python_version(), **library_versions(), **statistics}
 
 
-def machine_used() -> str:
-    """Return the machine in a few words."""
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+def machine_used(n_threads: int | None = None) -> str:
+    """Return the machine in a few words, with the number of threads if heads or embeddings were computed on them."""
+    machine = f"{platform.system()} {platform.machine()}"
+    return machine if n_threads is None else f"{machine}, {n_threads} threads"
 
 
-def predictions_of(task: Task, probabilities: Mapping[str, Floats]) -> Predictions:
+def predictions_of(task: ScoredTask, probabilities: Mapping[str, Floats]) -> Predictions:
     """Return the probabilities (n, C) of each head with the images that they are of."""
-    places = np.flatnonzero(task.readable)
     names, number = np.unique(task.splits, return_inverse=True)
     patients = task.table.patients
     return Predictions(
-        paths=tuple(task.table.paths[i] for i in places),
-        patients=tuple(patients[i] for i in places) if patients is not None else ("",) * len(places),
+        paths=tuple(compress(task.table.paths, task.readable)),
+        patients=("",) * len(task.y) if patients is None else tuple(compress(patients, task.readable)),
         splits=tuple(names.astype(object)[number]),  # three texts, not one an image
         labels=tuple(task.labels()),
         probabilities=probabilities,

@@ -13,7 +13,7 @@ from hoarfrost.features.cache import EmbeddingCache, JoinedCache
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.runs import Run, read_splits
-from hoarfrost.runs.lock import AnalysisPlan, enter, locked_runs, plan_in, read_looks, record_look
+from hoarfrost.runs.lock import AnalysisPlan, count_look, enter, locked_runs, plan_in, read_looks
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def count_training(task: Task, cache: EmbeddingCache, directory: Path) -> None:
                 "%s: its test split is locked, and this training uses %d of the test images. This counts as a look.",
                 run, n_shared,
             )  # fmt: skip
-            record_look(run, f"train --run {directory}")
+            count_look(run, f"train --run {directory}")
 
 
 def enter_run(run: Run, cache: EmbeddingCache) -> None:
@@ -106,26 +106,3 @@ def _locked_runs(cache: EmbeddingCache) -> list[Path]:
 def _paths(cache: EmbeddingCache) -> list[Path]:
     """Return the file of a cache, or those of several that are one."""
     return [part.path for part in cache.parts] if isinstance(cache, JoinedCache) else [cache.path]
-
-
-def hidden(run: Run) -> Run:
-    """Return a run without the scores of its locked test split, for what `train` prints; any other run as it is."""
-    if run.config.plan is None:
-        return run
-    twin = run.acquisition
-    headers = None if twin is None or twin.headers is None else replace(twin.headers, test=None)
-    acquisition = None if twin is None else replace(twin, test=None, by_fact={}, headers=headers)
-    return replace(
-        run,
-        heads=tuple(
-            replace(head, test=None, seeds=tuple(replace(seed, test_roc_auc=None) for seed in head.seeds))
-            for head in run.heads
-        ),
-        references=tuple(replace(one, test=None) for one in run.references),
-        comparisons=(),
-        assessment=None,
-        learning_curve=(),
-        views=None if run.views is not None and run.views.basis == "test" else run.views,
-        acquisition=acquisition,
-        covariates=None,
-    )

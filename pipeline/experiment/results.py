@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hoarfrost.evaluation import Comparison, Scores, compare_heads
+from hoarfrost.evaluation import Comparison, Scores
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.experiment.development import Development
+from hoarfrost.experiment.scored import compared
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, select, with_mean
 from hoarfrost.features.errors import TrainingError
@@ -51,11 +52,7 @@ def score_variants(
         If the predictions of every head overflow.
     """
     others = np.setdiff1d(np.arange(len(task.y)), development.validated)
-    fits = fit_references(task.looks.mean(views), task.y, development.folds, development.rows, others)
-    of_references = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
-    majority = next((one.probabilities[others[0]] for one in fits if one.name == MAJORITY and len(others)), None)
-    if majority is not None:  # one constant: the shares of classes differ between folds, and would rank images
-        of_references[MAJORITY][:] = majority
+    references, of_references = score_references(task, development, views)
     probabilities = {}
     for name, variant in fitted.items():
         found = _everywhere(variant, task, others)
@@ -72,11 +69,23 @@ def score_variants(
     rivals = {name: found for name, found in of_references.items() if name != MAJORITY}
     held_out = [fold.val for fold in development.folds]
     results = tuple(_result(one, task, probabilities[name], rivals, held_out) for name, one in variants.items())
-    references = tuple(_reference(one, task, of_references[one.name]) for one in fits)
     selected = select(variants, selection)
     # The images that selected it make it look better than it is.
     results = tuple(replace(one, val=one.val.optimistic()) if one.name == selected else one for one in results)
     return Scored(variants, results, references, selected, probabilities, of_references)
+
+
+def score_references(
+    task: Task, development: Development, views: Sequence[str] = ()
+) -> tuple[tuple[ReferenceResult, ...], dict[str, Floats]]:
+    """Fit and score the references; return their scores and their probabilities, as in `Scored`."""
+    others = np.setdiff1d(np.arange(len(task.y)), development.validated)
+    fits = fit_references(task.looks.mean(views), task.y, development.folds, development.rows, others)
+    found = {one.name: _joined(one.out_of_fold, one.probabilities) for one in fits}
+    majority = next((one.probabilities[others[0]] for one in fits if one.name == MAJORITY and len(others)), None)
+    if majority is not None:  # one constant: the shares of classes differ between folds, and would rank images
+        found[MAJORITY][:] = majority
+    return tuple(_reference(one, task, found[one.name]) for one in fits), found
 
 
 def _everywhere(variant: Variant, task: Task, others: Ints) -> Floats:
@@ -91,25 +100,16 @@ def compare(task: Task, scored: Scored) -> tuple[Comparison, ...]:
 
     Without one nothing is compared: p values on the images that selected a head are small by chance alone.
     """
+    return compare_with(task, scored.probabilities, scored.of_references, scored.selected)
+
+
+def compare_with(
+    task: Task, probabilities: Mapping[str, Floats], of_references: Mapping[str, Floats], selected: str
+) -> tuple[Comparison, ...]:
+    """Return what `compare` does, from the probabilities (n, C) of heads and of references."""
     if "test" not in task.scored:
         return ()
-    return compared(task, {**scored.probabilities, **scored.of_references}, scored.selected, task.scored["test"])
-
-
-def compared(
-    task: Task, probabilities: Mapping[str, Floats], selected: str, rows: Ints, *, n_folds: int = 1
-) -> tuple[Comparison, ...]:
-    """Compare probabilities (n, C) with those of one head on some rows.
-
-    With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
-    """
-    units = task.units(rows)
-    joined = {name: units.joined(found[rows]) for name, found in probabilities.items()}
-    if units.groups is None or len(np.unique(units.groups)) > 1:
-        return compare_heads(units.y, joined, selected, groups=units.groups, n_folds=n_folds)
-    reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
-    untested = compare_heads(units.y, joined, selected)
-    return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
+    return compared(task, {**probabilities, **of_references}, selected, task.scored["test"])
 
 
 def _joined(out_of_fold: Floats, others: Floats) -> Floats:

@@ -9,6 +9,7 @@ from hoarfrost.evaluation.noisy_labels import SuspectLabel, suspect_labels
 from hoarfrost.evaluation.operating import primary_decision
 from hoarfrost.evaluation.shortcuts import AttributeAudit, audit_shortcuts
 from hoarfrost.experiment.assessment import Samples, assess_samples, fix, two_columns
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
@@ -20,7 +21,7 @@ N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
 
 
-def assess(task: Task, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
+def assess(task: ScoredTask, head: str, probabilities: Floats, *, prevalence: float | None = None) -> Assessment:
     """Assess a head on the test split, or else on validation; thresholds and temperature are from validated images.
 
     Parameters

@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hoarfrost.evaluation import Scores, macro_roc_auc, score
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.metrics import NO_DECISION, Decision
-from hoarfrost.evaluation.operating import YOUDENS_RULE, Rule, primary_decision
-from hoarfrost.evaluation.units import Units, patient_numbers, units_of
+from hoarfrost.evaluation.units import patient_numbers, units_of
 from hoarfrost.experiment.classes import class_names, classes_of, label_matrix
 from hoarfrost.experiment.duplicates import FEWEST_FOR_CORES, GROUP, WARN, NearDuplicates, search_near_duplicates
 from hoarfrost.experiment.earlier import kept_splits
 from hoarfrost.experiment.identities import Identities, identities_of
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.experiment.views import AUTO, chosen_views
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache, are_unseen
@@ -39,35 +37,20 @@ GPU_SHARE = 0.8  # of what is free on a GPU, for the embeddings
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Task:
-    """The classes to learn, and the images.
+@dataclass(frozen=True, kw_only=True)
+class Task(ScoredTask):
+    """The classes to learn, and the images with their embeddings.
 
     Attributes
     ----------
     looks : Looks
         Embeddings (n, D) float32 of the readable images, in one view or several.
-    y : ndarray (n,) or (n, C) int64
-        Class numbers; or, with several labels per image, 1, 0, and -1 for an unknown label.
-    groups : ndarray (n,) int64
-        Images of the same patient, or of the same bytes, have the same number.
-    splits : ndarray (n,) of "train", "val" or "test"
-    is_cross_fitted : bool
-        There is no validation split: training images are validated by heads that did not learn from them.
-    names : tuple of str
-        The names of the class numbers.
-    patients : ndarray (n,) int64 or None
-        Each image's patient, if patients are known.
-    per_patient : str or None
-        "mean" or "max": metrics count patients, and this joins the probabilities of their images.
+    identities : ndarray (n,) uint64
+        By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     near : NearDuplicates
         What is known of near-identical images. Those that are kept together are in `groups` too.
     encoder : EncoderSpec
         The network that the embeddings are of.
-    rule : Rule
-        How the primary operating point is chosen.
-    identities : ndarray (n,) uint64
-        By which images are assigned to splits, see `hoarfrost.experiment.splits.identities_of`.
     is_locked : bool
         Nothing but the test scores may use the test split.
     facts : Facts or None
@@ -77,47 +60,18 @@ class Task:
         Each image is one region of a file's.
     """
 
-    table: DatasetTable
-    readable: npt.NDArray[np.bool_]
     looks: Looks
-    y: Ints
-    groups: Ints
-    splits: Strings
-    split_by: str
-    classes: tuple[str, ...]
-    positive: tuple[str, ...] | None
-    names: tuple[str, ...]
-    patients: Ints | None
     identities: Identities
-    per_patient: str | None = None
-    is_cross_fitted: bool = False
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
     encoder: EncoderSpec = DEFAULT
-    rule: Rule = YOUDENS_RULE
     is_locked: bool = False
     facts: Facts | None = None
     is_region: bool = False
 
     @property
-    def is_multilabel(self) -> bool:
-        """Whether an image may have several labels."""
-        return self.y.ndim == 2
-
-    @property
-    def has_given_test(self) -> bool:
-        """Whether the dataset itself states which images are in the test split."""
-        return self.table.splits is not None and bool((self.splits == "test").any())
-
-    @property
-    def validated(self) -> Ints:
-        """The rows that decide: those of the validation split, or with cross-fitting of the training split."""
-        return self.rows_of("train" if self.is_cross_fitted else "val")
-
-    @property
-    def scored(self) -> "dict[str, Ints]":
-        """The rows that heads are scored on: "val", those of `validated`, and "test" if there is a test split."""
-        test = self.rows_of("test")
-        return {"val": self.validated} | ({"test": test} if len(test) else {})
+    def near_groups(self) -> Ints | None:
+        """The groups (n,) of near-identical images that are kept together; None if none were searched."""
+        return self.near.groups
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -128,20 +82,6 @@ class Task:
     def x(self) -> Rows:
         """The embeddings (n, D) of the first view."""
         return self.looks.first()
-
-    def rows_of(self, *splits: str) -> Ints:
-        """Return the rows of the images in some splits."""
-        return np.flatnonzero(np.isin(self.splits, splits))
-
-    def unpredicted(self) -> Floats:
-        """Return probabilities (n, C) of NaN, to be filled in for some rows."""
-        return np.full((len(self.y), len(self.names)), np.nan)
-
-    def labels(self) -> list[str]:
-        """Return the dataset's own labels of the readable images; of several labels those that an image has, "a|b"."""
-        if self.is_multilabel:
-            return ["|".join(self.names[i] for i in np.flatnonzero(row == 1)) for row in self.y]
-        return list(compress(self.table.labels, self.readable))
 
     def predicted_by(self, heads: Sequence[TrainedHead], rows: Ints) -> list[Floats]:
         """Return the probabilities (m, C) of several trained heads for some rows."""
@@ -168,32 +108,6 @@ class Task:
     def embeddings(self, rows: Ints) -> npt.NDArray[np.float32]:
         """Return the embeddings (m, D) of some rows, in the first view."""
         return gathered(self.x, rows)
-
-    def units(self, rows: Ints) -> Units:
-        """Return what metrics of some rows count: the images, or their patients."""
-        patients = None if self.patients is None else self.patients[rows]
-        return units_of(self.y[rows], len(self.names), patients, self.per_patient)
-
-    def score(self, rows: Ints, probabilities: Floats, decision: Decision = NO_DECISION, n_folds: int = 1) -> Scores:
-        """Score probabilities (m, C) of some rows, by the heads of `n_folds` folds, with thresholds fixed on validation."""
-        units = self.units(rows)
-        return score(units.y, units.joined(probabilities), self.names, units.groups, decision, n_folds=n_folds)
-
-    def decision(self, probabilities: Floats, rows: Ints | None = None) -> Decision:
-        """Return the primary operating point of probabilities (n, C) for all images, fixed on `rows`: the validated ones."""
-        validated = self.validated if rows is None else rows
-        units = self.units(validated)
-        return primary_decision(units.y, units.joined(probabilities[validated]), units.groups, self.rule)
-
-    def roc_auc(self, rows: Ints, probabilities: Floats) -> float:
-        """Return the ROC AUC alone, as in `score`."""
-        units = self.units(rows)
-        return macro_roc_auc(units.y, units.joined(probabilities))
-
-    def attributes(self) -> dict[str, list[str]]:
-        """Return the readable images' further columns, without those that are labels."""
-        labels, columns = self.classes if self.is_multilabel else (), self.table.attributes
-        return {name: list(compress(cells, self.readable)) for name, cells in columns.items() if name not in labels}
 
     def labelled(self) -> Labelled:
         """Return embeddings and labels for training, on the device."""
@@ -281,8 +195,9 @@ def read_task(
     )
     numbers = None if patients is None else patient_numbers(patients)
     task = Task(
-        table, readable, looks, y, groups, splits, split_by, classes, positive_labels, names, numbers, identities,
-        per_patient, cross_fit, near, encoder, facts=mostly_known(cache.facts(table.rows[readable])),
+        table=table, readable=readable, y=y, groups=groups, splits=splits, split_by=split_by, classes=classes,
+        positive=positive_labels, names=names, patients=numbers, per_patient=per_patient, is_cross_fitted=cross_fit,
+        looks=looks, identities=identities, near=near, encoder=encoder, facts=mostly_known(cache.facts(table.rows[readable])),
         is_region=REGION in cache.header.fingerprint.preprocessing,
     )  # fmt: skip
     _check_per_patient(task)

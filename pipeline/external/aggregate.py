@@ -1,28 +1,29 @@
 """An evaluation without a row of a patient, for sites that cannot share predictions."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from hoarfrost.evaluation import CalibrationLine, Estimate, binary_problems, macro_roc_auc
 from hoarfrost.evaluation.checks import Floats
-from hoarfrost.evaluation.disclosure import Cells, shareable_cells, shareable_count
+from hoarfrost.evaluation.disclosure import FEWEST, Cells, shareable_cells, shareable_count
 from hoarfrost.evaluation.intervals import area
 from hoarfrost.experiment.assessment import two_columns
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.runs import ClassAssessment, Run
-from hoarfrost.runs.aggregate import Aggregate, AggregateClass, Figure, write_aggregate
+from hoarfrost.runs.aggregate import N_RATES, Aggregate, AggregateClass, Figure, write_aggregate
 
 GRID = np.linspace(0, 1, 51)
 """The edges of the finest bins of probabilities."""
-RATES = np.linspace(0, 1, 101)
+RATES = np.linspace(0, 1, N_RATES)
 """The false positive rates at which sensitivities are shared."""
 _DIGITS = 6
 
 
-def share_only(path: Path, run: Run, task: Task, p: Floats, digest: str) -> None:
+def share_only(path: Path, run: Run, task: ScoredTask, p: Floats, digest: str) -> None:
     """Write what a site may share of an evaluation.
 
     Parameters
@@ -58,13 +59,31 @@ def share_only(path: Path, run: Run, task: Task, p: Floats, digest: str) -> None
             raise TrainingError(f"{task.table.source}: {own.name}: {error}.") from error
     scores = run.head(run.selected).test
     assert scores is not None
-    n_patients = None if units.groups is None else len(np.unique(units.groups))
+    n_images = len(task.rows_of("test"))
+    n_patients = _unrelated(None if units.groups is None else len(np.unique(units.groups)), n_images)
+    _check_differences(task, [n_images, *(one.n for one in classes)])
     loss, brier = (_rounded(scores[key].value) if key in scores else None for key in ("loss", "brier"))
     write_aggregate(path, Aggregate(
         task.table.name, run.selected if digest else "predictions", digest, "image" if units.how is None else "patient",
-        task.names, shareable_count(len(task.rows_of("test"))), shareable_count(n_patients),
+        task.names, shareable_count(n_images), shareable_count(n_patients),
         loss, brier, tuple(classes),
     ))  # fmt: skip
+
+
+def _check_differences(task: ScoredTask, counts: list[int]) -> None:
+    """Refuse labels that are unknown for one to four images: the numbers of images that have them would tell."""
+    ordered = sorted(set(counts))
+    close = [(low, high) for low, high in pairwise(ordered) if high - low < FEWEST]
+    if close:
+        raise TrainingError(
+            f"{task.table.source}: labels are known for {close[0][0]} and for {close[0][1]} images. Their difference would "
+            f"share a count of fewer than {FEWEST}. Complete these labels, or leave the images out."
+        )
+
+
+def _unrelated(n: int | None, other: int) -> int | None:
+    """Return a count; None if it differs from another one that is shared by one to four."""
+    return None if n is None or shareable_count(abs(n - other)) is None else n
 
 
 def check_place(path: Path, *, overwrite: bool) -> None:
@@ -97,8 +116,8 @@ def _of_class(
     if result.true_positives != int(y[p >= result.threshold].sum()):
         return shared  # by cross-fitted thresholds other samples are positive: with the cells, a few could be found
     return replace(
-        shared, rule=point.point.name, threshold=result.threshold, sensitivity=_figure(result.sensitivity),
-        specificity=_figure(result.specificity),
+        shared, rule=point.point.name, threshold=result.threshold, sensitivity=_with_interval(result.sensitivity),
+        specificity=_with_interval(result.specificity),
     )  # fmt: skip
 
 
@@ -112,6 +131,10 @@ def _roc(cells: Cells) -> tuple[float, ...]:
 
 def _figure(found: Estimate) -> Figure:
     return Figure(_rounded(found.value), _rounded(found.low), _rounded(found.high), found.method)
+
+
+def _with_interval(found: Estimate) -> Figure | None:
+    return None if found.low is None else _figure(found)
 
 
 def _fitted(value: float | None, ends: tuple[float, float] | None) -> Figure | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hoarfrost.evaluation import Estimate
 from hoarfrost.evaluation.checks import Bools, Floats
@@ -21,6 +22,7 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.differences import differences_of
 from hoarfrost.external.drops import drops_of, internal_figures, site_column
+from hoarfrost.external.embedding import embedded_cohort
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.frozen import frozen_of
 from hoarfrost.external.one_class import check_classes
@@ -32,11 +34,10 @@ from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.datasets import Dataset, read_table
 from hoarfrost.features.datasets.pseudonyms import Pseudonyms, salt_path
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.features.extraction.extract import embed_like
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.heads.specs import count_parameters
-from hoarfrost.inference.predict.dataset import named_predictor, workplace
+from hoarfrost.inference.predict.dataset import named_predictor
 from hoarfrost.inference.predict.predictor import Predictor
 from hoarfrost.runs import (
     EmbeddingFacts,
@@ -48,6 +49,7 @@ from hoarfrost.runs import (
     check_run_directory,
     read_heads,
     read_run,
+    record_look,
     write_run,
 )
 from hoarfrost.runs.digests import digest_of
@@ -173,18 +175,14 @@ def evaluate_cohort(
     read = _reader(data, labels, model, config)
     directory = _directory(output, data, model, config)
     _share_salt(config.cache, model.heads)
-    with workplace(config.cache, model.heads, model.predictor.header) as (place, source_cache):
-        embedded = embed_like(
-            data, place, model.predictor.header, weights=config.weights, source_cache=source_cache,
-            options=config.options, read=read, is_listed=True, on_progress=on_progress,
-        )  # fmt: skip
-        if len(embedded.errors) == len(embedded.dataset):
-            first, reason = next(iter(embedded.errors.items()))
-            path = embedded.dataset.paths[first]
-            raise HoarfrostError(f"{data}: no image could be read. The first: {path}: {reason}.")
-        with EmbeddingCache(place) as cache:
-            task = cohort_task(cache, cache.dataset(embedded.dataset.name), model.predictor.head, labels)
-            found = _evaluated(directory, task, cache, model, config, command, started)
+    with embedded_cohort(
+        data, model.predictor.header, model.heads, read, cache=config.cache, weights=config.weights,
+        options=config.options, on_progress=on_progress,
+    ) as (cache, name):  # fmt: skip
+        task = cohort_task(cache, cache.dataset(name), model.predictor.head, labels)
+        found = _evaluated(directory, task, cache, model, config, command, started)
+    if run is not None:
+        record_look(run, f"evaluate {data}")  # it shows the drop from the internal test
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
@@ -197,7 +195,7 @@ def _model(run: Path | None, head: str | None) -> _Model:
     heads = None if run is None else read_heads(run)
     predictor = named_predictor(heads, head)
     place = str(head) if run is None else str(run)
-    return _Model(predictor, heads, None if run is None else read_run(run), place)
+    return _Model(predictor, heads, None if run is None else read_run(run, before_look=True), place)
 
 
 def _reader(
@@ -253,7 +251,7 @@ def _evaluated(
     head = model.predictor.head
     seen = None if model.run is None else seen_by(model.run, len(task.y))
     keys = [key.tobytes() for key in cache.keys(task.table.rows[task.readable])]
-    overlap, shared = check_overlap(task, keys, seen, allowed=config.allow_leakage)
+    overlap, shared = check_overlap(task, keys, seen, head.seen, allowed=config.allow_leakage)
     p, is_novel = _predicted(task, model.predictor)
     novel = None if is_novel is None else share(is_novel, np.ones(len(is_novel), bool), task.patients)
     differences = differences_of(task, head, seen, novel, model.predictor.false_alarms)
@@ -273,7 +271,7 @@ def _evaluated(
         embeddings = replace(embeddings, cache="")
     facts = replace(
         evaluation_config(_base_config(task, model, embeddings), task, embeddings, model.words, command, started, ()),
-        prevalence=config.prevalence, per_patient=head.per_patient,
+        machine=machine_used(torch.get_num_threads()), prevalence=config.prevalence, per_patient=head.per_patient,
     )  # fmt: skip
     found = evaluation_run(directory, task, [result], head.name, {head.name: p}, assessment, facts, external)
     return replace(found, shortcuts=_audited(task))
@@ -306,7 +304,7 @@ def _base_config(task: Task, model: _Model, embeddings: EmbeddingFacts) -> RunCo
         return model.heads.config
     return RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
-        dataset=dataset_facts(task), embeddings=embeddings, versions=versions_used(), machine=machine_used(),
+        dataset=dataset_facts(task), embeddings=embeddings, versions=versions_used(), machine="",
     )  # fmt: skip
 
 

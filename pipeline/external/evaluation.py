@@ -11,8 +11,7 @@ from hoarfrost.evaluation import Scores
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.experiment.assessment import Fixed, Samples, assess_samples
 from hoarfrost.experiment.facts import dataset_facts, machine_used, predictions_of, versions_used
-from hoarfrost.experiment.results import compared
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask, compared
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Assessment, EmbeddingFacts, External, HeadResult, Run, RunConfig
 
@@ -26,7 +25,7 @@ def bare_result(name: str, *, n_parameters: int = 0, n_members: int = 1) -> Head
     )
 
 
-def scored(task: Task, result: HeadResult, p: Floats, fixed: Fixed) -> HeadResult:
+def scored(task: ScoredTask, result: HeadResult, p: Floats, fixed: Fixed) -> HeadResult:
     """Return a head's record with its scores on a cohort, and on the images that validated it if they are in the task.
 
     Raises
@@ -39,11 +38,14 @@ def scored(task: Task, result: HeadResult, p: Floats, fixed: Fixed) -> HeadResul
         test = task.score(rows, p[rows], fixed.decision)
         val = task.score(validated, p[validated], fixed.decision) if len(validated) else result.val
     except ValueError as error:
-        raise TrainingError(f"{task.table.source}: {error}. Add images of this class.") from error
+        way_out = (
+            ", or evaluate a head that was trained with --positive, for two classes" if len(task.names) > 2 else ""
+        )
+        raise TrainingError(f"{task.table.source}: {error}. Add images of this class{way_out}.") from error
     return replace(result, val=val, test=test, seeds=(), alarms=(), weights_file="")
 
 
-def assessed(task: Task, head: str, p: Floats, fixed: Fixed, *, prevalence: float | None) -> Assessment:
+def assessed(task: ScoredTask, head: str, p: Floats, fixed: Fixed, *, prevalence: float | None) -> Assessment:
     """Assess a head on a cohort, with thresholds and temperatures that were fixed before."""
     rows = task.rows_of("test")
     units = task.units(rows)
@@ -53,7 +55,7 @@ def assessed(task: Task, head: str, p: Floats, fixed: Fixed, *, prevalence: floa
 
 
 def evaluation_config(
-    base: RunConfig, task: Task, embeddings: EmbeddingFacts, evaluates: str, command: Sequence[str], started: float,
+    base: RunConfig, task: ScoredTask, embeddings: EmbeddingFacts, evaluates: str, command: Sequence[str], started: float,
     warnings: Sequence[str],
 ) -> RunConfig:  # fmt: skip
     """Return the configuration of an evaluation: that of the run that is evaluated, with the cohort as its dataset."""
@@ -74,7 +76,7 @@ def evaluation_config(
 
 
 def evaluation_run(
-    directory: Path, task: Task, heads: Sequence[HeadResult], selected: str, probabilities: Mapping[str, Floats],
+    directory: Path, task: ScoredTask, heads: Sequence[HeadResult], selected: str, probabilities: Mapping[str, Floats],
     assessment: Assessment, config: RunConfig, external: External,
 ) -> Run:  # fmt: skip
     """Return an evaluation as a run: several models are compared with the selected one on the same images."""

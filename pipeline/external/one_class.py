@@ -6,11 +6,11 @@ from hoarfrost.evaluation import Share
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.shares import share
 from hoarfrost.experiment.assessment import Fixed
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import TrainingError
 
 
-def check_classes(task: Task, p: Floats, fixed: Fixed | None) -> None:
+def check_classes(task: ScoredTask, p: Floats, fixed: Fixed | None) -> None:
     """Refuse a cohort of one class, with its sensitivity or specificity at the threshold that was fixed before, if one was.
 
     Raises

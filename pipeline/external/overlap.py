@@ -9,16 +9,18 @@ from hoarfrost.experiment.splits import EXTERNAL
 from hoarfrost.experiment.task import Task
 from hoarfrost.external.training_images import SeenImages
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.heads.seen import Digests, digests_of
 from hoarfrost.runs import OverlapCheck
 from hoarfrost.training.rows import gathered
 
 PATIENTS, BYTES, NEAR = "patients", "identical images", "near-identical images"
-NO_RUN = "A head file does not hold the images that it was trained on. Name its run with --run to check this"
+NO_RUN = "a head file has no patients and no embeddings of its training images. Name its run with --run to check this"
+NO_DIGESTS_HERE = "this head file has no digests of its training images. Name its run with --run to check this"
 MANY = "There are too many images to compare with one another"
 
 
 def check_overlap(
-    task: Task, keys: list[bytes], seen: SeenImages | None, *, allowed: bool
+    task: Task, keys: list[bytes], seen: SeenImages | None, of_head: Digests, *, allowed: bool
 ) -> tuple[tuple[OverlapCheck, ...], Leakage | None]:
     """Compare a cohort with the images that training saw.
 
@@ -30,6 +32,8 @@ def check_overlap(
         Of its readable images.
     seen : SeenImages or None
         None where the run is not known.
+    of_head : ndarray (m,) int64
+        The digests of training images that the head file has, see `hoarfrost.heads.seen`. They are used without a run.
     allowed : bool
         Continue in spite of an overlap.
 
@@ -38,10 +42,10 @@ def check_overlap(
     TrainingError
         If they overlap, unless that is allowed.
     """
-    if seen is None:
-        return tuple(OverlapCheck(what, None, f"{NO_RUN}.") for what in (PATIENTS, BYTES, NEAR)), None
-    found = _leakage(task, keys, seen)
-    checks = tuple(_checks(task, seen, found))
+    found = None if seen is None else _leakage(task, keys, seen)
+    checks = tuple(
+        _checks_by_digests(task, keys, of_head) if seen is None or found is None else _checks(task, seen, found)
+    )
     overlaps = [check for check in checks if check.n]
     if overlaps and not allowed:
         ids = " If two hospitals use the same numbers for different patients, rename those of the cohort (B-17 for 17)."
@@ -52,6 +56,24 @@ def check_overlap(
             f"{ids if overlaps[0].what == PATIENTS else ''}"
         )
     return checks, found
+
+
+def _checks_by_digests(task: Task, keys: list[bytes], of_head: Digests) -> Iterator[OverlapCheck]:
+    """Yield what a head file alone allows to check: identical images, if it has digests."""
+    yield OverlapCheck(PATIENTS, None, f"Not checked: {NO_RUN}.")
+    if len(of_head):
+        is_shared = np.isin(digests_of(keys), of_head)
+        n, which = int(is_shared.sum()), np.flatnonzero(is_shared)
+        text = "No identical image is in the training images, by the digests in the head file."
+        if n:
+            paths = task.table.paths
+            first = paths[int(np.flatnonzero(task.readable)[which[0]])]
+            noun = "identical image is" if n == 1 else "identical images are"
+            text = f"{n:,} {noun} in the training images, by the digests in the head file: {first}."
+        yield OverlapCheck(BYTES, n, text)
+    else:
+        yield OverlapCheck(BYTES, None, f"Not checked: {NO_DIGESTS_HERE}.")
+    yield OverlapCheck(NEAR, None, f"Not checked: {NO_RUN}.")
 
 
 def _leakage(task: Task, keys: list[bytes], seen: SeenImages) -> Leakage:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hoarfrost.evaluation import Scores
 from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.facts import dataset_facts, machine_used, versions_used
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import EXTERNAL
-from hoarfrost.experiment.task import Task
 from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.one_class import check_classes
@@ -26,7 +25,6 @@ from hoarfrost.features.datasets.table import split_of
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
-from hoarfrost.training import HeldRows, Looks
 
 NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
 OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
@@ -149,7 +147,7 @@ def _order(first: PredictionTable, other: PredictionTable) -> "np.typing.NDArray
 # -- the rows -----------------------------------------------------------------------------------------------------------
 
 
-def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[Task, "np.typing.NDArray[np.int64]", str]:
+def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask, "np.typing.NDArray[np.int64]", str]:
     """Return the rows that are scored or validated as a task, their places, and which rows are left out, in words."""
     splits = _splits(table, config.validation_split)
     rows = np.flatnonzero(splits != "")
@@ -169,22 +167,25 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[Task, "np.
         patients=None if patients is None else Texts.of(patients),
         attributes={name: Texts.of(cells[i] for i in rows) for name, cells in table.attributes.items()},
     )  # fmt: skip
-    task = Task(
-        dataset, np.ones(n, bool), Looks(HeldRows(torch.empty((n, 0)))), table.y[rows],
-        np.arange(n) if numbers is None else numbers,
-        splits[rows], EXTERNAL, table.classes, table.positive, table.names, numbers, np.zeros(n, np.uint64),
-        config.per_patient, rule=Rule.parse(config.operating_point),
+    task = ScoredTask(
+        table=dataset, readable=np.ones(n, bool), y=table.y[rows], groups=np.arange(n) if numbers is None else numbers,
+        splits=splits[rows], split_by=EXTERNAL, classes=table.classes, positive=table.positive, names=table.names,
+        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point),
     )  # fmt: skip
     return task, rows, dropped
 
 
 def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.str_]":
     """Return "test" for rows that are scored, "val" for those that fix thresholds, and "" for others."""
-    n = len(table.ids)
-    if table.splits is None:
-        return np.full(n, "test")
-    named = np.array([split_of(one) or one for one in table.splits])
-    is_validated = named == (split_of(validation) or validation)
+    wanted = split_of(validation) or validation
+    if wanted == "test":
+        raise DatasetError(f"--validation-split {validation} names the rows that are scored. Name others, or omit it.")
+    named = None if table.splits is None else np.array([split_of(one) or one for one in table.splits])
+    if wanted != PredictionsConfig.validation_split and (named is None or wanted not in named):
+        raise DatasetError(f"--validation-split {validation}: no row of {table.file} has this split. Omit the option.")
+    if named is None or table.splits is None:
+        return np.full(len(table.ids), "test")
+    is_validated = named == wanted
     is_scored = named == "test"
     if not is_scored.any():  # a split column without a test split: what is in no split is scored
         is_scored = (named == "") & ~is_validated
@@ -201,7 +202,7 @@ def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.st
 
 
 def _evaluated(
-    output: Path, task: Task, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
+    output: Path, task: ScoredTask, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
     started: float, dropped: str,
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
@@ -211,7 +212,7 @@ def _evaluated(
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, config)
-    notes = [*(model.note for model in models if model.note), dropped]
+    notes = [*(model.note for model in models if model.note), dropped, _shared_patients(task)]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"
@@ -229,6 +230,20 @@ def _evaluated(
     return evaluation_run(output, task, heads, first.name, probabilities, assessment, facts, external)
 
 
+def _shared_patients(task: ScoredTask) -> str:
+    """Return how many patients have both rows that fix thresholds and scored rows; empty if there are none."""
+    if task.patients is None or not len(task.validated):
+        return ""
+    n = len(np.intersect1d(task.patients[task.validated], task.patients[task.rows_of("test")]))
+    if not n:
+        return ""
+    whose = "1 patient has" if n == 1 else f"{n:,} patients have"
+    return (
+        f"{whose} rows in both splits: thresholds and temperature were fixed on rows of patients who are scored, so what "
+        "depends on them is too good. Keep all rows of a patient in one split."
+    )
+
+
 def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
     """Return the scores without those that only probabilities have."""
     if model.kind == PROBABILITY:
@@ -240,7 +255,7 @@ def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
     return replace(result, val=kept(result.val), test=None if result.test is None else kept(result.test))
 
 
-def _words(task: Task, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
+def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
     """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
     n, is_calibrated = len(task.validated), model.kind == PROBABILITY
     if model.kind == CALL:

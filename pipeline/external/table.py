@@ -13,6 +13,7 @@ from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.header import renamed
 from hoarfrost.features.datasets.manifest import read_columns
 from hoarfrost.features.datasets.options import TableOptions
+from hoarfrost.features.datasets.spellings import check_spellings, labels_named, normal_form
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.runs import class_numbers
 from hoarfrost.runs.tables import unmarked
@@ -20,6 +21,7 @@ from hoarfrost.runs.tables import unmarked
 PROBABILITY, SCORE, CALL = "probability", "score", "call"
 OWN = ("path", "patient", "split", "label")  # how predictions.csv of a run begins
 MEAN = "mean"
+_YES, _NO = ("1", "yes", "true", "positive"), ("0", "no", "false", "negative")
 ROUNDED = 0.02  # how far probabilities that were rounded may be from a sum of one
 EXACT = 1e-6
 _NEEDED = (
@@ -104,7 +106,7 @@ class _Reader:
     def table(self) -> PredictionTable:
         """Return the table."""
         ids = self._taken("path" if "path" in self._columns else "id")
-        labels = self._taken("label")
+        labels = self._labels()
         self._check_ids(ids)
         patients, splits = (self._taken(name) if name in self._columns else None for name in ("patient", "split"))
         classes, positive, y = self._truth(labels)
@@ -116,6 +118,15 @@ class _Reader:
         known = None if patients is None or not any(patients) else patients
         attributes = {} if self._is_own else {name: list(cells) for name, cells in self._columns.items()}
         return PredictionTable(self._file, ids, labels, y, classes, positive, names, known, splits, models, attributes)
+
+    def _labels(self) -> list[str]:
+        """Return the labels, named as the options say; refuse those that are one label in several spellings."""
+        cells = self._taken("label")
+        if self._is_own:
+            return cells
+        labels = labels_named(Texts.of(cells), self._options.table, str(self._file))
+        check_spellings(labels, str(self._file))
+        return list(labels)
 
     def _taken(self, name: str) -> list[str]:
         if name not in self._columns:
@@ -192,13 +203,17 @@ class _Reader:
             self._check_whose(classes)
             return [self._of_positive(PROBABILITY, stem, positive)]
         of_labels = self._label_columns(classes)
+        self._check_absent(classes)
         if of_labels:
             return [self._of_labels(of_labels, stem, classes, positive)]
+        one_of_two = self._one_of_two(classes, positive)
+        if one_of_two is not None:
+            return [one_of_two]
         if SCORE in columns:
             self._check_whose(classes)
             return [self._score(positive)]
         if CALL in columns:
-            return [self._calls(positive)]
+            return [self._calls(classes, positive)]
         raise DatasetError(
             f"{self._file}: no column holds predictions; there are {', '.join(columns) or 'no further columns'}. {_NEEDED}"
         )
@@ -218,6 +233,27 @@ class _Reader:
             if all(name in self._columns for name in names):
                 return names
         return []
+
+    def _one_of_two(self, classes: Sequence[str], positive: tuple[str, ...] | None) -> ModelColumn | None:
+        """Return the model of the column probability:CLASS of one of two classes, if that is the only one."""
+        names = [f"{PROBABILITY}:{_spelled(label)}" for label in classes]
+        if len(classes) != 2 or positive is None or sum(name in self._columns for name in names) != 1:
+            return None
+        place = 0 if names[0] in self._columns else 1
+        p = self._shares(names[place])
+        own = p if classes[place] in positive else 1 - p
+        return ModelColumn(self._file.stem, PROBABILITY, np.column_stack([1 - own, own]))
+
+    def _check_absent(self, classes: Sequence[str]) -> None:
+        """Refuse probabilities of a class that no row has: against the rest, nothing can be said of it."""
+        known = {f"{PROBABILITY}:{_spelled(label)}" for label in classes}
+        absent = [name for name in self._columns if name.startswith(f"{PROBABILITY}:") and name not in known]
+        if absent and known & self._columns.keys():
+            raise DatasetError(
+                f"{self._file}: no row has the label {absent[0].partition(':')[2]!r}, of which there are probabilities. Add "
+                "rows of this class; or add up the probabilities of the classes of interest in a column named probability, "
+                "and name these classes with --positive."
+            )
 
     def _own_models(
         self, names: tuple[str, ...], positive: tuple[str, ...] | None, *, is_multilabel: bool
@@ -285,14 +321,16 @@ class _Reader:
         )
         return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note)
 
-    def _calls(self, positive: tuple[str, ...] | None) -> ModelColumn:
+    def _calls(self, classes: tuple[str, ...], positive: tuple[str, ...] | None) -> ModelColumn:
         self._check_binary(CALL, positive)
         assert positive is not None
-        yes, cells = {label.lower() for label in positive} | {"1", "yes", "true", "positive"}, self._taken(CALL)
-        if "" in cells:
-            line = self._lines[cells.index("")]
-            raise DatasetError(f"{self._file} line {line}: the call is empty. Add it, or remove the row.")
-        is_positive = np.array([cell.lower() in yes for cell in cells])
+        # Labels first: a class may be named "0", "no" or "negative", and be the positive one.
+        answers = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
+        answers |= {normal_form(label): label in positive for label in classes}
+        cells = list(labels_named(Texts.of(self._taken(CALL)), self._options.table, str(self._file)))
+        known = np.array([answers.get(normal_form(cell)) is not None for cell in cells])
+        self._check(CALL, known, f"is none of the labels, which are {', '.join(classes)}", cells)
+        is_positive = np.array([answers[normal_form(cell)] for cell in cells])
         p = is_positive.astype(np.float64)
         note = (
             f"{self._file.stem} gives calls without a score: they have one sensitivity and one specificity, and their ROC "
@@ -309,7 +347,11 @@ class _Reader:
 
     def _shares(self, column: str) -> Floats:
         found = self._numbers(column)
-        self._check(column, (found >= 0) & (found <= 1), "is not a probability: it must be between 0 and 1")
+        is_share = (found >= 0) & (found <= 1)
+        hint = "" if found.min() < 0 or found.max() > 100 else " Percentages must be divided by 100."
+        if not is_share.all() and column == PROBABILITY:
+            hint += f" If these are ratings or other scores, name the column {SCORE}."
+        self._check(column, is_share, "is not a probability: it must be between 0 and 1", hint=hint)
         return found
 
     def _numbers(self, column: str) -> Floats:
@@ -318,16 +360,17 @@ class _Reader:
             found = np.array(cells, np.float64)
         except ValueError:
             found = np.array([_number(cell) for cell in cells])
-        self._check(column, np.isfinite(found), "is not a number", cells)
+        hint = " Percentages must be divided by 100." if any("%" in cell for cell in cells) else ""
+        self._check(column, np.isfinite(found), "is not a number", cells, hint=hint)
         return found
 
-    def _check(self, column: str, good: Bools, problem: str, cells: Sequence[str] = ()) -> None:
+    def _check(self, column: str, good: Bools, problem: str, cells: Sequence[str] = (), *, hint: str = "") -> None:
         wrong = np.flatnonzero(~good)
         if len(wrong):
             shown = f" {cells[wrong[0]]!r}" if cells else ""
             raise DatasetError(
                 f"{self._file} line {self._lines[wrong[0]]}: {column}{shown} {problem} ({len(wrong):,} such rows). Correct "
-                "these cells, or remove the rows."
+                f"these cells, or remove the rows.{hint}"
             )
 
 

@@ -10,8 +10,8 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision
 from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.experiment.assessment import Fixed, fix
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import strata_of_groups
-from hoarfrost.experiment.task import Task
 from hoarfrost.external.table import CALL, PROBABILITY, ModelColumn
 from hoarfrost.features.errors import TrainingError
 
@@ -20,7 +20,7 @@ NOT_FITTED = "there are no validated rows to fit it on"
 CALLS = OperatingPoint("the calls", 0.5, None, None)
 
 
-def fixed_for(task: Task, model: ModelColumn, rule: Rule) -> Fixed:
+def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
     """Fix thresholds, and temperatures where there are validated rows, for the predictions of a model.
 
     Parameters
@@ -45,7 +45,7 @@ def fixed_for(task: Task, model: ModelColumn, rule: Rule) -> Fixed:
     return found if model.kind == PROBABILITY else replace(found, temperatures=(), prevalences={}, calibrations=())
 
 
-def _fixed(task: Task, p: Floats, rule: Rule) -> Fixed:
+def _fixed(task: ScoredTask, p: Floats, rule: Rule) -> Fixed:
     if len(task.validated):
         units = task.units(task.validated)
         return fix(units.y, units.joined(p[task.validated]), units.groups, rule)
@@ -60,12 +60,12 @@ def _fixed(task: Task, p: Floats, rule: Rule) -> Fixed:
     return _cross_fitted(task, p, rule, unfitted)
 
 
-def _decides(task: Task) -> bool:
+def _decides(task: ScoredTask) -> bool:
     """Return whether thresholds decide; of more than two classes, the most probable one is predicted."""
     return task.is_multilabel or len(task.names) == 2
 
 
-def _cross_fitted(task: Task, p: Floats, rule: Rule, fits: tuple[TemperatureFit, ...]) -> Fixed:
+def _cross_fitted(task: ScoredTask, p: Floats, rule: Rule, fits: tuple[TemperatureFit, ...]) -> Fixed:
     """Judge each sample by thresholds that the other folds chose; state the thresholds that all samples choose."""
     units = task.units(task.rows_of("test"))
     p, y = units.joined(p[task.rows_of("test")]), units.y
@@ -116,7 +116,9 @@ def _reached(points: "tuple[OperatingPoint, ...]", limits: Floats) -> tuple[Oper
     )
 
 
-def _decision(task: Task, points: Mapping[int, tuple[OperatingPoint, ...]], limits: Mapping[int, Floats]) -> Decision:
+def _decision(
+    task: ScoredTask, points: Mapping[int, tuple[OperatingPoint, ...]], limits: Mapping[int, Floats]
+) -> Decision:
     if not _decides(task):
         return NO_DECISION
     places = {

@@ -8,11 +8,11 @@ from hoarfrost.evaluation import apply_temperature, binary_problems
 from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.updating import Updating, compare_updates, too_few
 from hoarfrost.experiment.assessment import Fixed, two_columns
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.external.thresholds import folds_of
 
 
-def updates_of(task: Task, p: Floats, fixed: Fixed, prevalence: float | None) -> tuple[Updating, ...]:
+def updates_of(task: ScoredTask, p: Floats, fixed: Fixed, prevalence: float | None) -> tuple[Updating, ...]:
     """Compare the frozen probabilities of a cohort with updated ones, cross-validated by patient.
 
     Parameters
@@ -42,7 +42,7 @@ def updates_of(task: Task, p: Floats, fixed: Fixed, prevalence: float | None) ->
 
 
 def _of_labels(
-    task: Task, y: Ints, p: Floats, groups: Ints | None, fixed: Fixed, prevalence: float | None
+    task: ScoredTask, y: Ints, p: Floats, groups: Ints | None, fixed: Fixed, prevalence: float | None
 ) -> Iterator[Updating]:
     for number, rows, one in binary_problems(y, len(task.names)):
         scaled = apply_temperature(two_columns(p[rows, number]), fixed.temperatures[number].temperature)

@@ -3,10 +3,9 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,10 @@ from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.fingerprint import Fingerprint, weights_digest
 from hoarfrost.heads.committee import Committee
+from hoarfrost.heads.earlier import member_prefix, upgraded
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.layers import Columns, Standardise
+from hoarfrost.heads.seen import NO_DIGESTS, Digests
 from hoarfrost.heads.specs import parse_head
 from hoarfrost.heads.views import columns_of, member_views
 from hoarfrost.runs import from_json, to_json
@@ -34,15 +35,8 @@ READ_VERSIONS = (2, 3, 4)
 IMAGE = "image"  # a unit, see `Validated`
 KEY = "hoarfrost"  # in the metadata
 DIGEST = "sha256"
-# What version 2, which had one training for each seed, meant where a head's name does not state it.
-DEFAULTS_OF_VERSION_2: Mapping[str, Any] = {
-    "transform": "none",
-    "members": 1,
-    "lr": 1e-3,
-    "weight_decay": 1.0,
-    "dropout": 0.0,
-}
 LARGEST_ERROR = 1e-9  # of the sum of the members' weights
+SEEN = "seen"
 NOVELTY = ("mean", "directions", "variances")
 
 
@@ -123,6 +117,9 @@ class SavedHead:
         For images, and for patients if they were known.
     distances : ConformalScores
         Those of validation images.
+    seen : ndarray (n,) int64
+        Digests of the images that the head learned from or was validated on, ascending, see `hoarfrost.heads.seen`; empty
+        where they were omitted, and in files of earlier versions.
 
     Raises
     ------
@@ -139,6 +136,7 @@ class SavedHead:
     validated: tuple[Validated, ...]
     novelty: NoveltyReference
     distances: ConformalScores
+    seen: Digests = field(default_factory=NO_DIGESTS.copy, kw_only=True)
 
     def __post_init__(self) -> None:
         weights = [member.weight for member in self.members]
@@ -236,15 +234,13 @@ def content_digest(description: Mapping[str, object], tensors: Mapping[str, Tens
 def _tensors(head: SavedHead) -> Iterator[tuple[str, Tensor]]:
     for i, member in enumerate(head.members):
         for name, tensor in member.module.state_dict().items():
-            yield f"{_prefix(i)}{name}", _shortest(tensor)
+            yield f"{member_prefix(i)}{name}", _shortest(tensor)
     yield from ((f"novelty.{name}", torch.from_numpy(getattr(head.novelty, name))) for name in NOVELTY)
+    if len(head.seen):
+        yield SEEN, torch.from_numpy(head.seen)
     for name, calibration in _calibrations(head.validated, head.distances):
         yield f"{name}.scores", torch.from_numpy(calibration.scores)
         yield f"{name}.weights", torch.from_numpy(calibration.weights)
-
-
-def _prefix(member: int) -> str:
-    return f"member{member}."
 
 
 def _shortest(tensor: Tensor) -> Tensor:
@@ -311,32 +307,8 @@ def _described(path: Path, text: str | None, tensors: dict[str, Tensor]) -> tupl
     if content[DIGEST] != content_digest(content, tensors):
         raise ValueError("its content does not match its checksum")
     if version == READ_VERSIONS[0]:
-        content, tensors = _upgraded(content, tensors)
+        content, tensors = upgraded(content, tensors)
     return from_json(content, _Description), tensors
-
-
-def _upgraded(content: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a file of version 2 in the layout of version 3.
-
-    Its seeds shared the standardisation. The first seed's tensors had no prefix.
-    """
-    text, seeds = str(content["head"]), content["seeds"]
-    stated = {option.partition("=")[0].strip() for option in text.split(",")[1:]}
-    spec = parse_head(text)
-    unstated = DEFAULTS_OF_VERSION_2.keys() & spec.options().keys() - stated
-    spec = replace(spec, **{name: DEFAULTS_OF_VERSION_2[name] for name in unstated})
-    members = [{"head": spec.full_name, "seed": seed, "fold": 0, "weight": 1 / len(seeds)} for seed in seeds]
-    found = {
-        name: tensor for name, tensor in tensors.items() if name.startswith(("novelty.", "conformal.", "distances."))
-    }
-    for i, seed in enumerate(seeds):
-        layers = f"seed{seed}.1." if i else "1."
-        for name, tensor in tensors.items():
-            if name.startswith("0."):
-                found[f"{_prefix(i)}{name}"] = tensor
-            elif name.startswith(layers):
-                found[f"{_prefix(i)}1.{name.removeprefix(layers)}"] = tensor
-    return {**content, "members": members}, found
 
 
 def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead:
@@ -357,7 +329,7 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         spec = parse_head(one.head)
         member_views(spec, header.view_names)  # refused now
         of_spec = columns_of(spec.layer_numbers, columns)
-        module = _module(spec, n_inputs, of_spec, n_classes, _prefix(i), tensors)
+        module = _module(spec, n_inputs, of_spec, n_classes, member_prefix(i), tensors)
         members.append(SavedMember(spec, one.seed, one.fold, one.weight, module))
     n_calibrations = n_classes if multilabel else 1
     n_points = n_calibrations if multilabel or n_classes == 2 else 0
@@ -371,7 +343,17 @@ def _head(description: _Description, tensors: Mapping[str, Tensor]) -> SavedHead
         validated,
         _novelty(description.novelty_rest, n_inputs, tensors),
         _calibration("distances", tensors),
+        seen=_seen(tensors),
     )  # fmt: skip
+
+
+def _seen(tensors: Mapping[str, Tensor]) -> Digests:
+    if SEEN not in tensors:
+        return NO_DIGESTS
+    found: Digests = tensors[SEEN].numpy()
+    if found.ndim != 1 or found.dtype != np.int64 or (found[1:] < found[:-1]).any():
+        raise ValueError(f"{SEEN} does not contain ascending digests")
+    return found
 
 
 def _columns(header: Header) -> Mapping[int, slice]:

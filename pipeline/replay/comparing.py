@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-TOLERANCE = 1e-9
-"""By which a number may differ, relative to the larger one, or by itself if that is below 1."""
+TOLERANCE = 1e-6
+"""By which a number may differ, relative to the larger one, or by itself if that is below 1.
+
+A temperature is where a loss is lowest: the rounding of its terms moves that place by 1e-8, and what follows by more.
+"""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from hoarfrost.evaluation.checks import Bools, Floats, Ints
 from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.classes import class_names
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import merged_groups
-from hoarfrost.experiment.task import Task
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.heads.committee import Committee
@@ -18,12 +18,11 @@ from hoarfrost.heads.files import SavedHead, SavedMember
 from hoarfrost.heads.views import member_views
 from hoarfrost.inference.sources import RunSource
 from hoarfrost.runs import Run
-from hoarfrost.training import HeldRows, Looks
 
 _AT_ONCE = 4_096  # embeddings
 
 
-def task_of(run: Run, source: RunSource | None) -> Task:
+def task_of(run: Run, source: RunSource | None) -> ScoredTask:
     """Return what the metrics of a run are of. Without the cache there are no further columns."""
     dataset, predictions, n = run.config.dataset, run.predictions, len(run.predictions.paths)
     patients = None if dataset.n_patients is None else list(predictions.patients)
@@ -36,11 +35,13 @@ def task_of(run: Run, source: RunSource | None) -> Task:
         mtimes_ns=np.full(n, -1), patients=None if patients is None else Texts.of(patients),
         attributes={name: Texts.of(cells) for name, cells in attributes.items()},
     )  # fmt: skip
-    return Task(
-        table, np.ones(n, bool), Looks(HeldRows(torch.empty((n, 0)))), run.y_true(),
-        np.arange(n) if numbers is None else merged_groups(numbers), np.array(predictions.splits), dataset.split_by,
-        dataset.classes, dataset.positive, names, numbers, np.zeros(n, np.uint64), run.config.per_patient,
-        run.config.n_cross_fit is not None and not run.config.evaluates, rule=Rule.parse(run.config.operating_point),
+    return ScoredTask(
+        table=table, readable=np.ones(n, bool), y=run.y_true(),
+        groups=np.arange(n) if numbers is None else merged_groups(numbers), splits=np.array(predictions.splits),
+        split_by=dataset.split_by, classes=dataset.classes, positive=dataset.positive, names=names, patients=numbers,
+        per_patient=run.config.per_patient,
+        is_cross_fitted=run.config.n_cross_fit is not None and not run.config.evaluates,
+        rule=Rule.parse(run.config.operating_point),
     )  # fmt: skip
 
 

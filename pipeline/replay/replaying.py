@@ -9,40 +9,38 @@ from typing import Any
 
 import numpy as np
 
+from hoarfrost.evaluation import Comparison
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.drops import drop_between
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.experiment.assessment import Fixed
-from hoarfrost.experiment.results import compared
 from hoarfrost.experiment.review import assess
-from hoarfrost.experiment.task import Task
+from hoarfrost.experiment.scored import ScoredTask, compared
 from hoarfrost.external.evaluation import assessed
 from hoarfrost.external.frozen import frozen_of
 from hoarfrost.external.table import CALL, PROBABILITY, SCORE, ModelColumn
 from hoarfrost.external.thresholds import CALLS, fixed_for
 from hoarfrost.external.updating import updates_of
-from hoarfrost.features.errors import CacheError, HoarfrostError
+from hoarfrost.features.errors import CacheError, HoarfrostError, RunError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.inference.sources import RunSource, opened_source
 from hoarfrost.replay.comparing import Difference, differences, n_numbers
 from hoarfrost.replay.rebuilding import predicted_again, task_of
-from hoarfrost.runs import HeadResult, Run, metrics_document, read_heads, read_run
+from hoarfrost.replay.retraining import FITTED_AGAIN, fitted_again, trained_again
+from hoarfrost.runs import HeadResult, Run, hidden, metrics_document, read_heads, read_run
 from hoarfrost.runs.digests import changed_files
 from hoarfrost.runs.external import ALL
+from hoarfrost.runs.sealed import SEALED
 
 CLOSE = 1e-6
 """By which a probability may differ: heads are trained in float32, on any number of threads."""
+_RETRAIN = "--retrain trains them again."
 _PARTS = {
-    "references": "The references were fitted while training, and are not saved.",
-    "learning_curve": "The heads of the learning curve are not saved.",
-    "leakage": "Overlap between splits is found before training.",
-    "shortcuts": "The audit for shortcuts trains classifiers of its own.",
-    "acquisition": "The classifiers that do not look at the image are not saved.",
-    "left_out": "The heads without a site are not saved.",
-    "covariates": "The models with covariates are not saved.",
-    "suspects": "Labels to check are found by classifiers of their own.",
-    "views": "The heads of other views are not saved.",
-    "repeats": "The heads of repeated splits are not saved.",
+    "learning_curve": f"The heads of the learning curve are not saved. {_RETRAIN}",
+    "left_out": f"The heads without a site are not saved. {_RETRAIN}",
+    "covariates": f"The models with covariates need heads of folds. {_RETRAIN}",
+    "views": f"The heads of other views are not saved. {_RETRAIN}",
+    "repeats": f"The heads of repeated splits are not saved. {_RETRAIN}",
 }
 _OF_POOLED = ("roc_auc", "loss", "brier")  # they need no threshold; those of the folds are not recorded
 
@@ -87,15 +85,31 @@ class _Findings:
     largest: float = 0.0
     differing: list[Difference] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
+    """The parts of `metrics.json` that are not computed again, with the reason."""
+
+    def compare_predictions(self, run: Run, name: str, again: Floats, recorded: Floats) -> bool:
+        """Compare the probabilities (n, C) of a head, and return whether some differ."""
+        apart = np.abs(again - recorded).max(axis=1)
+        self.n_probabilities += len(apart)
+        self.largest = max(self.largest, float(apart.max()))
+        wrong = np.flatnonzero(~(apart <= CLOSE))
+        for i in wrong:
+            place = f"predictions.csv, {name}, {run.predictions.paths[i]}"
+            c = int(np.abs(again[i] - recorded[i]).argmax())
+            self.differing.append(Difference(place, f"{recorded[i, c]:g}", f"{again[i, c]:g}", float(apart[i])))
+        return len(wrong) > 0
 
 
-def replay(directory: Path) -> Replay:
+def replay(directory: Path, *, retrain: bool = False) -> Replay:
     """Compute the predictions and figures of a run again, from its cache and its heads, and compare them.
 
     Parameters
     ----------
     directory : Path
         A run folder of `train` or `evaluate`.
+    retrain : bool
+        Train everything again in place of using the heads, with the recorded settings and seeds.
 
     Returns
     -------
@@ -104,7 +118,9 @@ def replay(directory: Path) -> Replay:
     Raises
     ------
     RunError
-        If `directory` is not a run.
+        If `directory` is not a run; or to retrain, if it is an evaluation or does not record its settings.
+    CacheError
+        To retrain, as `opened_source`.
 
     Notes
     -----
@@ -114,21 +130,66 @@ def replay(directory: Path) -> Replay:
     changed = changed_files(directory)
     if changed:
         return Replay(directory, changed)
-    run, found = read_run(directory), _Findings()
-    with ExitStack() as stack:
-        source = _source(run, stack, found)
-        heads = dict(_heads(run, found))
-        probabilities = _predictions(run, heads, source, found)
-        again = _figures(run, task_of(run, source), heads, probabilities, found, has_columns=source is not None)
-    parts = [name for name in _PARTS if getattr(run, name)]
+    run, found = read_run(directory, before_look=True), _Findings()
+    again = _trained_again(run, found) if retrain else _computed_again(run, found)
+    if (directory / SEALED).is_file():
+        again = hidden(again)
+        found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
+    parts = [name for name in found.parts if getattr(run, name)]
     recorded = json.loads((directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
     document = json.loads(json.dumps(metrics_document(again)))
     compared_parts = [name for name in document if name in recorded and name not in parts]
     for name in compared_parts:
         found.differing += differences(recorded[name], document[name], name)
-    found.skipped += [f"{name}: {_PARTS[name]}" for name in parts]
+    found.skipped += [f"{name}: {found.parts[name]}" for name in parts]
     n = sum(n_numbers(recorded[name]) for name in compared_parts)
     return Replay(directory, (), found.n_probabilities, n, found.largest, tuple(found.differing), tuple(found.skipped))
+
+
+def _trained_again(run: Run, found: _Findings) -> Run:
+    """Train a run again, and compare the predictions of its heads."""
+    asked = run.config.options
+    if run.config.evaluates:
+        raise RunError(
+            f"--retrain: {run.directory} is an evaluation, which trained nothing. Replay the run it evaluated."
+        )
+    if asked is None:
+        raise RunError(
+            f"--retrain: {run.directory} does not record all its settings: an earlier version wrote it. Omit --retrain, or "
+            "train it again."
+        )
+    with opened_source(run) as source:
+        again = trained_again(run, asked, source.cache)
+    for name, recorded in run.predictions.probabilities.items():
+        if name in again.predictions.probabilities:
+            found.compare_predictions(run, name, again.predictions.probabilities[name], recorded)
+    return again
+
+
+def _computed_again(run: Run, found: _Findings) -> Run:
+    """Compute a run again from its cache and its heads, as far as these are there."""
+    found.parts |= _PARTS
+    with ExitStack() as stack:
+        source = _source(run, stack, found)
+        heads = dict(_heads(run, found))
+        probabilities = _predictions(run, heads, source, found)
+        again = _figures(run, task_of(run, source), heads, probabilities, found, has_columns=source is not None)
+        if run.config.evaluates:
+            found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the images that the head learned from.")
+        elif source is None:
+            found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the cache.")
+        elif run.config.options is None:
+            found.parts |= dict.fromkeys(
+                FITTED_AGAIN, "An earlier version wrote the run, and did not record its settings."
+            )
+        else:
+            return fitted_again(again, run.config.options, source.cache)
+    others = [one.name for one in run.comparisons if one.name not in run.predictions.probabilities]
+    if others:
+        found.skipped.append(
+            f"comparisons with {', '.join(others)}, and Holm's correction over them: predictions not saved."
+        )
+    return again
 
 
 # -- predictions --------------------------------------------------------------------------------------------------------
@@ -178,16 +239,8 @@ def _predictions(
         if source is None or name not in heads:
             continue
         again = predicted_again(run, heads[name], source)
-        apart = np.abs(again - recorded).max(axis=1)
-        found.n_probabilities += len(apart)
-        found.largest = max(found.largest, float(apart.max()))
-        wrong = np.flatnonzero(~(apart <= CLOSE))
-        if len(wrong):
+        if found.compare_predictions(run, name, again, recorded):
             result[name] = again
-        for i in wrong:
-            place = f"predictions.csv, {name}, {run.predictions.paths[i]}"
-            c = int(np.abs(again[i] - recorded[i]).argmax())
-            found.differing.append(Difference(place, f"{recorded[i, c]:g}", f"{again[i, c]:g}", float(apart[i])))
     return result
 
 
@@ -195,7 +248,7 @@ def _predictions(
 
 
 def _figures(
-    run: Run, task: Task, heads: Mapping[str, SavedHead], probabilities: Mapping[str, Floats], found: _Findings, *,
+    run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], probabilities: Mapping[str, Floats], found: _Findings, *,
     has_columns: bool,
 ) -> Run:  # fmt: skip
     """Return the run with figures that were computed again, and the recorded ones where that is not possible."""
@@ -208,7 +261,7 @@ def _figures(
     return _of_folds(again, task, found)
 
 
-def _of_training(run: Run, task: Task, _: Mapping[str, SavedHead], found: _Findings) -> Run:
+def _of_training(run: Run, task: ScoredTask, _: Mapping[str, SavedHead], found: _Findings) -> Run:
     results, probabilities = [], run.predictions.probabilities
     for one in run.heads:
         p = probabilities[one.name]
@@ -216,31 +269,25 @@ def _of_training(run: Run, task: Task, _: Mapping[str, SavedHead], found: _Findi
         scores = {name: task.score(rows, p[rows], decision) for name, rows in task.scored.items()}
         val = scores["val"].optimistic() if one.name == run.selected else scores["val"]
         results.append(replace(one, val=val, test=scores.get("test")))
-    found.skipped.append("seeds and alarms of heads: they need each member's out-of-fold predictions, by fold.")
-    comparisons = run.comparisons
-    if comparisons:
-        comparisons = _compared(run, task, found)
+    found.skipped.append(f"seeds and alarms of heads: they need each member's predictions, by fold. {_RETRAIN}")
+    comparisons = _compared(run, task) if run.comparisons else ()
     chosen = assess(task, run.selected, probabilities[run.selected], prevalence=run.config.prevalence)
     return replace(run, heads=tuple(results), comparisons=comparisons, assessment=chosen)
 
 
-def _compared(run: Run, task: Task, found: _Findings) -> Any:
-    """Compare the heads again. Holm's correction is over the references too, whose predictions are not saved."""
+def _compared(run: Run, task: ScoredTask) -> tuple[Comparison, ...]:
+    """Compare the heads again; Holm's correction over references, whose predictions are not saved, is the recorded one."""
     of_heads = {one.name: one for one in compared(
         task, run.predictions.probabilities, run.selected, task.rows_of("test")
     )}  # fmt: skip
-    others = [one.name for one in run.comparisons if one.name not in of_heads]
-    if not others:
+    if all(one.name in of_heads for one in run.comparisons):
         return tuple(of_heads[one.name] for one in run.comparisons)
-    found.skipped.append(
-        f"comparisons with {', '.join(others)}, and Holm's correction over them: predictions not saved."
-    )
     return tuple(
         replace(of_heads[one.name], p_holm=one.p_holm) if one.name in of_heads else one for one in run.comparisons
     )
 
 
-def _of_evaluation(run: Run, task: Task, heads: Mapping[str, SavedHead], found: _Findings) -> Run:
+def _of_evaluation(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], found: _Findings) -> Run:
     assert run.external is not None
     if not heads and not _is_of_predictions(run):
         return run
@@ -273,7 +320,7 @@ def _of_evaluation(run: Run, task: Task, heads: Mapping[str, SavedHead], found: 
     )  # fmt: skip
 
 
-def _fixed(run: Run, task: Task, heads: Mapping[str, SavedHead], one: HeadResult) -> Fixed:
+def _fixed(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], one: HeadResult) -> Fixed:
     """Return what was fixed before the cohort was scored: by the head, or by the rules for predictions of any model."""
     if one.name in heads:
         place = Path(run.config.evaluates.removeprefix(f"the head {one.name} of "))
@@ -286,7 +333,7 @@ def _fixed(run: Run, task: Task, heads: Mapping[str, SavedHead], one: HeadResult
     return fixed_for(task, ModelColumn(one.name, kind, run.predictions.probabilities[one.name]), task.rule)
 
 
-def _rescored(one: HeadResult, task: Task, p: Floats, fixed: Fixed) -> HeadResult:
+def _rescored(one: HeadResult, task: ScoredTask, p: Floats, fixed: Fixed) -> HeadResult:
     """Return a head with its scores on the cohort; those that scores and calls do not have stay away."""
     rows = task.rows_of("test")
     test = task.score(rows, p[rows], fixed.decision)
@@ -295,14 +342,14 @@ def _rescored(one: HeadResult, task: Task, p: Floats, fixed: Fixed) -> HeadResul
     return replace(one, test=replace(test, estimates=kept))
 
 
-def _of_folds(run: Run, task: Task, found: _Findings) -> Run:
+def _of_folds(run: Run, task: ScoredTask, found: _Findings) -> Run:
     """Return the run with the areas and losses of its folds, from their recorded predictions."""
     folded, out_of_fold = run.cross_validation, run.out_of_fold
     if folded is None or out_of_fold is None:
         return run
     found.skipped.append(
         f"folds: their heads are not saved. {', '.join(_OF_POOLED)} are computed from out_of_fold.csv; what needs the folds' "
-        "thresholds is not."
+        f"thresholds is not. {_RETRAIN}"
     )
     numbers = np.array(out_of_fold.folds)
     folds: Sequence[Any] = [np.flatnonzero(numbers == fold) for fold in range(folded.n_folds)]

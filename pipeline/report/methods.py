@@ -1,7 +1,7 @@
 """A paragraph of methods, ready to paste into a paper: what this run did, from its own values."""
 
 from collections.abc import Iterator
-from pathlib import PurePath
+from os.path import splitext
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
 from hoarfrost.evaluation.calibration_curve import N_CURVES
@@ -173,7 +173,7 @@ def _weights(facts: CacheFacts) -> str:
 
 
 def _suffixes(run: Run) -> set[str]:
-    return {PurePath(path).suffix.lower() for path in run.predictions.paths}
+    return {splitext(path)[1].lower() for path in run.predictions.paths}
 
 
 def _has_dicom(run: Run) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import file_identity, whole_file
 from hoarfrost.report.page import render
-from hoarfrost.runs import REPORT, Run, read_heads, read_run, record_look, to_json
+from hoarfrost.runs import REPORT, Run, read_heads, read_looked_at, read_run, record_look, to_json
 
 if TYPE_CHECKING:
     from hoarfrost.inference.explain import Explainer
@@ -72,11 +72,9 @@ def report_runs(
         return Reported(report, _write_figures(read_run(directories[0]), figures) if figures is not None else ())
     if output is None or figures is not None:
         raise ValueError("several runs need an output, and have no figures")
-    from hoarfrost.report.compare import render_comparison, side_by_side
+    from hoarfrost.report.compare import render_comparison
 
-    for directory in directories:
-        record_look(directory, "report")
-    page = render_comparison(side_by_side([read_run(directory) for directory in directories]))
+    page = render_comparison(_side_by_side(directories, "report", lambda _: None))
     return Reported(_write_page(output, page))
 
 
@@ -120,13 +118,22 @@ def compare_runs(directories: Sequence[Path], *, output: Path | None = None) -> 
     RunError
         As `side_by_side` and `require_tests`; or if the page cannot be written.
     """
-    from hoarfrost.report.compare import render_comparison, require_tests, side_by_side
+    from hoarfrost.report.compare import render_comparison, require_tests
 
-    for directory in directories:
-        record_look(directory, "compare")
-    found = side_by_side([read_run(directory) for directory in directories])
-    require_tests(found)
+    found = _side_by_side(directories, "compare", require_tests)
     return Compared(found, None if output is None else _write_page(output, render_comparison(found)))
+
+
+def _side_by_side(directories: Sequence[Path], command: str, check: "Callable[[SideBySide], None]") -> "SideBySide":
+    """Return runs side by side, and count that as a look at each locked test split. What is refused shows no score."""
+    from hoarfrost.report.compare import side_by_side
+
+    found = side_by_side([read_run(directory, before_look=True) for directory in directories])
+    check(found)
+    looks = [record_look(directory, command) for directory in directories]
+    if not any(looks):
+        return found
+    return side_by_side([read_run(directory) for directory in directories])
 
 
 def write_report(
@@ -176,9 +183,12 @@ def write_report(
     """
     explainer = _explainer(directory, weights) if with_explanations else None
     identity = file_identity(directory / "config.json")
-    record_look(directory, "report")
     page = render(
-        read_run(directory), with_images=with_images, with_map=with_map, explainer=explainer, images_from=images_from
+        read_looked_at(directory, "report"),
+        with_images=with_images,
+        with_map=with_map,
+        explainer=explainer,
+        images_from=images_from,
     )
     return _write_page(output, page) if output is not None else _write_into_run(directory, identity, page)
 

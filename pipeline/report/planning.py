@@ -13,7 +13,7 @@ from hoarfrost.evaluation.sample_size import Assumed, LinearPredictor, Plan, ima
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.evaluation import Evaluation, evaluation_of
 from hoarfrost.report.words import listed, several
-from hoarfrost.runs import Run, read_run, record_look, scored_area
+from hoarfrost.runs import Run, read_looked_at, scored_area
 
 WIDTH, CALIBRATION_WIDTH = 0.1, 0.2
 LEAST = 1e-6  # a probability of 0 has no log-odds
@@ -52,8 +52,7 @@ def plan_of(
     if run is None:
         assumed = Assumed(**known)
     else:
-        opened = read_run(run)
-        record_look(run, "plan")
+        opened = read_looked_at(run, "plan")
         prevalence = known.get("prevalence")
         assumed = replace(assumed_of(opened, evaluation_of(opened), width=width, prevalence=prevalence), **known)
         if known.keys() & {"auc", "images_per_patient", "icc"}:  # the run's own interval no longer shows the need

@@ -10,6 +10,7 @@ DIR/left_out.csv     the probabilities by the heads that never saw the image's s
 DIR/history.csv      head, seed, epoch, losses, validation ROC AUC and learning rate
 DIR/heads/*.safetensors   weights; the head's description is in the file's metadata
 DIR/looks.csv        looks at a locked test split, with --lock-test
+DIR/locked.zip       its scores, until the first look puts them into metrics.json and predictions.csv
 DIR/SHA256SUMS       the digest of each file, for `sha256sum --check`; a changed file is refused
 DIR/tensorboard/     training curves for TensorBoard, with --tensorboard
 ```
@@ -27,12 +28,13 @@ from hoarfrost.runs.folder import (
     check_run_directory,
     metrics_document,
     read_heads,
+    read_looked_at,
     read_run,
     read_splits,
     write_run,
 )
 from hoarfrost.runs.left_out import LeftOut, LeftOutSite
-from hoarfrost.runs.lock import AnalysisPlan, Look, record_look
+from hoarfrost.runs.lock import AnalysisPlan, Look
 from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
@@ -49,11 +51,13 @@ from hoarfrost.runs.records import (
     RunHeads,
     SeedResult,
     SplitSize,
+    TrainOptions,
     UnreadableImage,
     ViewsResult,
     class_numbers,
 )
 from hoarfrost.runs.resampled import CrossValidated, CrossValidation, LearningPoint, RepeatedSplits
+from hoarfrost.runs.sealed import hidden, record_look
 from hoarfrost.runs.tensorboard import require_tensorboard
 from hoarfrost.runs.trust import (
     Assessment,
@@ -108,12 +112,14 @@ __all__ = [
     "SeedResult",
     "SplitSize",
     "Suspects",
+    "TrainOptions",
     "UnreadableImage",
     "ViewsResult",
     "check_digest",
     "check_run_directory",
     "class_numbers",
     "from_json",
+    "hidden",
     "images_alone",
     "in_words",
     "leakage_warnings",
@@ -122,6 +128,7 @@ __all__ = [
     "outlook_text",
     "precision_text",
     "read_heads",
+    "read_looked_at",
     "read_run",
     "read_splits",
     "record_look",

@@ -1,16 +1,21 @@
 """What a site shares where it cannot share predictions: one JSON file without a row of a patient."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from hoarfrost.evaluation.disclosure import Cells
+from hoarfrost.evaluation.disclosure import Cells, shareable_count
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import whole_file
 from hoarfrost.runs.decoding import from_json, to_json
 
 FORMAT = "hoarfrost-aggregate"
 FORMAT_VERSION = 1
+N_RATES = 101
+"""False positive rates at which sensitivities are shared: 0, 0.01, ... 1."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,72 @@ def read_aggregate(path: Path) -> Aggregate:
                 f"{path} has the format version {content['format_version']}, and this hoarfrost reads version "
                 f"{FORMAT_VERSION}. Use the same hoarfrost at all sites."
             )
-        return from_json(content, Aggregate)
+        found = from_json(content, Aggregate)
+        _check(found)
+        return found
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist. Check the path.") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise RunError(f"{path} is damaged or incomplete: {error}. {again}") from error
+
+
+_LARGEST = 1e6  # of calibration slopes, intercepts and losses
+
+
+def _check(found: Aggregate) -> None:
+    """Refuse numbers that no evaluation writes: raise ValueError that names the first."""
+    problems = [*_problems(found), *(f"{one.name}: {problem}" for one in found.classes for problem in _of_class(one))]
+    if problems:
+        raise ValueError(problems[0])
+
+
+def _problems(found: Aggregate) -> Iterator[str]:
+    if not found.classes or len(found.classes) > len(found.names):
+        yield "its classes are not those that it names"
+    if not all(_is_count(n) for n in (found.n_images, found.n_patients) if n is not None):
+        yield "the number of images or patients is not one that may be shared"
+    if not all(0 <= one < _LARGEST for one in (found.loss, found.brier) if one is not None):
+        yield "log loss or Brier score is not a number of 0 or more"
+
+
+def _of_class(one: AggregateClass) -> Iterator[str]:
+    cells, k = one.cells, len(one.cells.positives)
+    if not (len(cells.negatives) == len(cells.mean_probability) == len(cells.edges) - 1 == k > 0):
+        yield "its bins have different numbers of parts"
+        return
+    if not all(map(_is_count, (*cells.positives, *cells.negatives))):
+        yield "a bin has a count that may not be shared"
+    if (sum(cells.positives), sum(cells.negatives)) != (one.n_positive, one.n - one.n_positive):
+        yield "its bins do not add up to its number of images"
+    if not sum(cells.positives) or not sum(cells.negatives):
+        yield "one of its two sides is empty"
+    if (cells.edges[0], cells.edges[-1]) != (0, 1) or not all(low < high for low, high in pairwise(cells.edges)):
+        yield "the edges of its bins do not ascend from 0 to 1"
+    means = zip(cells.positives, cells.negatives, cells.mean_probability, strict=True)
+    if not all((mean is None) == (pos + neg == 0) and (mean is None or 0 <= mean <= 1) for pos, neg, mean in means):
+        yield "the mean probability of a bin is not between 0 and 1"
+    if len(one.roc) != N_RATES or not all(0 <= low <= high <= 1 for low, high in pairwise(one.roc)):
+        yield f"its ROC curve does not have {N_RATES} ascending sensitivities"
+    if one.threshold is not None and one.threshold not in cells.edges:
+        yield "its threshold is not an edge of its bins"
+    shares = [("roc_auc", one.roc_auc), ("sensitivity", one.sensitivity), ("specificity", one.specificity)]
+    yield from (
+        f"{name} or its interval is not between 0 and 1" for name, share in shares if not _is_within(share, 0, 1)
+    )
+    fitted = [("slope", one.slope), ("intercept", one.intercept)]
+    yield from (f"{name} is not a number" for name, of in fitted if not _is_within(of, -_LARGEST, _LARGEST))
+
+
+def _is_count(n: int) -> bool:
+    return n >= 0 and shareable_count(n) is not None
+
+
+def _is_within(figure: Figure | None, low: float, high: float) -> bool:
+    """Return whether a figure, if there is one, and its interval are within limits, and in order."""
+    if figure is None:
+        return True
+    values = (figure.low, figure.value, figure.high)
+    if any(one is None or not math.isfinite(one) for one in values):
+        return False
+    first, middle, last = (one for one in values if one is not None)
+    return low <= first <= middle <= last <= high

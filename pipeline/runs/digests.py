@@ -1,9 +1,11 @@
 """Digests of a run's files, so that a file that was changed after `train` wrote it is not believed."""
 
+from collections.abc import Iterable, Mapping
 from hashlib import file_digest
 from pathlib import Path
 
 from hoarfrost.features.errors import RunError
+from hoarfrost.features.files.whole import whole_file
 from hoarfrost.runs.lock import LOOKS
 
 DIGESTS = "SHA256SUMS"  # as `sha256sum --check` reads it
@@ -12,8 +14,19 @@ DIGESTS = "SHA256SUMS"  # as `sha256sum --check` reads it
 def write_digests(directory: Path) -> None:
     """Write the SHA-256 of each file of a run but that of looks, which grows."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in {DIGESTS, LOOKS})
-    lines = [f"{digest_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
-    (directory / DIGESTS).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    _write(directory, {path.relative_to(directory).as_posix(): digest_of(path) for path in files})
+
+
+def replace_digests(directory: Path, names: Iterable[str], *, without: str) -> None:
+    """Write the digests of some files again, which a command has replaced, and no digest of the file `without`."""
+    recorded = {name: digest for name, digest in (_recorded(directory) or {}).items() if name != without}
+    _write(directory, recorded | {name: digest_of(directory / name) for name in names})
+
+
+def _write(directory: Path, digests: Mapping[str, str]) -> None:
+    text = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    with whole_file(directory / DIGESTS) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def check_digest(directory: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from hoarfrost.runs.records import (
     class_numbers,
 )
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
+from hoarfrost.runs.sealed import METRICS_FILE, PREDICTIONS_FILE, SEALED, hidden, record_look, seal, sealed_file
 from hoarfrost.runs.tables import (
     read_history,
     read_out_of_fold,
@@ -52,8 +54,9 @@ from hoarfrost.runs.tensorboard import write_tensorboard
 from hoarfrost.runs.trust import Assessment, Suspects
 
 FORMAT = "hoarfrost-run"
-FORMAT_VERSION = 7
-TRAINED_VERSION = 6  # of what `train` writes; only evaluations need the later one
+FORMAT_VERSION = 8  # of runs whose test scores are in an archive until the first look
+EVALUATED_VERSION = 7
+TRAINED_VERSION = 6  # of all others: an earlier hoarfrost reads them too
 OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
@@ -66,7 +69,7 @@ _TABLES = (
     "left_out.csv",
     "history.csv",
 )
-OWN_FILES = frozenset({*_TABLES, DIGESTS, LOOKS, "heads", "tensorboard", REPORT})
+OWN_FILES = frozenset({*_TABLES, DIGESTS, LOOKS, SEALED, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
     "heads": tuple[HeadResult, ...],
@@ -209,11 +212,14 @@ def write_run(
     try:
         with whole_folder(run.directory) as staging:
             (staging / "heads").mkdir()
-            version = FORMAT_VERSION if run.config.evaluates else TRAINED_VERSION
+            is_locked = run.config.plan is not None and not is_evaluation
+            version = EVALUATED_VERSION if is_evaluation else FORMAT_VERSION if is_locked else TRAINED_VERSION
             header = {"format": FORMAT, "format_version": version}
             _write_json(staging / "config.json", header | to_json(run.config))
-            _write_json(staging / "metrics.json", metrics_document(run))
-            write_predictions(staging / "predictions.csv", run.predictions, run.config.dataset)
+            _write_scores(staging, run)
+            if is_locked:
+                seal(staging)
+                _write_scores(staging, hidden(run))
             if run.out_of_fold is not None:
                 write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
             if run.by_site is not None:
@@ -225,7 +231,7 @@ def write_run(
                 (staging / "heads" / name).write_bytes(content)
             if with_tensorboard:
                 write_tensorboard(staging / "tensorboard", run.history)
-            if run.config.plan is not None and not is_evaluation:
+            if is_locked:
                 write_looks(staging / LOOKS, run.looks)
             write_digests(staging)
             # Again: a report may have been written meanwhile.
@@ -237,18 +243,43 @@ def write_run(
         ) from error
 
 
-def read_run(directory: Path) -> Run:
+def _write_scores(directory: Path, run: Run) -> None:
+    _write_json(directory / METRICS_FILE, metrics_document(run))
+    write_predictions(directory / PREDICTIONS_FILE, run.predictions, run.config.dataset)
+
+
+def read_looked_at(directory: Path, command: str) -> Run:
+    """Read a run for a command that shows its test scores; with a locked test split this is counted as a look.
+
+    Raises
+    ------
+    RunError
+        As `read_run`, and then nothing is counted; or if the look cannot be recorded.
+    """
+    run = read_run(directory)
+    return run if record_look(directory, command) is None else read_run(directory)
+
+
+def read_run(directory: Path, *, before_look: bool = False) -> Run:
     """Read a run folder back.
+
+    Parameters
+    ----------
+    directory : Path
+    before_look : bool
+        Read the scores of a locked test split too. The caller shows none of them before `record_look` has counted that.
 
     Raises
     ------
     RunError
         If the folder is missing, is not a run, was written by a newer version or is damaged.
     """
-    config, found = _read_config(directory), _read_metrics(directory, METRICS)
+    config, found = _read_config(directory), _read_metrics(directory, METRICS, before_look=before_look)
     heads, cross_validation = found["heads"], found["cross_validation"]
-    with _reading(directory / "predictions.csv") as path:
-        predictions = read_predictions(path, [head.name for head in heads], config.dataset)
+    with _reading(directory / PREDICTIONS_FILE) as path:
+        place = sealed_file(directory, path.name) if before_look else path
+        may_lack = config.plan is not None and not config.evaluates
+        predictions = read_predictions(place, [head.name for head in heads], config.dataset, may_lack=may_lack)
         _check_predictions(predictions, heads, config)
     out_of_fold = None
     if cross_validation is not None:
@@ -293,9 +324,10 @@ def read_heads(directory: Path) -> RunHeads:
     return RunHeads(directory, config, **_read_metrics(directory, ("selected", "heads")))
 
 
-def _read_metrics(directory: Path, names: Iterable[str]) -> dict[str, Any]:
-    with _reading(directory / "metrics.json") as path:
-        metrics = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+def _read_metrics(directory: Path, names: Iterable[str], *, before_look: bool = False) -> dict[str, Any]:
+    with _reading(directory / METRICS_FILE) as path:
+        place = sealed_file(directory, path.name) if before_look else path
+        metrics = json.loads(place.read_text(encoding="utf-8", errors="surrogateescape"))
         found = {
             name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
             for name in names
@@ -316,7 +348,7 @@ def _reading(path: Path) -> Iterator[Path]:
     except KeyError as error:
         raise RunError(f"{path}: the run is damaged: {error} is missing. {again}") from error
     # The errors of parsers and conversions on content that this program did not write.
-    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error, BadZipFile) as error:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 

@@ -72,7 +72,7 @@ class Look:
     run: str
 
 
-def record_look(directory: Path, command: str) -> int | None:
+def count_look(directory: Path, command: str) -> int | None:
     """Count a look at a run's test scores, and return its number; None if the test split is not locked.
 
     Parameters
@@ -128,11 +128,21 @@ def plan_in(directory: Path) -> dict[str, Any] | None:
 
 
 def read_looks(directory: Path) -> tuple[Look, ...]:
-    """Read the looks at a run's test scores, the first one first; none if the file is missing."""
+    """Read the looks at a run's test scores, the first one first; none if the file is missing.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be read.
+    """
     try:
         text = (directory / LOOKS).read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise RunError(
+            f"{directory}: looks at its locked test split cannot be recorded in {LOOKS}, which cannot be read: {error}."
+        ) from error
     n_fields = len(fields(Look))
     rows = [row for row in csv.reader(io.StringIO(text)) if len(row) == n_fields]
     return tuple(Look(*row) for row in rows[1:])

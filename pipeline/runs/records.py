@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,26 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `train` was asked for, as far as nothing else in the configuration states it: what `replay` trains again by.
+
+    The fields are those of `hoarfrost.experiment.experiment.ExperimentConfig`; `heads` are specifications.
+    """
+
+    heads: tuple[str, ...]
+    label_columns: tuple[str, ...] | None = None
+    cross_fit: bool | None = None
+    n_folds: int | None = None
+    n_repeats: int | None = None
+    leave_out: str | None = None
+    suspects_in_test: bool = False
+    with_learning_curve: bool = False
+    near_duplicates: str = "group"
+    views: str = "auto"
+    splits_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig, ScoringConfig):
     """The configuration of a run, saved beside its results. Times are here, because the scores do not change.
 
@@ -76,7 +97,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     validation split. `select` is how the head was selected: "mean" or "best", by out-of-fold or validation loss; "auc" in
     runs of earlier versions, by validation ROC AUC. `evaluates` names what `hoarfrost evaluate` scored, and
     `fixed_on` what thresholds were chosen on, if not on the run's own validation; both are empty for what `train` wrote.
-    `plan` was fixed before training if the test split is locked.
+    `plan` was fixed before training if the test split is locked. `options` are None in runs of earlier versions.
     """
 
     command: str
@@ -94,6 +115,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     evaluates: str = ""
     fixed_on: str = ""
     plan: AnalysisPlan | None = None
+    options: TrainOptions | None = None
 
     @property
     def validation(self) -> str:
@@ -223,6 +245,11 @@ class Predictions:
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
     truth: "npt.NDArray[np.int64] | None" = None
 
+    @cached_property
+    def patient_numbers(self) -> "npt.NDArray[np.int64]":
+        """Each image's patient number, see `hoarfrost.evaluation.units.patient_numbers`."""
+        return patient_numbers(self.patients)
+
 
 @dataclass(frozen=True)
 class OutOfFold:
@@ -302,7 +329,7 @@ class Run:
         dataset, found = self.config.dataset, self.predictions
         if dataset.n_patients is None:
             return None, None
-        numbers, labels = patient_numbers(found.patients), np.array(found.labels)
+        numbers, labels = found.patient_numbers, np.array(found.labels)
         truth = np.stack([labels == label for label in dataset.classes], axis=1) if found.truth is None else found.truth
         has = (truth == 1) & rows[:, None]
         by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from itertools import repeat
@@ -91,12 +92,14 @@ def _truth_columns(dataset: DatasetFacts) -> list[str]:
     return [f"label:{label}" for label in dataset.classes]
 
 
-def read_predictions(path: Path, heads: Sequence[str], dataset: DatasetFacts) -> Predictions:
-    """Read the probabilities of each head; raise ValueError if they are none."""
+def read_predictions(
+    path: Path | zipfile.Path, heads: Sequence[str], dataset: DatasetFacts, *, may_lack: bool = False
+) -> Predictions:
+    """Read the probabilities of each head, NaN for empty cells if some `may_lack`; raise ValueError if they are none."""
     rows = read_table(path)
     if not rows:
         raise ValueError("it has no rows")
-    probabilities = {head: _read_probabilities(rows, head, dataset) for head in heads}
+    probabilities = {head: _read_probabilities(rows, head, dataset, may_lack=may_lack) for head in heads}
     paths, patients, splits, labels = (tuple(row[key] for row in rows) for key in ("path", "patient", "split", "label"))
     truth = None
     if dataset.is_multilabel:
@@ -139,9 +142,9 @@ def _read_probabilities(
     return scores if dataset.positive is None else np.column_stack([1 - scores[:, 0], scores[:, 0]])
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path | zipfile.Path) -> list[dict[str, str]]:
     """Read the rows of a table; raise ValueError if its last line is incomplete."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as file:
         content = file.read()
     if not content.endswith("\n"):
         raise ValueError("its last line is incomplete")

@@ -17,7 +17,7 @@ from hoarfrost.evaluation import (
     macro_auc_ci,
     per_patient,
 )
-from hoarfrost.evaluation.bootstrap import weighted_auc
+from hoarfrost.evaluation.bootstrap import _of_few_patients, drawn_values, weighted_auc
 from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples, two_columns
 
 
@@ -352,3 +352,11 @@ def test_patient_of_two_classes_has_none_where_there_are_three() -> None:
 def test_unknown_way_of_joining_images_is_refused() -> None:
     with pytest.raises(ValueError, match="how must be 'mean' or 'max', not 'median'"):
         per_patient(np.array([0, 1]), two_columns(np.array([0.1, 0.9])), np.array([0, 1]), "median")
+
+
+def test_patients_are_drawn_alike_however_draws_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistic, patients = (lambda weights: weights @ np.arange(60.0)), np.arange(60)
+    together = drawn_values(statistic, patients, 60, 40, 7)
+    _of_few_patients.cache_clear()
+    monkeypatch.setattr(hoarfrost.evaluation.bootstrap, "_COUNTED_ALONE", 1)
+    assert drawn_values(statistic, patients, 60, 40, 7).tolist() == together.tolist()

@@ -22,6 +22,7 @@ from hoarfrost.evaluation import (
     roc_auc,
     roc_curve,
 )
+from hoarfrost.evaluation.discrimination import average_precision
 from tests.support.delong import delong_variance
 from tests.support.procs import CASES_AND_SCORES, EXPECTED, reference_case
 from tests.support.samples import Floats, Ints, Sample, drawn_probabilities, pair_values, samples, scored
@@ -98,6 +99,19 @@ def test_area_under_the_curve_is_the_auc(sample: Sample) -> None:
     trapezoids = np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2
     assert float(trapezoids.sum()) == pytest.approx(roc_auc(*sample), abs=1e-12)
     assert len(fpr) == len(tpr) == len(thresholds)
+
+
+@given(samples())
+def test_curves_and_average_precision_are_scikit_learns_to_the_last_digit(sample: Sample) -> None:
+    y_true, y_score = sample
+    precision, recall, thresholds = precision_recall_curve(y_true, y_score)
+    of_sklearn = sk.precision_recall_curve(y_true, y_score)
+    for own, other in zip(roc_curve(y_true, y_score), sk.roc_curve(y_true, y_score), strict=True):
+        assert own.tolist() == other.tolist()
+    assert precision.tolist() == of_sklearn[0][-2::-1].tolist()
+    assert recall.tolist() == of_sklearn[1][-2::-1].tolist()
+    assert thresholds.tolist() == of_sklearn[2][::-1].tolist()
+    assert average_precision(y_true, y_score) == sk.average_precision_score(y_true, y_score)
 
 
 @given(samples())

@@ -72,3 +72,14 @@ def test_the_delta_method_is_near_the_draws_at_all_thresholds() -> None:
         for one, other in zip(slow[name], fast[name], strict=True):
             ends = [tuple(np.nan if x is None else x for x in (e.value, e.low, e.high)) for e in (one, other)]
             assert ends[0] == pytest.approx(ends[1], abs=0.01, rel=0.02, nan_ok=True)
+
+
+def test_delta_method_takes_thresholds_in_any_order_and_counts_scores_that_equal_one() -> None:
+    rng = np.random.default_rng(5)
+    y_true, p, patients = rng.integers(0, 2, 90), rng.integers(0, 5, 90) / 4, rng.integers(0, 30, 90)
+    at = np.array([0.75, 0.25, 0.25, 1.5, 0.5, -1.0])
+    found = evaluate_thresholds(y_true, p, at, patients, by_draws=False)
+    for i, threshold in enumerate(at):
+        one = evaluate_threshold(y_true, p, threshold, groups=patients)
+        for name in NAMES:
+            assert found[name][i].value == pytest.approx(getattr(one, name).value), (name, threshold)

@@ -17,6 +17,7 @@ from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.report.outputs import report_pooled
 from hoarfrost.report.pooled import pool
 from hoarfrost.runs import Run
 from hoarfrost.runs.aggregate import read_aggregate
@@ -188,6 +189,39 @@ def test_files_that_do_not_fit_are_refused_with_the_way_out(
     other.write_text(change(json.loads(out.read_text())), encoding="utf-8")
     with pytest.raises(HoarfrostError, match=message):
         pool([out, other])
+
+
+ODD: tuple[Any, ...] = (None, -1, 3, float("nan"), float("inf"), 10**400, "x", [], {}, [1])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("n_images",), ("n_patients",), ("loss",), ("classes",), ("classes", 0, "n"), ("classes", 0, "n_positive"),
+        ("classes", 0, "roc_auc", "value"), ("classes", 0, "roc_auc", "low"), ("classes", 0, "roc"), ("classes", 0, "roc", 0),
+        ("classes", 0, "slope"), ("classes", 0, "slope", "value"), ("classes", 0, "threshold"),
+        ("classes", 0, "cells", "edges"),
+        ("classes", 0, "cells", "edges", 1), ("classes", 0, "cells", "positives", 0), ("classes", 0, "cells", "negatives"),
+        ("classes", 0, "cells", "mean_probability", 0),
+    ],
+)  # fmt: skip
+def test_files_with_odd_values_are_refused_or_pooled(tmp_path: Path, place: tuple[Any, ...]) -> None:
+    out, _ = written(tmp_path, "north")
+    other, _ = written(tmp_path, "south", seed=1)
+    refused = 0
+    for value in ODD:
+        document = json.loads(out.read_text())
+        part = document
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        changed = tmp_path / "changed.json"
+        changed.write_text(json.dumps(document), encoding="utf-8")
+        try:
+            report_pooled([changed, other], tmp_path / "o.html")
+        except HoarfrostError:
+            refused += 1
+    assert refused >= 5
 
 
 def test_one_site_and_absent_files_are_refused(tmp_path: Path) -> None:

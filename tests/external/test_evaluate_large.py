@@ -8,8 +8,8 @@ import pytest
 from tests.benchmarks.extraction import peak_mb
 from tests.benchmarks.report import write_predictions
 
-MOST_S = 25.0  # of the processor's time: 10 s are demanded of a machine without other work, see docs/performance.md
-MOST_MB = 1_000.0
+MOST_S = 12.0  # of the processor's time: 10 s are demanded, and other work on the machine slows this
+MOST_MB = 500.0
 
 
 @pytest.mark.slow

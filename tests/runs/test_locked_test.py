@@ -13,13 +13,16 @@ from click.testing import CliRunner
 
 from hoarfrost.cli import main
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
+from hoarfrost.external.cohort import evaluate_cohort
 from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.report.outputs import report_runs
+from hoarfrost.replay.replaying import replay
+from hoarfrost.report.outputs import compare_runs, report_runs
 from hoarfrost.report.page import page_of
 from hoarfrost.runs import Run, read_run, record_look
-from hoarfrost.runs.digests import write_digests
+from hoarfrost.runs.digests import changed_files, write_digests
 from hoarfrost.runs.lock import LOOKS, ledger_of, locked_runs, read_looks
+from hoarfrost.runs.sealed import SEALED
 from hoarfrost.training import TrainingConfig
 from tests.support.cohorts import write_cohort
 from tests.support.labelled import mixed, write_labelled_cache
@@ -86,7 +89,7 @@ def test_each_report_is_a_look_and_the_first_has_no_caution(cache: Path) -> None
 def test_looks_of_concurrent_commands_are_all_counted(cache: Path) -> None:
     directory = trained(cache).directory
     code = (
-        "import sys; from pathlib import Path; from hoarfrost.runs.lock import record_look\n"
+        "import sys; from pathlib import Path; from hoarfrost.runs import record_look\n"
         "for i in range(20): record_look(Path(sys.argv[1]), f'look, {i}')"
     )
     several = [subprocess.Popen([sys.executable, "-c", code, str(directory)]) for _ in range(4)]
@@ -152,6 +155,77 @@ def test_a_plan_that_was_changed_is_named(cache: Path) -> None:
     path.write_text(json.dumps(content))
     write_digests(run.directory)  # as one who hides the change would
     assert any(one.title == "Analysis plan" for one in page_of(read_run(run.directory)).grave)
+
+
+def test_scores_are_in_no_readable_file_until_the_first_look(cache: Path) -> None:
+    open_run = read_run(trained(cache, "open", lock_test=False).directory)
+    locked = trained(cache)
+    assert all(head.test is None for head in locked.heads)  # nor in what Python's `train` returns
+    document = json.loads((locked.directory / "metrics.json").read_text())
+    assert {head["test"] for head in document["heads"]} == {None}
+    assert (document["assessment"], document["comparisons"], document["learning_curve"]) == (None, [], [])
+    assert all(seed["test_roc_auc"] is None for head in document["heads"] for seed in head["seeds"])
+    with (locked.directory / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows if not row["linear"]} == {"test"}
+    assert {row["split"] for row in rows if row["linear"]} == {"train"}
+    report_runs([locked.directory])
+    assert not (locked.directory / SEALED).exists()
+    looked_at = read_run(locked.directory)
+    assert looked_at.heads == open_run.heads
+    assert looked_at.assessment == open_run.assessment
+    assert (looked_at.predictions.probabilities["linear"] == open_run.predictions.probabilities["linear"]).all()
+    assert changed_files(locked.directory) == ()
+
+
+def test_look_that_was_killed_is_completed_by_the_next_one(cache: Path) -> None:
+    directory = trained(cache).directory
+    archive = (directory / SEALED).read_bytes()
+    record_look(directory, "one")
+    (directory / SEALED).write_bytes(archive)  # killed before it was removed
+    (directory / "metrics.json").write_text("{}")
+    record_look(directory, "another")
+    assert read_run(directory).heads[0].test is not None
+    assert changed_files(directory) == ()
+
+
+def test_refused_comparison_is_no_look(cache: Path, tmp_path: Path) -> None:
+    locked = trained(cache).directory
+    (tmp_path / "elsewhere").mkdir()
+    other = trained(write_labelled_cache(tmp_path / "elsewhere" / "d.h5", LABELS[:80]), "other", lock_test=False)
+    with pytest.raises(RunError, match="cannot be compared"):
+        compare_runs([locked, other.directory])
+    assert read_looks(locked) == ()
+    assert (locked / SEALED).exists()
+    second = trained(cache, "second").directory
+    compare_runs([locked, second])
+    assert [len(read_looks(one)) for one in (locked, second)] == [1, 1]
+
+
+def test_replay_shows_no_score_of_a_locked_test_split(cache: Path) -> None:
+    directory = trained(cache).directory
+    found = replay(directory)
+    assert found.is_equal
+    assert any("locked test split" in text for text in found.skipped)
+    assert read_looks(directory) == ()
+    record_look(directory, "report")
+    again = replay(directory)
+    assert again.is_equal
+    assert again.n_figures > found.n_figures
+
+
+def test_archive_that_is_damaged_is_named(cache: Path) -> None:
+    directory = trained(cache).directory
+    (directory / SEALED).write_bytes(b"no archive")
+    with pytest.raises(RunError, match=r"locked.zip is damaged, train again"):
+        report_runs([directory])
+
+
+@pytest.mark.usefixtures("free_backbone")
+def test_looks_by_the_python_interface_are_counted(tmp_path: Path) -> None:
+    locked, cohort = trained(train_on_pictures(tmp_path).cache, "locked").directory, write_cohort(tmp_path / "b")
+    assert evaluate_cohort(cohort, tmp_path / "e", run=locked).external.drops  # type: ignore[union-attr]
+    assert [look.command for look in read_looks(locked)] == [f"evaluate {cohort}"]
 
 
 @pytest.mark.usefixtures("free_backbone")

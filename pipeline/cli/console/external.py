@@ -22,7 +22,8 @@ def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     found, dataset = run.external, run.config.dataset
     assert found is not None
     patients = "" if dataset.n_patients is None else f" of {count(dataset.n_patients, 'patient')}"
-    lines = [f"{dataset.name}: {count(dataset.n_images, 'image')}{patients}; {found.model}"]
+    scored = f" ({dataset.n_split['test']:,} of them scored)" if "val" in dataset.n_split else ""
+    lines = [f"{dataset.name}: {count(dataset.n_images, 'image')}{patients}{scored}; {found.model}"]
     lines += [*_look_lines(found), *_overlap_lines(found)]
     lines += _drop_lines(found) if found.drops else _score_lines(run)
     lines += [text for text in (found.internal, found.frozen, *found.notes) if text]

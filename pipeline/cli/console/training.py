@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hoarfrost.cli.console.lines import table
+from hoarfrost.cli.console.lines import count, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,21 +27,18 @@ SHOWN_HEADS = 20  # in a table
 
 
 def train_document(run: "Run") -> "dict[str, Any]":
-    """Return what `train --json` prints: the scores, but those of a locked test split."""
-    from hoarfrost.experiment.locking import hidden
+    """Return what `train --json` prints."""
     from hoarfrost.runs import metrics_document
 
     # No forward pass: training loads no encoder (test_train_imports_neither_torchvision_nor_pillow holds it).
-    return {**metrics_document(hidden(run)), "run": str(run.directory), "forward_images": 0}
+    return {**metrics_document(run), "run": str(run.directory), "forward_images": 0}
 
 
 def train_text(run: "Run") -> str:
     """Return the summary of a run: the table of heads, the selected one, and how far its scores can be trusted."""
-    from hoarfrost.experiment.locking import hidden
     from hoarfrost.experiment.splits import rule_named
     from hoarfrost.runs import precision_text, together_text
 
-    run = hidden(run)
     split = "test" if run.heads[0].test is not None else run.config.validation
     shown = sorted(run.heads, key=lambda head: (head.name != run.selected, -_area(head.val)))[:SHOWN_HEADS]
     lines = _heads_table(run, shown, split)
@@ -313,7 +310,7 @@ def _left_out_lines(found: "LeftOut | None") -> "Iterator[str]":
     )
     for one in found.sites:
         areas = f"{_estimate_text(one.held_out)}, in the mixed split {_estimate_text(one.mixed)}"
-        yield f"  {one.site}, {one.n:,} images: " + (f"not scored: {one.reason}" if one.reason else areas)
+        yield f"  {one.site}, {count(one.n, 'image')}: " + (f"not scored: {one.reason}" if one.reason else areas)
     yield f"  {found.expectation}"
 
 

@@ -23,7 +23,7 @@ from hoarfrost.inference.outputs import checked_output, written_output
 from hoarfrost.inference.predict import run_head
 from hoarfrost.inference.sources import opened_source
 from hoarfrost.report.words import several
-from hoarfrost.runs import Run, read_heads, read_run, record_look
+from hoarfrost.runs import Run, read_heads, read_looked_at
 
 CARD = "model_card.md"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -97,8 +97,8 @@ def export_head(
         formats.require_onnx()
         writer, runner = formats.onnx_bytes, formats.run_onnx
     _check_output(output, file_format, run)
-    saved, facts = run_head(read_heads(run), head), read_run(run)
-    record_look(run, "export")  # the model card has the scores
+    saved = run_head(read_heads(run), head)
+    facts = read_looked_at(run, "export")  # the model card has the scores
     recipe, window = recipe_like(saved.header, weights)
     recipe.encoder.require_one_file()
     classifier = Classifier(recipe.checked_weights(), saved)

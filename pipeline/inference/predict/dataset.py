@@ -145,7 +145,8 @@ def predict_dataset(
         if are_caches:
             embedded, opened = stack.enter_context(cached_dataset([data, *others], predictor, dataset))
         else:
-            place, source_cache = stack.enter_context(workplace(cache, heads, predictor.header))
+            own = None if heads is None else Path(heads.config.embeddings.cache)
+            place, source_cache = stack.enter_context(workplace(cache, own, predictor.header))
             embedded = embed_like(
                 data, place, predictor.header, weights=weights, source_cache=source_cache, options=options,
                 on_progress=on_progress,
@@ -208,11 +209,8 @@ def named_predictor(
 
 
 @contextmanager
-def workplace(
-    cache: Path | None, heads: RunHeads | None, header: Header
-) -> Iterator[tuple[Path, EmbeddingCache | None]]:
-    """Yield the cache to embed into, a temporary one if none is named, and the run's own to copy from."""
-    own = None if heads is None else Path(heads.config.embeddings.cache)
+def workplace(cache: Path | None, own: Path | None, header: Header) -> Iterator[tuple[Path, EmbeddingCache | None]]:
+    """Yield the cache to embed into, a temporary one if none is named, and the run's `own` to copy from."""
     with ExitStack() as stack:
         source_cache = None
         if own is not None and own.exists() and not (cache is not None and cache.exists() and cache.samefile(own)):

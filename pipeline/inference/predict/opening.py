@@ -76,7 +76,8 @@ class ListedHead:
 def list_heads(directory: Path) -> tuple[ListedHead, ...]:
     """Return a run's heads; each head file is read. Raise RunError if the folder is not a run that can be read."""
     run = read_heads(directory)
-    record_look(directory, "heads")
+    if record_look(directory, "heads") is not None:
+        run = read_heads(directory)
     return tuple(_listed(run, head) for head in run.heads)
 
 
