@@ -92,7 +92,8 @@ def _embed_in_this_process(job: Job, todo: Sequence[int], device: str, batch_siz
     writer, options = job.writer, job.options
 
     def make_backbone() -> "Backbone":
-        backbone = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute)
+        supply = loop.pace.supply()  # a first batch has been read and decoded
+        backbone = job.recipe.backbone(device, batch_size, len(todo), resumed=writer.compute, supply=supply)
         writer.set_compute(backbone.compute)
         return backbone
 

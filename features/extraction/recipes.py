@@ -21,6 +21,7 @@ from hoarfrost.features.origins import REGION, require_own_encoder
 
 if TYPE_CHECKING:
     from hoarfrost.features.encoder.backbone import Backbone, Weights
+    from hoarfrost.features.encoder.backbone.compiling import Supply
 
 HIGH_LAYERS = 2  # the last ones, of a new cache with the views "high"
 
@@ -47,8 +48,12 @@ class Recipe:
         """The precision of the forward pass."""
         return self.header.fingerprint.precision
 
-    def backbone(self, device: str, batch_size: int, n_images: int, *, resumed: str | None) -> "Backbone":
-        """Return the backbone, on the compute path that an interrupted extraction started with.
+    def backbone(
+        self, device: str, batch_size: int, n_images: int, *, resumed: str | None, supply: "Supply | None" = None
+    ) -> "Backbone":
+        """Return the backbone, on the compute path that an interrupted extraction started with, or one that pays.
+
+        `supply` is how fast images are read and decoded.
 
         Raise HoarfrostError if that is not possible here, or the header's weights are not available.
         """
@@ -58,7 +63,8 @@ class Recipe:
             self.checked_weights(), device=device, precision=self.precision, batch_size=batch_size,
             layers=self.header.fingerprint.layers,
         )  # fmt: skip
-        choose_compute(backbone, n_images * sum(view.n_looks for view in self.views), resumed=resumed)
+        n_looks = sum(view.n_looks for view in self.views)
+        choose_compute(backbone, n_images * n_looks, resumed=resumed, supply=supply and supply.by_look(n_looks))
         return backbone
 
     def for_another_process(self) -> "Recipe":

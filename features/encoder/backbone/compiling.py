@@ -39,6 +39,10 @@ class Supply:
     read_s: float = 0.0
     decode_s: float = 0.0
 
+    def by_look(self, n_looks: int) -> "Supply":
+        """Return the seconds for each of the looks that an image is embedded by."""
+        return Supply(self.read_s / n_looks, self.decode_s / n_looks)
+
     def with_forward(self, forward_s: float, *, on_cpu: bool) -> float:
         """Return what an image takes: the slowest step beside the others. On a CPU decoding and the forward alternate."""
         if on_cpu:
