@@ -66,7 +66,9 @@ class ImageFacts(NamedTuple):
 
 def sound_text(value: object) -> str:
     """Return a header's text on one line if it is valid: in a damaged header, it could extend into the patient's name."""
-    text = str(value or "").rstrip("\0 ")
+    if not isinstance(value, str):  # bytes, or several values: their text would hide what is not printable
+        return ""
+    text = value.rstrip("\0 ")
     return " ".join(text.split()) if text.isprintable() and len(text) <= MAX_TEXT else ""
 
 

@@ -82,10 +82,19 @@ class StoredImages:
                     )
             if embeddings.chunks[1] != self.dim or chunk_rows > rows_per_chunk(self.dim):
                 raise self._opened.damaged(f"/images/embedding has chunks of {embeddings.chunks}")
-            self.has_facts = "facts" in images
-            if self.has_facts:
-                self._check_facts(images, n_images)
+            self._facts_fault: DamagedCacheError | None = None
+            self.has_facts = "facts" in images and self._has_sound_facts(images, n_images)
             return n_images
+
+    def _has_sound_facts(self, images: h5py.Group, n_images: int) -> bool:
+        """Return whether facts have the structure of facts; embeddings are sound without them."""
+        try:
+            with self._opened.reading("/images/facts"):
+                self._check_facts(images, n_images)
+        except DamagedCacheError as error:
+            self._facts_fault = error
+            return False
+        return True
 
     def _check_facts(self, images: h5py.Group, n_images: int) -> None:
         """Check that there are facts of each row, of the types that they are read as; a later version may have more."""
@@ -173,7 +182,7 @@ class StoredImages:
             out = np.empty((chunk.n_rows, self.dim), np.float32)
             self.read_chunk(chunk, out)
             rows = slice(chunk.start, chunk.stop)
-            yield Block(self.keys(rows), out, self.facts(rows))
+            yield Block(self.keys(rows), out, self._sound_facts(rows))
 
     def salvage(self) -> tuple[Keys, Mask]:
         """Read what can be trusted of a file that may be damaged.
@@ -213,6 +222,8 @@ class StoredImages:
             except DamagedCacheError as error:
                 sums = None
                 yield str(error)
+        if self._facts_fault is not None:
+            yield str(self._facts_fault)
         try:
             self.facts(slice(None))
         except DamagedCacheError as error:

@@ -6,9 +6,9 @@ JSON and the pixels. The JSON has n_bytes and either an error with its kind, or 
 size, the header's facts, and the width and height to be decoded; "check" decodes as well, and adds notes and whether there
 are two values only; "pixels" adds the shape of the pixels, and only it sends them.
 
-"memory" has path and size of shared memory, and opens it. "looks" has key, views, and the offsets there at which the looks
-are written; the answer has notes and facts, or n_pixels of an image that is larger than most_at_once: nothing is decoded
-then.
+"memory" has path and size of shared memory, and opens it; "nothing" is answered as soon as the process is ready. "looks"
+has key, views, and the offsets there at which the looks are written; the answer has notes and facts, or n_pixels of an image
+that is larger than most_at_once: nothing is decoded then.
 """
 
 import json
@@ -37,14 +37,17 @@ class Decoder:
     def __init__(self) -> None:
         self._content = b""
         self._memory: npt.NDArray[np.uint8] | None = None
+        self._in_use = 0  # bytes of address space, with the shared memory and torch
 
     def serve(self, requests: BinaryIO, answers: BinaryIO) -> None:
         """Answer requests until the input ends."""
         while line := requests.readline():
             if line == b"\n":
                 answers.flush()
-                if self._memory is not None:
+                if self._memory is not None and not self._in_use:
                     import hoarfrost.features.decoding.looks  # noqa: F401 - takes seconds: before the first image is here
+
+                    self._in_use = limits.address_space()
                 continue
             asked = json.loads(line)
             if asked["n_bytes"] is not None:
@@ -58,11 +61,14 @@ class Decoder:
             answers.write(payload)
 
     def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+        if asked["want"] == "nothing":
+            return {}, memoryview(b"")
         if asked["want"] == "memory":
+            limits.limit(asked["seconds"], 0, 0, in_use=limits.address_space() + asked["size"])
             with open(asked["path"], "r+b", buffering=0) as file:
                 self._memory = np.frombuffer(mmap.mmap(file.fileno(), asked["size"]), np.uint8)
             return {}, memoryview(b"")
-        limits.limit(asked["seconds"], asked["max_pixels"], len(self._content))
+        limits.limit(asked["seconds"], asked["max_pixels"], len(self._content), in_use=self._in_use)
         content = EncodedFrame(self._content, b"", asked["frame"], 0) if asked["frame"] else self._content
         if asked["want"] != "looks":
             return _decoded(content, asked)
@@ -95,8 +101,8 @@ def _decoded(content: bytes | EncodedFrame, asked: dict[str, Any]) -> tuple[dict
     notes: list[str] = []
     with opened(content, _decoding(asked, notes)) as image:
         answer = {"kind": image.kind, "size": image.size, "width": image.width, "height": image.height, "notes": notes}
-        answer["header"] = image.header
         pixels = None if asked["want"] == "header" else np.ascontiguousarray(image.pixels())
+        answer["header"] = image.header  # after its pixels: some files have EXIF behind them
     if pixels is None or asked["want"] == "check":
         return {**answer, "has_two_values": pixels is not None and _has_two_values(pixels)}, memoryview(b"")
     return {**answer, "shape": pixels.shape}, pixels.data.cast("B")

@@ -22,7 +22,7 @@ from hoarfrost.features.decoding.formats import (
     may_be_bare_dicom,
     unpack,
 )
-from hoarfrost.features.decoding.isolated import DecodingStoppedError, decode_isolated
+from hoarfrost.features.decoding.isolated import DecodingStoppedError, decode_with_header
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA, over_black, without_texts
 from hoarfrost.features.decoding.slow import is_slow, is_slow_tiff
 from hoarfrost.features.decoding.tiff import FromPage
@@ -329,8 +329,9 @@ class _SlowImage:
         self._content, self._frame, self._decoding = content, frame, decoding
 
     def pixels(self) -> "Pixels":
-        decoding = self._decoding
-        return decode_isolated(self._content, self._frame, decoding.max_pixels, decoding.window, size=decoding.size)
+        limits = self._decoding.max_pixels, self._decoding.window
+        pixels, self.header = decode_with_header(self._content, self._frame, *limits, size=self._decoding.size)
+        return pixels
 
 
 def _is_deep_grey_with_alpha(image: Image.Image) -> bool:

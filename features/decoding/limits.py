@@ -19,17 +19,28 @@ MOST_FILES = 256
 _PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
 
 
-def limit(seconds: float, max_pixels: int, n_bytes: int) -> None:
-    """Let the next image compute for so many seconds more, take memory for its pixels, and write no file."""
+def limit(seconds: float, max_pixels: int, n_bytes: int, *, in_use: int = 0) -> None:
+    """Let the next image compute for so many seconds more, take memory for its pixels, and write no file.
+
+    `in_use` is address space, in bytes, that the process needs besides.
+    """
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
-    room = BASE_BYTES + BYTES_A_PIXEL * max_pixels + 4 * n_bytes
+    room = BASE_BYTES + BYTES_A_PIXEL * max_pixels + 4 * n_bytes + in_use
     _lower(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds))
     if sys.platform == "linux":  # elsewhere the system does not keep it
         _lower(resource.RLIMIT_AS, room)
     for name, value in (("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NOFILE", MOST_FILES)):
         _lower(getattr(resource, name), value)
+
+
+def address_space() -> int:
+    """Return the bytes of address space that this process uses; 0 where the system does not limit it."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _lower(which: int, value: int) -> None:

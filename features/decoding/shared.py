@@ -4,7 +4,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -13,11 +13,13 @@ import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import a_process, request_of
+from hoarfrost.features.decoding.isolated import Process, a_process, request_of
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import warn_unpinned
 from hoarfrost.features.errors import ImageDecodeError, Reason
 from hoarfrost.features.facts import ImageFacts
+
+MOST_ASKED = 16  # images, before their answers are read
 
 _numbers = count()
 
@@ -40,8 +42,8 @@ class SharedMemory:
     """
 
     def __init__(self, n_bytes: int, *, pinned: bool) -> None:
-        if sys.platform != "linux":
-            raise OSError("only Linux has it")
+        if sys.platform != "linux" or not hasattr(os, "memfd_create"):  # a Python built for an old C library lacks it
+            raise OSError("this system, or this Python, lacks shared memory without a name")
         number = os.memfd_create("hoarfrost")
         weakref.finalize(self, os.close, number)
         os.posix_fallocate(number, 0, n_bytes)  # memory that is missing shows here, not at a write later
@@ -103,6 +105,8 @@ def start_decoders(n: int, memory: SharedMemory) -> None:
             started = [stack.enter_context(a_process()) for _ in range(n)]
             for process in started:
                 process.open(memory.name, memory.path, memory.n_bytes)
+            for process in started:  # they load torch side by side; it would look like slow decoding
+                process.ask(b"", {"want": "nothing"}, None)
         except ImageDecodeError as error:
             raise OSError(str(error)) from error
 
@@ -134,9 +138,8 @@ def decode_looks(
     """
     with a_process() as process:
         process.open(memory.name, memory.path, memory.n_bytes)
-        answers = process.ask_all([_looks_of(image, decoding, most_at_once) for image in images], None)
         found: list[Reason | ImageFacts] = []
-        for image, (answer, _) in zip(images, answers, strict=True):
+        for image, (answer, _) in _answered(process, images, decoding, most_at_once):
             while (n_pixels := answer.get("n_pixels")) is not None:
                 with decoding.room(n_pixels):
                     ((answer, _),) = process.ask_all([_looks_of(image, decoding, n_pixels)], None)
@@ -147,6 +150,16 @@ def decode_looks(
                 Reason(answer["kind"], answer["error"]) if is_unreadable else ImageFacts.parsed(answer["facts"])
             )
     return found
+
+
+def _answered(
+    process: Process, images: Sequence[WantedLooks], decoding: Decoding, most_at_once: int
+) -> Iterator[tuple[WantedLooks, tuple[dict[str, Any], bytes]]]:
+    """Yield each image with its answer, some at a time: answers that nobody reads yet must not fill the pipe."""
+    for first in range(0, len(images), MOST_ASKED):
+        some = images[first : first + MOST_ASKED]
+        asked = [_looks_of(image, decoding, most_at_once) for image in some]
+        yield from zip(some, process.ask_all(asked, None), strict=True)
 
 
 def _looks_of(image: WantedLooks, decoding: Decoding, most_at_once: int) -> tuple[bytes, dict[str, Any]]:

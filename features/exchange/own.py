@@ -11,7 +11,7 @@ from hoarfrost.features.cache import DatasetTable, EmbeddingCache, Embeddings, H
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.features.exchange.content import Content
-from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
+from hoarfrost.features.facts import Facts, FileHeader, ImageFacts, Kinds, kind_text
 from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
 
 FORMAT, FORMAT_VERSION = "hoarfrost-embeddings", 1
@@ -84,10 +84,10 @@ def _facts_from_text(text: str) -> ImageFacts | None:
         return None
     values = json.loads(text)
     header = values["header"]
-    kinds = Kinds(**header["kinds"])
-    mean, sd, skewness, kurtosis = values["moments"]
-    of_file = FileHeader(header["width"], header["height"], header["bits"], kinds)
-    return ImageFacts(of_file, values["channels"], (mean, sd, skewness, kurtosis))
+    kinds = Kinds(**{name: kind_text(text) for name, text in header["kinds"].items()})
+    mean, sd, skewness, kurtosis = map(float, values["moments"])
+    of_file = FileHeader(int(header["width"]), int(header["height"]), int(header["bits"]), kinds)
+    return ImageFacts(of_file, int(values["channels"]), (mean, sd, skewness, kurtosis))
 
 
 def _column(attribute: str) -> str:
@@ -112,7 +112,7 @@ def own_dataset(source: str, content: Content) -> OwnDataset | None:
         if description["format_version"] > FORMAT_VERSION:
             raise DatasetError(f"{source} was exported by a newer hoarfrost. Upgrade hoarfrost to import it.")
         return _described(content, description)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{source}: the exported embeddings are damaged: {error}. Export them again.") from error
 
 
@@ -144,4 +144,5 @@ def _described(content: Content, description: Mapping[str, Any]) -> OwnDataset:
     if any(rows.shape != (n, header.dim) for rows in embeddings.values()) or {*map(len, texts.values())} != {n}:
         raise ValueError("its columns have different lengths, or its embeddings another dimension")
     facts = [_facts_from_text(text) for text in texts[FACTS]] if description.get("has_facts") else [None] * n
+    Facts.of(facts)  # numbers that a cache cannot hold are an error here
     return OwnDataset(header, table, keys, facts, embeddings)

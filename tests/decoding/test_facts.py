@@ -13,7 +13,16 @@ from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.looks import seen_in
 from hoarfrost.features.decoding.quarantine import seen_isolated
 from hoarfrost.features.decoding.views import View
-from hoarfrost.features.facts import MEASURED_PIXELS, FileHeader, ImageFacts, Kinds, facts_of, grey_moments
+from hoarfrost.features.facts import (
+    MEASURED_PIXELS,
+    FileHeader,
+    ImageFacts,
+    Kinds,
+    facts_of,
+    grey_moments,
+    kind_text,
+    sound_text,
+)
 from tests.support.dicoms import dicom, encoded, grey_values
 
 VIEWS = (View(224),)
@@ -82,6 +91,20 @@ def test_camera_is_read_from_a_tiff() -> None:
 def test_texts_that_could_be_a_person_or_are_damaged_are_not_kept(text: str) -> None:
     kinds = facts(image(drawn(30, 40), "JPEG", exif=exif(make=text, model=text))).header.kinds
     assert (kinds.exif, kinds.manufacturer, kinds.model) == ("yes", "", "")
+
+
+@pytest.mark.parametrize("value", [b"ACME\0DOE JOHN", ["GE", "DOE JOHN"], ("GE",), 7, None])
+def test_what_is_no_text_is_not_kept(value: object) -> None:
+    assert kind_text(value) == sound_text(value) == ""
+
+
+def test_exif_behind_the_pixels_is_told_by_every_process() -> None:
+    content = image(drawn(30, 40, 3), exif=exif(make="Canon"))
+    at = content.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(content[at : at + 4])
+    moved = content[:at] + content[end:-12] + content[at:end] + content[-12:]
+    assert facts(moved).header.kinds.manufacturer == "Canon"
+    assert seen_isolated(moved, b"", VIEWS, Decoding()).facts == facts(moved)
 
 
 def test_damaged_exif_is_no_error() -> None:

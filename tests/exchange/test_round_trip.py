@@ -1,5 +1,6 @@
 """What `cache export` writes, `cache import` reads back without loss."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,4 +175,18 @@ def test_fingerprint_that_was_changed_in_an_export_is_refused(tmp_path: Path) ->
     np.savez(tmp_path / "changed.npz", **arrays)
     with pytest.raises(DatasetError, match="the exported embeddings are damaged: the fingerprint does not match"):
         import_embeddings(tmp_path / "changed.npz", tmp_path / "b.h5")
+    assert not (tmp_path / "b.h5").exists()
+
+
+def test_facts_that_a_cache_cannot_hold_are_refused(tmp_path: Path) -> None:
+    export_dataset(strange_cache(tmp_path / "a.h5"), tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as found:
+        arrays = dict(found)
+    facts = [json.loads(text) if text else None for text in arrays["facts"]]
+    for change in ({"bits": 99_999}, {"width": "wide"}, {"kinds": ["PNG"]}):
+        changed = [one and {**one, "header": {**one["header"], **change}} for one in facts]
+        arrays["facts"] = np.array([json.dumps(one) if one else "" for one in changed])
+        np.savez(tmp_path / "changed.npz", **arrays)
+        with pytest.raises(DatasetError, match="the exported embeddings are damaged"):
+            import_embeddings(tmp_path / "changed.npz", tmp_path / "b.h5")
     assert not (tmp_path / "b.h5").exists()

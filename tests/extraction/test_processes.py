@@ -22,12 +22,15 @@ import hoarfrost.features.devices
 import hoarfrost.features.extraction.buffers
 from hoarfrost.features.cache import CacheFile, PartWriter
 from hoarfrost.features.cache.layout import Keys, Mask
+from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import DecodingStoppedError, close_idle, resume_decoding, stop_decoding
-from hoarfrost.features.decoding.shared import SharedMemory
+from hoarfrost.features.decoding.shared import SharedMemory, WantedLooks, decode_looks, start_decoders
+from hoarfrost.features.decoding.views import View
 from hoarfrost.features.extraction.buffers import n_processes
 from hoarfrost.features.extraction.extract import extract as extract_dataset
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.features.extraction.recipes import Recipe
+from hoarfrost.features.facts import ImageFacts
 from tests.extraction.test_loop import UNREADABLE, Content, Memory, extract, one_by_one, square
 from tests.support.builders import encode, picture
 from tests.support.commands import ROOT
@@ -130,7 +133,7 @@ def test_files_beyond_the_budget_of_bytes_are_decoded_by_processes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hoarfrost.features.extraction.reading.BYTES_AHEAD", 0)
-    monkeypatch.setattr("hoarfrost.features.decoding.quarantine.load_looks", None)  # of the threads
+    monkeypatch.setattr("hoarfrost.features.decoding.quarantine.seen_in", None)  # of the threads
     memory = Memory(PNGS)
     assert IN_PROCESSES(memory, StandIn(), tmp_path).embeddings == one_by_one(PNGS)
     assert memory.n_read == 20
@@ -193,6 +196,32 @@ def test_without_memory_to_share_threads_decode_and_a_message_says_so(
     assert caplog.messages == [
         "No processes to decode in ([Errno 28] No space left on device). Continuing with threads, only slower."
     ]
+
+
+def test_a_python_without_such_memory_decodes_in_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    assert IN_PROCESSES(Memory(PNGS), StandIn(), tmp_path).embeddings == one_by_one(PNGS)
+    assert "or this Python, lacks shared memory" in caplog.text
+
+
+def test_answers_of_many_images_do_not_fill_the_pipe(tmp_path: Path) -> None:
+    images: list[Content] = [encode(picture(8, 8, seed=seed)) for seed in range(700)]
+    found = IN_PROCESSES(Memory(images), StandIn(), tmp_path, batch_size=700, workers=1)
+    assert found.embeddings == one_by_one(images)
+
+
+@pytest.mark.usefixtures("new_processes")
+def test_large_shared_memory_leaves_room_to_decode() -> None:
+    close_idle()
+    memory = SharedMemory(1 << 20, pinned=False)
+    os.truncate(memory.path, 12 << 30)  # nothing of it is written
+    memory.n_bytes = 12 << 30
+    start_decoders(1, memory)
+    wanted = WantedLooks(encode(picture(16, 12)), b"", (View(32),), [0])
+    (found,) = decode_looks([wanted], memory, Decoding(max_pixels=1_000_000, size=32), 1_000_000)
+    assert isinstance(found, ImageFacts)
 
 
 @pytest.mark.usefixtures("new_processes")

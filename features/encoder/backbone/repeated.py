@@ -53,3 +53,4 @@ class Repeated:
             self._replay = captured(run)
         except RuntimeError as error:  # also where a GPU's memory does not hold the graph's own
             logger.debug("The forward pass is not a CUDA graph (%s): its kernels are started one by one.", error)
+            del self._images
