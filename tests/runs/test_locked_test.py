@@ -178,6 +178,19 @@ def test_scores_are_in_no_readable_file_until_the_first_look(cache: Path) -> Non
     assert changed_files(locked.directory) == ()
 
 
+def test_warnings_of_a_locked_run_have_no_test_score(cache: Path) -> None:
+    planted = write_labelled_cache(
+        cache.with_name("planted.h5"), LABELS, attributes={"room": [f"room {label}" for label in LABELS]}
+    )
+    locked = trained(planted)
+    config = json.loads((locked.directory / "config.json").read_text())
+    assert not any("A classifier" in text for text in config["warnings"])
+    assert locked.acquisition is not None
+    assert locked.acquisition.warning.startswith("A classifier that sees no pixel")  # by the validation images
+    assert "alone" not in locked.acquisition.warning
+    assert "alone: room 1.00" in report_runs([locked.directory]).report.read_text()
+
+
 def test_look_that_was_killed_is_completed_by_the_next_one(cache: Path) -> None:
     directory = trained(cache).directory
     archive = (directory / SEALED).read_bytes()
