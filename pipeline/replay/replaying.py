@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _PARTS = {
     "views": f"The heads of other views are not saved. {_RETRAIN}",
     "repeats": f"The heads of repeated splits are not saved. {_RETRAIN}",
 }
+_OTHER_IMAGES = "The dataset has other images in the cache now than the run has."
 _OF_POOLED = ("roc_auc", "loss", "brier")  # they need no threshold; those of the folds are not recorded
 
 
@@ -159,6 +161,10 @@ def _trained_again(run: Run, found: _Findings) -> Run:
             "train it again."
         )
     with opened_source(run) as source:
+        if _has_other_images(run, source):
+            raise RunError(
+                f"--retrain: {run.directory}: {_OTHER_IMAGES} Restore the cache that the run was trained from, or omit --retrain."
+            )
         again = trained_again(run, asked, source.cache)
     for name, recorded in run.predictions.probabilities.items():
         if name in again.predictions.probabilities:
@@ -178,6 +184,8 @@ def _computed_again(run: Run, found: _Findings) -> Run:
             found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the images that the head learned from.")
         elif source is None:
             found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the cache.")
+        elif _has_other_images(run, source):
+            found.parts |= dict.fromkeys(FITTED_AGAIN, _OTHER_IMAGES)
         elif run.config.options is None:
             found.parts |= dict.fromkeys(
                 FITTED_AGAIN, "An earlier version wrote the run, and did not record its settings."
@@ -206,6 +214,12 @@ def _source(run: Run, stack: ExitStack, found: _Findings) -> RunSource | None:
     except CacheError as error:
         found.skipped.append(f"predictions.csv and subgroups: {error}")
         return None
+
+
+def _has_other_images(run: Run, source: RunSource) -> bool:
+    """Return whether the dataset in the cache has other images than the run, or another order: rows are compared by place."""
+    table = source.table
+    return tuple(compress(table.paths, table.rows >= 0)) != tuple(run.predictions.paths)
 
 
 def _heads(run: Run, found: _Findings) -> Iterator[tuple[str, SavedHead]]:
