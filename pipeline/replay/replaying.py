@@ -89,6 +89,8 @@ class _Findings:
     skipped: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
     """The parts of `metrics.json` that are not computed again, with the reason."""
+    is_sealed: bool = False
+    """Nobody has looked at the locked test split yet: its predictions are counted, not listed."""
 
     def compare_predictions(self, run: Run, name: str, again: Floats, recorded: Floats) -> bool:
         """Compare the probabilities (n, C) of a head, and return whether some differ."""
@@ -96,7 +98,12 @@ class _Findings:
         self.n_probabilities += len(apart)
         self.largest = max(self.largest, float(apart.max()))
         wrong = np.flatnonzero(~(apart <= CLOSE))
-        for i in wrong:
+        is_hidden = (np.array(run.predictions.splits) == "test") & self.is_sealed
+        n_hidden = int(is_hidden[wrong].sum())
+        if n_hidden:
+            place = f"predictions.csv, {name}, locked test split"
+            self.differing.append(Difference(place, f"{is_hidden.sum():,} predictions", f"{n_hidden:,} differ", None))
+        for i in wrong[~is_hidden[wrong]]:
             place = f"predictions.csv, {name}, {run.predictions.paths[i]}"
             c = int(np.abs(again[i] - recorded[i]).argmax())
             self.differing.append(Difference(place, f"{recorded[i, c]:g}", f"{again[i, c]:g}", float(apart[i])))
@@ -133,8 +140,9 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
     if changed:
         return Replay(directory, changed)
     run, found = read_run(directory, before_look=True), _Findings()
+    found.is_sealed = (directory / SEALED).is_file()
     again = _trained_again(run, found) if retrain else _computed_again(run, found)
-    if (directory / SEALED).is_file():
+    if found.is_sealed:
         again = hidden(again)
         found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     parts = [name for name in found.parts if getattr(run, name)]

@@ -265,6 +265,33 @@ def test_replay_shows_no_score_of_a_locked_test_split(cache: Path) -> None:
     assert again.n_figures > found.n_figures
 
 
+def test_replay_counts_differing_predictions_of_a_locked_test_split_and_shows_none(cache: Path) -> None:
+    directory = trained(cache).directory
+    with zipfile.ZipFile(directory / SEALED) as archive:
+        rows = list(csv.reader(io.StringIO(archive.read("predictions.csv").decode())))
+        metrics = archive.read("metrics.json")
+    place = rows[0].index("linear")
+    test = [row for row in rows if row[rows[0].index("split")] == "test"]
+    train = next(row for row in rows if row[rows[0].index("split")] == "train")
+    for row in (*test[:3], train):
+        row[place] = repr(1 - float(row[place]))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    with zipfile.ZipFile(directory / SEALED, "w") as archive:
+        archive.writestr("metrics.json", metrics)
+        archive.writestr("predictions.csv", table.getvalue())
+    write_digests(directory)
+    found = replay(directory)
+    assert read_looks(directory) == ()
+    of_predictions = [one for one in found.differing if one.place.startswith("predictions.csv")]
+    assert not any(row[0] in one.place for row in test for one in of_predictions)
+    assert any(train[0] in one.place for one in of_predictions)
+    (hidden_ones,) = (one for one in of_predictions if one.place.endswith("locked test split"))
+    assert (hidden_ones.recorded, hidden_ones.again) == ("23 predictions", "3 differ")
+    record_look(directory, "report")
+    assert sum(row[0] in one.place for row in test for one in replay(directory).differing) == 3
+
+
 def test_archive_that_is_damaged_is_named(cache: Path) -> None:
     directory = trained(cache).directory
     archive = (directory / SEALED).read_bytes()
