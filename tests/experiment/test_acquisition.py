@@ -132,6 +132,17 @@ def test_column_of_the_dataset_keeps_its_name(tmp_path: Path) -> None:
     assert {*found["manufacturer of the file"]} == {"A", "B", "C"}
 
 
+def test_column_that_is_named_like_a_fact_of_the_content_is_no_content(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    names = {"bytes": rng.choice(["a", "b"], N).tolist(), "grey mean": rng.choice(["a", "b"], N).tolist()}
+    twin = twin_of(clean(tmp_path / "c.h5", 0, drawn_facts(np.random.default_rng(0)), **names))
+    assert twin is not None
+    assert twin.headers is not None
+    assert {"bytes", "grey mean"} < {*twin.headers.facts}
+    assert {*twin.facts} - {*twin.headers.facts} == {"bytes of the file", "grey mean of the file", *GREY_LEVELS[1:]}
+    assert replace(twin, facts=("bytes of the file",), headers=None).of_headers is None
+
+
 def test_planted_format_is_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = [
