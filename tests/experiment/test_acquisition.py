@@ -12,13 +12,12 @@ from hoarfrost.evaluation import Estimate
 from hoarfrost.experiment.acquisition import acquisition_twin, facts_of
 from hoarfrost.experiment.development import development_of
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.experiment.locking import hidden
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.report.page import render
-from hoarfrost.runs import Acquisition, from_json, read_run, to_json
+from hoarfrost.runs import Acquisition, from_json, hidden, read_run, to_json
 from hoarfrost.runs.acquisition import CONTENT, GREY_LEVELS, MEANING, MEANING_OF_CONTENT
 from hoarfrost.runs.lock import AnalysisPlan
 from hoarfrost.training import TrainingConfig
