@@ -45,7 +45,9 @@ def check_overlap(
     """
     found = None if seen is None else _leakage(task, keys, seen)
     checks = tuple(
-        _checks_by_digests(task, keys, of_head) if seen is None or found is None else _checks(task, keys, seen, found, of_head)
+        _checks_by_digests(task, keys, of_head)
+        if seen is None or found is None
+        else _checks(task, keys, seen, found, of_head)
     )
     overlaps = [check for check in checks if check.n]
     if overlaps and not allowed:

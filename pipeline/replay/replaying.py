@@ -171,7 +171,7 @@ def _trained_again(run: Run, found: _Findings) -> Run:
     with opened_source(run) as source:
         if _has_other_images(run, source):
             raise RunError(
-                f"--retrain: {run.directory}: {_OTHER_IMAGES} Restore the cache that the run was trained from, or omit --retrain."
+                f"--retrain: {run.directory}: {_OTHER_IMAGES} Restore the cache that it was trained from, or omit --retrain."
             )
         again = trained_again(run, asked, source.cache)
     for name, recorded in run.predictions.probabilities.items():

@@ -111,8 +111,8 @@ class Acquisition(Twin):
         best = sorted(
             (name for name in self.by_fact if name in found.facts), key=self.by_fact.__getitem__, reverse=True
         )
-        alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best[:3])
-        interval = f"95% CI {found.scored.low:.2f} to {found.scored.high:.2f}"
-        area = f"{found.scored.value:.2f} ({interval}; alone: {alone})" if alone else f"{found.scored.value:.2f} ({interval})"
+        figures = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best[:3])
+        alone = f"; alone: {figures}" if figures else ""
+        area = f"{found.scored.value:.2f} (95% CI {found.scored.low:.2f} to {found.scored.high:.2f}{alone})"
         sees = "sees no pixel, only" if found is self.of_headers else "does not look at the image, only at"
         return f"A classifier that {sees} {', '.join(found.facts)}, has a ROC AUC of {area}. {self.meaning}"

@@ -39,7 +39,16 @@ from hoarfrost.runs.records import (
     class_numbers,
 )
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
-from hoarfrost.runs.sealed import METRICS_FILE, PREDICTIONS_FILE, SEALED, finish_look, hidden, record_look, seal, sealed_file
+from hoarfrost.runs.sealed import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SEALED,
+    finish_look,
+    hidden,
+    record_look,
+    seal,
+    sealed_file,
+)
 from hoarfrost.runs.tables import (
     read_history,
     read_out_of_fold,

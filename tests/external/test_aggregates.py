@@ -37,9 +37,7 @@ def written(
     p = expit(rng.normal(shift * (y - 0.5), 1))
     header = ["path", "label", "probability", "patient", "scanner"]
     numbers = patients or [i // 2 for i in range(n)]
-    rows = [
-        [f"secret/img_{i}.png", str(y[i]), repr(float(p[i])), f"patient-{numbers[i]}", "zeiss"] for i in range(n)
-    ]
+    rows = [[f"secret/img_{i}.png", str(y[i]), repr(float(p[i])), f"patient-{numbers[i]}", "zeiss"] for i in range(n)]
     table = write_csv(folder / f"private_{site}.csv", [header, *rows])
     out = folder / f"{site}.json"
     config = PredictionsConfig(name=site, aggregate=out, **options)
