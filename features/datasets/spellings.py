@@ -77,12 +77,16 @@ def with_labels_named(dataset: Dataset, options: TableOptions) -> Dataset:
     return dataset if labels is dataset.labels else replace(dataset, labels=labels)
 
 
-def labels_named(labels: Texts, options: TableOptions, source: str) -> Texts:
-    """Return labels mapped and merged as the options say; raise DatasetError if the map is damaged or has none of them."""
+def labels_named(labels: Texts, options: TableOptions, source: str = "") -> Texts:
+    """Return labels mapped and merged as the options say.
+
+    Raise DatasetError if the map is damaged; or if it has none of the labels of a `source`: without one they may already be
+    the names.
+    """
     if options.label_map is not None:
         names = _read_map(options.label_map)
         by_form = {normal_form(label): name for label, name in names.items()}
-        if not any(label in names or normal_form(label) in by_form for label in labels.values()):
+        if source and not any(label in names or normal_form(label) in by_form for label in labels.values()):
             raise DatasetError(f"--label-map {options.label_map}: no label of {source} is in it.")
         labels = labels.mapped(lambda label: names.get(label, by_form.get(normal_form(label), label)))
     if options.merge_labels:

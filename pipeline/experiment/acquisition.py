@@ -17,7 +17,7 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.features.decoding.formats import FRAME_MARK
 from hoarfrost.features.facts import Facts
 from hoarfrost.runs import Acquisition
-from hoarfrost.runs.acquisition import BYTES, CONTENT, GREY_LEVELS, REGION_SIZE, Twin
+from hoarfrost.runs.acquisition import BYTES, GREY_LEVELS, REGION_SIZE, Twin, content_of, of_file
 from hoarfrost.training import HeldRows
 from hoarfrost.training.references import LOGISTIC_REGRESSION, REFERENCES, ReferenceFit, fit_references
 
@@ -58,12 +58,13 @@ def acquisition_twin(task: Task, development: Development) -> Acquisition | None
     value among them. Labels play no part in this. Out of fold, the variance allows for training sets that overlap (Nadeau
     and Bengio 2003), as in cross-validation.
     """
-    found = {name: _encoded(values, development.rows) for name, values in facts_of(task).items()}
+    facts = facts_of(task)
+    content, found = content_of(facts), {name: _encoded(values, development.rows) for name, values in facts.items()}
     columns = {name: x for name, x in found.items() if x.shape[1]}
     twin = _scored(task, development, columns) if columns else None
     if twin is None:
         return None
-    without = {name: x for name, x in columns.items() if name not in CONTENT}
+    without = {name: x for name, x in columns.items() if name not in content}
     headers = _scored(task, development, without) if 0 < len(without) < len(columns) else None
     both = Acquisition(**vars(twin), headers=headers)
     return both if both.suspect is None else replace(both, by_fact=_alone(task, development, columns))
@@ -96,7 +97,7 @@ def facts_of(task: Task) -> RecordedFacts:
     }
     if task.facts is not None:
         found |= recorded_facts(task.facts, is_region=task.is_region)
-    return {name if name not in attributes else f"{name} of the file": one for name, one in found.items()} | attributes
+    return {name if name not in attributes else of_file(name): one for name, one in found.items()} | attributes
 
 
 def recorded_facts(facts: Facts, *, is_region: bool) -> RecordedFacts:

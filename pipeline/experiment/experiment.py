@@ -352,8 +352,9 @@ def _reviewed(run: Run, task: Task, scored: Scored, *, suspects_in_test: bool) -
     for attribute in shortcuts:
         if attribute.is_shortcut:
             logger.warning("%s", attribute.warning)
-    if run.acquisition is not None and run.acquisition.warning and run.config.plan is None:
-        logger.warning("%s", run.acquisition.warning)
+    of_files = _of_files(run)
+    if of_files:
+        logger.warning("%s", of_files)
     run = replace(
         run,
         comparisons=compare(task, scored),
@@ -375,8 +376,13 @@ def _warnings(run: Run) -> Iterator[str]:
     if run.covariates is not None:
         yield from (one.caution for one in run.covariates.columns if one.caution)
     yield from (f"{one.warning[0].upper()}{one.warning[1:]}" for one in run.shortcuts if one.is_shortcut)
-    if run.acquisition is not None and run.acquisition.warning:
-        yield run.acquisition.warning
+    if _of_files(run):
+        yield _of_files(run)
+
+
+def _of_files(run: Run) -> str:
+    """Return the warning of what files tell; empty with a locked test split, whose scores it has. The report states it."""
+    return "" if run.acquisition is None or run.config.plan is not None else run.acquisition.warning
 
 
 def _run_config(

@@ -10,6 +10,7 @@ from hoarfrost.evaluation import CalibrationLine, Estimate, binary_problems, mac
 from hoarfrost.evaluation.checks import Floats
 from hoarfrost.evaluation.disclosure import FEWEST, Cells, shareable_cells, shareable_count
 from hoarfrost.evaluation.intervals import area
+from hoarfrost.evaluation.units import count_patients
 from hoarfrost.experiment.assessment import two_columns
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import RunError, TrainingError
@@ -59,9 +60,10 @@ def share_only(path: Path, run: Run, task: ScoredTask, p: Floats, digest: str) -
             raise TrainingError(f"{task.table.source}: {own.name}: {error}.") from error
     scores = run.head(run.selected).test
     assert scores is not None
-    n_images = len(task.rows_of("test"))
-    n_patients = _unrelated(None if units.groups is None else len(np.unique(units.groups)), n_images)
-    _check_differences(task, [n_images, *(one.n for one in classes)])
+    n = len(units.y)  # of images, or of patients where these are scored: the classes have counts of the same
+    n_images = _unrelated(len(task.rows_of("test")), n)
+    n_patients = _unrelated(count_patients(units.groups) if units.how is None else n, n)
+    _check_differences(task, [n, *(one.n for one in classes)])
     loss, brier = (_rounded(scores[key].value) if key in scores else None for key in ("loss", "brier"))
     write_aggregate(path, Aggregate(
         task.table.name, run.selected if digest else "predictions", digest, "image" if units.how is None else "patient",

@@ -181,8 +181,9 @@ def evaluate_cohort(
     ) as (cache, name):  # fmt: skip
         task = cohort_task(cache, cache.dataset(name), model.predictor.head, labels)
         found = _evaluated(directory, task, cache, model, config, command, started)
-    if run is not None:
-        record_look(run, f"evaluate {data}")  # it shows the drop from the internal test
+    looked_at = _run_of(model.file) if run is None else run
+    if looked_at is not None:  # it shows the drop from the internal test, or the cohort may be that test split
+        record_look(looked_at, f"evaluate {data}")
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
@@ -196,6 +197,12 @@ def _model(run: Path | None, head: str | None) -> _Model:
     predictor = named_predictor(heads, head)
     place = str(head) if run is None else str(run)
     return _Model(predictor, heads, None if run is None else read_run(run, before_look=True), place)
+
+
+def _run_of(file: Path) -> Path | None:
+    """Return the run folder that a head file is in; None if it is elsewhere."""
+    folder = file.resolve().parent
+    return folder.parent if folder.name == "heads" else None
 
 
 def _reader(

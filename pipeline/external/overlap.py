@@ -33,7 +33,8 @@ def check_overlap(
     seen : SeenImages or None
         None where the run is not known.
     of_head : ndarray (m,) int64
-        The digests of training images that the head file has, see `hoarfrost.heads.seen`. They are used without a run.
+        The digests of training images that the head file has, see `hoarfrost.heads.seen`. They are used where the run, or its
+        cache, is not known.
     allowed : bool
         Continue in spite of an overlap.
 
@@ -44,7 +45,9 @@ def check_overlap(
     """
     found = None if seen is None else _leakage(task, keys, seen)
     checks = tuple(
-        _checks_by_digests(task, keys, of_head) if seen is None or found is None else _checks(task, seen, found)
+        _checks_by_digests(task, keys, of_head)
+        if seen is None or found is None
+        else _checks(task, keys, seen, found, of_head)
     )
     overlaps = [check for check in checks if check.n]
     if overlaps and not allowed:
@@ -62,18 +65,23 @@ def _checks_by_digests(task: Task, keys: list[bytes], of_head: Digests) -> Itera
     """Yield what a head file alone allows to check: identical images, if it has digests."""
     yield OverlapCheck(PATIENTS, None, f"Not checked: {NO_RUN}.")
     if len(of_head):
-        is_shared = np.isin(digests_of(keys), of_head)
-        n, which = int(is_shared.sum()), np.flatnonzero(is_shared)
-        text = "No identical image is in the training images, by the digests in the head file."
-        if n:
-            paths = task.table.paths
-            first = paths[int(np.flatnonzero(task.readable)[which[0]])]
-            noun = "identical image is" if n == 1 else "identical images are"
-            text = f"{n:,} {noun} in the training images, by the digests in the head file: {first}."
-        yield OverlapCheck(BYTES, n, text)
+        yield _bytes_by_digests(task, keys, of_head)
     else:
         yield OverlapCheck(BYTES, None, f"Not checked: {NO_DIGESTS_HERE}.")
     yield OverlapCheck(NEAR, None, f"Not checked: {NO_RUN}.")
+
+
+def _bytes_by_digests(task: Task, keys: list[bytes], of_head: Digests) -> OverlapCheck:
+    """Return how many images of the cohort have a digest that the head file has."""
+    is_shared = np.isin(digests_of(keys), of_head)
+    n, which = int(is_shared.sum()), np.flatnonzero(is_shared)
+    text = "No identical image is in the training images, by the digests in the head file."
+    if n:
+        paths = task.table.paths
+        first = paths[int(np.flatnonzero(task.readable)[which[0]])]
+        noun = "identical image is" if n == 1 else "identical images are"
+        text = f"{n:,} {noun} in the training images, by the digests in the head file: {first}."
+    return OverlapCheck(BYTES, n, text)
 
 
 def _leakage(task: Task, keys: list[bytes], seen: SeenImages) -> Leakage:
@@ -95,14 +103,18 @@ def _leakage(task: Task, keys: list[bytes], seen: SeenImages) -> Leakage:
     )
 
 
-def _checks(task: Task, seen: SeenImages, found: Leakage) -> Iterator[OverlapCheck]:
+def _checks(
+    task: Task, keys: list[bytes], seen: SeenImages, found: Leakage, of_head: Digests
+) -> Iterator[OverlapCheck]:
     whose = "of the cohort" if task.table.patients is None else "of the training images"
     if task.table.patients is None or seen.patients is None:
         yield OverlapCheck(PATIENTS, None, f"Not checked: the patients {whose} are unknown.")
     else:
         yield OverlapCheck(PATIENTS, found.n_patients, _text(found.n_patients, "patient", found.patients))
     missing = f"Not checked: the run's cache is needed. {seen.reason}"
-    if seen.keys is None:
+    if seen.keys is None and len(of_head):
+        yield _bytes_by_digests(task, keys, of_head)
+    elif seen.keys is None:
         yield OverlapCheck(BYTES, None, missing)
     else:
         yield OverlapCheck(BYTES, found.n_contents, _text(found.n_contents, "identical image", found.contents))

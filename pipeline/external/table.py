@@ -327,7 +327,7 @@ class _Reader:
         # Labels first: a class may be named "0", "no" or "negative", and be the positive one.
         answers = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
         answers |= {normal_form(label): label in positive for label in classes}
-        cells = list(labels_named(Texts.of(self._taken(CALL)), self._options.table, str(self._file)))
+        cells = list(labels_named(Texts.of(self._taken(CALL)), self._options.table))
         known = np.array([answers.get(normal_form(cell)) is not None for cell in cells])
         self._check(CALL, known, f"is none of the labels, which are {', '.join(classes)}", cells)
         is_positive = np.array([answers[normal_form(cell)] for cell in cells])

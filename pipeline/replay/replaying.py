@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _PARTS = {
     "views": f"The heads of other views are not saved. {_RETRAIN}",
     "repeats": f"The heads of repeated splits are not saved. {_RETRAIN}",
 }
+_OTHER_IMAGES = "The dataset has other images in the cache now than the run has."
 _OF_POOLED = ("roc_auc", "loss", "brier")  # they need no threshold; those of the folds are not recorded
 
 
@@ -87,6 +89,8 @@ class _Findings:
     skipped: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
     """The parts of `metrics.json` that are not computed again, with the reason."""
+    is_sealed: bool = False
+    """Nobody has looked at the locked test split yet: its predictions are counted, not listed."""
 
     def compare_predictions(self, run: Run, name: str, again: Floats, recorded: Floats) -> bool:
         """Compare the probabilities (n, C) of a head, and return whether some differ."""
@@ -94,7 +98,12 @@ class _Findings:
         self.n_probabilities += len(apart)
         self.largest = max(self.largest, float(apart.max()))
         wrong = np.flatnonzero(~(apart <= CLOSE))
-        for i in wrong:
+        is_hidden = (np.array(run.predictions.splits) == "test") & self.is_sealed
+        n_hidden = int(is_hidden[wrong].sum())
+        if n_hidden:
+            place = f"predictions.csv, {name}, locked test split"
+            self.differing.append(Difference(place, f"{is_hidden.sum():,} predictions", f"{n_hidden:,} differ", None))
+        for i in wrong[~is_hidden[wrong]]:
             place = f"predictions.csv, {name}, {run.predictions.paths[i]}"
             c = int(np.abs(again[i] - recorded[i]).argmax())
             self.differing.append(Difference(place, f"{recorded[i, c]:g}", f"{again[i, c]:g}", float(apart[i])))
@@ -131,8 +140,9 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
     if changed:
         return Replay(directory, changed)
     run, found = read_run(directory, before_look=True), _Findings()
+    found.is_sealed = (directory / SEALED).is_file()
     again = _trained_again(run, found) if retrain else _computed_again(run, found)
-    if (directory / SEALED).is_file():
+    if found.is_sealed:
         again = hidden(again)
         found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     parts = [name for name in found.parts if getattr(run, name)]
@@ -159,6 +169,10 @@ def _trained_again(run: Run, found: _Findings) -> Run:
             "train it again."
         )
     with opened_source(run) as source:
+        if _has_other_images(run, source):
+            raise RunError(
+                f"--retrain: {run.directory}: {_OTHER_IMAGES} Restore the cache that it was trained from, or omit --retrain."
+            )
         again = trained_again(run, asked, source.cache)
     for name, recorded in run.predictions.probabilities.items():
         if name in again.predictions.probabilities:
@@ -178,6 +192,8 @@ def _computed_again(run: Run, found: _Findings) -> Run:
             found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the images that the head learned from.")
         elif source is None:
             found.parts |= dict.fromkeys(FITTED_AGAIN, "It needs the cache.")
+        elif _has_other_images(run, source):
+            found.parts |= dict.fromkeys(FITTED_AGAIN, _OTHER_IMAGES)
         elif run.config.options is None:
             found.parts |= dict.fromkeys(
                 FITTED_AGAIN, "An earlier version wrote the run, and did not record its settings."
@@ -206,6 +222,12 @@ def _source(run: Run, stack: ExitStack, found: _Findings) -> RunSource | None:
     except CacheError as error:
         found.skipped.append(f"predictions.csv and subgroups: {error}")
         return None
+
+
+def _has_other_images(run: Run, source: RunSource) -> bool:
+    """Return whether the dataset in the cache has other images than the run, or another order: rows are compared by place."""
+    table = source.table
+    return tuple(compress(table.paths, table.rows >= 0)) != tuple(run.predictions.paths)
 
 
 def _heads(run: Run, found: _Findings) -> Iterator[tuple[str, SavedHead]]:

@@ -1,5 +1,6 @@
 """What a run records of its acquisition-only classifiers: what files tell without looking at the image."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from hoarfrost.evaluation.estimates import Estimate
@@ -22,6 +23,17 @@ MEANING_OF_CONTENT = (
     "File sizes and grey levels also depend on what the images show, so this is a sign of a shortcut only if the classes "
     "were acquired or stored in different ways."
 )
+
+
+def of_file(fact: str) -> str:
+    """Return the name of a fact where a column of the dataset has its own."""
+    return f"{fact} of the file"
+
+
+def content_of(names: Collection[str]) -> frozenset[str]:
+    """Return those of some facts and columns that are in `CONTENT`, but no column that is only named like one."""
+    named = {of_file(fact) if of_file(fact) in names else fact for fact in CONTENT}
+    return frozenset(named.intersection(names))
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Acquisition(Twin):
 
         Runs of earlier versions have one classifier, whose facts may include file sizes.
         """
-        return self.headers or (None if CONTENT.issuperset(self.facts) else self)
+        return self.headers or (None if content_of(self.facts).issuperset(self.facts) else self)
 
     @property
     def suspect(self) -> Twin | None:
@@ -99,7 +111,8 @@ class Acquisition(Twin):
         best = sorted(
             (name for name in self.by_fact if name in found.facts), key=self.by_fact.__getitem__, reverse=True
         )
-        alone = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best[:3])
-        area = f"{found.scored.value:.2f} (95% CI {found.scored.low:.2f} to {found.scored.high:.2f}; alone: {alone})"
+        figures = ", ".join(f"{name} {self.by_fact[name]:.2f}" for name in best[:3])
+        alone = f"; alone: {figures}" if figures else ""
+        area = f"{found.scored.value:.2f} (95% CI {found.scored.low:.2f} to {found.scored.high:.2f}{alone})"
         sees = "sees no pixel, only" if found is self.of_headers else "does not look at the image, only at"
         return f"A classifier that {sees} {', '.join(found.facts)}, has a ROC AUC of {area}. {self.meaning}"

@@ -19,7 +19,7 @@ def write_digests(directory: Path) -> None:
 
 def replace_digests(directory: Path, names: Iterable[str], *, without: str) -> None:
     """Write the digests of some files again, which a command has replaced, and no digest of the file `without`."""
-    recorded = {name: digest for name, digest in (_recorded(directory) or {}).items() if name != without}
+    recorded = {name: digest for name, digest in (recorded_digests(directory) or {}).items() if name != without}
     _write(directory, recorded | {name: digest_of(directory / name) for name in names})
 
 
@@ -37,7 +37,7 @@ def check_digest(directory: Path, path: Path) -> None:
     RunError
         If the file was changed, or is not one of the run's files.
     """
-    recorded = _recorded(directory)
+    recorded = recorded_digests(directory)
     if recorded is None:
         return
     if path.is_file() and recorded.get(path.relative_to(directory).as_posix()) != digest_of(path):
@@ -49,13 +49,13 @@ def check_digest(directory: Path, path: Path) -> None:
 
 def changed_files(directory: Path) -> tuple[str, ...]:
     """Return the names of a run's files that are missing or were changed; none for runs of earlier versions."""
-    recorded = (_recorded(directory) or {}).items()
+    recorded = (recorded_digests(directory) or {}).items()
     return tuple(
         name for name, digest in recorded if not (directory / name).is_file() or digest_of(directory / name) != digest
     )
 
 
-def _recorded(directory: Path) -> dict[str, str] | None:
+def recorded_digests(directory: Path) -> dict[str, str] | None:
     """Return the digest of each file by its name; None for runs of earlier versions."""
     try:
         text = (directory / DIGESTS).read_text(encoding="utf-8", errors="surrogateescape")

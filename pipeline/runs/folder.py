@@ -2,13 +2,14 @@
 
 import csv
 import json
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -38,7 +39,16 @@ from hoarfrost.runs.records import (
     class_numbers,
 )
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
-from hoarfrost.runs.sealed import METRICS_FILE, PREDICTIONS_FILE, SEALED, hidden, record_look, seal, sealed_file
+from hoarfrost.runs.sealed import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SEALED,
+    finish_look,
+    hidden,
+    record_look,
+    seal,
+    sealed_file,
+)
 from hoarfrost.runs.tables import (
     read_history,
     read_out_of_fold,
@@ -69,6 +79,10 @@ _TABLES = (
     "left_out.csv",
     "history.csv",
 )
+# The errors of parsers and conversions on content that this program did not write.
+_DAMAGE = (
+    OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 OWN_FILES = frozenset({*_TABLES, DIGESTS, LOOKS, SEALED, "heads", "tensorboard", REPORT})
 METRICS: dict[str, Any] = {
     "selected": str,
@@ -304,7 +318,8 @@ def read_run(directory: Path, *, before_look: bool = False) -> Run:
 
 def read_splits(directory: Path) -> dict[str, str]:
     """Read the split of each image of a run, by path; raise RunError as `read_run` does."""
-    with _reading(directory / "predictions.csv") as path:
+    finish_look(directory)
+    with _reading(directory / PREDICTIONS_FILE) as path:
         return {row["path"]: row["split"] for row in read_table(path)}
 
 
@@ -347,8 +362,7 @@ def _reading(path: Path) -> Iterator[Path]:
         raise RunError(f"{path.parent}: the run is incomplete, {path.name} is missing. {again}") from error
     except KeyError as error:
         raise RunError(f"{path}: the run is damaged: {error} is missing. {again}") from error
-    # The errors of parsers and conversions on content that this program did not write.
-    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error, BadZipFile) as error:
+    except _DAMAGE as error:
         raise RunError(f"{path}: the run is damaged: {error}. {again}") from error
 
 
@@ -399,6 +413,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _read_config(directory: Path) -> RunConfig:
     with _reading(directory / "config.json") as path:
         _put_right(directory)
+        finish_look(directory)
         if not path.is_file():
             if directory.is_file():
                 raise RunError(f"{directory} is a file. A run is a folder: name the one that `train --run` wrote.")

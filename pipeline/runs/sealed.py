@@ -9,7 +9,7 @@ import numpy as np
 
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import whole_file
-from hoarfrost.runs.digests import replace_digests
+from hoarfrost.runs.digests import check_digest, digest_of, recorded_digests, replace_digests
 from hoarfrost.runs.lock import count_look
 from hoarfrost.runs.records import Run
 
@@ -56,29 +56,75 @@ def record_look(directory: Path, command: str) -> int | None:
     Raises
     ------
     RunError
-        If the look cannot be recorded, or the scores not be put into place.
+        If the archive was changed, and then nothing is counted; if the look cannot be recorded, or the scores not be put into
+        place.
     """
+    finish_look(directory)
+    _is_pending(directory)
     number = count_look(directory, command)
     if number is not None:
         _unseal(directory)
     return number
 
 
+def finish_look(directory: Path) -> None:
+    """Put the scores into place if a look that was counted was killed while it did this; otherwise do nothing.
+
+    Raises
+    ------
+    RunError
+        As `record_look`.
+    """
+    metrics = directory / METRICS_FILE
+    if not (directory / SEALED).is_file() or not metrics.is_file():
+        return
+    recorded = recorded_digests(directory) or {}
+    if (SEALED not in recorded or recorded.get(METRICS_FILE) != digest_of(metrics)) and _is_in_place(directory):
+        _unseal(directory)
+
+
+def _is_in_place(directory: Path) -> bool:
+    """Return whether the run's metrics.json, the first file that is put into place, is that of the archive."""
+    place = directory / SEALED
+    try:
+        with zipfile.ZipFile(place) as archive:
+            return archive.read(METRICS_FILE) == (directory / METRICS_FILE).read_bytes()
+    except FileNotFoundError:  # another look at the same time has removed it
+        return not place.exists()
+    except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _is_pending(directory: Path) -> bool:
+    """Return whether there is an archive whose files are not in place; raise RunError if it was changed."""
+    place = directory / SEALED
+    try:
+        check_digest(directory, place)
+    except FileNotFoundError:  # another look at the same time has removed it
+        if place.exists():
+            raise
+    except RunError:
+        # The digest is removed once the files are in place, and then the archive.
+        if SEALED in (recorded_digests(directory) or {}) or not _is_in_place(directory):
+            raise
+        return False
+    return place.is_file()
+
+
 def _unseal(directory: Path) -> None:
     """Replace the files of a run by those in its archive, and remove it; nothing to do without one.
 
-    If the process is killed meanwhile, the archive is still there, and the next look completes this.
+    If the process is killed meanwhile, the archive is still there, and `finish_look` completes this.
     """
     place = directory / SEALED
-    if not place.is_file():
-        return
     try:
-        with zipfile.ZipFile(place) as archive:
-            contents = {name: archive.read(name) for name in (METRICS_FILE, PREDICTIONS_FILE)}
-        for name, content in contents.items():
-            with whole_file(directory / name) as file:
-                file.write(content)
-        replace_digests(directory, contents, without=SEALED)
+        if _is_pending(directory):
+            with zipfile.ZipFile(place) as archive:
+                contents = {name: archive.read(name) for name in (METRICS_FILE, PREDICTIONS_FILE)}
+            for name, content in contents.items():
+                with whole_file(directory / name) as file:
+                    file.write(content)
+            replace_digests(directory, contents, without=SEALED)
         place.unlink(missing_ok=True)
     except FileNotFoundError:  # another look at the same time has done it
         if place.exists():
@@ -91,6 +137,12 @@ def _unseal(directory: Path) -> None:
 
 
 def sealed_file(directory: Path, name: str) -> Path | zipfile.Path:
-    """Return where a file of a run is with its test scores: in the archive until the first look, else in the folder."""
+    """Return where a file of a run is with its test scores: in the archive until the first look, else in the folder.
+
+    Raises
+    ------
+    RunError
+        If the archive was changed.
+    """
     place = directory / SEALED
-    return zipfile.Path(place, name) if place.is_file() else directory / name
+    return zipfile.Path(place, name) if _is_pending(directory) else directory / name

@@ -12,13 +12,12 @@ from hoarfrost.evaluation import Estimate
 from hoarfrost.experiment.acquisition import acquisition_twin, facts_of
 from hoarfrost.experiment.development import development_of
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
-from hoarfrost.experiment.locking import hidden
 from hoarfrost.experiment.task import Task, read_task
 from hoarfrost.features.cache import EmbeddingCache
 from hoarfrost.features.facts import FileHeader, ImageFacts, Kinds
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.report.page import render
-from hoarfrost.runs import Acquisition, from_json, read_run, to_json
+from hoarfrost.runs import Acquisition, from_json, hidden, read_run, to_json
 from hoarfrost.runs.acquisition import CONTENT, GREY_LEVELS, MEANING, MEANING_OF_CONTENT
 from hoarfrost.runs.lock import AnalysisPlan
 from hoarfrost.training import TrainingConfig
@@ -130,6 +129,17 @@ def test_column_of_the_dataset_keeps_its_name(tmp_path: Path) -> None:
     found = facts_of(task_of(path))
     assert found["manufacturer"] == ["a", "b"] * (N // 2)
     assert {*found["manufacturer of the file"]} == {"A", "B", "C"}
+
+
+def test_column_that_is_named_like_a_fact_of_the_content_is_no_content(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    names = {"bytes": rng.choice(["a", "b"], N).tolist(), "grey mean": rng.choice(["a", "b"], N).tolist()}
+    twin = twin_of(clean(tmp_path / "c.h5", 0, drawn_facts(np.random.default_rng(0)), **names))
+    assert twin is not None
+    assert twin.headers is not None
+    assert {"bytes", "grey mean"} < {*twin.headers.facts}
+    assert {*twin.facts} - {*twin.headers.facts} == {"bytes of the file", "grey mean of the file", *GREY_LEVELS[1:]}
+    assert replace(twin, facts=("bytes of the file",), headers=None).of_headers is None
 
 
 def test_planted_format_is_found(tmp_path: Path) -> None:

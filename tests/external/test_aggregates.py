@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from tests.support.predicted import train_on_pictures
 
 
 def written(
-    folder: Path, site: str, *, n: int = 300, seed: int = 0, shift: float = 1.5, prevalence: float = 0.3, **options: Any
-) -> tuple[Path, Run]:
+    folder: Path, site: str, *, n: int = 300, seed: int = 0, shift: float = 1.5, prevalence: float = 0.3,
+    patients: Sequence[int] | None = None, **options: Any,
+) -> tuple[Path, Run]:  # fmt: skip
     """Evaluate predictions of a site, and write its aggregate."""
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < prevalence).astype(int)
     p = expit(rng.normal(shift * (y - 0.5), 1))
     header = ["path", "label", "probability", "patient", "scanner"]
-    rows = [[f"secret/img_{i}.png", str(y[i]), repr(float(p[i])), f"patient-{i // 2}", "zeiss"] for i in range(n)]
+    numbers = patients or [i // 2 for i in range(n)]
+    rows = [[f"secret/img_{i}.png", str(y[i]), repr(float(p[i])), f"patient-{numbers[i]}", "zeiss"] for i in range(n)]
     table = write_csv(folder / f"private_{site}.csv", [header, *rows])
     out = folder / f"{site}.json"
     config = PredictionsConfig(name=site, aggregate=out, **options)
@@ -230,6 +232,16 @@ def test_one_site_and_absent_files_are_refused(tmp_path: Path) -> None:
         pool([out])
     with pytest.raises(HoarfrostError, match="does not exist"):
         pool([out, tmp_path / "absent.json"])
+
+
+def test_counts_of_images_and_patients_whose_difference_would_tell_are_not_both_shared(tmp_path: Path) -> None:
+    found = read_aggregate(written(tmp_path, "north", per_patient="mean")[0])
+    assert (found.counted, found.n_images, found.n_patients, found.classes[0].n) == ("patient", 300, 150, 150)
+    patients = [max(i, 3) for i in range(300)]
+    found = read_aggregate(written(tmp_path, "south", patients=patients, per_patient="mean")[0])
+    assert (found.n_images, found.n_patients, found.classes[0].n) == (None, 297, 297)
+    found = read_aggregate(written(tmp_path, "east", patients=patients)[0])
+    assert (found.n_images, found.n_patients, found.classes[0].n) == (300, None, 300)
 
 
 def test_cohort_with_too_few_positives_is_not_shared(tmp_path: Path) -> None:

@@ -209,8 +209,10 @@ def test_what_could_not_be_checked_is_stated(trained: Trained, cohort: Path, tmp
         hidden.rename(trained.cache)
     checks = {one.what: one for one in found.overlap}
     assert checks["patients"].n == 0
-    assert checks["identical images"].n is checks["near-identical images"].n is None
-    assert "no longer exists" in checks["identical images"].text
+    assert checks["identical images"].n == 0
+    assert "by the digests in the head file" in checks["identical images"].text
+    assert checks["near-identical images"].n is None
+    assert "no longer exists" in checks["near-identical images"].text
 
 
 # -- a first look -------------------------------------------------------------------------------------------------------

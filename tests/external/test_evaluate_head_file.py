@@ -14,6 +14,7 @@ from hoarfrost.heads.files import head_bytes, read_head
 from hoarfrost.heads.seen import digests_of
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import Run
+from hoarfrost.runs.lock import read_looks
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import write_csv
 from tests.support.cohorts import write_cohort
@@ -54,6 +55,28 @@ def test_images_that_the_head_saw_are_found_by_its_file(trained: Trained, tmp_pa
         evaluate_cohort(cohort, tmp_path / "e", head=head)
     found = evaluate_cohort(cohort, tmp_path / "e", head=head, config=CohortConfig(allow_leakage=True))
     assert checks(found) == {"patients": None, "identical images": 3, "near-identical images": None}
+
+
+def test_images_that_the_head_saw_are_found_by_its_file_where_the_runs_cache_is_gone(tmp_path: Path) -> None:
+    trained = train_on_pictures(tmp_path / "t")
+    cohort = with_images_of(trained, tmp_path / "b", "train")
+    trained.cache.rename(tmp_path / "away.h5")
+    with pytest.raises(TrainingError, match="3 identical images are in the training images, by the digests"):
+        evaluate_cohort(cohort, tmp_path / "e", run=trained.run, config=CohortConfig(weights="random:0"))
+    config = CohortConfig(weights="random:0", allow_leakage=True)
+    found = checks(evaluate_cohort(cohort, tmp_path / "e", run=trained.run, config=config))
+    assert found == {"patients": 0, "identical images": 3, "near-identical images": None}
+
+
+def test_head_file_of_a_locked_run_is_a_look_and_a_copy_is_none(trained: Trained, tmp_path: Path) -> None:
+    config = ExperimentConfig(training=TrainingConfig(epochs=2, seeds=1), lock_test=True)
+    locked = run_experiment(trained.cache, tmp_path / "locked", parse_heads(["linear"]), config).directory
+    cohort, head = write_cohort(tmp_path / "b"), locked / "heads" / "linear.safetensors"
+    copy = shutil.copy(head, tmp_path)
+    evaluate_cohort(cohort, tmp_path / "e", head=str(copy))
+    assert read_looks(locked) == ()
+    evaluate_cohort(cohort, tmp_path / "f", head=str(head))
+    assert [look.command for look in read_looks(locked)] == [f"evaluate {cohort}"]
 
 
 def test_images_of_the_test_split_are_no_training_images(trained: Trained, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
-from hoarfrost.external.table import ColumnOptions
+from hoarfrost.external.table import ColumnOptions, read_predictions
 from hoarfrost.features.datasets.options import TableOptions
 from hoarfrost.features.errors import DatasetError, HoarfrostError, TrainingError
 from hoarfrost.report import write_report
 from hoarfrost.runs import Run
+from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost
 
 N = 60
@@ -124,6 +125,16 @@ def test_spellings_are_merged_or_mapped(tmp_path: Path, area: float, hoarfrost: 
         )["heads"][0]["test"]["roc_auc"],
     ]
     assert found == pytest.approx([area, area])
+
+
+def test_calls_may_have_names_that_labels_are_mapped_to(tmp_path: Path) -> None:
+    names = write_csv(tmp_path / "names.csv", [["label", "name"], ["b", "benign"], ["m", "malignant"]])
+    options = ColumnOptions(table=TableOptions(label_map=names))
+    mapped = text_of(("id", "label", "call"), IDS, [label[0] for label in LABELS], CALLS)
+    plain = evaluated(written(tmp_path, text_of(("id", "label", "call"), IDS, LABELS, CALLS)))
+    found = read_predictions(written(tmp_path, mapped), options)
+    assert found.labels == list(LABELS)
+    assert (found.models[0].p == plain.predictions.probabilities[plain.selected]).all()
 
 
 @pytest.mark.parametrize("spelled", [str.upper, str.title, lambda call: str(int(call == "malignant"))])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
@@ -215,3 +216,31 @@ def test_command_exits_with_0_or_1_and_prints_plain_words(
     status, _, error = hoarfrost("replay", tmp_path)
     assert status == 1
     assert "not a run folder" in error
+
+
+def test_run_of_another_device_is_computed_again_on_the_cpu(
+    cross_fitted: Path, tmp_path: Path, hoarfrost: Hoarfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = changed(cross_fitted, tmp_path / "r", "config.json", '"device": "cpu"', '"device": "cuda"')
+    found = replay(run)
+    assert found.is_equal, found.differing
+    assert not any(one.startswith("references: ") for one in found.skipped)
+    status, _, error = hoarfrost("replay", run, "--retrain")
+    assert status == 1
+    assert "was trained on cuda, which does not work on this machine" in error
+
+
+def test_cache_with_more_images_is_named(tmp_path: Path) -> None:
+    labels = [str(one) for one in np.random.default_rng(3).choice(["benign", "malignant"], 140)]
+    cache = write_labelled_cache(tmp_path / "c.h5", labels[:120], embeddings=embeddings_of(labels)[:120])
+    config = ExperimentConfig(positive=["malignant"], training=TrainingConfig(epochs=3, seeds=1))
+    run = run_experiment(cache, tmp_path / "run", parse_heads(["linear"]), config).directory
+    write_labelled_cache(cache, labels, embeddings=embeddings_of(labels))
+    found = replay(run)
+    assert found.is_equal, found.differing
+    assert found.n_probabilities == 120
+    for part in ("references", "leakage", "suspects"):
+        assert f"{part}: The dataset has other images in the cache now than the run has." in found.skipped
+    with pytest.raises(RunError, match="has other images.*omit --retrain"):
+        replay(run, retrain=True)

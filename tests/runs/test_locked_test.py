@@ -1,11 +1,15 @@
 """`train --lock-test`: a plan that is fixed before training, and looks at the test scores that are counted."""
 
 import csv
+import io
 import json
 import logging
 import subprocess
 import sys
+import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -15,12 +19,13 @@ from hoarfrost.cli import main
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import evaluate_cohort
 from hoarfrost.features.errors import RunError, TrainingError
+from hoarfrost.features.files.whole import whole_file
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.replay.replaying import replay
 from hoarfrost.report.outputs import compare_runs, report_runs
 from hoarfrost.report.page import page_of
 from hoarfrost.runs import Run, read_run, record_look
-from hoarfrost.runs.digests import changed_files, write_digests
+from hoarfrost.runs.digests import DIGESTS, changed_files, write_digests
 from hoarfrost.runs.lock import LOOKS, ledger_of, locked_runs, read_looks
 from hoarfrost.runs.sealed import SEALED
 from hoarfrost.training import TrainingConfig
@@ -178,15 +183,61 @@ def test_scores_are_in_no_readable_file_until_the_first_look(cache: Path) -> Non
     assert changed_files(locked.directory) == ()
 
 
+def test_warnings_of_a_locked_run_have_no_test_score(cache: Path) -> None:
+    planted = write_labelled_cache(
+        cache.with_name("planted.h5"), LABELS, attributes={"room": [f"room {label}" for label in LABELS]}
+    )
+    locked = trained(planted)
+    config = json.loads((locked.directory / "config.json").read_text())
+    assert not any("A classifier" in text for text in config["warnings"])
+    assert locked.acquisition is not None
+    assert locked.acquisition.warning.startswith("A classifier that sees no pixel")  # by the validation images
+    assert "alone" not in locked.acquisition.warning
+    assert "alone: room 1.00" in report_runs([locked.directory]).report.read_text()
+
+
 def test_look_that_was_killed_is_completed_by_the_next_one(cache: Path) -> None:
     directory = trained(cache).directory
     archive = (directory / SEALED).read_bytes()
     record_look(directory, "one")
     (directory / SEALED).write_bytes(archive)  # killed before it was removed
-    (directory / "metrics.json").write_text("{}")
-    record_look(directory, "another")
     assert read_run(directory).heads[0].test is not None
+    assert not (directory / SEALED).exists()
     assert changed_files(directory) == ()
+    assert len(read_looks(directory)) == 1
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_look_that_was_killed_while_files_were_put_into_place_is_completed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """It is killed after metrics.json, after predictions.csv, or after the digests."""
+    directory, written = trained(cache).directory, []
+
+    def killed(path: Path) -> AbstractContextManager[BinaryIO]:
+        if len(written) == done:
+            raise KeyboardInterrupt
+        written.append(path)
+        return whole_file(path)
+
+    unlink = Path.unlink
+
+    def killed_at_the_archive(path: Path, missing_ok: bool = False) -> None:
+        if path.name == SEALED:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hoarfrost.runs.sealed.whole_file", killed)
+        patched.setattr("hoarfrost.runs.digests.whole_file", killed)
+        patched.setattr(Path, "unlink", killed_at_the_archive)
+        with pytest.raises(KeyboardInterrupt):
+            report_runs([directory])
+    assert (directory / SEALED).exists()
+    report_runs([directory])
+    assert not (directory / SEALED).exists()
+    assert changed_files(directory) == ()
+    assert [look.command for look in read_looks(directory)] == ["report", "report"]
 
 
 def test_refused_comparison_is_no_look(cache: Path, tmp_path: Path) -> None:
@@ -214,11 +265,61 @@ def test_replay_shows_no_score_of_a_locked_test_split(cache: Path) -> None:
     assert again.n_figures > found.n_figures
 
 
+def test_replay_counts_differing_predictions_of_a_locked_test_split_and_shows_none(cache: Path) -> None:
+    directory = trained(cache).directory
+    with zipfile.ZipFile(directory / SEALED) as archive:
+        rows = list(csv.reader(io.StringIO(archive.read("predictions.csv").decode())))
+        metrics = archive.read("metrics.json")
+    place = rows[0].index("linear")
+    test = [row for row in rows if row[rows[0].index("split")] == "test"]
+    train = next(row for row in rows if row[rows[0].index("split")] == "train")
+    for row in (*test[:3], train):
+        row[place] = repr(1 - float(row[place]))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    with zipfile.ZipFile(directory / SEALED, "w") as archive:
+        archive.writestr("metrics.json", metrics)
+        archive.writestr("predictions.csv", table.getvalue())
+    write_digests(directory)
+    found = replay(directory)
+    assert read_looks(directory) == ()
+    of_predictions = [one for one in found.differing if one.place.startswith("predictions.csv")]
+    assert not any(row[0] in one.place for row in test for one in of_predictions)
+    assert any(train[0] in one.place for one in of_predictions)
+    (hidden_ones,) = (one for one in of_predictions if one.place.endswith("locked test split"))
+    assert (hidden_ones.recorded, hidden_ones.again) == ("23 predictions", "3 differ")
+    record_look(directory, "report")
+    assert sum(row[0] in one.place for row in test for one in replay(directory).differing) == 3
+
+
 def test_archive_that_is_damaged_is_named(cache: Path) -> None:
     directory = trained(cache).directory
-    (directory / SEALED).write_bytes(b"no archive")
-    with pytest.raises(RunError, match=r"locked.zip is damaged, train again"):
+    archive = (directory / SEALED).read_bytes()
+    for content in (b"no archive", with_other_metrics(archive), archive[:100] + b"x" + archive[101:]):
+        (directory / SEALED).write_bytes(content)
+        with pytest.raises(RunError, match=r"locked.zip was changed after the run was written"):
+            report_runs([directory])
+        with pytest.raises(RunError, match=r"locked.zip was changed after the run was written"):
+            read_run(directory, before_look=True)
+        assert (directory / SEALED).read_bytes() == content
+        assert read_looks(directory) == ()
+    assert read_run(directory).heads[0].test is None
+    digests = (directory / DIGESTS).read_text()
+    (directory / DIGESTS).write_text("".join(one for one in digests.splitlines(keepends=True) if SEALED not in one))
+    with pytest.raises(RunError, match=r"locked.zip was changed after the run was written"):
         report_runs([directory])
+    (directory / DIGESTS).write_text(digests)
+    (directory / SEALED).write_bytes(archive)
+    report_runs([directory])
+
+
+def with_other_metrics(archive: bytes) -> bytes:
+    """Return the archive with another metrics.json."""
+    found = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(found, "w") as new:
+        new.writestr("metrics.json", old.read("metrics.json").replace(b'"value": 0.', b'"value": 0.9'))
+        new.writestr("predictions.csv", old.read("predictions.csv"))
+    return found.getvalue()
 
 
 @pytest.mark.usefixtures("free_backbone")
