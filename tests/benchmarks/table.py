@@ -32,7 +32,12 @@ def updated(text: str, machine: str, rows: Mapping[str, Sequence[str]]) -> str:
     kept, was_on = _rows_of(old), " ".join(old.partition(HEAD)[0].split())
     merged = {**kept, **{name: [_owned(line, name) for line in lines] for name, lines in rows.items()}}
     on = f"On {machine}."
-    if kept.keys() - rows.keys() and was_on and machine not in was_on:
+    if (
+        same := re.match(rf"On {re.escape(machine)}\. Rows other than (.+?): (.+)", was_on)
+    ) and kept.keys() - rows.keys():
+        names = sorted({*same[1].split(", "), *rows})
+        on += f" Rows other than {', '.join(names)}: {same[2]}"
+    elif kept.keys() - rows.keys() and was_on and machine not in was_on:
         on += f" Rows other than {', '.join(sorted(rows))}: {was_on[0].lower()}{was_on[1:]}"
     elif kept.keys() - rows.keys() and was_on:
         on = was_on

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.features.devices import usable_cpus
-from tests.benchmarks import peers
+from tests.benchmarks import image_sets, peers
 from tests.benchmarks.extraction import BUSI, NATIVE, PRECISION, WEIGHTS, command_seconds, process_seconds
 from tests.benchmarks.measurement import Measurement
 
@@ -48,6 +48,26 @@ def _small(folder: Path, n_images: int) -> Measurement:
         "10 s, at most 1" if n_images == LARGE else "at most 1",
         {"extract_s": ours, "ratio": ours / best, **found},
     )
+
+
+def megapixels(folder: Path) -> list[Measurement]:
+    """Time whole processes on JPEGs of several sizes: `extract`, and the faster plain loop. Large ones decode scaled."""
+    results = []
+    for name, (n_images, side) in {"4": (200, 2048), "1": (500, 1024), "0.2": (1_000, 448)}.items():
+        place = folder / name
+        images = image_sets.write_images(place / "set", n_images, side, suffix=".jpg", colour=False)
+        ours = _fresh_seconds(images, place / "c.h5", PRECISION)
+        loop = loop_seconds(images, place, LOOPS[-1])
+        results.append(
+            Measurement(
+                f"{n_images:,} grey JPEGs of {side} x {side} ({name} megapixels), whole processes",
+                f"`extract`, {PRECISION}, {n_images / ours:.1f} files/s; a loop, {LOOPS[-1]}, {n_images / loop:.1f}; "
+                f"{ours / loop:.2f} of the loop's time",
+                "at most 1",
+                {"extract_s": ours, "loop_s": loop},
+            )
+        )
+    return results
 
 
 def loop_seconds(images: Path, folder: Path, precision: str) -> float:
@@ -152,7 +172,16 @@ def starts(folder: Path) -> list[Measurement]:
     head = ["--head", "linear", "--no-cross-fit", "--epochs", "1", "--overwrite"]
     commands: dict[str, list[str]] = {
         "extract of 2 images": ["extract", str(two), "--cache", str(folder / "two.h5"), "--weights", WEIGHTS],
-        "train of 1 epoch": ["train", "--cache", str(cache), "--dataset", "many", "--run", str(run), *head],
+        "train of 1 epoch, 780 images, with five references": [
+            "train",
+            "--cache",
+            str(cache),
+            "--dataset",
+            "many",
+            "--run",
+            str(run),
+            *head,
+        ],
         "predict from the cache": ["predict", str(many), "--run", str(run), "--output", str(folder / "p.csv")],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -174,4 +203,4 @@ def extract_seconds(
     return seconds
 
 
-MEASUREMENTS = {"small": small, "peers": peers_too, "busy": busy, "starts": starts}
+MEASUREMENTS = {"small": small, "peers": peers_too, "megapixels": megapixels, "busy": busy, "starts": starts}

@@ -40,6 +40,8 @@ def test_only_what_ran_is_replaced_whatever_it_measured_before() -> None:
 def test_rows_of_another_machine_are_told_apart() -> None:
     text = updated(TEXT, "2 cores", {"a": [line("a")], "b": [line("b")]})
     assert "\nOn 9 cores. Rows other than b: on 2 cores.\n" in updated(text, "9 cores", {"b": [line("b")]})
+    both = updated(updated(text, "9 cores", {"b": [line("b")]}), "9 cores", {"c": [line("c")]})
+    assert "\nOn 9 cores. Rows other than b, c: on 2 cores.\n" in both
     assert "\nOn 9 cores.\n" in updated(text, "9 cores", {"a": [line("a")], "b": [line("b")]})
 
 
