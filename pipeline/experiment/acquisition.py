@@ -67,7 +67,7 @@ def acquisition_twin(task: Task, development: Development) -> Acquisition | None
     without = {name: x for name, x in columns.items() if name not in content}
     headers = _scored(task, development, without) if 0 < len(without) < len(columns) else None
     both = Acquisition(**vars(twin), headers=headers)
-    return both if both.suspect is None else replace(both, by_fact=_alone(task, development, columns))
+    return both if both.suspect() is None else replace(both, by_fact=_alone(task, development, columns))
 
 
 def _scored(task: Task, development: Development, columns: Mapping[str, npt.NDArray[np.float32]]) -> Twin | None:

@@ -382,7 +382,7 @@ def _warnings(run: Run) -> Iterator[str]:
 
 def _of_files(run: Run) -> str:
     """Return the warning of what files tell; empty with a locked test split, whose scores it has. The report states it."""
-    return "" if run.acquisition is None or run.config.plan is not None else run.acquisition.warning
+    return "" if run.config.plan is not None else run.warning_of_files
 
 
 def _run_config(

@@ -151,8 +151,8 @@ def warnings_of(run: Run, evaluation: Evaluation) -> tuple[Caution, ...]:
         for one in run.shortcuts
         if one.is_shortcut
     ]
-    if run.acquisition is not None and run.acquisition.warning:
-        found.append(Caution("What files tell", run.acquisition.warning, "acquisition"))
+    if run.warning_of_files:
+        found.append(Caution("What files tell", run.warning_of_files, "acquisition"))
     columns = () if run.covariates is None else run.covariates.columns
     found += [Caution("Covariate", one.caution, "covariates") for one in columns if one.caution]
     shown = {warning.text for warning in (*found, *grave_warnings(run, evaluation))}

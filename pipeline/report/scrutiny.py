@@ -11,7 +11,7 @@ from hoarfrost.report.svg import CellScale, cell_scale
 from hoarfrost.report.trust import ShortcutRow, shortcut_rows
 from hoarfrost.report.words import count, decimal, estimate_text, several
 from hoarfrost.runs import LeftOut, LeftOutSite, Run
-from hoarfrost.runs.acquisition import MARGIN, Acquisition, Twin
+from hoarfrost.runs.acquisition import CLOSE, MARGIN, Acquisition, Twin
 from hoarfrost.runs.lock import LOOKS
 
 
@@ -79,7 +79,14 @@ def _acquisition_texts(run: Run, evaluation: Evaluation) -> Iterator[str]:
         if twin.test is not None:
             yield f"{validation}: {estimate_text(twin.val)}."
     yield f"The selected head: {estimate_text(evaluation.area(run.head(run.selected)))}."
-    yield found.meaning or f"That is no sign of a shortcut: no interval begins above {0.5 + MARGIN:g}."
+    yield found.meaning(run.reached) or _no_sign(found)
+
+
+def _no_sign(found: Acquisition) -> str:
+    """Return why there is no caution."""
+    if found.is_high:
+        return f"That is no sign of a shortcut: the head's ROC AUC is higher by {CLOSE:g} or more."
+    return f"That is no sign of a shortcut: no interval begins above {0.5 + MARGIN:g}."
 
 
 def _named_twins(found: Acquisition) -> Iterator[tuple[str, Twin]]:

@@ -10,6 +10,11 @@ MARGIN = 0.15
 
 Compressed files of other content have other sizes, so a weaker classifier is no sign of a shortcut by itself.
 """
+CLOSE = 0.05
+"""A classifier that knows facts of the content is worth a caution if the head's ROC AUC is not this much higher.
+
+Lesions change grey levels. A head that does much better than they do has learnt more than these.
+"""
 BYTES = "bytes"
 GREY_LEVELS = ("grey mean", "grey SD", "grey skewness", "grey kurtosis")
 REGION_SIZE = ("region width", "region height", "region aspect ratio")
@@ -20,8 +25,8 @@ MEANING = (
     "facts."
 )
 MEANING_OF_CONTENT = (
-    "File sizes and grey levels also depend on what the images show, so this is a sign of a shortcut only if the classes "
-    "were acquired or stored in different ways."
+    "The selected head is hardly better. File sizes and grey levels also depend on what the images show, so this is a sign "
+    "of a shortcut only if the classes were acquired or stored in different ways."
 )
 
 
@@ -89,23 +94,25 @@ class Acquisition(Twin):
         """
         return self.headers or (None if content_of(self.facts).issuperset(self.facts) else self)
 
-    @property
-    def suspect(self) -> Twin | None:
-        """The classifier to warn of: that of headers if it is high, else the other one if that is; None if neither is."""
-        both = (self.of_headers, self)
-        return next((twin for twin in both if twin is not None and twin.is_high), None)
+    def suspect(self, reached: float | None = None) -> Twin | None:
+        """Return the classifier to warn of, if there is one.
 
-    @property
-    def meaning(self) -> str:
-        """What it means that the suspect is high; empty if there is none."""
-        if self.suspect is None:
-            return ""
-        return MEANING if self.suspect is self.of_headers else MEANING_OF_CONTENT
+        That is the classifier of headers if it is high, else the other one, if it is high and about as good as the head.
+        `reached` is the head's ROC AUC; None if it is not known.
+        """
+        if self.of_headers is not None and self.of_headers.is_high:
+            return self.of_headers
+        is_close = reached is None or self.scored.value is None or reached - self.scored.value < CLOSE
+        return self if self.is_high and is_close else None
 
-    @property
-    def warning(self) -> str:
-        """The message for the user, with the figures; empty if there is nothing to warn of."""
-        found = self.suspect
+    def meaning(self, reached: float | None = None) -> str:
+        """Return what it means that the suspect is high; empty if there is none."""
+        found = self.suspect(reached)
+        return "" if found is None else MEANING if found is self.of_headers else MEANING_OF_CONTENT
+
+    def warning(self, reached: float | None = None) -> str:
+        """Return the message for the user, with the figures; empty if there is nothing to warn of."""
+        found = self.suspect(reached)
         if found is None:
             return ""
         best = sorted(
@@ -115,4 +122,4 @@ class Acquisition(Twin):
         alone = f"; alone: {figures}" if figures else ""
         area = f"{found.scored.value:.2f} (95% CI {found.scored.low:.2f} to {found.scored.high:.2f}{alone})"
         sees = "sees no pixel, only" if found is self.of_headers else "does not look at the image, only at"
-        return f"A classifier that {sees} {', '.join(found.facts)}, has a ROC AUC of {area}. {self.meaning}"
+        return f"A classifier that {sees} {', '.join(found.facts)}, has a ROC AUC of {area}. {self.meaning(reached)}"

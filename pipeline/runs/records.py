@@ -344,6 +344,17 @@ class Run:
         """Return the result of one head by its name."""
         return next(head for head in self.heads if head.name == name)
 
+    @property
+    def reached(self) -> float | None:
+        """The selected head's ROC AUC on the images that heads are scored on."""
+        head = self.head(self.selected)
+        return (head.val if head.test is None else head.test).auc.value
+
+    @property
+    def warning_of_files(self) -> str:
+        """What to be told of classifiers that do not look at the image; empty if they are no sign of a shortcut."""
+        return "" if self.acquisition is None else self.acquisition.warning(self.reached)
+
     def y_true(self) -> "npt.NDArray[np.int64]":
         """Return each image's class number, (n,) int64: 1 for the positive labels, or the label's place in `classes`.
 

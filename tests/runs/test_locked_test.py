@@ -191,8 +191,8 @@ def test_warnings_of_a_locked_run_have_no_test_score(cache: Path) -> None:
     config = json.loads((locked.directory / "config.json").read_text())
     assert not any("A classifier" in text for text in config["warnings"])
     assert locked.acquisition is not None
-    assert locked.acquisition.warning.startswith("A classifier that sees no pixel")  # by the validation images
-    assert "alone" not in locked.acquisition.warning
+    assert locked.acquisition.warning().startswith("A classifier that sees no pixel")  # by the validation images
+    assert "alone" not in locked.acquisition.warning()
     assert "alone: room 1.00" in report_runs([locked.directory]).report.read_text()
 
 
