@@ -37,8 +37,9 @@ def conflict_text(dataset: Dataset, found: Sequence[tuple[int, ...]]) -> str:
     first = [
         " and ".join(f"{dataset.paths[row]} ({dataset.labels[row]})" for row in rows[:2]) for rows in found[:_SHOWN]
     ]
+    images = f"{len(found):,} image{'s' * (len(found) != 1)}"
     return (
-        f"{sum(map(len, found)):,} images are {len(found):,} images under different labels: the same bytes, as in "
+        f"{sum(map(len, found)):,} files are {images} under different labels: the same bytes, as in "
         f"{'; '.join(first)}. At least one label of each is wrong. Correct the labels, or remove these images."
     )
 

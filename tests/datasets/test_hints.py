@@ -170,7 +170,7 @@ def test_same_bytes_under_two_labels_are_said(tmp_path: Path) -> None:
     (data / "a" / "copy.png").write_bytes((data / "a" / "4.png").read_bytes())  # the same label: no conflict
     (hint,) = survey(data).hints
     assert hint.startswith(
-        "2 images are 1 images under different labels: the same bytes, as in a/3.png (a) and b/copy.png (b)"
+        "2 files are 1 image under different labels: the same bytes, as in a/3.png (a) and b/copy.png (b)"
     )
 
 
