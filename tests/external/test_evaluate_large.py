@@ -8,7 +8,7 @@ import pytest
 from tests.benchmarks.extraction import peak_mb
 from tests.benchmarks.report import write_predictions
 
-MOST_S = 12.0  # of the processor's time: 10 s are demanded, and other work on the machine slows this
+MOST_S = 25.0  # of the processor: 10 on a machine that does little else, more on cores that share their units
 MOST_MB = 500.0
 
 
