@@ -23,22 +23,11 @@ from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.report import write_report
 from hoarfrost.runs import Drop, External, Run, read_run
 from tests.support.builders import write_csv
-from tests.support.cohorts import write_cohort
 from tests.support.commands import Hoarfrost
-from tests.support.predicted import Trained, read_csv, train_on_pictures, write_set
+from tests.support.predicted import Trained, read_csv, write_set
 
 pytestmark = pytest.mark.usefixtures("free_backbone")
 QUICK = CohortConfig(options=ExtractOptions(device="cpu"))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_on_pictures(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("elsewhere") / "hospital_b")
 
 
 def external_of(run: Run) -> External:

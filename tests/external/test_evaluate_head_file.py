@@ -24,11 +24,6 @@ from tests.support.saved_heads import saved_head
 pytestmark = pytest.mark.usefixtures("free_backbone")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_on_pictures(tmp_path_factory.mktemp("trained"))
-
-
 def checks(found: Run) -> dict[str, int | None]:
     assert found.external is not None
     return {one.what: one.n for one in found.external.overlap}

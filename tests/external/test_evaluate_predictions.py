@@ -15,7 +15,7 @@ from hoarfrost.report import write_report
 from hoarfrost.runs import Assessment, External, Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost, RunPython
-from tests.support.predicted import Trained, read_csv, train_on_pictures
+from tests.support.predicted import Trained, read_csv
 from tests.support.procs import EXPECTED, reference_case
 from tests.support.samples import Floats, Ints
 
@@ -49,11 +49,6 @@ def parts(run: Run) -> tuple[Assessment, External]:
 
 
 # -- a run's own predictions ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_on_pictures(tmp_path_factory.mktemp("trained"))
 
 
 def test_runs_own_predictions_give_the_runs_own_numbers(trained: Trained, tmp_path: Path) -> None:

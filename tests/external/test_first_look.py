@@ -9,20 +9,9 @@ from PIL import Image
 
 from hoarfrost.external.cohort import evaluate_cohort
 from hoarfrost.runs import CohortDifference
-from tests.support.cohorts import write_cohort
-from tests.support.predicted import Trained, train_on_pictures
+from tests.support.predicted import Trained
 
 pytestmark = pytest.mark.usefixtures("free_backbone")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_on_pictures(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("elsewhere") / "hospital_b")
 
 
 def looks_at(data: Path, output: Path, trained: Trained) -> dict[str, CohortDifference]:
