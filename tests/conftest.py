@@ -27,12 +27,25 @@ AXE = "axe-core@4.14.1"
 settings.register_profile("hoarfrost", deadline=None, derandomize=True)
 settings.load_profile("hoarfrost")
 
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
 # Processes that test side by side share the CPUs: threads of two that contend for one take twice as long as one thread.
-if "PYTEST_XDIST_WORKER" in os.environ:
+if IS_WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Many tests kill processes, and these leave temporary files: they get a folder that is removed at the end.
+if not IS_WORKER:
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.gettempdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="hoarfrost-tests-")
+
 # What compiling brings is measured anew for the tests, and the user's own measurements stay as they are.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hoarfrost-tests-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+
+
+def pytest_unconfigure() -> None:
+    """Remove the temporary files of this run."""
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -124,7 +137,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def axe() -> str:
     """Return the source of axe-core, fetched from npm once a machine."""
-    folder = Path(tempfile.gettempdir()) / f"hoarfrost-{AXE}"
+    folder = Path(os.environ["PYTEST_DEBUG_TEMPROOT"]) / f"hoarfrost-{AXE}"
     script = folder / "node_modules" / "axe-core" / "axe.min.js"
     if not script.is_file():
         npm = shutil.which("npm")
