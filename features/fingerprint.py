@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from hoarfrost.features.decoding.region import Region
+
 KEY_BYTES = 32
+FILE_BYTES = 24  # of a key that the image's file decides alone; the others may be of its region
 _NETWORK = "preprocessing.network"
 OWN_WINDOW = "the file's first"
 STEPS: Mapping[str, Any] = {
@@ -71,11 +74,16 @@ def pixels_key(pixels: "npt.NDArray[np.uint8]") -> bytes:
     return digest.digest()
 
 
-def image_key(content: "bytes | EncodedFrame | npt.NDArray[np.uint8]") -> bytes:
-    """Return the key of an image's embedding: the SHA-256 of its file, of its file's digest and frame, or of its pixels."""
+def image_key(content: "bytes | EncodedFrame | npt.NDArray[np.uint8]", region: "Region | None" = None) -> bytes:
+    """Return the key of an image's embedding: the SHA-256 of its file, of its file's digest and frame, or of its pixels.
+
+    Where views show its region, the last eight bytes are the first of the SHA-256 of its box.
+    """
     if isinstance(content, EncodedFrame):
-        return bytes_key(content.digest + f"frame {content.number}\n".encode())
-    return bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
+        key = bytes_key(content.digest + f"frame {content.number}\n".encode())
+    else:
+        key = bytes_key(content) if isinstance(content, bytes) else pixels_key(content)
+    return key if region is None else key[:FILE_BYTES] + bytes_key(repr(region.box).encode())[: KEY_BYTES - FILE_BYTES]
 
 
 def weights_digest(tensors: "Iterable[tuple[str, npt.NDArray[Any]]]") -> str:

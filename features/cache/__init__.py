@@ -13,6 +13,7 @@ from hoarfrost.features.cache.layout import (
     Keys,
     Mask,
     are_unseen,
+    file_keys,
     row_bytes,
     unseen_key,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "compact",
     "describe",
     "existing_header",
+    "file_keys",
     "hdf5_version",
     "is_hdf5",
     "library_versions",

@@ -27,10 +27,13 @@ class KeyIndex:
             return np.full(len(keys), -1, np.int64)
         return self._lookup.find(_hashes(keys), lambda there, here: (self.keys[there] == keys[here]).all(axis=1))
 
+    def firsts(self) -> Rows:
+        """Return for each row the first one of its key, (N,) int64."""
+        return self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
+
     def is_first(self) -> Mask:
         """Return which rows are the first of their key, (N,) bool."""
-        firsts = self._lookup.firsts(lambda there, here: (self.keys[there] == self.keys[here]).all(axis=1))
-        return np.equal(firsts, np.arange(len(self)))
+        return np.equal(self.firsts(), np.arange(len(self)))
 
 
 def find_images(index: KeyIndex, header: Header, keys: Keys, views: Sequence[str]) -> Rows:

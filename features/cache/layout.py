@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, lists_to_texts
+from hoarfrost.features.decoding.views import shows_region
 from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.facts import NUMBERS, Facts
-from hoarfrost.features.fingerprint import KEY_BYTES, Fingerprint
+from hoarfrost.features.fingerprint import FILE_BYTES, KEY_BYTES, Fingerprint
+from hoarfrost.features.origins import REGION
 
 FORMAT = "hoarfrost-cache"
 INDEX_FORMAT = "hoarfrost-cache-index"  # the index of a cache in shards
@@ -58,6 +60,11 @@ def row_keys(keys: Keys, code: bytes) -> Keys:
 def image_keys(keys: Keys) -> Keys:
     """Return the keys (n, 32) uint8 of the images that rows are of."""
     return keys[:, :KEY_BYTES]
+
+
+def file_keys(keys: Keys) -> Keys:
+    """Return the part (n, 24) uint8 of images' keys that two regions of one file have in common."""
+    return keys[:, :FILE_BYTES]
 
 
 def unseen_key(path: str, embedding: Embeddings) -> bytes:
@@ -188,6 +195,16 @@ class Header:
     def view_names(self) -> tuple[str, ...]:
         """The names of all views, the preferred one first."""
         return self.views or (self.own_view,)
+
+    @property
+    def region_views(self) -> tuple[str, ...]:
+        """The names of the views that show images' regions, where others show whole images."""
+        return tuple(name for name in self.views if shows_region(name))
+
+    @property
+    def is_of_regions(self) -> bool:
+        """Whether each image is a region of a file's, in all views: its key and its facts are the region's."""
+        return REGION in self.fingerprint.preprocessing and not self.region_views
 
     def code_of(self, view: str) -> bytes:
         """Return what stands for a view in rows' keys; nothing in version 1."""

@@ -69,6 +69,9 @@ class NpzImages:
                 raise DatasetError(f"{self.path}: {split}_images is damaged: {error}. Copy the file again.") from error
             start += count
 
+    def region(self, index: int) -> None:
+        """Return None: images are whole."""
+
     def subset(self, indices: Sequence[int]) -> "NpzImages":
         """Return only these rows."""
         return NpzImages(self.location, self.counts, tuple(self.rows[index] for index in indices))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from hoarfrost.features.columns.texts import Texts, lists_to_texts
 from hoarfrost.features.decoding.formats import FRAME_MARK, EncodedFrame
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.files import FileStamp, is_url, join, read, real_place, stamp_of
 from hoarfrost.features.fingerprint import bytes_key
@@ -65,6 +66,9 @@ class ImageSource(Protocol):
 
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Content]]]:
         """Yield for each image (`indices` ascending) a function that reads it, to be run in a worker thread."""
+
+    def region(self, index: int) -> Region | None:
+        """Return where the image's region is, if views show it. Raise ImageDecodeError if that is not known."""
 
     def subset(self, indices: Sequence[int]) -> "ImageSource":
         """Return a source of only these images (ascending), renumbered from 0, which can be sent to another host."""
@@ -207,6 +211,9 @@ class FileImages:
             if shared is None or shared.path != path:
                 shared = _SharedFile(path)
             yield index, partial(shared.frame, place)
+
+    def region(self, index: int) -> None:
+        """Return None: images are whole."""
 
     def subset(self, indices: Sequence[int]) -> "FileImages":
         """Return only these images, by absolute paths: other processes have other working folders."""

@@ -7,7 +7,7 @@ size, the header's facts, and the width and height to be decoded; "check" decode
 are two values only; "pixels" adds the shape of the pixels, and only it sends them.
 
 "memory" has path and size of shared memory, and opens it; "nothing" is answered as soon as the process is ready. "looks"
-has key, views, and the offsets there at which the looks are written; the answer has notes and facts, or n_pixels of an image
+has key, views, region, and the offsets there at which the looks are written; the answer has notes and facts, or n_pixels of an image
 that is larger than most_at_once: nothing is decoded then.
 """
 
@@ -26,6 +26,7 @@ from hoarfrost.features.decoding import limits
 from hoarfrost.features.decoding.budget import OverBudgetError, Share
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding, opened
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import ImageDecodeError, reason_of
@@ -82,8 +83,9 @@ def _write_looks(content: bytes | EncodedFrame, asked: dict[str, Any], memory: n
     notes: list[str] = []
     decoding = replace(_decoding(asked, notes), budget=Share(asked["most_at_once"]))
     views = [View(**view) for view in asked["views"]]
+    region = asked["region"] and Region.parsed(asked["region"])
     try:
-        seen = seen_in(content, bytes.fromhex(asked["key"]), views, decoding)
+        seen = seen_in(content, bytes.fromhex(asked["key"]), views, decoding, region)
     except OverBudgetError as error:
         return {"n_pixels": error.n_pixels}
     for offset, look in zip(asked["offsets"], seen.looks, strict=True):

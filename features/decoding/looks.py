@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from hoarfrost.features.decoding.formats import unpack
 from hoarfrost.features.decoding.images import Decoding, opened
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Unreadable
 from hoarfrost.features.facts import FileHeader, ImageFacts, facts_of
@@ -54,7 +55,9 @@ def load_looks(content: "Content", key: bytes, views: Sequence[View], decoding: 
     return seen_in(content, key, views, decoding).looks
 
 
-def seen_in(content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> Seen:
+def seen_in(
+    content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, region: Region | None = None
+) -> Seen:
     """Return an image as the encoder sees it in some views.
 
     Parameters
@@ -65,6 +68,8 @@ def seen_in(content: "Content", key: bytes, views: Sequence[View], decoding: Dec
     views : sequence of View
     decoding : Decoding
         Its `size` is replaced by each view's.
+    region : Region, optional
+        Where views of the image's region look.
 
     Returns
     -------
@@ -75,19 +80,19 @@ def seen_in(content: "Content", key: bytes, views: Sequence[View], decoding: Dec
     Raises
     ------
     ImageDecodeError
-        If the bytes are not an image, or cannot be read completely.
+        If the bytes are not an image, or cannot be read completely; or if the region is not within it.
     """
-    return seen_by(_decoded(content, views, decoding), key, views)
+    return seen_by(_decoded(content, views, decoding), key, views, region)
 
 
-def seen_by(decoded: Iterable[Decoded], key: bytes, views: Sequence[View]) -> Seen:
+def seen_by(decoded: Iterable[Decoded], key: bytes, views: Sequence[View], region: Region | None = None) -> Seen:
     """Return an image as seen in views, from its pixels and the views that are made of each."""
     found: dict[View, list[torch.Tensor]] = {}
     shape, facts = (0, 0), None
     for pixels, some, header in decoded:
         shape = max(shape, (pixels.shape[0], pixels.shape[1]))
         facts = facts or facts_of(pixels, header)
-        found.update(zip(some, looks_at(pixels, key, some), strict=True))
+        found.update(zip(some, looks_at(pixels, key, some, region), strict=True))
     return Seen([look for view in views for look in found[view]], shape, facts)
 
 
@@ -127,19 +132,26 @@ def _shape(content: "Content", decoding: Decoding, view: View) -> tuple[int, int
         return image.width, image.height
 
 
-def looks_at(pixels: "Pixels", key: bytes, views: Sequence[View]) -> list[list[torch.Tensor]]:
+def looks_at(
+    pixels: "Pixels", key: bytes, views: Sequence[View], region: Region | None = None
+) -> list[list[torch.Tensor]]:
     """Return for each view its looks (C, S, S) uint8, from pixels (H, W) or (H, W, 3) uint8."""
-    image = _planes(pixels)
-    made: dict[tuple[int, Box], torch.Tensor] = {}
+    parts = {shown: _planes(_shown(pixels, region if shown else None)) for shown in {view.region for view in views}}
+    made: dict[tuple[bool, int, Box], torch.Tensor] = {}
     found = []
     for view in views:
-        looks = []
+        image, looks = parts[view.region], []
         for box in boxes(view, *image.shape[1:]):
-            if (view.size, box) not in made:
-                made[view.size, box] = _enlarged(image, box, view.size)
-            looks.append(_moved(made[view.size, box], view, key))
+            place = (view.region, view.size, box)
+            if place not in made:
+                made[place] = _enlarged(image, box, view.size)
+            looks.append(_moved(made[place], view, key))
         found.append(looks)
     return found
+
+
+def _shown(pixels: "Pixels", region: Region | None) -> "Pixels":
+    return pixels if region is None else region.cut(pixels)
 
 
 def _planes(pixels: "Pixels") -> torch.Tensor:

@@ -20,6 +20,7 @@ from hoarfrost.features.decoding.isolated import (
     decode_with_header,
 )
 from hoarfrost.features.decoding.looks import Decoded, Seen, by_decoding, seen_by, seen_in
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import CacheError, ImageDecodeError, Unreadable
 from hoarfrost.features.fingerprint import KEY_BYTES
@@ -113,18 +114,20 @@ class Quarantine:
         """Return whether an image is a suspect, or in quarantine."""
         return key in self._suspects or key in self._reasons
 
-    def load(self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding) -> Seen:
+    def load(
+        self, content: "Content", key: bytes, views: Sequence[View], decoding: Decoding, region: Region | None = None
+    ) -> Seen:
         """Decode as `seen_in` does, a suspect in another process; raise ImageDecodeError for an image in quarantine."""
         if isinstance(content, np.ndarray):  # no decoder
-            return seen_in(content, key, views, decoding)
+            return seen_in(content, key, views, decoding, region)
         if key in self._reasons:
             raise ImageDecodeError(Unreadable.CRASHED, text=self._reasons[key])
         if key in self._suspects:
-            return self._load_suspect(content, key, views, decoding)
+            return self._load_suspect(content, key, views, decoding, region)
         slot = self._free.get()
         self._slots[slot : slot + KEY_BYTES] = key
         try:
-            return seen_in(content, key, views, decoding)
+            return seen_in(content, key, views, decoding, region)
         except DecoderCrashError as error:  # of a file that `slow` found
             raise self._quarantined(key, error) from error
         finally:
@@ -132,11 +135,11 @@ class Quarantine:
             self._free.put(slot)
 
     def _load_suspect(
-        self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding
+        self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding, region: Region | None
     ) -> Seen:
         is_known = True
         try:
-            return seen_isolated(content, key, views, decoding)
+            return seen_isolated(content, key, views, decoding, region)
         except DecodingStoppedError:
             is_known = False
             raise
@@ -166,13 +169,14 @@ def seen_isolated(
     key: bytes,
     views: Sequence[View],
     decoding: Decoding,
+    region: Region | None = None,
     *,
     seconds: float | None = None,
     cancellation: Cancellation | None = None,
 ) -> Seen:
     """Decode as `seen_in` does, but in another process; raises as `decode_with_header` does."""
     if isinstance(content, np.ndarray):  # no decoder
-        return seen_in(content, key, views, decoding)
+        return seen_in(content, key, views, decoding, region)
     encoded, frame = unpack(content)
     limits = (decoding.max_pixels, decoding.window)
     decoded = []
@@ -181,7 +185,7 @@ def seen_isolated(
             encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
         )
         decoded.append(Decoded(pixels, some, header))
-    return seen_by(decoded, key, views)
+    return seen_by(decoded, key, views, region)
 
 
 def suspect_keys(cache: Path) -> set[bytes]:

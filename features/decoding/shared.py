@@ -14,6 +14,7 @@ import torch
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import Process, a_process, request_of
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import warn_unpinned
 from hoarfrost.features.errors import ImageDecodeError, Reason
@@ -84,12 +85,14 @@ def _unpin(address: int) -> None:
 
 
 class WantedLooks(NamedTuple):
-    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes."""
+    """An image whose looks a process shall write into shared memory: the views, where each look begins, in bytes, and
+    where views of its region look."""
 
     content: bytes | EncodedFrame
     key: bytes
     views: Sequence[View]
     offsets: Sequence[int]
+    region: Region | None = None
 
 
 def start_decoders(n: int, memory: SharedMemory) -> None:
@@ -170,5 +173,6 @@ def _looks_of(image: WantedLooks, decoding: Decoding, most_at_once: int) -> tupl
         "key": image.key.hex(),
         "views": [vars(view) for view in image.views],
         "offsets": image.offsets,
+        "region": image.region,
         "most_at_once": most_at_once,
     }

@@ -15,8 +15,11 @@ MOST_TILES = 8
 MOST_VIEWS = 64
 HIGH = "high"
 STANDARD = "standard"
+REGION = "region"
+OWN_SCALE = 1 << 20  # a size for which every JPEG is decoded at its own: regions are in the pixels of the file
 GRAMMAR = (
-    "SIZE[:stretch|pad|cover][:crop[=SHARE]|:tiles=N][:rot90|:rot180|:rot270][:affine=SEED][:flip], as in 448:pad:flip"
+    "SIZE[:region][:stretch|pad|cover][:crop[=SHARE]|:tiles=N][:rot90|:rot180|:rot270][:affine=SEED][:flip], as in "
+    "448:pad:flip"
 )
 
 
@@ -41,6 +44,8 @@ class View:
         Turn by up to 10 degrees and scale by 0.9 to 1.1, drawn for each image from its bytes and the view's name.
     flip : bool
         Exchange left and right.
+    region : bool
+        Show the image's region (`extract --region`) in place of the whole image: all else is done to that.
     """
 
     size: int
@@ -50,11 +55,14 @@ class View:
     turn: int = 0
     seed: int | None = None
     flip: bool = False
+    region: bool = False
 
     @property
     def name(self) -> str:
         """The shortest name, which `parse_views` reads back: "224", "448:pad:crop=0.7:flip"."""
         parts = [str(self.size)]
+        if self.region:
+            parts.append(REGION)
         if self.geometry != "stretch":
             parts.append(self.geometry)
         if self.crop != 1:
@@ -71,16 +79,16 @@ class View:
 
     @property
     def group(self) -> str:
-        """What it shares with views that a head learns from together: size, geometry and tiles."""
+        """What it shares with views that a head learns from together: size, geometry and tiles, of the whole image or of its region."""
         return replace(self, crop=1.0, turn=0, seed=None, flip=False).name
 
     @property
     def decoded_size(self) -> int:
         """The size of a look at the whole image that shows as much detail: large JPEGs are decoded for it.
 
-        That is twice as much as a look needs, so that a centre of half the side needs no more.
+        That is twice as much as a look needs, so that a centre of half the side needs no more. A region may be any part.
         """
-        return max(self.size * self.tiles, math.ceil(self.size / (2 * self.crop)))
+        return OWN_SCALE if self.region else max(self.size * self.tiles, math.ceil(self.size / (2 * self.crop)))
 
     @property
     def n_looks(self) -> int:
@@ -156,6 +164,8 @@ def _changed(view: View, name: str, word: str, value: str | None) -> View:
         return replace(view, turn=int(word.removeprefix("rot")))
     if word == "flip" and value is None:
         return replace(view, flip=True)
+    if word == REGION and value is None:
+        return replace(view, region=True)
     if word == "crop":
         return replace(view, crop=CROP_SHARE if value is None else _share(name, value))
     if word == "tiles" and value is not None:
@@ -183,6 +193,11 @@ def _whole(name: str, word: str, value: str, least: int, most: int) -> int:
 
 def _refused(name: str, reason: str) -> ViewError:
     return ViewError(f"--views {name}: {reason}. A view is {GRAMMAR}; or use {STANDARD} or {HIGH}.")
+
+
+def shows_region(name: str) -> bool:
+    """Return whether a view shows an image's region, by its name as a user writes it."""
+    return REGION in name.strip().split(":")
 
 
 def grouped(views: Sequence[View]) -> dict[str, tuple[View, ...]]:

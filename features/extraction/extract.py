@@ -30,7 +30,7 @@ from hoarfrost.features.extraction.plan import (
     check_bad_images,
     kinds_of,
 )
-from hoarfrost.features.extraction.recipes import recipe_for, recipe_like
+from hoarfrost.features.extraction.recipes import recipe_for, recipe_like, shows_regions
 from hoarfrost.features.extraction.regions import with_regions
 from hoarfrost.features.origins import is_elsewhere
 
@@ -79,11 +79,13 @@ def extract(
         dataset = read_dataset(data, name=name, pseudonyms=pseudonyms, options=options.table)
         for hint in hints(dataset):
             logger.warning("%s", hint)
+        existing = existing_header(cache)
+        are_views = shows_regions(options, existing)
         if options.region is not None:
             dataset = with_regions(
-                dataset, options.region, options.margin, max_pixels=options.max_pixels, window=options.window
-            )
-        existing = existing_header(cache)
+                dataset, options.region, options.margin, max_pixels=options.max_pixels, window=options.window,
+                are_views=are_views,
+            )  # fmt: skip
         if existing is not None and is_elsewhere(existing.fingerprint.backbone):
             raise CacheError(
                 f"{cache} holds embeddings that were made elsewhere, and this program's are not comparable with them. Choose "

@@ -17,7 +17,7 @@ import torch
 from hoarfrost.features.cache import EmbeddedFile, EmbeddingCache, Embeddings, PartWriter
 from hoarfrost.features.datasets import Dataset, ImageSource
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
+from hoarfrost.features.decoding.quarantine import Quarantine, seen_isolated
 from hoarfrost.features.decoding.views import View, standard_view
 from hoarfrost.features.devices import compute_on_one_thread, threads_on_usable_cpus
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
@@ -302,14 +302,19 @@ def _close_gaps(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:
 def sample_images(dataset: Dataset, decoding: Decoding | None = None) -> torch.Tensor:
     """Return images from all over a dataset, (N, 3, S, S) uint8 with N at most 128, without unreadable ones.
 
+    Where views show regions, every other one is a region.
+
     Raise HoarfrostError if none can be read.
     """
     n_images = min(len(dataset), SAMPLE_IMAGES)
     indices = np.linspace(0, len(dataset) - 1, n_images).astype(int).tolist()
     images, decoding = [], decoding or Decoding()
-    for _, read in dataset.images.contents(indices):
+    for number, (index, read) in enumerate(dataset.images.contents(indices)):
         try:
-            images.append(load_isolated(read(), b"", (View(decoding.size),), decoding)[0].expand(3, -1, -1))
+            region = dataset.images.region(index)
+            view = View(decoding.size, region=region is not None and number % 2 == 1)
+            (look,) = seen_isolated(read(), b"", (view,), decoding, region).looks
+            images.append(look.expand(3, -1, -1))
         except (ImageDecodeError, OSError):
             continue  # the extraction itself will say why
     if not images:

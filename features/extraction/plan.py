@@ -67,7 +67,8 @@ class ExtractOptions:
     keep_ids : bool
         Keep the patient ids of DICOM files unchanged, in place of a salted hash.
     region : "box", "mask" or None
-        What each image is cut to, see `hoarfrost.features.extraction.regions`; None for the whole image.
+        What each image is cut to, see `hoarfrost.features.extraction.regions`; or, if `views` have "region" in their names,
+        what these show. None for the whole image.
     margin : float or None
         Added around a region, as a share of its longer side; None for 0.1.
     shard_size : int or None

@@ -16,6 +16,7 @@ from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import DecoderCrashError, DecodingStoppedError
 from hoarfrost.features.decoding.quarantine import Quarantine
+from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.shared import WantedLooks, decode_looks
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.errors import ImageDecodeError, Reason, Unreadable, reason_of
@@ -58,6 +59,7 @@ class _Read:
     stamp: FileStamp
     key: bytes
     content: Content | None
+    region: Region | None
     n_counted: int  # bytes of it among those ahead
     read: Callable[[], Content]
     missing: tuple[View, ...] = ()
@@ -101,8 +103,9 @@ class Reader:
             # Before reading: a file that changes after this will be seen as changed the next time.
             stamp = source.stamp(index)
             content = self.pace.reading(read)
-            key, n_counted = image_key(content), self._count(content)
-            return _Read(index, stamp, key, content if n_counted else None, n_counted, read)
+            region = source.region(index)
+            key, n_counted = image_key(content, region), self._count(content)
+            return _Read(index, stamp, key, content if n_counted else None, region, n_counted, read)
         except (ImageDecodeError, OSError, MemoryError) as error:
             return Failed(index, reason_of(error))
 
@@ -160,7 +163,7 @@ class Reader:
             if isinstance(content := image.content, bytes | EncodedFrame):
                 wanted[place] = image
                 offsets = [memory.offset(look) for look in self.buffers.of(pixels, image.missing, place)]
-                looks.append(WantedLooks(content, image.key, image.missing, offsets))
+                looks.append(WantedLooks(content, image.key, image.missing, offsets, image.region))
         if not wanted:
             return {}
         self.may_decode.wait()
@@ -188,7 +191,7 @@ class Reader:
                 image.content = _read_again(image)
                 if alone := self._decode_by_process({place: image}, pixels):
                     return alone[place]
-            load = partial(self.quarantine.load, image.content, image.key, image.missing, self.decoding)
+            load = partial(self.quarantine.load, image.content, image.key, image.missing, self.decoding, image.region)
             seen = self.pace.decoding(load)
             for into, look in zip(self.buffers.of(pixels, image.missing, place), seen.looks, strict=True):
                 into.copy_(look)  # one grey channel is broadcast to three
@@ -206,7 +209,7 @@ def stacked(keys: Sequence[bytes], code: bytes = b"") -> Keys:
 
 def _read_again(image: _Read) -> Content:
     content = image.read()
-    if image_key(content) != image.key:
+    if image_key(content, image.region) != image.key:
         raise ImageDecodeError(Unreadable.CHANGED)
     return content
 

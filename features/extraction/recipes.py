@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from hoarfrost.features.cache import Header
 from hoarfrost.features.datasets import Dataset
-from hoarfrost.features.decoding.views import HIGH, View, parse_views, standard_view
+from hoarfrost.features.decoding.views import HIGH, View, parse_views, shows_region, standard_view
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.encoder.drift import Drift
 from hoarfrost.features.encoder.families import encoder_from, spelled
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS, EncoderSpec
-from hoarfrost.features.errors import EncoderError, FingerprintMismatchError
+from hoarfrost.features.errors import EncoderError, FingerprintMismatchError, ViewError
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.features.extraction.regions import region_step
 from hoarfrost.features.fingerprint import Fingerprint, preprocessing, weights_origin, window_asked_for
@@ -127,7 +127,8 @@ def recipe_for(
             weights, precision, drift = _calibrated(encoder, weights, spec, dataset, options)
     steps = preprocessing(encoder, None if options.window is None else str(options.window))
     if options.region is not None:
-        steps = {**steps, REGION: region_step(options.region, options.margin)}
+        are_views = shows_regions(options, existing)
+        steps = {**steps, REGION: region_step(options.region, options.margin, are_views=are_views)}
     path = os.path.abspath(spec) if origin.startswith("file ") else ""
     views, layers = _looks(options, encoder, existing)
     made_by = Fingerprint(encoder.name, sha256, steps, precision, layers)
@@ -135,6 +136,29 @@ def recipe_for(
     names = [view.name for view in views]
     header = header.of_views(names) if existing is None else replace(header, views=existing.views).with_views(names)
     return Recipe(header, spec, weights, views)
+
+
+def shows_regions(options: ExtractOptions, existing: Header | None) -> bool:
+    """Return whether some of the views to compute show regions, and the others whole images.
+
+    Raises
+    ------
+    ViewError
+        If it is not stated where the regions are, or the cache has such views and none of them is named.
+    """
+    known = () if existing is None else existing.region_views
+    asked = tuple(name for name in options.views.split(",") if shows_region(name)) if options.views else known
+    if asked and options.region is None:
+        raise ViewError(
+            f"The view {asked[0].strip()} shows the region of each image. State where it is with --region box or --region "
+            "mask, or name views without region."
+        )
+    if known and not asked:
+        raise ViewError(
+            f"--views {options.views}: the cache has views of whole images and of regions. Name one of a region too: --views "
+            f"{options.views},{known[0]}"
+        )
+    return bool(asked)
 
 
 def _refuse_other_encoder(encoder: EncoderSpec, existing: Header | None) -> None:

@@ -1,7 +1,8 @@
-"""Regions: each image is cut to its box, or to the box around its mask, and embedded in place of the whole image.
+"""Regions: an image's box, or the box around its masks, embedded in place of the whole image or as a view beside it.
 
-A box is not part of the image's bytes. So a region is an image of its own: its key is that of its pixels, and a cache of
-regions has another fingerprint than one of whole images.
+A box is not part of the image's bytes. So an image with another box is another image: where regions are views of their
+own, its key is that of its file and its box; in place of the whole image, that of the region's pixels. A cache with regions
+has another fingerprint than one of whole images.
 """
 
 import glob
@@ -14,36 +15,34 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from hoarfrost.features.datasets import Dataset, ImageSource, Stamps
+from hoarfrost.features.decoding.region import OTHER_SIZE, Box, Region
+from hoarfrost.features.decoding.views import OWN_SCALE
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.errors import DatasetError, ImageDecodeError
 from hoarfrost.features.files import FileStamp, is_url, read, stamp_of
 
 if TYPE_CHECKING:
     from hoarfrost.features.datasets.table import Content
-    from hoarfrost.features.decoding.images import Decoding, Pixels
+    from hoarfrost.features.decoding.images import Pixels
 
 BOX, MASK = "box", "mask"
 MARGIN = 0.1  # of the longer side of a box, on each side of it
-OWN_SCALE = 1 << 20  # an encoder's input for which every JPEG is decoded at its own size: boxes are in its pixels
-NO_BOX, NO_MASK, EMPTY_MASK, OUTSIDE = "no box", "no mask", "the mask is empty", "the box is outside of the image"
-OTHER_SIZE = "the mask has another size than the image"
+NO_BOX, NO_MASK, EMPTY_MASK = "no box", "no mask", "the mask is empty"
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf"[\[(]?{_NUMBER}[,; ]{_NUMBER}[,; ]{_NUMBER}[,; ]{_NUMBER}[\])]?")
 
-Box = tuple[float, float, float, float]  # x0, y0, x1 and y1, in pixels of the image, x1 and y1 exclusive
 
-
-def region_step(region: str, margin: float | None) -> str:
-    """Return what a fingerprint's preprocessing states of regions."""
-    return f"cut to its {region}, with a margin of {MARGIN if margin is None else margin:g} of the longer side"
+def region_step(region: str, margin: float | None, *, are_views: bool) -> str:
+    """Return what a fingerprint's preprocessing states of regions, in all views or in those that are named so."""
+    share = MARGIN if margin is None else margin
+    return f"cut to its {region}, with a margin of {share:g} of the longer side{', in views named region' * are_views}"
 
 
 @dataclass(frozen=True)
 class RegionImages:
-    """Images cut to their regions.
+    """Images with their regions.
 
     Attributes
     ----------
@@ -57,6 +56,8 @@ class RegionImages:
     margin : float
     max_pixels : int
     window : Window or None
+    are_views : bool
+        The images are whole, and views show their regions; otherwise the images are cut to them.
     """
 
     whole: ImageSource
@@ -66,6 +67,7 @@ class RegionImages:
     margin: float
     max_pixels: int
     window: Window | None
+    are_views: bool = False
 
     @property
     def location(self) -> str:
@@ -95,9 +97,13 @@ class RegionImages:
         return int.from_bytes(sha256(text.encode("utf-8", "surrogateescape")).digest()[:7])  # below 2**63
 
     def contents(self, indices: Sequence[int]) -> "Iterator[tuple[int, Callable[[], Content]]]":
-        """Yield for each image a function that reads it and returns the pixels of its region, (H, W) or (H, W, 3) uint8."""
+        """Yield for each image a function that reads it; or returns the pixels of its region, (H, W) or (H, W, 3) uint8."""
         for index, read_whole in self.whole.contents(indices):
-            yield index, partial(self._cut, index, read_whole)
+            yield index, read_whole if self.are_views else partial(self._cut, index, read_whole)
+
+    def region(self, index: int) -> Region | None:
+        """Return where the image's region is, if views show it; raise ImageDecodeError if it has none."""
+        return self._region(index) if self.are_views else None
 
     def subset(self, indices: Sequence[int]) -> "RegionImages":
         """Return a source of only these images."""
@@ -109,55 +115,46 @@ class RegionImages:
         )
 
     def _cut(self, index: int, read_whole: "Callable[[], Content]") -> "Pixels":
-        from hoarfrost.features.decoding.images import Decoding
+        pixels = self._pixels(read_whole())
+        return self._region(index).cut(pixels)
 
-        decoding = Decoding(self.max_pixels, self.window, size=OWN_SCALE)
-        pixels = _pixels(read_whole(), decoding)
-        box = self.boxes[index] if self.kind == BOX else self._around_masks(index, pixels.shape[:2], decoding)
+    def _region(self, index: int) -> Region:
+        box = self.boxes[index]
+        if self.kind == MASK:
+            return self._around_masks(index)
         if box is None:
             raise ImageDecodeError(NO_BOX)
-        top, bottom, left, right = _with_margin(box, self.margin, pixels.shape)
-        if top >= bottom or left >= right:
-            raise ImageDecodeError(OUTSIDE)
-        return np.ascontiguousarray(pixels[top:bottom, left:right])
+        return Region(box, self.margin)
 
-    def _around_masks(self, index: int, shape: tuple[int, ...], decoding: "Decoding") -> Box:
+    def _around_masks(self, index: int) -> Region:
         """Return the box around all pixels of the image's masks that are not black."""
-        if not self.masks[index]:
+        masks = [self._pixels(read(place)) for place in self.masks[index]]
+        if not masks:
             raise ImageDecodeError(NO_MASK)
-        inside = np.zeros(shape, bool)
-        for place in self.masks[index]:
-            mask = _pixels(read(place), decoding)
-            if mask.shape[:2] != shape:
-                raise ImageDecodeError(OTHER_SIZE)
-            inside |= mask.reshape(*shape, -1).any(axis=2)
+        height, width = masks[0].shape[:2]
+        if any(mask.shape[:2] != (height, width) for mask in masks):
+            raise ImageDecodeError(OTHER_SIZE)
+        inside = np.any([mask.reshape(height, width, -1).any(axis=2) for mask in masks], axis=0)
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             raise ImageDecodeError(EMPTY_MASK)
-        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        return Region(box, self.margin, (height, width))
 
+    def _pixels(self, content: "Content") -> "Pixels":
+        """Return an image at its own size: boxes are in its pixels."""
+        from hoarfrost.features.decoding.images import Decoding, decode_pixels
 
-def _pixels(content: "Content", decoding: "Decoding") -> "Pixels":
-    from hoarfrost.features.decoding.images import decode_pixels
-
-    return content if isinstance(content, np.ndarray) else decode_pixels(content, decoding)
-
-
-def _with_margin(box: Box, margin: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return top, bottom, left and right of a box with its margin, within the image."""
-    x0, y0, x1, y1 = box
-    if x1 <= 0 or y1 <= 0 or x0 >= shape[1] or y0 >= shape[0]:
-        return 0, 0, 0, 0
-    more = margin * max(x1 - x0, y1 - y0)
-    edges: npt.NDArray[np.int64] = np.round([y0 - more, y1 + more, x0 - more, x1 + more]).astype(np.int64)
-    top, bottom, left, right = np.clip(edges, 0, [shape[0], shape[0], shape[1], shape[1]]).tolist()
-    return top, max(bottom, top + 1), left, max(right, left + 1)
+        if isinstance(content, np.ndarray):
+            return content
+        return decode_pixels(content, Decoding(self.max_pixels, self.window, size=OWN_SCALE))
 
 
 def with_regions(
-    dataset: Dataset, region: str, margin: float | None, *, max_pixels: int, window: Window | None = None
-) -> Dataset:
-    """Return the dataset with each image cut to its region; one without a region is unreadable, with the reason.
+    dataset: Dataset, region: str, margin: float | None, *, max_pixels: int, window: Window | None = None,
+    are_views: bool = False,
+) -> Dataset:  # fmt: skip
+    """Return the dataset with its images' regions; an image without one is unreadable, with the reason.
 
     Parameters
     ----------
@@ -169,6 +166,8 @@ def with_regions(
         Added at each side, as a share of the longer side.
     max_pixels, window
         As in `Decoding`.
+    are_views : bool
+        Leave the images whole for views that show their regions; by default each image is cut to its region.
 
     Raises
     ------
@@ -179,7 +178,7 @@ def with_regions(
     boxes: tuple[Box | None, ...] = _boxes(dataset) if region == BOX else (None,) * n
     masks = _masks(dataset) if region == MASK else ((),) * n
     images = RegionImages(
-        dataset.images, boxes, masks, region, MARGIN if margin is None else margin, max_pixels, window
+        dataset.images, boxes, masks, region, MARGIN if margin is None else margin, max_pixels, window, are_views
     )
     return replace(dataset, images=images)
 

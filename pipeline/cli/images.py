@@ -43,7 +43,8 @@ from hoarfrost.features.encoder.registry import DEFAULT
     "--views",
     "How to look at each image, such as 224,224:flip,448:crop. standard: once, at the encoder's own size. high: the whole "
     "image, its mirror image and its centre, at 224 and 448 pixels, and --layers 3,4. Do not use flip where left and right "
-    "mean something.  [default: standard; those of an existing cache]",
+    "mean something. 224,224:region looks at the whole image and at its --region.  [default: standard; those of an existing "
+    "cache]",
     group=opts.IMAGES, metavar="VIEW,...", default="", show_default=False,
 )  # fmt: skip
 @opts.option(
@@ -53,8 +54,9 @@ from hoarfrost.features.encoder.registry import DEFAULT
     group=opts.IMAGES, type=NumbersType(), metavar="N,...",
 )  # fmt: skip
 @opts.option(
-    "--region", "Embed a part of each image, in a cache of its own. box: the column box, x0,y0,x1,y1 in pixels. mask: around "
-    "the mask in the column mask, or in NAME_mask.* beside the image.  [default: the whole image]",
+    "--region", "Embed a part of each image: in views named region, or without such views in place of the whole image. box: "
+    "the column box, x0,y0,x1,y1 in pixels. mask: around the mask in the column mask, or in NAME_mask.* beside the image.  "
+    "[default: the whole image]",
     group=opts.IMAGES, type=click.Choice(["box", "mask"]),
 )  # fmt: skip
 @opts.option(

@@ -36,7 +36,7 @@ def check_leakage(task: Task, *, allowed: bool = False) -> Leakage:
         pairs = pairs_among(task.looks, np.arange(len(places)))
     x = gathered(task.looks.first(task.looks.last_layer), np.arange(len(places))) if is_searched else None
     paths = [table.paths[i] for i in places]
-    found = find_leakage(x, task.splits, table.rows[places].tolist(), paths, patients, near=pairs)
+    found = find_leakage(x, task.splits, task.files.tolist(), paths, patients, near=pairs)
     leakage = replace(
         found,
         allowed=allowed and found.refused,

@@ -19,12 +19,11 @@ from hoarfrost.experiment.identities import Identities, identities_of
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.experiment.views import AUTO, chosen_views
-from hoarfrost.features.cache import DatasetTable, EmbeddingCache, are_unseen
+from hoarfrost.features.cache import DatasetTable, EmbeddingCache, KeyIndex, Keys, are_unseen, file_keys
 from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.facts import Facts
-from hoarfrost.features.origins import REGION
 from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
 from hoarfrost.training.rows import gathered
@@ -58,10 +57,13 @@ class Task(ScoredTask):
         classifier would learn which ones were extracted when.
     is_region : bool
         Each image is one region of a file's.
+    files : ndarray (n,) int64
+        Equal numbers for images of the same bytes, of which several may be regions.
     """
 
     looks: Looks
     identities: Identities
+    files: Ints
     near: NearDuplicates = field(default_factory=lambda: NearDuplicates(WARN))
     encoder: EncoderSpec = DEFAULT
     is_locked: bool = False
@@ -186,8 +188,10 @@ def read_task(
         given_test=test if test is not None and test.any() else None,
     )
     # The same bytes, patient, or near-identical images.
-    groups = merged_groups(table.rows[readable], *([] if patients is None else [patients]), *near.memberships)
-    identities = identities_of(cache.keys(table.rows[readable]), patients)
+    keys = cache.keys(table.rows[readable])
+    files = files_of(keys)
+    groups = merged_groups(files, *([] if patients is None else [patients]), *near.memberships)
+    identities = identities_of(keys, patients)
     kept = None if earlier is None else kept_splits(earlier, table, readable)
     of_units = _of_patients(y, len(names), patients, per_patient)
     splits, split_by = _splits(
@@ -198,11 +202,16 @@ def read_task(
         table=table, readable=readable, y=y, groups=groups, splits=splits, split_by=split_by, classes=classes,
         positive=positive_labels, names=names, patients=numbers, per_patient=per_patient, is_cross_fitted=cross_fit,
         looks=looks, identities=identities, near=near, encoder=encoder, facts=mostly_known(cache.facts(table.rows[readable])),
-        is_region=REGION in cache.header.fingerprint.preprocessing,
+        is_region=cache.header.is_of_regions, files=files,
     )  # fmt: skip
     _check_per_patient(task)
     _check_splits(task)
     return task
+
+
+def files_of(keys: Keys) -> Ints:
+    """Return equal numbers (n,) for images of the same bytes, whatever regions of them they are, by their keys (n, 32)."""
+    return KeyIndex(file_keys(keys)).firsts()
 
 
 def mostly_known(facts: Facts) -> Facts | None:

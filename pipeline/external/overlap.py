@@ -1,6 +1,6 @@
 """Whether a cohort shares patients, images or near-identical images with those that training saw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from hoarfrost.experiment.splits import EXTERNAL
 from hoarfrost.experiment.task import Task
 from hoarfrost.external.training_images import SeenImages
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.features.fingerprint import FILE_BYTES
 from hoarfrost.heads.seen import Digests, digests_of
 from hoarfrost.runs import OverlapCheck
 from hoarfrost.training.rows import gathered
@@ -89,7 +90,7 @@ def _leakage(task: Task, keys: list[bytes], seen: SeenImages) -> Leakage:
     own = task.table.patients
     patients = [""] * n if own is None else [own[i] for i in np.flatnonzero(task.readable)]
     known = [""] * n_seen if seen.patients is None else list(seen.patients)
-    contents: list[object] = list(range(n_seen)) if seen.keys is None else list(seen.keys)
+    contents: list[object] = list(range(n_seen)) if seen.keys is None else _files(seen.keys)
     paths = [task.table.paths[i] for i in np.flatnonzero(task.readable)]
     x = None
     if seen.x is not None:
@@ -97,10 +98,15 @@ def _leakage(task: Task, keys: list[bytes], seen: SeenImages) -> Leakage:
     return find_leakage(
         x,
         np.array(["train"] * n_seen + [EXTERNAL] * n),
-        [*contents, *keys],
+        [*contents, *_files(keys)],
         [*seen.paths, *paths],
         [*known, *patients],
     )
+
+
+def _files(keys: Iterable[bytes]) -> list[object]:
+    """Return what the keys of two regions of one file have in common."""
+    return [key[:FILE_BYTES] for key in keys]
 
 
 def _checks(

@@ -10,12 +10,12 @@ import numpy as np
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.classes import class_names, label_matrix
 from hoarfrost.experiment.splits import EXTERNAL, merged_groups
-from hoarfrost.experiment.task import Task, mostly_known, read_looks
+from hoarfrost.experiment.task import Task, files_of, mostly_known, read_looks
 from hoarfrost.experiment.views import AUTO
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache
 from hoarfrost.features.datasets import Dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
-from hoarfrost.features.origins import REGION, parts_of
+from hoarfrost.features.origins import parts_of
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.runs import RunHeads, class_numbers
 
@@ -96,14 +96,15 @@ def cohort_task(cache: EmbeddingCache, table: DatasetTable, head: SavedHead, lab
         )
     patients = None if table.patients is None else patient_numbers(list(compress(table.patients, readable)))
     of_several = bool(parts_of(head.header.fingerprint.preprocessing))  # each encoder's first view
+    files = files_of(cache.keys(table.rows[readable]))
     looks = read_looks(cache, table, AUTO if of_several else ",".join(head.views))
     return Task(
         table=table, readable=readable, looks=looks, y=y,
-        groups=merged_groups(table.rows[readable], *([] if patients is None else [patients])),
+        groups=merged_groups(files, *([] if patients is None else [patients])),
         splits=np.full(len(y), "test"), split_by=EXTERNAL,
         classes=labels.classes, positive=labels.positive, names=labels.names,
         patients=patients, identities=np.zeros(len(y), np.uint64), per_patient=head.per_patient,
         encoder=cache.header.fingerprint.encoder,
         facts=mostly_known(cache.facts(table.rows[readable])),
-        is_region=REGION in cache.header.fingerprint.preprocessing,
+        is_region=cache.header.is_of_regions, files=files,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from hoarfrost.features.cache import DatasetTable, EmbeddingCache, open_caches
 from hoarfrost.features.errors import CacheError, ImageDecodeError
 from hoarfrost.features.facts import Facts
 from hoarfrost.features.files import is_url, join
-from hoarfrost.features.fingerprint import image_key
+from hoarfrost.features.fingerprint import FILE_BYTES, image_key
 from hoarfrost.runs import Run, read_run
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class RunSource:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 reasons[path] = "the file no longer exists" if is_missing else str(error)
                 continue
-            if image_key(content) != key[path]:
+            if image_key(content)[:FILE_BYTES] != key[path][:FILE_BYTES]:  # whatever region of it was embedded
                 reasons[path] = "its content is not what was embedded"
                 continue
             yield path, content

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hoarfrost.features.decoding.views import shows_region
 from hoarfrost.report.words import estimate_text, listed
 from hoarfrost.runs import CacheFacts, ComparedViews, Run, ViewsResult
 
@@ -14,6 +15,10 @@ BASES = {
 FLIPPED = (
     "Heads also look at mirror images. That is wrong where left and right mean something (laterality, situs inversus). "
     "Then train with --views without flip."
+)
+OF_REGIONS = (
+    "Heads also look at a region of each image (views named region). New images need regions that are drawn in the same "
+    "way. If those who drew them knew the diagnosis, the scores are too high."
 )
 MOST_VIEWS = 12
 
@@ -77,5 +82,8 @@ def looks_of(facts: CacheFacts) -> str:
 
 def _cautions(run: Run) -> Iterator[str]:
     """Yield what a reader must know about the views."""
-    if any("flip" in name.split(":") for name in run.config.embeddings.views):
+    views = run.config.embeddings.views
+    if any("flip" in name.split(":") for name in views):
         yield FLIPPED
+    if any(map(shows_region, views)):
+        yield OF_REGIONS

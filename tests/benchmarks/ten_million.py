@@ -73,6 +73,8 @@ class Unread:
     def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
         raise NotImplementedError
 
+    def region(self, index: int) -> None: ...
+
 
 def write_cache(path: Path, root: str, n: int) -> None:
     """Write a cache of `n` images whose table and keys are real, and whose embeddings take no room."""

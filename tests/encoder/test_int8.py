@@ -303,7 +303,7 @@ def test_without_openvino_the_error_names_the_way_to_install_it(weights: Weights
 
 @pytest.mark.usefixtures("without_openvino")
 def test_without_openvino_extract_stops_before_it_reads_an_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("hoarfrost.features.extraction.loop.load_isolated")
+    monkeypatch.delattr("hoarfrost.features.extraction.loop.seen_isolated")
     with pytest.raises(HoarfrostError, match="needs OpenVINO"):
         run(folder)
     assert not (folder.parent / "c.h5").exists()

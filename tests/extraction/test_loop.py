@@ -58,6 +58,8 @@ class Memory:
             self.asked.append(index)
             yield index, partial(self.read, index)
 
+    def region(self, index: int) -> None: ...
+
     def read(self, index: int) -> Content:
         with self.lock:
             self.n_read += 1

@@ -147,9 +147,9 @@ class SharedDraws:
     def __init__(self) -> None:
         self.n = 0
 
-    def __call__(self, content: bytes, _: bytes, views: tuple[View, ...], decoding: Decoding) -> Seen:
+    def __call__(self, content: bytes, _: bytes, views: tuple[View, ...], decoding: Decoding, region: None) -> Seen:
         self.n += 1
-        return seen_in(content, bytes([(self.n - 1) // BATCH]) * 32, views, decoding)
+        return seen_in(content, bytes([(self.n - 1) // BATCH]) * 32, views, decoding, region)
 
 
 @pytest.mark.usefixtures("free_backbone")

@@ -20,6 +20,7 @@ from hoarfrost.features.errors import CacheError, HoarfrostError
 from hoarfrost.features.extraction.extract import EmbeddedDataset, embed_like
 from hoarfrost.features.extraction.interrupts import StoppedError
 from hoarfrost.features.extraction.plan import ExtractOptions, Progress
+from hoarfrost.features.fingerprint import FILE_BYTES
 from hoarfrost.inference.predict.cached import cached_dataset, is_cache
 from hoarfrost.inference.predict.opening import open_predictor, run_head
 from hoarfrost.inference.predict.output import ImageCsv, PatientTable, check_output, csv_writer, patients_path
@@ -171,10 +172,10 @@ def _trained_on(embedded: EmbeddedDataset, run: Path | None) -> tuple[Bools | No
     if run is None:
         return None, []
     try:
-        known = training_keys(run)
+        known = {key[:FILE_BYTES] for key in training_keys(run)}
     except HoarfrostError as error:
         return None, [f"Whether images were in the training split is not known. {error}"]
-    found = np.fromiter((key.tobytes() in known for key in embedded.keys), bool, len(embedded.keys))
+    found = np.fromiter((key.tobytes()[:FILE_BYTES] in known for key in embedded.keys), bool, len(embedded.keys))
     found[list(embedded.errors)] = False
     places = np.flatnonzero(found)
     if not len(places):
