@@ -7,8 +7,8 @@ size, the header's facts, and the width and height to be decoded; "check" decode
 are two values only; "pixels" adds the shape of the pixels, and only it sends them.
 
 "memory" has path and size of shared memory, and opens it; "nothing" is answered as soon as the process is ready. "looks"
-has key, views, region, and the offsets there at which the looks are written; the answer has notes and facts, or n_pixels of an image
-that is larger than most_at_once: nothing is decoded then.
+has key, views, region, and the offsets there at which the looks are written; the answer has notes and facts, or n_pixels
+of an image that is larger than most_at_once: nothing is decoded then.
 """
 
 import json

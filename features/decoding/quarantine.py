@@ -135,7 +135,12 @@ class Quarantine:
             self._free.put(slot)
 
     def _load_suspect(
-        self, content: "bytes | EncodedFrame", key: bytes, views: Sequence[View], decoding: Decoding, region: Region | None
+        self,
+        content: "bytes | EncodedFrame",
+        key: bytes,
+        views: Sequence[View],
+        decoding: Decoding,
+        region: Region | None,
     ) -> Seen:
         is_known = True
         try:

@@ -85,8 +85,10 @@ def _unpin(address: int) -> None:
 
 
 class WantedLooks(NamedTuple):
-    """An image whose looks a process shall write into shared memory: the views, where each look begins, in bytes, and
-    where views of its region look."""
+    """An image whose looks a process shall write into shared memory: the views, and where each look begins, in bytes.
+
+    `region` is where views of its region look.
+    """
 
     content: bytes | EncodedFrame
     key: bytes

@@ -79,7 +79,7 @@ class View:
 
     @property
     def group(self) -> str:
-        """What it shares with views that a head learns from together: size, geometry and tiles, of the whole image or of its region."""
+        """What it shares with views that a head learns from together: size, region, geometry and tiles."""
         return replace(self, crop=1.0, turn=0, seed=None, flip=False).name
 
     @property

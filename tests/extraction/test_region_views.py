@@ -182,13 +182,17 @@ def test_image_without_a_region_is_listed_with_the_reason(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("free_backbone")
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d")
-    with pytest.raises(ViewError, match="The view 224:region shows the region of each image. State where it is with --reg"):
+    with pytest.raises(
+        ViewError, match="The view 224:region shows the region of each image. State where it is with --reg"
+    ):
         extracted(data, tmp_path / "c.h5", None, views=BOTH)
     assert not (tmp_path / "c.h5").exists()
     extracted(data, tmp_path / "c.h5", views=BOTH)
     with pytest.raises(ViewError, match="The view 224:region shows the region"):
         extracted(data, tmp_path / "c.h5", None)
-    with pytest.raises(ViewError, match="--views 448: the cache has views of whole images and of regions. Name one of a r"):
+    with pytest.raises(
+        ViewError, match="--views 448: the cache has views of whole images and of regions. Name one of a r"
+    ):
         extracted(data, tmp_path / "c.h5", views="448")
     with pytest.raises(FingerprintMismatchError, match="margin of 0.5 of the longer side, in views named region"):
         extracted(data, tmp_path / "c.h5", margin=0.5)
