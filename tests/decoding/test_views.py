@@ -38,6 +38,8 @@ def names(text: str) -> list[str]:
         ("224:tiles=3:rot180:affine=7:flip", View(224, tiles=3, turn=180, seed=7, flip=True)),
         ("224:rot270", View(224, turn=270)),
         ("224:affine=0", View(224, seed=0)),
+        ("224:region", View(224, region=True)),
+        ("448:region:pad:crop:flip", View(448, "pad", crop=CROP_SHARE, flip=True, region=True)),
     ],
 )
 def test_a_name_states_how_an_image_is_looked_at(text: str, view: View) -> None:
@@ -52,6 +54,7 @@ def test_a_name_states_how_an_image_is_looked_at(text: str, view: View) -> None:
         ("448:flip:pad", "448:pad:flip"),
         ("224:flip:affine=007", "224:affine=7:flip"),
         ("224:crop=0.857", "224:crop"),
+        ("224:flip:region", "224:region:flip"),
         ("224:crop=0.50", "224:crop=0.5"),
         (" 224 : flip", ""),
         ("0224", "224"),
@@ -74,6 +77,7 @@ views = st.builds(
     turn=st.sampled_from([0, 90, 180, 270]),
     seed=st.none() | st.integers(0, 2**31 - 1),
     flip=st.booleans(),
+    region=st.booleans(),
 ) | st.builds(View, size=st.just(224), tiles=st.integers(2, MOST_TILES), geometry=st.sampled_from(GEOMETRIES))
 
 
@@ -110,6 +114,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("224:mirror", "'mirror' is not known"),
         ("224:Flip", "'Flip' is not known"),
         ("224:flip=1", "'flip=1' is not known"),
+        ("224:region=0.1", "'region=0.1' is not known"),
+        ("224:region:region", "region appears twice"),
         ("224:pad=1", "'pad=1' is not known"),
         ("224:rot90=1", "'rot90=1' is not known"),
         ("224:rot45", "'rot45' is not known"),
@@ -166,11 +172,14 @@ def test_more_than_64_views_are_refused() -> None:
 
 
 def test_views_of_one_size_geometry_and_tiles_are_one_group() -> None:
-    found = grouped(parse_views("224,448:pad,224:flip,224:crop=0.5:rot90,224:tiles=2,448:pad:affine=3", RESNET18))
+    found = grouped(
+        parse_views("224,448:pad,224:flip,224:crop=0.5:rot90,224:tiles=2,448:pad:affine=3,224:region", RESNET18)
+    )
     assert {group: [view.name for view in some] for group, some in found.items()} == {
         "224": ["224", "224:flip", "224:crop=0.5:rot90"],
         "448:pad": ["448:pad", "448:pad:affine=3"],
         "224:tiles=2": ["224:tiles=2"],
+        "224:region": ["224:region"],
     }
 
 
