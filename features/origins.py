@@ -74,8 +74,8 @@ def require_own_encoder(backbone: str, preprocessing: Mapping[str, Any]) -> None
     if REGION in preprocessing:
         raise EncoderError(
             f"The head was trained on regions (each image was {preprocessing[REGION]}), and where they are in new images is "
-            "not known here. Extract the new images with the same --region and --margin into a cache, and predict from it: "
-            "`hoarfrost predict new.h5 --run RUN --output new.csv`."
+            "not known here. Extract the new images with the same --region, --margin and --views into a cache, and predict "
+            "from it: `hoarfrost predict new.h5 --run RUN --output new.csv`."
         )
     if backbone == SEVERAL:
         raise EncoderError(

@@ -10,6 +10,7 @@ from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
+from hoarfrost.features.decoding.views import shows_region
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS
 from hoarfrost.features.origins import ELSEWHERE, SUFFIX, is_elsewhere
 from hoarfrost.report.covariates import covariates_methods
@@ -153,9 +154,11 @@ def _features_of(run: Run, facts: CacheFacts) -> Iterator[str]:
         f"{facts.precision.split(':')[0]}{f' ({facts.drift})' if facts.drift else ''}."
     )
     if len(facts.views) > 1:
+        shown = ", of the whole image and of its region," if any(map(shows_region, facts.views)) else ""
         yield (
             "Heads that learn in steps saw one view of each image in a step, and their probabilities were averaged over "
-            "views; fitted heads took the mean embedding of an image's views. Each size and geometry has members of its own. "
+            f"views; fitted heads took the mean embedding of an image's views. Each size and geometry{shown} has members of "
+            "its own. "
             f"The distance from the training images is that in the view {facts.views[0]}."
         )
     unused = _unused_steps(run)

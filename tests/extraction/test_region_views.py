@@ -1,6 +1,7 @@
 """Views of regions: one cache has the whole image and its box, or the box around its mask, in views of their own."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,6 +226,14 @@ def test_image_that_ended_an_extraction_is_decoded_in_a_process_of_its_own(
     assert by_path(tmp_path / "c.h5") == by_path(tmp_path / "expected.h5")
 
 
+def test_source_of_some_images_can_be_sent_to_another_host(tmp_path: Path) -> None:
+    dataset = read_dataset(write_set(tmp_path / "d", 4))
+    images = with_regions(dataset, "box", 0.2, max_pixels=1 << 20, are_views=True).images
+    some = pickle.loads(pickle.dumps(images.subset([1, 3])))
+    assert some.region(1) == images.region(3) == Region((10.0, 20.0, 40.0, 35.0), 0.2)
+    assert [read() for _, read in some.contents([0, 1])] == [read() for _, read in images.contents([1, 3])]
+
+
 def test_sample_for_8_bit_integers_has_images_and_regions(tmp_path: Path) -> None:
     dataset = read_dataset(write_set(tmp_path / "d", 4))
     whole = sample_images(dataset)
@@ -287,6 +296,9 @@ def test_class_that_only_the_region_shows_is_learnt_and_predicted_from_a_cache(
     assert "Heads also look at a region of each image (views named region)" in page
     assert "cut to its box, with a margin of 0 of the longer side, in views named region" in page
     assert predict_dataset(cache, tmp_path / "out.csv", run=run).predicted == 80
+    run_experiment(cache, tmp_path / "both", parse_heads(["logistic"]), ExperimentConfig(views=BOTH))
+    page = write_report(tmp_path / "both").read_text(encoding="utf-8")
+    assert "Each size and geometry, of the whole image and of its region, has members of its own" in page
     with opened_source(read_run(run)) as source:  # the report shows the images: their files are those embedded
         reasons: dict[str, str] = {}
         assert len(list(source.contents(list(results.predictions.paths), reasons))) == 80
