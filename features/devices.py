@@ -3,9 +3,10 @@
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,37 @@ def is_gpu(device: torch.device) -> bool:
 def captured(work: Callable[[], None]) -> Callable[[], None]:
     """Capture the kernels of some work as a CUDA graph, without running them; return what runs them, on the same memory.
 
-    Raise RuntimeError if the work cannot be captured.
+    Raise RuntimeError if the work cannot be captured: its own error, if it raised one. Nothing is being captured then, and
+    the stream is that of before.
     """
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    pool = torch.cuda.graph_pool_handle()
+    capture = torch.cuda.graph(graph, pool, capture_error_mode="thread_local")  # other threads may pin memory meanwhile
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may pin memory meanwhile
+        capture.__enter__()
+        try:
             work()
-    finally:
-        torch.cuda.set_stream(stream)  # capturing that fails may leave its own
+        except BaseException:
+            with suppress(RuntimeError):  # it says that the capture failed, in place of why
+                capture.__exit__(*sys.exc_info())
+            raise
+        capture.__exit__(None, None, None)
+    except BaseException:
+        _end_capture(graph, pool, stream)
+        raise
     return graph.replay
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> None:
+    """Undo what a capture that failed may leave, depending on torch's version: its stream, and an allocator that waits.
+
+    As long as it takes the capture to be under way, the allocator frees nothing that another stream has used.
+    """
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError):
+        graph.reset()
+    with suppress(RuntimeError):  # newer versions have ended it
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
 
 
 def n_gpus() -> int:
