@@ -100,7 +100,10 @@ class EmbeddingLoop:
         self.views = self.views or (standard_view(encoder),)
         self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
         self._n_decoders = self.n_processes or n_decoders(options)
-        self._buffers = Buffers(Places(self.views), self.batch_size, self.device, self.n_processes)
+        self._buffers = Buffers(
+            Places(self.views), self.batch_size, self.device, self.n_processes,
+            may_use_threads=options.decode != "processes",
+        )  # fmt: skip
         self._decoding = Decoding(
             options.max_pixels, options.window, self._buffers.budget, self._note_of_image, size=encoder.size
         )
@@ -141,6 +144,9 @@ class EmbeddingLoop:
                 if stop.received is not None:
                     self._finish(keep=0)
                 stop.check(total - done, work.table.readable)
+            if (reason := self._reader.cannot_start) is not None:
+                self._finish(keep=0)
+                raise HoarfrostError(f"Images that are not embedded: {total - done:,} of {total:,}. {reason}")
         return self.counts
 
     def _start(self, batch: _Batch) -> int:

@@ -3,24 +3,36 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import hoarfrost.features.decoding.images
 import hoarfrost.features.decoding.isolated
 import hoarfrost.features.decoding.quarantine
 from hoarfrost.features.cache import verify
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels
-from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
+from hoarfrost.features.decoding.isolated import (
+    DecoderCrashError,
+    DecoderStartError,
+    ImageInfo,
+    decode_isolated,
+    inspect_isolated,
+)
 from hoarfrost.features.decoding.looks import Seen, load_image, seen_in
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.views import View
@@ -33,6 +45,13 @@ from tests.support.commands import ROOT
 from tests.support.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
 
 PNG = encode(picture(30, 20))
+# What a stand-in for a decoder begins with: it answers that it is ready, and gets a file.
+READY = """
+import sys
+lines = [sys.stdin.buffer.readline() for _ in range(2)]
+print('{"n_bytes": 0}', flush=True)
+sys.stdin.buffer.readline()
+"""
 KEY = image_key(PNG)
 PLAIN = Decoding()
 USUAL = (View(224),)
@@ -136,7 +155,7 @@ def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
 
 def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_behind(tmp_path / "c.h5", KEY)
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded", crash)
     for _ in range(2):
         with (
             Quarantine(tmp_path / "c.h5", 1) as quarantine,
@@ -182,16 +201,109 @@ def test_process_of_its_own_reports_why_an_image_is_unreadable() -> None:
         ("import os; os.abort()", "SIGABRT"),
         ("raise SystemExit(9)", "exit status 9"),
         ("while True: pass", "not finished after 2 s"),
+        # Killed while it sent its answer: a line without an end, and pixels of which some are missing.
+        ("""import os; print('{"shape": [20, 3', end="", flush=True); os.abort()""", "SIGABRT"),
+        ("""import os; print('{"n_bytes": 9}\\n1234', end="", flush=True); os.abort()""", "SIGABRT"),
     ],
 )
 def test_process_of_its_own_that_crashes_or_hangs_is_named(
     monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
     hoarfrost.features.decoding.isolated.close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", READY + code))
     monkeypatch.setattr(hoarfrost.features.decoding.isolated, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
         decode_isolated(PNG, 0, MAX_PIXELS, None)
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+def no_thread(*_: object, **__: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def no_memory(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+@pytest.fixture(params=["fork", "files", "memory", "threads", "interpreter", "import", "killed"])
+def cannot_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Let no process start to decode in, for one reason after another; return what is said of it."""
+    isolated, sigkill = hoarfrost.features.decoding.isolated, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    replaced, message = {
+        "fork": ((isolated.subprocess, "Popen", refuse(errno.EAGAIN)), "Resource temporarily unavailable"),
+        "files": ((isolated.subprocess, "Popen", refuse(errno.EMFILE)), "Too many open files"),
+        "memory": ((isolated.subprocess, "Popen", no_memory), "out of memory"),
+        "threads": ((isolated.threading.Timer, "start", no_thread), "can't start new thread"),
+        "interpreter": ((isolated, "COMMAND", ("/nowhere/python",)), "No such file or directory: '/nowhere/python'"),
+        "import": (
+            (isolated, "COMMAND", (sys.executable, "-c", "import nowhere")),
+            "before it was ready: exit status 1",
+        ),
+        "killed": ((isolated, "COMMAND", (sys.executable, "-c", sigkill)), "before it was ready: SIGKILL"),
+    }[request.param]
+    isolated.close_idle()
+    with monkeypatch.context() as patches:
+        patches.setattr(*replaced)
+        yield message
+    isolated.close_idle()
+
+
+def test_process_that_cannot_start_is_not_the_images_fault(tmp_path: Path, cannot_start: str) -> None:
+    leave_behind(tmp_path / "c.h5", KEY)
+    for _ in range(2):
+        with Quarantine(tmp_path / "c.h5", 1) as quarantine, pytest.raises(DecoderStartError) as raised:
+            quarantine.load(PNG, KEY, USUAL, PLAIN)
+        assert cannot_start in str(raised.value)
+        assert str(raised.value).endswith("Then run the same command again.")
+        assert not quarantine.path.exists()
+        assert suspect_keys(tmp_path / "c.h5") == {KEY}  # tried by the next extraction
+
+
+def test_file_that_needs_a_process_of_its_own_is_not_damaged_where_none_can_start(
+    monkeypatch: pytest.MonkeyPatch, cannot_start: str
+) -> None:
+    monkeypatch.setattr(hoarfrost.features.decoding.images, "_is_slow", lambda *_: True)
+    for content in (PNG, (PYDICOM_FILES / "SC_rgb_jpeg_gdcm.dcm").read_bytes()):
+        with pytest.raises(DecoderStartError, match=re.escape(cannot_start)):
+            decode_pixels(content)
+
+
+def test_where_no_other_process_can_start_a_thread_waits_for_one_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated = hoarfrost.features.decoding.isolated
+    wanted = decode_isolated(PNG, 0, MAX_PIXELS, None)
+    monkeypatch.setattr(isolated, "COMMAND", ("/nowhere/python",))
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(decode_isolated, PNG, 0, MAX_PIXELS, None) for _ in range(20)]
+        assert all(np.array_equal(one.result(), wanted) for one in found)
+    monkeypatch.setattr(isolated, "WAIT_SECONDS", 0.2)
+    with isolated.a_process(), pytest.raises(DecoderStartError, match="nowhere"):
+        decode_isolated(PNG, 0, MAX_PIXELS, None)
+    isolated.close_idle()
+
+
+def test_suspects_are_decoded_within_the_budget_of_pixels(tmp_path: Path) -> None:
+    class Recorded(PixelBudget):
+        most = 0
+
+        @contextmanager
+        def of(self, n_pixels: int) -> Iterator[None]:
+            with super().of(n_pixels):
+                self.most = max(self.most, self._n_taken)
+                yield
+
+    pngs = [encode(picture(30, 20, seed=seed)) for seed in range(6)]
+    budget = Recorded(1300)  # two of 600
+    leave_behind(tmp_path / "c.h5", *map(image_key, pngs))
+    with Quarantine(tmp_path / "c.h5", 6) as quarantine, ThreadPoolExecutor(6) as pool:
+        load = partial(quarantine.load, views=USUAL, decoding=Decoding(budget=budget))
+        assert len(list(pool.map(load, pngs, map(image_key, pngs)))) == 6
+    assert (budget.most, budget._n_taken) == (1200, 0)
 
 
 def test_process_that_was_stopped_just_when_its_image_was_done_costs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +440,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
 def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded", crash)
     with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
         one.suspect({KEY})
         with pytest.raises(ImageDecodeError, match="SIGABRT"):
