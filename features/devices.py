@@ -22,6 +22,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 MOST_ON_CPU = 64  # images at once: a CPU gains nothing from more, and must commit, and stop, within seconds
 MAX_REASON = 150  # characters of torch's message
+NO_THREAD = "can't start new thread"  # Python's words
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,20 @@ def enough_memory(device: torch.device | str, what: str) -> Iterator[None]:
             raise
         raise HoarfrostError(
             f"{device}: not enough memory for {what}. Free memory on the GPU, or pass --device cpu."
+        ) from error
+
+
+@contextmanager
+def enough_threads() -> Iterator[None]:
+    """Raise HoarfrostError, with the way out, where the system lets this process start no more threads."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        raise HoarfrostError(
+            "No more threads can be started. Allow more processes (see ulimit -u), free memory, or use fewer --workers. "
+            "Then run the same command again."
         ) from error
 
 
@@ -243,8 +258,9 @@ def compute_on_one_thread(n_elsewhere: int) -> None:
         torch.set_num_threads(1)
         # A thread's setting is the default of later threads too: a short-lived thread restores that.
         restorer = threading.Thread(target=torch.set_num_threads, args=(n_elsewhere,))
-        restorer.start()
-        restorer.join()
+        with suppress(RuntimeError):  # no more threads: later ones compute on one core, too
+            restorer.start()
+            restorer.join()
 
 
 def usable_cpus() -> int:

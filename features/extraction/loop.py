@@ -19,7 +19,7 @@ from hoarfrost.features.datasets import Dataset, ImageSource
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.quarantine import Quarantine, load_isolated
 from hoarfrost.features.decoding.views import View, standard_view
-from hoarfrost.features.devices import compute_on_one_thread, threads_on_usable_cpus
+from hoarfrost.features.devices import compute_on_one_thread, enough_threads, threads_on_usable_cpus
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.buffers import Buffers, Pixels, Places, n_decoders
 from hoarfrost.features.extraction.interrupts import StopSignals
@@ -131,6 +131,7 @@ class EmbeddingLoop:
         started = last_shown = time.monotonic()
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
+            stack.enter_context(enough_threads())
             stack.callback(self.writer.commit)
             n_threads = stack.enter_context(threads_on_usable_cpus())
             for batch in self._batches(n_threads):

@@ -98,7 +98,7 @@ class Gpu:
                 gpu.is_reset = True
 
         class Capture:
-            def __init__(self, _: Graph, pool: int, *, capture_error_mode: str) -> None:
+            def __init__(self, _: Graph, pool: int = 7, *, capture_error_mode: str) -> None:
                 assert capture_error_mode == "thread_local"
                 self.pool = pool
 
