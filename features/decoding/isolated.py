@@ -33,6 +33,7 @@ MOST_SECONDS = (
     120.0  # of computing: no image takes as long. Counted by the system, so that a busy machine changes nothing
 )
 WALL_FACTOR = 5.0  # so many times as long may pass: then the decoder hangs without computing
+MOST_KILLS = 3  # of decoders that had one image alone; then it may be the image that takes too much memory
 WAIT_SECONDS, PAUSE_SECONDS = (
     10.0,
     0.1,
@@ -44,6 +45,10 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 class DecoderCrashError(ImageDecodeError):
     """A decoder crashed or hung."""
+
+
+class DecoderKilledError(DecoderCrashError):
+    """Something else killed the decoder: the system, for lack of memory, or a person."""
 
 
 class DecodingStoppedError(HoarfrostError):
@@ -132,7 +137,8 @@ class Process:
                 raise DecodingStoppedError(ended) from None
             if not self._is_ready:
                 raise DecoderStartError(f"it ended before it was ready: {ended}") from None
-            raise DecoderCrashError(Unreadable.CRASHED, ended) from None
+            is_killed = ended == "SIGKILL"  # no decoder does that to itself
+            raise (DecoderKilledError if is_killed else DecoderCrashError)(Unreadable.CRASHED, ended) from None
         finally:
             timer.cancel()
 
@@ -283,7 +289,7 @@ def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
                 process = stack.enter_context(_used(cancellation))
                 break
             except DecoderStartError:
-                if not _busy or time.monotonic() > deadline:
+                if not (_busy or _idle) or time.monotonic() > deadline:
                     raise
             time.sleep(PAUSE_SECONDS)
         yield process
@@ -370,11 +376,18 @@ def decoded(
     """Yield what `decode_with_header` returns, within `room(n_pixels)`, if any: so many may be decoded and kept."""
     request = request_of(frame, max_pixels, window, size)
     with ExitStack() as stack:
-        with a_process(cancellation) as process:
-            if room is not None:
-                header, _ = process.ask(content, {**request, "want": "header"}, seconds)
-                stack.enter_context(room(header["width"] * header["height"]))
-            answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
+        for n_left in reversed(range(MOST_KILLS)):
+            try:
+                with a_process(cancellation) as process:
+                    if room is not None:
+                        header, _ = process.ask(content, {**request, "want": "header"}, seconds)
+                        stack.enter_context(room(header["width"] * header["height"]))
+                        room = None  # taken
+                    answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
+                break
+            except DecoderKilledError:
+                if not n_left:
+                    raise
         yield np.frombuffer(payload, np.uint8).reshape(answer["shape"]), FileHeader.parsed(answer["header"])
 
 
