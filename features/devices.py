@@ -3,9 +3,10 @@
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 MOST_ON_CPU = 64  # images at once: a CPU gains nothing from more, and must commit, and stop, within seconds
 MAX_REASON = 150  # characters of torch's message
+NO_THREAD = "can't start new thread"  # Python's words
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,20 @@ def enough_memory(device: torch.device | str, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def enough_threads() -> Iterator[None]:
+    """Raise HoarfrostError, with the way out, where the system lets this process start no more threads."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        raise HoarfrostError(
+            "No more threads can be started. Allow more processes (see ulimit -u), free memory, or use fewer --workers. "
+            "Then run the same command again."
+        ) from error
+
+
+@contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Let a GPU's convolutions compute float32 in float32, not in TF32; restore the caller's setting afterwards.
 
@@ -106,16 +122,37 @@ def is_gpu(device: torch.device) -> bool:
 def captured(work: Callable[[], None]) -> Callable[[], None]:
     """Capture the kernels of some work as a CUDA graph, without running them; return what runs them, on the same memory.
 
-    Raise RuntimeError if the work cannot be captured.
+    Raise RuntimeError if the work cannot be captured: its own error, if it raised one. Nothing is being captured then, and
+    the stream is that of before.
     """
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    pool = torch.cuda.graph_pool_handle()
+    capture = torch.cuda.graph(graph, pool, capture_error_mode="thread_local")  # other threads may pin memory meanwhile
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may pin memory meanwhile
+        capture.__enter__()
+        try:
             work()
-    finally:
-        torch.cuda.set_stream(stream)  # capturing that fails may leave its own
+        except BaseException:
+            with suppress(RuntimeError):  # it says that the capture failed, in place of why
+                capture.__exit__(*sys.exc_info())
+            raise
+        capture.__exit__(None, None, None)
+    except BaseException:
+        _end_capture(graph, pool, stream)
+        raise
     return graph.replay
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> None:
+    """Undo what a capture that failed may leave, depending on torch's version: its stream, and an allocator that waits.
+
+    As long as it takes the capture to be under way, the allocator frees nothing that another stream has used.
+    """
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError):
+        graph.reset()
+    with suppress(RuntimeError):  # newer versions have ended it
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
 
 
 def n_gpus() -> int:
@@ -221,8 +258,9 @@ def compute_on_one_thread(n_elsewhere: int) -> None:
         torch.set_num_threads(1)
         # A thread's setting is the default of later threads too: a short-lived thread restores that.
         restorer = threading.Thread(target=torch.set_num_threads, args=(n_elsewhere,))
-        restorer.start()
-        restorer.join()
+        with suppress(RuntimeError):  # no more threads: later ones compute on one core, too
+            restorer.start()
+            restorer.join()
 
 
 def usable_cpus() -> int:

@@ -1,7 +1,11 @@
 """The errors that users see. A message states what happened, where, why, and what to do."""
 
+import errno
 from enum import StrEnum
 from typing import NamedTuple
+
+# Of the operating system: this process may open no more files, or there is no memory to open one.
+NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Unreadable(StrEnum):
@@ -82,9 +86,17 @@ class ImageDecodeError(HoarfrostError):
 
 
 def reason_of(error: ImageDecodeError | OSError | MemoryError) -> Reason:
-    """Return the reason that belongs to an error of reading or decoding an image."""
+    """Return the reason that belongs to an error of reading or decoding an image.
+
+    Raise HoarfrostError if the system opens no more files: nothing is known of the image then.
+    """
     if isinstance(error, ImageDecodeError):
         return Reason(error.kind, str(error))
+    if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+        raise HoarfrostError(
+            f"{error.filename or 'An image'}: cannot be opened: {error.strerror}. Allow more open files (see ulimit -n), "
+            "free memory, or use fewer --workers. Then run the same command again."
+        ) from error
     text = str(Unreadable.NO_MEMORY_TO_READ) if isinstance(error, MemoryError) else error.strerror or str(error)
     return Reason(text, text)
 

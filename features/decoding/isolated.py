@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,11 @@ MOST_SECONDS = (
     120.0  # of computing: no image takes as long. Counted by the system, so that a busy machine changes nothing
 )
 WALL_FACTOR = 5.0  # so many times as long may pass: then the decoder hangs without computing
-
+MOST_KILLS = 3  # of decoders that had one image alone; then it may be the image that takes too much memory
+WAIT_SECONDS, PAUSE_SECONDS = (
+    10.0,
+    0.1,
+)  # for a process that is busy, where no other can be started; between looks at them
 
 PIPE_BYTES = 256 << 10  # kept until so many are sent at once: each call takes this process's interpreter again
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -42,8 +47,23 @@ class DecoderCrashError(ImageDecodeError):
     """A decoder crashed or hung."""
 
 
+class DecoderKilledError(DecoderCrashError):
+    """Something else killed the decoder: the system, for lack of memory, or a person."""
+
+
 class DecodingStoppedError(HoarfrostError):
     """A signal, or a client that left, ended the decoder: nothing is known of the image."""
+
+
+class DecoderStartError(DecodingStoppedError):
+    """No process could be started to decode in, for a reason that is not the image's: nothing is known of the image."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(
+            f"No process to decode images in could be started ({reason}). Free memory, or allow more processes and open "
+            "files (see ulimit -a). Then run the same command again."
+        )
+        self.reason = str(reason)
 
 
 @dataclass(frozen=True)
@@ -64,12 +84,16 @@ class Process:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         # From a thread that does not end: on Linux a decoder ends with the thread that started it.
-        starting = _starter(os.getpid()).submit(
-            lambda: subprocess.Popen(
-                COMMAND, bufsize=PIPE_BYTES, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
+        try:
+            starting = _starter(os.getpid()).submit(
+                lambda: subprocess.Popen(
+                    COMMAND, bufsize=PIPE_BYTES, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
+                )
             )
-        )
-        self._process = starting.result()
+            self._process = starting.result()
+        except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no thread could be started
+            raise DecoderStartError(_reason(error)) from error
+        self._is_ready = False
         self._latest = b""
         self._memory = ""  # the name of what it has open
         self._is_late = False
@@ -86,17 +110,35 @@ class Process:
         self, requests: Sequence[tuple[bytes, dict[str, Any]]], seconds: float | None
     ) -> "list[tuple[dict[str, Any], bytes]]":
         """Send requests, each with a file's bytes; return the answers and their pixels, or raise how the process ended."""
+        self.wait_until_ready()
+        return self._exchange(requests, seconds)
+
+    def wait_until_ready(self) -> None:
+        """Wait until the process has loaded what it needs; raise DecoderStartError if it ends before."""
+        if not self._is_ready:
+            self._exchange([(b"", {"want": "nothing"})], None)
+            self._is_ready = True
+
+    def _exchange(
+        self, requests: Sequence[tuple[bytes, dict[str, Any]]], seconds: float | None
+    ) -> "list[tuple[dict[str, Any], bytes]]":
         computing = seconds or MOST_SECONDS
         timer = threading.Timer(seconds or WALL_FACTOR * MOST_SECONDS, self._time_out)
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:  # no more threads
+            raise DecoderStartError(_reason(error)) from error
         try:
             self._send(requests, computing)
             return [self._receive() for _ in requests]
         except (BrokenPipeError, EOFError):
             ended = self._end(computing)
-            raise (
-                DecodingStoppedError(ended) if self._is_stopped else DecoderCrashError(Unreadable.CRASHED, ended)
-            ) from None
+            if self._is_stopped:
+                raise DecodingStoppedError(ended) from None
+            if not self._is_ready:
+                raise DecoderStartError(f"it ended before it was ready: {ended}") from None
+            is_killed = ended == "SIGKILL"  # no decoder does that to itself
+            raise (DecoderKilledError if is_killed else DecoderCrashError)(Unreadable.CRASHED, ended) from None
         finally:
             timer.cancel()
 
@@ -115,17 +157,24 @@ class Process:
     def _receive(self) -> "tuple[dict[str, Any], bytes]":
         answers = self._process.stdout
         assert answers is not None
-        answer = json.loads(answers.readline() or "{}")
-        payload = answers.read(answer.get("n_bytes", 0))
-        if not answer or len(payload) < answer["n_bytes"]:
+        line = answers.readline()
+        if not line.endswith(b"\n"):  # it was killed, perhaps in the middle of an answer
+            raise EOFError
+        answer = json.loads(line)
+        payload = answers.read(answer["n_bytes"])
+        if len(payload) < answer["n_bytes"]:
             raise EOFError
         return answer, payload
 
     def open(self, name: str, path: str, n_bytes: int) -> None:
-        """Let it write into memory at a path, unless it has what is named so; raise ImageDecodeError if it cannot open it."""
-        if self._memory != name:
+        """Let it write into memory at a path, unless it has what is named so; raise DecoderStartError if it cannot."""
+        if self._memory == name:
+            return
+        try:
             self.ask(b"", {"want": "memory", "path": path, "size": n_bytes}, None)
-            self._memory = name
+        except ImageDecodeError as error:
+            raise DecoderStartError(error) from error
+        self._memory, self._is_ready = name, False  # it loads torch now
 
     @property
     def has_ended(self) -> bool:
@@ -187,6 +236,10 @@ _busy: set[Process] = set()
 _stopped = threading.Event()
 
 
+def _reason(error: Exception) -> str:
+    return str(error) or "out of memory"  # a MemoryError has no text
+
+
 @lru_cache
 def _starter(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked process needs its own
     return ThreadPoolExecutor(1, "decoders", _block_stop_signals)
@@ -210,9 +263,40 @@ def resume_decoding() -> None:
     _stopped.clear()
 
 
+def start_idle(n: int) -> None:
+    """Start processes side by side, until so many are idle and ready; raise DecoderStartError if that is not possible."""
+    started: list[Process] = []
+    try:
+        while len(_idle) + len(started) < n:
+            started.append(Process())
+        for process in started:
+            process.wait_until_ready()
+    finally:
+        _idle.extend(started)
+
+
 @contextmanager
 def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
-    """Yield an idle process, or a new one; it is reused unless it crashed."""
+    """Yield an idle process, or a new one; it is reused unless it crashed.
+
+    If none can be started, wait until another thread's is idle; not for ever, as that thread may wait for this one. Raise
+    DecoderStartError if there is none then.
+    """
+    cancellation, deadline = cancellation or Cancellation(), time.monotonic() + WAIT_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                process = stack.enter_context(_used(cancellation))
+                break
+            except DecoderStartError:
+                if not (_busy or _idle) or time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+        yield process
+
+
+@contextmanager
+def _used(cancellation: Cancellation) -> Iterator[Process]:
     if _stopped.is_set():
         raise DecodingStoppedError("no decoder is started")
     try:
@@ -221,11 +305,12 @@ def a_process(cancellation: Cancellation | None = None) -> Iterator[Process]:
     except IndexError:
         process = Process()
     _busy.add(process)
-    cancellation, is_usable = cancellation or Cancellation(), False
+    is_usable = False
     try:
         cancellation.attach(process)
         if _stopped.is_set():
             process.stop()
+        process.wait_until_ready()
         yield process
         is_usable = True
     except ImageDecodeError as error:
@@ -270,12 +355,40 @@ def decode_with_header(
     ImageDecodeError
         If the image is unreadable.
     DecodingStoppedError
-        If `stop_decoding` was called, or `cancellation` was cancelled.
+        If `stop_decoding` was called, or `cancellation` was cancelled; DecoderStartError if no process could be started.
     """
+    with decoded(content, frame, max_pixels, window, size=size, seconds=seconds, cancellation=cancellation) as found:
+        return found
+
+
+@contextmanager
+def decoded(
+    content: bytes,
+    frame: int,
+    max_pixels: int,
+    window: Window | None,
+    room: "Callable[[int], AbstractContextManager[None]] | None" = None,
+    *,
+    size: int = DEFAULT.size,
+    seconds: float | None = None,
+    cancellation: Cancellation | None = None,
+) -> "Iterator[tuple[npt.NDArray[np.uint8], FileHeader]]":
+    """Yield what `decode_with_header` returns, within `room(n_pixels)`, if any: so many may be decoded and kept."""
     request = request_of(frame, max_pixels, window, size)
-    with a_process(cancellation) as process:
-        answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
-    return np.frombuffer(payload, np.uint8).reshape(answer["shape"]), FileHeader.parsed(answer["header"])
+    with ExitStack() as stack:
+        for n_left in reversed(range(MOST_KILLS)):
+            try:
+                with a_process(cancellation) as process:
+                    if room is not None:
+                        header, _ = process.ask(content, {**request, "want": "header"}, seconds)
+                        stack.enter_context(room(header["width"] * header["height"]))
+                        room = None  # taken
+                    answer, payload = process.ask(content, {**request, "want": "pixels"}, seconds)
+                break
+            except DecoderKilledError:
+                if not n_left:
+                    raise
+        yield np.frombuffer(payload, np.uint8).reshape(answer["shape"]), FileHeader.parsed(answer["header"])
 
 
 def inspect_isolated(

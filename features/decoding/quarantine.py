@@ -17,7 +17,7 @@ from hoarfrost.features.decoding.isolated import (
     Cancellation,
     DecoderCrashError,
     DecodingStoppedError,
-    decode_with_header,
+    decoded,
 )
 from hoarfrost.features.decoding.looks import Decoded, Seen, by_decoding, seen_by, seen_in
 from hoarfrost.features.decoding.region import Region
@@ -182,15 +182,23 @@ def seen_isolated(
     """Decode as `seen_in` does, but in another process; raises as `decode_with_header` does."""
     if isinstance(content, np.ndarray):  # no decoder
         return seen_in(content, key, views, decoding, region)
+    return seen_by(_decoded_isolated(content, views, decoding, seconds, cancellation), key, views, region)
+
+
+def _decoded_isolated(
+    content: "bytes | EncodedFrame",
+    views: Sequence[View],
+    decoding: Decoding,
+    seconds: float | None,
+    cancellation: Cancellation | None,
+) -> Iterator[Decoded]:
     encoded, frame = unpack(content)
-    limits = (decoding.max_pixels, decoding.window)
-    decoded = []
+    limits, room = (decoding.max_pixels, decoding.window), decoding.room if decoding.budget is not None else None
     for some in by_decoding(encoded, views):
-        pixels, header = decode_with_header(
-            encoded, frame, *limits, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
-        )
-        decoded.append(Decoded(pixels, some, header))
-    return seen_by(decoded, key, views, region)
+        with decoded(
+            encoded, frame, *limits, room, size=some[0].decoded_size, seconds=seconds, cancellation=cancellation
+        ) as (pixels, header):
+            yield Decoded(pixels, some, header)
 
 
 def suspect_keys(cache: Path) -> set[bytes]:

@@ -13,11 +13,11 @@ import torch
 
 from hoarfrost.features.decoding.formats import EncodedFrame, unpack
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import Process, a_process, request_of
+from hoarfrost.features.decoding.isolated import Process, a_process, request_of, start_idle
 from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import warn_unpinned
-from hoarfrost.features.errors import ImageDecodeError, Reason
+from hoarfrost.features.errors import Reason
 from hoarfrost.features.facts import ImageFacts
 
 MOST_ASKED = 16  # images, before their answers are read
@@ -102,18 +102,16 @@ def start_decoders(n: int, memory: SharedMemory) -> None:
 
     Raises
     ------
-    OSError
+    DecoderStartError
         If that is not possible here.
     """
+    start_idle(n)
     with ExitStack() as stack:
-        try:
-            started = [stack.enter_context(a_process()) for _ in range(n)]
-            for process in started:
-                process.open(memory.name, memory.path, memory.n_bytes)
-            for process in started:  # they load torch side by side; it would look like slow decoding
-                process.ask(b"", {"want": "nothing"}, None)
-        except ImageDecodeError as error:
-            raise OSError(str(error)) from error
+        started = [stack.enter_context(a_process()) for _ in range(n)]
+        for process in started:
+            process.open(memory.name, memory.path, memory.n_bytes)
+        for process in started:  # they load torch side by side; it would look like slow decoding
+            process.wait_until_ready()
 
 
 def decode_looks(
@@ -126,7 +124,7 @@ def decode_looks(
     images : sequence of WantedLooks
     memory : SharedMemory
     decoding : Decoding
-        Its `room` is taken for images of more than `most_at_once` pixels; the process decodes others without asking.
+        Its `room` is taken for `most_at_once` pixels, which the process decodes without asking, and for each larger image.
     most_at_once : int
 
     Returns
@@ -139,7 +137,7 @@ def decode_looks(
     DecoderCrashError
         If the process crashed or hung at one of the images.
     DecodingStoppedError
-        If `stop_decoding` was called.
+        If `stop_decoding` was called; DecoderStartError if no process could be started.
     """
     with a_process() as process:
         process.open(memory.name, memory.path, memory.n_bytes)
@@ -164,7 +162,9 @@ def _answered(
     for first in range(0, len(images), MOST_ASKED):
         some = images[first : first + MOST_ASKED]
         asked = [_looks_of(image, decoding, most_at_once) for image in some]
-        yield from zip(some, process.ask_all(asked, None), strict=True)
+        with decoding.room(most_at_once):
+            answers = process.ask_all(asked, None)
+        yield from zip(some, answers, strict=True)
 
 
 def _looks_of(image: WantedLooks, decoding: Decoding, most_at_once: int) -> tuple[bytes, dict[str, Any]]:

@@ -1,16 +1,18 @@
 """The memory that decoded images wait in, batch by batch, and where in it an image's looks are."""
 
 import logging
+import threading
 from collections.abc import Sequence
 
 import torch
 
 from hoarfrost.features.decoding.budget import PIXELS_AT_ONCE, PixelBudget
-from hoarfrost.features.decoding.isolated import DecodingStoppedError
+from hoarfrost.features.decoding.isolated import DecoderStartError, DecodingStoppedError
 from hoarfrost.features.decoding.shared import SharedMemory, start_decoders
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.devices import host_tensor, usable_cpus, usable_memory
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP
+from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.plan import ExtractOptions
 
 Pixels = dict[int, torch.Tensor]
@@ -53,22 +55,29 @@ class Buffers:
         A GPU copies from pinned memory, and has one more batch under way.
     n_processes : int
         Processes that shall decode into the buffers; 0 if this process's threads do.
+    may_use_threads : bool
+        Whether threads decode where processes cannot; otherwise HoarfrostError is raised there.
 
     Attributes
     ----------
     memory : SharedMemory or None
-        None if threads decode, also where the system does not allow processes to.
+        What processes decode into; None if threads decode.
     """
 
-    def __init__(self, places: Places, batch_size: int, device: str, n_processes: int) -> None:
+    def __init__(
+        self, places: Places, batch_size: int, device: str, n_processes: int, *, may_use_threads: bool = True
+    ) -> None:
         self.places, self.n_images = places, images_in_a_batch(batch_size, places)
         self.n, pinned = (N_BUFFERS + 1, True) if device == "cuda" else (N_BUFFERS, False)
         shapes = {size: (self.n_images * n, 3, size, size) for size, n in places.n_looks.items()}
         n_bytes = self.n * sum(torch.Size(shape).numel() for shape in shapes.values())
-        self.memory = _shared_memory(n_bytes, n_processes, pinned=pinned) if n_processes else None
-        # Half of what may be decoded at once is divided among the processes, half is for images larger than a share.
-        self.share = PIXELS_AT_ONCE // (2 * n_processes) if self.memory is not None else 0
-        self.budget = PixelBudget(PIXELS_AT_ONCE // 2 if self.memory is not None else PIXELS_AT_ONCE)
+        self._may_use_threads, self._has_warned, self._changing = may_use_threads, False, threading.Lock()
+        self.memory: SharedMemory | None = None
+        if n_processes:
+            self._start(n_bytes, n_processes, pinned=pinned)
+        self._kept = self.memory  # as long as the buffers: a GPU copies from it
+        self.share = PIXELS_AT_ONCE // (2 * max(1, n_processes))  # what a process decodes without asking
+        self.budget = PixelBudget(PIXELS_AT_ONCE)
         self.free: list[Pixels] = (
             self.memory.split(shapes, self.n)
             if self.memory is not None
@@ -77,6 +86,29 @@ class Buffers:
                 for _ in range(self.n)
             ]
         )
+
+    def _start(self, n_bytes: int, n_processes: int, *, pinned: bool) -> None:
+        try:
+            self.memory = SharedMemory(n_bytes, pinned=pinned)
+            start_decoders(n_processes, self.memory)
+        except DecoderStartError as error:
+            self.use_threads(error.reason)
+        except DecodingStoppedError:
+            self.memory = None  # the extraction ends with the signal that came
+        except OSError as error:
+            self.use_threads(error)
+
+    def use_threads(self, reason: object) -> None:
+        """Let threads decode from now on, with one warning; raise HoarfrostError if they may not."""
+        if not self._may_use_threads:
+            raise HoarfrostError(
+                f"--decode processes: no process to decode in could be started ({reason}). Free memory, or allow more "
+                "processes and open files (see ulimit -a), or use --decode threads."
+            )
+        with self._changing:
+            has_warned, self._has_warned, self.memory = self._has_warned, True, None
+        if not has_warned:
+            logger.warning("No processes to decode in (%s). Continuing with threads, only slower.", reason)
 
     def of(self, pixels: Pixels, views: Sequence[View], image: int) -> list[torch.Tensor]:
         """Return the memory (3, S, S) of each look at an image of a batch, view by view."""
@@ -106,16 +138,3 @@ def n_processes(options: ExtractOptions, device: str, n_images: int) -> int:
         return 0
     n = int(min(n_decoders(options), MEMORY_SHARE * usable_memory() / BYTES_A_PROCESS))
     return n if n > MOST_THREADS else 0
-
-
-def _shared_memory(n_bytes: int, n_processes: int, *, pinned: bool) -> SharedMemory | None:
-    """Return memory that started processes write into; None, with a warning, where the system does not allow that."""
-    try:
-        memory = SharedMemory(n_bytes, pinned=pinned)
-        start_decoders(n_processes, memory)
-    except DecodingStoppedError:
-        return None  # the extraction ends with the signal that came
-    except OSError as error:
-        logger.warning("No processes to decode in (%s). Continuing with threads, only slower.", error)
-        return None
-    return memory

@@ -19,7 +19,7 @@ from hoarfrost.features.datasets import Dataset, ImageSource
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.quarantine import Quarantine, seen_isolated
 from hoarfrost.features.decoding.views import View, standard_view
-from hoarfrost.features.devices import compute_on_one_thread, threads_on_usable_cpus
+from hoarfrost.features.devices import compute_on_one_thread, enough_threads, threads_on_usable_cpus
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError, Reason
 from hoarfrost.features.extraction.buffers import Buffers, Pixels, Places, n_decoders
 from hoarfrost.features.extraction.interrupts import StopSignals
@@ -100,7 +100,10 @@ class EmbeddingLoop:
         self.views = self.views or (standard_view(encoder),)
         self._codes = {view: self.writer.header.code_of(view.name) for view in self.views}
         self._n_decoders = self.n_processes or n_decoders(options)
-        self._buffers = Buffers(Places(self.views), self.batch_size, self.device, self.n_processes)
+        self._buffers = Buffers(
+            Places(self.views), self.batch_size, self.device, self.n_processes,
+            may_use_threads=options.decode != "processes",
+        )  # fmt: skip
         self._decoding = Decoding(
             options.max_pixels, options.window, self._buffers.budget, self._note_of_image, size=encoder.size
         )
@@ -128,6 +131,7 @@ class EmbeddingLoop:
         started = last_shown = time.monotonic()
         done, total = 0, len(work.todo)
         with ExitStack() as stack:
+            stack.enter_context(enough_threads())
             stack.callback(self.writer.commit)
             n_threads = stack.enter_context(threads_on_usable_cpus())
             for batch in self._batches(n_threads):
@@ -141,6 +145,9 @@ class EmbeddingLoop:
                 if stop.received is not None:
                     self._finish(keep=0)
                 stop.check(total - done, work.table.readable)
+            if (reason := self._reader.cannot_start) is not None:
+                self._finish(keep=0)
+                raise HoarfrostError(f"Images that are not embedded: {total - done:,} of {total:,}. {reason}")
         return self.counts
 
     def _start(self, batch: _Batch) -> int:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from hoarfrost.features.datasets import FileStamp, ImageSource
 from hoarfrost.features.datasets.table import Content
 from hoarfrost.features.decoding.formats import EncodedFrame
 from hoarfrost.features.decoding.images import Decoding
-from hoarfrost.features.decoding.isolated import DecoderCrashError, DecodingStoppedError
+from hoarfrost.features.decoding.isolated import DecoderCrashError, DecoderStartError, DecodingStoppedError
 from hoarfrost.features.decoding.quarantine import Quarantine
 from hoarfrost.features.decoding.region import Region
 from hoarfrost.features.decoding.shared import WantedLooks, decode_looks
@@ -42,7 +42,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Failed:
-    """One image that could not be read; without a reason, a signal stopped its decoding."""
+    """One image that could not be read; without a reason, nothing is known of it: a signal stopped its decoding."""
 
     index: int
     reason: Reason | None
@@ -74,7 +74,8 @@ class Reader:
 
     `decoders` are the threads that decode, or that wait for the processes which decode into `buffers`; they wait while
     `may_decode` is not set. `pace` times both. `codes` are those of each view in the keys of `writer`, which, like
-    `source_cache`, knows what is there already.
+    `source_cache`, knows what is there already. `cannot_start` says why images had to be left, if any had: each needs a
+    process of its own.
     """
 
     buffers: Buffers
@@ -85,6 +86,8 @@ class Reader:
     codes: dict[View, bytes]
     may_decode: threading.Event
     pace: Pace
+
+    cannot_start: DecoderStartError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._n_bytes_ahead = 0
@@ -170,12 +173,13 @@ class Reader:
         try:
             decode = partial(decode_looks, looks, memory, self.decoding, self.buffers.share)
             decoded = self.pace.decoding(decode, len(looks))
+        except DecoderStartError as error:
+            self.buffers.use_threads(error.reason)
+            return {}
         except DecodingStoppedError:
             return {place: Failed(image.index, None) for place, image in wanted.items()}
         except DecoderCrashError:
             self.quarantine.suspect([image.key for image in wanted.values()])
-            return {}
-        except (ImageDecodeError, OSError):  # no process could be started, or open the memory
             return {}
         return {
             place: Failed(image.index, found) if isinstance(found, Reason) else image.loaded(found)
@@ -195,7 +199,9 @@ class Reader:
             seen = self.pace.decoding(load)
             for into, look in zip(self.buffers.of(pixels, image.missing, place), seen.looks, strict=True):
                 into.copy_(look)  # one grey channel is broadcast to three
-        except DecodingStoppedError:
+        except DecodingStoppedError as error:
+            if isinstance(error, DecoderStartError):
+                self.cannot_start = error
             return Failed(image.index, None)
         except (ImageDecodeError, OSError, MemoryError) as error:  # OSError: it was there when it was read first
             return Failed(image.index, reason_of(error))

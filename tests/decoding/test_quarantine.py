@@ -6,21 +6,31 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import hoarfrost.features.decoding.images
 import hoarfrost.features.decoding.isolated
 import hoarfrost.features.decoding.quarantine
 from hoarfrost.features.cache import verify
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.datasets import read_dataset
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.formats import MAX_PIXELS, EncodedFrame
 from hoarfrost.features.decoding.images import FIRST_FRAME, Decoding, decode_pixels
-from hoarfrost.features.decoding.isolated import DecoderCrashError, ImageInfo, decode_isolated, inspect_isolated
+from hoarfrost.features.decoding.isolated import (
+    DecoderCrashError,
+    ImageInfo,
+    decode_isolated,
+    inspect_isolated,
+)
 from hoarfrost.features.decoding.looks import Seen, load_image, seen_in
 from hoarfrost.features.decoding.quarantine import Quarantine, clear_notes, suspect_keys, suspect_keys_of_worker
 from hoarfrost.features.decoding.views import View
@@ -33,6 +43,13 @@ from tests.support.commands import ROOT
 from tests.support.dicoms import PYDICOM_FILES, dicom, encoded, grey_values
 
 PNG = encode(picture(30, 20))
+# What a stand-in for a decoder begins with: it answers that it is ready, and gets a file.
+READY = """
+import sys
+lines = [sys.stdin.buffer.readline() for _ in range(2)]
+print('{"n_bytes": 0}', flush=True)
+sys.stdin.buffer.readline()
+"""
 KEY = image_key(PNG)
 PLAIN = Decoding()
 USUAL = (View(224),)
@@ -136,7 +153,7 @@ def test_suspects_that_were_not_reached_stay_suspects(tmp_path: Path) -> None:
 
 def test_suspect_that_crashes_is_quarantined_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_behind(tmp_path / "c.h5", KEY)
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded", crash)
     for _ in range(2):
         with (
             Quarantine(tmp_path / "c.h5", 1) as quarantine,
@@ -182,16 +199,38 @@ def test_process_of_its_own_reports_why_an_image_is_unreadable() -> None:
         ("import os; os.abort()", "SIGABRT"),
         ("raise SystemExit(9)", "exit status 9"),
         ("while True: pass", "not finished after 2 s"),
+        # Killed while it sent its answer: a line without an end, and pixels of which some are missing.
+        ("""import os; print('{"shape": [20, 3', end="", flush=True); os.abort()""", "SIGABRT"),
+        ("""import os; print('{"n_bytes": 9}\\n1234', end="", flush=True); os.abort()""", "SIGABRT"),
     ],
 )
 def test_process_of_its_own_that_crashes_or_hangs_is_named(
     monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
     hoarfrost.features.decoding.isolated.close_idle()
-    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", (sys.executable, "-c", READY + code))
     monkeypatch.setattr(hoarfrost.features.decoding.isolated, "MOST_SECONDS", 2.0)
     with pytest.raises(DecoderCrashError, match=message):
         decode_isolated(PNG, 0, MAX_PIXELS, None)
+
+
+def test_suspects_are_decoded_within_the_budget_of_pixels(tmp_path: Path) -> None:
+    class Recorded(PixelBudget):
+        most = 0
+
+        @contextmanager
+        def of(self, n_pixels: int) -> Iterator[None]:
+            with super().of(n_pixels):
+                self.most = max(self.most, self._n_taken)
+                yield
+
+    pngs = [encode(picture(30, 20, seed=seed)) for seed in range(6)]
+    budget = Recorded(1300)  # two of 600
+    leave_behind(tmp_path / "c.h5", *map(image_key, pngs))
+    with Quarantine(tmp_path / "c.h5", 6) as quarantine, ThreadPoolExecutor(6) as pool:
+        load = partial(quarantine.load, views=USUAL, decoding=Decoding(budget=budget))
+        assert len(list(pool.map(load, pngs, map(image_key, pngs)))) == 6
+    assert (budget.most, budget._n_taken) == (1200, 0)
 
 
 def test_process_that_was_stopped_just_when_its_image_was_done_costs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +367,7 @@ def test_what_a_worker_left_behind_is_suspect_to_others_until_the_extraction_end
 def test_what_another_worker_put_into_quarantine_is_not_tried_by_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decode_with_header", crash)
+    monkeypatch.setattr(hoarfrost.features.decoding.quarantine, "decoded", crash)
     with Quarantine(tmp_path / "c.h5", 1, worker="one") as one, Quarantine(tmp_path / "c.h5", 1, worker="two") as two:
         one.suspect({KEY})
         with pytest.raises(ImageDecodeError, match="SIGABRT"):

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,21 @@ def test_a_threads_single_core_is_its_own_alone(n_threads: NumberOfThreads) -> N
         thread.start()
         thread.join()
     assert (counts, torch.get_num_threads()) == ([1, 2], 2)
+
+
+def test_a_thread_has_its_single_core_where_no_other_thread_can_be_started(
+    n_threads: NumberOfThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    n_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # the thread runs
+        with monkeypatch.context() as patches:
+            patches.setattr(threading.Thread, "start", no_thread)
+            pool.submit(compute_on_one_thread, 2).result()
+        assert pool.submit(torch.get_num_threads).result() == 1
 
 
 def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(

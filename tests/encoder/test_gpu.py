@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hoarfrost.features.devices import captured
 from hoarfrost.features.encoder.backbone import Backbone, Weights, load_weights
 from hoarfrost.features.encoder.backbone.compiling import try_to_compile
 from hoarfrost.features.encoder.backbone.repeated import WARM_UP
@@ -51,6 +52,21 @@ def test_a_forward_pass_captured_as_a_graph_has_the_bits_of_its_kernels(
     assert torch.equal(one_by_one, last)
     fresh = Backbone(weights, device="cuda", precision=precision, batch_size=8)
     assert torch.equal(backbone.embed(images[8:13]), fresh.embed(images[8:13]))
+
+
+def test_a_capture_that_is_broken_off_leaves_the_gpu_as_it_was() -> None:
+    numbers = torch.ones(1 << 20, device="cuda")
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError, match="capturing"):
+        captured(lambda: float((numbers * 2).sum()))  # waits for the device
+    assert torch.cuda.current_stream() == before
+    assert not torch.cuda.is_current_stream_capturing()
+
+    def add() -> None:
+        numbers.add_(1)
+
+    captured(add)()
+    assert float(numbers.mean()) == 2
 
 
 def test_batches_in_flight_do_not_mix(weights: Weights, images: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """The loop of an extraction: bytes that wait, memory, threads, and the compute path that is recorded."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from hoarfrost.features.cache import CacheFile
 from hoarfrost.features.cache.store import part_paths
 from hoarfrost.features.devices import usable_cpus
-from hoarfrost.features.errors import ImageDecodeError
+from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
 from tests.extraction.test_loop import UNREADABLE, Content, CopiesAtStart, Memory, extract, one_by_one, square
 from tests.support.commands import NumberOfThreads
 from tests.support.standin import StandIn
@@ -57,6 +59,33 @@ def test_a_file_that_memory_does_not_hold_is_one_images_error(tmp_path: Path, mo
         found = extract(TooLarge([square(i) for i in range(8)]), StandIn(), tmp_path / str(i), workers=1)
         assert found.errors == {3: "not enough memory to read the file"}
         assert len(found.embeddings) == 7
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_system_that_opens_no_more_files_ends_the_work_and_makes_no_image_unreadable(
+    tmp_path: Path, number: int
+) -> None:
+    class Full(Memory):
+        def read(self, index: int) -> Content:
+            if index == 5:
+                raise OSError(number, os.strerror(number), "5.png")
+            return super().read(index)
+
+    images = [square(i) for i in range(8)]
+    with pytest.raises(HoarfrostError, match=f"^5.png: cannot be opened: {os.strerror(number)}. Allow more open files"):
+        extract(Full(images), StandIn(), tmp_path)
+    assert extract(Memory(images), StandIn(), tmp_path).embeddings == one_by_one(images)
+
+
+def test_a_system_that_starts_no_more_threads_ends_the_work_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(HoarfrostError, match=r"No more threads can be started. .* use fewer --workers"):
+        extract(Memory([square(0)]), StandIn(), tmp_path)
 
 
 def test_an_extraction_leaves_threads_to_come_and_this_one_their_number(

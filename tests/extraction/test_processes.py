@@ -1,12 +1,12 @@
 """Processes that decode into shared memory make the cache that threads make; crashes, signals and full memory do no harm."""
 
-import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import hoarfrost.features.devices
 import hoarfrost.features.extraction.buffers
 from hoarfrost.features.cache import CacheFile, PartWriter
 from hoarfrost.features.cache.layout import Keys, Mask
+from hoarfrost.features.decoding.budget import PixelBudget
 from hoarfrost.features.decoding.images import Decoding
 from hoarfrost.features.decoding.isolated import DecodingStoppedError, close_idle, resume_decoding, stop_decoding
 from hoarfrost.features.decoding.shared import SharedMemory, WantedLooks, decode_looks, start_decoders
@@ -145,6 +146,35 @@ def test_images_larger_than_a_process_may_decode_wait_for_room(tmp_path: Path, m
     assert IN_PROCESSES(Memory(images), StandIn(), tmp_path).embeddings == one_by_one(images)
 
 
+@pytest.mark.parametrize("kills", [False, True])
+def test_large_images_may_take_the_whole_budget_of_pixels_which_killed_processes_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: bool
+) -> None:
+    taken: list[int] = []
+    budgets: list[PixelBudget] = []
+
+    class Recorded(PixelBudget):
+        def __init__(self, n_pixels: int) -> None:
+            super().__init__(n_pixels)
+            budgets.append(self)
+
+        @contextmanager
+        def of(self, n_pixels: int) -> Iterator[None]:
+            with super().of(n_pixels):
+                taken.append(self._n_taken)
+                if kills and len(taken) == 5:
+                    for process in list(hoarfrost.features.decoding.isolated._busy):
+                        process._process.kill()
+                time.sleep(0.05)
+                yield
+
+    monkeypatch.setattr("hoarfrost.features.extraction.buffers.PixelBudget", Recorded)
+    monkeypatch.setattr("hoarfrost.features.extraction.buffers.PIXELS_AT_ONCE", 400)  # a share is 100, an image 192
+    assert IN_PROCESSES(Memory(PNGS), StandIn(), tmp_path).embeddings == one_by_one(PNGS)
+    assert 192 * 2 <= max(taken) <= 400
+    assert [budget._n_taken for budget in budgets] == [0]
+
+
 # -- crashes ------------------------------------------------------------------------------------------------------------
 
 
@@ -181,29 +211,7 @@ def test_processes_that_something_kills_cost_no_image(tmp_path: Path) -> None:
     assert IN_PROCESSES(Memory(images), Kills(), tmp_path).embeddings == one_by_one(images)
 
 
-# -- where processes cannot be used -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("what", ["memfd_create", "posix_fallocate"])
-def test_without_memory_to_share_threads_decode_and_a_message_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
-) -> None:
-    def fails(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, what, fails)
-    assert IN_PROCESSES(Memory(PNGS), StandIn(), tmp_path).embeddings == one_by_one(PNGS)
-    assert caplog.messages == [
-        "No processes to decode in ([Errno 28] No space left on device). Continuing with threads, only slower."
-    ]
-
-
-def test_a_python_without_such_memory_decodes_in_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delattr(os, "memfd_create")
-    assert IN_PROCESSES(Memory(PNGS), StandIn(), tmp_path).embeddings == one_by_one(PNGS)
-    assert "or this Python, lacks shared memory" in caplog.text
+# -- how many, and their memory ---------------------------------------------------------------------------------------
 
 
 def test_answers_of_many_images_do_not_fill_the_pipe(tmp_path: Path) -> None:
@@ -222,17 +230,6 @@ def test_large_shared_memory_leaves_room_to_decode() -> None:
     wanted = WantedLooks(encode(picture(16, 12)), b"", (View(32),), [0])
     (found,) = decode_looks([wanted], memory, Decoding(max_pixels=1_000_000, size=32), 1_000_000)
     assert isinstance(found, ImageFacts)
-
-
-@pytest.mark.usefixtures("new_processes")
-def test_processes_that_cannot_open_the_memory_or_start_leave_it_to_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for command in ((sys.executable, "-c", "pass"), ("/nowhere/python",)):
-        close_idle()
-        monkeypatch.setattr(hoarfrost.features.decoding.isolated, "COMMAND", command)
-        assert IN_PROCESSES(Memory(PNGS), StandIn(), tmp_path / command[0][-1]).embeddings == one_by_one(PNGS)
-    assert [message.partition(" (")[0] for message in caplog.messages] == ["No processes to decode in"] * 2
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_interface_is_documented_without_a_network(client: Any) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/predict"]["post"]
     assert "Research use only" in document["info"]["description"]
-    assert set(operation["responses"]) == {"200", "400", "403", "408", "413", "415", "429"}
+    assert set(operation["responses"]) == {"200", "400", "403", "408", "413", "415", "429", "503"}
     page = client.get("/docs").text
     assert "//" not in page.replace("//cdn", "!").replace("http://", "").split("<script>")[0]
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200

@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("fastapi_offline")
 httpx = pytest.importorskip("httpx")
 
+import hoarfrost.features.decoding.isolated as isolated  # noqa: E402
 import hoarfrost.inference.serve.connections as connections  # noqa: E402
 from hoarfrost.features.decoding.images import Decoding  # noqa: E402
 from hoarfrost.features.decoding.isolated import Cancellation, decode_with_header  # noqa: E402
@@ -85,6 +86,14 @@ def test_slow_images_whose_clients_left_are_not_computed() -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             assert post(client, PNG).status_code == 200
         assert time.monotonic() - started < 3
+
+
+def test_where_no_process_can_decode_the_image_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated.close_idle()
+    monkeypatch.setattr(isolated, "COMMAND", ("/nowhere/python",))
+    with listening(IsolatingReader()) as url, httpx.Client(base_url=url) as client:
+        response = post(client, PNG)
+    assert (response.status_code, "could be started" in response.json()["detail"]) == (503, True)
 
 
 def test_one_client_cannot_keep_out_the_others() -> None:

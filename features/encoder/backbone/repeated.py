@@ -44,13 +44,11 @@ class Repeated:
         return self._embeddings.clone()  # the next group's replace them
 
     def _capture(self, images: torch.Tensor) -> None:
-        self._images = images.clone()
-
-        def run() -> None:
-            self._embeddings = self._forward(self._images)
-
+        found: list[torch.Tensor] = []
         try:
-            self._replay = captured(run)
+            images = images.clone()
+            replay = captured(lambda: found.append(self._forward(images)))
         except RuntimeError as error:  # also where a GPU's memory does not hold the graph's own
             logger.debug("The forward pass is not a CUDA graph (%s): its kernels are started one by one.", error)
-            del self._images
+            return
+        self._images, (self._embeddings,), self._replay = images, found, replay

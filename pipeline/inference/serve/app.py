@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hoarfrost import __version__
-from hoarfrost.features.decoding.isolated import Cancellation
+from hoarfrost.features.decoding.isolated import Cancellation, DecoderStartError
 from hoarfrost.features.errors import ImageDecodeError
 from hoarfrost.inference.serve.answers import RESEARCH_USE, About, Answer, Problem
 from hoarfrost.inference.serve.batcher import LARGEST_BATCH, Batcher
@@ -39,6 +39,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "Too many bytes"},
     415: {"model": Problem, "description": "Not an image, a damaged one, or one with too many pixels"},
     429: {"model": Problem, "description": "Too many requests at a time"},
+    503: {"model": Problem, "description": "No process could be started to decode the image in"},
 }
 
 
@@ -117,6 +118,8 @@ async def _predict(app: FastAPI, reader: Reader, limits: Limits, content: bytes,
                 answer = await loop.run_in_executor(threads, reader.explain, pixels, answer)
     except ImageDecodeError as error:
         raise HTTPException(415, str(error)) from error
+    except DecoderStartError as error:
+        raise HTTPException(503, f"no process to decode images in could be started ({error.reason})") from error
     except TimeoutError:
         raise HTTPException(408, f"not answered within {limits.seconds:g} s") from None
     finally:
