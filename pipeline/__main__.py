@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 from hoarfrost.cli import main
 
@@ -13,8 +14,14 @@ MADE_BETWEEN_SEARCHES = 50_000
 def run() -> None:
     """Run the command of this process, and end the process."""
     gc.set_threshold(MADE_BETWEEN_SEARCHES)
-    atexit.register(gc.freeze)  # otherwise Python takes all libraries apart at the end, which also takes half a second
+    atexit.register(_keep_libraries)
     main(prog_name="hoarfrost")
+
+
+def _keep_libraries() -> None:
+    """Keep Python from taking all libraries apart as it ends, which takes half a second: the memory is freed anyway."""
+    if "triton" not in sys.modules:  # it would list what it then finds as leaks; torch's compiler loads it
+        gc.freeze()
 
 
 if __name__ == "__main__":
