@@ -173,7 +173,7 @@ def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
 
 
 def test_fewer_cpus_than_the_host_has_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(hoarfrost.features.processors, "usable_cpus", lambda: 1)
     monkeypatch.setattr(hoarfrost.cli.doctor.os, "cpu_count", lambda: 64)
     assert "1 of 64 on this machine" in found("CPUs").found
 
