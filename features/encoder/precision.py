@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from hoarfrost.features.devices import has_amx, has_avx2, has_avx512_bf16, has_vnni
+from hoarfrost.features.processors import has_amx, has_avx2, has_avx512_bf16, has_vnni
 
 BFLOAT16_MARGIN = 1.1  # the least gain in speed: a smaller one is noise, and costs digits
 REPEATS = 5

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hoarfrost.features.cache import Embeddings
-from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.errors import DatasetError
+from hoarfrost.features.processors import usable_memory
 
 MAX_DIM = 1 << 16  # as in a cache
 MEAN_OF_PATCHES = "mean over patches"

@@ -10,10 +10,11 @@ from hoarfrost.features.decoding.budget import PIXELS_AT_ONCE, PixelBudget
 from hoarfrost.features.decoding.isolated import DecoderStartError, DecodingStoppedError
 from hoarfrost.features.decoding.shared import SharedMemory, start_decoders
 from hoarfrost.features.decoding.views import View
-from hoarfrost.features.devices import host_tensor, usable_cpus, usable_memory
+from hoarfrost.features.devices import host_tensor
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.processors import usable_cpus, usable_memory
 
 Pixels = dict[int, torch.Tensor]
 """A batch: for each size S of views a buffer (B * L, 3, S, S) uint8 for the L looks of B images."""

@@ -21,13 +21,12 @@ from hoarfrost.features.decoding.images import DEEP_MODES, Decoding
 from hoarfrost.features.decoding.isolated import inspect_isolated, resume_decoding, stop_decoding
 from hoarfrost.features.decoding.pictures import check_sheet, write_sheet
 from hoarfrost.features.decoding.png import GREY_16_WITH_ALPHA
-from hoarfrost.features.decoding.quarantine import load_isolated
 from hoarfrost.features.decoding.views import View
 from hoarfrost.features.decoding.windows import Window
-from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.errors import DatasetError, HoarfrostError, ImageDecodeError, Reason, reason_of
 from hoarfrost.features.extraction.plan import Progress, kinds_of
 from hoarfrost.features.fingerprint import image_key, jpeg_short_side
+from hoarfrost.features.processors import usable_cpus
 
 AT_ONCE = 1024  # images that go to the threads together
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
@@ -285,6 +284,8 @@ def _write_sheet(path: Path, dataset: Dataset, readable: list[int], decoding: De
     """Write images from all over the dataset, as the encoder receives them, side by side."""
     if not readable:
         raise HoarfrostError(f"{path}: not written, as none of the {len(dataset)} images can be read.")
+    from hoarfrost.features.decoding.quarantine import load_isolated  # here: it loads torch
+
     places = np.linspace(0, len(readable) - 1, min(len(readable), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
     chosen = [readable[place] for place in places]
     n_rows, size = -(-len(chosen) // SHEET_COLUMNS), decoding.size

@@ -161,8 +161,8 @@ def _torch() -> Iterator[Finding]:
 
 
 def _processors() -> Iterator[Finding]:
-    from hoarfrost.features.devices import has_amx, usable_cpus, usable_memory
     from hoarfrost.features.encoder.precision import choose_precision, reason_against_int8
+    from hoarfrost.features.processors import has_amx, usable_cpus, usable_memory
 
     host, mine = os.cpu_count() or 1, usable_cpus()
     of_host = f" of {host} on this machine (limited by affinity or a container quota)" if mine < host else ""

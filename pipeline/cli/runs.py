@@ -248,7 +248,7 @@ def report(
       hoarfrost report --run runs/first --run runs/wide --output first-wide.html
       hoarfrost report --aggregate north.json --aggregate south.json --output pooled.html
     """
-    from hoarfrost.report import report_pooled, report_runs
+    from hoarfrost.report.outputs import report_pooled, report_runs
 
     _check_report(runs, aggregates, output, figures, options)
     if aggregates:
@@ -303,7 +303,7 @@ def compare(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
       hoarfrost compare runs/resnet18 runs/resnet50 runs/dinov2 --output encoders.html
     """
     from hoarfrost.cli.console.comparison import comparison_text
-    from hoarfrost.report import compare_runs
+    from hoarfrost.report.outputs import compare_runs
 
     if len(runs) < 2:
         raise click.UsageError("Name two runs or more: each is compared with the first.")

@@ -50,7 +50,7 @@ def report_demo(
     from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
     from hoarfrost.features.extraction.extract import extract
     from hoarfrost.heads.specs import parse_heads
-    from hoarfrost.report import write_report
+    from hoarfrost.report.outputs import write_report
 
     images = write_demo(directory / "images", n_images=n_images, seed=seed)
     cache, run = directory / "cache.h5", directory / "run"

@@ -37,7 +37,7 @@ def checked_binary(y_true: Ints, y_score: Floats) -> tuple[Ints, Floats]:
     y_true, y_score = np.asarray(y_true), np.asarray(y_score, np.float64)
     if y_true.shape != y_score.shape or y_true.ndim != 1:
         raise ValueError(f"y_true has the shape {y_true.shape}, y_score {y_score.shape}; both must be (n,)")
-    if not np.isin(y_true, (0, 1)).all():
+    if not ((y_true == 0) | (y_true == 1)).all():
         raise ValueError("y_true holds values other than 0 and 1")
     if not np.isfinite(y_score).all():
         raise ValueError("y_score holds NaN or infinite values")

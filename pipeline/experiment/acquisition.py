@@ -19,7 +19,7 @@ from hoarfrost.features.facts import Facts
 from hoarfrost.runs import Acquisition
 from hoarfrost.runs.acquisition import BYTES, GREY_LEVELS, REGION_SIZE, Twin, content_of, of_file
 from hoarfrost.training import HeldRows
-from hoarfrost.training.references import LOGISTIC_REGRESSION, REFERENCES, ReferenceFit, fit_references
+from hoarfrost.training.references import LINEAR, ReferenceFit, fit_references
 
 PENALTIES = (3e-3, 3e-2, 0.3)  # C: a few columns need fewer than 512 features
 FEWEST = 5  # images of the development set with a value, for a column of its own
@@ -34,7 +34,7 @@ COUNTS = {"bits per channel": "bits", "channels": "channels"}
 """The names of the kinds in a file's header and of its depth, and those in the cache."""
 MEASURED = ("width", "height", "mean", "sd", "skewness", "kurtosis")
 RecordedFacts = dict[str, list[str] | Floats]
-TWIN = replace(next(one for one in REFERENCES if one.name == LOGISTIC_REGRESSION), settings=PENALTIES)
+TWIN = replace(LINEAR, settings=PENALTIES)
 
 
 def acquisition_twin(task: Task, development: Development) -> Acquisition | None:

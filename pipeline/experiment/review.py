@@ -15,7 +15,7 @@ from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.runs import Assessment, OutOfFold, Suspects
 from hoarfrost.training import Fold
-from hoarfrost.training.references import LOGISTIC_REGRESSION, fit_references, fitted_rows
+from hoarfrost.training.references import LINEAR, LOGISTIC_REGRESSION, fit_references, fitted_rows
 
 N_SUSPECT_FOLDS = 5
 MOST_SUSPECTS = 20
@@ -88,8 +88,8 @@ def find_suspects(
             return Suspects(source, 0, (), few)
         parts = [Fold(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(N_SUSPECT_FOLDS)]
         everyone = np.arange(len(task.y))
-        fits = fit_references(task.x, task.y, parts, everyone, everyone[:0])
-        probabilities = next(fit.out_of_fold for fit in fits if fit.name == LOGISTIC_REGRESSION)
+        (fit,) = fit_references(task.x, task.y, parts, everyone, everyone[:0], kinds=(LINEAR,))
+        probabilities = fit.out_of_fold
     if not in_test:
         probabilities = np.where((task.splits == "test")[:, None], np.nan, probabilities)
     known = np.isfinite(probabilities).all(axis=1)

@@ -20,10 +20,10 @@ from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import SplitInput, Strings, class_masks, merged_groups, rule_of
 from hoarfrost.experiment.views import AUTO, chosen_views
 from hoarfrost.features.cache import DatasetTable, EmbeddingCache, KeyIndex, Keys, are_unseen, file_keys
-from hoarfrost.features.devices import usable_memory
 from hoarfrost.features.encoder.registry import DEFAULT, EncoderSpec
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.features.facts import Facts
+from hoarfrost.features.processors import usable_memory
 from hoarfrost.runs import Predictions
 from hoarfrost.training import HeldRows, Labelled, Looks, Rows, StreamedRows, TrainedHead, committee_of
 from hoarfrost.training.rows import gathered

@@ -70,9 +70,10 @@ class Reference:
         return self.words.format(low if low == high else f"{low} to {high}")
 
 
+LINEAR = Reference(LOGISTIC_REGRESSION, logistic_regression, PENALTIES, "C = {}")
 REFERENCES = (
     Reference(MAJORITY, majority),
-    Reference(LOGISTIC_REGRESSION, logistic_regression, PENALTIES, "C = {}"),
+    LINEAR,
     Reference("support vector machine", support_vectors, SOFTNESS, "C = {}", is_probabilistic=False),
     Reference("nearest neighbours", neighbours, NEIGHBOURS, "{} neighbours"),
     Reference("linear discriminant", linear_discriminant),
@@ -241,6 +242,8 @@ class _Problems:
 
     def predictions(self, train: Ints, rows: Ints, grids: _Grids) -> dict[Reference, Floats]:
         """Fit each reference for each label in S settings; return predictions (L, S, m, C), NaN where that is impossible."""
+        if not len(rows):
+            return {one: self.unpredicted(len(each[0]), 0) for one, each in grids.items()}
         train = fitted_rows(self.y, train)
         # In float64: with float32 the discriminant's probabilities do not sum to one.
         space, fits = Space(gathered(self.x, train).astype(np.float64)), []

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hoarfrost.features.devices import usable_cpus
+from hoarfrost.features.processors import usable_cpus
 from tests.benchmarks import image_sets
 from tests.benchmarks.measurement import Measurement
 

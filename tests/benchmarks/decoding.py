@@ -13,11 +13,12 @@ from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.isolated import close_idle
 from hoarfrost.features.decoding.quarantine import Quarantine
-from hoarfrost.features.devices import choose_device, usable_cpus
+from hoarfrost.features.devices import choose_device
 from hoarfrost.features.extraction.buffers import n_processes
 from hoarfrost.features.extraction.interrupts import StopSignals
 from hoarfrost.features.extraction.loop import EmbeddingLoop, Work
 from hoarfrost.features.extraction.plan import ExtractOptions, ImageRecords
+from hoarfrost.features.processors import usable_cpus
 from tests.benchmarks import image_sets
 from tests.benchmarks.measurement import Measurement
 from tests.support.caches import HEADER

@@ -13,7 +13,7 @@ import torch
 
 from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.decoding.looks import load_image
-from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
+from hoarfrost.features.devices import choose_batch_size, choose_device
 from hoarfrost.features.encoder.backbone import Backbone, choose_compute, load_weights
 from hoarfrost.features.encoder.backbone.compiling import seconds_per_image, try_to_compile
 from hoarfrost.features.encoder.backbone.int8 import calibrated_precision
@@ -21,6 +21,7 @@ from hoarfrost.features.encoder.precision import choose_precision
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.loop import sample_images
 from hoarfrost.features.extraction.plan import ExtractOptions
+from hoarfrost.features.processors import usable_cpus
 from tests.benchmarks import image_sets, usual
 from tests.benchmarks.measurement import Measurement
 

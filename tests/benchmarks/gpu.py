@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from hoarfrost.evaluation import macro_roc_aucs
-from hoarfrost.features.devices import gpu_failure, usable_cpus
+from hoarfrost.features.devices import gpu_failure
 from hoarfrost.features.encoder.backbone import repeated
+from hoarfrost.features.processors import usable_cpus
 from hoarfrost.heads.specs import cross_heads, parse_heads
 from hoarfrost.training import Fold, Labelled, TrainingConfig, device_steps, train_heads
 from tests.benchmarks import decoding, extraction, image_sets

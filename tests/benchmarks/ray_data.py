@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hoarfrost.features.devices import usable_cpus
+from hoarfrost.features.processors import usable_cpus
 
 WEIGHTS = "random:0"
 BATCH_SIZE = 32

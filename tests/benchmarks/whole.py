@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoarfrost.features.devices import usable_cpus
+from hoarfrost.features.processors import usable_cpus
 from tests.benchmarks import image_sets, peers
 from tests.benchmarks.extraction import BUSI, NATIVE, PRECISION, WEIGHTS, command_seconds, process_seconds
 from tests.benchmarks.measurement import Measurement

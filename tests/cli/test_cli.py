@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hoarfrost import __version__
+from hoarfrost.__main__ import MADE_BETWEEN_SEARCHES
 from hoarfrost.cli import main
 from hoarfrost.cli.types import SizeType
 from hoarfrost.features.decoding.images import encode_png
@@ -82,6 +83,23 @@ from hoarfrost.cli import main
 main({arguments!r})
 """
     assert run_python("-c", code).stderr.splitlines()[-1].strip() == "loaded:"
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_process_does_not_take_its_libraries_apart_but_where_leaks_would_be_listed(
+    run_python: RunPython, *, compiles: bool
+) -> None:
+    code = f"""
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000, gc.get_threshold()[0]))  # the last to run
+if {compiles}:
+    sys.modules["triton"] = None
+sys.argv = ["hoarfrost", "--version"]
+from hoarfrost.__main__ import run
+run()
+"""
+    assert run_python("-c", code).stdout.splitlines()[-1] == f"{not compiles} {MADE_BETWEEN_SEARCHES}"
+    assert "hoarfrost = hoarfrost.__main__:run\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
 
 
 def test_module_is_the_command(run_python: RunPython) -> None:

@@ -159,7 +159,7 @@ def test_gpu_that_torch_cannot_use_is_told_from_none(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("has", "state"), [(True, "ok"), (False, "missing")])
 def test_matrix_units_are_told(monkeypatch: pytest.MonkeyPatch, has: bool, state: str) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "has_amx", lambda: has)
+    monkeypatch.setattr(hoarfrost.features.processors, "has_amx", lambda: has)
     assert found("AMX").state == state
 
 
@@ -167,13 +167,13 @@ def test_matrix_units_are_told(monkeypatch: pytest.MonkeyPatch, has: bool, state
 def test_what_is_computed_in_without_matrix_units_is_what_extract_chooses(
     monkeypatch: pytest.MonkeyPatch, precision: str, words: str
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "has_amx", lambda: False)
+    monkeypatch.setattr(hoarfrost.features.processors, "has_amx", lambda: False)
     monkeypatch.setattr(hoarfrost.features.encoder.precision, "choose_precision", lambda *_: precision)
     assert f"the encoder computes {words}, slower" in found("AMX").costs
 
 
 def test_fewer_cpus_than_the_host_has_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(hoarfrost.features.processors, "usable_cpus", lambda: 1)
     monkeypatch.setattr(hoarfrost.cli.doctor.os, "cpu_count", lambda: 64)
     assert "1 of 64 on this machine" in found("CPUs").found
 

@@ -11,6 +11,7 @@ import torch
 
 import hoarfrost.features.devices
 import hoarfrost.features.encoder.precision
+import hoarfrost.features.processors
 from hoarfrost.features.devices import (
     choose_batch_size,
     choose_device,
@@ -18,10 +19,10 @@ from hoarfrost.features.devices import (
     enough_memory,
     host_tensor,
     threads_on_usable_cpus,
-    usable_cpus,
 )
 from hoarfrost.features.encoder.precision import REPEATS, choose_precision
 from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.processors import usable_cpus
 from tests.support.commands import NumberOfThreads, RunPython
 
 # -- GPUs that cannot be used --------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def pretend_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str)
     (folder / "cpuinfo").write_text(
         f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu {flags}\n"
     )
-    monkeypatch.setattr(hoarfrost.features.devices, "CPUINFO", folder / "cpuinfo")
+    monkeypatch.setattr(hoarfrost.features.processors, "CPUINFO", folder / "cpuinfo")
 
 
 def pretend_speed(monkeypatch: pytest.MonkeyPatch, *, float32_s: float, bfloat16_s: float) -> None:
@@ -171,7 +172,7 @@ def test_other_cpus_compute_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_machine_that_does_not_list_its_cpus_features_computes_in_float32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hoarfrost.features.devices, "CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(hoarfrost.features.processors, "CPUINFO", tmp_path / "missing")
     assert choose_precision("auto", "cpu") == "float32"
 
 
@@ -303,8 +304,8 @@ def test_threads_are_no_more_than_the_cpus_and_as_before_afterwards(
 def cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return a folder in place of /sys/fs/cgroup, for a process that may use three CPUs."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
-    monkeypatch.setattr(hoarfrost.features.devices, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(hoarfrost.features.devices, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(hoarfrost.features.processors, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(hoarfrost.features.processors, "OWN_CGROUP", tmp_path / "own")
     return tmp_path / "cgroup"
 
 

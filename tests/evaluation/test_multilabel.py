@@ -17,7 +17,7 @@ from hoarfrost.features.datasets import read_dataset
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.kinds import HeadSpec, Linear
 from hoarfrost.heads.specs import parse_head, parse_heads
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_run
 from hoarfrost.training import Fold, Labelled, TrainingConfig, train_heads
 from hoarfrost.training.batches import Batches, Group, seed_of

@@ -9,7 +9,7 @@ from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.exchange.importing import ImportOptions, import_embeddings
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import predict_dataset
-from hoarfrost.report import report_runs
+from hoarfrost.report.outputs import report_runs
 from hoarfrost.runs import read_run
 from hoarfrost.training import TrainingConfig
 from tests.support.builders import encode, picture, write_csv

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import hoarfrost.evaluation as metrics
+import hoarfrost.experiment.review
 from hoarfrost.demo import write_demo
 from hoarfrost.evaluation.calibration import at_prevalence
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
@@ -20,6 +22,7 @@ from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.runs import FixedPoint, Run, read_run, to_json
 from hoarfrost.training import TrainingConfig
+from hoarfrost.training.references import LOGISTIC_REGRESSION, Reference, ReferenceFit, fit_references
 from tests.support.commands import Hoarfrost
 from tests.support.delong import delong_test
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
@@ -329,7 +332,16 @@ def test_subgroups_are_of_every_attribute_on_test_and_small_ones_are_named(two: 
     assert all(group.roc_auc.value is None and "fewer than 20" in group.reason for group in small)
 
 
-def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression(tmp_path: Path) -> None:
+def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+
+    def noted(*arguments: Any, kinds: Sequence[Reference]) -> list[ReferenceFit]:
+        fitted.extend(one.name for one in kinds)
+        return fit_references(*arguments, kinds=kinds)
+
+    monkeypatch.setattr(hoarfrost.experiment.review, "fit_references", noted)
     labels = mixed(TWO)
     x = embeddings_of(labels)
     labels[7] = "malignant" if labels[7] == "benign" else "benign"  # its embedding is still of the other class
@@ -339,6 +351,7 @@ def test_suspects_without_folds_are_those_of_cross_validated_logistic_regression
     assert run.suspects.source == "5-fold cross-validation of logistic regression"
     assert run.suspects.n_images == 200
     assert f"{labels[7]}/7.png" in [one.path for one in run.suspects.images[:3]]
+    assert fitted == [LOGISTIC_REGRESSION]  # what is not read takes seconds
 
 
 def test_suspects_with_folds_are_those_of_the_heads_that_each_fold_selected(tmp_path: Path) -> None:

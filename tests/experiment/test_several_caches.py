@@ -17,7 +17,7 @@ from hoarfrost.heads.files import read_head
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.inference.sources import training_keys
-from hoarfrost.report import report_runs
+from hoarfrost.report.outputs import report_runs
 from hoarfrost.runs import read_run
 from tests.support.commands import Hoarfrost
 from tests.support.foreign import Cohort, cohort, some_embeddings, write_npz

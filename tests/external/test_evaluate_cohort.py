@@ -20,7 +20,7 @@ from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.files import read_head
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import predict_dataset
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Drop, External, Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost

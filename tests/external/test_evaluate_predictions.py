@@ -11,7 +11,7 @@ from hoarfrost.evaluation import confusion_matrix
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
 from hoarfrost.external.table import ColumnOptions
 from hoarfrost.features.errors import HoarfrostError
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Assessment, External, Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost, RunPython
@@ -386,7 +386,7 @@ if sys.argv[2] == "evaluate":
     from hoarfrost.external.predictions import evaluate_predictions
     evaluate_predictions([Path(sys.argv[1])], Path(sys.argv[1]).parent / "e")
 else:
-    from hoarfrost.report import write_report
+    from hoarfrost.report.outputs import write_report
     write_report(Path(sys.argv[1]).parent / "e")
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # getrusage has the parent's too
 print(time.process_time() - started, int(peak[1]) / 1e6)

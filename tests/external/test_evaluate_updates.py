@@ -9,7 +9,7 @@ from scipy.special import expit
 from hoarfrost.cli.console.external import evaluate_text
 from hoarfrost.evaluation.updating import FROZEN, INTERCEPT, PRIOR, SLOPE
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_run
 from tests.support.builders import write_csv
 

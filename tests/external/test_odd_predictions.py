@@ -12,7 +12,7 @@ from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictio
 from hoarfrost.external.table import ColumnOptions, read_predictions
 from hoarfrost.features.datasets.options import TableOptions
 from hoarfrost.features.errors import DatasetError, HoarfrostError, TrainingError
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost

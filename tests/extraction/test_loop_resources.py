@@ -11,8 +11,8 @@ import torch
 
 from hoarfrost.features.cache import CacheFile
 from hoarfrost.features.cache.store import part_paths
-from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.errors import HoarfrostError, ImageDecodeError
+from hoarfrost.features.processors import usable_cpus
 from tests.extraction.test_loop import UNREADABLE, Content, CopiesAtStart, Memory, extract, one_by_one, square
 from tests.support.commands import NumberOfThreads
 from tests.support.standin import StandIn

@@ -18,7 +18,7 @@ from hoarfrost.heads.specs import cross_heads, parse_head, parse_heads
 from hoarfrost.inference.explain.dataset import explain_dataset
 from hoarfrost.inference.export.exporting import export_head
 from hoarfrost.inference.predict.dataset import predict_dataset
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import read_run
 from hoarfrost.training import TrainingConfig
 from tests.support.new_kinds import NEW_KINDS

@@ -179,6 +179,11 @@ def test_rooms_start_without_what_takes_long_to_import(run_python: RunPython, ro
     assert run_python("-c", code) == (0, "\n", "")
 
 
+def test_words_of_numbers_load_neither_the_report_nor_its_templates(run_python: RunPython) -> None:
+    code = "import sys, hoarfrost.report.words; print(*({'jinja2', 'hoarfrost.report.page'} & set(sys.modules)))"
+    assert run_python("-c", code) == (0, "\n", "")
+
+
 def cli_commands() -> dict[str, ast.FunctionDef]:
     """Return the functions of the command line that are commands, groups included."""
     modules = [module for module in SOURCES if within(module, "hoarfrost.cli")]

@@ -19,7 +19,7 @@ from hoarfrost.inference.explain import dataset as dataset_module
 from hoarfrost.inference.explain import explain_dataset, open_explainer
 from hoarfrost.inference.explain.drawing import Shown, card
 from hoarfrost.inference.predict import run_head
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_heads
 from tests.support.builders import encode, picture, write_csv, write_npz
 from tests.support.commands import Hoarfrost

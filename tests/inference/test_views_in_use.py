@@ -35,7 +35,7 @@ from hoarfrost.inference.export.formats import run_onnx, run_torch
 from hoarfrost.inference.export.model import Classifier, looks_of
 from hoarfrost.inference.predict import Predictor, predict_dataset, run_head
 from hoarfrost.inference.serve.limits import Limits
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_heads, read_run
 from hoarfrost.training import TrainingConfig
 from tests.heads.test_head_files import rewritten

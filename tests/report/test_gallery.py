@@ -19,10 +19,10 @@ from hoarfrost.features.decoding.pictures import thumbnail
 from hoarfrost.features.decoding.windows import Window
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.inference.sources import RunSource
-from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.gallery import N_CASES, PICTURES_BYTES, Case, CaseGroup, groups_of, read_pictures
 from hoarfrost.report.look import ImagesSection, look_of
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run
 from tests.extraction.test_extract import RANDOM
 from tests.support.builders import encode, picture, write_npz

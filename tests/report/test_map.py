@@ -12,8 +12,8 @@ from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.errors import CacheError
 from hoarfrost.inference.sources import opened_source
 from hoarfrost.report import map as map_module
-from hoarfrost.report import write_report
 from hoarfrost.report.map import OTHERS, SIDE, EmbeddingMap, map_of, principal_components
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run
 from tests.support.caches import HEADER
 from tests.support.chromium import HOW_TO_GET_IT, find_chromium, open_page

@@ -11,8 +11,8 @@ from hoarfrost.cli.console.training import train_text
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.card import model_card
 from hoarfrost.inference.predict import open_predictor, run_head
-from hoarfrost.report import write_report
 from hoarfrost.report.files import Table
+from hoarfrost.report.outputs import write_report
 from hoarfrost.report.paper import tables_of
 from hoarfrost.report.variants import area_methods
 from hoarfrost.runs import Run, metrics_document, precision_text, read_heads, read_run

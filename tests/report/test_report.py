@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hoarfrost.features.errors import RunError
-from hoarfrost.report import write_report
 from hoarfrost.report.figures import nice_ticks
+from hoarfrost.report.outputs import write_report
 from hoarfrost.report.svg import simplify
 from hoarfrost.report.words import duration
 from hoarfrost.runs import (
@@ -280,7 +280,7 @@ def test_every_figure_and_table_can_be_heard(tmp_path: Path) -> None:
 
 
 def test_importing_the_report_loads_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, hoarfrost.report; print(*({'torch', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, hoarfrost.report.outputs; print(*({'torch', 'matplotlib'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
 

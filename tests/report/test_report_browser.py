@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from hoarfrost.evaluation import PointResult, binary_problems, evaluate_threshold
-from hoarfrost.report import write_report
 from hoarfrost.report.evaluation import evaluation_of
+from hoarfrost.report.outputs import write_report
 from hoarfrost.report.words import count, decimal, interval
 from hoarfrost.runs import Run
 from tests.support.browser import Browser, Tab, open_tab

@@ -7,7 +7,7 @@ import pytest
 
 import hoarfrost.report.outputs
 from hoarfrost.features.errors import RunError
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import check_run_directory, read_run
 from tests.runs.test_runs import written
 

@@ -10,7 +10,7 @@ import pytest
 
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.inference.sources import RunSource, opened_source
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run
 from tests.support.commands import Hoarfrost
 from tests.support.pictured import image_dataset, pictured_run, trained, write_pictured_cache

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.report.variants import N_DRAWN
 from hoarfrost.runs import write_run
 from tests.support.commands import RunPython
@@ -18,7 +18,7 @@ BUILD = """
 import json, sys, time
 from pathlib import Path
 started = time.perf_counter()
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 write_report(Path(sys.argv[1]))
 peak_mb = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
 print(json.dumps([time.perf_counter() - started, peak_mb]))

@@ -11,7 +11,7 @@ from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.features.extraction.extract import extract
 from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_run
 from hoarfrost.training import TrainingConfig
 from tests.support.labelled import embeddings_of, mixed, write_labelled_cache

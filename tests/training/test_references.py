@@ -1,6 +1,7 @@
 """Classifiers that heads are compared to: their settings are chosen by images that they had not seen."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from hoarfrost.training import Fold, HeldRows
-from hoarfrost.training.classifiers import Problem, Space, support_vectors
+from hoarfrost.training.classifiers import Predict, Problem, Space, majority, support_vectors
 from hoarfrost.training.references import (
+    LINEAR,
     LOGISTIC_REGRESSION,
     MAJORITY,
     MOST_TRAINED,
+    Reference,
     ReferenceFit,
     fit_references,
     fitted_rows,
@@ -153,6 +156,28 @@ def test_labels_of_held_out_images_do_not_change_their_own_predictions() -> None
         # The other folds' machines, on whose decision values the sigmoid is fitted, learnt from these labels.
         tolerance = 0.02 if name == "support vector machine" else 0
         assert np.abs(before[name].out_of_fold[rows] - after[name].out_of_fold[rows]).max() <= tolerance
+
+
+def test_one_reference_alone_is_the_same_as_among_all() -> None:
+    x, y = drawn(120)
+    everyone = np.arange(120)
+    among = by_name(fit_references(x, y, five_folds(120), everyone, everyone[:5]))[LOGISTIC_REGRESSION]
+    (alone,) = fit_references(x, y, five_folds(120), everyone, everyone[:0], kinds=(LINEAR,))
+    assert (alone.setting, alone.n_train) == (among.setting, among.n_train)
+    assert (alone.out_of_fold == among.out_of_fold).all()
+
+
+def test_nothing_is_fitted_to_predict_no_row() -> None:
+    fits = []
+
+    def noted(problem: Problem, settings: Sequence[float]) -> Predict:
+        fits.append(len(problem.y))
+        return majority(problem, settings)
+
+    x, y = drawn(60)
+    (fit,) = fit_references(x, y, five_folds(60), np.arange(60), np.arange(0), kinds=(Reference("noted", noted),))
+    assert fits == [48] * 5
+    assert np.isfinite(fit.out_of_fold).all()
 
 
 def test_one_given_validation_split_is_enough() -> None:

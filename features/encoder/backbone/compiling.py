@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from hoarfrost.features.devices import has_amx
 from hoarfrost.features.encoder.backbone.compiler import check_compiler, compiler_path
 from hoarfrost.features.encoder.backbone.forward import Backbone
 from hoarfrost.features.encoder.backbone.kept_code import cache_folder, code_kept, is_code_kept, note_kept_code
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.files.whole import whole_file
+from hoarfrost.features.processors import has_amx
 
 # Before anything is compiled: its expected cost and gain.
 EXPECTED_COMPILE_S = 15.0

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hoarfrost.features.devices import usable_cpus
 from hoarfrost.features.encoder.backbone.network import CPU_GROUP, Network, frozen_layers
 from hoarfrost.features.encoder.backbone.rounding import LEVELS as WEIGHT_LEVELS
 from hoarfrost.features.encoder.backbone.rounding import rounded
@@ -32,6 +31,7 @@ from hoarfrost.features.encoder.drift import Drift, drift_between
 from hoarfrost.features.encoder.registry import EncoderSpec, Stage
 from hoarfrost.features.encoder.resnet import BasicBlock, ResNet
 from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.features.processors import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -210,7 +210,7 @@ def _start(address: str | None) -> str:
     import ray
 
     if address is None:
-        from hoarfrost.features.devices import usable_cpus
+        from hoarfrost.features.processors import usable_cpus
 
         context = ray.init(address="local", num_cpus=usable_cpus(), **QUIET)
     else:

@@ -93,9 +93,10 @@ class Worker:
         `known` are the keys in the cache: one copy for all workers of a host, which Ray keeps in shared memory.
         """
         from hoarfrost.features.decoding.quarantine import Quarantine
-        from hoarfrost.features.devices import choose_batch_size, choose_device, usable_cpus
+        from hoarfrost.features.devices import choose_batch_size, choose_device
         from hoarfrost.features.extraction.buffers import n_decoders, n_processes
         from hoarfrost.features.extraction.loop import EmbeddingLoop
+        from hoarfrost.features.processors import usable_cpus
 
         self._plan = plan
         self._check_shared_paths()

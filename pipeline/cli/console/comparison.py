@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from hoarfrost.cli.console.lines import table
 
 if TYPE_CHECKING:
-    from hoarfrost.report import Compared
+    from hoarfrost.report.outputs import Compared
 
 
 def comparison_text(compared: "Compared") -> str:

@@ -49,7 +49,7 @@ def serve_run(
 def _serve(reader: "Reader", limits: "Limits", host: str, port: int, on_start: Callable[[str], None]) -> None:
     import uvicorn
 
-    from hoarfrost.features.devices import usable_cpus
+    from hoarfrost.features.processors import usable_cpus
     from hoarfrost.inference.serve.app import create_app
     from hoarfrost.inference.serve.connections import LimitedConnection
 
