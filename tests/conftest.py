@@ -107,6 +107,24 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]"
     return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
 
 
+@pytest.fixture(scope="session")
+def busi_cache() -> Path:
+    """Return a cache of BUSI by untrained weights, embedded once for the test processes of a run: to read, or to copy."""
+    import fcntl
+
+    from hoarfrost.features.extraction.extract import extract
+    from hoarfrost.features.extraction.plan import ExtractOptions
+    from tests.support.builders import SHARED_DATA
+
+    cache = Path(os.environ["TMPDIR"]) / "busi" / "embeddings.h5"
+    cache.parent.mkdir(exist_ok=True)
+    with (cache.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not cache.exists():
+            extract(SHARED_DATA / "busi", cache, options=ExtractOptions(weights="random:0"))
+    return cache
+
+
 @pytest.fixture
 def free_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let extractions in this process use a backbone that costs nothing, and read weights once."""
