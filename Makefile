@@ -145,7 +145,8 @@ fuzz: $(READY)  ## compare 5,000 changed DICOM headers, then read damaged images
 	$(PY) -m tests.support.dicom_mutated 5000
 	$(PY) -m tests.support.fuzz $(or $(FUZZ_SECONDS),600)
 
-soak: $(READY)  ## kill commands 1,000 times at random moments (SOAK_KILLS), and count what was lost or stayed
+soak: $(READY)  ## kill commands at every change, and 1,000 times at random (SOAK_KILLS); count what was lost or stayed
+	OMP_NUM_THREADS=1 $(PY) -m tests.support.soak every
 	OMP_NUM_THREADS=1 $(PY) -m tests.support.soak $(if $(SOAK_KILLS),$(SOAK_KILLS),1000)
 
 bench: $(READY)  ## run the benchmarks; write docs/performance.md and artifacts/bench.json

@@ -38,6 +38,9 @@ if not IS_WORKER:
     os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.gettempdir()
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="hoarfrost-tests-")
 
+# Only a power failure tells it from none, and tests of files waited for the disk as long as they computed.
+os.fsync = lambda _: None
+
 # What compiling brings is measured anew for the tests, and the user's own measurements stay as they are.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 
@@ -105,6 +108,24 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Run]"
     from tests.support.reported import KINDS
 
     return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(scope="session")
+def busi_cache() -> Path:
+    """Return a cache of BUSI by untrained weights, embedded once for the test processes of a run: to read, or to copy."""
+    import fcntl
+
+    from hoarfrost.features.extraction.extract import extract
+    from hoarfrost.features.extraction.plan import ExtractOptions
+    from tests.support.builders import SHARED_DATA
+
+    cache = Path(os.environ["TMPDIR"]) / "busi" / "embeddings.h5"
+    cache.parent.mkdir(exist_ok=True)
+    with (cache.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not cache.exists():
+            extract(SHARED_DATA / "busi", cache, options=ExtractOptions(weights="random:0"))
+    return cache
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hoarfrost.evaluation.checks import Floats
 Embeddings = npt.NDArray[np.float32]
 
 N_DIRECTIONS = 32
+_FEW = 4  # times fewer embeddings than values of one
 _SMALLEST = 1e-12  # variance of directions of length one: float32 cannot resolve less
 
 
@@ -75,19 +76,26 @@ def fit_novelty(blocks: Iterable[Embeddings]) -> NoveltyReference:
     ValueError
         If there is no row.
     """
-    n, total, products = 0, np.zeros(1), np.zeros((1, 1))
+    n, total, products, held = 0, np.zeros(1), np.zeros((1, 1)), list[Floats]()
     for block in blocks:
-        unit = _unit(block)
-        n, total, products = n + len(unit), total + unit.sum(axis=0), products + unit.T @ unit
+        held.append(_unit(block))
+        n, total = n + len(block), total + held[-1].sum(axis=0)
+        if n > len(total) // _FEW:
+            products, held = products + sum(unit.T @ unit for unit in held), []
     if not n:
         raise ValueError("there are no embeddings to measure distances from")
     mean = total / n
-    variances, directions = np.linalg.eigh(products / n - np.outer(mean, mean))
-    variances = np.maximum(_shrunken(np.maximum(variances[::-1], 0), n), _SMALLEST)  # descending
-    k = min(N_DIRECTIONS, len(mean) - 1)
+    if held:  # so few that their singular vectors take a hundredth of the time of D x D eigenvectors
+        _, deviations, axes = np.linalg.svd((np.concatenate(held) - mean) / np.sqrt(n), full_matrices=False)
+        variances = np.pad(deviations**2, (0, len(mean) - len(deviations)))
+    else:
+        values, vectors = np.linalg.eigh(products / n - np.outer(mean, mean))
+        variances, axes = np.maximum(values[::-1], 0), vectors.T[::-1]
+    variances = np.maximum(_shrunken(variances, n), _SMALLEST)  # descending
+    k = min(N_DIRECTIONS, len(mean) - 1, len(axes))
     return NoveltyReference(
         mean.astype(np.float32),
-        np.ascontiguousarray(directions.T[::-1][:k], np.float32),
+        np.ascontiguousarray(axes[:k], np.float32),
         variances[:k].astype(np.float32),
         float(variances[k:].mean()),
     )

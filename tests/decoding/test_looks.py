@@ -1,6 +1,7 @@
 """What a view shows of an image, against slow and obvious computations; and that it depends on nothing else."""
 
 import math
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -211,21 +212,26 @@ def test_motions_are_spread_evenly() -> None:
 # -- a view depends on nothing else ---------------------------------------------------------------------------------------
 
 MANY = "224,448,224:flip,448:pad,224:crop,32,224:tiles=2,96:affine=4,224:rot90,224:crop=0.2,64:tiles=8,448:cover:flip"
-FILES = {
-    "PNG": encode(picture(700, 500)),
-    "grey PNG": encode(picture(500, 700).convert("L")),
-    "small JPEG": encode(picture(300, 260), "JPEG"),
-    "JPEG": encode(picture(1100, 900), "JPEG"),
-    "large JPEG": encode(picture(3700, 3600), "JPEG"),
-    "large grey JPEG": encode(picture(2000, 1800).convert("L"), "JPEG"),
-    "thin JPEG": encode(picture(3000, 1), "JPEG"),
-    "one pixel": encode(picture(1, 1)),
+PICTURES = {  # made when they are asked for: the large ones take seconds, and every test process collects all tests
+    "PNG": lambda: encode(picture(700, 500)),
+    "grey PNG": lambda: encode(picture(500, 700).convert("L")),
+    "small JPEG": lambda: encode(picture(300, 260), "JPEG"),
+    "JPEG": lambda: encode(picture(1100, 900), "JPEG"),
+    "large JPEG": lambda: encode(picture(3700, 3600), "JPEG"),
+    "large grey JPEG": lambda: encode(picture(2000, 1800).convert("L"), "JPEG"),
+    "thin JPEG": lambda: encode(picture(3000, 1), "JPEG"),
+    "one pixel": lambda: encode(picture(1, 1)),
 }
 
 
-@pytest.mark.parametrize("kind", FILES)
+@cache
+def file_of(kind: str) -> bytes:
+    return PICTURES[kind]()
+
+
+@pytest.mark.parametrize("kind", PICTURES)
 def test_a_view_has_the_same_bits_alone_and_with_others_and_in_another_process(kind: str) -> None:
-    content, views = FILES[kind], views_of(MANY)
+    content, views = file_of(kind), views_of(MANY)
     together = load_looks(content, KEY, views, Decoding())
     assert [len(look[0]) for look in together] == [view.size for view in views for _ in range(view.n_looks)]
     alone = [look for view in views for look in load_looks(content, KEY, (view,), Decoding())]
@@ -265,7 +271,7 @@ def test_a_file_is_decoded_once_for_all_views_of_one_scale(
         return decode(image)
 
     monkeypatch.setattr(hoarfrost.features.decoding.images, "_pixels", counted)
-    load_looks(FILES[kind], KEY, views_of(names), Decoding())
+    load_looks(file_of(kind), KEY, views_of(names), Decoding())
     assert len(decoded) == len(set(decoded)) == n_decoded
 
 
@@ -274,7 +280,7 @@ def test_a_file_is_decoded_once_for_all_views_of_one_scale(
 )
 def test_a_large_jpeg_keeps_the_detail_that_a_view_shows(name: str, least: int) -> None:
     (view,) = views_of(name)
-    pixels = decode_pixels(FILES["large JPEG"], Decoding().at(view.decoded_size))
+    pixels = decode_pixels(file_of("large JPEG"), Decoding().at(view.decoded_size))
     assert least <= min(pixels.shape[:2]) < 2 * least + 2
 
 
@@ -289,7 +295,7 @@ def test_looks_are_in_the_order_of_the_views_and_shared_pixels_stay_as_they_are(
 
 
 def test_damage_is_the_same_error_for_every_view() -> None:
-    damaged = FILES["JPEG"][:20_000]
+    damaged = file_of("JPEG")[:20_000]
     for names in ("224", "448", MANY):
         with pytest.raises(ImageDecodeError, match="damaged or truncated image"):
             load_looks(damaged, KEY, views_of(names), Decoding())

@@ -299,7 +299,7 @@ class Made(NamedTuple):
     run: Path
 
 
-def make(folder: Path, encoder: str, *, n_images: int = 90, **options: Any) -> Made:
+def make(folder: Path, encoder: str, *, n_images: int = 40, **options: Any) -> Made:
     made = Made(folder / "images", folder / "new", folder / "c.h5", folder / "run")
     write_demo(made.images, n_images=n_images)
     made.new.mkdir()
@@ -358,7 +358,7 @@ def test_its_patch_tokens_can_be_embedded_and_then_explained(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_references")
 def test_a_resnet50_goes_from_images_to_what_is_served(tmp_path: Path) -> None:
-    made = make(tmp_path, "resnet50", n_images=60, weights="random:0")
+    made = make(tmp_path, "resnet50", weights="random:0")
     check_use(made, "ResNet50", 2048)
     assert explain_dataset(made.new, tmp_path / "maps", run=made.run).explained == 3
     check_export(made, tmp_path, {"torch": "m.pt2", "onnx": "m.onnx"})

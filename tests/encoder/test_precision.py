@@ -59,15 +59,15 @@ def weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
+    """Return every second image of BUSI."""
     dataset = read_dataset(BUSI)
-    return torch.stack(
-        [load_image(read()).expand(3, -1, -1) for _, read in dataset.images.contents(range(len(dataset)))]
-    )
+    chosen = range(0, len(dataset), 2)
+    return torch.stack([load_image(read()).expand(3, -1, -1) for _, read in dataset.images.contents(chosen)])
 
 
 @pytest.fixture(scope="module")
 def malignant() -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    return np.array([label == "malignant" for label in read_dataset(BUSI).labels]).astype(np.int64)
+    return np.array([label == "malignant" for label in read_dataset(BUSI).labels[::2]]).astype(np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def head_auc(embeddings: torch.Tensor, y: "np.ndarray[tuple[int], np.dtype[np.in
 @pytest.mark.parametrize(
     ("precision", "least_cosine", "auc_within"), [("bfloat16", 0.999, 0.005), ("int8", 0.99, 0.01)]
 )
-def test_every_image_and_a_head_are_nearly_as_in_float32(
+def test_images_and_a_head_are_nearly_as_in_float32(
     precision: str,
     least_cosine: float,
     auc_within: float,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ from hoarfrost.evaluation import macro_roc_aucs
 from hoarfrost.evaluation.conformal import calibrate, calibrate_classes, prediction_sets
 from hoarfrost.experiment.task import read_task
 from hoarfrost.features.cache import EmbeddingCache
-from hoarfrost.features.extraction.extract import extract
-from hoarfrost.features.extraction.plan import ExtractOptions
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.training import Fold, TrainingConfig, train_heads
 from tests.support.builders import SHARED_DATA
@@ -146,14 +145,10 @@ def test_scores_that_are_none_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BUSI.is_dir(), reason="needs BUSI")
-def test_coverage_on_busi_is_near_ninety_percent_though_validation_also_selected(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    cache = tmp_path_factory.mktemp("busi") / "busi.h5"
-    extract(BUSI, cache, options=ExtractOptions(weights="random:0"))
+def test_coverage_on_busi_is_near_ninety_percent_though_validation_also_selected(busi_cache: Path) -> None:
     covered = []
     for seed in range(20):
-        with EmbeddingCache(cache) as opened:
+        with EmbeddingCache(busi_cache) as opened:
             task = read_task(opened, None, ["malignant"], seed, cross_fit=False)
         rows = {name: np.flatnonzero(task.splits == name) for name in ("train", "val", "test")}
         fold = Fold(rows["train"], rows["val"])

@@ -90,6 +90,22 @@ def test_few_equal_or_empty_embeddings_give_finite_distances(n: int) -> None:
         assert np.isfinite(reference.distances(np.zeros((1, RESNET18.dim), np.float32))).all()
 
 
+def test_few_embeddings_are_measured_as_the_eigenvectors_of_their_covariance_measure_them() -> None:
+    x, others = drawn(60, 0, dim=240), drawn(20, 1, dim=240)
+    alone = fit_novelty([x[:25], x[25:]])
+    repeated = fit_novelty([x, x])  # the same covariance, of more than a fourth as many embeddings as values
+    np.testing.assert_allclose(np.abs((alone.directions * repeated.directions).sum(axis=1)), 1, atol=1e-4)
+    n, unit = len(x), (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64)
+    covariance = np.cov(unit.T, bias=True)
+    p, trace, squares = x.shape[1], np.trace(covariance), (covariance**2).sum()
+    share = min(1.0, ((1 - 2 / p) * squares + trace**2) / ((n + 1 - 2 / p) * (squares - trace**2 / p)))
+    values = (1 - share) * np.linalg.eigvalsh(covariance)[::-1] + share * trace / p
+    k = len(alone.variances)
+    assert alone.variances == pytest.approx(values[:k], rel=1e-4)
+    assert alone.rest == pytest.approx(values[k:].mean(), rel=1e-4)
+    assert np.isfinite(alone.distances(others)).all()
+
+
 def test_no_embeddings_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="there are no embeddings"):
         fit_novelty([])
@@ -133,14 +149,13 @@ def test_threshold_is_by_all_training_images_out_of_fold_where_there_is_no_valid
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (BUSI.is_dir() and FOREIGN.is_file()), reason="needs BUSI and PneumoniaMNIST")
-def test_chest_x_rays_are_found_by_what_was_learnt_from_breast_ultrasound(tmp_path: Path) -> None:
+def test_chest_x_rays_are_found_by_what_was_learnt_from_breast_ultrasound(tmp_path: Path, busi_cache: Path) -> None:
     folder = tmp_path
     with np.load(FOREIGN) as arrays:  # its 624 test images, without the 5,232 others
         of_test = {name: values if name.startswith("test") else values[:1] for name, values in arrays.items()}
     np.savez(folder / "foreign.npz", **of_test)
-    for data, name in ((BUSI, "own"), (folder / "foreign.npz", "foreign")):
-        extract(data, folder / f"{name}.h5", options=ExtractOptions(weights="random:0"))
-    with EmbeddingCache(folder / "own.h5") as cache:
+    extract(folder / "foreign.npz", folder / "foreign.h5", options=ExtractOptions(weights="random:0"))
+    with EmbeddingCache(busi_cache) as cache:
         task = read_task(cache, None, ["malignant"], 0)
     with EmbeddingCache(folder / "foreign.h5") as cache:
         foreign, _ = cache.arrays(cache.dataset())

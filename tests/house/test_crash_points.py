@@ -1,4 +1,7 @@
-"""Commands are killed before and after each change that they make to the disk: nothing is lost, and nothing stays."""
+"""Commands are killed before and after changes that they make to the disk: nothing is lost, and nothing stays.
+
+`make soak` kills at every change, and 1,000 times at random: here are some of both.
+"""
 
 import json
 import os
@@ -24,13 +27,13 @@ def soaked(*arguments: object) -> tuple[int, dict[str, int], str]:
 
 
 @pytest.mark.timeout(1200)
-def test_commands_killed_at_any_change_do_their_work_when_they_are_run_again() -> None:
-    _, found, errors = soaked(*POINTS)
+def test_commands_killed_at_changes_do_their_work_when_they_are_run_again() -> None:
+    _, found, errors = soaked("every/3")
     assert [text for text in found if text.startswith(("FAILED", "LEFT", "LOST"))] == [], errors
-    assert [name for name in POINTS if found[f"kills of {name}"] < 2] == []
+    assert [name for name in POINTS if not found.get(f"kills of {name}")] == []
 
 
 @pytest.mark.timeout(1200)
 def test_commands_killed_at_random_lose_nothing() -> None:
-    status, found, errors = soaked(20)
+    status, found, errors = soaked(10)
     assert status == 0, (found, errors)

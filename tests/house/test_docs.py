@@ -93,10 +93,13 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from hoarfrost.training.references import REFERENCES, fit_references
 
     load, place = backbone.load_weights, tmp_path_factory.mktemp("readme")
+    untrained = functools.cache(functools.partial(load, "random:0"))
     write_examples(place)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            backbone, "load_weights", lambda spec, encoder: load("random:0" if spec == "imagenet" else spec, encoder)
+            backbone,
+            "load_weights",
+            lambda spec, encoder: untrained(encoder) if spec in ("imagenet", "random:0") else load(spec, encoder),
         )
         patched.setattr(plan, "PASSES", 1)
         patched.setattr(plan, "FEWEST_STEPS", 10)

@@ -8,6 +8,7 @@ slowed down; with `SECONDS_A_BATCH/often` they have small pieces and commit each
 decoder ends its process.
 """
 
+import atexit
 import os
 import pickle
 import sys
@@ -97,7 +98,7 @@ def main(seconds_a_batch: float, is_often: bool) -> None:
     stand_in(seconds_a_batch, is_often)
     actors.Worker = StandInWorker  # type: ignore[misc]
     if is_often:
-        driver.PIECE_SECONDS, driver.FIRST_BATCHES = 0.5, 1
+        driver.PIECE_SECONDS, driver.FIRST_BATCHES, driver.LOOK_SECONDS = 0.5, 1, 1.0
     watch = Watch()
     watch.start()
     try:
@@ -106,9 +107,30 @@ def main(seconds_a_batch: float, is_often: bool) -> None:
         watch.say()
 
 
+def in_fork(stdout: str, stderr: str, pace: str, *arguments: str) -> None:
+    """Run the command in a fork of a process that has imported Ray and torch, and end it."""
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv[1:] = arguments
+    status = 0
+    try:
+        main(*pace_of(pace))
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def pace_of(text: str) -> tuple[float, bool]:
+    """Read `SECONDS_A_BATCH` or `SECONDS_A_BATCH/often`."""
+    seconds, _, often = text.partition("/")
+    return float(seconds), often == "often"
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "nodes":
         serve_nodes(int(sys.argv[2]), int(sys.argv[3]))
     else:
-        pace, _, often = sys.argv.pop(1).partition("/")
-        main(float(pace), often == "often")
+        main(*pace_of(sys.argv.pop(1)))

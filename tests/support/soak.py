@@ -1,6 +1,7 @@
 """Kill commands at random moments, 1,000 times, and count what was lost or stayed: `python -m tests.support.soak [N]`.
 
-With names of commands in place of N, each is killed before and after every change that it makes to the disk.
+With `every` in place of N, the commands of `POINTS` are killed before and after every change that they make to the disk;
+with `every/3` at each third of these moments, as the tests do.
 
 Every command runs on a small set in a forked process, killed after a random time or at a random change to the disk, again
 and again over the same files. After each kill no process of the command may go on, the next command must find all that was
@@ -27,16 +28,18 @@ import torch
 
 import hoarfrost.experiment.results
 import hoarfrost.features.cache.parts
+import hoarfrost.features.encoder.backbone
 from hoarfrost.report.templates import template_environment
 from hoarfrost.runs import read_run
 from hoarfrost.training.references import REFERENCES, fit_references
 from tests.support.killed import arm
+from tests.support.standin import StandIn, cached_weights
 
 Kill = Callable[[int], object]  # called in the parent with the child's number, in the child with 0
 
 N_IMAGES = 24
 MAPS, MODEL, CARD = "maps", "model.pt2", "model_card.md"
-POINTS = ("demo", "extract", "train", "report", "predict", "compact")  # killed at every change by the tests
+POINTS = ("demo", "extract", "train", "report", "predict", "compact")  # killed at their changes by the tests
 SERVE = "serve"  # ends only when it is killed
 LONGEST_FAREWELL = 5.0  # seconds in which the helpers of a killed process end
 KILLS_BETWEEN_CHECKS = 20
@@ -234,21 +237,24 @@ def after_all(count: Callable[[], object], path: Path) -> Callable[[], object]:
     return lambda: path.write_text(str(count()))
 
 
-def points(root: Path, names: list[str]) -> Counter[str]:
-    """Kill commands at every change, and run each again; return the numbers of kills, and of what failed or stayed."""
+def points(root: Path, step: int) -> Counter[str]:
+    """Kill commands at every `step`-th change, and run each again; return the numbers of kills, and of what stayed.
+
+    Each change is two moments, before it and after it: an odd step comes to both in turn.
+    """
     found: Counter[str] = Counter()
     write_images(root)
-    todo, log = commands(root), root / "log.txt"
-    prepare(root, {name: todo[name] for name in POINTS}, log)
-    for name in names:
-        for after in (False, True):
-            for n in range(1, 1000):
-                content = (root / "images" / "a" / "0.png").read_bytes() + f"{name} {after} {n}".encode()
-                (root / "images" / "a" / "new.png").write_bytes(content)  # which no cache has
-                if not os.WIFSIGNALED(in_child(todo[name], log, at_a_change(n, after))):
-                    break
-                found[f"kills of {name}"] += 1
-                found += check(root, {name: todo[name]}, log, f"{name}, {'after' if after else 'before'} change {n}")
+    todo, log = {name: command for name, command in commands(root).items() if name in POINTS}, root / "log.txt"
+    prepare(root, todo, log)
+    for name, command in todo.items():
+        for moment in range(0, 2000, step):
+            n, after = moment // 2 + 1, bool(moment % 2)
+            content = (root / "images" / "a" / "0.png").read_bytes() + f"{name} {moment}".encode()
+            (root / "images" / "a" / "new.png").write_bytes(content)  # which no cache has
+            if not os.WIFSIGNALED(in_child(command, log, at_a_change(n, after))):
+                break
+            found[f"kills of {name}"] += 1
+            found += check(root, {name: command}, log, f"{name}, {'after' if after else 'before'} change {n}")
     return found
 
 
@@ -276,8 +282,14 @@ def main() -> None:
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="hoarfrost-soak-"))
     try:
-        given = sys.argv[1:] or ["1000"]
-        found = soak(folder, int(given[0])) if given[0].isdigit() else points(folder, given)
+        given, _, step = (sys.argv[1] if sys.argv[1:] else "1000").partition("/")
+        if given == "every":
+            # Nor does the network, and these commands, unlike those that `soak` runs, need no maps of it.
+            hoarfrost.features.encoder.backbone.Backbone = StandIn  # type: ignore[assignment,misc]
+            hoarfrost.features.encoder.backbone.load_weights = cached_weights  # type: ignore[assignment]
+            found = points(folder, int(step or 1))
+        else:
+            found = soak(folder, int(given))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(dict(sorted(found.items())) | {"seconds": round(time.monotonic() - started)}, indent=2))
