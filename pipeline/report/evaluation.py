@@ -26,8 +26,8 @@ class Evaluation:
     `split_name` is the split in words: "test", "validation", "out-of-fold" for training images with cross-fitting, or
     "external" for a cohort.
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
-    `unit` is what is counted: "image", or "patient" where metrics join their images. `patients` is (n,) int64 where
-    images are counted and their patients are known.
+    `unit` is what is counted: "image", "row" of predictions without images, or "patient" where metrics join their images.
+    `patients` is (n,) int64 where images or rows are counted and their patients are known.
     """
 
     split: str
@@ -110,7 +110,7 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
     patients = patient_numbers([run.predictions.patients[i] for i in rows]) if is_known else None
     units = units_of(run.y_true()[rows], len(classes), patients, how)
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
-    unit = "image" if units.how is None else "patient"
+    unit = run.config.sample if units.how is None else "patient"
     split_name = run.config.validation if split == "val" else SPLIT_NAMES[split]
     if run.external is not None:
         split_name = run.external.scored

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.updating import THRESHOLDS
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, several
+from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, of_patients, several
 from hoarfrost.runs import CohortDifference, Drop, External, OverlapCheck, Run
 from hoarfrost.runs.external import ALL, NOVEL
 
@@ -65,7 +65,7 @@ def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None
         return None
     return ExternalSection(
         "External validation" if found.scored == "external" else "Evaluation of predictions",
-        (f"{_capital(found.model)} on {evaluation.samples()}{evaluation.of_patients()}.", found.frozen),
+        (f"{_capital(found.model)} on {evaluation.samples()}.", found.frozen),
         tuple(one for one in found.differences if one.differs),
         ", ".join(found.alike),
         ", ".join((*found.unknown, "pixel sizes", "grey levels")) if found.differences else "",
@@ -155,9 +155,9 @@ def external_methods(run: Run) -> Iterator[str]:
     found, dataset = run.external, run.config.dataset
     assert found is not None
     unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
-    patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
-    images = f"{several(dataset.n_images, 'image')}{patients}{unreadable}"
-    yield f"{_capital(found.model)} was evaluated on {dataset.name}: {images}."
+    samples = f"{several(dataset.n_images, run.config.sample)}{of_patients(dataset.n_patients)}{unreadable}"
+    were = "was" if run.config.sample == "image" else "were"
+    yield f"{_capital(found.model)} {were} evaluated on {dataset.name}: {samples}."
     yield found.frozen
     searched = [one.what for one in found.overlap if one.n is not None]
     if searched:

@@ -23,6 +23,8 @@ from hoarfrost.report.words import decimal, listed, of_patients, several
 from hoarfrost.runs import Assessment, CacheFacts, FixedPoint, Run, SplitSize, outlook_of
 
 MOST_HEADS = 6
+OF_EMBEDDINGS = {"torch", "torchvision", "pillow", "pydicom", "h5py", "scikit-learn"}
+"""Libraries that predictions without images do not need."""
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 LITERATURE = {
@@ -237,7 +239,7 @@ def _selection(run: Run) -> Iterator[str]:
 
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
-    joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
+    joined = "" if how is None else f"; the probability of a patient is the {how} over the {run.config.sample}s"
     yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
@@ -339,9 +341,12 @@ def _compared(found: Assessment) -> str:
 
 
 def _software(run: Run) -> Iterator[str]:
-    config = run.config
-    used = [f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)]
-    yield f"Software: {', '.join(used)}; device {config.device}; seed {config.seed}."
+    config, unused = run.config, set() if _has_dicom(run) else {"pydicom"}
+    device = f"device {config.device}; "
+    if config.sample != "image":
+        unused, device = OF_EMBEDDINGS, ""
+    used = [f"{name} {version}" for name, version in config.versions.items() if name not in unused]
+    yield f"Software: {', '.join(used)}; {device}seed {config.seed}."
 
 
 def _references(text: str) -> Iterator[str]:

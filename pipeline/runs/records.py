@@ -118,6 +118,11 @@ class RunConfig(TrainingConfig, ScoringConfig):
     options: TrainOptions | None = None
 
     @property
+    def sample(self) -> str:
+        """What is scored: "image", or "row" where only predictions are known."""
+        return "image" if self.embeddings.fingerprint else "row"
+
+    @property
     def validation(self) -> str:
         """How heads were validated, as an adjective: "out-of-fold" or "validation"."""
         return "validation" if self.n_cross_fit is None else "out-of-fold"

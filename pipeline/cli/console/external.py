@@ -21,9 +21,12 @@ def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     """Describe an evaluation: first what differs from the training images, then the figures."""
     found, dataset = run.external, run.config.dataset
     assert found is not None
-    patients = "" if dataset.n_patients is None else f" of {count(dataset.n_patients, 'patient')}"
-    scored = f" ({dataset.n_split['test']:,} of them scored)" if "val" in dataset.n_split else ""
-    lines = [f"{dataset.name}: {count(dataset.n_images, 'image')}{patients}{scored}; {found.model}"]
+    sample = run.config.sample
+    samples = f"{count(dataset.n_images, sample)}{_of_patients(dataset.n_patients)}"
+    if "val" in dataset.n_split:
+        size = next(one for one in run.split_sizes() if one.split == "test")
+        samples += f", of which {count(size.n_images, sample)}{_of_patients(size.n_patients)} are scored"
+    lines = [f"{dataset.name}: {samples}; {found.model}"]
     lines += [*_look_lines(found), *_overlap_lines(found)]
     lines += _drop_lines(found) if found.drops else _score_lines(run)
     lines += [text for text in (found.internal, found.frozen, *found.notes) if text]
@@ -34,6 +37,10 @@ def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
         )
     what = "aggregate, without a row of a patient:" if is_aggregate else "evaluation"
     return "\n".join([*lines, f"{what} {run.directory}"])
+
+
+def _of_patients(number: int | None) -> str:
+    return "" if number is None else f" of {count(number, 'patient')}"
 
 
 def _look_lines(found: "External") -> "Iterator[str]":
