@@ -25,6 +25,7 @@ from hoarfrost.features.datasets.table import split_of
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
+from hoarfrost.runs.records import AS_CALLED, STATED
 
 NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
 OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
@@ -259,7 +260,7 @@ def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> t
     """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
     n, is_calibrated = len(task.validated), model.kind == PROBABILITY
     if model.kind == CALL:
-        return "The calls are as they are given.", "no data: the calls themselves"
+        return "The calls are as they are given.", AS_CALLED
     if n:
         rows = f"the {n:,} rows of the split {config.validation_split}"
         what = "Thresholds and temperature" if is_calibrated else "Thresholds"
@@ -267,7 +268,7 @@ def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> t
     unfitted = "Probabilities are as they are given: there are no validated rows to fit a temperature on."
     unfitted = unfitted if is_calibrated else "Scores are as they are given."
     if task.rule.kind == "threshold":
-        return f"The threshold {task.rule.level:g} was stated. {unfitted}", "no data, but stated"
+        return f"The threshold {task.rule.level:g} was stated. {unfitted}", STATED
     by = "row" if task.patients is None else "patient"
     how = (
         f"Thresholds were cross-fitted in {N_FOLDS} folds by {by}: each row is judged by a threshold that the other folds "

@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hoarfrost.evaluation.metrics import ROC_AUC
-from hoarfrost.evaluation.updating import THRESHOLDS
+from hoarfrost.evaluation.updating import INTERCEPT, PRIOR, SLOPE, THRESHOLDS
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, of_patients, several
 from hoarfrost.runs import CohortDifference, Drop, External, OverlapCheck, Run
 from hoarfrost.runs.external import ALL, NOVEL
 
+UPDATES = {
+    INTERCEPT: "another intercept",
+    SLOPE: "slope and intercept",
+    PRIOR: "another prevalence",
+}
 TITLES = {ROC_AUC: "ROC AUC"}  # other metrics are titled by their keys
 
 
@@ -164,10 +169,12 @@ def external_methods(run: Run) -> Iterator[str]:
         n = sum(one.n or 0 for one in found.overlap)
         result = "none was found" if not n else f"{n:,} were found"
         yield f"The cohort was compared with the training images for {listed(searched)}: {result}."
-    if any(one.methods for one in found.updates):
+    updated = {one.method for updating in found.updates for one in updating.methods if not one.reason}
+    kinds = [words for method, words in UPDATES.items() if method in updated]
+    if kinds:
+        by = " by patient" if dataset.n_patients is not None else ""
         yield (
-            "Updated probabilities (another intercept; slope and intercept; another prevalence) were cross-validated by "
-            "patient and are reported beside the frozen ones."
+            f"Updated probabilities ({'; '.join(kinds)}) were cross-validated{by} and are reported beside the frozen ones."
         )
     if any(one.drop.interval is not None for one in found.drops):
         yield (

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
+STATED, AS_CALLED = "no data, but stated", "no data: the calls themselves"
+"""Values of `fixed_on` where no data chose the thresholds."""
 NO_TEST_SPLIT = "There is no test split: all scores are of the images that also chose the head."
 
 
@@ -131,6 +133,13 @@ class RunConfig(TrainingConfig, ScoringConfig):
     def validated_on(self) -> str:
         """What selection, thresholds and temperature were based on: follows "chosen on"."""
         return self.fixed_on or ("the validation split" if self.n_cross_fit is None else "out-of-fold predictions")
+
+    @property
+    def thresholds(self) -> str:
+        """Where thresholds are from, as a participle: "chosen on the validation split"."""
+        return {STATED: "stated", AS_CALLED: "given by the calls"}.get(
+            self.fixed_on, f"chosen on {self.validated_on}"
+        )
 
     @property
     def selection(self) -> str:

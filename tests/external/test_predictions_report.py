@@ -72,3 +72,28 @@ def test_evaluations_of_other_rows_are_refused_with_a_way_out_for_evaluations(
     assert "Their test rows differ" in stderr
     assert "Evaluate the same cohort" in stderr
     assert "hoarfrost train" not in stderr
+
+
+def methods_text(run: Run) -> str:
+    text = page_of(run)
+    return text[text.index("To paste into a paper") :]
+
+
+def test_methods_name_no_temperature_update_or_threshold_that_was_not_fitted(tmp_path: Path) -> None:
+    y, p = drawn()
+    plain = methods_text(evaluated(predictions(tmp_path / "plain.csv", probability=p, patient=PATIENTS)))
+    assert "The predictions of plain were evaluated on plain: 240 rows of 120 patients." in plain
+    assert "temperature fitted on" not in plain
+    assert "no temperature was applied (there are no validated rows to fit it on)" in plain
+    assert "net benefit by decision curves (Vickers and Elkin 2006)." in plain
+    assert "Updated probabilities (another intercept; slope and intercept) were cross-validated by patient" in plain
+    assert not any(f" {library} " in plain for library in ("torch", "torchvision", "pydicom", "device"))
+    fixed = methods_text(evaluated(predictions(tmp_path / "fixed.csv", probability=p, patient=PATIENTS, split=SPLITS)))
+    assert "before and after scaling by a temperature fitted on the 120 rows of the split val" in fixed
+    assert "another prevalence" in fixed
+    calls = methods_text(evaluated(predictions(tmp_path / "calls.csv", call=(p > 0.4).astype(int))))
+    assert "The calls are as they are given." in calls
+    assert "chosen on" not in calls
+    stated = methods_text(evaluated(predictions(tmp_path / "stated.csv"), operating_point="threshold=0.3"))
+    assert "The threshold 0.3 was stated." in stated
+    assert "chosen on" not in stated
