@@ -98,8 +98,9 @@ def evaluate_predictions(
     first, *others = (read_predictions(file, config.columns) for file in files)
     models = list(_models(first, others))
     task, rows, dropped = _task(first, config)
+    notes = [dropped, *(_ignored(table) for table in (first, *others))]
     models = [replace(model, p=model.p[rows]) for model in models]
-    found = _evaluated(output, task, models, config, command, started, dropped)
+    found = _evaluated(output, task, models, config, command, started, notes)
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
@@ -143,6 +144,15 @@ def _order(first: PredictionTable, other: PredictionTable) -> "np.typing.NDArray
             f"{len(differ):,} rows have another label in {other.file} than in {first.file} (first: {one}). Correct one file."
         )
     return order
+
+
+def _ignored(table: PredictionTable) -> str:
+    """Return which columns are predictions that are not evaluated; empty if there are none."""
+    if not table.ignored:
+        return ""
+    names, is_one = ", ".join(table.ignored), len(table.ignored) == 1
+    what = f"the column {names} also holds" if is_one else f"the columns {names} also hold"
+    return f"{table.file.name}: {what} predictions, and {'is' if is_one else 'are'} ignored. Evaluate them as files of their own."
 
 
 # -- the rows -----------------------------------------------------------------------------------------------------------
@@ -204,7 +214,7 @@ def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.st
 
 def _evaluated(
     output: Path, task: ScoredTask, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
-    started: float, dropped: str,
+    started: float, about_files: Sequence[str],
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
     is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
@@ -213,7 +223,7 @@ def _evaluated(
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, config)
-    notes = [*(model.note for model in models if model.note), dropped, _shared_patients(task)]
+    notes = [*(model.note for model in models if model.note), *about_files, _shared_patients(task)]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"

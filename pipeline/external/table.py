@@ -45,7 +45,8 @@ class ModelColumn:
 class PredictionTable:
     """One file of predictions: n rows, with the classes of their labels as a head would know them.
 
-    `y` is (n,) int64, or (n, C) of 1, 0 and -1 where a row may have several labels.
+    `y` is (n,) int64, or (n, C) of 1, 0 and -1 where a row may have several labels. `ignored` are columns of predictions
+    that were not asked for: none of them is an attribute.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class PredictionTable:
     splits: list[str] | None
     models: tuple[ModelColumn, ...]
     attributes: Mapping[str, list[str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_multilabel(self) -> bool:
@@ -116,8 +118,12 @@ class _Reader:
             names = (" + ".join(negative), " + ".join(positive))
         models = tuple(self._models(classes, names, positive, is_multilabel=y.ndim == 2))
         known = None if patients is None or not any(patients) else patients
-        attributes = {} if self._is_own else {name: list(cells) for name, cells in self._columns.items()}
-        return PredictionTable(self._file, ids, labels, y, classes, positive, names, known, splits, models, attributes)
+        further = {} if self._is_own else self._columns
+        ignored = tuple(name for name in further if name.partition(":")[0] in (PROBABILITY, SCORE, CALL))
+        attributes = {name: list(cells) for name, cells in further.items() if name not in ignored}
+        return PredictionTable(
+            self._file, ids, labels, y, classes, positive, names, known, splits, models, attributes, ignored
+        )
 
     def _labels(self) -> list[str]:
         """Return the labels, named as the options say; refuse those that are one label in several spellings."""

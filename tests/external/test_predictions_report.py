@@ -97,3 +97,14 @@ def test_methods_name_no_temperature_update_or_threshold_that_was_not_fitted(tmp
     stated = methods_text(evaluated(predictions(tmp_path / "stated.csv"), operating_point="threshold=0.3"))
     assert "The threshold 0.3 was stated." in stated
     assert "chosen on" not in stated
+
+
+def test_other_columns_of_predictions_are_ignored_and_are_no_subgroups(tmp_path: Path) -> None:
+    _, p = drawn()
+    others = {"score": (5 * p).round(), "call": (p > 0.5).astype(int), "probability:0": 1 - p}
+    run = evaluated(predictions(tmp_path / "p.csv", probability=p, **others, sex=list("mf" * (N // 2))))
+    assert run.assessment is not None
+    assert run.external is not None
+    assert {one.attribute for one in run.assessment.subgroups} == {"sex"}
+    assert any("the columns score, call, probability:0 also hold predictions" in note for note in run.external.notes)
+    assert "is ignored" not in " ".join(evaluated(predictions(tmp_path / "plain.csv")).external.notes)  # type: ignore[union-attr]
