@@ -10,6 +10,7 @@ from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.evaluation.subgroup_differences import AREA
+from hoarfrost.evaluation.subgroups import MISSING
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
 from hoarfrost.report.scrutiny import lock_cautions, site_cautions
@@ -262,7 +263,7 @@ def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
             )
     tested = {test.attribute for test in tests if test.figure == AREA and test.p is not None}
     for attribute in dict.fromkeys(one.attribute for one in subgroups if one.attribute not in tested):
-        of_attribute = [one for one in subgroups if one.attribute == attribute]
+        of_attribute = [one for one in subgroups if one.attribute == attribute and one.value != MISSING]
         below = [one for one in of_attribute if one.roc_auc.high is not None and one.roc_auc.high < overall]
         if below:
             worst = min(below, key=lambda one: one.roc_auc.value or 0.0)
