@@ -73,7 +73,7 @@ def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None
         (f"{_capital(found.model)} on {evaluation.samples()}.", found.frozen),
         tuple(one for one in found.differences if one.differs),
         ", ".join(found.alike),
-        ", ".join((*found.unknown, "pixel sizes", "grey levels")) if found.differences else "",
+        ", ".join(found.unknown),
         found.overlap,
         found.internal,
         tuple(_row(one) for one in found.drops if one.site == ALL),
