@@ -10,7 +10,7 @@ import pytest
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
 from hoarfrost.external.table import ColumnOptions
 from hoarfrost.report import write_report
-from hoarfrost.runs import Run
+from hoarfrost.runs import Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost
 from tests.support.samples import Floats, Ints
@@ -108,3 +108,24 @@ def test_other_columns_of_predictions_are_ignored_and_are_no_subgroups(tmp_path:
     assert {one.attribute for one in run.assessment.subgroups} == {"sex"}
     assert any("the columns score, call, probability:0 also hold predictions" in note for note in run.external.notes)
     assert "is ignored" not in " ".join(evaluated(predictions(tmp_path / "plain.csv")).external.notes)  # type: ignore[union-attr]
+
+
+def test_report_and_terminal_say_nothing_of_images_that_do_not_exist(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    _, p = drawn()
+    file = predictions(tmp_path / "p.csv", probability=p, patient=PATIENTS, split=SPLITS)
+    code, stdout, stderr = hoarfrost("evaluate", "--predictions", file, "--output", tmp_path / "e")
+    assert code == 0, stderr
+    assert "p: 240 rows of 120 patients, of which 120 rows of 60 patients are scored" in stdout
+    page = page_of(read_run(tmp_path / "e"))
+    assert "The predictions of p on 120 test rows of 60 patients." in page
+    assert "240 rows of predictions" in page
+    absent = ("image", "embedding", "bytes of", "readable", "to convergence", "reference classifiers", "was evaluated")
+    said = page.replace("The report has no images. Predictions were evaluated without their images.", "")
+    assert [word for word in absent if word in said] == []
+
+
+def test_one_patient_is_no_plural(tmp_path: Path) -> None:
+    file = predictions(tmp_path / "p.csv", probability=drawn()[1], patient=["p"] * N)
+    page = page_of(evaluated(file, operating_point="threshold=0.3"))
+    assert "240 rows of 1 patient:" in page
+    assert "1 patients" not in page
