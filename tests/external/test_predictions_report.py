@@ -129,3 +129,15 @@ def test_one_patient_is_no_plural(tmp_path: Path) -> None:
     page = page_of(evaluated(file, operating_point="threshold=0.3"))
     assert "240 rows of 1 patient:" in page
     assert "1 patients" not in page
+
+
+def test_terminal_says_which_figures_of_paired_tests_are_corrected(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    _, p = drawn()
+    files = [predictions(tmp_path / "a.csv", probability=p), predictions(tmp_path / "b.csv", probability=(1 - p) / 2)]
+    files.append(predictions(tmp_path / "c.csv", seed=1))
+    arguments = [argument for file in files for argument in ("--predictions", file)]
+    code, stdout, stderr = hoarfrost("evaluate", *arguments, "--output", tmp_path / "e")
+    assert code == 0, stderr
+    assert re.search(r"^b: ROC AUC .*; difference .*, p < 0\.001$", stdout, re.MULTILINE)
+    assert "p 0.000" not in stdout
+    assert "p is corrected by Holm's method for all comparisons; the intervals of differences are not." in stdout

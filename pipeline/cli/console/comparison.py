@@ -19,6 +19,6 @@ def comparison_text(compared: "Compared") -> str:
     for one in found.columns:
         figures = estimate_text(one.area).replace("\xa0", " "), count(one.cost.bytes_per_image), one.cost.seconds
         rows.append((one.name, str(one.run.directory), one.encoder, one.head.name, *figures))
-    lines = [*table(rows), f"Paired tests on {found.unit}; p corrected by Holm's method:"]
+    lines = [*table(rows), f"Paired tests on {found.unit}; p corrected by Holm's method, intervals not corrected:"]
     lines += [f"  {one.verdict}" for one in found.tests]
     return "\n".join(lines if compared.report is None else [*lines, f"comparison {compared.report}"])

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hoarfrost.cli.console.lines import count, table
+from hoarfrost.cli.console.lines import CORRECTED, count, p_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     lines += [*_look_lines(found), *_overlap_lines(found)]
     lines += _drop_lines(found) if found.drops else _score_lines(run)
     lines += [text for text in (found.internal, found.frozen, *found.notes) if text]
-    lines += [line for one in found.updates[:SHOWN_LABELS] for line in _update_lines(one)]
+    lines += [line for one in found.updates[:SHOWN_LABELS] for line in _update_lines(one, sample)]
     if len(found.updates) > SHOWN_LABELS:
         lines.append(
             f"updates of {len(found.updates) - SHOWN_LABELS} more labels are in the report and in metrics.json"
@@ -85,9 +85,10 @@ def _score_lines(run: "Run") -> "Iterator[str]":
     for head in run.heads:
         assert head.test is not None
         other = compared.get(head.name)
-        difference = "" if other is None else f"; difference {_text(other.difference)}"
-        p = "" if other is None or other.p_holm is None else f", p {other.p_holm:z.3f}"
-        yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}{p}"
+        difference = "" if other is None else f"; difference {_text(other.difference)}{p_text(other.p_holm)}"
+        yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}"
+    if any(one.p_holm is not None for one in run.comparisons):
+        yield f"Differences are from {run.selected}. {CORRECTED}"
     classes = () if run.assessment is None else run.assessment.classes
     if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
         point = classes[0].points[0].point
@@ -97,7 +98,7 @@ def _score_lines(run: "Run") -> "Iterator[str]":
         )
 
 
-def _update_lines(found: "Updating") -> "Iterator[str]":
+def _update_lines(found: "Updating", sample: str) -> "Iterator[str]":
     """Yield what updates to this cohort would bring, cross-validated; the figures above are the frozen ones."""
     of = f" of {found.name}" if found.name else ""
     if found.reason:
@@ -106,7 +107,7 @@ def _update_lines(found: "Updating") -> "Iterator[str]":
     head = (f"if updated{of}", "log loss", "Brier", "calibration error", "slope", "intercept", "log loss minus frozen")
     yield from table([head, *(_update_row(one) for one in found.methods if not one.reason)])
     yield from (f"{one.method}: {one.reason}" for one in found.methods if one.reason)
-    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen head."
+    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen {'head' if sample == 'image' else 'probabilities'}."
 
 
 def _update_row(one: "UpdatedScores") -> tuple[str, ...]:
