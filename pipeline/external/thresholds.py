@@ -17,6 +17,7 @@ from hoarfrost.features.errors import TrainingError
 
 N_FOLDS = 5
 NOT_FITTED = "there are no validated rows to fit it on"
+USELESS = "no threshold finds samples of both classes"
 CALLS = OperatingPoint("the calls", 0.5, None, None)
 
 
@@ -48,7 +49,10 @@ def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
 def _fixed(task: ScoredTask, p: Floats, rule: Rule) -> Fixed:
     if len(task.validated):
         units = task.units(task.validated)
-        return fix(units.y, units.joined(p[task.validated]), units.groups, rule)
+        found = fix(units.y, units.joined(p[task.validated]), units.groups, rule)
+        points = {number: _offered(of_class) for number, of_class in found.points.items()}
+        is_decided = all(of_class[0].threshold is not None for of_class in points.values())
+        return replace(found, points=points, decision=found.decision if is_decided else NO_DECISION)
     numbers = [number for number, _, _ in binary_problems(task.y, len(task.names))]
     n_fits = len(task.names) if task.is_multilabel else 1
     unfitted = (TemperatureFit(1.0, None, None, at_limit=False, reason=NOT_FITTED),) * n_fits
@@ -71,7 +75,7 @@ def _cross_fitted(task: ScoredTask, p: Floats, rule: Rule, fits: tuple[Temperatu
     p, y = units.joined(p[task.rows_of("test")]), units.y
     groups = np.arange(len(y)) if units.groups is None else units.groups
     folds = folds_of(y, groups, task.names)
-    whole = operating_points(y, p, units.groups, rule)
+    whole = {number: _offered(points) for number, points in operating_points(y, p, units.groups, rule).items()}
     limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
     for fold in np.unique(folds):
         others = folds != fold
@@ -102,6 +106,16 @@ def _n_folds(y: Ints, groups: Ints, n_classes: int) -> int:
     if fewest < 2:
         raise ValueError("a class has fewer than two rows, or patients")
     return min(N_FOLDS, fewest)
+
+
+def _offered(points: "tuple[OperatingPoint, ...]") -> tuple[OperatingPoint, ...]:
+    """Return the points, without a threshold where it finds no positive sample, or no negative one."""
+    return tuple(
+        point
+        if point.threshold is None or (point.sensitivity and point.specificity)
+        else OperatingPoint(point.name, None, None, None, USELESS, n_cases=point.n_cases)
+        for point in points
+    )
 
 
 def _reached(points: "tuple[OperatingPoint, ...]", limits: Floats) -> tuple[OperatingPoint, ...]:

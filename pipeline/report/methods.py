@@ -293,13 +293,13 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
     methods = point_methods(run.assessment)
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
-    if len(run.assessment.classes) == 1 and first.result is not None:
+    if len(run.assessment.classes) > 1:
+        yield f"Thresholds were {run.config.thresholds} for each class against the rest."
+    elif first.result is not None:
         if run.config.fixed_on not in (STATED, AS_CALLED):  # `External.frozen` already says these
             rule = f"{first.point.name}{' (Youden 1950)' if first.point.name == YOUDEN else ''}"
             yield f"The threshold ({decimal(first.point.threshold)}) was {run.config.thresholds} by {rule}."
         yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
-    else:
-        yield f"Thresholds were {run.config.thresholds} for each class against the rest."
     yield from _calibrated(run, run.assessment)
     if run.config.prevalence is not None:
         benefit = " and net benefit" if run.assessment.classes[0].net_benefit is not None else ""

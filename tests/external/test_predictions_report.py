@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoarfrost.evaluation.calibration import log_probabilities
+from hoarfrost.evaluation.updating import fitted_update
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
 from hoarfrost.external.table import ColumnOptions
 from hoarfrost.report import write_report
@@ -141,3 +143,25 @@ def test_terminal_says_which_figures_of_paired_tests_are_corrected(tmp_path: Pat
     assert re.search(r"^b: ROC AUC .*; difference .*, p < 0\.001$", stdout, re.MULTILINE)
     assert "p 0.000" not in stdout
     assert "p is corrected by Holm's method for all comparisons; the intervals of differences are not." in stdout
+
+
+def test_equal_probabilities_are_named_and_no_point_of_a_single_answer_is_offered(tmp_path: Path) -> None:
+    y, p = drawn()
+    for name, values, splits in (("equal", np.full(N, 0.3), ["test"] * N), ("inverted", 1 - y * 0.9, SPLITS)):
+        run = evaluated(predictions(tmp_path / f"{name}.csv", probability=values, split=splits))
+        assert run.assessment is not None
+        assert run.external is not None
+        (found,) = run.assessment.classes
+        assert found.points[0].point.name == "Youden's index"
+        assert (found.points[0].point.threshold, found.points[0].result) == (None, None)
+        assert "no threshold finds samples of both classes" in page_of(run)
+        reasons = {one.method: one.reason for one in run.external.updates[0].methods if one.reason}
+        assert ("separate" in reasons["slope and intercept"]) is (name == "inverted")
+    assert "all probabilities are equal" in fitted_reason(np.full(N, 0.3), y)
+    assert evaluated(predictions(tmp_path / "plain.csv", probability=p)).assessment.classes[0].points[0].result is not None  # type: ignore[union-attr]
+
+
+def fitted_reason(p: Floats, y: Ints) -> str:
+    with pytest.raises(ValueError, match="no slope") as error:
+        fitted_update(y, log_probabilities(np.column_stack([1 - p, p])), with_slope=True)
+    return str(error.value)
