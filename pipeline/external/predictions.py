@@ -39,7 +39,7 @@ class PredictionsConfig:
     ----------
     columns : ColumnOptions
     operating_point : str
-        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold.
+        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold, of scores on their own scale.
     validation_split : str
         The split whose rows fix thresholds and temperature. The model must not have learned from them.
     per_patient : "mean", "max" or None
@@ -181,7 +181,7 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask
     task = ScoredTask(
         table=dataset, readable=np.ones(n, bool), y=table.y[rows], groups=np.arange(n) if numbers is None else numbers,
         splits=splits[rows], split_by=EXTERNAL, classes=table.classes, positive=table.positive, names=table.names,
-        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point),
+        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point, of_scores=True),
     )  # fmt: skip
     return task, rows, dropped
 
@@ -218,7 +218,8 @@ def _evaluated(
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
     is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
-    check_classes(task, first.p, fixed_for(task, first, task.rule) if is_fixed else None)
+    known = fixed_for(task, first, task.rule) if is_fixed else None
+    check_classes(task, first.p, known, sample="row", scale=first.scale)
     fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
@@ -230,6 +231,7 @@ def _evaluated(
     external = External(
         model, frozen, "", notes=tuple(note for note in notes if note), scored="test",
         updates=updates_of(task, first.p, fixed[first.name], config.prevalence),
+        scales={model.name: model.scale for model in models if model.scale is not None},
     )  # fmt: skip
     base = RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,

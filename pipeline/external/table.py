@@ -16,6 +16,7 @@ from hoarfrost.features.datasets.options import TableOptions
 from hoarfrost.features.datasets.spellings import check_spellings, labels_named, normal_form
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.runs import class_numbers
+from hoarfrost.runs.external import Scale
 from hoarfrost.runs.tables import unmarked
 
 PROBABILITY, SCORE, CALL = "probability", "score", "call"
@@ -33,12 +34,13 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class ModelColumn:
-    """What one model predicts: probabilities (n, C), with the scale that they are from. `kind` is one of the three above."""
+    """What one model predicts: probabilities (n, C). `kind` is one of the three above; `scale` is that of scores."""
 
     name: str
     kind: str
     p: Floats
     note: str = ""
+    scale: Scale | None = None
 
 
 @dataclass(frozen=True)
@@ -322,10 +324,10 @@ class _Reader:
             raise DatasetError(f"{self._file}: all scores are {low:g}, so nothing can be said of them.")
         p = (found - low) / (high - low)
         note = (
-            f"{self._file.stem} gives scores from {low:g} to {high:g}, shown as 0 to 1. They are not probabilities: "
-            "calibration, log loss, Brier score and net benefit are left out."
+            f"{self._file.stem} gives scores from {low:g} to {high:g}. They are not probabilities: calibration, log loss, Brier "
+            "score and net benefit are left out."
         )
-        return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note)
+        return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note, Scale(low, high))
 
     def _calls(self, classes: tuple[str, ...], positive: tuple[str, ...] | None) -> ModelColumn:
         self._check_binary(CALL, positive)

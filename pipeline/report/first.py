@@ -15,7 +15,7 @@ from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
 from hoarfrost.report.scrutiny import lock_cautions, site_cautions
 from hoarfrost.report.trust import FIGURE_TITLES
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
+from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several, threshold_text
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
 
 MAX_CLASSES_IN_TITLE = 5
@@ -91,8 +91,9 @@ def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
+    scale = run.scale_of(run.selected)
     rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({rule(fixed.point.name)})",
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {threshold_text(fixed.point.threshold, scale)} ({rule(fixed.point.name)})",
         "same threshold",
     )
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):

@@ -104,7 +104,8 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
             tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
         ),
     )
-    closest = "probability is closest to the threshold" if thresholds else "two most probable answers are closest"
+    what = "probability" if run.scale_of(run.selected) is None else "score"
+    closest = f"{what} is closest to the threshold" if thresholds else "two most probable answers are closest"
     note = f"The {closest}{'' if thresholds else ' to each other'}."
     yield "unsure", CaseGroup("Least certain", note, tuple((answer.case,) for answer in unsure[:N_CASES]))
 
@@ -131,10 +132,11 @@ def _class_answers(
     subjects = np.ones_like(predicted) if evaluation.is_binary else predicted
     of_patients = evaluation.unit == "patient"
     shown = _highest_images(run, rows, subjects) if of_patients else [(int(row), "") for row in rows]
-    is_right, answers = predicted == evaluation.y_true, []
+    is_right, answers, scale = predicted == evaluation.y_true, [], run.scale_of(run.selected)
     for i in _shown_first(is_right, lead):
         row, joined = shown[i]
-        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(p[i, predicted[i]])}"
+        sure = decimal(p[i, predicted[i]]) if scale is None else f"score {scale.text(p[i, 1])}"
+        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {sure}"
         label = evaluation.classes[evaluation.y_true[i]] if of_patients else run.predictions.labels[row]
         case = Case(
             run.predictions.paths[row],

@@ -19,7 +19,7 @@ from hoarfrost.report.external import external_methods
 from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
-from hoarfrost.report.words import decimal, listed, of_patients, several
+from hoarfrost.report.words import listed, of_patients, several, threshold_text
 from hoarfrost.runs import Assessment, CacheFacts, FixedPoint, Run, SplitSize, outlook_of
 from hoarfrost.runs.records import AS_CALLED, STATED
 
@@ -298,7 +298,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     elif first.result is not None:
         if run.config.fixed_on not in (STATED, AS_CALLED):  # `External.frozen` already says these
             rule = f"{first.point.name}{' (Youden 1950)' if first.point.name == YOUDEN else ''}"
-            yield f"The threshold ({decimal(first.point.threshold)}) was {run.config.thresholds} by {rule}."
+            at = threshold_text(first.point.threshold, run.scale_of(run.selected))
+            yield f"The threshold ({at}) was {run.config.thresholds} by {rule}."
         yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
     yield from _calibrated(run, run.assessment)
     if run.config.prevalence is not None:

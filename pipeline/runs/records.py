@@ -18,7 +18,7 @@ from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.embeddings import EmbeddingFacts
-from hoarfrost.runs.external import External
+from hoarfrost.runs.external import External, Scale
 from hoarfrost.runs.left_out import LeftOut
 from hoarfrost.runs.lock import AnalysisPlan, Look
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
@@ -348,6 +348,10 @@ class Run:
         has = (truth == 1) & rows[:, None]
         by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}
         return len(np.unique(numbers[rows])), by_label
+
+    def scale_of(self, name: str) -> Scale | None:
+        """Return the scale of a model's scores; None for probabilities."""
+        return None if self.external is None else self.external.scales.get(name)
 
     def rows_of(self, split: str) -> "npt.NDArray[np.int64]":
         """Return the rows of the images of a split; those of "val", with cross-fitting, are the training images."""

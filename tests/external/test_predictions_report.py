@@ -15,6 +15,7 @@ from hoarfrost.report import write_report
 from hoarfrost.runs import Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost
+from tests.support.predicted import read_csv
 from tests.support.samples import Floats, Ints
 
 N = 240
@@ -165,3 +166,51 @@ def fitted_reason(p: Floats, y: Ints) -> str:
     with pytest.raises(ValueError, match="no slope") as error:
         fitted_update(y, log_probabilities(np.column_stack([1 - p, p])), with_slope=True)
     return str(error.value)
+
+
+def test_thresholds_of_scores_are_on_the_readers_own_scale(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    y, p = drawn()
+    read = np.clip(np.round(1 + 4 * p + 0.3 * y), 1, 5).astype(int)
+    file = predictions(tmp_path / "reader.csv", score=read, split=SPLITS)
+    code, stdout, stderr = hoarfrost("evaluate", "--predictions", file, "--output", tmp_path / "e")
+    assert code == 0, stderr
+    run = read_run(tmp_path / "e")
+    assert run.assessment is not None
+    share = run.assessment.classes[0].points[0].point.threshold
+    assert share is not None
+    own = f"{1 + 4 * share:g}"
+    assert own in ("1.5", "2.5", "3.5", "4.5")
+    assert f"threshold >= {own} (Youden's index)" in stdout
+    page = page_of(run)
+    assert f"threshold ≥ {own} (Youden's index)" in page
+    assert f"Confusion matrix at a threshold of {own}" in page
+    assert "score ≥ threshold" in page
+    assert "probability ≥ threshold" not in page
+    assert re.search(r"predicted [01], score [1-5] ", page)
+    assert "score is closest to the threshold" in page
+    assert f"{share:.3f}" not in page
+    done = hoarfrost("report", "--run", run.directory, "--figures", tmp_path / "figures")
+    assert done.status == 0, done.stderr
+    rows = read_csv(tmp_path / "figures" / "operating_points.csv")
+    assert f"{float(rows[0]['threshold']):g}" == own
+    heads = read_csv(tmp_path / "figures" / "heads.csv")
+    assert f"{float(heads[0]['test_threshold']):g}" == own
+
+
+@pytest.mark.parametrize("split", [SPLITS, ["test"] * N], ids=["validated", "not validated"])
+def test_thresholds_of_scores_are_stated_on_their_own_scale(
+    tmp_path: Path, hoarfrost: Hoarfrost, split: list[str]
+) -> None:
+    y, p = drawn()
+    read = np.clip(np.round(1 + 4 * p), 1, 5).astype(int)
+    file = predictions(tmp_path / "reader.csv", score=read, split=split)
+    arguments = ("evaluate", "--predictions", file, "--overwrite", "--output", tmp_path / "e", "--operating-point")
+    code, stdout, stderr = hoarfrost(*arguments, "threshold=4")
+    assert code == 0, stderr
+    scored = np.array(split) == "test"
+    sensitivity = np.mean(read[scored & (y == 1)] >= 4)
+    assert f"threshold >= 4 (the stated threshold 4): sensitivity {sensitivity:.3f}" in stdout
+    assert hoarfrost(*arguments, "threshold=6").stderr.count("the threshold must be between 1 and 5") == 1
+    plain = predictions(tmp_path / "plain.csv")
+    refused = hoarfrost("evaluate", "--predictions", plain, "--operating-point", "threshold=4")
+    assert "the threshold must be between 0 and 1" in refused.stderr
