@@ -174,8 +174,8 @@ def heterogeneity(sample: SubgroupSample) -> tuple[Heterogeneity, ...]:
     Returns
     -------
     tuple of Heterogeneity
-        For each attribute with two known and scored values or more; sensitivity and specificity with two classes and a threshold.
-        p values are corrected by Holm's method, all as one family.
+        For each attribute with two known and scored values or more; sensitivity and specificity with two classes and a
+        threshold. p values are corrected by Holm's method, all as one family.
 
     Notes
     -----

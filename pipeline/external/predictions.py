@@ -39,7 +39,8 @@ class PredictionsConfig:
     ----------
     columns : ColumnOptions
     operating_point : str
-        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold, of scores on their own scale.
+        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold, of scores on
+        their own scale.
     validation_split : str
         The split whose rows fix thresholds and temperature. The model must not have learned from them.
     per_patient : "mean", "max" or None
@@ -150,9 +151,10 @@ def _ignored(table: PredictionTable) -> str:
     """Return which columns are predictions that are not evaluated; empty if there are none."""
     if not table.ignored:
         return ""
-    names, is_one = ", ".join(table.ignored), len(table.ignored) == 1
-    what = f"the column {names} also holds" if is_one else f"the columns {names} also hold"
-    return f"{table.file.name}: {what} predictions, and {'is' if is_one else 'are'} ignored. Evaluate them as files of their own."
+    names = ", ".join(table.ignored)
+    if len(table.ignored) == 1:
+        return f"{table.file.name}: the column {names} also holds predictions and is ignored. To evaluate it, give it a file."
+    return f"{table.file.name}: the columns {names} also hold predictions and are ignored. To evaluate one, give it a file."
 
 
 # -- the rows -----------------------------------------------------------------------------------------------------------

@@ -324,8 +324,8 @@ class _Reader:
             raise DatasetError(f"{self._file}: all scores are {low:g}, so nothing can be said of them.")
         p = (found - low) / (high - low)
         note = (
-            f"{self._file.stem} gives scores from {low:g} to {high:g}. They are not probabilities: calibration, log loss, Brier "
-            "score and net benefit are left out."
+            f"{self._file.stem} gives scores from {low:g} to {high:g}. They are not probabilities: calibration, log loss, "
+            "Brier score and net benefit are left out."
         )
         return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note, Scale(low, high))
 

@@ -117,11 +117,13 @@ def _share(rule: Rule, scale: Scale | None) -> float:
         return rule.level
     low, high = (0.0, 1.0) if scale is None else (scale.low, scale.high)
     if not low < rule.level <= high:
-        raise TrainingError(f"--operating-point threshold={rule.level:g}: the threshold must be between {low:g} and {high:g}.")
+        raise TrainingError(
+            f"--operating-point threshold={rule.level:g}: the threshold must be between {low:g} and {high:g}."
+        )
     return rule.level if scale is None else scale.share(rule.level)
 
 
-def _renamed(points: "tuple[OperatingPoint, ...]", own: Rule, rule: Rule) -> tuple[OperatingPoint, ...]:
+def _renamed(points: Sequence[OperatingPoint], own: Rule, rule: Rule) -> tuple[OperatingPoint, ...]:
     """Return the points with the name of the rule as it was stated."""
     return tuple(replace(one, name=rule.name) if one.name == own.name else one for one in points)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from string import ascii_uppercase
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,15 +129,17 @@ def require_tests(found: SideBySide) -> None:
         if test.result is None:
             raise RunError(
                 f"{column.run.directory} ({column.name}) cannot be compared with {first} ({found.columns[0].name}). "
-                f"{test.reason} {_way_out(column.run, first)} To see them side by side without a test: hoarfrost report --run {first} --run "
-                f"{column.run.directory} --output both.html"
+                f"{test.reason} {_way_out(column.run, first)} To see them side by side without a test: hoarfrost report "
+                f"--run {first} --run {column.run.directory} --output both.html"
             )
 
 
 def _way_out(run: Run, first: Path) -> str:
     if run.external is not None:
         return "Evaluate the same cohort, with the same labels and unit, in both."
-    return f"Train it on the same dataset with the same splits, labels and unit: hoarfrost train --splits-from {first} …"
+    return (
+        f"Train it on the same dataset with the same splits, labels and unit: hoarfrost train --splits-from {first} …"
+    )
 
 
 def render_comparison(found: SideBySide) -> str:

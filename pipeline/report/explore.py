@@ -186,7 +186,9 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         "scale": None if scale is None else {**asdict(scale), "decimals": scale.decimals},
     }
     is_stated = run.config.prevalence is not None
-    return Explorer(tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document), steps, scale)
+    return Explorer(
+        tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document), steps, scale
+    )
 
 
 def _problems(head: str, evaluation: Evaluation) -> "Iterator[tuple[int, Ints, Floats, Ints | None]]":

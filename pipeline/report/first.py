@@ -15,7 +15,17 @@ from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
 from hoarfrost.report.scrutiny import lock_cautions, site_cautions
 from hoarfrost.report.trust import FIGURE_TITLES
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several, threshold_text
+from hoarfrost.report.words import (
+    decimal,
+    estimate_text,
+    interval,
+    listed,
+    of_patients,
+    p_text,
+    rule,
+    several,
+    threshold_text,
+)
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
 
 MAX_CLASSES_IN_TITLE = 5

@@ -90,9 +90,8 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
     counted = evaluation_of(run)
     answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, counted, rows, thresholds)
     counted = evaluation_of(run)
-    shown = (
-        f" Each {counted.unit} is shown by the {run.config.sample} with the highest probability." if run.config.per_patient else ""
-    )
+    highest = f" Each {counted.unit} is shown by the {run.config.sample} with the highest probability."
+    shown = highest if run.config.per_patient else ""
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
     yield (

@@ -312,7 +312,9 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
 
 def _calibrated(run: Run, assessment: Assessment) -> Iterator[str]:
     """Yield how calibration and net benefit were assessed, of which probabilities."""
-    found = [one for one in (assessment.calibration, *(one.calibration for one in assessment.classes)) if one is not None]
+    found = [
+        one for one in (assessment.calibration, *(one.calibration for one in assessment.classes)) if one is not None
+    ]
     if not found:
         return
     unused = [one.temperature.reason for one in found]

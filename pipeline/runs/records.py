@@ -137,9 +137,7 @@ class RunConfig(TrainingConfig, ScoringConfig):
     @property
     def thresholds(self) -> str:
         """Where thresholds are from, as a participle: "chosen on the validation split"."""
-        return {STATED: "stated", AS_CALLED: "given by the calls"}.get(
-            self.fixed_on, f"chosen on {self.validated_on}"
-        )
+        return {STATED: "stated", AS_CALLED: "given by the calls"}.get(self.fixed_on, f"chosen on {self.validated_on}")
 
     @property
     def selection(self) -> str:

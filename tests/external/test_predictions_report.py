@@ -1,4 +1,4 @@
-"""Reports, methods and terminal of evaluated predictions: nothing is said of images, heads or embeddings that do not exist."""
+"""Reports, methods and terminal of evaluated predictions: nothing is said of images or heads that do not exist."""
 
 import re
 from html import unescape
@@ -10,7 +10,6 @@ import pytest
 from hoarfrost.evaluation.calibration import log_probabilities
 from hoarfrost.evaluation.updating import fitted_update
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
-from hoarfrost.external.table import ColumnOptions
 from hoarfrost.report import write_report
 from hoarfrost.runs import Run, read_run
 from tests.support.builders import write_csv
@@ -159,7 +158,9 @@ def test_equal_probabilities_are_named_and_no_point_of_a_single_answer_is_offere
         reasons = {one.method: one.reason for one in run.external.updates[0].methods if one.reason}
         assert ("separate" in reasons["slope and intercept"]) is (name == "inverted")
     assert "all probabilities are equal" in fitted_reason(np.full(N, 0.3), y)
-    assert evaluated(predictions(tmp_path / "plain.csv", probability=p)).assessment.classes[0].points[0].result is not None  # type: ignore[union-attr]
+    assert (
+        evaluated(predictions(tmp_path / "plain.csv", probability=p)).assessment.classes[0].points[0].result is not None
+    )  # type: ignore[union-attr]
 
 
 def fitted_reason(p: Floats, y: Ints) -> str:

@@ -108,7 +108,8 @@ def _update_lines(found: "Updating", sample: str) -> "Iterator[str]":
     head = (f"if updated{of}", "log loss", "Brier", "calibration error", "slope", "intercept", "log loss minus frozen")
     yield from table([head, *(_update_row(one) for one in found.methods if not one.reason)])
     yield from (f"{one.method}: {one.reason}" for one in found.methods if one.reason)
-    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen {'head' if sample == 'image' else 'probabilities'}."
+    frozen = "head" if sample == "image" else "probabilities"
+    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen {frozen}."
 
 
 def _update_row(one: "UpdatedScores") -> tuple[str, ...]:
