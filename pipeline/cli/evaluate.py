@@ -86,7 +86,8 @@ _FORMATS = "path or id, label, and probability, probability:CLASS, score or call
 )  # fmt: skip
 @opts.option(
     "--operating-point", "With --predictions: the rule of the threshold that decides: youden, sensitivity=0.95, "
-    "specificity=0.95 or threshold=0.3.", group=opts.SCORING, type=RuleType(), default="youden", metavar="RULE",
+    "specificity=0.95 or threshold=0.3, of scores on their own scale.", group=opts.SCORING, type=RuleType(of_scores=True),
+    default="youden", metavar="RULE",
 )  # fmt: skip
 @opts.option(
     "--per-patient", "With --predictions: score patients, by the mean or the maximum of their rows' probabilities.",

@@ -101,9 +101,15 @@ class ShareType(click.FloatRange):
 
 
 class RuleType(click.ParamType[str]):
-    """The rule of an operating point: youden, sensitivity=0.95, specificity=0.95, threshold=0.3."""
+    """The rule of an operating point: youden, sensitivity=0.95, specificity=0.95, threshold=0.3.
+
+    `of_scores` permits a threshold on another scale than that of probabilities.
+    """
 
     name = "rule"
+
+    def __init__(self, *, of_scores: bool = False) -> None:
+        self.of_scores = of_scores
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the rule as a text that `Rule.parse` reads."""
@@ -112,7 +118,7 @@ class RuleType(click.ParamType[str]):
         from hoarfrost.evaluation.operating import Rule
 
         try:
-            Rule.parse(str(value))
+            Rule.parse(str(value), of_scores=self.of_scores)
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return str(value)

@@ -54,21 +54,23 @@ class Rule:
         return f"{self.kind} >= {self.level:g}{assured}"
 
     @classmethod
-    def parse(cls, text: str) -> "Rule":
+    def parse(cls, text: str, *, of_scores: bool = False) -> "Rule":
         """Return the rule of a text: "youden", "sensitivity=0.95", "sensitivity=0.95,confidence=0.9", "threshold=0.3".
 
         Raises
         ------
         ValueError
-            If the text is not one of these, or its number is not between 0 and 1.
+            If the text is none of these, or its number is not between 0 and 1; with `of_scores` a threshold may be any.
         """
-        if text.strip().lower() == "youden":
+        text = text.strip().lower()
+        if text == "youden":
             return cls()
-        found = re.fullmatch(
-            r"(sensitivity|specificity|threshold)=([\d.]+)(?:,confidence=([\d.]+))?", text.strip().lower()
-        )
+        found = re.fullmatch(r"(sensitivity|specificity|threshold)=(-?[\d.]+)(?:,confidence=([\d.]+))?", text)
         numbers = [] if found is None else [_number(one) for one in found.groups()[1:] if one is not None]
-        if found is None or not all(0 < one < 1 for one in numbers) or (found[1] == "threshold" and len(numbers) > 1):
+        is_stated = found is not None and found[1] == "threshold" and len(numbers) == 1
+        is_good = is_stated or (found is not None and found[1] != "threshold")
+        least, most = (-math.inf, math.inf) if of_scores and is_stated else (0, 1)
+        if found is None or not is_good or not all(least < one < most for one in numbers):
             raise ValueError(f"{text!r} is not an operating point. Write {RULES}, with numbers between 0 and 1")
         return cls(found[1], *numbers)
 

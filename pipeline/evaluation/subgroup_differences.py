@@ -14,7 +14,7 @@ from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.influence import of_ratio
 from hoarfrost.evaluation.intervals import IntervalKind, linearised, n_of_rarest
-from hoarfrost.evaluation.subgroups import Subgroup, banded
+from hoarfrost.evaluation.subgroups import MISSING, Subgroup, banded
 from hoarfrost.evaluation.units import count_patients, is_repeated
 
 MOVER = "square-and-add"
@@ -98,6 +98,11 @@ class SubgroupSample:
             column = np.array(banded(values)) if found else None
             yield name, [(one, np.flatnonzero(column == one.value)) for one in found]
 
+    def compared(self) -> Iterator[tuple[str, list[tuple[Subgroup, Ints]]]]:
+        """Yield them without "(missing)": what has no value in common is no group."""
+        for name, parts in self.scored():
+            yield name, [(one, rows) for one, rows in parts if one.value != MISSING]
+
 
 def calibrate_subgroups(sample: SubgroupSample) -> tuple[SubgroupCalibration, ...]:
     """Return the calibration in each scored subgroup; nothing with more than two classes, or several labels.
@@ -122,7 +127,7 @@ def calibrate_subgroups(sample: SubgroupSample) -> tuple[SubgroupCalibration, ..
 
 
 def subgroup_differences(sample: SubgroupSample) -> tuple[SubgroupDifference, ...]:
-    """Return how far each subgroup is from the most frequent value of its attribute, of which it takes the first.
+    """Return how far each subgroup is from the most frequent known value of its attribute, of which it takes the first.
 
     Notes
     -----
@@ -135,7 +140,7 @@ def subgroup_differences(sample: SubgroupSample) -> tuple[SubgroupDifference, ..
     27(10), 1693-1702.
     """
     found = []
-    for name, parts in sample.scored():
+    for name, parts in sample.compared():
         if len(parts) > 1:
             reference = max((one for one, _ in parts), key=lambda one: one.n)
             for one in (one for one, _ in parts if one is not reference):
@@ -169,8 +174,8 @@ def heterogeneity(sample: SubgroupSample) -> tuple[Heterogeneity, ...]:
     Returns
     -------
     tuple of Heterogeneity
-        For each attribute with two scored values or more; sensitivity and specificity with two classes and a threshold.
-        p values are corrected by Holm's method, all as one family.
+        For each attribute with two known and scored values or more; sensitivity and specificity with two classes and a
+        threshold. p values are corrected by Holm's method, all as one family.
 
     Notes
     -----
@@ -185,7 +190,7 @@ def heterogeneity(sample: SubgroupSample) -> tuple[Heterogeneity, ...]:
     76(374), 221-230.
     """
     found = []
-    for name, scored in sample.scored():
+    for name, scored in sample.compared():
         if len(scored) < 2:
             continue
         is_decided = sample.threshold is not None and all(one.sensitivity is not None for one, _ in scored)

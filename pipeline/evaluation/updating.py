@@ -22,6 +22,7 @@ N_BINS = 10
 _MOST_STEPS = 60
 _MOST_ROUNDS = 1_000  # of expectation and maximisation
 _LEAST = 1e-6  # a prevalence
+_EQUAL = 1e-9  # of log-odds
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def fitted_update(y_true: Ints, logs: Floats, *, with_slope: bool) -> Update:
     Raises
     ------
     ValueError
-        If a class is missing, or the probabilities separate the classes, so that no slope is the most likely one.
+        If a class is missing, or no slope is the most likely one: the probabilities separate the classes, or are equal.
     """
     n_classes = logs.shape[1]
     if len(np.unique(y_true)) < n_classes:
@@ -224,6 +225,8 @@ def fitted_update(y_true: Ints, logs: Floats, *, with_slope: bool) -> Update:
         at, now = at - step, after
         if float(np.abs(step).max()) < 1e-9 * (1 + float(np.abs(at).max())):
             return float(at[0]), np.append(0, at[1:])
+    if np.ptp(x, axis=1).max() < _EQUAL:
+        raise ValueError("no slope: all probabilities are equal")
     raise ValueError("the probabilities separate the classes in some folds, so that no slope or intercept is the best")
 
 

@@ -20,7 +20,10 @@ from hoarfrost.runs.external import NOVEL
 LEAST_MOVED = 0.1  # share of images that would have to change their value
 LEAST_SHIFT = 0.25  # of a mean, in standard deviations
 LEAST_RATIO = 1.5  # of median file sizes
+ROUNDING = 1e-9  # of a mean: what a sum of equal numbers leaves
 SHOWN = 4
+PIXELS = "pixel sizes and grey levels"
+"""A characteristic that is not known where one of the caches does not record it."""
 
 
 def differences_of(
@@ -53,6 +56,8 @@ def _differences(
     yield _file_sizes(sizes, task.table.sizes[task.readable])
     if seen is not None and seen.facts is not None and task.facts is not None:
         yield from _of_files(*(recorded_facts(one, is_region=task.is_region) for one in (seen.facts, task.facts)))
+    else:
+        yield CohortDifference(PIXELS, "", "", differs=False)
     yield from _prevalences(task, head, seen)
     yield _per_patient(task, seen)
     if novel is not None:
@@ -154,15 +159,16 @@ def _numbers(name: str, training: Floats | None, cohort: Floats) -> CohortDiffer
     shift = 0.0
     if training is not None:
         (mean, spread), (own_mean, own_spread) = _mean(training), _mean(cohort)
-        pooled = np.sqrt((spread**2 + own_spread**2) / 2)
-        shift = abs(mean - own_mean) / pooled if pooled > 0 else float(mean != own_mean)
+        pooled, change = np.sqrt((spread**2 + own_spread**2) / 2), abs(mean - own_mean)
+        shift = change / pooled if pooled > 0 else float(change > ROUNDING * abs(mean))
     before = "" if training is None else _mean_text(training)
     return CohortDifference(name, before, _mean_text(cohort), bool(shift > LEAST_SHIFT))
 
 
 def _mean(numbers: Floats) -> tuple[float, float]:
     known = numbers[~np.isnan(numbers)]
-    return float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    mean, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return mean, spread if spread > ROUNDING * abs(mean) else 0.0
 
 
 def _mean_text(numbers: Floats) -> str:

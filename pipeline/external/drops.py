@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from hoarfrost.evaluation import Estimate, Share, Subgroup, evaluate_threshold
 from hoarfrost.evaluation.drops import drop_between
 from hoarfrost.evaluation.metrics import ROC_AUC
+from hoarfrost.evaluation.subgroups import MISSING
 from hoarfrost.experiment.assessment import Fixed
 from hoarfrost.external.frozen import run_units
 from hoarfrost.runs import Assessment, Drop, HeadResult, Run
@@ -56,7 +57,7 @@ def drops_of(
     """Return the drop of each internal figure, of the whole cohort and of each of its sites."""
     whole = _external(result, assessment)
     found = [_drop(ALL, metric, figure, whole[metric], "") for metric, figure in internal.items() if metric in whole]
-    sites = [one for one in assessment.subgroups if one.attribute == column]
+    sites = [one for one in assessment.subgroups if one.attribute == column and one.value != MISSING]
     for site in sites if len(sites) > 1 else ():
         of_site = _of_site(site)
         found += [

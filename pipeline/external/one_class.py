@@ -8,9 +8,12 @@ from hoarfrost.evaluation.shares import share
 from hoarfrost.experiment.assessment import Fixed
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.runs.external import Scale
 
 
-def check_classes(task: ScoredTask, p: Floats, fixed: Fixed | None) -> None:
+def check_classes(
+    task: ScoredTask, p: Floats, fixed: Fixed | None, *, sample: str = "image", scale: Scale | None = None
+) -> None:
     """Refuse a cohort of one class, with its sensitivity or specificity at the threshold that was fixed before, if one was.
 
     Raises
@@ -27,10 +30,11 @@ def check_classes(task: ScoredTask, p: Floats, fixed: Fixed | None) -> None:
     if point is not None and point.threshold is not None:
         hits = (units.joined(p[rows])[:, 1] >= point.threshold) == is_positive
         found = share(hits, np.ones(len(hits), bool), units.groups)
+        at = f"{point.threshold:.3f}" if scale is None else scale.text(point.threshold)
         measure = "sensitivity" if is_positive else "specificity"
-        text = f" At the frozen threshold (>= {point.threshold:.3f}, {point.name}) the {measure} is {_text(found)}."
+        text = f" At the frozen threshold (>= {at}, {point.name}) the {measure} is {_text(found)}."
     raise TrainingError(
-        f"{task.table.source}: all {len(units.y):,} scored {'images' if units.how is None else 'patients'} are "
+        f"{task.table.source}: all {len(units.y):,} scored {sample if units.how is None else 'patient'}s are "
         f"{task.names[int(is_positive)]}. With one class there is no ROC AUC, no calibration and no drop.{text} Add images "
         "of the other class for a report."
     )

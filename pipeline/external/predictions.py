@@ -25,6 +25,7 @@ from hoarfrost.features.datasets.table import split_of
 from hoarfrost.features.errors import DatasetError, TrainingError
 from hoarfrost.heads.config import TrainingConfig
 from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
+from hoarfrost.runs.records import AS_CALLED, STATED
 
 NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
 OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
@@ -38,7 +39,8 @@ class PredictionsConfig:
     ----------
     columns : ColumnOptions
     operating_point : str
-        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold.
+        The rule of the primary operating point, as `Rule.parse` reads it; "threshold=0.3" states a threshold, of scores on
+        their own scale.
     validation_split : str
         The split whose rows fix thresholds and temperature. The model must not have learned from them.
     per_patient : "mean", "max" or None
@@ -97,8 +99,9 @@ def evaluate_predictions(
     first, *others = (read_predictions(file, config.columns) for file in files)
     models = list(_models(first, others))
     task, rows, dropped = _task(first, config)
+    notes = [dropped, *(_ignored(table) for table in (first, *others))]
     models = [replace(model, p=model.p[rows]) for model in models]
-    found = _evaluated(output, task, models, config, command, started, dropped)
+    found = _evaluated(output, task, models, config, command, started, notes)
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
@@ -144,6 +147,16 @@ def _order(first: PredictionTable, other: PredictionTable) -> "np.typing.NDArray
     return order
 
 
+def _ignored(table: PredictionTable) -> str:
+    """Return which columns are predictions that are not evaluated; empty if there are none."""
+    if not table.ignored:
+        return ""
+    names = ", ".join(table.ignored)
+    if len(table.ignored) == 1:
+        return f"{table.file.name}: the column {names} also holds predictions and is ignored. To evaluate it, give it a file."
+    return f"{table.file.name}: the columns {names} also hold predictions and are ignored. To evaluate one, give it a file."
+
+
 # -- the rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +183,7 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask
     task = ScoredTask(
         table=dataset, readable=np.ones(n, bool), y=table.y[rows], groups=np.arange(n) if numbers is None else numbers,
         splits=splits[rows], split_by=EXTERNAL, classes=table.classes, positive=table.positive, names=table.names,
-        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point),
+        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point, of_scores=True),
     )  # fmt: skip
     return task, rows, dropped
 
@@ -203,22 +216,24 @@ def _splits(table: PredictionTable, validation: str) -> "np.typing.NDArray[np.st
 
 def _evaluated(
     output: Path, task: ScoredTask, models: Sequence[ModelColumn], config: PredictionsConfig, command: Sequence[str],
-    started: float, dropped: str,
+    started: float, about_files: Sequence[str],
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
     is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
-    check_classes(task, first.p, fixed_for(task, first, task.rule) if is_fixed else None)
+    known = fixed_for(task, first, task.rule) if is_fixed else None
+    check_classes(task, first.p, known, sample="row", scale=first.scale)
     fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, config)
-    notes = [*(model.note for model in models if model.note), dropped, _shared_patients(task)]
+    notes = [*(model.note for model in models if model.note), *about_files, _shared_patients(task)]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
     model = f"the predictions of {', '.join(probabilities)}"
     external = External(
         model, frozen, "", notes=tuple(note for note in notes if note), scored="test",
         updates=updates_of(task, first.p, fixed[first.name], config.prevalence),
+        scales={model.name: model.scale for model in models if model.scale is not None},
     )  # fmt: skip
     base = RunConfig(
         **vars(TrainingConfig(device="cpu")), command="", created="", seconds=0.0, head_seconds={}, streamed_bytes=None,
@@ -259,7 +274,7 @@ def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> t
     """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
     n, is_calibrated = len(task.validated), model.kind == PROBABILITY
     if model.kind == CALL:
-        return "The calls are as they are given.", "no data: the calls themselves"
+        return "The calls are as they are given.", AS_CALLED
     if n:
         rows = f"the {n:,} rows of the split {config.validation_split}"
         what = "Thresholds and temperature" if is_calibrated else "Thresholds"
@@ -267,7 +282,7 @@ def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> t
     unfitted = "Probabilities are as they are given: there are no validated rows to fit a temperature on."
     unfitted = unfitted if is_calibrated else "Scores are as they are given."
     if task.rule.kind == "threshold":
-        return f"The threshold {task.rule.level:g} was stated. {unfitted}", "no data, but stated"
+        return f"The threshold {task.rule.level:g} was stated. {unfitted}", STATED
     by = "row" if task.patients is None else "patient"
     how = (
         f"Thresholds were cross-fitted in {N_FOLDS} folds by {by}: each row is judged by a threshold that the other folds "

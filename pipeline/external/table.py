@@ -16,6 +16,7 @@ from hoarfrost.features.datasets.options import TableOptions
 from hoarfrost.features.datasets.spellings import check_spellings, labels_named, normal_form
 from hoarfrost.features.errors import DatasetError
 from hoarfrost.runs import class_numbers
+from hoarfrost.runs.external import Scale
 from hoarfrost.runs.tables import unmarked
 
 PROBABILITY, SCORE, CALL = "probability", "score", "call"
@@ -33,19 +34,21 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class ModelColumn:
-    """What one model predicts: probabilities (n, C), with the scale that they are from. `kind` is one of the three above."""
+    """What one model predicts: probabilities (n, C). `kind` is one of the three above; `scale` is that of scores."""
 
     name: str
     kind: str
     p: Floats
     note: str = ""
+    scale: Scale | None = None
 
 
 @dataclass(frozen=True)
 class PredictionTable:
     """One file of predictions: n rows, with the classes of their labels as a head would know them.
 
-    `y` is (n,) int64, or (n, C) of 1, 0 and -1 where a row may have several labels.
+    `y` is (n,) int64, or (n, C) of 1, 0 and -1 where a row may have several labels. `ignored` are columns of predictions
+    that were not asked for: none of them is an attribute.
     """
 
     file: Path
@@ -59,6 +62,7 @@ class PredictionTable:
     splits: list[str] | None
     models: tuple[ModelColumn, ...]
     attributes: Mapping[str, list[str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_multilabel(self) -> bool:
@@ -116,8 +120,12 @@ class _Reader:
             names = (" + ".join(negative), " + ".join(positive))
         models = tuple(self._models(classes, names, positive, is_multilabel=y.ndim == 2))
         known = None if patients is None or not any(patients) else patients
-        attributes = {} if self._is_own else {name: list(cells) for name, cells in self._columns.items()}
-        return PredictionTable(self._file, ids, labels, y, classes, positive, names, known, splits, models, attributes)
+        further = {} if self._is_own else self._columns
+        ignored = tuple(name for name in further if name.partition(":")[0] in (PROBABILITY, SCORE, CALL))
+        attributes = {name: list(cells) for name, cells in further.items() if name not in ignored}
+        return PredictionTable(
+            self._file, ids, labels, y, classes, positive, names, known, splits, models, attributes, ignored
+        )
 
     def _labels(self) -> list[str]:
         """Return the labels, named as the options say; refuse those that are one label in several spellings."""
@@ -316,10 +324,10 @@ class _Reader:
             raise DatasetError(f"{self._file}: all scores are {low:g}, so nothing can be said of them.")
         p = (found - low) / (high - low)
         note = (
-            f"{self._file.stem} gives scores from {low:g} to {high:g}, shown as 0 to 1. They are not probabilities: "
-            "calibration, log loss, Brier score and net benefit are left out."
+            f"{self._file.stem} gives scores from {low:g} to {high:g}. They are not probabilities: calibration, log loss, "
+            "Brier score and net benefit are left out."
         )
-        return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note)
+        return ModelColumn(self._file.stem, SCORE, np.column_stack([1 - p, p]), note, Scale(low, high))
 
     def _calls(self, classes: tuple[str, ...], positive: tuple[str, ...] | None) -> ModelColumn:
         self._check_binary(CALL, positive)

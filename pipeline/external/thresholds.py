@@ -14,9 +14,11 @@ from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import strata_of_groups
 from hoarfrost.external.table import CALL, PROBABILITY, ModelColumn
 from hoarfrost.features.errors import TrainingError
+from hoarfrost.runs.external import Scale
 
 N_FOLDS = 5
 NOT_FITTED = "there are no validated rows to fit it on"
+USELESS = "no threshold finds samples of both classes"
 CALLS = OperatingPoint("the calls", 0.5, None, None)
 
 
@@ -39,22 +41,27 @@ def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
     if model.kind == CALL:
         return Fixed({1: (CALLS,)}, Decision((0.5,), CALLS.name), (), {}, ())
     try:
-        found = _fixed(task, model.p, rule)
+        found = _fixed(task, model, rule)
     except ValueError as error:
         raise TrainingError(f"{task.table.source}: {error}. Thresholds need both classes.") from error
     return found if model.kind == PROBABILITY else replace(found, temperatures=(), prevalences={}, calibrations=())
 
 
-def _fixed(task: ScoredTask, p: Floats, rule: Rule) -> Fixed:
+def _fixed(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
+    p, share = model.p, _share(rule, model.scale)
     if len(task.validated):
-        units = task.units(task.validated)
-        return fix(units.y, units.joined(p[task.validated]), units.groups, rule)
+        units, own = task.units(task.validated), replace(rule, level=share)
+        found = fix(units.y, units.joined(p[task.validated]), units.groups, own)
+        points = {number: _offered(_renamed(of_class, own, rule)) for number, of_class in found.points.items()}
+        is_decided = all(of_class[0].threshold is not None for of_class in points.values())
+        decision = replace(found.decision, rule=found.decision.rule.replace(own.name, rule.name))
+        return replace(found, points=points, decision=decision if is_decided else NO_DECISION)
     numbers = [number for number, _, _ in binary_problems(task.y, len(task.names))]
     n_fits = len(task.names) if task.is_multilabel else 1
     unfitted = (TemperatureFit(1.0, None, None, at_limit=False, reason=NOT_FITTED),) * n_fits
     if rule.kind == "threshold":
-        stated = OperatingPoint(rule.name, rule.level, None, None)
-        thresholds = (rule.level,) * len(numbers) if _decides(task) else ()
+        stated = OperatingPoint(rule.name, share, None, None)
+        thresholds = (share,) * len(numbers) if _decides(task) else ()
         decision = Decision(thresholds, rule.name) if thresholds else NO_DECISION
         return Fixed(dict.fromkeys(numbers, (stated,)), decision, unfitted, {}, ())
     return _cross_fitted(task, p, rule, unfitted)
@@ -71,7 +78,7 @@ def _cross_fitted(task: ScoredTask, p: Floats, rule: Rule, fits: tuple[Temperatu
     p, y = units.joined(p[task.rows_of("test")]), units.y
     groups = np.arange(len(y)) if units.groups is None else units.groups
     folds = folds_of(y, groups, task.names)
-    whole = operating_points(y, p, units.groups, rule)
+    whole = {number: _offered(points) for number, points in operating_points(y, p, units.groups, rule).items()}
     limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
     for fold in np.unique(folds):
         others = folds != fold
@@ -102,6 +109,33 @@ def _n_folds(y: Ints, groups: Ints, n_classes: int) -> int:
     if fewest < 2:
         raise ValueError("a class has fewer than two rows, or patients")
     return min(N_FOLDS, fewest)
+
+
+def _share(rule: Rule, scale: Scale | None) -> float:
+    """Return the level of a rule; a stated threshold of scores as 0 to 1."""
+    if rule.kind != "threshold":
+        return rule.level
+    low, high = (0.0, 1.0) if scale is None else (scale.low, scale.high)
+    if not low < rule.level <= high:
+        raise TrainingError(
+            f"--operating-point threshold={rule.level:g}: the threshold must be between {low:g} and {high:g}."
+        )
+    return rule.level if scale is None else scale.share(rule.level)
+
+
+def _renamed(points: Sequence[OperatingPoint], own: Rule, rule: Rule) -> tuple[OperatingPoint, ...]:
+    """Return the points with the name of the rule as it was stated."""
+    return tuple(replace(one, name=rule.name) if one.name == own.name else one for one in points)
+
+
+def _offered(points: "tuple[OperatingPoint, ...]") -> tuple[OperatingPoint, ...]:
+    """Return the points, without a threshold where it finds no positive sample, or no negative one."""
+    return tuple(
+        point
+        if point.threshold is None or (point.sensitivity and point.specificity)
+        else OperatingPoint(point.name, None, None, None, USELESS, n_cases=point.n_cases)
+        for point in points
+    )
 
 
 def _reached(points: "tuple[OperatingPoint, ...]", limits: Floats) -> tuple[OperatingPoint, ...]:

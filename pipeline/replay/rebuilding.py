@@ -41,7 +41,7 @@ def task_of(run: Run, source: RunSource | None) -> ScoredTask:
         split_by=dataset.split_by, classes=dataset.classes, positive=dataset.positive, names=names, patients=numbers,
         per_patient=run.config.per_patient,
         is_cross_fitted=run.config.n_cross_fit is not None and not run.config.evaluates,
-        rule=Rule.parse(run.config.operating_point),
+        rule=Rule.parse(run.config.operating_point, of_scores=True),
     )  # fmt: skip
 
 

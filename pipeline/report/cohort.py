@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hoarfrost.evaluation.cohort import ALL, COUNT, Characteristic, Cohort, CohortGroup, Flow
 from hoarfrost.report.evaluation import SPLIT_NAMES
 from hoarfrost.report.files import Table, Value
-from hoarfrost.report.words import NONE, TO, count, percent, several
+from hoarfrost.report.words import NONE, TO, count, of_patients, percent, several
 from hoarfrost.runs import Run, SplitSize, UnreadableImage
 
 N_LISTED = 50  # unreadable images
@@ -51,8 +51,8 @@ def data_of(run: Run) -> Data:
     return Data(
         sizes=tuple((names.get(size.split, size.split), size) for size in run.split_sizes()),
         columns=() if cohort is None else cohort_columns(cohort),
-        rows=() if cohort is None else cohort_rows(cohort),
-        flow=() if cohort is None else flow_steps(cohort),
+        rows=() if cohort is None else cohort_rows(cohort, run.config.sample),
+        flow=() if cohort is None else flow_steps(cohort, run.config.sample),
         unreadable=unreadable[:N_LISTED],
         n_unlisted=len(unreadable[N_LISTED:]),
     )
@@ -66,9 +66,9 @@ def cohort_columns(cohort: Cohort) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((split, tuple(labels)) for split, labels in names.items())
 
 
-def cohort_rows(cohort: Cohort) -> tuple[CohortRow, ...]:
-    """Return table 1: images, patients where they are known, and the characteristics."""
-    rows = [CohortRow("images", tuple(count(one.n_images) for one in cohort.groups))]
+def cohort_rows(cohort: Cohort, sample: str = "image") -> tuple[CohortRow, ...]:
+    """Return table 1: images or rows, patients where they are known, and the characteristics."""
+    rows = [CohortRow(f"{sample}s", tuple(count(one.n_images) for one in cohort.groups))]
     if cohort.groups[0].n_patients is not None:
         rows.append(CohortRow("patients", tuple(count(one.n_patients) for one in cohort.groups)))
     return *rows, *(_row(one) for one in cohort.characteristics)
@@ -89,12 +89,16 @@ def _cell(kind: str, figures: tuple[float, ...]) -> str:
     return f"{first} ({TO.join(others)})"
 
 
-def flow_steps(cohort: Cohort) -> tuple[FlowStep, ...]:
-    """Return the boxes of the flow diagram, from the files to the splits."""
-    return tuple(_steps(cohort.flow, [one for one in cohort.groups if one.label == ALL and one.split != ALL]))
+def flow_steps(cohort: Cohort, sample: str = "image") -> tuple[FlowStep, ...]:
+    """Return the boxes of the flow diagram, from the files to the splits; from the rows, where there are no images."""
+    splits = [one for one in cohort.groups if one.label == ALL and one.split != ALL]
+    parts = tuple(_split(one, sample) for one in splits)
+    if sample != "image":
+        return (FlowStep(f"{several(cohort.flow.n_used, sample)} of predictions", (), parts),)
+    return tuple(_steps(cohort.flow, parts))
 
 
-def _steps(flow: Flow, splits: list[CohortGroup]) -> Iterator[FlowStep]:
+def _steps(flow: Flow, parts: tuple[str, ...]) -> Iterator[FlowStep]:
     yield FlowStep(f"{several(flow.n_listed, 'image')} listed", (f"{count(flow.n_unreadable)} unreadable: left out",))
     copies = f"{count(flow.n_same_bytes)} with the bytes of another one: kept in its split"
     left_out = (f"{count(flow.n_without_split)} in no split: left out",) if flow.n_without_split else ()
@@ -103,12 +107,12 @@ def _steps(flow: Flow, splits: list[CohortGroup]) -> Iterator[FlowStep]:
     if flow.n_near_groups is not None:
         groups = several(flow.n_near_groups, "group")
         near = f"{groups} of near-identical images ({several(flow.n_near_images or 0, 'image')}): kept in one split"
-    yield FlowStep(f"{several(flow.n_used, 'image')} in splits", (near,), tuple(map(_split, splits)))
+    yield FlowStep(f"{several(flow.n_used, 'image')} in splits", (near,), parts)
 
 
-def _split(one: CohortGroup) -> str:
-    patients = "" if one.n_patients is None else f" of {several(one.n_patients, 'patient')}"
-    return f"{SPLIT_NAMES.get(one.split, one.split)}: {several(one.n_images, 'image')}{patients}"
+def _split(one: CohortGroup, sample: str) -> str:
+    name = SPLIT_NAMES.get(one.split, one.split)
+    return f"{name}: {several(one.n_images, sample)}{of_patients(one.n_patients)}"
 
 
 # -- for a paper --------------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def cohort_tables(run: Run) -> dict[str, Table]:
         return {"characteristics": Table(columns, ()), "flow": Table(("step", "images"), ())}
     return {
         "characteristics": Table(columns, tuple(_long_rows(cohort))),
-        "flow": Table(("step", "images"), tuple(_flow_rows(cohort))),
+        "flow": Table(("step", "images"), tuple(_flow_rows(cohort, run.config.sample))),
     }
 
 
@@ -137,13 +141,14 @@ def _long_rows(cohort: Cohort) -> Iterator[tuple[Value, ...]]:
             yield *about, one.attribute, one.value, one.kind, first, second, third
 
 
-def _flow_rows(cohort: Cohort) -> Iterator[tuple[Value, ...]]:
+def _flow_rows(cohort: Cohort, sample: str) -> Iterator[tuple[Value, ...]]:
     flow = cohort.flow
     yield "listed", flow.n_listed
-    yield "unreadable", flow.n_unreadable
-    yield "with an embedding", flow.n_readable
-    yield "with the bytes of another one", flow.n_same_bytes
-    yield "in no split", flow.n_without_split
-    yield "groups of near-identical images", flow.n_near_groups
-    yield "images in these groups", flow.n_near_images
+    if sample == "image":
+        yield "unreadable", flow.n_unreadable
+        yield "with an embedding", flow.n_readable
+        yield "with the bytes of another one", flow.n_same_bytes
+        yield "in no split", flow.n_without_split
+        yield "groups of near-identical images", flow.n_near_groups
+        yield "images in these groups", flow.n_near_images
     yield from ((one.split, one.n_images) for one in cohort.groups if one.label == ALL)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,20 @@ from hoarfrost.evaluation.comparison import NO_INTERVAL
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import Units, patient_numbers, units_of
 from hoarfrost.features.errors import RunError
+from hoarfrost.features.origins import is_elsewhere
 from hoarfrost.report.costs import Cost, cost_of
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.svg import cell_scale, difference_scale
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.words import p_text
-from hoarfrost.runs import HeadResult, Run
+from hoarfrost.runs import CacheFacts, HeadResult, Run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 SIGNIFICANT = 0.05
 MOST_RUNS = len(ascii_uppercase)
+NO_ENCODER = "predictions from a file"
 # What differs between any two runs, or is shown elsewhere on the page.
 NOT_CONFIGURED = (
     *("command", "created", "seconds", "head_seconds", "warnings"),
@@ -46,8 +49,8 @@ class Column:
 
     @property
     def encoder(self) -> str:
-        """The encoder, or encoders, and their weights."""
-        return " and ".join(f"{one.encoder.title} ({one.weights})" for one in self.run.config.embeddings.of_each)
+        """The encoder, or encoders, and their weights; that there is none where only predictions are known."""
+        return " and ".join(map(_title, self.run.config.embeddings.of_each)) or NO_ENCODER
 
     @property
     def split(self) -> str:
@@ -126,10 +129,17 @@ def require_tests(found: SideBySide) -> None:
         if test.result is None:
             raise RunError(
                 f"{column.run.directory} ({column.name}) cannot be compared with {first} ({found.columns[0].name}). "
-                f"{test.reason} Train it on the same dataset with the same splits, labels and unit: hoarfrost train "
-                f"--splits-from {first} … To see them side by side without a test: hoarfrost report --run {first} --run "
-                f"{column.run.directory} --output both.html"
+                f"{test.reason} {_way_out(column.run, first)} To see them side by side without a test: hoarfrost report "
+                f"--run {first} --run {column.run.directory} --output both.html"
             )
+
+
+def _way_out(run: Run, first: Path) -> str:
+    if run.external is not None:
+        return "Evaluate the same cohort, with the same labels and unit, in both."
+    return (
+        f"Train it on the same dataset with the same splits, labels and unit: hoarfrost train --splits-from {first} …"
+    )
 
 
 def render_comparison(found: SideBySide) -> str:
@@ -153,6 +163,11 @@ def render_comparison(found: SideBySide) -> str:
         scale=cell_scale(column.area for column in found.columns),
         forest=difference_scale(test.result.difference for test in found.tests if test.result is not None),
     )
+
+
+def _title(facts: CacheFacts) -> str:
+    """Return an encoder with its weights; the title of an imported one already states that it was elsewhere."""
+    return facts.encoder.title if is_elsewhere(facts.backbone) else f"{facts.encoder.title} ({facts.weights})"
 
 
 def _column(name: str, run: Run) -> Column:
@@ -222,15 +237,15 @@ def _tests(columns: Sequence[Column]) -> tuple[tuple[Tested, ...], str]:
         return tuple(Tested(other.name, None, reasons[other.name]) for other in others), ""
     results = {one.name: one for one in compared}
     tests = tuple(Tested(other.name, results.get(other.name), reasons[other.name]) for other in others)
-    return tests, _unit(units) if results else ""
+    return tests, _unit(units, first.run.config.sample) if results else ""
 
 
-def _unit(units: Units) -> str:
+def _unit(units: Units, sample: str) -> str:
     if units.members is not None:
         return f"{len(units.y):,} patients"
     if units.groups is not None and len(np.unique(units.groups)) < len(units.groups):
-        return f"{len(units.y):,} images of {len(np.unique(units.groups)):,} patients, whose images count as clusters"
-    return f"{len(units.y):,} images, taken as independent"
+        return f"{len(units.y):,} {sample}s of {len(np.unique(units.groups)):,} patients, whose {sample}s count as clusters"
+    return f"{len(units.y):,} {sample}s, taken as independent"
 
 
 def _units(column: Column) -> Units:
@@ -257,8 +272,10 @@ def _aligned(column: Column, first: Column) -> "npt.NDArray[np.float64]":
 def _disagreement(first: Column, other: Column) -> str:
     """Return why two runs cannot be compared image by image; empty if they can."""
     one, two = first.evaluation, other.evaluation
+    samples = f"{first.split} {first.run.config.sample}s"
     if one.split != two.split:
-        return f"{first.name} is scored on its {first.split} images, {other.name} on its {other.split} images."
+        others = f"{other.split} {other.run.config.sample}s"
+        return f"{first.name} is scored on its {samples}, {other.name} on its {others}."
     if first.run.config.per_patient != other.run.config.per_patient:
         return f"{first.name} counts {first.counted}, {other.name} {other.counted}."
     # Two classes may have other names in each run; more than two may not.
@@ -271,10 +288,10 @@ def _disagreement(first: Column, other: Column) -> str:
     mine, theirs = set(_paths(first)), set(_paths(other))
     if mine != theirs:
         return (
-            f"Their {first.split} images differ: {len(mine & theirs):,} in both, "
+            f"Their {samples} differ: {len(mine & theirs):,} in both, "
             f"{len(mine - theirs):,} in {first.name} alone, {len(theirs - mine):,} in {other.name} alone."
         )
     n_differ = int((one.y_true != two.y_true[_order(other, first)]).reshape(len(mine), -1).any(axis=1).sum())
     if n_differ:
-        return f"{n_differ:,} of their {first.split} images have another label in {other.name} than in {first.name}."
+        return f"{n_differ:,} of their {samples} have another label in {other.name} than in {first.name}."
     return ""

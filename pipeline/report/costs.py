@@ -5,25 +5,33 @@ from pathlib import Path
 
 from hoarfrost.features.cache import EmbeddingCache, row_bytes
 from hoarfrost.features.errors import HoarfrostError
+from hoarfrost.report.words import NONE
 from hoarfrost.runs import CacheFacts, RunConfig
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image: the bytes of what heads look at, and the seconds of the extraction, None where they are not known."""
+    """Of one image: the bytes of what heads look at, and the seconds of the extraction, None where they are not known.
 
-    bytes_per_image: int
+    Bytes are None where there are no embeddings.
+    """
+
+    bytes_per_image: int | None
     seconds_per_image: float | None
 
     @property
     def seconds(self) -> str:
         """The seconds as text."""
+        if self.bytes_per_image is None:
+            return NONE
         return "not recorded" if self.seconds_per_image is None else f"{self.seconds_per_image:.3g} s"
 
 
 def cost_of(config: RunConfig) -> Cost:
     """Return what an image of a run costs, of all its encoders together."""
     each = config.embeddings.of_each
+    if not each:
+        return Cost(None, None)
     n_bytes = sum(row_bytes(one.encoder.dim_of(one.layers)) * max(1, len(one.views)) for one in each)
     seconds = [_seconds(one, config.dataset.name) for one in each]
     known = [one for one in seconds if one is not None]

@@ -1,7 +1,7 @@
 """The split that a report is about, what is counted in it, and the names of its classes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +9,9 @@ import numpy as np
 from hoarfrost.evaluation import Estimate, Metric, Scores
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.units import patient_numbers, units_of
-from hoarfrost.report.words import of_patients, rule, several
+from hoarfrost.report.words import of_patients, rule, several, threshold_text
 from hoarfrost.runs import DatasetFacts, HeadResult, ReferenceResult, Run
+from hoarfrost.runs.external import Scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,8 +27,9 @@ class Evaluation:
     `split_name` is the split in words: "test", "validation", "out-of-fold" for training images with cross-fitting, or
     "external" for a cohort.
     `y_true` is (n,) int64, or (n, C) where an image may have several labels; `probabilities[head]` is (n, C) float64.
-    `unit` is what is counted: "image", or "patient" where metrics join their images. `patients` is (n,) int64 where
-    images are counted and their patients are known.
+    `unit` is what is counted: "image", "row" of predictions without images, or "patient" where metrics join their images.
+    `patients` is (n,) int64 where images or rows are counted and their patients are known. `scales` are those of models
+    whose predictions are scores.
     """
 
     split: str
@@ -37,6 +39,7 @@ class Evaluation:
     probabilities: "Mapping[str, npt.NDArray[np.float64]]"
     unit: str = "image"
     patients: "npt.NDArray[np.int64] | None" = None
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def is_binary(self) -> bool:
@@ -77,7 +80,8 @@ class Evaluation:
         scores = self.scores(head)
         name = rule(scores.rule)
         if len(scores.thresholds) == 1:
-            return f"at threshold \N{GREATER-THAN OR EQUAL TO} {scores.thresholds[0]:.3f} ({name})"
+            at = threshold_text(scores.thresholds[0], self.scales.get(head.name))
+            return f"at threshold \N{GREATER-THAN OR EQUAL TO} {at} ({name})"
         if scores.rule:
             return f"at each label's threshold ({name})"
         return "at a probability of 0.5" if self.is_binary or self.is_multilabel else "the most probable class"
@@ -110,11 +114,11 @@ def evaluation_of(run: Run, *, by_image: bool = False) -> Evaluation:
     patients = patient_numbers([run.predictions.patients[i] for i in rows]) if is_known else None
     units = units_of(run.y_true()[rows], len(classes), patients, how)
     probabilities = {head: units.joined(scores[rows]) for head, scores in run.predictions.probabilities.items()}
-    unit = "image" if units.how is None else "patient"
-    split_name = run.config.validation if split == "val" else SPLIT_NAMES[split]
+    unit = run.config.sample if units.how is None else "patient"
+    split_name, scales = run.config.validation if split == "val" else SPLIT_NAMES[split], {}
     if run.external is not None:
-        split_name = run.external.scored
-    return Evaluation(split, split_name, classes, units.y, probabilities, unit, units.groups)
+        split_name, scales = run.external.scored, run.external.scales
+    return Evaluation(split, split_name, classes, units.y, probabilities, unit, units.groups, scales)
 
 
 def class_names(dataset: DatasetFacts) -> tuple[str, ...]:

@@ -22,8 +22,9 @@ from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.evaluation.thresholds import evaluate_thresholds
 from hoarfrost.evaluation.units import is_repeated
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import TO, decimal, estimate_text, rule
+from hoarfrost.report.words import TO, decimal, estimate_text, rule, threshold_text
 from hoarfrost.runs import Assessment, FixedPoint, Run
+from hoarfrost.runs.external import Scale
 
 if TYPE_CHECKING:
     from hoarfrost.evaluation.checks import Floats, Ints
@@ -111,7 +112,10 @@ class PointRow:
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the report shows of thresholds. `shown` is the result of the first problem's first threshold."""
+    """What the report shows of thresholds.
+
+    `shown` is the result of the first problem's first threshold, and `scale` that of scores.
+    """
 
     problems: tuple[ClassThresholds, ...]
     n_left_out: int
@@ -120,6 +124,12 @@ class Explorer:
     is_prevalence_stated: bool
     data: str
     n_steps: int
+    scale: Scale | None
+
+    @property
+    def threshold(self) -> str:
+        """The threshold that is shown first, as text."""
+        return threshold_text(self.shown.threshold, self.scale)
 
     @property
     def there(self) -> AtPrevalence:
@@ -152,7 +162,7 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         Of each class or label that has samples; of the first twenty.
     """
     problems, shown, prevalence = [], None, run.config.prevalence
-    steps = _steps(evaluation)
+    steps, scale = _steps(evaluation), evaluation.scales.get(run.selected)
     for number, y, p, patients in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
         name = evaluation.classes[number]
         fixed = _fixed(run.assessment, name)
@@ -173,9 +183,12 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         "unit": evaluation.unit,
         "prevalence": run.config.prevalence,
         "problems": [asdict(problem) for problem in problems],
+        "scale": None if scale is None else {**asdict(scale), "decimals": scale.decimals},
     }
     is_stated = run.config.prevalence is not None
-    return Explorer(tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document), steps)
+    return Explorer(
+        tuple(problems), n_all - len(problems), shown, prevalence, is_stated, script_json(document), steps, scale
+    )
 
 
 def _problems(head: str, evaluation: Evaluation) -> "Iterator[tuple[int, Ints, Floats, Ints | None]]":
@@ -246,11 +259,11 @@ def script_json(document: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def point_rows(assessment: Assessment | None) -> tuple[PointRow, ...]:
+def point_rows(assessment: Assessment | None, scale: Scale | None = None) -> tuple[PointRow, ...]:
     """Return the table of operating points fixed on validation; rules of one threshold share a row."""
     names: dict[PointRow, list[str]] = {}
     for one in () if assessment is None else assessment.classes:
-        for row in (_point_row(one.name, point) for point in one.points):
+        for row in (_point_row(one.name, point, scale) for point in one.points):
             names.setdefault(replace(row, name=""), []).append(row.name)
     return tuple(replace(row, name="; ".join(shared)) for row, shared in names.items())
 
@@ -277,7 +290,7 @@ def _methods(results: Sequence[PointResult]) -> tuple[str, ...]:
     return tuple(sorted({getattr(result, name).method for result in results for name in SHARES}))
 
 
-def _point_row(cls: str, fixed: FixedPoint) -> PointRow:
+def _point_row(cls: str, fixed: FixedPoint, scale: Scale | None) -> PointRow:
     point, result = fixed.point, fixed.result
     if result is None:
         return PointRow(cls, rule(point.name), decimal(None), (), rule(point.reason))
@@ -285,7 +298,7 @@ def _point_row(cls: str, fixed: FixedPoint) -> PointRow:
     ratios = [_ratio_text(ratio) for ratio in (result.lr_positive, result.lr_negative)]
     there = result.at_prevalence
     elsewhere = [] if there is None else [estimate_text(one) for one in (there.ppv, there.npv)]
-    return PointRow(cls, rule(point.name), decimal(point.threshold), (*shares, *ratios, *elsewhere), "")
+    return PointRow(cls, rule(point.name), threshold_text(point.threshold, scale), (*shares, *ratios, *elsewhere), "")
 
 
 def _ratio_text(ratio: Estimate) -> str:

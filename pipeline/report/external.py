@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hoarfrost.evaluation.metrics import ROC_AUC
-from hoarfrost.evaluation.updating import THRESHOLDS
+from hoarfrost.evaluation.updating import INTERCEPT, PRIOR, SLOPE, THRESHOLDS
 from hoarfrost.report.evaluation import Evaluation
-from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, several
+from hoarfrost.report.words import MINUS, NONE, decimal, estimate_text, listed, of_patients, several
 from hoarfrost.runs import CohortDifference, Drop, External, OverlapCheck, Run
 from hoarfrost.runs.external import ALL, NOVEL
 
+UPDATES = {
+    INTERCEPT: "another intercept",
+    SLOPE: "slope and intercept",
+    PRIOR: "another prevalence",
+}
 TITLES = {ROC_AUC: "ROC AUC"}  # other metrics are titled by their keys
 
 
@@ -65,10 +70,10 @@ def external_section(run: Run, evaluation: Evaluation) -> ExternalSection | None
         return None
     return ExternalSection(
         "External validation" if found.scored == "external" else "Evaluation of predictions",
-        (f"{_capital(found.model)} on {evaluation.samples()}{evaluation.of_patients()}.", found.frozen),
+        (f"{_capital(found.model)} on {evaluation.samples()}.", found.frozen),
         tuple(one for one in found.differences if one.differs),
         ", ".join(found.alike),
-        ", ".join((*found.unknown, "pixel sizes", "grey levels")) if found.differences else "",
+        ", ".join(found.unknown),
         found.overlap,
         found.internal,
         tuple(_row(one) for one in found.drops if one.site == ALL),
@@ -155,19 +160,21 @@ def external_methods(run: Run) -> Iterator[str]:
     found, dataset = run.external, run.config.dataset
     assert found is not None
     unreadable = f"; {len(dataset.unreadable):,} of them were unreadable and omitted" if dataset.unreadable else ""
-    patients = "" if dataset.n_patients is None else f" of {several(dataset.n_patients, 'patient')}"
-    images = f"{several(dataset.n_images, 'image')}{patients}{unreadable}"
-    yield f"{_capital(found.model)} was evaluated on {dataset.name}: {images}."
+    samples = f"{several(dataset.n_images, run.config.sample)}{of_patients(dataset.n_patients)}{unreadable}"
+    were = "was" if run.config.sample == "image" else "were"
+    yield f"{_capital(found.model)} {were} evaluated on {dataset.name}: {samples}."
     yield found.frozen
     searched = [one.what for one in found.overlap if one.n is not None]
     if searched:
         n = sum(one.n or 0 for one in found.overlap)
         result = "none was found" if not n else f"{n:,} were found"
         yield f"The cohort was compared with the training images for {listed(searched)}: {result}."
-    if any(one.methods for one in found.updates):
+    updated = {one.method for updating in found.updates for one in updating.methods if not one.reason}
+    kinds = [words for method, words in UPDATES.items() if method in updated]
+    if kinds:
+        by = " by patient" if dataset.n_patients is not None else ""
         yield (
-            "Updated probabilities (another intercept; slope and intercept; another prevalence) were cross-validated by "
-            "patient and are reported beside the frozen ones."
+            f"Updated probabilities ({'; '.join(kinds)}) were cross-validated{by} and are reported beside the frozen ones."
         )
     if any(one.drop.interval is not None for one in found.drops):
         yield (

@@ -10,11 +10,22 @@ from hoarfrost.evaluation import FEW, Estimate, Share, ShownIn, metrics_of
 from hoarfrost.evaluation.checks import normal_quantile
 from hoarfrost.evaluation.metrics import ROC_AUC, Metric
 from hoarfrost.evaluation.subgroup_differences import AREA
+from hoarfrost.evaluation.subgroups import MISSING
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.external import cautions_of
 from hoarfrost.report.scrutiny import lock_cautions, site_cautions
 from hoarfrost.report.trust import FIGURE_TITLES
-from hoarfrost.report.words import decimal, estimate_text, interval, listed, of_patients, p_text, rule, several
+from hoarfrost.report.words import (
+    decimal,
+    estimate_text,
+    interval,
+    listed,
+    of_patients,
+    p_text,
+    rule,
+    several,
+    threshold_text,
+)
 from hoarfrost.runs import Assessment, DatasetFacts, Run, leakage_warnings, precision_text
 
 MAX_CLASSES_IN_TITLE = 5
@@ -90,8 +101,9 @@ def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
+    scale = run.scale_of(run.selected)
     rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({rule(fixed.point.name)})",
+        f"threshold \N{GREATER-THAN OR EQUAL TO} {threshold_text(fixed.point.threshold, scale)} ({rule(fixed.point.name)})",
         "same threshold",
     )
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
@@ -262,7 +274,7 @@ def _of_subgroups(run: Run, evaluation: Evaluation) -> Iterator[Caution]:
             )
     tested = {test.attribute for test in tests if test.figure == AREA and test.p is not None}
     for attribute in dict.fromkeys(one.attribute for one in subgroups if one.attribute not in tested):
-        of_attribute = [one for one in subgroups if one.attribute == attribute]
+        of_attribute = [one for one in subgroups if one.attribute == attribute and one.value != MISSING]
         below = [one for one in of_attribute if one.roc_auc.high is not None and one.roc_auc.high < overall]
         if below:
             worst = min(below, key=lambda one: one.roc_auc.value or 0.0)

@@ -90,9 +90,8 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
     counted = evaluation_of(run)
     answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, counted, rows, thresholds)
     counted = evaluation_of(run)
-    shown = (
-        f" Each {counted.unit} is shown by the image with the highest probability." if run.config.per_patient else ""
-    )
+    highest = f" Each {counted.unit} is shown by the {run.config.sample} with the highest probability."
+    shown = highest if run.config.per_patient else ""
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
     unsure = sorted(answers, key=lambda answer: answer.confidence)
     yield (
@@ -104,7 +103,8 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
             tuple((replace(answer.case, subject=answer.subject),) for answer in wrong[:N_CASES]),
         ),
     )
-    closest = "probability is closest to the threshold" if thresholds else "two most probable answers are closest"
+    what = "probability" if run.scale_of(run.selected) is None else "score"
+    closest = f"{what} is closest to the threshold" if thresholds else "two most probable answers are closest"
     note = f"The {closest}{'' if thresholds else ' to each other'}."
     yield "unsure", CaseGroup("Least certain", note, tuple((answer.case,) for answer in unsure[:N_CASES]))
 
@@ -131,10 +131,11 @@ def _class_answers(
     subjects = np.ones_like(predicted) if evaluation.is_binary else predicted
     of_patients = evaluation.unit == "patient"
     shown = _highest_images(run, rows, subjects) if of_patients else [(int(row), "") for row in rows]
-    is_right, answers = predicted == evaluation.y_true, []
+    is_right, answers, scale = predicted == evaluation.y_true, [], run.scale_of(run.selected)
     for i in _shown_first(is_right, lead):
         row, joined = shown[i]
-        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {decimal(p[i, predicted[i]])}"
+        sure = decimal(p[i, predicted[i]]) if scale is None else f"score {scale.text(p[i, 1])}"
+        predicted_as = f"predicted {evaluation.classes[predicted[i]]}, {sure}"
         label = evaluation.classes[evaluation.y_true[i]] if of_patients else run.predictions.labels[row]
         case = Case(
             run.predictions.paths[row],

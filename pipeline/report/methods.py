@@ -20,10 +20,13 @@ from hoarfrost.report.external import external_methods
 from hoarfrost.report.planning import needs_text
 from hoarfrost.report.provenance import plain
 from hoarfrost.report.views import looks_of
-from hoarfrost.report.words import decimal, listed, of_patients, several
+from hoarfrost.report.words import listed, of_patients, several, threshold_text
 from hoarfrost.runs import Assessment, CacheFacts, FixedPoint, Run, SplitSize, outlook_of
+from hoarfrost.runs.records import AS_CALLED, STATED
 
 MOST_HEADS = 6
+OF_EMBEDDINGS = {"torch", "torchvision", "pillow", "pydicom", "h5py", "scikit-learn"}
+"""Libraries that predictions without images do not need."""
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 RASTER = JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 LITERATURE = {
@@ -240,7 +243,7 @@ def _selection(run: Run) -> Iterator[str]:
 
 def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     how, area = run.config.per_patient, evaluation.area(run.head(run.selected))
-    joined = "" if how is None else f"; the probability of a patient is the {how} over the images"
+    joined = "" if how is None else f"; the probability of a patient is the {how} over the {run.config.sample}s"
     yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
@@ -293,26 +296,39 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
     methods = point_methods(run.assessment)
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
-    if len(run.assessment.classes) == 1 and first.result is not None:
-        yield (
-            f"The threshold ({decimal(first.point.threshold)}) was chosen on {run.config.validated_on} by {first.point.name}"
-            f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
-            f"predictive values are by {by}."
-        )
-    else:
-        yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."
-    if not any((run.assessment.calibration, *(one.calibration for one in run.assessment.classes))):
-        return
-    yield (
-        f"Calibration was assessed in ten bins of equal mass (Nixon et al. 2019){_smoothed(run.assessment)}, before and "
-        f"after scaling by a temperature fitted on {run.config.validated_on} (Guo et al. 2017); net benefit by decision "
-        "curves (Vickers and Elkin 2006) of the rescaled probabilities."
-    )
+    if len(run.assessment.classes) > 1:
+        yield f"Thresholds were {run.config.thresholds} for each class against the rest."
+    elif first.result is not None:
+        if run.config.fixed_on not in (STATED, AS_CALLED):  # `External.frozen` already says these
+            rule = f"{first.point.name}{' (Youden 1950)' if first.point.name == YOUDEN else ''}"
+            at = threshold_text(first.point.threshold, run.scale_of(run.selected))
+            yield f"The threshold ({at}) was {run.config.thresholds} by {rule}."
+        yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
+    yield from _calibrated(run, run.assessment)
     if run.config.prevalence is not None:
-        yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
+        benefit = " and net benefit" if run.assessment.classes[0].net_benefit is not None else ""
+        yield f"Predictive values{benefit} are also given for a prevalence of {run.config.prevalence:g}."
     if run.assessment.subgroups:
         names = ", ".join(dict.fromkeys(one.attribute for one in run.assessment.subgroups))
-        yield f"Subgroups were those of {names}.{_compared(run.assessment)}"
+        yield f"Subgroups were those of {names}.{_compared(run.assessment, run.config.sample)}"
+
+
+def _calibrated(run: Run, assessment: Assessment) -> Iterator[str]:
+    """Yield how calibration and net benefit were assessed, of which probabilities."""
+    found = [
+        one for one in (assessment.calibration, *(one.calibration for one in assessment.classes)) if one is not None
+    ]
+    if not found:
+        return
+    unused = [one.temperature.reason for one in found]
+    scaled = f", before and after scaling by a temperature fitted on {run.config.validated_on} (Guo et al. 2017)"
+    whose = " of the rescaled probabilities"
+    if all(unused):
+        scaled, whose = f"; no temperature was applied ({unused[0]})", ""
+    yield (
+        f"Calibration was assessed in ten bins of equal mass (Nixon et al. 2019){_smoothed(assessment)}{scaled}; net benefit "
+        f"by decision curves (Vickers and Elkin 2006){whose}."
+    )
 
 
 def _smoothed(found: Assessment) -> str:
@@ -330,21 +346,24 @@ def _smoothed(found: Assessment) -> str:
     )
 
 
-def _compared(found: Assessment) -> str:
+def _compared(found: Assessment, sample: str) -> str:
     """Return how subgroups were compared, if they were."""
     if not any(one.p is not None for one in found.heterogeneity):
         return ""
     return (
         " Differences between them have intervals by squaring and adding (Zou and Donner 2008). Heterogeneity was tested "
-        "by Cochran's Q with pooled variances (Cochran 1954), with a design effect where patients have several images "
+        f"by Cochran's Q with pooled variances (Cochran 1954), with a design effect where patients have several {sample}s "
         "(Rao and Scott 1981), p values corrected by Holm's method (Holm 1979)."
     )
 
 
 def _software(run: Run) -> Iterator[str]:
-    config = run.config
-    used = [f"{name} {version}" for name, version in config.versions.items() if name != "pydicom" or _has_dicom(run)]
-    yield f"Software: {', '.join(used)}; device {config.device}; seed {config.seed}."
+    config, unused = run.config, set() if _has_dicom(run) else {"pydicom"}
+    device = f"device {config.device}; "
+    if config.sample != "image":
+        unused, device = OF_EMBEDDINGS, ""
+    used = [f"{name} {version}" for name, version in config.versions.items() if name not in unused]
+    yield f"Software: {', '.join(used)}; {device}seed {config.seed}."
 
 
 def _references(text: str) -> Iterator[str]:

@@ -207,7 +207,7 @@ def page_of(run: Run) -> Page:
         tiles=tiles(run, evaluation),
         data=data_of(run),
         explorer=explorer_of(run, evaluation),
-        points=point_rows(run.assessment),
+        points=point_rows(run.assessment, run.scale_of(run.selected)),
         point_methods=point_methods(run.assessment),
         promises=promises(run.assessment),
         coverage=_coverage(run, evaluation),

@@ -26,6 +26,7 @@ from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
 from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
+from hoarfrost.runs.external import Scale
 
 ENDS = ("", "_low", "_high")
 ABOUT = ("method", "n", "patients")
@@ -97,7 +98,7 @@ def tables_of(run: Run) -> dict[str, Table]:
         "sites held out": _left_out(run),
         "views": _views(run),
         "covariates": covariate_table(run),
-        **(_assessment(run.assessment) if run.assessment is not None else {}),
+        **(_assessment(run.assessment, run.scale_of(run.selected)) if run.assessment is not None else {}),
         "shortcuts": _shortcuts(run),
         "near-duplicates": _near_duplicates(run),
         "suspect labels": _suspects(run),
@@ -127,9 +128,9 @@ def _heads(run: Run) -> Table:
             selected = "yes" if one.name == run.selected else "no"
             epochs = one.best_epoch, one.epochs
             about = (selected, one.n_parameters, *epochs, one.learning_rate, one.weight_decay, one.dropout)
-        scored = [column[place] for column in by_split.values()]
+        scored, scale = [column[place] for column in by_split.values()], run.scale_of(one.name)
         values = [value for scores in scored for value in _scores(scores, metrics)]
-        methods = [value for scores in scored for value in _about_scores(scores, with_interval)]
+        methods = [value for scores in scored for value in _about_scores(scores, with_interval, scale)]
         rows.append((one.name, *about, *values, *methods))
     about_columns = ("parameters", "best_epoch", "epochs", "learning_rate", "weight_decay", "dropout")
     return Table(("head", "selected", *about_columns, *columns, *about_scores), tuple(rows))
@@ -141,10 +142,11 @@ def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
         yield from found[:1] if metric.interval is IntervalKind.NONE else found
 
 
-def _about_scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[Value]:
+def _about_scores(scores: Scores, metrics: Sequence[Metric], scale: Scale | None) -> Iterator[Value]:
     yield from (scores.n, scores.n_patients)
     yield from (getattr(scores.printed(metric.key), "method", None) for metric in metrics)
-    yield from (scores.rule or None, scores.thresholds[0] if len(scores.thresholds) == 1 else None)
+    yield scores.rule or None
+    yield _own(scores.thresholds[0], scale) if len(scores.thresholds) == 1 else None
 
 
 def _classes(run: Run) -> Table:
@@ -238,8 +240,8 @@ def _left_out(run: Run) -> Table:
 # -- how far it can be believed -----------------------------------------------------------------------------------------
 
 
-def _assessment(found: Assessment) -> dict[str, Table]:
-    points = tuple((one.name, *_point(point)) for one in found.classes for point in one.points)
+def _assessment(found: Assessment, scale: Scale | None) -> dict[str, Table]:
+    points = tuple((one.name, *_point(point, scale)) for one in found.classes for point in one.points)
     calibrations = [("", found.calibration), *((one.name, one.calibration) for one in found.classes)]
     bins = tuple(row for name, one in calibrations if one is not None for row in _bins(name, one))
     benefit = tuple(row for one in found.classes for row in _benefit(one.name, one.net_benefit))
@@ -332,7 +334,11 @@ def _named(names: Sequence[str], ends: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}{end}" for name in names for end in ends)
 
 
-def _point(fixed: FixedPoint) -> tuple[Value, ...]:
+def _own(threshold: float | None, scale: Scale | None) -> float | None:
+    return threshold if threshold is None or scale is None else scale.own(threshold)
+
+
+def _point(fixed: FixedPoint, scale: Scale | None) -> tuple[Value, ...]:
     result = fixed.result
     shares: list[Share | None] = [getattr(result, name, None) for name in SHARES]
     there = None if result is None else result.at_prevalence
@@ -342,7 +348,7 @@ def _point(fixed: FixedPoint) -> tuple[Value, ...]:
         value for one in shares for value in _about_share(one)
     ]
     values += [value for one in others for value in _ends(one)]
-    return fixed.point.name, fixed.point.threshold, *values, None if there is None else there.prevalence
+    return fixed.point.name, _own(fixed.point.threshold, scale), *values, None if there is None else there.prevalence
 
 
 def _group(one: Subgroup) -> tuple[Value, ...]:

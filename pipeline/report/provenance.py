@@ -24,7 +24,7 @@ def provenance_of(config: RunConfig) -> dict[str, tuple[Fact, ...]]:
         "Run": tuple(_run_facts(config)),
         "Dataset": (
             Fact("source", config.dataset.source, is_code=True),
-            Fact("split", rule_named(config.dataset.split_by).origin),
+            *([Fact("split", rule_named(config.dataset.split_by).origin)] if config.sample == "image" else []),
         ),
         **({"Embeddings": tuple(_embedding_facts(config))} if config.embeddings.fingerprint else {}),
     }

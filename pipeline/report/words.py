@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hoarfrost.evaluation import Estimate, Scores
+from hoarfrost.runs.external import Scale
 
 MINUS = "\N{MINUS SIGN}"
 TO = "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"  # a cell of a table breaks before an interval, never within
@@ -15,6 +16,11 @@ def decimal(value: float | None) -> str:
         return NONE
     # z: no minus before zero. Not round(): NumPy's differs from Python's.
     return f"{value:z.3f}".replace("-", MINUS)
+
+
+def threshold_text(value: float | None, scale: Scale | None) -> str:
+    """Write a threshold: a probability as "0.470", a score on its own scale; None as a dash."""
+    return decimal(value) if value is None or scale is None else scale.text(value).replace("-", MINUS)
 
 
 def interval(ends: Sequence[float | None] | None) -> str:

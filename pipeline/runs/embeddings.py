@@ -55,5 +55,5 @@ class EmbeddingFacts(CacheFacts):
 
     @property
     def of_each(self) -> tuple[CacheFacts, ...]:
-        """The facts of each cache: of the only one, or of several whose embeddings are side by side."""
-        return self.several or (self,)
+        """The facts of each cache: of the only one, or of several side by side; none where only predictions are known."""
+        return self.several or ((self,) if self.fingerprint else ())

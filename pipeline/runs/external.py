@@ -1,6 +1,7 @@
 """What an evaluation records of a cohort that the model was not trained on: what differs, what overlaps, the drop."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.leakage import Leakage
@@ -53,6 +54,32 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """From the lowest to the highest score of a model. Scores are kept as 0 to 1, and thresholds are stated on this scale."""
+
+    low: float
+    high: float
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals a score has, so that a thousandth of the scale is seen."""
+        return max(0, 3 - math.floor(math.log10(self.high - self.low)))
+
+    def own(self, share: float) -> float:
+        """Return a score or threshold on the model's own scale."""
+        return self.low + share * (self.high - self.low)
+
+    def share(self, own: float) -> float:
+        """Return a score or threshold of the model's own scale as 0 to 1."""
+        return (own - self.low) / (self.high - self.low)
+
+    def text(self, share: float) -> str:
+        """Write a score or threshold on the model's own scale: "3.5"."""
+        text = f"{self.own(share):z.{self.decimals}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@dataclass(frozen=True)
 class External:
     """An external validation.
 
@@ -80,6 +107,8 @@ class External:
         What the scored images are, as an adjective: "external", or "test" for predictions of unknown origin.
     updates : tuple of Updating
         What recalibration on this cohort would bring, cross-validated. No other figure uses it.
+    scales : dict of str -> Scale
+        By model, where predictions are scores and no probabilities.
     """
 
     model: str
@@ -94,6 +123,7 @@ class External:
     notes: tuple[str, ...] = ()
     scored: str = "external"
     updates: tuple[Updating, ...] = ()
+    scales: dict[str, Scale] = field(default_factory=dict)
 
     @property
     def alike(self) -> tuple[str, ...]:

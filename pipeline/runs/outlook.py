@@ -29,7 +29,11 @@ def precision_text(run: Run) -> str:
     """Return the statement on the interval's width that is printed next to the ROC AUC; "" without an interval."""
     found = precision_of_run(run)
     split = run.config.validation if run.head(run.selected).test is None else "test"
-    return "" if found is None else found.sentence(split, "image" if run.config.per_patient is None else "patient")
+    return (
+        ""
+        if found is None
+        else found.sentence(split, run.config.sample if run.config.per_patient is None else "patient")
+    )
 
 
 def outlook_of(run: Run) -> Extrapolation | None:

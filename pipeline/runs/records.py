@@ -18,7 +18,7 @@ from hoarfrost.heads.config import ScoringConfig, TrainingConfig
 from hoarfrost.runs.acquisition import Acquisition
 from hoarfrost.runs.covariates import Covariates
 from hoarfrost.runs.embeddings import EmbeddingFacts
-from hoarfrost.runs.external import External
+from hoarfrost.runs.external import External, Scale
 from hoarfrost.runs.left_out import LeftOut
 from hoarfrost.runs.lock import AnalysisPlan, Look
 from hoarfrost.runs.resampled import CrossValidation, LearningPoint, RepeatedSplits
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
+STATED, AS_CALLED = "no data, but stated", "no data: the calls themselves"
+"""Values of `fixed_on` where no data chose the thresholds."""
 NO_TEST_SPLIT = "There is no test split: all scores are of the images that also chose the head."
 
 
@@ -118,6 +120,11 @@ class RunConfig(TrainingConfig, ScoringConfig):
     options: TrainOptions | None = None
 
     @property
+    def sample(self) -> str:
+        """What is scored: "image", or "row" where only predictions are known."""
+        return "image" if self.embeddings.fingerprint else "row"
+
+    @property
     def validation(self) -> str:
         """How heads were validated, as an adjective: "out-of-fold" or "validation"."""
         return "validation" if self.n_cross_fit is None else "out-of-fold"
@@ -126,6 +133,11 @@ class RunConfig(TrainingConfig, ScoringConfig):
     def validated_on(self) -> str:
         """What selection, thresholds and temperature were based on: follows "chosen on"."""
         return self.fixed_on or ("the validation split" if self.n_cross_fit is None else "out-of-fold predictions")
+
+    @property
+    def thresholds(self) -> str:
+        """Where thresholds are from, as a participle: "chosen on the validation split"."""
+        return {STATED: "stated", AS_CALLED: "given by the calls"}.get(self.fixed_on, f"chosen on {self.validated_on}")
 
     @property
     def selection(self) -> str:
@@ -334,6 +346,10 @@ class Run:
         has = (truth == 1) & rows[:, None]
         by_label = {label: len(np.unique(numbers[has[:, i]])) for i, label in enumerate(dataset.classes)}
         return len(np.unique(numbers[rows])), by_label
+
+    def scale_of(self, name: str) -> Scale | None:
+        """Return the scale of a model's scores; None for probabilities."""
+        return None if self.external is None else self.external.scales.get(name)
 
     def rows_of(self, split: str) -> "npt.NDArray[np.int64]":
         """Return the rows of the images of a split; those of "val", with cross-fitting, are the training images."""

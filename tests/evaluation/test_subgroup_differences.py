@@ -204,3 +204,16 @@ def test_records_survive_json() -> None:
     for records in (calibrate_subgroups(sample), subgroup_differences(sample), heterogeneity(sample)):
         for one in records:
             assert from_json(to_json(one), type(one)) == one
+
+
+def test_samples_without_a_known_value_are_shown_and_compared_with_nothing() -> None:
+    y_true, p = calibrated(400, seed=3)
+    column = ["", "", *"AB"] * 100  # most values are missing
+    sample = sample_of(y_true, two_columns(p), {"site": column})
+    assert [one.value for one in sample.subgroups] == ["A", "B", "(missing)"]
+    differences = subgroup_differences(sample)
+    assert {(one.value, one.reference) for one in differences} == {("B", "A")}
+    assert all(test.values == ("A", "B") for test in heterogeneity(sample))
+    alone = sample_of(y_true, two_columns(p), {"site": ["A", ""] * 200})
+    assert not heterogeneity(alone)
+    assert not subgroup_differences(alone)

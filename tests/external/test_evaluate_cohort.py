@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +146,18 @@ def test_each_site_has_its_own_drop(trained: Trained, cohort: Path, tmp_path: Pa
     )
     wins = sum((a > b) + (a == b) / 2 for a in positives for b in negatives)
     assert areas["north"].external.value == pytest.approx(wins / len(positives) / len(negatives))
+
+
+def test_images_without_a_known_site_are_no_site(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(cohort, tmp_path / "cohort")
+    text = (other / "labels.csv").read_text(encoding="utf-8")
+    halves = iter(range(1000))
+    emptied = re.sub("south", lambda _: "south" if next(halves) % 4 < 2 else "", text)
+    (other / "labels.csv").write_text(emptied, encoding="utf-8")
+    run = evaluate_cohort(other, tmp_path / "e", run=trained.run)
+    assert run.assessment is not None
+    assert "(missing)" in {one.value for one in run.assessment.subgroups if one.attribute == "site"}
+    assert {one.site for one in external_of(run).drops} == {"all", "north", "south"}
 
 
 def test_wanted_site_column_must_exist(trained: Trained, cohort: Path, tmp_path: Path) -> None:

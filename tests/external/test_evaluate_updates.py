@@ -39,7 +39,7 @@ def test_shifted_probabilities_show_what_an_update_would_bring(tmp_path: Path) -
     assert "is not known" in by_name[PRIOR].reason
     text = evaluate_text(run)
     assert "if updated" in text
-    assert "All other figures are those of the frozen head." in text
+    assert "All other figures are those of the frozen probabilities." in text
     read = read_run(run.directory)
     assert read.external == run.external
     page = write_report(run.directory).read_text(encoding="utf-8")

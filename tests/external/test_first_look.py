@@ -4,14 +4,28 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hoarfrost.external.cohort import evaluate_cohort
-from hoarfrost.runs import CohortDifference
+from hoarfrost.external.differences import _numbers
+from hoarfrost.report import write_report
+from hoarfrost.runs import CohortDifference, External, read_run
 from tests.support.predicted import Trained
 
 pytestmark = pytest.mark.usefixtures("free_backbone")
+
+
+def external_of(directory: Path) -> External:
+    found = read_run(directory).external
+    assert found is not None
+    return found
+
+
+def said_unknown(directory: Path) -> list[str]:
+    page = write_report(directory).read_text("utf-8")
+    return page.partition("Not known of the training images: ")[2].partition(".")[0].split(", ")
 
 
 def looks_at(data: Path, output: Path, trained: Trained) -> dict[str, CohortDifference]:
@@ -59,3 +73,19 @@ def test_first_look_leaves_out_what_the_training_cache_does_not_record(
     looks = {*looks_at(cohort, tmp_path / "e", trained)}
     assert "format" in looks
     assert not looks & {"pixel width", "grey mean", "colour mode"}
+    assert "pixel sizes and grey levels" in said_unknown(tmp_path / "e")
+
+
+def test_what_both_caches_record_is_not_said_to_be_unknown(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    assert "grey mean" in looks_at(cohort, tmp_path / "e", trained)
+    assert set(external_of(tmp_path / "e").unknown) == {"age", "site"}  # columns of the cohort alone
+    assert not {"pixel sizes", "grey levels"} & set(said_unknown(tmp_path / "e"))
+
+
+def test_rounding_is_neither_a_difference_nor_a_spread() -> None:
+    same, other = np.full(120, 1.154), np.full(120, 1.154)
+    other[::2] = np.nextafter(1.154, 2)
+    found = _numbers("aspect ratio", same, other)
+    assert not found.differs
+    assert (found.training, found.cohort) == ("mean 1.154 (SD 0)", "mean 1.154 (SD 0)")
+    assert _numbers("aspect ratio", same, other + 0.01).differs

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hoarfrost.cli.console.lines import count, table
+from hoarfrost.cli.console.lines import CORRECTED, count, p_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,19 +21,26 @@ def evaluate_text(run: "Run", *, is_aggregate: bool = False) -> str:
     """Describe an evaluation: first what differs from the training images, then the figures."""
     found, dataset = run.external, run.config.dataset
     assert found is not None
-    patients = "" if dataset.n_patients is None else f" of {count(dataset.n_patients, 'patient')}"
-    scored = f" ({dataset.n_split['test']:,} of them scored)" if "val" in dataset.n_split else ""
-    lines = [f"{dataset.name}: {count(dataset.n_images, 'image')}{patients}{scored}; {found.model}"]
+    sample = run.config.sample
+    samples = f"{count(dataset.n_images, sample)}{_of_patients(dataset.n_patients)}"
+    if "val" in dataset.n_split:
+        size = next(one for one in run.split_sizes() if one.split == "test")
+        samples += f", of which {count(size.n_images, sample)}{_of_patients(size.n_patients)} are scored"
+    lines = [f"{dataset.name}: {samples}; {found.model}"]
     lines += [*_look_lines(found), *_overlap_lines(found)]
     lines += _drop_lines(found) if found.drops else _score_lines(run)
     lines += [text for text in (found.internal, found.frozen, *found.notes) if text]
-    lines += [line for one in found.updates[:SHOWN_LABELS] for line in _update_lines(one)]
+    lines += [line for one in found.updates[:SHOWN_LABELS] for line in _update_lines(one, sample)]
     if len(found.updates) > SHOWN_LABELS:
         lines.append(
             f"updates of {len(found.updates) - SHOWN_LABELS} more labels are in the report and in metrics.json"
         )
     what = "aggregate, without a row of a patient:" if is_aggregate else "evaluation"
     return "\n".join([*lines, f"{what} {run.directory}"])
+
+
+def _of_patients(number: int | None) -> str:
+    return "" if number is None else f" of {count(number, 'patient')}"
 
 
 def _look_lines(found: "External") -> "Iterator[str]":
@@ -78,19 +85,21 @@ def _score_lines(run: "Run") -> "Iterator[str]":
     for head in run.heads:
         assert head.test is not None
         other = compared.get(head.name)
-        difference = "" if other is None else f"; difference {_text(other.difference)}"
-        p = "" if other is None or other.p_holm is None else f", p {other.p_holm:z.3f}"
-        yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}{p}"
+        difference = "" if other is None else f"; difference {_text(other.difference)}{p_text(other.p_holm)}"
+        yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}"
+    if any(one.p_holm is not None for one in run.comparisons):
+        yield f"Differences are from {run.selected}. {CORRECTED}"
     classes = () if run.assessment is None else run.assessment.classes
     if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
-        point = classes[0].points[0].point
+        point, scale = classes[0].points[0].point, run.scale_of(run.selected)
+        threshold = f"{at.threshold:z.3f}" if scale is None else scale.text(at.threshold)
         yield (
-            f"threshold >= {at.threshold:z.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
+            f"threshold >= {threshold} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
             f"{_text(at.specificity)}"
         )
 
 
-def _update_lines(found: "Updating") -> "Iterator[str]":
+def _update_lines(found: "Updating", sample: str) -> "Iterator[str]":
     """Yield what updates to this cohort would bring, cross-validated; the figures above are the frozen ones."""
     of = f" of {found.name}" if found.name else ""
     if found.reason:
@@ -99,7 +108,8 @@ def _update_lines(found: "Updating") -> "Iterator[str]":
     head = (f"if updated{of}", "log loss", "Brier", "calibration error", "slope", "intercept", "log loss minus frozen")
     yield from table([head, *(_update_row(one) for one in found.methods if not one.reason)])
     yield from (f"{one.method}: {one.reason}" for one in found.methods if one.reason)
-    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen head."
+    frozen = "head" if sample == "image" else "probabilities"
+    yield f"Updates were cross-validated in {found.n_folds} folds. All other figures are those of the frozen {frozen}."
 
 
 def _update_row(one: "UpdatedScores") -> tuple[str, ...]:

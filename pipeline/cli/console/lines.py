@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+CORRECTED = "p is corrected by Holm's method for all comparisons; the intervals of differences are not."
+
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return rows as lines, the cells of each column padded to one width."""
@@ -12,6 +14,11 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def count(n: int, noun: str) -> str:
     """Return a number with what it counts, in the plural unless it is one."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def p_text(p: float | None) -> str:
+    """Return a p value as it follows an estimate: ", p 0.031", or ", p < 0.001"; empty if there is none."""
+    return "" if p is None else ", p < 0.001" if p < 0.001 else f", p {p:z.3f}"
 
 
 def untrained_lines(weights: str) -> list[str]:

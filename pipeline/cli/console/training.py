@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hoarfrost.cli.console.lines import count, table
+from hoarfrost.cli.console.lines import CORRECTED, count, p_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -269,7 +269,7 @@ def _cross_validation_lines(folds: "CrossValidation | None") -> "Iterator[str]":
         by_fold = ", ".join(f"{auc:z.3f}" for auc in result.fold_roc_aucs)
         yield f"  {result.name}: {_estimate_text(result.pooled.auc)}; by fold {by_fold}{_difference(result)}"
     if any(result.difference for result in folds.results):
-        yield "  p is corrected by Holm's method for all comparisons; the intervals of differences are not."
+        yield f"  {CORRECTED}"
     yield f"  {folds.meaning}"
     if folds.held_by_sets is not None:
         held = _estimate_text(folds.held_by_sets)
@@ -280,9 +280,7 @@ def _difference(result: "CrossValidated") -> str:
     """Return how far a head is from those that the folds selected, if it was compared with them."""
     if result.difference is None:
         return ""
-    found = result.difference.p_holm
-    p = "" if found is None else ", p < 0.001" if found < 0.001 else f", p {found:z.3f}"
-    return f"; difference {_estimate_text(result.difference.difference)}{p}"
+    return f"; difference {_estimate_text(result.difference.difference)}{p_text(result.difference.p_holm)}"
 
 
 def _random_splits_lines(found: "RepeatedSplits | None") -> "Iterator[str]":
