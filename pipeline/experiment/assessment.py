@@ -49,7 +49,8 @@ class Fixed:
         One; of several labels one each. Empty for scores that are not probabilities: they are neither calibrated nor
         compared with the probability at which a patient would be treated.
     prevalences : mapping of int to float
-        The share of class 1, or of each class or label, for which probabilities are calibrated; empty if it is not known.
+        The share of class 1, or of each class or label, for which probabilities are calibrated; empty if it is not known:
+        then they are taken to be calibrated for the share among the scored samples.
     calibrations : tuple of ConformalScores
         Empty if there are none.
     limits : mapping of int to ndarray (m, k) float64
@@ -144,7 +145,7 @@ def _of_class(
     members, alone = None if groups is None else groups[rows], None
     limits = None if number not in fixed.limits else fixed.limits[number][rows]
     points = _fixed_points(fixed.points.get(number, ()), one, found, members, prevalence, limits)
-    benefit = None
+    benefit, study = None, None
     if fixed.temperatures:
         if joint is None:
             alone = _recalibration(fixed.temperatures[number], one, two_columns(found), members)
@@ -152,11 +153,13 @@ def _of_class(
         else:
             likely = apply_temperature(samples.p, joint.temperature.temperature)[rows, number]
         likely = np.clip(likely, 0, 1)
-        if prevalence is not None and number in fixed.prevalences:
-            # Probabilities are calibrated for the share of the class among validated images.
-            likely = at_prevalence(likely, fixed.prevalences[number], prevalence)
+        if prevalence is not None:
+            # Probabilities are calibrated for the share of the class among validated images; without these, among the
+            # scored ones, which is what an observed calibration of them refers to.
+            study = fixed.prevalences.get(number, float(one.mean()))
+            likely = at_prevalence(likely, study, prevalence)
         benefit = decision_curve(one, likely, groups=members, prevalence=prevalence)
-    return ClassAssessment(samples.names[number], len(one), int(one.sum()), points, benefit, alone)
+    return ClassAssessment(samples.names[number], len(one), int(one.sum()), points, benefit, alone, study)
 
 
 def _confusion(y_true: Ints, p: Floats, decision: Decision) -> Confusion | None:

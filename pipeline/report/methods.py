@@ -307,6 +307,7 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
+        yield from dict.fromkeys(one.shift for one in run.assessment.classes if one.shift)
     if run.assessment.subgroups:
         names = ", ".join(dict.fromkeys(one.attribute for one in run.assessment.subgroups))
         yield f"Subgroups were those of {names}.{_compared(run.assessment)}"

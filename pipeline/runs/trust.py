@@ -67,7 +67,8 @@ class ClassAssessment:
     """A class against the rest, or a label: `n` samples with a known value, `n_positive` that have it.
 
     `calibration` belongs to a label. Classes that exclude one another share one calibration, in `Assessment`.
-    `net_benefit` is None for scores that are not probabilities.
+    `net_benefit` is None for scores that are not probabilities. For a stated prevalence it is that of probabilities which
+    were shifted to it from the prevalence `shifted_from`.
     """
 
     name: str
@@ -76,6 +77,18 @@ class ClassAssessment:
     points: tuple[FixedPoint, ...]
     net_benefit: DecisionCurve | None
     calibration: Recalibration | None = None
+    shifted_from: float | None = None
+
+    @property
+    def shift(self) -> str:
+        """From which prevalence the probabilities of net benefit were shifted, as a sentence; "" if they were not."""
+        if self.shifted_from is None or self.net_benefit is None:
+            return ""
+        of = "scored" if self.shifted_from == self.n_positive / self.n else "validated"
+        return (
+            f"For net benefit, probabilities were shifted from a prevalence of {self.shifted_from:.3f}, that of the {of} "
+            f"samples, to {self.net_benefit.prevalence:g}."
+        )
 
 
 @dataclass(frozen=True)
