@@ -253,11 +253,7 @@ def _recalibration(run: Run, _: Evaluation) -> str:
 def _thresholds(run: Run, _: Evaluation) -> str:
     if run.assessment is None:
         return "a probability for each class"
-    points = [
-        f"{decimal(one.point.threshold)} ({rule(one.point.name)})"
-        for one in run.assessment.classes[0].points
-        if one.result
-    ]
+    points = [f"{one.at(decimal)} ({rule(one.point.name)})" for one in run.assessment.classes[0].points if one.result]
     return f"a probability for each class; thresholds for {run.assessment.classes[0].name}: {'; '.join(points)}"
 
 

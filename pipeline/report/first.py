@@ -90,10 +90,8 @@ def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
-    rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {decimal(fixed.point.threshold)} ({rule(fixed.point.name)})",
-        "same threshold",
-    )
+    same = "same thresholds" if fixed.by_fold else "same threshold"
+    rules = (f"{rule(fixed.decides(decimal))} ({rule(fixed.point.name)})", same)
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         patients = "" if share.n_patients is None else f" {unit}s of {several(share.n_patients, 'patient')}"

@@ -291,8 +291,11 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     methods = point_methods(run.assessment)
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
     if len(run.assessment.classes) == 1 and first.result is not None:
+        chosen = (
+            f"Thresholds ({first.at(decimal)}) were" if first.by_fold else f"The threshold ({first.at(decimal)}) was"
+        )
         yield (
-            f"The threshold ({decimal(first.point.threshold)}) was chosen on {run.config.validated_on} by {first.point.name}"
+            f"{chosen} chosen on {run.config.validated_on} by {first.point.name}"
             f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
             f"predictive values are by {by}."
         )

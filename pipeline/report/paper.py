@@ -342,7 +342,9 @@ def _point(fixed: FixedPoint) -> tuple[Value, ...]:
         value for one in shares for value in _about_share(one)
     ]
     values += [value for one in others for value in _ends(one)]
-    return fixed.point.name, fixed.point.threshold, *values, None if there is None else there.prevalence
+    # One threshold in the column would look as if it had made the counts.
+    chosen = (f"{fixed.point.name}, {fixed.at()}", None) if fixed.by_fold else (fixed.point.name, fixed.point.threshold)
+    return *chosen, *values, None if there is None else there.prevalence
 
 
 def _group(one: Subgroup) -> tuple[Value, ...]:

@@ -1,5 +1,6 @@
 """What a run records about how far its scores can be trusted: leakage, operating points, calibration, subgroups."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hoarfrost.evaluation import (
@@ -13,6 +14,7 @@ from hoarfrost.evaluation import (
 )
 from hoarfrost.evaluation.leakage import Leakage
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
+from hoarfrost.evaluation.operating import across_folds, three_digits
 from hoarfrost.evaluation.subgroup_differences import Heterogeneity, SubgroupCalibration, SubgroupDifference
 
 SAME_ERROR = 1.05
@@ -23,11 +25,24 @@ SAME_ERROR = 1.05
 class FixedPoint:
     """An operating point chosen on validation, and its result on the scored split.
 
-    Without a threshold that meets the rule, `result` = None.
+    Without a threshold that meets the rule, `result` = None. `by_fold` are cross-fitted thresholds, one per fold: the
+    result is that of each sample at the threshold of its fold, and the threshold of `point`, which all samples choose,
+    decides nothing.
     """
 
     point: OperatingPoint
     result: PointResult | None
+    by_fold: tuple[float, ...] = ()
+
+    def at(self, number: Callable[[float], str] = three_digits) -> str:
+        """Return the threshold that decides, as "0.470"; or the range of cross-fitted ones."""
+        if self.by_fold:
+            return across_folds(self.by_fold, number)
+        return "" if self.point.threshold is None else number(self.point.threshold)
+
+    def decides(self, number: Callable[[float], str] = three_digits) -> str:
+        """Return what makes a sample positive, as "threshold >= 0.470"; or the range of cross-fitted thresholds."""
+        return self.at(number) if self.by_fold else f"threshold >= {self.at(number)}"
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,9 @@ def _score_lines(run: "Run") -> "Iterator[str]":
         yield f"{head.name}: ROC AUC {_text(head.test.auc)}{difference}{p}"
     classes = () if run.assessment is None else run.assessment.classes
     if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
-        point = classes[0].points[0].point
+        first = classes[0].points[0]
         yield (
-            f"threshold >= {at.threshold:z.3f} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
+            f"{first.decides()} ({first.point.name}): sensitivity {_text(at.sensitivity)}, specificity "
             f"{_text(at.specificity)}"
         )
 
