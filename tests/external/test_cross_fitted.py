@@ -12,6 +12,7 @@ from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.gallery import groups_of
 from hoarfrost.report.paper import tables_of
 from hoarfrost.runs import FixedPoint, Run, read_run
+from tests.support.browser import Browser, open_tab
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost
 
@@ -137,6 +138,34 @@ def test_figures_of_cross_fitted_thresholds_are_stated_with_the_range_of_the_fol
         fixed.result.true_positives,
         fixed.result.false_positives,
     )
+
+
+def test_buttons_and_slider_show_what_decides(tmp_path: Path, browser: Browser) -> None:
+    run = evaluated(tmp_path, write_predictions(tmp_path / "p.csv", 120))
+    fixed = first_point(run)
+    assert fixed.result is not None
+    tab = open_tab(browser, write_report(run.directory))
+
+    def shown() -> tuple[str, str, list[str]]:
+        cells = "Array.from(document.querySelectorAll('td[data-cell] b'), cell => cell.textContent)"
+        caption = tab.run("document.querySelector('[data-threshold]').textContent")
+        return caption, tab.run("document.getElementById('threshold-value').textContent"), tab.run(cells)
+
+    counts = [
+        str(getattr(fixed.result, name))
+        for name in ("true_negatives", "false_positives", "false_negatives", "true_positives")
+    ]
+    assert shown() == (fixed.at(), fixed.at(), counts)
+    tab.run(
+        "const slider = document.getElementById('threshold-slider'); slider.value = 0.5; "
+        "slider.dispatchEvent(new Event('input'))"
+    )
+    assert shown()[:2] == ("a threshold of 0.500", "0.500")
+    tab.run("document.querySelector('#points-buttons button').click()")
+    assert shown() == (fixed.at(), fixed.at(), counts)
+    assert tab.run("document.getElementById('spoken').textContent").startswith(f"{fixed.at()}: sensitivity")
+    assert tab.complaints == []
+    tab.close()
 
 
 def test_subgroups_add_up_to_the_counts_of_all(tmp_path: Path) -> None:
