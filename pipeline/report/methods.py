@@ -310,7 +310,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     )
     if run.config.prevalence is not None:
         yield f"Predictive values and net benefit are also given for a prevalence of {run.config.prevalence:g}."
-        yield from dict.fromkeys(one.shift for one in run.assessment.classes if one.shift)
+        shifts = dict.fromkeys(one.shift for one in run.assessment.classes if one.shift)
+        yield from (f"For net benefit, probabilities were {shift}, to the stated one." for shift in shifts)
     if run.assessment.subgroups:
         names = ", ".join(dict.fromkeys(one.attribute for one in run.assessment.subgroups))
         yield f"Subgroups were those of {names}.{_compared(run.assessment)}"

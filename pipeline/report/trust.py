@@ -236,9 +236,9 @@ def _decision_figure(one: ClassAssessment, benefit: DecisionCurve, head: str) ->
         )
     high = max(benefit.prevalence, *benefit.net_benefit) * 1.1
     y = Axis("net benefit", LOWEST_BENEFIT, high, nice_ticks(LOWEST_BENEFIT, high))
-    message = f"Decision curve for {one.name}, prevalence {decimal(benefit.prevalence)}: "
-    message += " ".join(part for part in (_where_useful(benefit, head), one.shift) if part)
-    return Figure(message, (Panel(share_axis("threshold probability"), y, curves),))
+    shift = f" (probabilities {one.shift})" if one.shift else ""
+    message = f"Decision curve for {one.name}, prevalence {decimal(benefit.prevalence)}{shift}: "
+    return Figure(message + _where_useful(benefit, head), (Panel(share_axis("threshold probability"), y, curves),))
 
 
 def _where_useful(benefit: DecisionCurve, head: str) -> str:

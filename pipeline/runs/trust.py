@@ -96,14 +96,11 @@ class ClassAssessment:
 
     @property
     def shift(self) -> str:
-        """From which prevalence the probabilities of net benefit were shifted, as a sentence; "" if they were not."""
-        if self.shifted_from is None or self.net_benefit is None:
+        """From which prevalence the probabilities of net benefit were shifted: "shifted from ..."; "" if they were not."""
+        if self.shifted_from is None:
             return ""
         of = "scored" if self.shifted_from == self.n_positive / self.n else "validated"
-        return (
-            f"For net benefit, probabilities were shifted from a prevalence of {self.shifted_from:.3f}, that of the {of} "
-            f"samples, to {self.net_benefit.prevalence:g}."
-        )
+        return f"shifted from a prevalence of {self.shifted_from:.3f}, that of the {of} samples"
 
 
 @dataclass(frozen=True)
