@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,17 +138,6 @@ class PointResult:
     lr_positive: Estimate
     lr_negative: Estimate
     at_prevalence: AtPrevalence | None
-
-
-def three_digits(threshold: float) -> str:
-    """Return a threshold as it is printed."""
-    return f"{threshold:z.3f}"
-
-
-def across_folds(thresholds: Sequence[float], number: Callable[[float], str] = three_digits) -> str:
-    """Return the range of the folds' thresholds: "cross-fitted thresholds, 0.409 to 0.524 in 5 folds"."""
-    ends = dict.fromkeys((number(min(thresholds)), number(max(thresholds))))
-    return f"cross-fitted thresholds, {' to '.join(ends)} in {len(thresholds)} folds"
 
 
 def choose_thresholds(

@@ -7,8 +7,8 @@ import numpy as np
 
 from hoarfrost.evaluation import OperatingPoint, TemperatureFit, binary_problems
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.metrics import NO_DECISION, Decision
-from hoarfrost.evaluation.operating import Rule, across_folds, operating_points
+from hoarfrost.evaluation.metrics import NO_DECISION, Decision, across_folds
+from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.experiment.assessment import Fixed, fix
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import strata_of_groups

@@ -13,8 +13,8 @@ from hoarfrost.evaluation import (
     TemperatureFit,
 )
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.metrics import across_folds, three_digits
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
-from hoarfrost.evaluation.operating import across_folds, three_digits
 from hoarfrost.evaluation.subgroup_differences import Heterogeneity, SubgroupCalibration, SubgroupDifference
 
 SAME_ERROR = 1.05
