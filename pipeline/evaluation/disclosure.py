@@ -1,5 +1,6 @@
 """Counts that may leave a hospital: no cell has one to four patients, and none can be found by subtraction."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +31,23 @@ class Cells:
     mean_probability: tuple[float | None, ...]
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """Samples of one class by their probability: `edges` (k + 1) from 0 to 1 as those of `Cells`, and `counts` (k)."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 def shareable_count(n: int | None) -> int | None:
     """Return a number of patients or images; None for one to four, and where it is not known."""
     return None if n is None or 0 < n < FEWEST else n
 
 
-def shareable_cells(y_true: Ints, p: Floats, groups: Ints | None, grid: Floats, *, kept: float | None = None) -> Cells:
-    """Return the samples by outcome and probability, with neighbouring bins joined until none is too small to share.
+def shareable_cells(
+    y_true: Ints, p: Floats, groups: Ints | None, grid: Sequence[float], *, kept: float | None = None
+) -> Cells:
+    """Return the samples by outcome and probability, in bins none of which is too small to share.
 
     Because every bin can be shared, so can all sums and differences of bins: nothing is found by subtraction.
 
@@ -47,8 +58,9 @@ def shareable_cells(y_true: Ints, p: Floats, groups: Ints | None, grid: Floats, 
         In [0, 1].
     groups : ndarray (n,) int64 or None
         Patients, who are what is counted; without them, samples are.
-    grid : ndarray (m,) float64
-        The edges of the finest bins, from 0 to 1.
+    grid : sequence of float
+        Edges between 0 and 1 in the order in which they are tried: those that divide too few patients are left out. Sites
+        that try the same edges in the same order have most of the first ones in common.
     kept : float, optional
         A threshold that stays an edge, if both sides can be shared.
 
@@ -63,15 +75,8 @@ def shareable_cells(y_true: Ints, p: Floats, groups: Ints | None, grid: Floats, 
         if n < FEWEST:
             unit = "samples" if groups is None else "patients"
             raise ValueError(f"there are {n} {name} {unit}; fewer than {FEWEST} cannot be shared")
-    sides = [(0.0, 1.0)]
-    if kept is not None and 0 < kept < 1:
-        lower = p < kept
-        if _is_shareable(y_true, units, lower) and _is_shareable(y_true, units, ~lower):
-            sides = [(0.0, kept), (kept, 1.0)]
-    edges = [0.0]
-    for low, high in sides:
-        inner = grid[(grid > low) & (grid < high)].tolist()
-        edges += _joined(y_true, p, units, [low, *inner, high])[1:]
+    first = () if kept is None or not 0 < kept < 1 else (kept,)
+    edges = _divided(y_true, p, units, (0.0, 1.0), (*first, *grid))
     place = np.searchsorted(edges[1:-1], p, side="right")
     bins = range(len(edges) - 1)
     return Cells(
@@ -82,16 +87,64 @@ def shareable_cells(y_true: Ints, p: Floats, groups: Ints | None, grid: Floats, 
     )
 
 
-def _joined(y_true: Ints, p: Floats, units: Ints, edges: list[float]) -> list[float]:
-    """Return the edges that remain: from the left, a bin ends as soon as it and all that follows can be shared."""
-    found = [edges[0]]
-    of_side = (p >= edges[0]) & ((p < edges[-1]) | (edges[-1] == 1))
-    for edge in edges[1:-1]:
-        own = of_side & (p >= found[-1]) & (p < edge)
-        rest = of_side & (p >= edge)
-        if _is_shareable(y_true, units, own) and _is_shareable(y_true, units, rest):
-            found.append(edge)
-    return [*found, edges[-1]]
+def shareable_histogram(p: Floats, groups: Ints | None, cells: Cells, grid: Sequence[float]) -> Histogram:
+    """Return the samples of one class in bins that divide those of `cells` further, none of them too small to share.
+
+    Parameters
+    ----------
+    p : ndarray (n,) float64
+        In [0, 1].
+    groups : ndarray (n,) int64 or None
+        Patients, who are what is counted; without them, samples are.
+    cells : Cells
+        Of all samples. Their edges stay, so that no difference between the two is too small either.
+    grid : sequence of float
+        As that of `shareable_cells`.
+    """
+    units = np.arange(len(p)) if groups is None else groups
+    edges = _divided(np.ones(len(p), np.int64), p, units, cells.edges, grid)
+    place = np.searchsorted(edges[1:-1], p, side="right")
+    return Histogram(tuple(edges), tuple(np.bincount(place, minlength=len(edges) - 1).tolist()))
+
+
+def area_bounds(sites: Iterable[tuple[Histogram, Histogram, float]]) -> tuple[float, float]:
+    """Return the lowest and the highest ROC AUC that all samples of several sites together can have.
+
+    Parameters
+    ----------
+    sites : iterable of (Histogram, Histogram, float)
+        Positives, negatives, and the ROC AUC of each site.
+
+    Notes
+    -----
+    The area is the share of pairs of a positive and a negative in which the positive has the higher probability. Pairs
+    of one site are known from its area. Pairs of two sites are known where the bins do not overlap.
+    """
+    found, low, high, n_pairs = list(sites), 0.0, 0.0, 0
+    for i, (positives, _, own_area) in enumerate(found):
+        for j, (_, negatives, _) in enumerate(found):
+            pairs = np.outer(positives.counts, negatives.counts)
+            (at, up_to), (from_, to) = (
+                (np.array(one.edges[:-1]), np.array(one.edges[1:])) for one in (positives, negatives)
+            )
+            is_surely_higher, may_be_higher = at[:, None] >= to, up_to[:, None] > from_
+            n_pairs += int(pairs.sum())
+            low += own_area * pairs.sum() if i == j else pairs[is_surely_higher].sum()
+            high += own_area * pairs.sum() if i == j else pairs[may_be_higher].sum()
+    return float(low / n_pairs), float(high / n_pairs)
+
+
+def _divided(y_true: Ints, p: Floats, units: Ints, edges: Sequence[float], wanted: Iterable[float]) -> list[float]:
+    """Return edges, and with them those of the wanted ones that leave no bin too small to share."""
+    found = list(edges)
+    for edge in wanted:
+        place = int(np.searchsorted(found, edge))
+        if found[place] == edge:
+            continue
+        own = np.flatnonzero((p >= found[place - 1]) & ((p < found[place]) | (found[place] == 1)))
+        if all(_is_shareable(y_true[own], units[own], side) for side in (p[own] < edge, p[own] >= edge)):
+            found.insert(place, edge)
+    return found
 
 
 def _is_shareable(y_true: Ints, units: Ints, rows: Bools) -> bool:

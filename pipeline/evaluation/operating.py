@@ -125,10 +125,10 @@ class PointResult:
     """Results of a threshold on a split: counts, proportions, likelihood ratios.
 
     `ppv` and `npv` are those at the split's own prevalence. `value` and `high` of a likelihood ratio are None where it is
-    infinite; all its figures are None where it is undefined.
+    infinite; all its figures are None where it is undefined. `threshold` is None where samples have different ones.
     """
 
-    threshold: float
+    threshold: float | None
     true_positives: int
     false_positives: int
     true_negatives: int

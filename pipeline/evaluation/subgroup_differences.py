@@ -87,7 +87,7 @@ class SubgroupSample:
     y_true: Ints
     probabilities: Floats
     attributes: Mapping[str, Sequence[str]]
-    threshold: float | None
+    threshold: float | Floats | None
     groups: Ints | None
     subgroups: tuple[Subgroup, ...]
 
@@ -214,7 +214,8 @@ def _part(sample: SubgroupSample, rows: Ints, figure: str) -> _Part:
         strata = np.zeros(len(y), np.int64) if y.ndim == 2 else y
         return _Part(area, influence, strata, patients, n_of_rarest(y, p.shape[1], patients))
     counted = y == int(figure == SENSITIVITY)
-    hits = ((p[counted, 1] >= (sample.threshold or 0.0)) == (figure == SENSITIVITY)).astype(np.float64)
+    at = np.broadcast_to(0.0 if sample.threshold is None else sample.threshold, len(sample.y_true))[rows][counted]
+    hits = ((p[counted, 1] >= at) == (figure == SENSITIVITY)).astype(np.float64)
     # With Bessel's correction, as the area's.
     influence = (hits - hits.mean()) / math.sqrt(max(len(hits) * (len(hits) - 1), 1))
     n_units = len(np.unique(patients[counted]))

@@ -46,7 +46,7 @@ def score_subgroups(
     probabilities: Floats,
     attributes: Mapping[str, Sequence[str]],
     *,
-    threshold: float | None = None,
+    threshold: float | Floats | None = None,
     groups: Ints | None = None,
     level: float = 0.95,
     seed: int = 0,
@@ -59,8 +59,9 @@ def score_subgroups(
     probabilities : ndarray (n, C) float64
     attributes : mapping of sequences of length n
         Column's name -> values. Numbers with more than ten different values are banded by quartiles.
-    threshold : float, optional
-        Fixed on validation; with two classes, a sample is positive if its probability of class 1 is at or above it.
+    threshold : float or ndarray (n,) float64, optional
+        Fixed on validation, or each sample's own; with two classes, a sample is positive if its probability of class 1 is
+        at or above it.
     groups : ndarray (n,) int64, optional
         Patients. Where one has several samples in a subgroup, its interval is by bootstrap over patients.
     seed : int
@@ -93,8 +94,9 @@ def score_subgroups(
         scored = set(sorted(order, key=lambda value: -sizes[value])[:MOST_VALUES])
         for value in (value for value in order if value in scored):
             rows = column == value
+            at = None if threshold is None else np.broadcast_to(threshold, len(y_true))[rows]
             members = None if groups is None else np.asarray(groups)[rows]
-            found.append(_subgroup(name, value, y_true[rows], probabilities[rows], threshold, members, level, seed))
+            found.append(_subgroup(name, value, y_true[rows], probabilities[rows], at, members, level, seed))
         if len(order) > len(scored):
             rows = ~np.isin(column, sorted(scored))
             counts = class_counts(y_true[rows], probabilities.shape[1])
@@ -146,7 +148,7 @@ def all_numbers_of(texts: Sequence[str]) -> Floats | None:
 
 
 def _subgroup(
-    name: str, value: str, y_true: Ints, probabilities: Floats, threshold: float | None, groups: Ints | None,
+    name: str, value: str, y_true: Ints, probabilities: Floats, threshold: Floats | None, groups: Ints | None,
     level: float, seed: int,
 ) -> Subgroup:  # fmt: skip
     counts = class_counts(y_true, probabilities.shape[1])

@@ -7,7 +7,6 @@ import numpy as np
 
 from hoarfrost.evaluation import (
     OperatingPoint,
-    PointResult,
     Share,
     TemperatureFit,
     apply_temperature,
@@ -49,11 +48,14 @@ class Fixed:
         One; of several labels one each. Empty for scores that are not probabilities: they are neither calibrated nor
         compared with the probability at which a patient would be treated.
     prevalences : mapping of int to float
-        The share of class 1, or of each class or label, for which probabilities are calibrated; empty if it is not known.
+        The share of class 1, or of each class or label, for which probabilities are calibrated; empty if it is not known:
+        then they are taken to be calibrated for the share among the scored samples.
     calibrations : tuple of ConformalScores
         Empty if there are none.
-    limits : mapping of int to ndarray (m, k) float64
-        Of cross-fitted thresholds: that of each sample for each operating point, NaN where there is none.
+    limits : mapping of int to ndarray (f, k) float64
+        Of cross-fitted thresholds: that of each fold for each operating point, NaN where there is none.
+    folds : ndarray (m,) int64 or None
+        Of cross-fitted thresholds: the fold of each sample.
     """
 
     points: Mapping[int, Sequence[OperatingPoint]]
@@ -62,6 +64,7 @@ class Fixed:
     prevalences: Mapping[int, float]
     calibrations: tuple[ConformalScores, ...]
     limits: Mapping[int, Floats] = field(default_factory=dict)
+    folds: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def assess_samples(samples: Samples, fixed: Fixed, head: str, *, prevalence: flo
     if fixed.temperatures and not is_multilabel:
         joint = _recalibration(fixed.temperatures[0], y, p, groups)
     classes = tuple(_of_class(samples, fixed, number, joint, prevalence) for number in _numbers(samples))
-    threshold = classes[0].points[0].point.threshold if len(classes) == 1 and classes[0].points else None
+    threshold = _decisive(classes[0].points[0], fixed.folds) if len(classes) == 1 and classes[0].points else None
     subgroups = score_subgroups(y, p, samples.attributes, threshold=threshold, groups=groups)
     parts = SubgroupSample(y, p, samples.attributes, threshold, groups, subgroups)
     has_sets = samples.split == "test" and fixed.calibrations
@@ -130,6 +133,11 @@ def assess_samples(samples: Samples, fixed: Fixed, head: str, *, prevalence: flo
     )
 
 
+def _decisive(first: FixedPoint, folds: Ints | None) -> float | Floats | None:
+    """Return the threshold, or each sample's own where they are cross-fitted."""
+    return np.array(first.by_fold)[folds] if first.by_fold else first.point.threshold
+
+
 def _numbers(samples: Samples) -> list[int]:
     return [number for number, _, _ in binary_problems(samples.units.y, len(samples.names))]
 
@@ -142,9 +150,9 @@ def _of_class(
     rows, one = next((rows, one) for which, rows, one in problems if which == number)
     groups, found = samples.units.groups, samples.p[rows, number]
     members, alone = None if groups is None else groups[rows], None
-    limits = None if number not in fixed.limits else fixed.limits[number][rows]
-    points = _fixed_points(fixed.points.get(number, ()), one, found, members, prevalence, limits)
-    benefit = None
+    folds, chosen = None if fixed.folds is None else fixed.folds[rows], fixed.points.get(number, ())
+    points = _fixed_points(chosen, one, found, members, prevalence, fixed.limits.get(number), folds)
+    benefit, study = None, None
     if fixed.temperatures:
         if joint is None:
             alone = _recalibration(fixed.temperatures[number], one, two_columns(found), members)
@@ -152,11 +160,13 @@ def _of_class(
         else:
             likely = apply_temperature(samples.p, joint.temperature.temperature)[rows, number]
         likely = np.clip(likely, 0, 1)
-        if prevalence is not None and number in fixed.prevalences:
-            # Probabilities are calibrated for the share of the class among validated images.
-            likely = at_prevalence(likely, fixed.prevalences[number], prevalence)
+        if prevalence is not None:
+            # Probabilities are calibrated for the share of the class among validated images; without these, among the
+            # scored ones, which is what an observed calibration of them refers to.
+            study = fixed.prevalences.get(number, float(one.mean()))
+            likely = at_prevalence(likely, study, prevalence)
         benefit = decision_curve(one, likely, groups=members, prevalence=prevalence)
-    return ClassAssessment(samples.names[number], len(one), int(one.sum()), points, benefit, alone)
+    return ClassAssessment(samples.names[number], len(one), int(one.sum()), points, benefit, alone, study)
 
 
 def _confusion(y_true: Ints, p: Floats, decision: Decision) -> Confusion | None:
@@ -188,18 +198,20 @@ def _recalibration(fit: TemperatureFit, y_true: Ints, p: Floats, groups: Ints | 
 
 def _fixed_points(
     chosen: Sequence[OperatingPoint], y_true: Ints, p: Floats, groups: Ints | None, prevalence: float | None,
-    limits: Floats | None,
+    limits: Floats | None, folds: Ints | None,
 ) -> tuple[FixedPoint, ...]:  # fmt: skip
-    """Return the result of each threshold; of cross-fitted ones by each sample's own, (m, k) `limits`."""
+    """Return the result of each threshold; of cross-fitted ones, (f, k) `limits`, by that of each sample's fold."""
 
-    def result(place: int, threshold: float | None) -> PointResult | None:
-        if threshold is None or (limits is not None and np.isnan(limits[:, place]).any()):
-            return None
+    def of_point(place: int, point: OperatingPoint) -> FixedPoint:
+        if point.threshold is None:
+            return FixedPoint(point, None)
         if limits is None:
-            return evaluate_threshold(y_true, p, threshold, groups=groups, prevalence=prevalence)
-        is_positive = (p >= limits[:, place]).astype(np.float64)
-        return replace(
-            evaluate_threshold(y_true, is_positive, 0.5, groups=groups, prevalence=prevalence), threshold=threshold
-        )
+            return FixedPoint(
+                point, evaluate_threshold(y_true, p, point.threshold, groups=groups, prevalence=prevalence)
+            )
+        by_fold = limits[:, place]
+        is_positive = (p >= by_fold[folds]).astype(np.float64)
+        result = evaluate_threshold(y_true, is_positive, 0.5, groups=groups, prevalence=prevalence)
+        return FixedPoint(point, replace(result, threshold=None), tuple(by_fold.tolist()))
 
-    return tuple(FixedPoint(point, result(place, point.threshold)) for place, point in enumerate(chosen))
+    return tuple(of_point(place, point) for place, point in enumerate(chosen))

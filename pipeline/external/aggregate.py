@@ -8,7 +8,7 @@ import numpy as np
 
 from hoarfrost.evaluation import CalibrationLine, Estimate, binary_problems, macro_roc_auc
 from hoarfrost.evaluation.checks import Floats
-from hoarfrost.evaluation.disclosure import FEWEST, Cells, shareable_cells, shareable_count
+from hoarfrost.evaluation.disclosure import FEWEST, Cells, shareable_cells, shareable_count, shareable_histogram
 from hoarfrost.evaluation.intervals import area
 from hoarfrost.evaluation.units import count_patients
 from hoarfrost.experiment.assessment import two_columns
@@ -17,8 +17,10 @@ from hoarfrost.features.errors import RunError, TrainingError
 from hoarfrost.runs import ClassAssessment, Run
 from hoarfrost.runs.aggregate import N_RATES, Aggregate, AggregateClass, Figure, write_aggregate
 
-GRID = np.linspace(0, 1, 51)
-"""The edges of the finest bins of probabilities."""
+FINEST = tuple(number / 50 for number in range(1, 50))
+"""The edges of the finest bins of probabilities: 0.02, 0.04, ... 0.98."""
+GRID = tuple(dict.fromkeys((*(FINEST[5 * tenth - 1] for tenth in (5, 2, 1, 3, 7, 4, 6, 8, 9)), *FINEST)))
+"""These edges in the order in which every site tries them: tenths first, so that sites have these in common."""
 RATES = np.linspace(0, 1, N_RATES)
 """The false positive rates at which sensitivities are shared."""
 _DIGITS = 6
@@ -105,18 +107,22 @@ def _of_class(
     point = found.points[0] if found.points else None
     result = None if point is None else point.result
     p = np.clip(p, 0, 1)
+    # Cross-fitted thresholds are several: by them other samples are positive, and with the cells a few could be found.
     cells = shareable_cells(y, p, groups, GRID, kept=None if result is None else result.threshold)
+    positives, negatives = (
+        shareable_histogram(p[y == value], None if groups is None else groups[y == value], cells, GRID)
+        for value in (1, 0)
+    )
     pair = two_columns(p)
     plain = Estimate(macro_roc_auc(y, pair), None, None, n=len(y))
     shared = AggregateClass(
         found.name, len(y), int(y.sum()), _figure(area(plain, y, pair, groups)), cells, _roc(cells),
         slope=None if line is None else _fitted(line.slope, line.slope_interval),
         intercept=None if line is None else _fitted(line.intercept, line.intercept_interval),
+        positives=positives, negatives=negatives,
     )  # fmt: skip
     if point is None or result is None or result.threshold not in cells.edges:
         return shared
-    if result.true_positives != int(y[p >= result.threshold].sum()):
-        return shared  # by cross-fitted thresholds other samples are positive: with the cells, a few could be found
     return replace(
         shared, rule=point.point.name, threshold=result.threshold, sensitivity=_with_interval(result.sensitivity),
         specificity=_with_interval(result.specificity),

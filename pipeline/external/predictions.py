@@ -10,6 +10,7 @@ import numpy as np
 from hoarfrost.evaluation import Scores
 from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.experiment.assessment import Fixed
 from hoarfrost.experiment.facts import dataset_facts, machine_used, versions_used
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import EXTERNAL
@@ -17,7 +18,7 @@ from hoarfrost.external.aggregate import check_place, share_only
 from hoarfrost.external.evaluation import assessed, bare_result, evaluation_config, evaluation_run, scored
 from hoarfrost.external.one_class import check_classes
 from hoarfrost.external.table import CALL, PROBABILITY, ColumnOptions, ModelColumn, PredictionTable, read_predictions
-from hoarfrost.external.thresholds import N_FOLDS, fixed_for
+from hoarfrost.external.thresholds import fixed_for
 from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
@@ -225,7 +226,7 @@ def _evaluated(
     fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
-    frozen, fixed_on = _words(task, first, config)
+    frozen, fixed_on = _words(task, first, fixed[first.name], config)
     notes = [*(model.note for model in models if model.note), *about_files, _shared_patients(task)]
     if task.patients is None:
         notes.append("Patients are unknown, so intervals treat the rows as independent.")
@@ -270,7 +271,7 @@ def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
     return replace(result, val=kept(result.val), test=None if result.test is None else kept(result.test))
 
 
-def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> tuple[str, str]:
+def _words(task: ScoredTask, model: ModelColumn, fixed: Fixed, config: PredictionsConfig) -> tuple[str, str]:
     """Return how the thresholds of the first model were fixed: as sentences, and as what follows "chosen on"."""
     n, is_calibrated = len(task.validated), model.kind == PROBABILITY
     if model.kind == CALL:
@@ -283,9 +284,10 @@ def _words(task: ScoredTask, model: ModelColumn, config: PredictionsConfig) -> t
     unfitted = unfitted if is_calibrated else "Scores are as they are given."
     if task.rule.kind == "threshold":
         return f"The threshold {task.rule.level:g} was stated. {unfitted}", STATED
-    by = "row" if task.patients is None else "patient"
+    assert fixed.folds is not None
+    n_folds, by = int(fixed.folds.max()) + 1, "row" if task.patients is None else "patient"
     how = (
-        f"Thresholds were cross-fitted in {N_FOLDS} folds by {by}: each row is judged by a threshold that the other folds "
-        "chose. The thresholds shown are those that all rows choose."
+        f"Thresholds were cross-fitted in {n_folds} folds by {by}: each row is judged by a threshold that the other folds "
+        "chose. The thresholds of all folds are shown as their range."
     )
-    return f"{how} {unfitted}", f"the scored rows themselves (cross-fitted in {N_FOLDS} folds)"
+    return f"{how} {unfitted}", f"the scored rows themselves (cross-fitted in {n_folds} folds)"

@@ -7,7 +7,7 @@ import numpy as np
 
 from hoarfrost.evaluation import OperatingPoint, TemperatureFit, binary_problems
 from hoarfrost.evaluation.checks import Floats, Ints
-from hoarfrost.evaluation.metrics import NO_DECISION, Decision
+from hoarfrost.evaluation.metrics import NO_DECISION, Decision, across_folds
 from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.experiment.assessment import Fixed, fix
 from hoarfrost.experiment.scored import ScoredTask
@@ -79,16 +79,17 @@ def _cross_fitted(task: ScoredTask, p: Floats, rule: Rule, fits: tuple[Temperatu
     groups = np.arange(len(y)) if units.groups is None else units.groups
     folds = folds_of(y, groups, task.names)
     whole = {number: _offered(points) for number, points in operating_points(y, p, units.groups, rule).items()}
-    limits = {number: np.full((len(y), len(points)), np.nan) for number, points in whole.items()}
-    for fold in np.unique(folds):
+    n_folds = int(folds.max()) + 1
+    limits = {number: np.full((n_folds, len(points)), np.nan) for number, points in whole.items()}
+    for fold in range(n_folds):
         others = folds != fold
         found = operating_points(y[others], p[others], None if units.groups is None else units.groups[others], rule)
         for number, points in whole.items():
             thresholds = {point.name: point.threshold for point in found[number]}
             own = [thresholds.get(point.name) for point in points]
-            limits[number][~others] = [np.nan if one is None else one for one in own]
+            limits[number][fold] = [np.nan if one is None else one for one in own]
     reached = {number: _reached(points, limits[number]) for number, points in whole.items()}
-    return Fixed(reached, _decision(task, reached, limits), fits, {}, (), limits)
+    return Fixed(reached, _decision(task, reached, limits, folds), fits, {}, (), limits, folds)
 
 
 def folds_of(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
@@ -151,7 +152,7 @@ def _reached(points: "tuple[OperatingPoint, ...]", limits: Floats) -> tuple[Oper
 
 
 def _decision(
-    task: ScoredTask, points: Mapping[int, tuple[OperatingPoint, ...]], limits: Mapping[int, Floats]
+    task: ScoredTask, points: Mapping[int, tuple[OperatingPoint, ...]], limits: Mapping[int, Floats], folds: Ints
 ) -> Decision:
     if not _decides(task):
         return NO_DECISION
@@ -162,5 +163,6 @@ def _decision(
     if any(place is None for place in places.values()):
         return NO_DECISION
     names = dict.fromkeys(points[number][place].name for number, place in places.items() if place is not None)
-    columns = [limits[number][:, place] for number, place in places.items()]
-    return Decision(rule=f"{' or '.join(names)}, cross-fitted", of_samples=np.column_stack(columns))
+    columns = np.column_stack([limits[number][:, place] for number, place in places.items()])  # (f, 1) or (f, C)
+    how = across_folds(columns[:, 0].tolist()) if columns.shape[1] == 1 else f"cross-fitted in {len(columns)} folds"
+    return Decision(rule=f"{' or '.join(names)}, {how}", of_samples=columns[folds])

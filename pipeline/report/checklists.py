@@ -6,10 +6,11 @@ CLAIM 2024: Tejani et al. (2024), Radiology: Artificial Intelligence 6(4), e2403
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from hoarfrost.experiment.splits import rule_named
 from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation
-from hoarfrost.report.words import decimal, estimate_text, listed, rule, several
+from hoarfrost.report.words import decimal, estimate_text, listed, rule, several, threshold_text
 from hoarfrost.runs import HeadResult, Run
 
 CLAIM = (
@@ -253,11 +254,8 @@ def _recalibration(run: Run, _: Evaluation) -> str:
 def _thresholds(run: Run, _: Evaluation) -> str:
     if run.assessment is None:
         return "a probability for each class"
-    points = [
-        f"{decimal(one.point.threshold)} ({rule(one.point.name)})"
-        for one in run.assessment.classes[0].points
-        if one.result
-    ]
+    text = partial(threshold_text, scale=run.scale_of(run.selected))
+    points = [f"{one.at(text)} ({rule(one.point.name)})" for one in run.assessment.classes[0].points if one.result]
     return f"a probability for each class; thresholds for {run.assessment.classes[0].name}: {'; '.join(points)}"
 
 

@@ -83,7 +83,7 @@ class Evaluation:
             at = threshold_text(scores.thresholds[0], self.scales.get(head.name))
             return f"at threshold \N{GREATER-THAN OR EQUAL TO} {at} ({name})"
         if scores.rule:
-            return f"at each label's threshold ({name})"
+            return f"at each label's threshold ({name})" if self.is_multilabel else f"by {name}"
         return "at a probability of 0.5" if self.is_binary or self.is_multilabel else "the most probable class"
 
     def title_of(self, metric: Metric) -> str:

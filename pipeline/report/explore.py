@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,13 @@ class Start:
     `intervals` are those of the table of operating points, by measure; empty if the threshold is not one of them. Those of
     the predictive values in use hold at the stated prevalence.
     `ratios` are the likelihood ratios, as value, low and high; empty where a page can compute them.
-    `method` is that of the intervals which are shown.
+    `method` is that of the intervals which are shown. `folds` describes cross-fitted thresholds, by which the positives are
+    counted then; `threshold` is that of all samples together, where the slider begins.
     """
 
     name: str
     threshold: float
+    folds: str
     true_positives: int
     false_positives: int
     intervals: dict[str, tuple[float, float] | None]
@@ -170,7 +173,7 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
         true, false = (tuple(part.tolist()) for part in found)
         moved, sizes = _moved(y, p, patients, grid), (int(y.sum()), int((1 - y).sum()))
-        problems.append(ClassThresholds(name, *sizes, _starts(fixed, y, p, patients), true, false, moved))
+        problems.append(ClassThresholds(name, *sizes, _starts(fixed, scale, y, p, patients), true, false, moved))
         if shown is None or prevalence is None:
             prevalence = prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
             shown = next((one.result for one in fixed if one.result is not None), None)
@@ -229,21 +232,25 @@ def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     return next((one.points for one in classes if one.name == name), ())
 
 
-def _starts(fixed: Sequence[FixedPoint], y: "Ints", p: "Floats", patients: "Ints | None") -> tuple[Start, ...]:
+def _starts(
+    fixed: Sequence[FixedPoint], scale: Scale | None, y: "Ints", p: "Floats", patients: "Ints | None"
+) -> tuple[Start, ...]:
     """Return a class's fixed points that exist, and their positives; else the even threshold."""
+    text = partial(threshold_text, scale=scale)
     wanted = [
-        (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
+        (rule(one.point.name), one.point.threshold, one.at(text) if one.by_fold else "", one.result)
+        for one in fixed
+        if one.point.threshold is not None and one.result is not None
     ]
     return tuple(
-        Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), *_intervals(result))
-        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, evaluate_threshold(y, p, EVEN, groups=patients))]
+        Start(name, at, folds, result.true_positives, result.false_positives, *_intervals(result))
+        for name, at, folds, result in wanted
+        or [(WITHOUT_POINT, EVEN, "", evaluate_threshold(y, p, EVEN, groups=patients))]
     )
 
 
-def _intervals(result: PointResult | None) -> "tuple[dict[str, tuple[float, float] | None], dict[str, Ends], str]":
+def _intervals(result: PointResult) -> "tuple[dict[str, tuple[float, float] | None], dict[str, Ends], str]":
     """Return a fixed threshold's intervals, its likelihood ratios where these are clustered, and the intervals' methods."""
-    if result is None:
-        return {}, {}, WILSON
     intervals = {name: getattr(result, name).interval for name in SHARES}
     there = result.at_prevalence
     elsewhere = {"ppv-there": there.ppv, "npv-there": there.npv} if there is not None else {}
@@ -298,7 +305,8 @@ def _point_row(cls: str, fixed: FixedPoint, scale: Scale | None) -> PointRow:
     ratios = [_ratio_text(ratio) for ratio in (result.lr_positive, result.lr_negative)]
     there = result.at_prevalence
     elsewhere = [] if there is None else [estimate_text(one) for one in (there.ppv, there.npv)]
-    return PointRow(cls, rule(point.name), threshold_text(point.threshold, scale), (*shares, *ratios, *elsewhere), "")
+    at = fixed.at(partial(threshold_text, scale=scale))
+    return PointRow(cls, rule(point.name), at, (*shares, *ratios, *elsewhere), "")
 
 
 def _ratio_text(ratio: Estimate) -> str:

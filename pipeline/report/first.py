@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -101,11 +102,9 @@ def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     fixed = run.assessment.classes[0].points[0]
     if fixed.result is None:
         return
-    scale = run.scale_of(run.selected)
-    rules = (
-        f"threshold \N{GREATER-THAN OR EQUAL TO} {threshold_text(fixed.point.threshold, scale)} ({rule(fixed.point.name)})",
-        "same threshold",
-    )
+    same = "same thresholds" if fixed.by_fold else "same threshold"
+    decides = fixed.decides(partial(threshold_text, scale=run.scale_of(run.selected)))
+    rules = (f"{rule(decides)} ({rule(fixed.point.name)})", same)
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         patients = "" if share.n_patients is None else f" {unit}s of {several(share.n_patients, 'patient')}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from hoarfrost.evaluation.metrics import THRESHOLD
 from hoarfrost.evaluation.units import patient_numbers
+from hoarfrost.external.thresholds import folds_of
 from hoarfrost.features.encoder.families import spelled
 from hoarfrost.features.encoder.registry import DEFAULT
 from hoarfrost.features.errors import DatasetError, ImageDecodeError, RemoteError
@@ -86,10 +87,9 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
     """Yield the selected head's most confident errors and its least certain cases."""
     rows = run.rows_of(evaluation.split)
     head = run.head(run.selected)
-    thresholds = evaluation.scores(head).thresholds
     counted = evaluation_of(run)
-    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, counted, rows, thresholds)
-    counted = evaluation_of(run)
+    limits = _limits(run, counted)
+    answers = (_label_answers if evaluation.is_multilabel else _class_answers)(run, counted, rows, limits)
     highest = f" Each {counted.unit} is shown by the {run.config.sample} with the highest probability."
     shown = highest if run.config.per_patient else ""
     wrong = sorted((answer for answer in answers if not answer.is_right), key=lambda answer: -answer.confidence)
@@ -104,9 +104,25 @@ def _judged(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, CaseGroup]]
         ),
     )
     what = "probability" if run.scale_of(run.selected) is None else "score"
-    closest = f"{what} is closest to the threshold" if thresholds else "two most probable answers are closest"
-    note = f"The {closest}{'' if thresholds else ' to each other'}."
+    closest = "two most probable answers are closest" if limits is None else f"{what} is closest to the threshold"
+    note = f"The {closest}{' to each other' if limits is None else ''}."
     yield "unsure", CaseGroup("Least certain", note, tuple((answer.case,) for answer in unsure[:N_CASES]))
+
+
+def _limits(run: Run, counted: Evaluation) -> "npt.NDArray[np.float64] | None":
+    """Return the thresholds that decided each sample, (n, 1) or (n, C); None where the most probable answer is predicted."""
+    n, thresholds = len(counted.y_true), counted.scores(run.head(run.selected)).thresholds
+    if thresholds:
+        return np.tile(thresholds, (n, 1))
+    classes = (
+        () if run.assessment is None or not (counted.is_binary or counted.is_multilabel) else run.assessment.classes
+    )
+    # Of each class the first point that all folds reach, as it was when the samples were scored.
+    by_fold = [next((point.by_fold for point in one.points if point.by_fold), ()) for one in classes]
+    if not by_fold or not all(by_fold):
+        return None
+    groups = np.arange(n) if counted.patients is None else counted.patients
+    return np.array(by_fold).T[folds_of(counted.y_true, groups, counted.classes)]
 
 
 @dataclass(frozen=True)
@@ -120,14 +136,15 @@ class _Answer:
 
 
 def _class_answers(
-    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", thresholds: tuple[float, ...]
+    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", limits: "npt.NDArray[np.float64] | None"
 ) -> list[_Answer]:
     """Return one answer for each unit of `evaluation`: an image, or a patient."""
     p = evaluation.probabilities[run.selected]
     predicted, lead = p.argmax(axis=1), np.ptp(np.sort(p, axis=1)[:, -2:], axis=1)
-    if thresholds:
-        predicted = (p[:, 1] >= thresholds[0]).astype(np.int64)
-        lead = 2 * np.abs(p[:, 1] - thresholds[0])
+    if limits is not None:
+        predicted = (p[:, 1] >= limits[:, 0]).astype(np.int64)
+        lead = 2 * np.abs(p[:, 1] - limits[:, 0])
+    differ = limits is not None and np.ptp(limits) > 0
     subjects = np.ones_like(predicted) if evaluation.is_binary else predicted
     of_patients = evaluation.unit == "patient"
     shown = _highest_images(run, rows, subjects) if of_patients else [(int(row), "") for row in rows]
@@ -139,7 +156,11 @@ def _class_answers(
         label = evaluation.classes[evaluation.y_true[i]] if of_patients else run.predictions.labels[row]
         case = Case(
             run.predictions.paths[row],
-            (f"label {label}", f"patient {predicted_as} {joined}" if joined else predicted_as),
+            (
+                f"label {label}",
+                f"patient {predicted_as} {joined}" if joined else predicted_as,
+                *([f"threshold of its fold {decimal(limits[i, 0])}"] if limits is not None and differ else []),
+            ),
         )
         answers.append(_Answer(case, int(subjects[i]), bool(is_right[i]), float(lead[i])))
     return answers
@@ -164,7 +185,7 @@ def _highest_images(run: Run, rows: "npt.NDArray[np.intp]", subjects: "npt.NDArr
 
 
 def _label_answers(
-    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", thresholds: tuple[float, ...]
+    run: Run, evaluation: Evaluation, rows: "npt.NDArray[np.intp]", limits: "npt.NDArray[np.float64] | None"
 ) -> list[_Answer]:
     """Return one answer for each label that is known of an image."""
     p = evaluation.probabilities[run.selected]
@@ -173,7 +194,7 @@ def _label_answers(
         has, found = bool(evaluation.y_true[i, number]), float(p[i, number])
         lines = (f"{evaluation.classes[number]}: {'yes' if has else 'no'}", f"probability {decimal(found)}")
         case = Case(run.predictions.paths[rows[i]], lines)
-        at = thresholds[number] if thresholds else THRESHOLD
+        at = THRESHOLD if limits is None else float(limits[i, number])
         answers.append(_Answer(case, int(number), (found >= at) == has, 2 * abs(found - at)))
     return answers
 

@@ -1,6 +1,7 @@
 """A paragraph of methods, ready to paste into a paper: what this run did, from its own values."""
 
 from collections.abc import Iterator
+from functools import partial
 from os.path import splitext
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
@@ -300,14 +301,17 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
         yield f"Thresholds were {run.config.thresholds} for each class against the rest."
     elif first.result is not None:
         if run.config.fixed_on not in (STATED, AS_CALLED):  # `External.frozen` already says these
-            rule = f"{first.point.name}{' (Youden 1950)' if first.point.name == YOUDEN else ''}"
-            at = threshold_text(first.point.threshold, run.scale_of(run.selected))
-            yield f"The threshold ({at}) was {run.config.thresholds} by {rule}."
+            at = first.at(partial(threshold_text, scale=run.scale_of(run.selected)))
+            chosen = f"Thresholds ({at}) were" if first.by_fold else f"The threshold ({at}) was"
+            cited = " (Youden 1950)" if first.point.name == YOUDEN else ""
+            yield f"{chosen} {run.config.thresholds} by {first.point.name}{cited}."
         yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
     yield from _calibrated(run, run.assessment)
     if run.config.prevalence is not None:
         benefit = " and net benefit" if run.assessment.classes[0].net_benefit is not None else ""
         yield f"Predictive values{benefit} are also given for a prevalence of {run.config.prevalence:g}."
+        shifts = dict.fromkeys(one.shift for one in run.assessment.classes if one.shift)
+        yield from (f"For net benefit, probabilities were {shift}, to the stated one." for shift in shifts)
     if run.assessment.subgroups:
         names = ", ".join(dict.fromkeys(one.attribute for one in run.assessment.subgroups))
         yield f"Subgroups were those of {names}.{_compared(run.assessment, run.config.sample)}"

@@ -1,6 +1,7 @@
 """The figures and tables of a run's report by name, for a paper."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from hoarfrost.evaluation import (
     Comparison,
@@ -25,6 +26,7 @@ from hoarfrost.report.figures import Figure, Forest
 from hoarfrost.report.files import Table, Value
 from hoarfrost.report.page import figures_of
 from hoarfrost.report.variants import ranked
+from hoarfrost.report.words import threshold_text
 from hoarfrost.runs import Assessment, FixedPoint, HeadResult, Recalibration, ReferenceResult, Run
 from hoarfrost.runs.external import Scale
 
@@ -348,7 +350,10 @@ def _point(fixed: FixedPoint, scale: Scale | None) -> tuple[Value, ...]:
         value for one in shares for value in _about_share(one)
     ]
     values += [value for one in others for value in _ends(one)]
-    return fixed.point.name, _own(fixed.point.threshold, scale), *values, None if there is None else there.prevalence
+    name, threshold = fixed.point.name, _own(fixed.point.threshold, scale)
+    if fixed.by_fold:  # one threshold in the column would look as if it had made the counts
+        name, threshold = f"{name}, {fixed.at(partial(threshold_text, scale=scale))}", None
+    return name, threshold, *values, None if there is None else there.prevalence
 
 
 def _group(one: Subgroup) -> tuple[Value, ...]:

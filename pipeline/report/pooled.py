@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hoarfrost.evaluation import Estimate
+from hoarfrost.evaluation.disclosure import area_bounds
 from hoarfrost.evaluation.meta_analysis import RandomEffects, random_effects, random_effects_of_areas
 from hoarfrost.features.errors import RunError
 from hoarfrost.report.figures import Curve, Figure, Panel, share_axis
@@ -17,6 +18,10 @@ from hoarfrost.runs.aggregate import Aggregate, AggregateClass, read_aggregate
 from hoarfrost.runs.aggregate import Figure as Shared
 
 FEWEST_SITES = 2
+WIDE = 0.1
+"""Bounds of the area of all samples together that are farther apart say little."""
+LARGEST_BIN = 0.75
+"""The largest share of all samples in one bin of a common calibration table."""
 _HEIGHT = 294
 _Z = 1.959963984540054
 SUMMARISED = (
@@ -58,15 +63,35 @@ class PooledBin:
 
 @dataclass(frozen=True)
 class PooledClass:
-    """One class over all sites. `area` is that of the common curve, over the edges that all sites share."""
+    """One class over all sites.
+
+    `area` are the lowest and the highest ROC AUC that all samples together can have. `bins` are those between the edges
+    that all sites have; `has_curve` is whether straight lines between these give an area within the bounds.
+    """
 
     name: str
     sites: tuple[tuple[str, AggregateClass], ...]
     figures: tuple[PooledFigure, ...]
     bins: tuple[PooledBin, ...]
-    area: float
+    area: tuple[float, float]
+    has_curve: bool
     scale: CellScale
     drawing: Drawing
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the shared counts leave the area of all samples together open."""
+        return self.area[1] - self.area[0] > WIDE
+
+    @property
+    def n_largest(self) -> int:
+        """The samples of the bin that has most."""
+        return max(one.n for one in self.bins)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether common bins are fine enough for a calibration table: none has nearly all samples."""
+        return self.n_largest <= LARGEST_BIN * sum(one.n for one in self.bins)
 
     @staticmethod
     def shown(found: Shared) -> Estimate:
@@ -163,16 +188,18 @@ def _pooled(name: str, sites: Sequence[tuple[str, AggregateClass]]) -> PooledCla
         Curve(f"{site}, AUC {one.roc_auc.value:.3f}", np.linspace(0, 1, len(one.roc)), np.array(one.roc), number + 1)
         for number, (site, one) in enumerate(sites)
     ]
-    area = float(np.trapezoid(y, x))
+    area = area_bounds([(*one.by_outcome, one.roc_auc.value or 0.0) for _, one in sites])
+    has_curve = area[0] <= float(np.trapezoid(y, x)) <= area[1]
     axes = (
         share_axis("false positive rate (1 \N{MINUS SIGN} specificity)"),
         share_axis("true positive rate (sensitivity)"),
     )
-    message = f"ROC curves of {len(sites)} sites and of all their patients together, {name}"
-    curves.insert(0, Curve("all together", x, y, 0, strong=True))
+    message = f"ROC curves of {len(sites)} sites{' and of all their patients together' if has_curve else ''}, {name}"
+    if has_curve:
+        curves.insert(0, Curve("all together", x, y, 0, strong=True))
     drawing = draw(Figure(message, (Panel(*axes, tuple(curves), diagonal=True),)), _HEIGHT)
     scale = cell_scale(PooledClass.shown(one.roc_auc) for _, one in sites)
-    return PooledClass(name, tuple(sites), figures, bins, area, scale, drawing)
+    return PooledClass(name, tuple(sites), figures, bins, area, has_curve, scale, drawing)
 
 
 def _summary(title: str, key: str, found: Sequence[Shared | None]) -> PooledFigure:

@@ -236,7 +236,8 @@ def _decision_figure(one: ClassAssessment, benefit: DecisionCurve, head: str) ->
         )
     high = max(benefit.prevalence, *benefit.net_benefit) * 1.1
     y = Axis("net benefit", LOWEST_BENEFIT, high, nice_ticks(LOWEST_BENEFIT, high))
-    message = f"Decision curve for {one.name}, prevalence {decimal(benefit.prevalence)}: "
+    shift = f" (probabilities {one.shift})" if one.shift else ""
+    message = f"Decision curve for {one.name}, prevalence {decimal(benefit.prevalence)}{shift}: "
     return Figure(message + _where_useful(benefit, head), (Panel(share_axis("threshold probability"), y, curves),))
 
 

@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from hoarfrost.evaluation.disclosure import Cells, shareable_count
+from hoarfrost.evaluation.disclosure import Cells, Histogram, shareable_count
 from hoarfrost.features.errors import RunError
 from hoarfrost.features.files.whole import whole_file
 from hoarfrost.runs.decoding import from_json, to_json
@@ -33,7 +33,8 @@ class AggregateClass:
     """A class against the rest: how it is separated, at the head's threshold and at all others.
 
     `roc` are the sensitivities at false positive rates of 0, 0.01, ... 1, from `cells`. `threshold` is that of the operating
-    point `rule`; None if there is none, or too few patients on one side of it. `slope` and `intercept` are those of the
+    point `rule`; None if there is none, or too few patients on one side of it. `positives` and `negatives` divide the
+    bins of `cells` further; earlier versions did not write them. `slope` and `intercept` are those of the
     calibrated probabilities.
     """
 
@@ -49,6 +50,15 @@ class AggregateClass:
     specificity: Figure | None = None
     slope: Figure | None = None
     intercept: Figure | None = None
+    positives: Histogram | None = None
+    negatives: Histogram | None = None
+
+    @property
+    def by_outcome(self) -> tuple[Histogram, Histogram]:
+        """Positives and negatives by their probability, in the finest bins that the site shared."""
+        own = (self.cells.positives, self.positives), (self.cells.negatives, self.negatives)
+        positives, negatives = (finer or Histogram(self.cells.edges, counts) for counts, finer in own)
+        return positives, negatives
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,9 @@ def _of_class(one: AggregateClass) -> Iterator[str]:
     means = zip(cells.positives, cells.negatives, cells.mean_probability, strict=True)
     if not all((mean is None) == (pos + neg == 0) and (mean is None or 0 <= mean <= 1) for pos, neg, mean in means):
         yield "the mean probability of a bin is not between 0 and 1"
+    for finer, counts in ((one.positives, cells.positives), (one.negatives, cells.negatives)):
+        if finer is not None and not _divides(finer, cells.edges, counts):
+            yield "its histograms by outcome do not add up to its bins"
     if len(one.roc) != N_RATES or not all(0 <= low <= high <= 1 for low, high in pairwise(one.roc)):
         yield f"its ROC curve does not have {N_RATES} ascending sensitivities"
     if one.threshold is not None and one.threshold not in cells.edges:
@@ -155,6 +168,16 @@ def _of_class(one: AggregateClass) -> Iterator[str]:
     )
     fitted = [("slope", one.slope), ("intercept", one.intercept)]
     yield from (f"{name} is not a number" for name, of in fitted if not _is_within(of, -_LARGEST, _LARGEST))
+
+
+def _divides(finer: Histogram, edges: Sequence[float], counts: Sequence[int]) -> bool:
+    """Return whether a histogram has the bins of coarser ones, and their counts."""
+    own, ascend = finer.edges, all(low < high for low, high in pairwise(finer.edges))
+    if len(own) != len(finer.counts) + 1 or not ascend or not set(edges) <= set(own) or (own[0], own[-1]) != (0, 1):
+        return False
+    starts = [own.index(edge) for edge in edges]
+    sums = tuple(sum(finer.counts[low:high]) for low, high in pairwise(starts))
+    return all(map(_is_count, finer.counts)) and sums == tuple(counts)
 
 
 def _is_count(n: int) -> bool:

@@ -1,5 +1,6 @@
 """What a run records about how far its scores can be trusted: leakage, operating points, calibration, subgroups."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hoarfrost.evaluation import (
@@ -12,6 +13,7 @@ from hoarfrost.evaluation import (
     TemperatureFit,
 )
 from hoarfrost.evaluation.leakage import Leakage
+from hoarfrost.evaluation.metrics import across_folds, three_digits
 from hoarfrost.evaluation.noisy_labels import SuspectLabel
 from hoarfrost.evaluation.subgroup_differences import Heterogeneity, SubgroupCalibration, SubgroupDifference
 
@@ -23,11 +25,24 @@ SAME_ERROR = 1.05
 class FixedPoint:
     """An operating point chosen on validation, and its result on the scored split.
 
-    Without a threshold that meets the rule, `result` = None.
+    Without a threshold that meets the rule, `result` = None. `by_fold` are cross-fitted thresholds, one per fold: the
+    result is that of each sample at the threshold of its fold, and the threshold of `point`, which all samples choose,
+    decides nothing.
     """
 
     point: OperatingPoint
     result: PointResult | None
+    by_fold: tuple[float, ...] = ()
+
+    def at(self, number: Callable[[float], str] = three_digits) -> str:
+        """Return the threshold that decides, as "0.470"; or the range of cross-fitted ones."""
+        if self.by_fold:
+            return across_folds(self.by_fold, number)
+        return "" if self.point.threshold is None else number(self.point.threshold)
+
+    def decides(self, number: Callable[[float], str] = three_digits) -> str:
+        """Return what makes a sample positive, as "threshold >= 0.470"; or the range of cross-fitted thresholds."""
+        return self.at(number) if self.by_fold else f"threshold >= {self.at(number)}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,8 @@ class ClassAssessment:
     """A class against the rest, or a label: `n` samples with a known value, `n_positive` that have it.
 
     `calibration` belongs to a label. Classes that exclude one another share one calibration, in `Assessment`.
-    `net_benefit` is None for scores that are not probabilities.
+    `net_benefit` is None for scores that are not probabilities. For a stated prevalence it is that of probabilities which
+    were shifted to it from the prevalence `shifted_from`.
     """
 
     name: str
@@ -76,6 +92,15 @@ class ClassAssessment:
     points: tuple[FixedPoint, ...]
     net_benefit: DecisionCurve | None
     calibration: Recalibration | None = None
+    shifted_from: float | None = None
+
+    @property
+    def shift(self) -> str:
+        """From which prevalence the probabilities of net benefit were shifted: "shifted from ..."; "" if they were not."""
+        if self.shifted_from is None:
+            return ""
+        of = "scored" if self.shifted_from == self.n_positive / self.n else "validated"
+        return f"shifted from a prevalence of {self.shifted_from:.3f}, that of the {of} samples"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from hoarfrost.evaluation.disclosure import FEWEST, shareable_cells, shareable_count
+from hoarfrost.evaluation.disclosure import (
+    FEWEST,
+    Histogram,
+    area_bounds,
+    shareable_cells,
+    shareable_count,
+    shareable_histogram,
+)
 from hoarfrost.evaluation.meta_analysis import random_effects_of_areas
 from hoarfrost.external.aggregate import GRID
 from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
@@ -24,7 +32,8 @@ from hoarfrost.runs.aggregate import read_aggregate
 from tests.support.builders import write_csv
 from tests.support.cohorts import write_cohort
 from tests.support.commands import Hoarfrost
-from tests.support.predicted import train_on_pictures
+from tests.support.predicted import read_csv, train_on_pictures
+from tests.support.samples import Floats, Ints
 
 
 def written(
@@ -72,6 +81,16 @@ def test_no_small_count_is_found_by_subtraction() -> None:
         p, patients = expit(rng.normal(2 * y - 1, 1)), rng.integers(0, n // 2, n)
         kept = float(np.quantile(p, 0.3))
         found = shareable_cells(y, p, patients, GRID, kept=kept)
+        for value, counts in ((1, found.positives), (0, found.negatives)):
+            own, whose = p[y == value], patients[y == value]
+            finer = shareable_histogram(own, whose, found, GRID)
+            assert set(found.edges) <= set(finer.edges)
+            for first, last in combinations(range(len(finer.edges)), 2):
+                low, high = finer.edges[first], finer.edges[last]
+                inside = (own >= low) & ((own < high) | (high == 1))
+                assert sum(finer.counts[first:last]) == int(inside.sum())
+                assert len(np.unique(whose[inside])) not in range(1, FEWEST)
+            assert sum(finer.counts) == sum(counts)
         for i in range(len(found.edges)):
             for j in range(i + 1, len(found.edges)):
                 low, high = found.edges[i], found.edges[j]
@@ -104,11 +123,16 @@ def test_figures_are_those_of_the_evaluation(tmp_path: Path) -> None:
 
 def test_cross_fitted_thresholds_are_not_shared(tmp_path: Path) -> None:
     out, _ = written(tmp_path, "north", seed=5)
-    (one,) = read_aggregate(out).classes
-    if one.sensitivity is not None:  # only where they are what one threshold gives
-        assert one.threshold is not None
-        place = one.cells.edges.index(one.threshold)
-        assert one.sensitivity.value == pytest.approx(sum(one.cells.positives[place:]) / one.n_positive, abs=1e-6)
+    rng, names = np.random.default_rng(5), ["a", "b", "c"]
+    y, p = rng.choice(names, 200, p=[0.6, 0.37, 0.03]), rng.dirichlet([2, 2, 1], 200)
+    header = ["id", "label", *(f"probability:{name}" for name in names)]
+    table = write_csv(tmp_path / "mc.csv", [header, *([str(i), y[i], *map(str, p[i].tolist())] for i in range(200))])
+    several = tmp_path / "several.json"
+    evaluate_predictions([table], None, config=PredictionsConfig(name="several", aggregate=several))
+    for one in (*read_aggregate(out).classes, *read_aggregate(several).classes):
+        assert (one.threshold, one.sensitivity, one.specificity) == (None, None, None)
+        assert set(one.cells.edges) <= {0.0, *GRID, 1.0}
+        assert all(set(finer.edges) <= {0.0, *GRID, 1.0} for finer in one.by_outcome)
 
 
 def test_pooled_areas_are_the_random_effects_summary(tmp_path: Path) -> None:
@@ -123,6 +147,81 @@ def test_pooled_areas_are_the_random_effects_summary(tmp_path: Path) -> None:
     assert summary.mean == pytest.approx(expected.mean, abs=1e-5)
     assert summary.prediction_low == pytest.approx(expected.prediction_low, abs=1e-4)
     assert sum(bin.n for bin in one.bins) == 900
+
+
+def rows_of(folder: Path, sites: Sequence[str]) -> tuple[Ints, Floats]:
+    """Return the labels and probabilities of all sites."""
+    rows = [row for site in sites for row in read_csv(folder / f"private_{site}.csv")]
+    return np.array([int(row["label"]) for row in rows]), np.array([float(row["probability"]) for row in rows])
+
+
+def area_of_pairs(y: Ints, p: Floats) -> float:
+    positives, negatives = p[y == 1][:, None], p[y == 0]
+    return float(((positives > negatives) + (positives == negatives) / 2).mean())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_area_of_all_together_is_within_its_bounds(tmp_path: Path, seed: int) -> None:
+    sites = ("north", "south", "east")
+    files = [
+        written(tmp_path, site, n=n, seed=10 * seed + n, shift=shift, operating_point="threshold=0.4")[0]
+        for site, n, shift in zip(sites, (150, 300, 80), (2.5, 3.0, 1.5), strict=True)
+    ]
+    expected = area_of_pairs(*rows_of(tmp_path, sites))
+    (one,) = pool(files).classes
+    low, high = one.area
+    assert low <= expected <= high
+    assert high - low < 0.15
+    page = tmp_path / "o.html"
+    report_pooled(files, page)
+    text = page.read_text(encoding="utf-8")
+    assert f"the area is between {low:.3f} and {high:.3f}" in text
+    assert one.has_curve == ("There is no curve of all together" not in text)
+
+
+def test_pairs_of_two_sites_are_known_where_their_bins_do_not_overlap() -> None:
+    low, high = Histogram((0.0, 0.5, 1.0), (5, 10)), Histogram((0.0, 0.5, 1.0), (20, 0))
+    alone = Histogram((0.0, 1.0), (10,))
+    assert area_bounds([(low, high, 0.9)]) == pytest.approx((0.9, 0.9))
+    # 15 x 20 pairs of the first site, 10 x 10 of the second, 15 x 10 and 10 x 20 between them.
+    known, n_pairs = 0.9 * 300 + 0.7 * 100, 15 * 20 + 10 * 10 + 15 * 10 + 10 * 20
+    found = area_bounds([(low, high, 0.9), (alone, alone, 0.7)])
+    assert found == pytest.approx((known / n_pairs, (known + 350) / n_pairs))
+    upper = Histogram((0.0, 0.5, 1.0), (0, 10))
+    found = area_bounds([(low, high, 0.9), (upper, upper, 0.7)])
+    # Its positives are above all 20 negatives; 5 positives of the first are below its 10 negatives.
+    assert found == pytest.approx(((known + 200) / n_pairs, (known + 200 + 100) / n_pairs))
+
+
+def test_bins_of_earlier_versions_give_bounds_too_and_no_false_curve(tmp_path: Path) -> None:
+    """Earlier versions joined bins from the left, so that sites had hardly an edge in common."""
+    edges = {"north": [0.0, 0.5, 0.94, 1.0], "south": [0.0, 0.48, 0.94, 1.0]}
+    files = []
+    for site, own in edges.items():
+        out, _ = written(tmp_path, site, seed=len(files) + 1, operating_point="threshold=0.5")
+        document = json.loads(out.read_text())
+        (one,) = document["classes"]
+        y, p = rows_of(tmp_path, [site])
+        p = np.minimum(p, 0.93)  # no small count in the last bin
+        counts = [np.histogram(p[y == value], own)[0].tolist() for value in (1, 0)]
+        one["cells"] = {
+            "edges": own,
+            "positives": counts[0],
+            "negatives": counts[1],
+            "mean_probability": [0.2, 0.6, None],
+        }
+        for key in ("positives", "negatives", "threshold", "sensitivity", "specificity"):
+            del one[key]
+        out.write_text(json.dumps(document), encoding="utf-8")
+        files.append(out)
+    (found,) = pool(files).classes
+    assert found.area[0] <= area_of_pairs(*rows_of(tmp_path, list(edges))) <= found.area[1]
+    assert (found.has_curve, found.is_calibrated, found.is_wide) == (False, False, True)
+    report_pooled(files, tmp_path / "o.html")
+    page = (tmp_path / "o.html").read_text(encoding="utf-8")
+    for text in ("There is no curve of all together", "There is no table", "The range is wide"):
+        assert text in page
+    assert "all together</" not in page
 
 
 def test_commands_write_and_pool_aggregates(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
@@ -204,7 +303,8 @@ ODD: tuple[Any, ...] = (None, -1, 3, float("nan"), float("inf"), 10**400, "x", [
         ("classes", 0, "slope"), ("classes", 0, "slope", "value"), ("classes", 0, "threshold"),
         ("classes", 0, "cells", "edges"),
         ("classes", 0, "cells", "edges", 1), ("classes", 0, "cells", "positives", 0), ("classes", 0, "cells", "negatives"),
-        ("classes", 0, "cells", "mean_probability", 0),
+        ("classes", 0, "cells", "mean_probability", 0), ("classes", 0, "positives", "counts", 0),
+        ("classes", 0, "positives", "edges"), ("classes", 0, "negatives", "counts"),
     ],
 )  # fmt: skip
 def test_files_with_odd_values_are_refused_or_pooled(tmp_path: Path, place: tuple[Any, ...]) -> None:

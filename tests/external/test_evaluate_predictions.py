@@ -115,6 +115,31 @@ def test_areas_and_paired_test_of_two_files_are_procs(case: str, tmp_path: Path)
     assert comparison.p == pytest.approx(expected["delong_p"], rel=1e-8)
 
 
+# -- prevalence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["youden", "threshold=0.4"])
+def test_net_benefit_without_validated_rows_is_of_probabilities_shifted_from_the_scored_rows_prevalence(
+    rule: str, tmp_path: Path
+) -> None:
+    y, p = scores_of()
+    file = write_csv(tmp_path / "a.csv", table(("id", "label", "probability"), range(len(y)), y, map(float, p)))
+    run = evaluated(file, prevalence=0.05, operating_point=rule)
+    (one,) = parts(run)[0].classes
+    moved = np.log(p / (1 - p)) + np.log(0.05 / 0.95) - np.log(y.mean() / (1 - y.mean()))
+    likely = 1 / (1 + np.exp(-moved))
+    assert one.net_benefit is not None
+    for at, found in zip(one.net_benefit.thresholds, one.net_benefit.net_benefit, strict=True):
+        hits, alarms = (likely[y == 1] >= at).mean(), (likely[y == 0] >= at).mean()
+        assert found == pytest.approx(0.05 * hits - 0.95 * alarms * at / (1 - at), abs=1e-12)
+    page = write_report(run.directory).read_text(encoding="utf-8")
+    text = "probabilities {}shifted from a prevalence of 0.333, that of the scored samples"
+    assert text.format("") in page  # at the decision curve
+    assert text.format("were ") in page  # in the methods
+    plain = evaluated(file, operating_point=rule, overwrite=True)
+    assert parts(plain)[0].classes[0].shift == ""
+
+
 # -- thresholds -------------------------------------------------------------------------------------------------------
 
 

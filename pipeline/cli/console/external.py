@@ -91,10 +91,10 @@ def _score_lines(run: "Run") -> "Iterator[str]":
         yield f"Differences are from {run.selected}. {CORRECTED}"
     classes = () if run.assessment is None else run.assessment.classes
     if len(classes) == 1 and classes[0].points and (at := classes[0].points[0].result) is not None:
-        point, scale = classes[0].points[0].point, run.scale_of(run.selected)
-        threshold = f"{at.threshold:z.3f}" if scale is None else scale.text(at.threshold)
+        first, scale = classes[0].points[0], run.scale_of(run.selected)
+        decides = first.decides() if scale is None else first.decides(scale.text)
         yield (
-            f"threshold >= {threshold} ({point.name}): sensitivity {_text(at.sensitivity)}, specificity "
+            f"{decides} ({first.point.name}): sensitivity {_text(at.sensitivity)}, specificity "
             f"{_text(at.specificity)}"
         )
 

@@ -206,9 +206,9 @@ def _assessment_lines(found: "Assessment | None", validation: str) -> "Iterator[
         return
     split = "test split" if found.split == "test" else f"{validation} predictions"
     yield f"{found.head}, {split}, thresholds chosen on {validation} predictions (95% CI):"
-    alike: dict[float | str, list[FixedPoint]] = {}  # several rules may choose the same threshold
+    alike: dict[object, list[FixedPoint]] = {}  # several rules may choose the same threshold
     for fixed in found.classes[0].points:
-        alike.setdefault(fixed.point.threshold or fixed.point.name, []).append(fixed)
+        alike.setdefault(fixed.by_fold or fixed.point.threshold or fixed.point.name, []).append(fixed)
     for points in alike.values():
         yield from (f"  {text}" for text in _point_lines(points))
     if found.calibration is not None:
@@ -230,7 +230,7 @@ def _point_lines(alike: "Sequence[FixedPoint]") -> "Iterator[str]":
         "PPV": result.ppv,
         "NPV": result.npv,
     }
-    yield f"threshold >= {result.threshold:z.3f} ({names}): {_named_estimates(shares)}"
+    yield f"{alike[0].decides()} ({names}): {_named_estimates(shares)}"
     yield from (f"  {fixed.point.promise}" for fixed in alike if fixed.point.promise)
     if result.at_prevalence is not None:
         there = result.at_prevalence
