@@ -94,8 +94,7 @@ def _score_lines(run: "Run") -> "Iterator[str]":
         first, scale = classes[0].points[0], run.scale_of(run.selected)
         decides = first.decides() if scale is None else first.decides(scale.text)
         yield (
-            f"{decides} ({first.point.name}): sensitivity {_text(at.sensitivity)}, specificity "
-            f"{_text(at.specificity)}"
+            f"{decides} ({first.point.name}): sensitivity {_text(at.sensitivity)}, specificity {_text(at.specificity)}"
         )
 
 
