@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
-from hoarfrost.report import gallery, write_report
+from hoarfrost.report import gallery
 from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.gallery import groups_of
+from hoarfrost.report.outputs import write_report
 from hoarfrost.report.paper import tables_of
 from hoarfrost.runs import FixedPoint, Run, read_run
 from tests.support.browser import Browser, open_tab

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hoarfrost.external.cohort import evaluate_cohort
 from hoarfrost.external.differences import _numbers
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import CohortDifference, External, read_run
 from tests.support.predicted import Trained
 

@@ -10,7 +10,7 @@ import pytest
 from hoarfrost.evaluation.calibration import log_probabilities
 from hoarfrost.evaluation.updating import fitted_update
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import Run, read_run
 from tests.support.builders import write_csv
 from tests.support.commands import Hoarfrost

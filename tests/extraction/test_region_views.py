@@ -32,7 +32,7 @@ from hoarfrost.features.fingerprint import FILE_BYTES, image_key
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.inference.sources import opened_source
-from hoarfrost.report import write_report
+from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import read_run
 from tests.extraction.test_regions import BOX, extracted, pixels_of, write_mask, write_set
 from tests.support.builders import encode, picture, write_csv
