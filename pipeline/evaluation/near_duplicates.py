@@ -210,8 +210,10 @@ def without_shared_axes(x: Floats32) -> Floats32:
     np.clip(z, -FARTHEST, FARTHEST, out=z)
     n_axes = min(N_SHARED_AXES, n // ROWS_PER_AXIS)
     if n_axes:
-        _, vectors = np.linalg.eigh(z.T @ z)  # ascending
-        axes = vectors[:, -n_axes:]  # (d, n_axes)
+        if 4 * n <= z.shape[1]:  # in a hundredth of the time
+            axes = np.linalg.svd(z, full_matrices=False)[2][:n_axes].T  # (d, n_axes)
+        else:
+            axes = np.linalg.eigh(z.T @ z)[1][:, -n_axes:]
         for rows in _blocks(n, _LEFT_ROWS):
             z[rows] -= (z[rows] @ axes) @ axes.T
     lengths = np.sqrt(np.einsum("ij,ij->i", z, z))[:, None]

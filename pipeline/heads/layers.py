@@ -141,7 +141,11 @@ def linear_basis(z: Tensor) -> Basis:
     """Return the principal components of standardised embeddings (n, D)."""
     mean = z.mean(0)
     centred = z - mean
-    _, rotation = _principal(centred.T @ centred)
+    if 4 * z.shape[0] <= z.shape[1]:  # the same axes in a hundredth of the time
+        _, deviations, axes = torch.linalg.svd(centred, full_matrices=False)  # (n,), (n, D)
+        rotation = axes[deviations**2 > SMALLEST_SHARE * deviations[:1] ** 2].T
+    else:
+        _, rotation = _principal(centred.T @ centred)
 
     def module(weights: Tensor, biases: Tensor) -> nn.Module:
         of_features = rotation @ weights  # (D, C)

@@ -104,6 +104,16 @@ def slow_pairs(x: Embeddings, splits: npt.NDArray[np.str_], threshold: float) ->
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dim", [150, 180])  # of 40 embeddings, a fourth and more
+def test_shared_axes_are_the_principal_ones(dim: int) -> None:
+    x = drawn(40, dim)
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    axes = np.linalg.eigh(z.T @ z)[1][:, -2:]
+    rest = z - z @ axes @ axes.T
+    expected = rest / np.linalg.norm(rest, axis=1, keepdims=True)
+    np.testing.assert_allclose(without_shared_axes(x), expected, atol=1e-4)
+
+
 @given(st.integers(2, 50), st.integers(0, 100), st.floats(0.05, 0.95))
 def test_blocks_find_what_a_loop_over_all_pairs_finds(n: int, seed: int, threshold: float) -> None:
     rng = np.random.default_rng(seed)

@@ -245,6 +245,19 @@ def test_the_part_has_images_with_and_without_each_label() -> None:
 # -- the solver ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n", [3, 20, 50])  # a fourth of 80, and more
+def test_few_embeddings_have_the_principal_components_of_their_covariance(n: int) -> None:
+    z = torch.randn(n, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis, centred = layers.linear_basis(z), z - z.mean(0)
+    assert basis.design.shape == (n, n - 1)
+    torch.testing.assert_close(basis.design @ basis.design.T, centred @ centred.T)
+    values = torch.linalg.eigvalsh(centred.T @ centred)[-(n - 1) :]
+    torch.testing.assert_close(basis.design.square().sum(0).sort().values, values)
+    weights = torch.randn(n - 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = basis.module(weights, torch.zeros(2, dtype=torch.float64))(z)
+    torch.testing.assert_close(logits, basis.design @ weights)
+
+
 def test_the_solution_is_where_the_gradient_is_zero() -> None:
     from hoarfrost.training.objective import objective_for
 
