@@ -352,9 +352,7 @@ def test_what_is_wrong_with_a_file_is_named(rows: Rows, message: str, tmp_path: 
 def test_of_one_class_its_sensitivity_at_a_stated_threshold_is_said(tmp_path: Path) -> None:
     rows = [["id", "label", "probability"], *([a, "1", c] for a, _, c in GOOD)]
     file = write_csv(tmp_path / "p.csv", rows)
-    with pytest.raises(
-        HoarfrostError, match=r"all 4 scored images are 1\..*the sensitivity is 0\.500 \(95% CI.*2 of 4"
-    ):
+    with pytest.raises(HoarfrostError, match=r"all 4 scored rows are 1\..*the sensitivity is 0\.500 \(95% CI.*2 of 4"):
         evaluated(file, operating_point="threshold=0.5")
     with pytest.raises(HoarfrostError, match=r"With one class there is no ROC AUC"):
         evaluated(file)

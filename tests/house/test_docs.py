@@ -89,18 +89,20 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Meanwhile untrained weights stand for ImageNet's, and trainings are short: what a command does is shown, not how well.
     """
     from hoarfrost.features.encoder import backbone
+    from hoarfrost.features.encoder.registry import RESNET18, EncoderSpec
     from hoarfrost.training import plan
     from hoarfrost.training.references import REFERENCES, fit_references
 
     load, place = backbone.load_weights, tmp_path_factory.mktemp("readme")
-    untrained = functools.cache(functools.partial(load, "random:0"))
+    untrained = load("random:0", RESNET18)
+
+    def load_untrained(spec: str, encoder: EncoderSpec) -> backbone.Weights:
+        spec = "random:0" if spec == "imagenet" else spec
+        return untrained if (spec, encoder) == ("random:0", RESNET18) else load(spec, encoder)
+
     write_examples(place)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            backbone,
-            "load_weights",
-            lambda spec, encoder: untrained(encoder) if spec in ("imagenet", "random:0") else load(spec, encoder),
-        )
+        patched.setattr(backbone, "load_weights", load_untrained)
         patched.setattr(plan, "PASSES", 1)
         patched.setattr(plan, "FEWEST_STEPS", 10)
         patched.setattr(fit_references, "__kwdefaults__", {"kinds": REFERENCES[:2]})  # of five
