@@ -119,10 +119,29 @@ def banded(values: Sequence[str]) -> list[str]:
     known = numbers[~np.isnan(numbers)]
     edges = np.unique(np.quantile(known, np.arange(1, N_BANDS) / N_BANDS))
     bands = np.searchsorted(edges, known, "left")  # an edge belongs to the band below it
-    # All digits: two bands of dates (20240131) or of identifiers must not get one name.
-    names = {int(b): f"{known[bands == b].min():.15g} to {known[bands == b].max():.15g}" for b in np.unique(bands)}
+    ends = [end for b in np.unique(bands) for end in (known[bands == b].min(), known[bands == b].max())]
+    texts_of_ends = _short(ends)
+    starts = zip(np.unique(bands).tolist(), texts_of_ends[::2], texts_of_ends[1::2], strict=True)
+    names = {band: f"{low} to {high}" for band, low, high in starts}
     return [text if text == MISSING else names[int(np.searchsorted(edges, x, "left"))] for x, text in
             zip(numbers, texts, strict=True)]  # fmt: skip
+
+
+def _short(ends: Sequence[float]) -> list[str]:
+    """Return ascending numbers as texts, each with the digits that tell all of them apart; of at most six digits, all.
+
+    Two bands of dates (20240131) or of identifiers must not get one name.
+    """
+    exact = [f"{end:.15g}" for end in ends]
+    if all(float(end).is_integer() or float(f"{end:.6g}") == end for end in ends):
+        return exact
+    spread = min(ends[-1] - ends[0], 1e300)  # that of the largest numbers overflows
+    least = max(0, 3 - math.ceil(math.log10(spread)))
+    for decimals in range(least, 16):
+        texts = [f"{end:z.{decimals}f}" for end in ends]
+        if len(set(texts)) == len(set(ends)):
+            return texts
+    return exact
 
 
 def with_missing(values: Sequence[str]) -> list[str]:
