@@ -253,3 +253,19 @@ def test_bands_have_as_many_digits_as_tell_their_ends_apart() -> None:
     assert in_order(banded([str(20240101 + i) for i in range(40)]))[0].startswith("20240101 to ")
     assert in_order(banded([str(x) for x in np.arange(40) / 8]))[0] == "0 to 1.125"
     assert len(set(banded([repr(x) for x in (-1.5e308, 1.5e308, *np.arange(0.3, 20).tolist())]))) == 4
+
+
+def test_without_positives_the_specificity_and_the_patients_are_known() -> None:
+    y_true, p = calibrated(200, seed=4)
+    rows = np.arange(200) % 2 == 0
+    y_true[rows] = 0
+    groups = np.arange(200) // 4
+    first, second = score_subgroups(
+        y_true, two_columns(p), {"site": ["east" if row else "west" for row in rows]}, threshold=0.5, groups=groups
+    )
+    assert (first.value, first.roc_auc.value, first.sensitivity) == ("east", None, None)
+    assert first.reason == "fewer than two samples of a class"
+    assert first.roc_auc.n_patients == second.roc_auc.n_patients == 50
+    assert first.specificity is not None
+    assert first.specificity.value == pytest.approx(np.mean(p[rows] < 0.5))
+    assert first.specificity.n_patients == 50
