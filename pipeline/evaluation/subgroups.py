@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,10 +70,10 @@ def score_subgroups(
     Returns
     -------
     tuple of Subgroup
-        In the order of the columns, and of their values. A subgroup of fewer than twenty samples, or of fewer than two of
-        a class, has its counts and the reason only. Of a column with more than twenty values the most frequent twenty
-        are scored, and one entry states the number of the others. If none of them has twenty samples (an identifier, a
-        free text), one entry represents all.
+        In the order of the columns, and of their values. A subgroup of fewer than twenty samples has its counts and the
+        reason only; one of fewer than two of a class has no ROC AUC, and what can be said of the other class. Of a column
+        with more than twenty values the most frequent twenty are scored, and one entry states the number of the others. If
+        none of them has twenty samples (an identifier, a free text), one entry represents all.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def score_subgroups(
         column, order, sizes = np.array(names), in_order(names), Counter(names)
         if len(order) > MOST_VALUES and max(sizes.values()) < FEWEST:
             counts, reason = class_counts(y_true, probabilities.shape[1]), f"none of them has {FEWEST} samples"
-            found.append(_without_figures(name, f"({len(order)} values)", counts, reason))
+            found.append(_without_figures(name, f"({len(order)} values)", counts, groups, reason))
             continue
         scored = set(sorted(order, key=lambda value: -sizes[value])[:MOST_VALUES])
         for value in (value for value in order if value in scored):
@@ -101,7 +101,9 @@ def score_subgroups(
             rows = ~np.isin(column, sorted(scored))
             counts = class_counts(y_true[rows], probabilities.shape[1])
             reason = f"only the {MOST_VALUES} most frequent values are scored"
-            found.append(_without_figures(name, f"({len(order) - len(scored)} further values)", counts, reason))
+            further = f"({len(order) - len(scored)} further values)"
+            members = None if groups is None else np.asarray(groups)[rows]
+            found.append(_without_figures(name, further, counts, members, reason))
     return tuple(found)
 
 
@@ -121,10 +123,29 @@ def banded(values: Sequence[str]) -> list[str]:
     known = numbers[~np.isnan(numbers)]
     edges = np.unique(np.quantile(known, np.arange(1, N_BANDS) / N_BANDS))
     bands = np.searchsorted(edges, known, "left")  # an edge belongs to the band below it
-    # All digits: two bands of dates (20240131) or of identifiers must not get one name.
-    names = {int(b): f"{known[bands == b].min():.15g} to {known[bands == b].max():.15g}" for b in np.unique(bands)}
+    ends = [end for b in np.unique(bands) for end in (known[bands == b].min(), known[bands == b].max())]
+    texts_of_ends = _short(ends)
+    starts = zip(np.unique(bands).tolist(), texts_of_ends[::2], texts_of_ends[1::2], strict=True)
+    names = {band: f"{low} to {high}" for band, low, high in starts}
     return [text if text == MISSING else names[int(np.searchsorted(edges, x, "left"))] for x, text in
             zip(numbers, texts, strict=True)]  # fmt: skip
+
+
+def _short(ends: Sequence[float]) -> list[str]:
+    """Return ascending numbers as texts, each with the digits that tell all of them apart; of at most six digits, all.
+
+    Two bands of dates (20240131) or of identifiers must not get one name.
+    """
+    exact = [f"{end:.15g}" for end in ends]
+    if all(float(end).is_integer() or float(f"{end:.6g}") == end for end in ends):
+        return exact
+    spread = min(ends[-1] - ends[0], 1e300)  # that of the largest numbers overflows
+    least = max(0, 3 - math.ceil(math.log10(spread)))
+    for decimals in range(least, 16):
+        texts = [f"{end:z.{decimals}f}" for end in ends]
+        if len(set(texts)) == len(set(ends)):
+            return texts
+    return exact
 
 
 def with_missing(values: Sequence[str]) -> list[str]:
@@ -153,23 +174,25 @@ def _subgroup(
 ) -> Subgroup:  # fmt: skip
     counts = class_counts(y_true, probabilities.shape[1])
     if len(y_true) < FEWEST:
-        return _without_figures(name, value, counts, f"fewer than {FEWEST} samples")
+        return _without_figures(name, value, counts, groups, f"fewer than {FEWEST} samples")
+    area = Estimate(None, None, None, n=len(y_true), n_patients=count_patients(groups))
     if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
-        return _without_figures(name, value, counts, "fewer than two samples of a class")
-    auc, _ = auc_influence(y_true, probabilities)
-    plain = Estimate(auc, None, None, n=len(y_true), n_patients=count_patients(groups))
-    area, reason = area_of_subgroup(plain, y_true, probabilities, groups, level=level, seed=seed)
+        reason = "fewer than two samples of a class"
+    else:
+        plain = replace(area, value=auc_influence(y_true, probabilities)[0])
+        area, reason = area_of_subgroup(plain, y_true, probabilities, groups, level=level, seed=seed)
     sensitivity, specificity = None, None
     if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
         found, of_class = probabilities[:, 1] >= threshold, y_true == 1
-        sensitivity = share(found, of_class, groups, level=level)
-        specificity = share(~found, ~of_class, groups, level=level)
+        sensitivity = share(found, of_class, groups, level=level) if of_class.any() else None
+        specificity = share(~found, ~of_class, groups, level=level) if not of_class.all() else None
     return Subgroup(name, value, len(y_true), counts, area, sensitivity, specificity, reason)
 
 
-def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str) -> Subgroup:
+def _without_figures(name: str, value: str, counts: tuple[int, ...], groups: Ints | None, reason: str) -> Subgroup:
     n = sum(counts)
-    return Subgroup(name, value, n, counts, Estimate(None, None, None, n=n), None, None, reason)
+    area = Estimate(None, None, None, n=n, n_patients=count_patients(groups))
+    return Subgroup(name, value, n, counts, area, None, None, reason)
 
 
 def in_order(names: Sequence[str]) -> list[str]:

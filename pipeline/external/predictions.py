@@ -164,6 +164,10 @@ def _ignored(table: PredictionTable) -> str:
 def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask, "np.typing.NDArray[np.int64]", str]:
     """Return the rows that are scored or validated as a task, their places, and which rows are left out, in words."""
     splits = _splits(table, config.validation_split)
+    rule = Rule.parse(config.operating_point, of_scores=True)
+    n_present = len(np.unique(table.y[splits == "val"]))
+    if rule.kind == "threshold" and table.y.ndim == 1 and n_present < len(table.names):
+        splits = np.where(splits == "val", "", splits)  # of one class, they cannot fix a temperature either
     rows = np.flatnonzero(splits != "")
     dropped = ""
     if len(rows) < len(splits):
@@ -184,7 +188,7 @@ def _task(table: PredictionTable, config: PredictionsConfig) -> tuple[ScoredTask
     task = ScoredTask(
         table=dataset, readable=np.ones(n, bool), y=table.y[rows], groups=np.arange(n) if numbers is None else numbers,
         splits=splits[rows], split_by=EXTERNAL, classes=table.classes, positive=table.positive, names=table.names,
-        patients=numbers, per_patient=config.per_patient, rule=Rule.parse(config.operating_point, of_scores=True),
+        patients=numbers, per_patient=config.per_patient, rule=rule,
     )  # fmt: skip
     return task, rows, dropped
 
@@ -221,9 +225,9 @@ def _evaluated(
 ) -> Run:  # fmt: skip
     first, probabilities = models[0], {model.name: model.p for model in models}
     is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
-    known = fixed_for(task, first, task.rule) if is_fixed else None
+    known = fixed_for(task, first, task.rule, validation=config.validation_split) if is_fixed else None
     check_classes(task, first.p, known, sample="row", scale=first.scale)
-    fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
+    fixed = {model.name: fixed_for(task, model, task.rule, validation=config.validation_split) for model in models}
     heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, fixed[first.name], config)

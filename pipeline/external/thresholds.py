@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from hoarfrost.evaluation import OperatingPoint, TemperatureFit, binary_problems
-from hoarfrost.evaluation.checks import Floats, Ints
+from hoarfrost.evaluation.checks import Floats, Ints, class_counts, n_distinct
 from hoarfrost.evaluation.metrics import NO_DECISION, Decision, across_folds
 from hoarfrost.evaluation.operating import Rule, operating_points
 from hoarfrost.experiment.assessment import Fixed, fix
@@ -22,7 +22,7 @@ USELESS = "no threshold finds samples of both classes"
 CALLS = OperatingPoint("the calls", 0.5, None, None)
 
 
-def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
+def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule, *, validation: str = "val") -> Fixed:
     """Fix thresholds, and temperatures where there are validated rows, for the predictions of a model.
 
     Parameters
@@ -32,6 +32,8 @@ def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
     model : ModelColumn
     rule : Rule
         Of the primary operating point.
+    validation : str
+        What the file calls the split of validated rows.
 
     Raises
     ------
@@ -43,8 +45,20 @@ def fixed_for(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
     try:
         found = _fixed(task, model, rule)
     except ValueError as error:
-        raise TrainingError(f"{task.table.source}: {error}. Thresholds need both classes.") from error
+        raise TrainingError(f"{task.table.source}: {_unfixed(task, validation, str(error))}") from error
     return found if model.kind == PROBABILITY else replace(found, temperatures=(), prevalences={}, calibrations=())
+
+
+def _unfixed(task: ScoredTask, validation: str, error: str) -> str:
+    """Return why thresholds cannot be fixed, and what can be done."""
+    reason, elsewhere = f"thresholds cannot be cross-fitted: {error}", ""
+    if len(task.validated):
+        counts = class_counts(task.units(task.validated).y, len(task.names))
+        lacking = " or ".join(name for name, n in zip(task.names, counts, strict=True) if not n)
+        rows = f"the {len(task.validated):,} rows of the split {validation}, which fix thresholds,"
+        reason = f"none of {rows} is {lacking}" if lacking else f"{rows} do not suffice: {error}"
+        elsewhere = ", name another split with --validation-split"
+    return f"{reason}. State a threshold with --operating-point threshold=0.3{elsewhere}, or add rows of this class."
 
 
 def _fixed(task: ScoredTask, model: ModelColumn, rule: Rule) -> Fixed:
@@ -94,7 +108,7 @@ def _cross_fitted(task: ScoredTask, p: Floats, rule: Rule, fits: tuple[Temperatu
 
 def folds_of(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
     """Return each sample's fold: groups are dealt out class by class, in a random order, which takes no time."""
-    n_folds = _n_folds(y, groups, len(names))
+    n_folds = _n_folds(y, groups, names)
     units, stratum, _ = strata_of_groups(y, groups, names, n_folds)
     order = np.random.default_rng(0).permutation(len(units))
     fold = np.empty(len(units), np.int64)
@@ -102,13 +116,17 @@ def folds_of(y: Ints, groups: Ints, names: Sequence[str]) -> Ints:
     return fold[np.searchsorted(units, groups)]
 
 
-def _n_folds(y: Ints, groups: Ints, n_classes: int) -> int:
+def _n_folds(y: Ints, groups: Ints, names: Sequence[str]) -> int:
     """Return five, or fewer where a class has fewer groups."""
-    fewest = min(
-        len(np.unique(groups[rows][one == value])) for _, rows, one in binary_problems(y, n_classes) for value in (0, 1)
+    others = [f"not {name}" for name in names] if y.ndim == 2 or len(names) > 2 else [names[0]] * 2
+    fewest, name = min(
+        (n_distinct(groups[rows][one == value]), names[number] if value else others[number])
+        for number, rows, one in binary_problems(y, len(names))
+        for value in (0, 1)
     )
     if fewest < 2:
-        raise ValueError("a class has fewer than two rows, or patients")
+        unit = "row" if n_distinct(groups) == len(groups) else "patient"
+        raise ValueError(f"{name} has {fewest} {unit}{'' if fewest == 1 else 's'}, and two are needed")
     return min(N_FOLDS, fewest)
 
 

@@ -352,7 +352,8 @@ def _fixed(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], one: Head
     kind = SCORE if first.net_benefit is None else PROBABILITY
     if first.points and first.points[0].point.name == CALLS.name:
         kind = CALL
-    return fixed_for(task, ModelColumn(one.name, kind, run.predictions.probabilities[one.name]), task.rule)
+    p, scale = run.predictions.probabilities[one.name], run.scale_of(one.name)
+    return fixed_for(task, ModelColumn(one.name, kind, p, scale=scale), task.rule)
 
 
 def _rescored(one: HeadResult, task: ScoredTask, p: Floats, fixed: Fixed) -> HeadResult:

@@ -18,6 +18,7 @@ from hoarfrost.evaluation import (
     wilson,
 )
 from hoarfrost.evaluation.discrimination import newcombe_limits
+from hoarfrost.evaluation.subgroups import in_order
 from tests.support.samples import calibrated, drawn_probabilities, two_columns
 
 
@@ -236,3 +237,35 @@ def _sample(n: int) -> "tuple[np.ndarray, np.ndarray]":
 def test_column_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="30 samples, but 2 values of 'site'"):
         score_subgroups(*_sample(30), {"site": ["a", "b"]})
+
+
+def test_bands_have_as_many_digits_as_tell_their_ends_apart() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(27, 4, 400) + 1e-10
+    names = in_order(banded([repr(float(x)) for x in drawn]))
+    assert len(names) == 4
+    ends = [end for name in names for end in name.split(" to ")]
+    assert ends == sorted(ends, key=float)
+    assert len(set(ends)) == 8
+    assert max(map(len, ends)) <= 7
+    close = 1 + 1e-9 * np.arange(40.0)
+    assert len(set(banded([repr(float(x)) for x in close]))) == 4
+    assert in_order(banded([str(20240101 + i) for i in range(40)]))[0].startswith("20240101 to ")
+    assert in_order(banded([str(x) for x in np.arange(40) / 8]))[0] == "0 to 1.125"
+    assert len(set(banded([repr(x) for x in (-1.5e308, 1.5e308, *np.arange(0.3, 20).tolist())]))) == 4
+
+
+def test_without_positives_the_specificity_and_the_patients_are_known() -> None:
+    y_true, p = calibrated(200, seed=4)
+    rows = np.arange(200) % 2 == 0
+    y_true[rows] = 0
+    groups = np.arange(200) // 4
+    first, second = score_subgroups(
+        y_true, two_columns(p), {"site": ["east" if row else "west" for row in rows]}, threshold=0.5, groups=groups
+    )
+    assert (first.value, first.roc_auc.value, first.sensitivity) == ("east", None, None)
+    assert first.reason == "fewer than two samples of a class"
+    assert first.roc_auc.n_patients == second.roc_auc.n_patients == 50
+    assert first.specificity is not None
+    assert first.specificity.value == pytest.approx(np.mean(p[rows] < 0.5))
+    assert first.specificity.n_patients == 50

@@ -215,3 +215,19 @@ def test_thresholds_of_scores_are_stated_on_their_own_scale(
     plain = predictions(tmp_path / "plain.csv")
     refused = hoarfrost("evaluate", "--predictions", plain, "--operating-point", "threshold=4")
     assert "the threshold must be between 0 and 1" in refused.stderr
+
+
+def test_missing_class_is_named_with_its_split_and_the_ways_out(tmp_path: Path, hoarfrost: Hoarfrost) -> None:
+    y, p = drawn()
+    split = ["test" if positive or i % 2 else "val" for i, positive in enumerate(y)]
+    file = predictions(tmp_path / "p.csv", probability=p, split=split)
+    n = split.count("val")
+    refused = hoarfrost("evaluate", "--predictions", file).stderr
+    assert f"none of the {n} rows of the split val, which fix thresholds, is 1. State a threshold" in refused
+    assert "--operating-point threshold=0.3, name another split with --validation-split, or add rows" in refused
+    code, stdout, stderr = hoarfrost("evaluate", "--predictions", file, "--operating-point", "threshold=0.3")
+    assert code == 0, stderr
+    assert f"{n} rows of the split val are left out" in stdout
+    alone = predictions(tmp_path / "alone.csv", probability=p, patient=["p"] * N)
+    refused = hoarfrost("evaluate", "--predictions", alone).stderr
+    assert "thresholds cannot be cross-fitted: 0 has 1 patient, and two are needed. State a threshold" in refused
