@@ -209,7 +209,7 @@ def _evaluated(
     is_fixed = first.kind == CALL or task.rule.kind == "threshold" or len(task.validated) > 0
     check_classes(task, first.p, fixed_for(task, first, task.rule) if is_fixed else None)
     fixed = {model.name: fixed_for(task, model, task.rule) for model in models}
-    heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
+    heads = [kept_scores(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, config)
     notes = [*(model.note for model in models if model.note), dropped, _shared_patients(task)]
@@ -244,8 +244,8 @@ def _shared_patients(task: ScoredTask) -> str:
     )
 
 
-def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
-    """Return the scores without those that only probabilities have."""
+def kept_scores(model: ModelColumn, result: HeadResult) -> HeadResult:
+    """Return the scores of a model without those that only probabilities have, if its predictions are others."""
     if model.kind == PROBABILITY:
         return result
 
