@@ -79,9 +79,7 @@ def _of_training(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], fou
         f"seeds and alarms of heads: they need each member's predictions, by fold. {RETRAIN}",
         "heads[*].seeds", "heads[*].alarms",
     )  # fmt: skip
-    found.skip(
-        f"epochs of heads: the training itself has them. {RETRAIN}", "heads[*].best_epoch", "heads[*].epochs"
-    )
+    found.skip(f"epochs of heads: the training itself has them. {RETRAIN}", "heads[*].best_epoch", "heads[*].epochs")
     comparisons = _compared(run, task) if run.comparisons else ()
     chosen = assess(task, run.selected, probabilities[run.selected], prevalence=run.config.prevalence)
     return replace(run, heads=tuple(results), comparisons=comparisons, assessment=chosen)
@@ -144,8 +142,10 @@ def _of_evaluation(
         )  # fmt: skip
     if not heads and not is_of_predictions(run):
         return run
-    if not has_columns and run.assessment is not None and run.assessment.subgroups:
-        found.skip("subgroups, and drops by site: the cohort's columns were not kept.", *OF_COLUMNS)
+    if not (has_columns or run.config.embeddings.cache) and run.assessment is not None and run.assessment.subgroups:
+        found.skip(
+            "subgroups, and drops by site: an evaluation of an earlier version does not hold the columns.", *OF_COLUMNS
+        )
     fixed = {one.name: _fixed(run, task, heads, one) for one in run.heads}
     results = tuple(_rescored(run, task, heads, one, fixed[one.name], found) for one in run.heads)
     p, chosen = run.predictions.probabilities[run.selected], fixed[run.selected]
@@ -157,7 +157,9 @@ def _of_evaluation(
         assessment=assessed(task, run.selected, p, chosen, prevalence=run.config.prevalence),
     )  # fmt: skip
     drops = _drops(again, found, has_columns=has_columns)
-    return replace(again, external=replace(run.external, updates=updates_of(task, p, chosen, run.config.prevalence), drops=drops))
+    return replace(
+        again, external=replace(run.external, updates=updates_of(task, p, chosen, run.config.prevalence), drops=drops)
+    )
 
 
 def _drops(run: Run, found: Findings, *, has_columns: bool) -> tuple[Drop, ...]:

@@ -27,10 +27,10 @@ _AT_ONCE = 4_096  # embeddings
 
 
 def task_of(run: Run, source: RunSource | None) -> ScoredTask:
-    """Return what the metrics of a run are of. Without the cache there are no further columns."""
+    """Return what the metrics of a run are of. Without the cache there are no further columns but those in the run."""
     dataset, predictions, n = run.config.dataset, run.predictions, len(run.predictions.paths)
     patients = None if dataset.n_patients is None else list(predictions.patients)
-    attributes = {} if source is None else source.attributes(predictions.paths)
+    attributes = run.attributes if source is None else source.attributes(predictions.paths)
     numbers = None if patients is None else patient_numbers(patients)
     names = dataset.classes if dataset.is_multilabel else class_names(dataset.classes, dataset.positive)
     table = DatasetTable(

@@ -152,7 +152,8 @@ def _computed_again(run: Run, found: Findings) -> Run:
         source = _source(run, stack, found)
         heads = dict(_heads(run, found))
         probabilities = _predictions(run, heads, source, found)
-        again = figures_again(run, task_of(run, source), heads, probabilities, found, has_columns=source is not None)
+        has_columns = source is not None or bool(run.attributes)
+        again = figures_again(run, task_of(run, source), heads, probabilities, found, has_columns=has_columns)
         reason = _why_not_fitted(run, source)
         if not reason:
             assert source is not None
@@ -186,9 +187,7 @@ def _why_not_fitted(run: Run, source: RunSource | None) -> str:
 
 def _source(run: Run, stack: ExitStack, found: Findings) -> RunSource | None:
     if not run.config.embeddings.cache:
-        found.skip(
-            "predictions.csv: the embeddings were not kept. Figures are computed from the predictions."
-        )
+        found.skip("predictions.csv: the embeddings were not kept. Figures are computed from the predictions.")
         return None
     try:
         return stack.enter_context(opened_source(run))
