@@ -13,6 +13,7 @@ from hoarfrost.evaluation.shares import share
 from hoarfrost.experiment.compared_views import candidates_of
 from hoarfrost.experiment.compared_views import of_folds as of_folds_compared
 from hoarfrost.experiment.development import OuterFold, fold_numbers
+from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.task import Task
 from hoarfrost.experiment.variants import Variant, fit_variants
 from hoarfrost.experiment.views import ViewSet
@@ -82,7 +83,7 @@ def _scored(
     inner[NESTED] = [variants[name].out_of_fold for name, variants in zip(selected, of_folds, strict=True)]
     for name in pooled.keys() - inner.keys():
         inner[name] = [variants[name].out_of_fold for variants in of_folds]
-    differences, results = _compared(task, pooled, rows, len(folds)), []
+    differences, results = compared_by_folds(task, pooled, rows, len(folds)), []
     for name, found in pooled.items():
         aucs = tuple(task.roc_auc(fold.held_out, found[fold.held_out]) for fold in folds)
         scores = task.score(rows, found[rows], _decision(task, folds, rows, inner[name]), len(folds))
@@ -131,7 +132,9 @@ def _held_by_sets(task: Task, folds: Sequence[OuterFold], pooled: Floats, inner:
     return share(np.concatenate(hits), np.concatenate(known), patients)
 
 
-def _compared(task: Task, pooled: Mapping[str, Floats], rows: Ints, n_folds: int) -> dict[str, Comparison]:
+def compared_by_folds(
+    task: ScoredTask, pooled: Mapping[str, Floats], rows: Ints, n_folds: int
+) -> dict[str, Comparison]:
     """Compare each head, and reference, with the heads that the folds selected, where their predictions differ."""
     units = task.units(rows)
     joined = {name: units.joined(found[rows]) for name, found in pooled.items()}

@@ -1,7 +1,7 @@
 """Splits that stay: those of an earlier run, kept where they are asked for, and compared where they are not."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import compress
 from pathlib import Path
 
@@ -53,8 +53,7 @@ def warn_of_moved(directory: Path, cache: Path, dataset: str, seed: int, splits:
     splits : mapping
         From the path of each image to its split in the new run.
     """
-    places = {directory, *(path.parent for path in directory.parent.glob("*/config.json"))}
-    found = [run for run in map(_run_at, places) if run is not None and _origin(run) == (str(cache), dataset, seed)]
+    found = [run for run in runs_beside(directory) if _origin(run) == (str(cache), dataset, seed)]
     if not found:
         return
     earlier = max(found, key=lambda run: run.config.created)
@@ -71,6 +70,12 @@ def warn_of_moved(directory: Path, cache: Path, dataset: str, seed: int, splits:
             "stop, and pass --splits-from %s.",
             earlier.directory, earlier.config.created, f"{n_left:,}", f"{n_joined:,}", earlier.directory,
         )  # fmt: skip
+
+
+def runs_beside(directory: Path) -> Iterator[RunHeads]:
+    """Yield the earlier run in a folder, and the runs in the folders beside it; not those that cannot be read."""
+    places = {directory, *(path.parent for path in directory.parent.glob("*/config.json"))}
+    return (run for run in map(_run_at, sorted(places)) if run is not None)
 
 
 def _run_at(directory: Path) -> RunHeads | None:

@@ -184,7 +184,7 @@ def run_experiment(
     with _opened(cache, config) as opened:  # open to the end: embeddings may be streamed from it
         run, files = trained_run(opened, directory, heads, config, fix_plan=fix_plan, on_progress=on_progress)
     record = replace(run.config, command=shlex.join(command), seconds=time.monotonic() - started)
-    run = with_earlier_looks(replace(run, config=record), opened)
+    run = with_earlier_looks(replace(run, config=record), opened, config.splits_from)
     write_run(run, files, with_tensorboard=config.with_tensorboard, overwrite=config.overwrite)
     enter_run(run, opened)
     return hidden(run)
@@ -315,7 +315,7 @@ def _locked(
 ) -> AnalysisPlan | None:  # fmt: skip
     """Fix the analysis plan if the test split is locked; else count this training where another run has locked it."""
     if not config.lock_test:
-        count_training(task, cache, directory)
+        count_training(task, cache, directory, config.splits_from)
         return None
     if config.suspects_in_test:
         raise TrainingError(

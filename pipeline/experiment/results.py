@@ -132,7 +132,7 @@ def _result(
 ) -> HeadResult:
     """Score one variant by its committee, and each seed by its own members; `held_out` are the rows of each fold."""
     heads, scores = [member.head for member in variant.members], _scores(task, probabilities)
-    spec = None if variant.shares else _common_spec(variant)
+    spec = None if variant.shares else common_spec(variant.specs, variant.requested)
     values = {} if spec is None else spec.values()
     return HeadResult(
         name=variant.name,
@@ -153,13 +153,13 @@ def _result(
     )
 
 
-def _common_spec(variant: Variant) -> HeadSpec:
+def common_spec(specs: Sequence[HeadSpec], requested: HeadSpec | None) -> HeadSpec:
     """Return what all members have in common: their options, without views and layers that differ between them."""
-    first, *others = variant.specs
-    assert variant.requested is not None
-    common = replace(first, views=variant.requested.views, layers=variant.requested.layers)
+    first, *others = specs
+    assert requested is not None
+    common = replace(first, views=requested.views, layers=requested.layers)
     same = [replace(one, views=common.views, layers=common.layers) == common for one in others]
-    return common if all(same) else variant.requested
+    return common if all(same) else requested
 
 
 def _of_seeds(variant: Variant, task: Task) -> list[SeedResult]:

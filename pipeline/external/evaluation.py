@@ -93,4 +93,5 @@ def evaluation_run(
         comparisons=compared(task, probabilities, selected, task.rows_of("test")) if len(heads) > 1 else (),
         assessment=assessment,
         external=external,
+        attributes={} if config.embeddings.cache else task.attributes(),
     )

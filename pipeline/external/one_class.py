@@ -35,8 +35,8 @@ def check_classes(
         text = f" At the frozen threshold (>= {at}, {point.name}) the {measure} is {_text(found)}."
     raise TrainingError(
         f"{task.table.source}: all {len(units.y):,} scored {sample if units.how is None else 'patient'}s are "
-        f"{task.names[int(is_positive)]}. With one class there is no ROC AUC, no calibration and no drop.{text} Add images "
-        "of the other class for a report."
+        f"{task.names[int(is_positive)]}. With one class there is no ROC AUC, no calibration and no drop.{text} Add "
+        f"{sample}s of the other class for a report."
     )
 
 

@@ -1,7 +1,8 @@
 """Any model's predictions, from CSVs: the same assessment as for a head, without images, embeddings or a cache."""
 
+import filecmp
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,10 +24,21 @@ from hoarfrost.external.updating import updates_of
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.features.datasets.table import split_of
-from hoarfrost.features.errors import DatasetError, TrainingError
+from hoarfrost.features.errors import DatasetError, RunError, TrainingError
 from hoarfrost.heads.config import TrainingConfig
-from hoarfrost.runs import EmbeddingFacts, External, HeadResult, Run, RunConfig, check_run_directory, write_run
+from hoarfrost.runs import (
+    EmbeddingFacts,
+    External,
+    HeadResult,
+    Run,
+    RunConfig,
+    check_run_directory,
+    record_look,
+    write_run,
+)
+from hoarfrost.runs.lock import is_locked
 from hoarfrost.runs.records import AS_CALLED, STATED
+from hoarfrost.runs.sealed import PREDICTIONS_FILE, SEALED, finish_look
 
 NO_EMBEDDINGS = EmbeddingFacts("", "", "", "", "", {}, "")
 OF_PROBABILITIES = ("loss", "brier")  # metrics that scores and calls do not have
@@ -97,17 +109,57 @@ def evaluate_predictions(
         check_run_directory(output, overwrite=config.overwrite, evaluates=True)
     else:
         check_place(config.aggregate, overwrite=config.overwrite)
+    locked = {run: file for file in files for run in _locked_runs_of(file)}
     first, *others = (read_predictions(file, config.columns) for file in files)
     models = list(_models(first, others))
     task, rows, dropped = _task(first, config)
     notes = [dropped, *(_ignored(table) for table in (first, *others))]
     models = [replace(model, p=model.p[rows]) for model in models]
-    found = _evaluated(output, task, models, config, command, started, notes)
+    found = _with_looks(_evaluated(output, task, models, config, command, started, notes), locked)
     if config.aggregate is None:
         write_run(found, {}, overwrite=config.overwrite)
     else:
         share_only(config.aggregate, found, task, models[0].p, "")
     return found
+
+
+# -- predictions of a locked test split ---------------------------------------------------------------------------------
+
+
+def _locked_runs_of(file: Path) -> Iterator[Path]:
+    """Yield the run with a locked test split whose predictions a file holds, if it is there or in a folder beside the file.
+
+    Raises
+    ------
+    RunError
+        If nobody has looked at the test split yet, so that the file does not have its predictions.
+    """
+    if not file.is_file():
+        return
+    folder = file.resolve().parent
+    for run in (folder, *sorted(path.parent for path in folder.glob("*/config.json"))):
+        if not is_locked(run):
+            continue
+        finish_look(run)
+        own = run / PREDICTIONS_FILE
+        if own.is_file() and filecmp.cmp(own, file, shallow=False):
+            if (run / SEALED).is_file():
+                raise RunError(
+                    f"{file}: the test split of the run {run} is locked, and nobody has looked at it yet: the file does not "
+                    f"have its predictions. To look, which is counted: hoarfrost report --run {run}"
+                )
+            yield run
+
+
+def _with_looks(run: Run, locked: Mapping[Path, Path]) -> Run:
+    """Count a look at each locked test split that is evaluated, and return the evaluation with a note of it."""
+    assert run.external is not None
+    notes = tuple(
+        f"{file} has predictions of the locked test split of {one}. This is look number "
+        f"{record_look(one, f'evaluate --predictions {file}')}."
+        for one, file in locked.items()
+    )
+    return replace(run, external=replace(run.external, notes=(*run.external.notes, *notes)))
 
 
 # -- several files ------------------------------------------------------------------------------------------------------
@@ -228,7 +280,7 @@ def _evaluated(
     known = fixed_for(task, first, task.rule, validation=config.validation_split) if is_fixed else None
     check_classes(task, first.p, known, sample="row", scale=first.scale)
     fixed = {model.name: fixed_for(task, model, task.rule, validation=config.validation_split) for model in models}
-    heads = [_without(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
+    heads = [kept_scores(model, scored(task, bare_result(model.name), model.p, fixed[model.name])) for model in models]
     assessment = assessed(task, first.name, first.p, fixed[first.name], prevalence=config.prevalence)
     frozen, fixed_on = _words(task, first, fixed[first.name], config)
     notes = [*(model.note for model in models if model.note), *about_files, _shared_patients(task)]
@@ -264,8 +316,8 @@ def _shared_patients(task: ScoredTask) -> str:
     )
 
 
-def _without(model: ModelColumn, result: HeadResult) -> HeadResult:
-    """Return the scores without those that only probabilities have."""
+def kept_scores(model: ModelColumn, result: HeadResult) -> HeadResult:
+    """Return the scores of a model without those that only probabilities have, if its predictions are others."""
     if model.kind == PROBABILITY:
         return result
 

@@ -1,7 +1,8 @@
 """Two documents compared number by number."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,23 @@ class Difference:
     size: float | None
 
 
-def differences(recorded: Any, again: Any, place: str) -> Iterator[Difference]:
+def is_in(places: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that states whether a place is one of some, or inside of one; `*` stands for any characters."""
+    texts = [re.escape(place).replace(r"\*", ".*") for place in places]
+    pattern = re.compile(rf"(?:{'|'.join(texts)})(?:$|[.\[])") if texts else None
+    return lambda place: pattern is not None and pattern.match(place) is not None
+
+
+def differences(recorded: Any, again: Any, place: str, is_skipped: Callable[[str], bool]) -> Iterator[Difference]:
     """Yield the recorded values that differ; numbers by more than `TOLERANCE`. Earlier versions recorded fewer values."""
+    if is_skipped(place):
+        return
     if isinstance(recorded, dict) and isinstance(again, dict):
         for key, value in recorded.items():
-            yield from differences(value, again.get(key), f"{place}.{key}")
+            yield from differences(value, again.get(key), f"{place}.{key}", is_skipped)
     elif isinstance(recorded, list) and isinstance(again, list) and len(recorded) == len(again):
         for i, pair in enumerate(zip(recorded, again, strict=True)):
-            yield from differences(*pair, f"{place}[{i}]")
+            yield from differences(*pair, f"{place}[{i}]", is_skipped)
     elif _is_number(recorded) and _is_number(again):
         if not math.isclose(recorded, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             yield Difference(place, f"{recorded:g}", f"{again:g}", abs(recorded - again))
@@ -37,11 +47,16 @@ def differences(recorded: Any, again: Any, place: str) -> Iterator[Difference]:
         yield Difference(place, _short(recorded), _short(again), None)
 
 
-def n_numbers(document: Any) -> int:
-    """Return how many numbers a JSON document has."""
+def numbers(document: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a JSON document, each with its place."""
     if isinstance(document, dict):
-        return sum(map(n_numbers, document.values()))
-    return sum(map(n_numbers, document)) if isinstance(document, list) else int(_is_number(document))
+        for key, value in document.items():
+            yield from numbers(value, f"{place}.{key}")
+    elif isinstance(document, list):
+        for i, value in enumerate(document):
+            yield from numbers(value, f"{place}[{i}]")
+    elif _is_number(document):
+        yield place, document
 
 
 def _is_number(value: object) -> bool:

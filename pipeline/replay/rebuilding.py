@@ -1,6 +1,7 @@
 """What a run was scored on, rebuilt from its folder and its cache; and what its heads predict there."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,24 +10,27 @@ from hoarfrost.evaluation.checks import Bools, Floats, Ints
 from hoarfrost.evaluation.operating import Rule
 from hoarfrost.evaluation.units import patient_numbers
 from hoarfrost.experiment.classes import class_names
+from hoarfrost.experiment.results import common_spec
 from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import merged_groups
+from hoarfrost.experiment.variants import MEAN
 from hoarfrost.features.cache import DatasetTable
 from hoarfrost.features.columns.texts import Texts
 from hoarfrost.heads.committee import Committee
 from hoarfrost.heads.files import SavedHead, SavedMember
+from hoarfrost.heads.specs import count_parameters, parse_head
 from hoarfrost.heads.views import member_views
 from hoarfrost.inference.sources import RunSource
-from hoarfrost.runs import Run
+from hoarfrost.runs import HeadResult, Run
 
 _AT_ONCE = 4_096  # embeddings
 
 
 def task_of(run: Run, source: RunSource | None) -> ScoredTask:
-    """Return what the metrics of a run are of. Without the cache there are no further columns."""
+    """Return what the metrics of a run are of. Without the cache there are no further columns but those in the run."""
     dataset, predictions, n = run.config.dataset, run.predictions, len(run.predictions.paths)
     patients = None if dataset.n_patients is None else list(predictions.patients)
-    attributes = {} if source is None else source.attributes(predictions.paths)
+    attributes = run.attributes if source is None else source.attributes(predictions.paths)
     numbers = None if patients is None else patient_numbers(patients)
     names = dataset.classes if dataset.is_multilabel else class_names(dataset.classes, dataset.positive)
     table = DatasetTable(
@@ -60,6 +64,29 @@ def predicted_again(run: Run, head: SavedHead, source: RunSource) -> Floats:
         x = _embeddings(source, [run.predictions.paths[i] for i in rows], head.views)
         found[rows] = _blocks(head, x, recorded[rows], out_of_fold[rows])
     return found
+
+
+def of_file(result: HeadResult, head: SavedHead) -> HeadResult:
+    """Return a head's result with what its file determines: its size, its settings, and the weights of a mean."""
+    found = replace(
+        result,
+        n_parameters=sum(count_parameters(one.module) for one in head.members),
+        n_members=len(head.members),
+    )
+    if result.name == MEAN:
+        of_kind = {one.spec.KIND: 0.0 for one in head.members}
+        for one in head.members:
+            of_kind[one.spec.KIND] += one.weight
+        return replace(found, shares={name: of_kind.get(parse_head(name).KIND, 0.0) for name in result.shares})
+    spec = common_spec(tuple(dict.fromkeys(one.spec for one in head.members)), parse_head(result.name))
+    values = spec.values()
+    return replace(
+        found,
+        learning_rate=values.get("lr"),
+        weight_decay=values.get("weight_decay"),
+        dropout=values.get("dropout"),
+        trained_as="" if spec.name == result.name else spec.name,
+    )
 
 
 def _embeddings(source: RunSource, paths: Sequence[str], views: Sequence[str]) -> torch.Tensor:

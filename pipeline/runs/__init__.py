@@ -4,6 +4,7 @@
 DIR/config.json      the settings, and where the data came from
 DIR/metrics.json     the scores of all heads, and the selected one
 DIR/predictions.csv  path, patient, split, label, one probability column per head
+DIR/attributes.csv   further columns of an evaluation that keeps no cache
 DIR/out_of_fold.csv  the same from cross-validation, with the fold that held the image out
 DIR/repeats.csv      the probabilities by the heads of each repeated split, empty where they learned from the image
 DIR/left_out.csv     the probabilities by the heads that never saw the image's site, and by those of a mixed split

@@ -50,11 +50,13 @@ from hoarfrost.runs.sealed import (
     sealed_file,
 )
 from hoarfrost.runs.tables import (
+    read_attributes,
     read_history,
     read_out_of_fold,
     read_predictions,
     read_repeated,
     read_table,
+    write_attributes,
     write_history,
     write_out_of_fold,
     write_predictions,
@@ -74,6 +76,7 @@ _TABLES = (
     "config.json",
     "metrics.json",
     "predictions.csv",
+    "attributes.csv",
     "out_of_fold.csv",
     "repeats.csv",
     "left_out.csv",
@@ -234,6 +237,8 @@ def write_run(
             if is_locked:
                 seal(staging)
                 _write_scores(staging, hidden(run))
+            if run.attributes:
+                write_attributes(staging / "attributes.csv", run.attributes, run.predictions.paths)
             if run.out_of_fold is not None:
                 write_out_of_fold(staging / "out_of_fold.csv", run.out_of_fold, run.predictions, run.config.dataset)
             if run.by_site is not None:
@@ -295,6 +300,10 @@ def read_run(directory: Path, *, before_look: bool = False) -> Run:
         may_lack = config.plan is not None and not config.evaluates
         predictions = read_predictions(place, [head.name for head in heads], config.dataset, may_lack=may_lack)
         _check_predictions(predictions, heads, config)
+    attributes = {}
+    if (directory / "attributes.csv").is_file():
+        with _reading(directory / "attributes.csv") as path:
+            attributes = read_attributes(path, predictions.paths)
     out_of_fold = None
     if cross_validation is not None:
         with _reading(directory / "out_of_fold.csv") as path:
@@ -312,7 +321,7 @@ def read_run(directory: Path, *, before_look: bool = False) -> Run:
         history = read_history(path)
     return Run(
         directory, config, history=history, predictions=predictions, out_of_fold=out_of_fold, repeated=repeated,
-        by_site=by_site, looks=read_looks(directory), **found,
+        by_site=by_site, attributes=attributes, looks=read_looks(directory), **found,
     )  # fmt: skip
 
 

@@ -194,8 +194,13 @@ def enter(cache: Path, directory: Path) -> None:
 
 def locked_runs(cache: Path) -> list[Path]:
     """Return the runs with a locked test split that a cache's ledger names, and that are still there."""
+    return [run for run in runs_in_ledger(cache) if is_locked(run)]
+
+
+def runs_in_ledger(cache: Path) -> list[Path]:
+    """Return the runs that a cache's ledger names, whether or not they are still there."""
     try:
         text = ledger_of(cache).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return []
-    return [Path(line) for line in dict.fromkeys(text.splitlines()) if is_locked(Path(line))]
+    return [Path(line) for line in dict.fromkeys(text.splitlines()) if line.strip()]

@@ -297,7 +297,8 @@ class Run:
     cohort is the split "test", and `val` of a head has no scores where these are not known. `repeated`, (R, n, C)
     float64, are the probabilities of repeated splits, in the order of `predictions`; NaN for what a split's heads
     learned from. `by_site` are those of `left_out`; its folds are the numbers of sites.
-    `looks` are those at a locked test split.
+    `looks` are those at a locked test split. `attributes` are the further columns of an evaluation whose cache was not kept,
+    in the order of `predictions`; empty in those of earlier versions.
     """
 
     directory: Path
@@ -324,6 +325,7 @@ class Run:
     by_site: OutOfFold | None = None
     looks: tuple[Look, ...] = ()
     covariates: Covariates | None = None
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def split_sizes(self) -> tuple[SplitSize, ...]:
         """Count the images and patients of each split, and of all."""

@@ -44,6 +44,14 @@ def write_out_of_fold(path: Path, found: OutOfFold, predictions: Predictions, da
     _write_probabilities(path, ["path", "patient", "fold", "label"], facts, probabilities, dataset)
 
 
+def write_attributes(path: Path, attributes: Mapping[str, Sequence[str]], paths: Sequence[str]) -> None:
+    """Write the further columns of the images of an evaluation."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_marked(name) for name in ("path", *attributes))
+        writer.writerows(map(_marked, row) for row in zip(paths, *attributes.values(), strict=True))
+
+
 def write_repeated(path: Path, found: "Floats", predictions: Predictions, dataset: DatasetFacts) -> None:
     """Write the probabilities (R, n, C) of repeated splits; cells are empty where the heads learned from the image."""
     facts = zip(predictions.paths, predictions.patients, predictions.labels, strict=True)
@@ -121,6 +129,16 @@ def read_out_of_fold(path: Path, names: Sequence[str], dataset: DatasetFacts, pa
         probabilities[name] = np.full((len(paths), found.shape[1]), np.nan)
         probabilities[name][places] = found
     return OutOfFold(tuple(folds.tolist()), probabilities)
+
+
+def read_attributes(path: Path, paths: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read the further columns of the images, in the order of `paths`; raise ValueError if they are those of others."""
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        columns = [tuple(map(unmarked, column)) for column in zip(*csv.reader(file), strict=True)]
+    own, *others = columns
+    if own[1:] != tuple(paths):
+        raise ValueError("its images are not those of predictions.csv")
+    return {name: tuple(cells) for name, *cells in others}
 
 
 def read_repeated(path: Path, n_splits: int, dataset: DatasetFacts, paths: Sequence[str]) -> "Floats":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,9 @@ from click.testing import CliRunner
 from hoarfrost.cli import main
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import evaluate_cohort
-from hoarfrost.features.errors import RunError, TrainingError
+from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
+from hoarfrost.external.table import ColumnOptions
+from hoarfrost.features.errors import DatasetError, RunError, TrainingError
 from hoarfrost.features.files.whole import whole_file
 from hoarfrost.heads.specs import parse_heads
 from hoarfrost.replay.replaying import replay
@@ -30,7 +33,7 @@ from hoarfrost.runs.lock import LOOKS, ledger_of, locked_runs, read_looks
 from hoarfrost.runs.sealed import SEALED
 from hoarfrost.training import TrainingConfig
 from tests.support.cohorts import write_cohort
-from tests.support.labelled import mixed, write_labelled_cache
+from tests.support.labelled import embeddings_of, mixed, write_labelled_cache
 from tests.support.predicted import train_on_pictures
 
 LABELS = mixed({"benign": 60, "malignant": 40})
@@ -322,11 +325,83 @@ def with_other_metrics(archive: bytes) -> bytes:
     return found.getvalue()
 
 
+def commands_of(run: Path) -> list[str]:
+    return [look.command for look in read_looks(run)]
+
+
+def test_predictions_of_a_locked_run_are_refused_before_the_first_look_and_then_counted(
+    cache: Path, tmp_path: Path
+) -> None:
+    run = trained(cache, positive=["malignant"]).directory
+    own, copy = run / "predictions.csv", tmp_path / "copy.csv"
+    config = PredictionsConfig(columns=ColumnOptions(positive=("malignant",)), validation_split="train")
+    copy.write_bytes(own.read_bytes())
+    for file in (own, copy):
+        with pytest.raises(RunError, match="is locked, and nobody has looked at it yet.*hoarfrost report --run"):
+            evaluate_predictions([file], tmp_path / "e", config=config)
+    assert read_looks(run) == ()
+    record_look(run, "report")
+    copy.write_bytes(own.read_bytes())
+    for number, file in enumerate((own, copy), start=2):
+        found = evaluate_predictions([file], tmp_path / f"e{number}", config=config)
+        assert commands_of(run)[-1] == f"evaluate --predictions {file}"
+        assert f"{file} has predictions of the locked test split of {run}. This is look number {number}." in (
+            report_runs([found.directory]).report.read_text()
+        )
+    with pytest.raises(DatasetError):  # what is refused is no look
+        evaluate_predictions([own], tmp_path / "f", config=replace(config, validation_split="test"))
+    aggregate = replace(config, aggregate=tmp_path / "a.json")
+    evaluate_predictions([own], None, config=aggregate)
+    assert len(read_looks(run)) == 4
+
+
+def test_training_on_another_cache_counts_in_the_locked_run_whose_splits_it_keeps(cache: Path, tmp_path: Path) -> None:
+    locked = trained(cache).directory
+    other = write_labelled_cache(tmp_path / "elsewhere" / "d.h5", LABELS, embeddings=embeddings_of(LABELS, seed=1))
+    trained(other, "open", lock_test=False)
+    assert read_looks(locked) == ()
+    trained(other, "kept", lock_test=False, splits_from=locked)
+    assert commands_of(locked) == [f"train --run {other.parent / 'kept'}"]
+    looks = trained(other, "also locked", splits_from=locked).looks
+    assert {Path(look.command).name for look in looks} == {"open", "kept"}
+    assert set(read_looks(locked)) < set(looks)
+
+
+def test_training_before_the_lock_is_a_look(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(cache, "open", lock_test=False)
+    other = write_labelled_cache(cache.with_name("other.h5"), LABELS)
+    trained(other, "of other", lock_test=False)
+    first = trained(cache)
+    assert [look.command for look in first.looks] == [f"train --run {cache.parent / 'open'}"]
+    assert "it shows scores of 23 of the images that are locked now" in caplog.text
+    page = report_runs([first.directory]).report.read_text()
+    assert "2 looks at its scores" in page
+    trained(cache, "after", lock_test=False)
+    second = trained(cache, "second")
+    assert sorted(look.command.split()[0] for look in second.looks) == ["report", "train", "train"]
+    replaced = trained(write_labelled_cache(cache.with_name("third.h5"), LABELS), "same", lock_test=False).directory
+    assert trained(cache.with_name("third.h5"), "same").looks[0].run == str(replaced)
+
+
+def test_locked_run_that_is_no_longer_there_is_named(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    locked, moved = trained(cache).directory, cache.parent / "moved"
+    locked.rename(moved)
+    trained(cache, "open", lock_test=False)
+    assert f"{locked}: this run with a locked test split is no longer there" in caplog.text
+    assert read_looks(moved) == ()
+    ledger_of(cache).write_text(f"{moved}\n")
+    caplog.clear()
+    trained(cache, "open", lock_test=False)
+    assert "no longer there" not in caplog.text
+    assert commands_of(moved) == [f"train --run {cache.parent / 'open'}"]
+
+
 @pytest.mark.usefixtures("free_backbone")
 def test_looks_by_the_python_interface_are_counted(tmp_path: Path) -> None:
-    locked, cohort = trained(train_on_pictures(tmp_path).cache, "locked").directory, write_cohort(tmp_path / "b")
+    pictures, cohort = train_on_pictures(tmp_path), write_cohort(tmp_path / "b")
+    locked = trained(pictures.cache, "locked").directory
     assert evaluate_cohort(cohort, tmp_path / "e", run=locked).external.drops  # type: ignore[union-attr]
-    assert [look.command for look in read_looks(locked)] == [f"evaluate {cohort}"]
+    assert commands_of(locked) == [f"train --run {pictures.run}", f"evaluate {cohort}"]
 
 
 @pytest.mark.usefixtures("free_backbone")
@@ -339,10 +414,11 @@ def test_every_command_that_shows_test_scores_is_a_look_and_predict_is_none(tmp_
         assert found.exit_code == 0, found.output
 
     command("predict", pictures.images, "--run", locked, "--output", tmp_path / "p.csv")
-    assert read_looks(locked) == ()
+    before = f"train --run {pictures.run}"
+    assert commands_of(locked) == [before]
     command("heads", locked)
     command("plan", "--run", locked, "--auc", 0.9)
     command("evaluate", cohort, "--run", locked, "--output", tmp_path / "e")
     command("report", "--run", locked, "--run", pictures.run, "--output", tmp_path / "both.html")
     command("report", "--run", tmp_path / "e")  # it is no run, and was counted when it was written
-    assert [look.command for look in read_looks(locked)] == ["heads", "plan", f"evaluate {cohort}", "report"]
+    assert commands_of(locked) == [before, "heads", "plan", f"evaluate {cohort}", "report"]
