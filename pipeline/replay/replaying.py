@@ -29,6 +29,7 @@ from hoarfrost.replay.comparing import Difference, differences, n_numbers
 from hoarfrost.replay.rebuilding import predicted_again, task_of
 from hoarfrost.replay.retraining import FITTED_AGAIN, fitted_again, trained_again
 from hoarfrost.runs import HeadResult, Run, hidden, metrics_document, read_heads, read_run
+from hoarfrost.runs.decoding import with_current_points
 from hoarfrost.runs.digests import changed_files
 from hoarfrost.runs.external import ALL
 from hoarfrost.runs.sealed import SEALED
@@ -146,7 +147,8 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
         again = hidden(again)
         found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     parts = [name for name in found.parts if getattr(run, name)]
-    recorded = json.loads((directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    content = (directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape")
+    recorded = with_current_points(json.loads(content))
     document = json.loads(json.dumps(metrics_document(again)))
     compared_parts = [name for name in document if name in recorded and name not in parts]
     for name in compared_parts:
