@@ -10,7 +10,7 @@ import numpy as np
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked, class_counts
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import area_of_subgroup
+from hoarfrost.evaluation.intervals import area
 from hoarfrost.evaluation.shares import share
 from hoarfrost.evaluation.units import count_patients
 
@@ -156,13 +156,13 @@ def _subgroup(
         return _without_figures(name, value, counts, "fewer than two samples of a class")
     auc, _ = auc_influence(y_true, probabilities)
     plain = Estimate(auc, None, None, n=len(y_true), n_patients=count_patients(groups))
-    area, reason = area_of_subgroup(plain, y_true, probabilities, groups, level=level, seed=seed)
+    found_area = area(plain, y_true, probabilities, groups, level=level, seed=seed)
     sensitivity, specificity = None, None
     if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
         found, of_class = probabilities[:, 1] >= threshold, y_true == 1
         sensitivity = share(found, of_class, groups, level=level)
         specificity = share(~found, ~of_class, groups, level=level)
-    return Subgroup(name, value, len(y_true), counts, area, sensitivity, specificity, reason)
+    return Subgroup(name, value, len(y_true), counts, found_area, sensitivity, specificity)
 
 
 def _without_figures(name: str, value: str, counts: tuple[int, ...], reason: str) -> Subgroup:

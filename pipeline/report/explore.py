@@ -236,7 +236,7 @@ def _intervals(result: PointResult | None) -> "tuple[dict[str, tuple[float, floa
     elsewhere = {"ppv-there": there.ppv, "npv-there": there.npv} if there is not None else {}
     intervals |= {name: one.interval for name, one in elsewhere.items() if one is not None}
     ratios = {name: getattr(result, name) for name in ("lr_positive", "lr_negative")}
-    kept = {name: _ends(one) for name, one in ratios.items() if one.method == LOG_CLUSTERED}
+    kept = {name: _ends(one) for name, one in ratios.items() if one.method == LOG_CLUSTERED or one.why_none}
     return intervals, kept, ", ".join(_methods([result]))
 
 
@@ -292,6 +292,8 @@ def _ratio_text(ratio: Estimate) -> str:
     def one(value: float | None) -> str:
         return "\N{INFINITY}" if value is None else f"{value:.2f}"
 
+    if ratio.why_none:
+        return f"{one(ratio.value)} ({ratio.why_none})"
     return decimal(None) if ratio.low is None else f"{one(ratio.value)} ({one(ratio.low)}{TO}{one(ratio.high)})"
 
 

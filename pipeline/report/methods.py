@@ -5,7 +5,7 @@ from os.path import splitext
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
 from hoarfrost.evaluation.calibration_curve import N_CURVES
-from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.estimates import WILSON, states_why
 from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
@@ -241,6 +241,8 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
+    elif area.why_none:
+        yield f"The ROC AUC has no interval: {area.why_none}."
     elif area.method:
         yield f"The 95% interval of the ROC AUC is by {_by(area.method)}."
     if run.comparisons:
@@ -288,13 +290,13 @@ def _by(method: str) -> str:
 
 def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
-    methods = point_methods(run.assessment)
+    methods = tuple(one for one in point_methods(run.assessment) if not states_why(one))
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
+    ends = f" The 95% intervals of sensitivity, specificity and predictive values are by {by}." if methods else ""
     if len(run.assessment.classes) == 1 and first.result is not None:
         yield (
             f"The threshold ({decimal(first.point.threshold)}) was chosen on {run.config.validated_on} by {first.point.name}"
-            f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}. The 95% intervals of sensitivity, specificity and "
-            f"predictive values are by {by}."
+            f"{' (Youden 1950)' if first.point.name == YOUDEN else ''}.{ends}"
         )
     else:
         yield f"Thresholds were chosen on {run.config.validated_on} for each class against the rest."

@@ -275,7 +275,7 @@ def _subgroup_tables(found: Assessment) -> dict[str, Table]:
         (
             *(one.attribute, one.value, *_ends(one.observed_expected), one.line.slope),
             *(*(one.line.slope_interval or (None, None)), one.line.intercept),
-            *(*(one.line.intercept_interval or (None, None)), one.line.reason, *_about(one.observed_expected)),
+            *(*(one.line.intercept_interval or (None, None)), one.line.reason or one.line.why_no_interval, *_about(one.observed_expected)),
         )
         for one in found.subgroup_calibration
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from hoarfrost.evaluation import Calibration, CalibrationLine, DecisionCurve, Estimate
 from hoarfrost.evaluation.calibration_curve import N_SPIKES
+from hoarfrost.evaluation.estimates import states_why
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.subgroup_differences import AREA, SENSITIVITY, SPECIFICITY
@@ -181,7 +182,10 @@ def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
 
 def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tuple[tuple[str, str, str], ...]:
     names = [""] if alone or evaluation.is_binary else [f", {name}" for name in evaluation.classes]
-    before, after = (estimate(one.error, one.error_interval) for _, one in found.both)
+    before, after = (
+        estimate(one.error, one.error_interval, one.error_method if states_why(one.error_method) else "")
+        for _, one in found.both
+    )
     rows = [("calibration error (ideal 0)", before, after)]
     for title, key in (("ICI", "ici"), ("E50", "e50"), ("E90", "e90")):
         distances = [None if one.curve is None else getattr(one.curve, key) for _, one in found.both]
@@ -195,11 +199,11 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
 
 
 def _slope(line: CalibrationLine) -> str:
-    return line.reason if line.slope is None else estimate(line.slope, line.slope_interval)
+    return line.reason if line.slope is None else estimate(line.slope, line.slope_interval, line.why_no_interval)
 
 
 def _intercept(line: CalibrationLine) -> str:
-    return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval)
+    return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval, line.why_no_interval)
 
 
 def held_by_sets(run: Run, evaluation: Evaluation) -> tuple[str, ...]:

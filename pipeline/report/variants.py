@@ -125,7 +125,7 @@ def _row(
     )
 
 
-def area_methods(run: Run) -> str:
+def area_methods(run: Run, evaluation: Evaluation) -> str:
     """Write the methods of the intervals of ROC AUCs in the table, by split; "" if there are no intervals."""
     listed = _listed(run, N_IN_TABLE)
     areas = {
@@ -140,7 +140,7 @@ def area_methods(run: Run) -> str:
     if methods[run.config.validation] == methods["test"] != "":
         named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
-    coverage = simulated(methods.values(), OF_AREAS)
+    coverage = simulated(methods.values(), OF_AREAS, evaluation)
     return f"95% intervals of the ROC AUC: {named}.{note} {coverage}".rstrip() if named else ""
 
 

@@ -75,12 +75,14 @@ _register_flat(Subgroup, "roc_auc")
 def _predictive_values_to_json(record: AtPrevalence) -> dict[str, Any]:
     triples = {name: getattr(record, name) for name in ("ppv", "npv")}
     lists = {name: None if one is None else [one.value, one.low, one.high] for name, one in triples.items()}
-    return {"prevalence": record.prevalence, **lists}
+    why = next((one.why_none for one in triples.values() if one is not None and one.why_none), "")
+    return {"prevalence": record.prevalence, **lists} | ({"why_no_interval": why} if why else {})
 
 
 def _predictive_values_from_json(values: Any, _: Any) -> AtPrevalence:
     def of(triple: Any) -> Estimate | None:
-        return None if triple is None else Estimate(triple[0], triple[1], triple[2], BAYES)
+        method = values.get("why_no_interval", "") if triple and triple[1] is None else ""
+        return None if triple is None else Estimate(triple[0], triple[1], triple[2], method or BAYES)
 
     return AtPrevalence(values["prevalence"], of(values["ppv"]), of(values["npv"]))
 

@@ -378,7 +378,7 @@ def _check_heads(selected: str, heads: Sequence[HeadResult], required: Sequence[
             missing = [key for key in required if key not in scores or scores[key].value is None]
             if missing:
                 raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
-            if scores.auc.interval is None and not scores.auc.is_optimistic:
+            if scores.auc.interval is None and not scores.auc.why_none:
                 raise ValueError(f"the interval of the ROC AUC of the head {head.name} is missing")
 
 

@@ -12,6 +12,7 @@ from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.card import model_card
 from hoarfrost.inference.predict import open_predictor, run_head
 from hoarfrost.report import write_report
+from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.files import Table
 from hoarfrost.report.paper import tables_of
 from hoarfrost.report.variants import area_methods
@@ -127,7 +128,7 @@ def test_scores_of_what_selected_the_head_have_no_interval_and_say_so_everywhere
     assert "AUC is optimistic, because the same images selected it." in train_text(run)
     page = plain(write_report(run.directory, with_map=False).read_text(encoding="utf-8"))
     assert f"{val.value('roc_auc'):.3f} ({OPTIMISTIC})" in page
-    assert OPTIMISTIC not in area_methods(run)
+    assert OPTIMISTIC not in area_methods(run, evaluation_of(run))
     heads = row_of(tables_of(run)["heads"], head=run.selected)
     assert (heads["val_roc_auc_low"], heads["val_roc_auc_high"], heads["val_roc_auc_method"]) == (
         None,

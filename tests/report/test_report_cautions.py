@@ -122,7 +122,7 @@ def test_newcombes_interval_is_printed_in_place_of_delongs_where_a_run_has_it(tm
     run = replace(run, heads=tuple(replace(head, test=test) for head, test in zip(run.heads, tests, strict=True)))
     notes = tiles(run, evaluation_of(run))[0].notes
     assert notes[0] == f"95% interval {interval((0.6123, 0.9456))} (Newcombe)"
-    assert area_methods(run) == (
+    assert area_methods(run, evaluation_of(run)) == (
         "95% intervals of the ROC AUC: test by Newcombe. Newcombe's is used for few images of a class or an AUC near 1. "
         "Coverage of these 95% intervals in simulations: DeLong's and Newcombe's, as they are chosen here, 92 to 100%, "
         "lowest with a rare class."
