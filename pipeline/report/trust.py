@@ -231,7 +231,7 @@ def _decision_figure(one: ClassAssessment, benefit: DecisionCurve, head: str) ->
         Curve("treat all", at, np.array(benefit.treat_all), series=1),
         Curve("treat none", np.array([0.0, 1.0]), np.zeros(2), series=5),
     )
-    if benefit.low:
+    if any(end is not None for end in benefit.low):
         ends = (np.array([np.nan if end is None else end for end in of]) for of in (benefit.low, benefit.high))
         own = np.array(benefit.net_benefit)
         names = ("lower limit (95% interval)", "upper limit")
