@@ -189,9 +189,8 @@ def area(
     -------
     Estimate
         By "bootstrap over patients"; else by "Newcombe" with fewer than thirty samples of a class or an area of 0.9 or more,
-        where DeLong's covers too rarely; else by "DeLong". With too few patients of several samples, or if patients could not
-        be drawn, it has no interval, and states why. If an area of 0 or 1, or equal scores, leave these without any width, by "Newcombe" from the numbers of
-        patients.
+        where DeLong's covers too rarely; else by "DeLong". If an area of 0 or 1, or equal scores, leave these without any
+        width, by "Newcombe" from the numbers of patients. None, with the reason, where too few patients have several samples.
     """
     auc, influence = auc_influence(y_true, probabilities)
     if reason := too_few_of_classes(y_true, probabilities.shape[1], groups):

@@ -410,8 +410,8 @@ def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
 def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
     """Return the ratio of the shares of hits among the diseased and the others, with the log method's interval."""
     if (reason := too_few_of_classes(diseased.astype(np.int64), 2, groups)) and hits.any():
-        p = [float(hits[of].mean()) for of in (diseased, ~diseased)]
-        return Estimate(p[0] / p[1] if p[1] else None, None, None, reason, len(hits))
+        first, second = (float(hits[of].mean()) for of in (diseased, ~diseased))
+        return Estimate(first / second if second else None, None, None, reason, len(hits))
     z, sizes = normal_quantile(level), np.array([diseased.sum(), (~diseased).sum()], np.float64)
     p = np.array([hits[diseased].mean(), hits[~diseased].mean()])
     n, numbers, method = len(hits), None, LOG

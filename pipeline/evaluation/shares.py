@@ -13,9 +13,7 @@ from hoarfrost.evaluation.units import count_patients, is_repeated, too_few_pati
 BOOTSTRAP = "bootstrap over patients"
 
 
-def share(
-    hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95, n_in_all: int = 0
-) -> Share:
+def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95, n_in_all: int = 0) -> Share:
     """Return a proportion with its interval.
 
     Parameters

@@ -25,13 +25,13 @@ from hoarfrost.external.updating import updates_of
 from hoarfrost.features.errors import CacheError, HoarfrostError, RunError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.inference.sources import RunSource, opened_source
-from hoarfrost.replay.comparing import Difference, differences, n_numbers
+from hoarfrost.replay.comparing import Difference, as_written_now, differences, n_numbers
 from hoarfrost.replay.rebuilding import predicted_again, task_of
 from hoarfrost.replay.retraining import FITTED_AGAIN, fitted_again, trained_again
-from hoarfrost.runs import HeadResult, Run, hidden, metrics_document, read_heads, read_run
-from hoarfrost.runs.decoding import with_current_points
+from hoarfrost.runs import HeadResult, Run, heads_marked, hidden, metrics_document, read_heads, read_run
 from hoarfrost.runs.digests import changed_files
 from hoarfrost.runs.external import ALL
+from hoarfrost.runs.folder import METRICS
 from hoarfrost.runs.sealed import SEALED
 
 CLOSE = 1e-6
@@ -147,9 +147,13 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
         again = hidden(again)
         found.skipped.append("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     parts = [name for name in found.parts if getattr(run, name)]
-    content = (directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape")
-    recorded = with_current_points(json.loads(content))
-    document = json.loads(json.dumps(metrics_document(again)))
+    recorded = json.loads((directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    as_read, document = (
+        json.loads(json.dumps(metrics_document(one))) for one in (hidden(run) if found.is_sealed else run, again)
+    )
+    recorded |= {
+        name: as_written_now(recorded[name], as_read[name]) for name in (*METRICS, "precision") if name in recorded
+    }
     compared_parts = [name for name in document if name in recorded and name not in parts]
     for name in compared_parts:
         found.differing += differences(recorded[name], document[name], name)
@@ -291,12 +295,11 @@ def _of_training(run: Run, task: ScoredTask, _: Mapping[str, SavedHead], found: 
         p = probabilities[one.name]
         decision = task.decision(p)
         scores = {name: task.score(rows, p[rows], decision) for name, rows in task.scored.items()}
-        val = scores["val"].optimistic() if one.name == run.selected else scores["val"]
-        results.append(replace(one, val=val, test=scores.get("test")))
+        results.append(replace(one, val=scores["val"], test=scores.get("test")))
     found.skipped.append(f"seeds and alarms of heads: they need each member's predictions, by fold. {_RETRAIN}")
     comparisons = _compared(run, task) if run.comparisons else ()
     chosen = assess(task, run.selected, probabilities[run.selected], prevalence=run.config.prevalence)
-    return replace(run, heads=tuple(results), comparisons=comparisons, assessment=chosen)
+    return replace(run, heads=heads_marked(results, run.selected), comparisons=comparisons, assessment=chosen)
 
 
 def _compared(run: Run, task: ScoredTask) -> tuple[Comparison, ...]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation.added_value import CLINICAL, Gain, ModelScores
+from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Panel, nice_ticks, share_axis
 from hoarfrost.report.files import Table, Value
-from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.simulated import OF_GAINS, simulated
 from hoarfrost.report.words import decimal, estimate_text, listed, p_text, several
 from hoarfrost.runs import AddedValue, CovariateFacts, Run, in_words

@@ -16,14 +16,14 @@ from hoarfrost.evaluation import (
     confusion_matrix,
     evaluate_threshold,
 )
-from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.estimates import OPTIMISTIC, WILSON
 from hoarfrost.evaluation.operating import LOG_CLUSTERED
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.evaluation.thresholds import evaluate_thresholds
 from hoarfrost.evaluation.units import is_repeated
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import TO, decimal, estimate_text, rule
-from hoarfrost.runs import Assessment, FixedPoint, Run
+from hoarfrost.runs import Assessment, FixedPoint, Run, optimistic
 
 if TYPE_CHECKING:
     from hoarfrost.evaluation.checks import Floats, Ints
@@ -152,6 +152,7 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         Of each class or label that has samples; of the first twenty.
     """
     problems, shown, prevalence = [], None, run.config.prevalence
+    has_selected = evaluation.split == "val"
     steps = _steps(evaluation)
     for number, y, p, patients in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
         name = evaluation.classes[number]
@@ -159,18 +160,21 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         grid = np.arange(steps + 1) / steps
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
         true, false = (tuple(part.tolist()) for part in found)
-        moved, sizes = _moved(y, p, patients, grid), (int(y.sum()), int((1 - y).sum()))
-        problems.append(ClassThresholds(name, *sizes, _starts(fixed, y, p, patients), true, false, moved))
+        moved = None if has_selected else _moved(y, p, patients, grid)
+        sizes = int(y.sum()), int((1 - y).sum())
+        starts = _starts(fixed, y, p, patients, has_selected=has_selected)
+        problems.append(ClassThresholds(name, *sizes, starts, true, false, moved))
         if shown is None or prevalence is None:
             prevalence = prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
             shown = next((one.result for one in fixed if one.result is not None), None)
-            shown = shown or evaluate_threshold(y, p, EVEN, groups=patients, prevalence=prevalence)
+            shown = shown or _even(y, p, patients, prevalence, has_selected=has_selected)
     assert shown is not None
     assert prevalence is not None
     n_all = 1 if evaluation.is_binary else len(evaluation.classes)
     document = {
         "steps": steps,
         "unit": evaluation.unit,
+        "why_none": OPTIMISTIC if has_selected else "",
         "prevalence": run.config.prevalence,
         "problems": [asdict(problem) for problem in problems],
     }
@@ -216,14 +220,24 @@ def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     return next((one.points for one in classes if one.name == name), ())
 
 
-def _starts(fixed: Sequence[FixedPoint], y: "Ints", p: "Floats", patients: "Ints | None") -> tuple[Start, ...]:
+def _even(
+    y: "Ints", p: "Floats", patients: "Ints | None", prevalence: float | None = None, *, has_selected: bool
+) -> PointResult:
+    """Return the result of the even threshold, without intervals where the samples also selected the head."""
+    found = evaluate_threshold(y, p, EVEN, groups=patients, prevalence=prevalence)
+    return optimistic(found) if has_selected else found
+
+
+def _starts(
+    fixed: Sequence[FixedPoint], y: "Ints", p: "Floats", patients: "Ints | None", *, has_selected: bool
+) -> tuple[Start, ...]:
     """Return a class's fixed points that exist, and their positives; else the even threshold."""
     wanted = [
         (rule(one.point.name), one.point.threshold, one.result) for one in fixed if one.point.threshold is not None
     ]
     return tuple(
         Start(name, at, int((p[y == 1] >= at).sum()), int((p[y == 0] >= at).sum()), *_intervals(result))
-        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, evaluate_threshold(y, p, EVEN, groups=patients))]
+        for name, at, result in wanted or [(WITHOUT_POINT, EVEN, _even(y, p, patients, has_selected=has_selected))]
     )
 
 

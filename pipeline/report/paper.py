@@ -1,6 +1,7 @@
 """The figures and tables of a run's report by name, for a paper."""
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from hoarfrost.evaluation import (
     Comparison,
@@ -275,7 +276,8 @@ def _subgroup_tables(found: Assessment) -> dict[str, Table]:
         (
             *(one.attribute, one.value, *_ends(one.observed_expected), one.line.slope),
             *(*(one.line.slope_interval or (None, None)), one.line.intercept),
-            *(*(one.line.intercept_interval or (None, None)), one.line.reason or one.line.why_no_interval, *_about(one.observed_expected)),
+            *(one.line.intercept_interval or (None, None)),
+            *(one.line.reason or one.line.why_no_interval, *_about(one.observed_expected)),
         )
         for one in found.subgroup_calibration
     )
@@ -307,7 +309,7 @@ def _curve_tables(calibrations: Sequence[tuple[str, Recalibration | None]]) -> d
     points = (
         (name, temperature, *point)
         for name, temperature, curve in curves
-        for point in zip(curve.p, curve.observed, curve.low, curve.high, strict=True)
+        for point in zip_longest(curve.p, curve.observed, curve.low, curve.high)  # without a band the ends are empty
     )
     distances = (
         (name, temperature, measure, *_ends(one), *_about(one))

@@ -141,12 +141,13 @@ def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -
 
 
 def _smooth(label: str, calibration: Calibration, series: int) -> tuple[Curve | None, Band | None]:
-    """Return the smooth curve and its band, if the run has them."""
+    """Return the smooth curve, and its band, if the run has them."""
     found = calibration.curve
     if found is None or not found.p:
         return None, None
     x, y, low, high = (np.array(values) for values in (found.p, found.observed, found.low, found.high))
-    return Curve(f"{label}, smoothed", x, y, series), Band(f"{label}, 95% band", x, low, high, series)
+    band = Band(f"{label}, 95% band", x, low, high, series) if found.low else None
+    return Curve(f"{label}, smoothed", x, y, series), band
 
 
 def _outcomes(name: str, evaluation: Evaluation) -> tuple[str, str]:
@@ -203,7 +204,11 @@ def _slope(line: CalibrationLine) -> str:
 
 
 def _intercept(line: CalibrationLine) -> str:
-    return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval, line.why_no_interval)
+    return (
+        line.reason
+        if line.intercept is None
+        else estimate(line.intercept, line.intercept_interval, line.why_no_interval)
+    )
 
 
 def held_by_sets(run: Run, evaluation: Evaluation) -> tuple[str, ...]:

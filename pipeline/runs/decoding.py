@@ -42,7 +42,10 @@ _CONVERTER.register_unstructure_hook(
 )
 _always = override(omit_if_default=False)
 _CONVERTER.register_unstructure_hook(
-    Share, make_dict_unstructure_fn(Share, _CONVERTER, _cattrs_omit_if_default=True, method=_always, n=_always, n_hits=_always)
+    Share,
+    make_dict_unstructure_fn(
+        Share, _CONVERTER, _cattrs_omit_if_default=True, method=_always, n=_always, n_hits=_always
+    ),
 )
 
 
@@ -108,7 +111,7 @@ def _is_over_patients(share: Share) -> bool:
     return share.method == BOOTSTRAP or (share.n_patients is not None and share.n_patients < share.n)
 
 
-def current_point(values: dict[str, Any]) -> dict[str, Any]:
+def _current_point(values: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of an operating point as it is written now: the intervals in `result` are those that are printed.
 
     Where patients have several images, earlier versions wrote Wilson's there, as if images were independent.
@@ -127,14 +130,5 @@ def current_point(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "result": {**result, **shares}}
 
 
-def with_current_points(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a `metrics.json` with its operating points as `current_point` has them."""
-    assessment = metrics.get("assessment")
-    if assessment is None:
-        return metrics
-    classes = [{**one, "points": [current_point(point) for point in one["points"]]} for one in assessment["classes"]]
-    return {**metrics, "assessment": {**assessment, "classes": classes}}
-
-
-_CONVERTER.register_structure_hook(FixedPoint, lambda values, _: _structure_point(current_point(values), FixedPoint))
+_CONVERTER.register_structure_hook(FixedPoint, lambda values, _: _structure_point(_current_point(values), FixedPoint))
 _CONVERTER.register_unstructure_hook(FixedPoint, _point_to_json)

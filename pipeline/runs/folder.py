@@ -27,6 +27,7 @@ from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
 from hoarfrost.runs.left_out import HELD_OUT, MIXED, LeftOut
 from hoarfrost.runs.lock import LOOKS, read_looks, write_looks
+from hoarfrost.runs.optimistic import metrics_marked
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -347,6 +348,7 @@ def _read_metrics(directory: Path, names: Iterable[str], *, before_look: bool = 
             name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
             for name in names
         }
+        found = metrics_marked(found)
         _check_heads(found["selected"], found["heads"], (ROC_AUC,) if found.get("external") else SCORES)
     return found
 
