@@ -15,7 +15,6 @@ from hoarfrost.evaluation.units import count_patients
 
 CLINICAL, IMAGES, BOTH = "clinical", "images", "both"
 MODELS = (CLINICAL, IMAGES, BOTH)
-ONE_PATIENT = "all samples are of one patient, so nothing is known of other patients"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def gains(scored: Scored, *, n_folds: int = 1, prevalence: float | None = None) 
     Raises
     ------
     ValueError
-        If all samples are of one patient, or a class is missing.
+        If a class is missing.
 
     Notes
     -----

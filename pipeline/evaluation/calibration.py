@@ -19,7 +19,7 @@ from hoarfrost.evaluation.checks import (
 from hoarfrost.evaluation.estimates import Share
 from hoarfrost.evaluation.intervals import RESAMPLED_UNITS
 from hoarfrost.evaluation.shares import BOOTSTRAP, share
-from hoarfrost.evaluation.units import is_repeated
+from hoarfrost.evaluation.units import count_patients, is_repeated, too_few_of_classes, too_few_patients
 
 N_BINS = 10
 COLDEST, HOTTEST = 0.05, 20.0
@@ -64,7 +64,7 @@ class CalibrationLine:
     With perfect calibration `slope` is 1 and `intercept` (calibration in the large: the slope fixed to 1) is 0. A slope
     below 1 means overconfidence, an intercept above 0 means probabilities that are too low. Intervals are Wald's; where
     patients have several samples, with the variance of sums over patients.
-    Undefined figures are None, and `reason` states why.
+    Undefined figures are None, and `reason` states why; `why_no_interval` does so where there are no intervals.
     """
 
     slope: float | None
@@ -72,6 +72,7 @@ class CalibrationLine:
     intercept: float | None
     intercept_interval: tuple[float, float] | None
     reason: str = ""
+    why_no_interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ class Calibration:
     lines : tuple of CalibrationLine
         Two classes: that of class 1. More: one per class, against the rest.
     error_interval : (low, high) or None
-        Of `error`, by bootstrap over patients or samples; None with a single one, and in runs of earlier versions. `low` is
+        Of `error`, by bootstrap over patients or samples; None with too few, and in runs of earlier versions. `low` is
         0 where perfectly calibrated probabilities have such an error by chance.
     error_method : str
-        Of this interval.
+        Of this interval, or why there is none.
     curve : CalibrationCurve or None
         Of what the bins are of; None in runs of earlier versions.
     """
@@ -281,22 +282,25 @@ def assess_calibration(
     starts = bin_starts(confidence, n_bins)
     classes = [1] if binary else range(probabilities.shape[1])
 
+    n_patients = count_patients(groups) or 0
+
     def observed(c: Floats, h: Ints, rows: Ints) -> Bin:
         patients = None if groups is None else groups[rows]
-        rate = share(h == 1, np.ones(len(h), bool), patients, level=level)
+        rate = share(h == 1, np.ones(len(h), bool), patients, level=level, n_in_all=n_patients)
         return Bin(float(c[0]), float(c[-1]), float(c.mean()), rate)
 
     parts = (np.split(one, starts[1:]) for one in (confidence, hits, order))
     error, by_chance = float(errors(confidence, hits[None], starts)[0]), errors_by_chance(confidence, starts)
     units = np.arange(len(hits)) if groups is None else groups[order]
-    ends = error_interval(confidence - hits, starts, units, level)
+    reason = too_few_patients(units)
+    ends = None if reason else error_interval(confidence - hits, starts, units, level)
     if ends is not None and error <= float(np.quantile(by_chance, (1 + level) / 2)):
         ends = 0.0, ends[1]
     return Calibration(
         error=error,
         error_by_chance=float(by_chance.mean()),
         error_interval=ends,
-        error_method="" if ends is None else BOOTSTRAP if is_repeated(units) else RESAMPLED_UNITS,
+        error_method=reason if ends is None else BOOTSTRAP if is_repeated(units) else RESAMPLED_UNITS,
         bins=tuple(map(observed, *parts)),
         lines=tuple(_line_or_none((y_true == c).astype(np.int64), probabilities[:, c], groups, level) for c in classes),
         curve=curve,
@@ -333,16 +337,15 @@ def calibration_line(y_true: Ints, p: Floats, groups: Ints | None = None, *, lev
     y_true, p = checked_binary(y_true, p)
     if ((p < 0) | (p > 1)).any():
         raise ValueError("p holds values outside 0 to 1")
-    numbers, reach = None, normal_quantile(level)
+    numbers, reach, reason = None, normal_quantile(level), too_few_of_classes(y_true, 2, groups)
     if groups is not None and is_repeated(groups):
         numbers, n_groups = checked_groups(groups, len(y_true))
         reach = float(stdtrit(max(n_groups - 1, 1), (1 + level) / 2))  # few patients: the variance is uncertain too
     pair = log_probabilities(np.column_stack([1 - p, p]))
     x = pair[:, 1] - pair[:, 0]
     intercept, deviation = _calibration_in_the_large(y_true, x, numbers)
-    without_slope = CalibrationLine(
-        None, None, intercept, (intercept - reach * deviation, intercept + reach * deviation)
-    )
+    ends = None if reason else (intercept - reach * deviation, intercept + reach * deviation)
+    without_slope = CalibrationLine(None, None, intercept, ends, why_no_interval=reason)
     if x.min() == x.max():
         return replace(without_slope, reason="no slope: all probabilities are equal")
     ones, zeros = x[y_true == 1], x[y_true == 0]
@@ -352,7 +355,8 @@ def calibration_line(y_true: Ints, p: Floats, groups: Ints | None = None, *, lev
     if found is None:
         return replace(without_slope, reason="no slope: Newton's method did not converge")
     slope, deviation = found
-    return replace(without_slope, slope=slope, slope_interval=(slope - reach * deviation, slope + reach * deviation))
+    ends = None if reason else (slope - reach * deviation, slope + reach * deviation)
+    return replace(without_slope, slope=slope, slope_interval=ends)
 
 
 def _line_or_none(y_true: Ints, p: Floats, groups: Ints | None, level: float) -> CalibrationLine:

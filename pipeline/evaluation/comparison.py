@@ -11,6 +11,7 @@ from hoarfrost.evaluation.checks import Floats, Ints
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate
 from hoarfrost.evaluation.intervals import difference, variance_inflation
+from hoarfrost.evaluation.units import too_few_of_classes
 
 UNDEFINED = "the AUCs differ, but the estimated variance of their difference is zero: DeLong's test is undefined"
 NO_INTERVAL = "the estimated variance of the difference in ROC AUC is zero, so it has no interval"
@@ -63,12 +64,13 @@ def compare_heads(
     tuple of Comparison
         All but the selected head, in the given order. Heads that rank the samples alike have z = 0 and p = 1. There is
         no interval if the estimated variance of the difference is zero because heads separate the classes perfectly. The
-        test is undefined if the AUCs differ then: the other head is constant.
+        test is undefined if the AUCs differ then: the other head is constant. With too few patients of several samples
+        there is neither.
 
     Raises
     ------
     ValueError
-        As `macro_auc_ci`; or if all samples belong to one group.
+        As `macro_auc_ci`.
 
     Notes
     -----
@@ -82,6 +84,7 @@ def compare_heads(
     """
     inflation = 1.0 if n_folds < 2 else variance_inflation(n_folds)
     auc, influence = auc_influence(y_true, probabilities[selected])
+    why = too_few_of_classes(y_true, probabilities[selected].shape[1], groups)
     rows: list[tuple[str, Estimate, tuple[float, float] | None]] = []
     for name, found in probabilities.items():
         if name == selected:
@@ -92,10 +95,12 @@ def compare_heads(
         )
         if variance < _ROUNDING**2 and {auc, other_auc} & {0, 1}:  # perfect on these samples, which is no certainty
             estimate = replace(estimate, low=None, high=None)
-        rows.append((name, estimate, _z_test(other_auc - auc, variance)))
+        if why:
+            estimate = estimate.without_interval(why)
+        rows.append((name, estimate, None if why else _z_test(other_auc - auc, variance)))
     corrected = iter(holm([tested[1] for *_, tested in rows if tested is not None]).tolist())
     return tuple(
-        Comparison(name, estimate, None, None, None, UNDEFINED)
+        Comparison(name, estimate, None, None, None, why or UNDEFINED)
         if tested is None
         else Comparison(name, estimate, *tested, next(corrected))
         for name, estimate, tested in rows

@@ -37,7 +37,8 @@ def drop_between(internal: Estimate, external: Estimate) -> Estimate:
         return Estimate(None, None, None, NO_INTERVAL, external.n, external.n_patients)
     drop = internal.value - external.value
     if internal.interval is None or external.interval is None:
-        return Estimate(drop, None, None, NO_INTERVAL, external.n, external.n_patients)
+        why = external.why_none or internal.why_none or NO_INTERVAL
+        return Estimate(drop, None, None, why, external.n, external.n_patients)
     (low_in, high_in), (low_out, high_out) = internal.interval, external.interval
     below = math.hypot(internal.value - low_in, high_out - external.value)
     above = math.hypot(high_in - internal.value, external.value - low_out)

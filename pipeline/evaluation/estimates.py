@@ -1,13 +1,16 @@
 """A figure with its interval, and Wilson's interval of a proportion."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from hoarfrost.evaluation.checks import normal_quantile
 
 WILSON = "Wilson"
 OPTIMISTIC = "selected on these; optimistic"
 """In place of the method of an interval: there is none, because the samples also selected the head."""
+TOO_FEW = "too few patients for an interval"
+"""The same, with their number: intervals over fewer patients contain the truth too rarely."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Estimate:
     low, high : float or None
         None where there is no interval, or no limit on this side.
     method : str
-        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Empty without an interval, or "selected on
-        these; optimistic".
+        Of the interval, as it is printed: "DeLong", "bootstrap over patients". Without an interval it is empty, or states
+        why: "selected on these; optimistic", "too few patients for an interval: 4".
     n : int
         Number of units: images, or patients.
     n_patients : int or None
@@ -35,6 +38,15 @@ class Estimate:
     method: str = ""
     n: int = 0
     n_patients: int | None = None
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no interval, as it is printed in its place; "" if there is one, or nothing to be said."""
+        return self.method if states_why(self.method) else ""
+
+    def without_interval(self, why: str) -> Self:
+        """Return the figure without an interval; `why` is printed in its place."""
+        return replace(self, low=None, high=None, method=why)
 
     @property
     def is_optimistic(self) -> bool:
@@ -53,6 +65,11 @@ class Share(Estimate):
 
     method: str = WILSON
     n_hits: int = 0
+
+
+def states_why(method: str) -> bool:
+    """Return whether what is recorded as an interval's method states why there is none."""
+    return method.startswith((OPTIMISTIC, TOO_FEW))
 
 
 def wilson(n_hits: int, n: int, *, level: float = 0.95) -> Share:

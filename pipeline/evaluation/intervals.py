@@ -11,10 +11,10 @@ from scipy.special import expit, logit
 from hoarfrost.evaluation.bootstrap import bootstrap_auc_ci, bootstrap_ci
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked_groups, normal_quantile
 from hoarfrost.evaluation.discrimination import auc_influence, macro_auc_ci, newcombe_limits, newcombe_variance, roc_auc
-from hoarfrost.evaluation.estimates import Estimate, wilson
+from hoarfrost.evaluation.estimates import TOO_FEW, Estimate, wilson
 from hoarfrost.evaluation.influence import Influence
 from hoarfrost.evaluation.shares import BOOTSTRAP, share
-from hoarfrost.evaluation.units import count_patients, is_repeated
+from hoarfrost.evaluation.units import count_patients, is_repeated, too_few_of_classes, too_few_patients
 
 FEW = 30
 """With fewer samples of the rarer class, DeLong's interval covers too rarely (measured)."""
@@ -23,7 +23,6 @@ NEAR_ONE = 0.9
 DELONG, NEWCOMBE = "DeLong", "Newcombe"
 NADEAU, CLUSTERED = "Nadeau and Bengio", "clustered by patient"
 LINEARISED = "delta method"
-_AS_INDEPENDENT = ", as if images were independent: "
 RESAMPLED_UNITS = "bootstrap"
 N_RESAMPLED = 500
 
@@ -88,14 +87,19 @@ def metric_estimate(
         return pooled_area(plain, y_true, probabilities, groups, inflation)
     if kind is IntervalKind.AREA:
         return area(plain, y_true, probabilities, groups)
+    if kind is IntervalKind.NONE or (kind is IntervalKind.RESAMPLED and inflation > 1):
+        return plain
+    reason = too_few_of_classes(y_true, probabilities.shape[1], groups)
     if kind is IntervalKind.RESAMPLED:
-        return plain if inflation > 1 else _resampled(plain, score_rows, groups)
-    if kind is IntervalKind.NONE or influence is None:
+        return plain.without_interval(reason) if reason else _resampled(plain, score_rows, groups)
+    if influence is None:
         return plain
     found = influence()
     if kind is IntervalKind.SHARE and found.hits is not None and found.counted is not None and inflation == 1:
         proportion = share(found.hits, found.counted, groups)
         return replace(plain, low=proportion.low, high=proportion.high, method=proportion.method)
+    if reason:
+        return plain.without_interval(reason)
     limited = linearised(plain, kind, found.values, groups, inflation=inflation)
     if limited.interval is not None or kind is IntervalKind.LOSS:
         return limited
@@ -124,7 +128,7 @@ def linearised(
     Returns
     -------
     Estimate
-        Without an interval where the figure has no variance.
+        Without an interval where the figure has no variance, or there are too few patients.
 
     References
     ----------
@@ -135,10 +139,9 @@ def linearised(
     if value is None or not math.isfinite(value):
         return plain
     to_scale, from_scale, slope = _SCALES[kind]
-    try:
-        found, variance = difference(value, influence, groups, level=level, inflation=inflation)
-    except ValueError:  # all samples are of one patient
-        return plain
+    found, variance = difference(value, influence, groups, level=level, inflation=inflation)
+    if found.why_none:
+        return plain.without_interval(found.method)
     if variance < _NO_VARIANCE or slope(value) <= 0:
         return plain
     half = normal_quantile(level) * math.sqrt(variance) / slope(value)
@@ -186,28 +189,27 @@ def area(
     -------
     Estimate
         By "bootstrap over patients"; else by "Newcombe" with fewer than thirty samples of a class or an area of 0.9 or more,
-        where DeLong's covers too rarely; else by "DeLong". If patients could not be drawn, by DeLong's method with the
-        reason. If an area of 0 or 1, or equal scores, leave these without any width, by "Newcombe" from the numbers of
-        patients.
+        where DeLong's covers too rarely; else by "DeLong". If an area of 0 or 1, or equal scores, leave these without any
+        width, by "Newcombe" from the numbers of patients. None, with the reason, where too few patients have several samples.
     """
     auc, influence = auc_influence(y_true, probabilities)
+    if reason := too_few_of_classes(y_true, probabilities.shape[1], groups):
+        return plain.without_interval(reason)
     if auc in {0, 1} or (influence**2).sum() < _NO_VARIANCE:
         # No draw differs, which is no certainty.
         low, high = of_perfect_areas(y_true, probabilities, groups, level)
         return replace(plain, low=low, high=high, method=NEWCOMBE)
-    reason = ""
     if groups is not None and is_repeated(groups):
         try:
             drawn = bootstrap_auc_ci(y_true, probabilities, groups, level=level, seed=seed)
-        except ValueError as error:
-            reason = f"{_AS_INDEPENDENT}{error}"
-        else:
-            return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP)
-    if not reason and (auc >= NEAR_ONE or n_of_rarest(y_true, probabilities.shape[1], None) < FEW):
+        except ValueError:  # most draws lack one of many classes
+            return plain.without_interval(f"{TOO_FEW}: {n_of_rarest(y_true, probabilities.shape[1], groups)}")
+        return replace(plain, low=drawn.low, high=drawn.high, method=BOOTSTRAP)
+    if auc >= NEAR_ONE or n_of_rarest(y_true, probabilities.shape[1], None) < FEW:
         low, high = widened_newcombe(y_true, probabilities, auc, influence, level=level)
         return replace(plain, low=low, high=high, method=NEWCOMBE)
     low, high = macro_auc_ci(y_true, probabilities, level=level)
-    return replace(plain, low=low, high=high, method=DELONG + reason)
+    return replace(plain, low=low, high=high, method=DELONG)
 
 
 def widened_newcombe(
@@ -266,7 +268,7 @@ def pooled_area(
     -------
     Estimate
         A normal interval of the area's logit, with the inflated variance; of an area of 0 or 1 Newcombe's, as if there
-        were fewer patients.
+        were fewer patients. None with too few patients of several samples.
 
     Notes
     -----
@@ -274,6 +276,8 @@ def pooled_area(
     of ridge regression on 16 and 512 features and 60 to 500 samples it covers in 95 to 99% (`statistics.folds_coverage`).
     """
     auc, influence = auc_influence(y_true, probabilities)
+    if reason := too_few_of_classes(y_true, probabilities.shape[1], groups):
+        return plain.without_interval(reason)
     if not 0 < auc < 1 or not influence.any():
         low, high = of_perfect_areas(y_true, probabilities, groups, level, inflation)
         return replace(plain, low=low, high=high, method=NEWCOMBE)
@@ -284,6 +288,8 @@ def by_logit(plain: Estimate, influence: Floats, groups: Ints | None, inflation:
     """Return an area between 0 and 1 with the normal interval of its logit, from the influence (n,) of each sample."""
     assert plain.value is not None
     found, variance = difference(plain.value, influence, groups, level=level, inflation=inflation)
+    if found.why_none:
+        return plain.without_interval(found.method)
     half = normal_quantile(level) * math.sqrt(variance) / (plain.value * (1 - plain.value))
     centre = float(logit(plain.value))
     return replace(plain, low=float(expit(centre - half)), high=float(expit(centre + half)), method=found.method)
@@ -300,19 +306,6 @@ def of_perfect_areas(
         limits.append(newcombe_limits(roc_auc(y, probabilities[rows, number]), n_pos, n_neg, level=level))
     low, high = np.mean(limits, axis=0).tolist()
     return low, high
-
-
-def area_of_subgroup(
-    plain: Estimate, y_true: Ints, probabilities: Floats, groups: Ints | None, *, level: float, seed: int
-) -> tuple[Estimate, str]:
-    """Return a subgroup's ROC AUC with its interval, see `area`, and the reason where patients cannot be drawn.
-
-    Errors are those of `macro_auc_ci`.
-    """
-    found = area(plain, y_true, probabilities, groups, level=level, seed=seed)
-    if found.method in {DELONG, BOOTSTRAP, NEWCOMBE}:
-        return found, ""
-    return replace(plain, method=BOOTSTRAP), f"no interval: {found.method.removeprefix(DELONG + _AS_INDEPENDENT)}"
 
 
 def _resampled(plain: Estimate, score_rows: Callable[[Ints], float], groups: Ints | None) -> Estimate:
@@ -355,21 +348,22 @@ def difference(
     inflation : float
         From `variance_inflation`, where the samples were predicted by the heads of several folds; else 1.
 
-    Raises
-    ------
-    ValueError
-        If all samples are of one patient.
+    Returns
+    -------
+    Estimate
+        Without an interval where too few patients have several samples.
+    float
     """
     variance, method = float((influence**2).sum()), DELONG
     if groups is not None:
         numbers, n_groups = checked_groups(groups, len(influence))
-        if n_groups < 2 and n_groups != len(influence):
-            raise ValueError("all samples are of one patient, so nothing is known of other patients")
         if n_groups != len(influence):
             sums = np.bincount(numbers, weights=influence)
-            variance, method = float((sums**2).sum() * n_groups / (n_groups - 1)), CLUSTERED
+            variance, method = float((sums**2).sum() * n_groups / max(n_groups - 1, 1)), CLUSTERED
     if inflation > 1:
         variance, method = variance * inflation, f"{NADEAU}'s variance{', ' + CLUSTERED if method == CLUSTERED else ''}"
     half = normal_quantile(level) * math.sqrt(variance)
     n_patients = count_patients(groups)
-    return Estimate(value, value - half, value + half, method, len(influence), n_patients), variance
+    found = Estimate(value, value - half, value + half, method, len(influence), n_patients)
+    reason = too_few_patients(groups)
+    return found.without_interval(reason) if reason else found, variance

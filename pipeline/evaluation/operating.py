@@ -20,7 +20,7 @@ from hoarfrost.evaluation.checks import (
 from hoarfrost.evaluation.estimates import Estimate, Share
 from hoarfrost.evaluation.metrics import Decision
 from hoarfrost.evaluation.shares import kept_by_chance, shares
-from hoarfrost.evaluation.units import is_repeated
+from hoarfrost.evaluation.units import is_repeated, too_few_of_classes
 
 REQUIRED = 0.95
 YOUDEN = "Youden's index"
@@ -411,6 +411,9 @@ def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
 
 def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
     """Return the ratio of the shares of hits among the diseased and the others, with the log method's interval."""
+    if (reason := too_few_of_classes(diseased.astype(np.int64), 2, groups)) and hits.any():
+        first, second = (float(hits[of].mean()) for of in (diseased, ~diseased))
+        return Estimate(first / second if second else None, None, None, reason, len(hits))
     z, sizes = normal_quantile(level), np.array([diseased.sum(), (~diseased).sum()], np.float64)
     p = np.array([hits[diseased].mean(), hits[~diseased].mean()])
     n, numbers, method = len(hits), None, LOG
@@ -439,11 +442,12 @@ def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: f
 
 def _predictive_value(ratio: Estimate, prevalence: float, *, of_disease: bool) -> Estimate | None:
     """Return the probability of disease, or of no disease, that follows from a likelihood ratio by Bayes' rule."""
-    if ratio.low is None:
+    if ratio.low is None and not ratio.why_none:
         return None
     odds = prevalence / (1 - prevalence)
     # An infinite ratio makes disease certain.
     value, low, high = (
         1.0 if one is None else odds * one / (1 + odds * one) for one in (ratio.value, ratio.low, ratio.high)
     )
-    return Estimate(value, low, high, BAYES) if of_disease else Estimate(1 - value, 1 - high, 1 - low, BAYES)
+    found = Estimate(value, low, high, BAYES) if of_disease else Estimate(1 - value, 1 - high, 1 - low, BAYES)
+    return found.without_interval(ratio.method) if ratio.why_none else found

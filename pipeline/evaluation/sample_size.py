@@ -131,18 +131,12 @@ class Precision:
         text = f"This {split} set gives an interval of width {_digits(self.width)}"
         if self.wanted is None or self.images is None:
             return f"{text}."
-        of = "" if self.patients is None else f" of about {_rounded(self.patients):,} patients"
-        return f"{text}; {_digits(self.wanted)} needs about {_rounded(self.images):,} {unit}s{of}."
+        of = "" if self.patients is None else f" of about {self.patients:,} patients"
+        return f"{text}; {_digits(self.wanted)} needs about {self.images:,} {unit}s{of}."
 
 
 def _digits(width: float) -> str:
     return f"{width:.2f}" if width >= 0.095 or round(width, 2) == width else f"{width:.3f}"
-
-
-def _rounded(n: int) -> int:
-    """Return a number with two digits, rounded up."""
-    step: int = 10 ** max(0, len(str(n)) - 2)
-    return -(-n // step) * step
 
 
 # -- independent images -------------------------------------------------------------------------------------------------
@@ -305,9 +299,14 @@ def _independent(assumed: Assumed, width: float, by: float) -> Iterator[tuple[st
 def _needed(quantity: str, value: float, width: float, n_images: float, assumed: Assumed) -> Needed:
     if n_images > MOST:
         raise ValueError(f"{quantity} with an interval of width {width:g} needs more than {MOST:,.0f} images")
-    patients = math.ceil(n_images / assumed.images_per_patient - 1e-9)
-    images = math.ceil(max(n_images, patients * assumed.images_per_patient) - 1e-9)
+    images, patients = _whole(n_images, assumed.images_per_patient)
     return Needed(quantity, value, width, images, patients, math.ceil(patients * assumed.prevalence - 1e-9))
+
+
+def _whole(n_images: float, per_patient: float) -> tuple[int, int]:
+    """Return the images and patients that are needed: whole patients, with all their images."""
+    patients = math.ceil(n_images / per_patient - 1e-9)
+    return math.ceil(max(n_images, patients * per_patient) - 1e-9), patients
 
 
 def images_for_width(area: Estimate, n_positive: int | None, width: float) -> float:
@@ -346,7 +345,7 @@ def precision_of(area: Estimate, n_positive: int | None) -> Precision | None:
     wanted = next((one for one in WIDTHS if one < 0.95 * width), None)
     if wanted is None or area.value is None or not 0 < area.value < 1:
         return Precision(width)
-    n = images_for_width(area, n_positive, wanted)
-    patients = None if area.n_patients in {None, area.n} else math.ceil(n * (area.n_patients or 0) / area.n)
+    per_patient = area.n / (area.n_patients or area.n)
+    n, patients = _whole(images_for_width(area, n_positive, wanted), per_patient)
     effect = None if n_positive is None else area.n / _images_by_limits(area.value, n_positive / area.n, width)
-    return Precision(width, wanted, math.ceil(n), patients, effect)
+    return Precision(width, wanted, n, None if per_patient == 1 else patients, effect)

@@ -67,7 +67,7 @@ class Scores:
     def optimistic(self) -> "Scores":
         """Return the scores of samples that also selected the head: they have no intervals, and say so."""
         estimates = {
-            key: one if one.interval is None else replace(one, low=None, high=None, method=OPTIMISTIC)
+            key: one if one.interval is None and not one.why_none else one.without_interval(OPTIMISTIC)
             for key, one in self.estimates.items()
         }
         per_class = {name: one.optimistic() for name, one in self.per_class.items()}

@@ -8,12 +8,12 @@ from scipy.special import betainc
 from hoarfrost.evaluation.bootstrap import bootstrap_share_ci, bootstrap_shares_ci
 from hoarfrost.evaluation.checks import Bools, Ints, checked_groups
 from hoarfrost.evaluation.estimates import Share, wilson
-from hoarfrost.evaluation.units import count_patients, is_repeated
+from hoarfrost.evaluation.units import count_patients, is_repeated, too_few_patients
 
 BOOTSTRAP = "bootstrap over patients"
 
 
-def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95) -> Share:
+def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.95, n_in_all: int = 0) -> Share:
     """Return a proportion with its interval.
 
     Parameters
@@ -24,11 +24,14 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.
         Whether it is in the denominator: all for accuracy, the positives for sensitivity.
     groups : ndarray (n,) int64 or None
         Patients, where they are known.
+    n_in_all : int
+        Patients of a sample of which these are a part, such as a bin.
 
     Returns
     -------
     Share
-        With Wilson's interval; or, where patients have several samples, see `over_patients`.
+        With Wilson's interval; or, where patients have several samples, see `over_patients`. Without one where they are too
+        few.
     """
     found = wilson(int((hits & counted).sum()), int(counted.sum()), level=level)
     if groups is None:
@@ -36,6 +39,8 @@ def share(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0.
     found = replace(found, n_patients=count_patients(groups[counted]))
     if not is_repeated(groups):
         return found
+    if counted.any() and (reason := too_few_patients(groups, counted, n_in_all)):
+        return found.without_interval(reason)
     try:
         drawn = bootstrap_share_ci(hits.astype(np.int64), counted.astype(np.int64), groups, level=level)
     except ValueError:  # nothing is counted, or too few patients: it has no interval
@@ -50,9 +55,12 @@ def shares(hits: Bools, counted: Bools, groups: Ints | None, *, level: float = 0
     totals = zip((hits & counted).sum(axis=0).tolist(), counted.sum(axis=0).tolist(), counted.T, strict=True)
     plain = [replace(wilson(*two, level=level), n_patients=count_patients(groups[column])) for *two, column in totals]
     drawn = bootstrap_shares_ci(hits, counted, groups, level=level)
+    reasons = [too_few_patients(groups, column) if column.any() else "" for column in counted.T]
     return [
-        over_patients(one, None if ends is None else (ends.low, ends.high), level=level)
-        for one, ends in zip(plain, drawn, strict=True)
+        one.without_interval(reason)
+        if reason
+        else over_patients(one, None if ends is None else (ends.low, ends.high), level=level)
+        for one, ends, reason in zip(plain, drawn, reasons, strict=True)
     ]
 
 

@@ -159,7 +159,7 @@ def square_and_add(one: Estimate, other: Estimate) -> Estimate:
     value, n = one.value - other.value, one.n + other.n
     plain = Estimate(value, None, None, n=n)
     if one.low is None or one.high is None or other.low is None or other.high is None:
-        return plain
+        return plain.without_interval(one.why_none or other.why_none)
     low = value - math.hypot(one.value - one.low, other.high - other.value)
     high = value + math.hypot(one.high - one.value, other.value - other.low)
     return replace(plain, low=low, high=high, method=MOVER)

@@ -10,7 +10,7 @@ import numpy as np
 from hoarfrost.evaluation.checks import Floats, Ints, binary_problems, checked, class_counts
 from hoarfrost.evaluation.discrimination import auc_influence
 from hoarfrost.evaluation.estimates import Estimate, Share
-from hoarfrost.evaluation.intervals import area_of_subgroup
+from hoarfrost.evaluation.intervals import area
 from hoarfrost.evaluation.shares import share
 from hoarfrost.evaluation.units import count_patients
 
@@ -175,18 +175,18 @@ def _subgroup(
     counts = class_counts(y_true, probabilities.shape[1])
     if len(y_true) < FEWEST:
         return _without_figures(name, value, counts, groups, f"fewer than {FEWEST} samples")
-    area = Estimate(None, None, None, n=len(y_true), n_patients=count_patients(groups))
+    found_area = Estimate(None, None, None, n=len(y_true), n_patients=count_patients(groups))
     if min(min(np.bincount(y, minlength=2)) for _, _, y in binary_problems(y_true, len(counts))) < 2:
         reason = "fewer than two samples of a class"
     else:
-        plain = replace(area, value=auc_influence(y_true, probabilities)[0])
-        area, reason = area_of_subgroup(plain, y_true, probabilities, groups, level=level, seed=seed)
+        plain = replace(found_area, value=auc_influence(y_true, probabilities)[0])
+        found_area, reason = area(plain, y_true, probabilities, groups, level=level, seed=seed), ""
     sensitivity, specificity = None, None
     if threshold is not None and y_true.ndim == 1 and len(counts) == 2:
         found, of_class = probabilities[:, 1] >= threshold, y_true == 1
         sensitivity = share(found, of_class, groups, level=level) if of_class.any() else None
         specificity = share(~found, ~of_class, groups, level=level) if not of_class.all() else None
-    return Subgroup(name, value, len(y_true), counts, area, sensitivity, specificity, reason)
+    return Subgroup(name, value, len(y_true), counts, found_area, sensitivity, specificity, reason)
 
 
 def _without_figures(name: str, value: str, counts: tuple[int, ...], groups: Ints | None, reason: str) -> Subgroup:

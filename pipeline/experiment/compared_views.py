@@ -13,7 +13,7 @@ from hoarfrost.experiment.variants import Variant, of_truth, select, with_mean
 from hoarfrost.experiment.views import ViewSet
 from hoarfrost.features.decoding.views import parse_views
 from hoarfrost.features.encoder.registry import EncoderSpec
-from hoarfrost.runs import ComparedViews, ViewsResult
+from hoarfrost.runs import ComparedViews, ViewsResult, optimistic
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def _compared(
                 differences.get(views.name), sum(one == views for one in chosen),
             )
         )  # fmt: skip
-    return ComparedViews(basis, len(chosen), tuple(results))
+    found = ComparedViews(basis, len(chosen), tuple(results))
+    return optimistic(found) if basis == "val" else found
 
 
 def _work(views: ViewSet, encoder: EncoderSpec) -> float:

@@ -185,7 +185,7 @@ def _summarised(task: Task, plan: SitePlan, sites: tuple[LeftOutSite, ...], held
         mixed=pooled,
         within=mean_of(within, of_within, inflation),
         held_out=mean_of(held, of_held, 1.0),
-        drop=drop if drop.low != drop.high else replace(drop, low=None, high=None, method=""),
+        drop=drop if drop.low is None or drop.low != drop.high else replace(drop, low=None, high=None, method=""),
         summary=summary,
         reason=reason,
     )

@@ -107,7 +107,7 @@ def repeat(
 
 
 def _mean(repeats: Repeats, task: Task) -> Estimate:
-    """Return the mean area; without an interval where a split holds out one of a class, or all show one patient."""
+    """Return the mean area; without an interval where a split holds out one of a class."""
     one = repeats.splits[0]
     n_parts = round(1 + len(one.development.rows) / len(one.held_out))
     try:

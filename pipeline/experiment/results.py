@@ -15,7 +15,7 @@ from hoarfrost.experiment.variants import Variant, select, with_mean
 from hoarfrost.features.errors import TrainingError
 from hoarfrost.heads.kinds import HeadSpec
 from hoarfrost.heads.specs import count_parameters
-from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult
+from hoarfrost.runs import HeadResult, ReferenceResult, SeedResult, heads_marked, references_marked
 from hoarfrost.training.references import MAJORITY, ReferenceFit, fit_references
 
 CONSTANT = 1e-9  # probabilities, or areas, that differ by less are the same
@@ -70,9 +70,8 @@ def score_variants(
     held_out = [fold.val for fold in development.folds]
     results = tuple(_result(one, task, probabilities[name], rivals, held_out) for name, one in variants.items())
     selected = select(variants, selection)
-    # The images that selected it make it look better than it is.
-    results = tuple(replace(one, val=one.val.optimistic()) if one.name == selected else one for one in results)
-    return Scored(variants, results, references, selected, probabilities, of_references)
+    marked = heads_marked(results, selected)
+    return Scored(variants, marked, references, selected, probabilities, of_references)
 
 
 def score_references(
@@ -85,7 +84,7 @@ def score_references(
     majority = next((one.probabilities[others[0]] for one in fits if one.name == MAJORITY and len(others)), None)
     if majority is not None:  # one constant: the shares of classes differ between folds, and would rank images
         found[MAJORITY][:] = majority
-    return tuple(_reference(one, task, found[one.name]) for one in fits), found
+    return references_marked([_reference(one, task, found[one.name]) for one in fits]), found
 
 
 def _everywhere(variant: Variant, task: Task, others: Ints) -> Floats:
@@ -193,6 +192,6 @@ def _alarms(
             found, own = (task.roc_auc(rows, of[rows]) for of in (rivals[one.name], probabilities))
             alarms.append(
                 f"{one.name} is better: {what} ROC AUC {found:.3f} against {own:.3f} "
-                f"(difference {one.difference.value:.3f}, 95% CI {one.difference.low:.3f} to {one.difference.high:.3f})"
+                f"(difference {one.difference.value:.3f})"
             )
     return alarms

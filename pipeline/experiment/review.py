@@ -13,7 +13,7 @@ from hoarfrost.experiment.scored import ScoredTask
 from hoarfrost.experiment.splits import k_folds
 from hoarfrost.experiment.task import Task
 from hoarfrost.features.errors import TrainingError
-from hoarfrost.runs import Assessment, OutOfFold, Suspects
+from hoarfrost.runs import Assessment, OutOfFold, Suspects, optimistic
 from hoarfrost.training import Fold
 from hoarfrost.training.references import LINEAR, LOGISTIC_REGRESSION, fit_references, fitted_rows
 
@@ -38,7 +38,8 @@ def assess(task: ScoredTask, head: str, probabilities: Floats, *, prevalence: fl
     fixed = fix(validated.y, validated.joined(probabilities[task.validated]), validated.groups, task.rule)
     attributes = {name: units.values([cells[i] for i in rows]) for name, cells in task.attributes().items()}
     samples = Samples(split, task.names, units, units.joined(probabilities[rows]), attributes)
-    return assess_samples(samples, fixed, head, prevalence=prevalence)
+    found = assess_samples(samples, fixed, head, prevalence=prevalence)
+    return optimistic(found) if split == "val" else found
 
 
 # -- the dataset itself -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What is scored: the classes, the images and their splits, without embeddings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
@@ -123,14 +123,7 @@ class ScoredTask:
 def compared(
     task: ScoredTask, probabilities: Mapping[str, Floats], selected: str, rows: Ints, *, n_folds: int = 1
 ) -> tuple[Comparison, ...]:
-    """Compare probabilities (n, C) with those of one head on some rows.
-
-    With a single patient nothing can be tested. The intervals then treat images as independent, as the reason states.
-    """
+    """Compare probabilities (n, C) with those of one head on some rows."""
     units = task.units(rows)
     joined = {name: units.joined(found[rows]) for name, found in probabilities.items()}
-    if units.groups is None or len(np.unique(units.groups)) > 1:
-        return compare_heads(units.y, joined, selected, groups=units.groups, n_folds=n_folds)
-    reason = "all images show one patient, so this does not extend to others; the interval treats images as independent"
-    untested = compare_heads(units.y, joined, selected)
-    return tuple(replace(one, z=None, p=None, p_holm=None, reason=reason) for one in untested)
+    return compare_heads(units.y, joined, selected, groups=units.groups, n_folds=n_folds)

@@ -47,6 +47,18 @@ def differences(recorded: Any, again: Any, place: str, is_skipped: Callable[[str
         yield Difference(place, _short(recorded), _short(again), None)
 
 
+def as_written_now(recorded: Any, now: Any) -> Any:
+    """Return what was recorded, as it is after it was read: earlier versions gave intervals that are no longer given.
+
+    Keys are those that were recorded, because earlier versions recorded fewer.
+    """
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        return {key: as_written_now(value, now[key]) for key, value in recorded.items() if key in now}
+    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        return [as_written_now(*pair) for pair in zip(recorded, now, strict=True)]
+    return now
+
+
 def numbers(document: Any, place: str) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a JSON document, each with its place."""
     if isinstance(document, dict):

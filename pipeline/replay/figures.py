@@ -22,7 +22,7 @@ from hoarfrost.external.updating import updates_of
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.replay.findings import RETRAIN, Findings
 from hoarfrost.replay.rebuilding import of_file
-from hoarfrost.runs import Drop, HeadResult, Run, read_run
+from hoarfrost.runs import Drop, HeadResult, Run, heads_marked, read_run
 from hoarfrost.runs.external import ALL
 
 OF_COLUMNS = tuple(
@@ -73,8 +73,7 @@ def _of_training(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], fou
         p = probabilities[one.name]
         decision = task.decision(p)
         scores = {name: task.score(rows, p[rows], decision) for name, rows in task.scored.items()}
-        val = scores["val"].optimistic() if one.name == run.selected else scores["val"]
-        results.append(of_file(replace(one, val=val, test=scores.get("test")), heads[one.name]))
+        results.append(of_file(replace(one, val=scores["val"], test=scores.get("test")), heads[one.name]))
     found.skip(
         f"seeds and alarms of heads: they need each member's predictions, by fold. {RETRAIN}",
         "heads[*].seeds", "heads[*].alarms",
@@ -82,7 +81,7 @@ def _of_training(run: Run, task: ScoredTask, heads: Mapping[str, SavedHead], fou
     found.skip(f"epochs of heads: the training itself has them. {RETRAIN}", "heads[*].best_epoch", "heads[*].epochs")
     comparisons = _compared(run, task) if run.comparisons else ()
     chosen = assess(task, run.selected, probabilities[run.selected], prevalence=run.config.prevalence)
-    return replace(run, heads=tuple(results), comparisons=comparisons, assessment=chosen)
+    return replace(run, heads=heads_marked(results, run.selected), comparisons=comparisons, assessment=chosen)
 
 
 def _compared(run: Run, task: ScoredTask) -> tuple[Comparison, ...]:

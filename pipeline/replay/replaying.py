@@ -12,13 +12,14 @@ from hoarfrost.evaluation.checks import Floats
 from hoarfrost.features.errors import CacheError, HoarfrostError, RunError
 from hoarfrost.heads.files import SavedHead, read_head
 from hoarfrost.inference.sources import RunSource, opened_source
-from hoarfrost.replay.comparing import Difference, differences, is_in, numbers
+from hoarfrost.replay.comparing import Difference, as_written_now, differences, is_in, numbers
 from hoarfrost.replay.figures import OF_COLUMNS, figures_again, is_of_predictions, place_of_head
 from hoarfrost.replay.findings import RETRAIN, Findings
 from hoarfrost.replay.rebuilding import predicted_again, task_of
 from hoarfrost.replay.retraining import FITTED_AGAIN, fitted_again, trained_again
 from hoarfrost.runs import Run, hidden, metrics_document, read_heads, read_run
 from hoarfrost.runs.digests import changed_files
+from hoarfrost.runs.folder import METRICS
 from hoarfrost.runs.sealed import SEALED
 
 _PARTS = {
@@ -103,7 +104,13 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
         found.skip("Scores of the locked test split: nobody has looked at them yet. Replay again afterwards.")
     found.skip_parts(run)
     recorded = json.loads((directory / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
-    n = _compare_documents(recorded, json.loads(json.dumps(metrics_document(again))), found)
+    as_read, document = (
+        json.loads(json.dumps(metrics_document(one))) for one in (hidden(run) if found.is_sealed else run, again)
+    )
+    recorded |= {
+        name: as_written_now(recorded[name], as_read[name]) for name in (*METRICS, "precision") if name in recorded
+    }
+    n = _compare_documents(recorded, document, found)
     return Replay(
         directory, (), found.n_probabilities, n, found.largest, tuple(found.differing), tuple(found.skipped),
         tuple(found.places),

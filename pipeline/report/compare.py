@@ -19,7 +19,7 @@ from hoarfrost.report.evaluation import SPLIT_NAMES, Evaluation, evaluation_of
 from hoarfrost.report.svg import cell_scale, difference_scale
 from hoarfrost.report.templates import template_environment
 from hoarfrost.report.words import p_text
-from hoarfrost.runs import CacheFacts, HeadResult, Run
+from hoarfrost.runs import CacheFacts, HeadResult, Run, optimistic
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -235,6 +235,8 @@ def _tests(columns: Sequence[Column]) -> tuple[tuple[Tested, ...], str]:
     except ValueError as error:
         reasons |= {column.name: str(error) for column in agreeing[1:]}
         return tuple(Tested(other.name, None, reasons[other.name]) for other in others), ""
+    if first.evaluation.split == "val":
+        compared = optimistic(compared)
     results = {one.name: one for one in compared}
     tests = tuple(Tested(other.name, results.get(other.name), reasons[other.name]) for other in others)
     return tests, _unit(units, first.run.config.sample) if results else ""

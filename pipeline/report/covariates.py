@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoarfrost.evaluation.added_value import CLINICAL, Gain, ModelScores
+from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Panel, nice_ticks, share_axis
 from hoarfrost.report.files import Table, Value
 from hoarfrost.report.simulated import OF_GAINS, simulated
@@ -52,7 +53,7 @@ class CovariatesSection:
     stated: str = STATED
 
 
-def covariates_section(run: Run) -> CovariatesSection | None:
+def covariates_section(run: Run, evaluation: Evaluation) -> CovariatesSection | None:
     """Return what the report says of covariates; None without any."""
     found = run.covariates
     if found is None:
@@ -62,7 +63,7 @@ def covariates_section(run: Run) -> CovariatesSection | None:
     return CovariatesSection(
         f"Clinical data: {listed(kinds, len(kinds))}.",
         tuple(map(_section, found.results)),
-        simulated(methods, OF_GAINS),
+        simulated(methods, OF_GAINS, evaluation),
     )
 
 

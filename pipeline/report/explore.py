@@ -17,14 +17,14 @@ from hoarfrost.evaluation import (
     confusion_matrix,
     evaluate_threshold,
 )
-from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.estimates import OPTIMISTIC, WILSON
 from hoarfrost.evaluation.operating import LOG_CLUSTERED
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.evaluation.thresholds import evaluate_thresholds
 from hoarfrost.evaluation.units import is_repeated
 from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.words import TO, decimal, estimate_text, rule, threshold_text
-from hoarfrost.runs import Assessment, FixedPoint, Run
+from hoarfrost.runs import Assessment, FixedPoint, Run, optimistic
 from hoarfrost.runs.external import Scale
 
 if TYPE_CHECKING:
@@ -165,25 +165,27 @@ def explorer_of(run: Run, evaluation: Evaluation) -> Explorer:
         Of each class or label that has samples; of the first twenty.
     """
     problems, shown, prevalence = [], None, run.config.prevalence
-    steps, scale = _steps(evaluation), evaluation.scales.get(run.selected)
+    steps, scale, has_selected = _steps(evaluation), evaluation.scales.get(run.selected), evaluation.split == "val"
     for number, y, p, patients in islice(_problems(run.selected, evaluation), MOST_PROBLEMS):
         name = evaluation.classes[number]
         fixed = _fixed(run.assessment, name)
         grid = np.arange(steps + 1) / steps
         found = [len(part) - np.searchsorted(np.sort(part), grid, "left") for part in (p[y == 1], p[y == 0])]
         true, false = (tuple(part.tolist()) for part in found)
-        moved, sizes = _moved(y, p, patients, grid), (int(y.sum()), int((1 - y).sum()))
-        problems.append(ClassThresholds(name, *sizes, _starts(fixed, scale, y, p, patients), true, false, moved))
+        moved = None if has_selected else _moved(y, p, patients, grid)
+        starts = _starts(fixed, scale) or (_even_start(y, p, patients, has_selected=has_selected),)
+        problems.append(ClassThresholds(name, int(y.sum()), int((1 - y).sum()), starts, true, false, moved))
         if shown is None or prevalence is None:
             prevalence = prevalence or min(max(round(float(y.mean()), 3), 0.001), 0.999)
             shown = next((one.result for one in fixed if one.result is not None), None)
-            shown = shown or evaluate_threshold(y, p, EVEN, groups=patients, prevalence=prevalence)
+            shown = shown or _even(y, p, patients, prevalence, has_selected=has_selected)
     assert shown is not None
     assert prevalence is not None
     n_all = 1 if evaluation.is_binary else len(evaluation.classes)
     document = {
         "steps": steps,
         "unit": evaluation.unit,
+        "why_none": OPTIMISTIC if has_selected else "",
         "prevalence": run.config.prevalence,
         "problems": [asdict(problem) for problem in problems],
         "scale": None if scale is None else {**asdict(scale), "decimals": scale.decimals},
@@ -232,21 +234,30 @@ def _fixed(assessment: Assessment | None, name: str) -> tuple[FixedPoint, ...]:
     return next((one.points for one in classes if one.name == name), ())
 
 
-def _starts(
-    fixed: Sequence[FixedPoint], scale: Scale | None, y: "Ints", p: "Floats", patients: "Ints | None"
-) -> tuple[Start, ...]:
-    """Return a class's fixed points that exist, and their positives; else the even threshold."""
+def _even(
+    y: "Ints", p: "Floats", patients: "Ints | None", prevalence: float | None = None, *, has_selected: bool
+) -> PointResult:
+    """Return the result of the even threshold, without intervals where the samples also selected the head."""
+    found = evaluate_threshold(y, p, EVEN, groups=patients, prevalence=prevalence)
+    return optimistic(found) if has_selected else found
+
+
+def _even_start(y: "Ints", p: "Floats", patients: "Ints | None", *, has_selected: bool) -> Start:
+    result = _even(y, p, patients, has_selected=has_selected)
+    return Start(WITHOUT_POINT, EVEN, "", result.true_positives, result.false_positives, *_intervals(result))
+
+
+def _starts(fixed: Sequence[FixedPoint], scale: Scale | None) -> tuple[Start, ...]:
+    """Return a class's fixed points that exist, and their positives."""
     text = partial(threshold_text, scale=scale)
-    wanted = [
-        (rule(one.point.name), one.point.threshold, one.at(text) if one.by_fold else "", one.result)
+    return tuple(
+        Start(
+            rule(one.point.name), one.point.threshold, one.at(text) if one.by_fold else "",
+            one.result.true_positives, one.result.false_positives, *_intervals(one.result),
+        )
         for one in fixed
         if one.point.threshold is not None and one.result is not None
-    ]
-    return tuple(
-        Start(name, at, folds, result.true_positives, result.false_positives, *_intervals(result))
-        for name, at, folds, result in wanted
-        or [(WITHOUT_POINT, EVEN, "", evaluate_threshold(y, p, EVEN, groups=patients))]
-    )
+    )  # fmt: skip
 
 
 def _intervals(result: PointResult) -> "tuple[dict[str, tuple[float, float] | None], dict[str, Ends], str]":
@@ -256,7 +267,7 @@ def _intervals(result: PointResult) -> "tuple[dict[str, tuple[float, float] | No
     elsewhere = {"ppv-there": there.ppv, "npv-there": there.npv} if there is not None else {}
     intervals |= {name: one.interval for name, one in elsewhere.items() if one is not None}
     ratios = {name: getattr(result, name) for name in ("lr_positive", "lr_negative")}
-    kept = {name: _ends(one) for name, one in ratios.items() if one.method == LOG_CLUSTERED}
+    kept = {name: _ends(one) for name, one in ratios.items() if one.method == LOG_CLUSTERED or one.why_none}
     return intervals, kept, ", ".join(_methods([result]))
 
 
@@ -313,6 +324,8 @@ def _ratio_text(ratio: Estimate) -> str:
     def one(value: float | None) -> str:
         return "\N{INFINITY}" if value is None else f"{value:.2f}"
 
+    if ratio.why_none:
+        return f"{one(ratio.value)} ({ratio.why_none})"
     return decimal(None) if ratio.low is None else f"{one(ratio.value)} ({one(ratio.low)}{TO}{one(ratio.high)})"
 
 

@@ -77,8 +77,8 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     if found.interval is not None:
         method = f" ({found.method})" if found.method else ""
         notes.append(f"95% interval {interval(found.interval)}{method}")
-    if found.is_optimistic:
-        notes.append(found.method)
+    if found.why_none:
+        notes.append(found.why_none)
     folded = run.cross_validation
     if folded is not None and metric.key in folded.whole.pooled:
         notes.append(f"{folded.n_folds}-fold cross-validated: {estimate_text(folded.whole.pooled[metric.key])}")
@@ -108,7 +108,8 @@ def _point_tiles(run: Run, split: str, unit: str) -> Iterator[Tile]:
     for name, how in zip(("sensitivity", "specificity"), rules, strict=True):
         share: Share = getattr(fixed.result, name)
         patients = "" if share.n_patients is None else f" {unit}s of {several(share.n_patients, 'patient')}"
-        ends = f"95% interval {interval(share.interval)}, {share.n_hits:,} of {share.n:,}{patients}"
+        ends = share.why_none or f"95% interval {interval(share.interval)}"
+        ends += f", {share.n_hits:,} of {share.n:,}{patients}"
         yield Tile(f"{split} {name}", decimal(share.value), (ends, how))
 
 

@@ -6,7 +6,7 @@ from os.path import splitext
 
 from hoarfrost.evaluation.bootstrap import N_DRAWS
 from hoarfrost.evaluation.calibration_curve import N_CURVES
-from hoarfrost.evaluation.estimates import WILSON
+from hoarfrost.evaluation.estimates import WILSON, states_why
 from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
@@ -248,6 +248,8 @@ def _evaluation(run: Run, evaluation: Evaluation) -> Iterator[str]:
     yield f"Performance was measured on the {evaluation.samples()}{joined}."
     if area.is_optimistic:
         yield "The ROC AUC has no interval, because these images also selected the model; it is optimistic."
+    elif area.why_none:
+        yield f"The ROC AUC has no interval: {area.why_none}."
     elif area.method:
         yield f"The 95% interval of the ROC AUC is by {_by(area.method)}."
     if run.comparisons:
@@ -295,7 +297,7 @@ def _by(method: str) -> str:
 
 def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
     assert run.assessment is not None
-    methods = point_methods(run.assessment)
+    methods = tuple(one for one in point_methods(run.assessment) if not states_why(one))
     by = "the same method" if methods == (of_area,) else " or ".join(map(_by, methods))
     if len(run.assessment.classes) > 1:
         yield f"Thresholds were {run.config.thresholds} for each class against the rest."
@@ -305,7 +307,8 @@ def _assessed(run: Run, first: FixedPoint, of_area: str) -> Iterator[str]:
             chosen = f"Thresholds ({at}) were" if first.by_fold else f"The threshold ({at}) was"
             cited = " (Youden 1950)" if first.point.name == YOUDEN else ""
             yield f"{chosen} {run.config.thresholds} by {first.point.name}{cited}."
-        yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
+        if methods:
+            yield f"The 95% intervals of sensitivity, specificity and predictive values are by {by}."
     yield from _calibrated(run, run.assessment)
     if run.config.prevalence is not None:
         benefit = " and net benefit" if run.assessment.classes[0].net_benefit is not None else ""

@@ -219,12 +219,12 @@ def page_of(run: Run) -> Page:
         variants=variants,
         metrics=compared_metrics(run, evaluation, ShownIn.WIDE),
         n_more_variants=max(0, len(heads) - N_IN_TABLE),
-        area_methods=area_methods(run),
+        area_methods=area_methods(run, evaluation),
         scale=cell_scale((row.area for row in variants), overall),
         cross_validation=run.cross_validation,
         learning=learning_rows(run.learning_curve),
         stability=stability_of(run),
-        covariates=covariates_section(run),
+        covariates=covariates_section(run, evaluation),
         needs=needs_text(run, evaluation),
         views=views_section(run),
         leakage=run.leakage,
@@ -254,10 +254,10 @@ def _coverage(run: Run, evaluation: Evaluation) -> dict[str, str]:
     of_calibration = ["error"] if any(one.error_interval is not None for one in found) else []
     of_calibration += ["curve"] if any(one.curve is not None and one.curve.p for one in found) else []
     return {
-        "points": simulated(point_methods(run.assessment), OF_SHARES),
-        "scores": simulated((row.method for row in scores), OF_SCORES),
-        "folds": "" if folds is None else simulated([folds.whole.pooled.auc.method], OF_FOLDS),
-        "calibration": simulated(of_calibration, OF_CALIBRATION),
+        "points": simulated(point_methods(run.assessment), OF_SHARES, evaluation),
+        "scores": simulated((row.method for row in scores), OF_SCORES, evaluation),
+        "folds": "" if folds is None else simulated([folds.whole.pooled.auc.method], OF_FOLDS, evaluation),
+        "calibration": simulated(of_calibration, OF_CALIBRATION, evaluation),
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 
 from hoarfrost.evaluation import (
     Comparison,
@@ -279,7 +280,8 @@ def _subgroup_tables(found: Assessment) -> dict[str, Table]:
         (
             *(one.attribute, one.value, *_ends(one.observed_expected), one.line.slope),
             *(*(one.line.slope_interval or (None, None)), one.line.intercept),
-            *(*(one.line.intercept_interval or (None, None)), one.line.reason, *_about(one.observed_expected)),
+            *(one.line.intercept_interval or (None, None)),
+            *(one.line.reason or one.line.why_no_interval, *_about(one.observed_expected)),
         )
         for one in found.subgroup_calibration
     )
@@ -311,7 +313,7 @@ def _curve_tables(calibrations: Sequence[tuple[str, Recalibration | None]]) -> d
     points = (
         (name, temperature, *point)
         for name, temperature, curve in curves
-        for point in zip(curve.p, curve.observed, curve.low, curve.high, strict=True)
+        for point in zip_longest(curve.p, curve.observed, curve.low, curve.high)  # without a band the ends are empty
     )
     distances = (
         (name, temperature, measure, *_ends(one), *_about(one))

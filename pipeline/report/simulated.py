@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable
 
-from hoarfrost.evaluation.intervals import DELONG, LINEARISED, NADEAU, NEWCOMBE
+from hoarfrost.evaluation.intervals import DELONG, LINEARISED, NADEAU, NEWCOMBE, n_of_rarest
 from hoarfrost.evaluation.shares import BOOTSTRAP
+from hoarfrost.report.evaluation import Evaluation
+
+FEWEST_SAMPLES, FEWEST_CASES = 60, 10
+"""Of the simulated datasets: samples, and patients (or samples) of the rarer class."""
 
 OF_AREAS = {
     DELONG: "DeLong's and Newcombe's, as they are chosen here, 92 to 100%, lowest with a rare class",
@@ -23,8 +27,14 @@ OF_CALIBRATION = {
 }
 
 
-def simulated(methods: Iterable[str], known: dict[str, str]) -> str:
-    """Return a sentence on the coverage of the intervals of some methods; "" if all are within 93 to 97%."""
+def simulated(methods: Iterable[str], known: dict[str, str], evaluation: Evaluation) -> str:
+    """Return a sentence on the coverage of the intervals of some methods.
+
+    It is empty if all are within 93 to 97%, and for smaller sets than those that were simulated.
+    """
+    n_cases = n_of_rarest(evaluation.y_true, len(evaluation.classes), evaluation.patients)
+    if len(evaluation.y_true) < FEWEST_SAMPLES or n_cases < FEWEST_CASES:
+        return ""
     names = list(methods)
     found = dict.fromkeys(text for method, text in known.items() if any(method in name for name in names))
     return f"Coverage of these 95% intervals in simulations: {'; '.join(found)}." if found else ""

@@ -6,6 +6,7 @@ import numpy as np
 
 from hoarfrost.evaluation import Calibration, CalibrationLine, DecisionCurve, Estimate
 from hoarfrost.evaluation.calibration_curve import N_SPIKES
+from hoarfrost.evaluation.estimates import states_why
 from hoarfrost.evaluation.metrics import ROC_AUC
 from hoarfrost.evaluation.shortcuts import AttributeAudit
 from hoarfrost.evaluation.subgroup_differences import AREA, SENSITIVITY, SPECIFICITY
@@ -140,12 +141,13 @@ def _panel(name: str, what: str, found: Recalibration, evaluation: Evaluation) -
 
 
 def _smooth(label: str, calibration: Calibration, series: int) -> tuple[Curve | None, Band | None]:
-    """Return the smooth curve and its band, if the run has them."""
+    """Return the smooth curve, and its band, if the run has them."""
     found = calibration.curve
     if found is None or not found.p:
         return None, None
     x, y, low, high = (np.array(values) for values in (found.p, found.observed, found.low, found.high))
-    return Curve(f"{label}, smoothed", x, y, series), Band(f"{label}, 95% band", x, low, high, series)
+    band = Band(f"{label}, 95% band", x, low, high, series) if found.low else None
+    return Curve(f"{label}, smoothed", x, y, series), band
 
 
 def _outcomes(name: str, evaluation: Evaluation) -> tuple[str, str]:
@@ -181,7 +183,10 @@ def _bin_marks(label: str, calibration: Calibration, series: int) -> Marks:
 
 def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tuple[tuple[str, str, str], ...]:
     names = [""] if alone or evaluation.is_binary else [f", {name}" for name in evaluation.classes]
-    before, after = (estimate(one.error, one.error_interval) for _, one in found.both)
+    before, after = (
+        estimate(one.error, one.error_interval, one.error_method if states_why(one.error_method) else "")
+        for _, one in found.both
+    )
     rows = [("calibration error (ideal 0)", before, after)]
     for title, key in (("ICI", "ici"), ("E50", "e50"), ("E90", "e90")):
         distances = [None if one.curve is None else getattr(one.curve, key) for _, one in found.both]
@@ -195,11 +200,15 @@ def _summary(found: Recalibration, evaluation: Evaluation, *, alone: bool) -> tu
 
 
 def _slope(line: CalibrationLine) -> str:
-    return line.reason if line.slope is None else estimate(line.slope, line.slope_interval)
+    return line.reason if line.slope is None else estimate(line.slope, line.slope_interval, line.why_no_interval)
 
 
 def _intercept(line: CalibrationLine) -> str:
-    return line.reason if line.intercept is None else estimate(line.intercept, line.intercept_interval)
+    return (
+        line.reason
+        if line.intercept is None
+        else estimate(line.intercept, line.intercept_interval, line.why_no_interval)
+    )
 
 
 def held_by_sets(run: Run, evaluation: Evaluation) -> tuple[str, ...]:
@@ -227,7 +236,7 @@ def _decision_figure(one: ClassAssessment, benefit: DecisionCurve, head: str) ->
         Curve("treat all", at, np.array(benefit.treat_all), series=1),
         Curve("treat none", np.array([0.0, 1.0]), np.zeros(2), series=5),
     )
-    if benefit.low:
+    if any(end is not None for end in benefit.low):
         ends = (np.array([np.nan if end is None else end for end in of]) for of in (benefit.low, benefit.high))
         own = np.array(benefit.net_benefit)
         names = ("lower limit (95% interval)", "upper limit")

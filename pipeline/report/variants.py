@@ -14,7 +14,7 @@ from hoarfrost.report.evaluation import Evaluation
 from hoarfrost.report.figures import Axis, Curve, Figure, Forest, ForestRow, Marks, Panel, area_axis, nice_ticks
 from hoarfrost.report.simulated import OF_AREAS, simulated
 from hoarfrost.report.svg import N_COLOURS
-from hoarfrost.report.words import count, decimal, estimate_text, metric_text, p_text, several
+from hoarfrost.report.words import count, decimal, estimate, estimate_text, metric_text, p_text, several
 from hoarfrost.runs import HeadResult, LearningPoint, ReferenceResult, Run, outlook_of, outlook_text
 
 N_DRAWN = 20
@@ -125,7 +125,7 @@ def _row(
     )
 
 
-def area_methods(run: Run) -> str:
+def area_methods(run: Run, evaluation: Evaluation) -> str:
     """Write the methods of the intervals of ROC AUCs in the table, by split; "" if there are no intervals."""
     listed = _listed(run, N_IN_TABLE)
     areas = {
@@ -140,7 +140,7 @@ def area_methods(run: Run) -> str:
     if methods[run.config.validation] == methods["test"] != "":
         named = f"by {methods['test']}"
     note = f" {NEWCOMBE}'s is used for few images of a class or an AUC near 1." if NEWCOMBE in named else ""
-    coverage = simulated(methods.values(), OF_AREAS)
+    coverage = simulated(methods.values(), OF_AREAS, evaluation)
     return f"95% intervals of the ROC AUC: {named}.{note} {coverage}".rstrip() if named else ""
 
 
@@ -260,7 +260,8 @@ def class_metrics() -> tuple[Metric, ...]:
 def score_rows(head: HeadResult, evaluation: Evaluation) -> tuple[ScoreRow, ...]:
     """Return all metrics of a head over all classes, or labels, together."""
     scores = evaluation.scores(head)
+    shown = [(metric, scores[metric.key]) for metric in metrics_of([scores], ShownIn.FILE)]
     return tuple(
-        ScoreRow(metric.title, metric.hint, metric_text(scores, metric.key), scores[metric.key].method)
-        for metric in metrics_of([scores], ShownIn.FILE)
+        ScoreRow(metric.title, metric.hint, estimate(found.value, found.interval), found.method)
+        for metric, found in shown
     )

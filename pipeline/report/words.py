@@ -35,9 +35,7 @@ def estimate_text(found: Estimate | None) -> str:
     """Write an estimate as `estimate` does, or why it has no interval; None as a dash."""
     if found is None:
         return NONE
-    if found.is_optimistic:
-        return f"{decimal(found.value)} ({found.method})"
-    return estimate(found.value, found.interval)
+    return estimate(found.value, found.interval, found.why_none)
 
 
 def metric_text(scores: Scores, key: str) -> str:
@@ -45,11 +43,13 @@ def metric_text(scores: Scores, key: str) -> str:
     return estimate_text(scores.printed(key))
 
 
-def estimate(value: float | None, ends: Sequence[float | None] | None) -> str:
-    """Write a value with its interval, if any: "0.843 (0.781 to 0.905)"."""
+def estimate(value: float | None, ends: Sequence[float | None] | None, why_none: str = "") -> str:
+    """Write a value with its interval, or why it has none: "0.843 (0.781 to 0.905)"."""
     if value is None:
         return NONE
-    return decimal(value) if ends is None or None in ends else f"{decimal(value)} ({interval(ends)})"
+    if ends is None or None in ends:
+        return f"{decimal(value)} ({why_none})" if why_none else decimal(value)
+    return f"{decimal(value)} ({interval(ends)})"
 
 
 def p_text(p: float | None) -> str:

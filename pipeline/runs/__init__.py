@@ -36,6 +36,7 @@ from hoarfrost.runs.folder import (
 )
 from hoarfrost.runs.left_out import LeftOut, LeftOutSite
 from hoarfrost.runs.lock import AnalysisPlan, Look
+from hoarfrost.runs.optimistic import heads_marked, optimistic, references_marked
 from hoarfrost.runs.outlook import outlook_of, outlook_text, precision_text, scored_area
 from hoarfrost.runs.records import (
     NO_TEST_SPLIT,
@@ -120,11 +121,13 @@ __all__ = [
     "check_run_directory",
     "class_numbers",
     "from_json",
+    "heads_marked",
     "hidden",
     "images_alone",
     "in_words",
     "leakage_warnings",
     "metrics_document",
+    "optimistic",
     "outlook_of",
     "outlook_text",
     "precision_text",
@@ -133,6 +136,7 @@ __all__ = [
     "read_run",
     "read_splits",
     "record_look",
+    "references_marked",
     "require_tensorboard",
     "scored_area",
     "shared_text",

@@ -1,13 +1,11 @@
 """Records to JSON and back. A record's field may change its name or its type; its key in JSON stays."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from hoarfrost.evaluation import AtPrevalence, Comparison, Estimate, PointResult, Scores, Share, Subgroup, wilson
+from hoarfrost.evaluation import AtPrevalence, Comparison, Estimate, Scores, Share, Subgroup
 from hoarfrost.evaluation.operating import BAYES
 from hoarfrost.evaluation.shares import BOOTSTRAP, over_patients
 from hoarfrost.runs.scores import scores_from_json, scores_to_json
@@ -44,7 +42,10 @@ _CONVERTER.register_unstructure_hook(
 )
 _always = override(omit_if_default=False)
 _CONVERTER.register_unstructure_hook(
-    Share, make_dict_unstructure_fn(Share, _CONVERTER, _cattrs_omit_if_default=True, n=_always, n_hits=_always)
+    Share,
+    make_dict_unstructure_fn(
+        Share, _CONVERTER, _cattrs_omit_if_default=True, method=_always, n=_always, n_hits=_always
+    ),
 )
 
 
@@ -77,12 +78,14 @@ _register_flat(Subgroup, "roc_auc")
 def _predictive_values_to_json(record: AtPrevalence) -> dict[str, Any]:
     triples = {name: getattr(record, name) for name in ("ppv", "npv")}
     lists = {name: None if one is None else [one.value, one.low, one.high] for name, one in triples.items()}
-    return {"prevalence": record.prevalence, **lists}
+    why = next((one.why_none for one in triples.values() if one is not None and one.why_none), "")
+    return {"prevalence": record.prevalence, **lists} | ({"why_no_interval": why} if why else {})
 
 
 def _predictive_values_from_json(values: Any, _: Any) -> AtPrevalence:
     def of(triple: Any) -> Estimate | None:
-        return None if triple is None else Estimate(triple[0], triple[1], triple[2], BAYES)
+        method = values.get("why_no_interval", "") if triple and triple[1] is None else ""
+        return None if triple is None else Estimate(triple[0], triple[1], triple[2], method or BAYES)
 
     return AtPrevalence(values["prevalence"], of(values["ppv"]), of(values["npv"]))
 
@@ -91,50 +94,41 @@ _CONVERTER.register_unstructure_hook(AtPrevalence, _predictive_values_to_json)
 _CONVERTER.register_structure_hook(AtPrevalence, _predictive_values_from_json)
 
 
-# -- operating points: Wilson's intervals in `result`, those over patients in `by_patient` ---------------------------------
+# -- operating points: intervals over patients are also in `by_patient`, where earlier versions had nothing else ------------
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv")
 _structure_point = make_dict_structure_fn(FixedPoint, _CONVERTER)
 _unstructure_point = make_dict_unstructure_fn(FixedPoint, _CONVERTER)
 
 
-def _changed(fixed: FixedPoint, result: PointResult, change: Callable[[str, Share], Share]) -> FixedPoint:
-    """Return an operating point with each of its proportions changed."""
-    sensitivity, specificity, ppv, npv = (change(name, getattr(result, name)) for name in _SHARES)
-    return replace(fixed, result=replace(result, sensitivity=sensitivity, specificity=specificity, ppv=ppv, npv=npv))
-
-
 def _point_to_json(fixed: FixedPoint) -> dict[str, Any]:
     shares: dict[str, Share] = {} if fixed.result is None else {one: getattr(fixed.result, one) for one in _SHARES}
-    if fixed.result is None or not any(_is_over_patients(one) for one in shares.values()):
-        return {**_unstructure_point(fixed), "by_patient": None}
-    plain = _changed(fixed, fixed.result, lambda _, one: replace(wilson(one.n_hits, one.n), n_patients=one.n_patients))
-    return {**_unstructure_point(plain), "by_patient": {name: _drawn(one) for name, one in shares.items()}}
+    drawn = {name: None if one.interval is None else list(one.interval) for name, one in shares.items()}
+    return {**_unstructure_point(fixed), "by_patient": drawn if any(map(_is_over_patients, shares.values())) else None}
 
 
 def _is_over_patients(share: Share) -> bool:
     return share.method == BOOTSTRAP or (share.n_patients is not None and share.n_patients < share.n)
 
 
-def _drawn(share: Share) -> list[float | None] | None:
-    """Return the interval over patients."""
-    return None if share.interval is None else list(share.interval)
+def _current_point(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of an operating point as it is written now: the intervals in `result` are those that are printed.
 
+    Where patients have several images, earlier versions wrote Wilson's there, as if images were independent.
+    """
+    result, drawn = values["result"], values.get("by_patient")
+    if result is None or drawn is None or any("method" in result[name] for name in _SHARES):
+        return values
 
-def _point_from_json(values: Any, _: Any) -> FixedPoint:
-    fixed, drawn = _structure_point(values, FixedPoint), values.get("by_patient")
-    if fixed.result is None or drawn is None:
-        return fixed
-
-    def over(name: str, share: Share) -> Share:
-        if drawn[name] is None:
+    def over(share: Share, ends: list[float] | None) -> Share:
+        if ends is None:
             return over_patients(share, None)
         # Of a share of 0 or 1, earlier versions wrote a single point.
-        low, high = (0.0, 0.0) if share.n_hits in {0, share.n} else drawn[name]
-        return over_patients(share, (low, high))
+        return over_patients(share, (0.0, 0.0) if share.n_hits in {0, share.n} else (ends[0], ends[1]))
 
-    return _changed(fixed, fixed.result, over)
+    shares = {name: to_json(over(from_json(result[name], Share), drawn[name])) for name in _SHARES}
+    return {**values, "result": {**result, **shares}}
 
 
+_CONVERTER.register_structure_hook(FixedPoint, lambda values, _: _structure_point(_current_point(values), FixedPoint))
 _CONVERTER.register_unstructure_hook(FixedPoint, _point_to_json)
-_CONVERTER.register_structure_hook(FixedPoint, _point_from_json)

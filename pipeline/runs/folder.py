@@ -27,6 +27,7 @@ from hoarfrost.runs.digests import DIGESTS, check_digest, write_digests
 from hoarfrost.runs.external import External
 from hoarfrost.runs.left_out import HELD_OUT, MIXED, LeftOut
 from hoarfrost.runs.lock import LOOKS, read_looks, write_looks
+from hoarfrost.runs.optimistic import metrics_marked
 from hoarfrost.runs.outlook import outlook_of, precision_of_run
 from hoarfrost.runs.records import (
     ComparedViews,
@@ -356,6 +357,7 @@ def _read_metrics(directory: Path, names: Iterable[str], *, before_look: bool = 
             name: from_json(metrics.get(name) if name in _LATER_PARTS else metrics[name], METRICS[name])
             for name in names
         }
+        found = metrics_marked(found)
         _check_heads(found["selected"], found["heads"], (ROC_AUC,) if found.get("external") else SCORES)
     return found
 
@@ -387,7 +389,7 @@ def _check_heads(selected: str, heads: Sequence[HeadResult], required: Sequence[
             missing = [key for key in required if key not in scores or scores[key].value is None]
             if missing:
                 raise ValueError(f"the score {missing[0]} of the head {head.name} is missing")
-            if scores.auc.interval is None and not scores.auc.is_optimistic:
+            if scores.auc.interval is None and not scores.auc.why_none:
                 raise ValueError(f"the interval of the ROC AUC of the head {head.name} is missing")
 
 

@@ -31,7 +31,7 @@ def scores_to_json(scores: Scores) -> dict[str, Any]:
         found[key] = estimate.value
         if estimate.interval is not None:
             found[f"{key}{_INTERVAL}"] = list(estimate.interval)
-        if estimate.interval is not None or estimate.is_optimistic:
+        if estimate.interval is not None or estimate.why_none:
             found[f"{key}{_INTERVAL}{_METHOD}"] = estimate.method
     if scores.thresholds:
         found[_THRESHOLDS] = list(scores.thresholds)
@@ -47,7 +47,7 @@ def _by_metric(classes: Mapping[str, Scores]) -> dict[str, Any]:
         found[f"{key}{_BY_CLASS}"] = {label: one.value for label, one in estimates.items()}
         if any(one.interval is not None for one in estimates.values()):
             found[f"{key}{_INTERVAL}{_BY_CLASS}"] = {label: [one.low, one.high] for label, one in estimates.items()}
-        if any(one.interval is not None or one.is_optimistic for one in estimates.values()):
+        if any(one.interval is not None or one.why_none for one in estimates.values()):
             found[_N_KNOWN] = {label: one.n for label, one in estimates.items()}
     return {**found, "per_class": {label: scores_to_json(one) for label, one in classes.items()}}
 

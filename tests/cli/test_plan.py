@@ -98,6 +98,15 @@ def test_given_values_replace_those_of_the_run(hoarfrost: Hoarfrost, run: Path) 
     assert predictor.weights.sum() == pytest.approx(1)
 
 
+def test_plan_report_and_metrics_need_the_same_images(hoarfrost: Hoarfrost, run: Path) -> None:
+    opened = read_run(run)
+    found = metrics_document(opened)["precision"]
+    done = hoarfrost("plan", "--run", run, "--width", found["wanted"], "--json")
+    needed = next(one for one in json.loads(done.stdout)["needed"] if one["quantity"] == "ROC AUC")
+    assert (needed["images"], needed["patients"]) == (found["images"], found["patients"])
+    assert f"needs about {found['images']:,} images of about {found['patients']:,} patients" in precision_text(opened)
+
+
 def test_report_states_what_else_is_needed_in_patients(run: Path) -> None:
     opened = read_run(run)
     text = needs_text(opened, evaluation_of(opened))

@@ -93,9 +93,9 @@ def test_shares_of_patients_are_drawn_as_shares_of_their_images() -> None:
 
 @pytest.mark.parametrize("hit", [False, True])
 def test_a_share_of_none_or_all_has_wilsons_interval_of_the_patients(hit: bool) -> None:
-    found = share(np.full(81, hit), np.ones(81, bool), np.arange(81) // 9)
-    expected = wilson(9 * hit, 9)
-    assert found == replace(wilson(81 * hit, 81), low=expected.low, high=expected.high, n_patients=9)
+    found = share(np.full(90, hit), np.ones(90, bool), np.arange(90) // 9)
+    expected = wilson(10 * hit, 10)
+    assert found == replace(wilson(90 * hit, 90), low=expected.low, high=expected.high, n_patients=10)
     assert width(found) > 0.25
 
 

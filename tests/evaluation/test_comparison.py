@@ -172,7 +172,9 @@ def test_comparison_that_is_undefined_says_so_and_leaves_the_others() -> None:
     assert found[1].reason == ""
 
 
-def test_comparison_refuses_a_single_patient() -> None:
+def test_comparison_over_few_patients_has_neither_interval_nor_p() -> None:
     y_true, heads = some_heads(2)
-    with pytest.raises(ValueError, match="all samples are of one patient"):
-        compare_heads(y_true, heads, "a", groups=np.zeros(len(y_true), np.int64))
+    for n in (1, 4, 9):
+        for found in compare_heads(y_true, heads, "a", groups=np.arange(len(y_true)) % n):
+            assert (found.difference.interval, found.z, found.p, found.p_holm) == (None, None, None, None)
+            assert found.reason == f"too few patients for an interval: {n}"

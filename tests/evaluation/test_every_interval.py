@@ -156,7 +156,7 @@ def test_interval_of_the_calibration_error_reaches_zero_where_chance_explains_it
 def test_calibration_of_one_patient_has_no_interval_of_its_error() -> None:
     y_true, p, _ = clustered_sample(4, 8)
     found = assess_calibration(y_true, np.column_stack([1 - p, p]), np.zeros(24, np.int64))
-    assert (found.error_interval, found.error_method) == (None, "")
+    assert (found.error_interval, found.error_method) == (None, "too few patients for an interval: 1")
 
 
 def test_kinds_of_intervals_are_declared_once_per_metric() -> None:

@@ -205,7 +205,11 @@ def test_patients_with_several_images_have_intervals_by_bootstrap_over_patients(
     point = points_of(run)[0]
     assert point.result is not None
     assert point.result.sensitivity.method == "bootstrap over patients"
-    assert to_json(point)["by_patient"]["sensitivity"] == list(point.result.sensitivity.interval or ())
+    written = to_json(point)
+    assert written["by_patient"]["sensitivity"] == list(point.result.sensitivity.interval or ())
+    for name, share in (("sensitivity", point.result.sensitivity), ("npv", point.result.npv)):
+        found = written["result"][name]
+        assert (found["low"], found["high"], found["method"]) == (*(share.interval or ()), share.method)
 
 
 def test_single_image_patients_have_delongs_interval(two: Run) -> None:

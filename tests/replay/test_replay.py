@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hoarfrost.evaluation import wilson
 from hoarfrost.experiment.experiment import ExperimentConfig, run_experiment
 from hoarfrost.external.cohort import CohortConfig, evaluate_cohort
 from hoarfrost.external.predictions import PredictionsConfig, evaluate_predictions
@@ -53,6 +54,26 @@ def changed(run: Path, folder: Path, name: str, old: str, new: str) -> Path:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     write_digests(folder)
     return folder
+
+
+def test_run_of_an_earlier_version_with_wilsons_intervals_of_patients_images_is_equal(
+    cross_fitted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cross_fitted, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    n_changed = 0
+    for point in metrics["assessment"]["classes"][0]["points"]:
+        for name in point["by_patient"] or ():
+            share = point["result"][name]
+            plain = wilson(share["n_hits"], share["n"])
+            share |= {"low": plain.low, "high": plain.high}
+            n_changed += share.pop("method") == "bootstrap over patients"
+    assert n_changed
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    write_digests(tmp_path / "run")
+    found = replay(tmp_path / "run")
+    assert found.is_equal, found.differing
 
 
 def test_run_with_a_validation_split_is_equal(trained: Trained) -> None:

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from hoarfrost.cli.console.training import train_text
 from hoarfrost.heads.files import SavedHead
 from hoarfrost.inference.export.card import model_card
 from hoarfrost.inference.predict import open_predictor, run_head
+from hoarfrost.report.evaluation import evaluation_of
 from hoarfrost.report.files import Table
 from hoarfrost.report.outputs import write_report
 from hoarfrost.report.paper import tables_of
@@ -120,14 +123,16 @@ def test_predict_decides_as_the_run_did(run: Run) -> None:
 
 def test_scores_of_what_selected_the_head_have_no_interval_and_say_so_everywhere(run: Run) -> None:
     document = metrics_document(run)
+    members = run.head(run.selected).shares
     for one in document["heads"]:
-        assert ("roc_auc_ci95" in one["val"]) == (one["name"] != run.selected)
+        is_chosen = one["name"] == run.selected or members.get(one["name"], 0) > 0 or one["trained_as"]
+        assert ("roc_auc_ci95" in one["val"]) == (not is_chosen)
     val = run.head(run.selected).val
     assert val.auc.method == OPTIMISTIC
     assert "AUC is optimistic, because the same images selected it." in train_text(run)
     page = plain(write_report(run.directory, with_map=False).read_text(encoding="utf-8"))
     assert f"{val.value('roc_auc'):.3f} ({OPTIMISTIC})" in page
-    assert OPTIMISTIC not in area_methods(run)
+    assert OPTIMISTIC not in area_methods(run, evaluation_of(run))
     heads = row_of(tables_of(run)["heads"], head=run.selected)
     assert (heads["val_roc_auc_low"], heads["val_roc_auc_high"], heads["val_roc_auc_method"]) == (
         None,
@@ -150,6 +155,76 @@ def test_without_a_test_split_the_selected_head_has_no_interval_at_all(tmp_path:
     assert "The ROC AUC has no interval, because these images also selected the model" in page
     card = model_card(found, saved(found), "m.onnx", [])
     assert f"| {area.value:.3f} | — | {OPTIMISTIC} |" in card
+
+
+@pytest.fixture(scope="module")
+def untested(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train without a test split, on patients with several images and on an attribute."""
+    labels = [label for label in mixed({"benign": 140, "malignant": 100}) for _ in range(2)]
+    cache = write_labelled_cache(
+        tmp_path_factory.mktemp("untested") / "c.h5", labels, splits=["train"] * 240 + ["val"] * 240,
+        embeddings=embeddings_of(labels, distance=0.07), patients=[f"p{i // 2}" for i in range(480)],
+        attributes={"site": ["A", "A", "B", "B"] * 120},
+    )  # fmt: skip
+    return read_run(train(cache, ("logistic", "mlp:8"), positive=["malignant"], prevalence=0.1).directory)
+
+
+def ends_of(values: Any, place: str = "") -> Iterator[str]:
+    """Yield the places of intervals and p values in a JSON document."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        here = f"{place}.{key}"
+        is_end = key in {"low", "high", "p", "p_holm"} or str(key).endswith(
+            ("_ci95", "slope_interval", "error_interval")
+        )
+        if is_end and value not in (None, []):
+            yield here
+        elif isinstance(value, dict | list):
+            yield from ends_of(value, here)
+
+
+def test_without_a_test_split_no_figure_of_what_was_selected_has_an_interval_or_p(untested: Run) -> None:
+    document = json.loads(json.dumps(metrics_document(untested)))
+    chosen = {untested.selected, *(name for name, share in untested.head(untested.selected).shares.items() if share)}
+    chosen |= {head.name for head in untested.heads if head.trained_as}
+    assert chosen >= {"mean", "logistic"}
+    for kind in ("heads", "references"):
+        for one in document[kind]:
+            if one["name"] in chosen or one.get("setting"):
+                assert list(ends_of(one["val"])) == []
+                assert one["val"]["roc_auc_ci95_method"] == OPTIMISTIC
+    assessed = document["assessment"]
+    assert list(ends_of({name: value for name, value in assessed.items() if name != "calibration"})) == []
+    assert [place for place in ends_of(assessed["calibration"]) if not place.endswith("curve.p")] == []
+    point = assessed["classes"][0]["points"][0]
+    for name in ("sensitivity", "specificity", "ppv", "npv", "lr_positive"):
+        assert point["result"][name]["method"] == OPTIMISTIC
+    assert {one["reason"] for one in assessed["heterogeneity"]} == {OPTIMISTIC}
+    assert read_run(untested.directory).assessment == untested.assessment
+
+
+def test_without_a_test_split_every_output_says_optimistic_and_prints_no_interval(untested: Run) -> None:
+    assert untested.assessment is not None
+    fixed = untested.assessment.classes[0].points[0]
+    assert fixed.result is not None
+    sensitivity = f"{fixed.result.sensitivity.value:.3f} ({OPTIMISTIC})"
+    html = write_report(untested.directory, with_map=False).read_text(encoding="utf-8")
+    page = plain(html)
+    card = model_card(untested, saved(untested), "m.onnx", []).replace("\N{NO-BREAK SPACE}", " ")
+    for output in (train_text(untested), page, card):
+        assert sensitivity in output
+    interval = re.compile(r"\d\.\d{3} \(-?\d\.\d{3} to ")
+    own = re.findall(r"(?m)^.*\b(?:mean|logistic|Sensitivity|specificity)\b.*$", train_text(untested))
+    assert own
+    assert not any(interval.search(line) for line in own)
+    assert not interval.search(card)
+    sections = [one for one in html.split("<section") if not re.search('id="(heads|acquisition)"', one)]
+    assert len(sections) > 5
+    assert not [interval.search(plain(f"<body{one}")) for one in sections if interval.search(plain(f"<body{one}"))]
+    for end in ("low", "high"):
+        points = tables_of(untested)["operating points"]
+        at = [i for i, name in enumerate(points.columns) if name.endswith(f"_{end}")]
+        assert at
+        assert all(row[i] is None for row in points.rows for i in at)
 
 
 def test_csvs_of_the_paper_name_the_rule(run: Run, tmp_path: Path) -> None:

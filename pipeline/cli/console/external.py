@@ -123,5 +123,7 @@ def _update_row(one: "UpdatedScores") -> tuple[str, ...]:
 def _text(found: "Estimate") -> str:
     if found.value is None:
         return "undefined"
-    ends = "" if found.interval is None else f" ({found.interval[0]:z.3f} to {found.interval[1]:z.3f})"
+    ends = f" ({found.why_none})" if found.why_none else ""
+    if found.interval is not None:
+        ends = f" ({found.interval[0]:z.3f} to {found.interval[1]:z.3f})"
     return f"{found.value:z.3f}{ends}"

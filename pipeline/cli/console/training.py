@@ -173,8 +173,8 @@ def _decision_lines(scores: "Scores") -> "Iterator[str]":
 def _estimate_text(found: "Estimate | None") -> str:
     if found is None or found.value is None:
         return "undefined"
-    if found.is_optimistic:
-        return f"{found.value:z.3f} ({found.method})"
+    if found.why_none:
+        return f"{found.value:z.3f} ({found.why_none})"
     return f"{found.value:z.3f}" + ("" if found.interval is None else f" ({found.low:z.3f} to {found.high:z.3f})")
 
 
