@@ -74,15 +74,9 @@ OLDEST_VERSION = 4
 DIGESTS_SINCE = 6  # earlier versions do not have them
 REPORT = "report.html"  # what `hoarfrost report` adds to a run
 _TABLES = (
-    "config.json",
-    "metrics.json",
-    "predictions.csv",
-    "attributes.csv",
-    "out_of_fold.csv",
-    "repeats.csv",
-    "left_out.csv",
+    "config.json", "metrics.json", "predictions.csv", "attributes.csv", "out_of_fold.csv", "repeats.csv", "left_out.csv",
     "history.csv",
-)
+)  # fmt: skip
 # The errors of parsers and conversions on content that this program did not write.
 _DAMAGE = (
     OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error,
@@ -301,10 +295,8 @@ def read_run(directory: Path, *, before_look: bool = False) -> Run:
         may_lack = config.plan is not None and not config.evaluates
         predictions = read_predictions(place, [head.name for head in heads], config.dataset, may_lack=may_lack)
         _check_predictions(predictions, heads, config)
-    attributes = {}
-    if (directory / "attributes.csv").is_file():
-        with _reading(directory / "attributes.csv") as path:
-            attributes = read_attributes(path, predictions.paths)
+    with _reading(directory / "attributes.csv") as path:
+        attributes = read_attributes(path, predictions.paths) if path.is_file() else {}
     out_of_fold = None
     if cross_validation is not None:
         with _reading(directory / "out_of_fold.csv") as path:

@@ -78,6 +78,7 @@ def check_every_number(run: Path, folder: Path, *, listed: set[str]) -> None:
 
 OF_TRAINING = {"heads[*].seeds", "heads[*].best_epoch", "heads[*].epochs"}
 OF_FOLDS = {"cross_validation.held_by_sets"}
+OF_CLASSES = ("sensitivity", "specificity", "precision")
 DECISIONS = ("accuracy", "balanced_accuracy", "f1", "matthews")
 OF_HEAD = {"heads[*].val", "heads[*].best_epoch", "heads[*].epochs", "heads[*].shares"}
 OF_COLUMNS = {
@@ -110,6 +111,34 @@ def test_every_number_of_a_training_is_compared_or_listed(everything: Path, tmp_
     of_folds = {f"cross_validation.results[{i}].pooled.{key}*" for i in range(n_results) for key in DECISIONS}
     parts = {"learning_curve", "left_out", "covariates", "repeats"}
     check_every_number(everything, tmp_path / "r", listed=OF_TRAINING | OF_FOLDS | of_folds | parts)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "patients"])
+def test_every_number_of_folds_of_other_tasks_is_compared_or_listed(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    labels = [str(one) for one in rng.choice(["a", "b", "c"] if kind == "classes" else ["a", "b"], 160)]
+    columns = {"mass": [str(int(one == "a")) for one in labels], "fluid": [str(i % 3 % 2) for i in range(160)]}
+    cache = write_labelled_cache(
+        tmp_path / "c.h5", labels, embeddings=embeddings_of(labels, distance=0.1),
+        attributes=columns if kind == "labels" else {}, patients=[f"p{i // 2} {labels[i]}" for i in range(160)],
+    )  # fmt: skip
+    config = ExperimentConfig(
+        label_columns=["mass", "fluid"] if kind == "labels" else None, training=TrainingConfig(epochs=3, seeds=1),
+        n_folds=3, per_patient="mean" if kind == "patients" else None,
+    )  # fmt: skip
+    run = run_experiment(cache, tmp_path / "run", parse_heads(["mlp:8"]), config).directory
+    results = json.loads((run / "metrics.json").read_text())["cross_validation"]["results"]
+    keys = [
+        *DECISIONS,
+        *OF_CLASSES,
+        *(f"per_class.*.{key}" for key in (*OF_CLASSES, "f1", "balanced_accuracy", "matthews")),
+    ]
+    wanted = DECISIONS if kind == "patients" else keys
+    decided = {
+        f"cross_validation.results[{i}].pooled.{key}*" for i, one in enumerate(results) if "decided_by" in one["pooled"]
+        for key in wanted
+    }  # fmt: skip
+    check_every_number(run, tmp_path / "r", listed=OF_TRAINING | OF_FOLDS | decided)
 
 
 def test_every_number_of_an_evaluation_of_predictions_is_compared(tmp_path: Path) -> None:
