@@ -412,8 +412,8 @@ def _achievable(y_true: Ints, y_score: Floats) -> tuple[Floats, Floats, Floats]:
 def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: float) -> Estimate:
     """Return the ratio of the shares of hits among the diseased and the others, with the log method's interval."""
     if (reason := too_few_of_classes(diseased.astype(np.int64), 2, groups)) and hits.any():
-        first, second = (float(hits[of].mean()) for of in (diseased, ~diseased))
-        return Estimate(first / second if second else None, None, None, reason, len(hits))
+        value = None if not hits[~diseased].any() else float(hits[diseased].mean() / hits[~diseased].mean())
+        return Estimate(value, None, None, reason, len(hits))
     z, sizes = normal_quantile(level), np.array([diseased.sum(), (~diseased).sum()], np.float64)
     p = np.array([hits[diseased].mean(), hits[~diseased].mean()])
     n, numbers, method = len(hits), None, LOG
@@ -442,12 +442,10 @@ def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: f
 
 def _predictive_value(ratio: Estimate, prevalence: float, *, of_disease: bool) -> Estimate | None:
     """Return the probability of disease, or of no disease, that follows from a likelihood ratio by Bayes' rule."""
+    odds = prevalence / (1 - prevalence)
     if ratio.low is None and not ratio.why_none:
         return None
-    odds = prevalence / (1 - prevalence)
-    # An infinite ratio makes disease certain.
-    value, low, high = (
-        1.0 if one is None else odds * one / (1 + odds * one) for one in (ratio.value, ratio.low, ratio.high)
-    )
+    ends = ratio.value, ratio.low, ratio.high  # an infinite ratio makes disease certain
+    value, low, high = (1.0 if one is None else odds * one / (1 + odds * one) for one in ends)
     found = Estimate(value, low, high, BAYES) if of_disease else Estimate(1 - value, 1 - high, 1 - low, BAYES)
     return found.without_interval(ratio.method) if ratio.why_none else found
