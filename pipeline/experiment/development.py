@@ -112,10 +112,9 @@ def _folds(task: Task, rows: Ints, seed: int, what: str) -> tuple[Fold, ...]:
     if wanted < 2:
         masks = class_masks(y, task.names)
         rarest = min(masks, key=lambda which: len(np.unique(groups[masks[which]])))
-        merging = ", merge classes with --positive," if len(task.names) > 2 else ""
         raise TrainingError(
             f"{what}: {rarest} is seen in one patient only (or one image, if patients are unknown), so it cannot be both "
-            f"learned and validated. Add patients{merging} or omit the label."
+            "learned and validated. Add patients, merge classes with --positive, or omit the label."
         )
     for n_folds in range(wanted, 1, -1):
         try:
@@ -125,9 +124,8 @@ def _folds(task: Task, rows: Ints, seed: int, what: str) -> tuple[Fold, ...]:
             if n_folds == 2:
                 raise
     folds = tuple(Fold(rows[places != fold], rows[places == fold]) for fold in range(n_folds))
-    way_out = "or merge classes." if len(task.names) > 2 else "or divide them in a column named split."
     for fold in folds:
-        _check(task, task.y[fold.train], 1, f"{what}: without one fold there are", "learn from", way_out)
+        _check(task, task.y[fold.train], 1, f"{what}: without one fold there are", "learn from", "or merge classes.")
     return folds
 
 
