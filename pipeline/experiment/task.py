@@ -339,4 +339,5 @@ def _other_splits(task: Task) -> str:
         return "or omit the label (--label)."
     if task.table.splits is not None:
         return "or change the dataset's split column or folders."
-    return "or use --positive LABEL for two classes. (The split was drawn here: the dataset does not have one.)"
+    way = "use --positive LABEL for two classes" if len(task.names) > 2 else "divide them in a column named split"
+    return f"or {way}. (The split was drawn here: the dataset does not have one.)"

@@ -251,6 +251,13 @@ def test_split_that_was_drawn_is_not_said_to_be_the_datasets(tmp_path: Path, hoa
     output = hoarfrost("train", "--cache", cache, "--run", tmp_path / "run", "--epochs", "1")
     assert output.status == 1
     assert "--positive LABEL for two classes. (The split was drawn here" in output.stderr
+    # Two classes cannot be merged.
+    few = ["benign"] * 9 + ["malignant"] * 3
+    cache = write_labelled_cache(tmp_path / "few.h5", few, embeddings=embeddings_of(few))
+    output = hoarfrost("train", "--cache", cache, "--run", tmp_path / "few", "--epochs", "1", "--positive", "malignant")
+    assert output.status == 1
+    assert "(The split was drawn here" in output.stderr
+    assert "--positive" not in output.stderr
 
 
 def test_file_in_place_of_a_run_is_said_to_be_one(trained: Trained, hoarfrost: Hoarfrost) -> None:
