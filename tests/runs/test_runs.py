@@ -38,6 +38,7 @@ from hoarfrost.runs import (
 )
 from hoarfrost.runs.digests import write_digests
 from hoarfrost.runs.folder import FORMAT_VERSION
+from hoarfrost.runs.optimistic import metrics_marked
 from tests.support.made_runs import run_config
 
 # What a file system, and so a dataset, can hold: Latin-1 bytes come through as surrogates.
@@ -76,7 +77,7 @@ def make_run(
     splits = SPLITS if with_test else SPLITS[:2]
     rows = [(split, label) for split in splits for label in labels for _ in range(2)]
     n_classes = len(labels) if positive is None else 2
-    return Run(
+    run = Run(
         directory,
         replace(
             run_config(
@@ -122,6 +123,8 @@ def make_run(
             {odd: np.where(np.arange(len(rows))[:, None] % 3 > 0, some_probabilities(rng, len(rows), n_classes), np.nan)},
         ),
     )  # fmt: skip
+    # As `train` marks what the validated images selected.
+    return replace(run, **metrics_marked(vars(run)))
 
 
 def some_probabilities(rng: np.random.Generator, n: int, n_classes: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
