@@ -98,7 +98,7 @@ SHARES = np.full((N, 3), 1 / 3)
             "no row has the label 'c', of which there are probabilities.*--positive",
         ),
         (text_of(("id", "label", "a", "b"), IDS, THREE, *SHARES.T[:2]), "no column holds predictions"),
-        (text_of(PLAIN, IDS, np.ones(N, int), P), "all 60 scored images are 1"),
+        (text_of(PLAIN, IDS, np.ones(N, int), P), "all 60 scored rows are 1"),
         (text_of((*PLAIN, "split"), IDS, Y, P, ["fold1", "fold2"] * 30), "no row to score"),
         ("", "there are no columns"),
         ("id,label,probability\n", "there are no rows"),
