@@ -314,7 +314,7 @@ def changed(row: int, column: int, cell: str) -> Rows:
         ),
         (
             [["id", "label", "probability"], *([a, "1" if a == "0" else "0", c] for a, _, c in GOOD)],
-            r"a class has fewer than two",
+            r"cannot be cross-fitted: .* and two are needed",
         ),
     ],
 )  # fmt: skip
@@ -328,7 +328,7 @@ def test_of_one_class_its_sensitivity_at_a_stated_threshold_is_said(tmp_path: Pa
     rows = [["id", "label", "probability"], *([a, "1", c] for a, _, c in GOOD)]
     file = write_csv(tmp_path / "p.csv", rows)
     with pytest.raises(
-        HoarfrostError, match=r"all 4 scored images are 1\..*the sensitivity is 0\.500 \(95% CI.*2 of 4"
+        HoarfrostError, match=r"all 4 scored rows are 1\..*the sensitivity is 0\.500 \(95% CI.*2 of 4"
     ):
         evaluated(file, operating_point="threshold=0.5")
     with pytest.raises(HoarfrostError, match=r"With one class there is no ROC AUC"):
