@@ -339,7 +339,7 @@ def changed(row: int, column: int, cell: str) -> Rows:
         ),
         (
             [["id", "label", "probability"], *([a, "1" if a == "0" else "0", c] for a, _, c in GOOD)],
-            r"a class has fewer than two",
+            r"cannot be cross-fitted: .* and two are needed",
         ),
     ],
 )  # fmt: skip
