@@ -22,9 +22,8 @@ from hoarfrost.evaluation.metrics import Decision
 from hoarfrost.evaluation.shares import kept_by_chance, shares
 from hoarfrost.evaluation.units import is_repeated, too_few_of_classes
 
-REQUIRED = 0.95
+REQUIRED = CONFIDENCE = 0.95
 YOUDEN = "Youden's index"
-CONFIDENCE = 0.95
 RULES = "youden, sensitivity=0.95, sensitivity=0.95,confidence=0.95, specificity=0.95 or threshold=0.3"
 """The texts that `Rule.parse` reads, in words."""
 LOG, BAYES = "log method", "Bayes' rule on a likelihood ratio"
@@ -434,10 +433,9 @@ def likelihood_ratio(hits: Bools, diseased: Bools, groups: Ints | None, level: f
             influence = np.where(diseased, (hits - p[0]) / (sizes[0] * p[0]), -(hits - p[1]) / (sizes[1] * p[1]))
             sums = np.bincount(numbers, weights=influence)
             variance = float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
-    low, high = (math.exp(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
-    if p[1] == 0:
-        return Estimate(None, low, None, method, n)
-    return Estimate(float(p[0] / p[1]), 0.0 if p[0] == 0 else low, high, method, n)
+    low, upper = (math.exp(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
+    value, high = (None, None) if p[1] == 0 else (float(p[0] / p[1]), upper)
+    return Estimate(value, 0.0 if p[0] == 0 else low, high, method, n)
 
 
 def _predictive_value(ratio: Estimate, prevalence: float, *, of_disease: bool) -> Estimate | None:
