@@ -156,6 +156,8 @@ def _of_evaluation(
         assessment=assessed(task, run.selected, p, chosen, prevalence=run.config.prevalence),
     )  # fmt: skip
     drops = _drops(again, found, has_columns=has_columns)
+    if run.external.scales:
+        found.skip("scales of scores: predictions.csv has the scores as 0 to 1.", "external.scales")
     return replace(
         again, external=replace(run.external, updates=updates_of(task, p, chosen, run.config.prevalence), drops=drops)
     )

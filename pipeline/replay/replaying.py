@@ -107,9 +107,7 @@ def replay(directory: Path, *, retrain: bool = False) -> Replay:
     as_read, document = (
         json.loads(json.dumps(metrics_document(one))) for one in (hidden(run) if found.is_sealed else run, again)
     )
-    recorded |= {
-        name: as_written_now(recorded[name], as_read[name]) for name in (*METRICS, "precision") if name in recorded
-    }
+    recorded |= {name: as_written_now(recorded[name], as_read[name]) for name in METRICS if name in recorded}
     n = _compare_documents(recorded, document, found)
     return Replay(
         directory, (), found.n_probabilities, n, found.largest, tuple(found.differing), tuple(found.skipped),

@@ -11,6 +11,7 @@ from hoarfrost.evaluation.intervals import DELONG, NEWCOMBE
 from hoarfrost.evaluation.operating import YOUDEN
 from hoarfrost.evaluation.shares import BOOTSTRAP
 from hoarfrost.experiment.splits import rule_named
+from hoarfrost.external.thresholds import NOT_FITTED
 from hoarfrost.features.decoding.views import shows_region
 from hoarfrost.features.encoder.registry import PUBLISHED_WORDS
 from hoarfrost.features.origins import ELSEWHERE, SUFFIX, is_elsewhere
@@ -328,10 +329,11 @@ def _calibrated(run: Run, assessment: Assessment) -> Iterator[str]:
     if not found:
         return
     unused = [one.temperature.reason for one in found]
-    scaled = f", before and after scaling by a temperature fitted on {run.config.validated_on} (Guo et al. 2017)"
-    whose = " of the rescaled probabilities"
+    temperature = f"a temperature fitted on {run.config.validated_on} (Guo et al. 2017)"
+    scaled, whose = f", before and after scaling by {temperature}", " of the rescaled probabilities"
     if all(unused):
-        scaled, whose = f"; no temperature was applied ({unused[0]})", ""
+        what = "no temperature" if unused[0] == NOT_FITTED else temperature
+        scaled, whose = f"; {what} was {'applied' if unused[0] == NOT_FITTED else 'not applied'} ({unused[0]})", ""
     yield (
         f"Calibration was assessed in ten bins of equal mass (Nixon et al. 2019){_smoothed(assessment)}{scaled}; net benefit "
         f"by decision curves (Vickers and Elkin 2006){whose}."

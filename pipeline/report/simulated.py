@@ -30,11 +30,14 @@ OF_CALIBRATION = {
 def simulated(methods: Iterable[str], known: dict[str, str], evaluation: Evaluation) -> str:
     """Return a sentence on the coverage of the intervals of some methods.
 
-    It is empty if all are within 93 to 97%, and for smaller sets than those that were simulated.
+    It is empty if all are within 93 to 97%. For smaller sets than those that were simulated, it says so.
     """
-    n_cases = n_of_rarest(evaluation.y_true, len(evaluation.classes), evaluation.patients)
-    if len(evaluation.y_true) < FEWEST_SAMPLES or n_cases < FEWEST_CASES:
-        return ""
     names = list(methods)
     found = dict.fromkeys(text for method, text in known.items() if any(method in name for name in names))
+    n_cases = n_of_rarest(evaluation.y_true, len(evaluation.classes), evaluation.patients)
+    if found and (len(evaluation.y_true) < FEWEST_SAMPLES or n_cases < FEWEST_CASES):
+        return (
+            "How often these 95% intervals cover the truth is not known here. They were simulated with at least "
+            f"{FEWEST_SAMPLES} samples, {FEWEST_CASES} of each class."
+        )
     return f"Coverage of these 95% intervals in simulations: {'; '.join(found)}." if found else ""

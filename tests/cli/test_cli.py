@@ -216,7 +216,7 @@ def test_any_hoarfrost_error_is_a_message_not_a_traceback(
     def failing(*_: object, **__: object) -> None:
         raise HoarfrostError("What, where, why. The way out.")
 
-    monkeypatch.setattr("hoarfrost.report.report_runs", failing)
+    monkeypatch.setattr("hoarfrost.report.outputs.report_runs", failing)
     assert hoarfrost("report", "--run", run) == (1, "", "Error: What, where, why. The way out.\n")
 
 
@@ -253,7 +253,7 @@ def test_defect_of_ours_is_not_dressed_up_as_the_users_mistake(
     def failing(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("hoarfrost.report.report_runs", failing)
+    monkeypatch.setattr("hoarfrost.report.outputs.report_runs", failing)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         hoarfrost("report", "--run", run)
 

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import hoarfrost.features.decoding.shared
 import hoarfrost.features.devices
 import hoarfrost.features.extraction.buffers
 from hoarfrost.features.cache import CacheWriter
-from hoarfrost.features.decoding.isolated import close_idle
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.fingerprint import image_key
 from tests.extraction.test_loop import Content, Memory, extract, one_by_one
@@ -24,25 +22,14 @@ from tests.support.builders import encode, picture
 from tests.support.caches import HEADER
 from tests.support.standin import StandIn
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has memory that processes can share so")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has memory that processes can share so"),
+    pytest.mark.usefixtures("no_process_stays"),
+]
 
 PNGS: list[Content] = [encode(picture(16, 12, seed=seed)) for seed in range(10)]
 CRASHING = encode(picture(13, 13))
 IN_PROCESSES = partial(extract, decode="processes")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def none_stays() -> Iterator[None]:
-    yield
-    close_idle()
-
-
-@pytest.fixture
-def new_processes() -> Iterator[None]:
-    """For a test that changes what they run."""
-    close_idle()
-    yield
-    close_idle()
 
 
 @pytest.fixture

@@ -38,25 +38,14 @@ from tests.support.commands import ROOT
 from tests.support.dicoms import dicom, encoded, grey_values
 from tests.support.standin import StandIn
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has memory that processes can share so")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has memory that processes can share so"),
+    pytest.mark.usefixtures("no_process_stays"),
+]
 
 PNGS: list[Content] = [encode(picture(16, 12, seed=seed)) for seed in range(10)]
 CRASHING = encode(picture(13, 13))
 IN_PROCESSES = partial(extract, decode="processes")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def none_stays() -> Iterator[None]:
-    yield
-    close_idle()
-
-
-@pytest.fixture
-def new_processes() -> Iterator[None]:
-    """For a test that changes what they run."""
-    close_idle()
-    yield
-    close_idle()
 
 
 def of_all_kinds(folder: Path) -> Path:

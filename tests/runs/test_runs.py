@@ -101,8 +101,7 @@ def make_run(
         heads[0],
         tuple(
             HeadResult(
-                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, f"heads/{i}.safetensors",
-                SCORES if i else SCORES.optimistic(), SCORES if with_test else None,
+                head, 1026, 1e-3, 1e-2, 0.0, 1, 2, f"heads/{i}.safetensors", SCORES, SCORES if with_test else None,
                 (SeedResult(0, 0.8, 0.8 if with_test else None, 1, 2),), (odd,),
             )
             for i, head in enumerate(heads)
