@@ -36,8 +36,5 @@ def simulated(methods: Iterable[str], known: dict[str, str], evaluation: Evaluat
     found = dict.fromkeys(text for method, text in known.items() if any(method in name for name in names))
     n_cases = n_of_rarest(evaluation.y_true, len(evaluation.classes), evaluation.patients)
     if found and (len(evaluation.y_true) < FEWEST_SAMPLES or n_cases < FEWEST_CASES):
-        return (
-            "How often these 95% intervals cover the truth is not known here. They were simulated with at least "
-            f"{FEWEST_SAMPLES} samples, {FEWEST_CASES} of each class."
-        )
+        return "How often these 95% intervals cover the truth is not known here: they were simulated with larger sets."
     return f"Coverage of these 95% intervals in simulations: {'; '.join(found)}." if found else ""
