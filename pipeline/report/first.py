@@ -85,7 +85,10 @@ def _tile(metric: Metric, run: Run, evaluation: Evaluation) -> Tile:
     if metric.key == ROC_AUC:
         notes.append(f"on {evaluation.samples()}")
         if evaluation.is_binary:
-            positives = several(int(evaluation.y_true.sum()), f"{evaluation.classes[1]} {evaluation.unit}")
+            name, n = evaluation.classes[1], int(evaluation.y_true.sum())
+            positives = several(n, f"{name} {evaluation.unit}")
+            if name[:1].isdigit():  # "118 1 rows"
+                positives = f"labelled {name}: {several(n, evaluation.unit)}"
             notes.append(f"{positives}{evaluation.of_patients(1)}")
         notes += [precision] if (precision := precision_text(run)) else []
     if metric.baseline:
