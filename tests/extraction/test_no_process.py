@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ import hoarfrost.features.extraction.buffers
 from hoarfrost.features.cache import CacheWriter
 from hoarfrost.features.errors import HoarfrostError
 from hoarfrost.features.fingerprint import image_key
-from tests.extraction.test_loop import Content, Memory, extract, one_by_one
+from tests.extraction.test_loop import Memory, extract, one_by_one
+from tests.extraction.test_processes import CRASHING, IN_PROCESSES, PNGS
 from tests.support.builders import encode, picture
 from tests.support.caches import HEADER
 from tests.support.standin import StandIn
@@ -26,10 +26,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has memory that processes can share so"),
     pytest.mark.usefixtures("no_process_stays"),
 ]
-
-PNGS: list[Content] = [encode(picture(16, 12, seed=seed)) for seed in range(10)]
-CRASHING = encode(picture(13, 13))
-IN_PROCESSES = partial(extract, decode="processes")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from hoarfrost.inference.predict import predict_dataset
 from hoarfrost.inference.sources import opened_source
 from hoarfrost.report.outputs import write_report
 from hoarfrost.runs import read_run
-from tests.extraction.test_regions import BOX, extracted, pixels_of, write_mask, write_set
+from tests.extraction.test_regions import BOX, extracted, pixels_of, spoil_two_boxes, write_mask, write_set
 from tests.support.builders import encode, picture, write_csv
 from tests.support.commands import ROOT, Hoarfrost
 
@@ -172,9 +172,7 @@ def test_more_views_are_added_and_masks_give_boxes(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("free_backbone")
 def test_image_without_a_region_is_listed_with_the_reason(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d")
-    lines = (data / "labels.csv").read_text().splitlines()
-    lines[1], lines[2] = "0.png,a,", '1.png,b,"500,500,600,600"'
-    (data / "labels.csv").write_text("\n".join(lines) + "\n")
+    spoil_two_boxes(data)
     (data / "2.png").write_bytes(b"no image")
     summary = extracted(data, tmp_path / "c.h5", views=BOTH, max_bad=1.0)
     assert [path for path, _ in summary.errors] == ["0.png", "1.png", "2.png"]

@@ -39,6 +39,13 @@ def write_set(folder: Path, n: int = 12, suffix: str = ".png", box: str | None =
     return folder
 
 
+def spoil_two_boxes(data: Path) -> None:
+    """Leave the first image of a set without a box, and put that of the second one outside of it."""
+    lines = (data / "labels.csv").read_text().splitlines()
+    lines[1], lines[2] = "0.png,a,", '1.png,b,"500,500,600,600"'
+    (data / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
 def write_mask(path: Path, x0: int, y0: int, x1: int, y1: int) -> None:
     mask = np.zeros((80, 100), np.uint8)
     mask[y0:y1, x0:x1] = 255
@@ -139,9 +146,7 @@ def test_changed_mask_is_embedded_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("free_backbone")
 def test_image_without_a_region_is_listed_with_the_reason(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d")
-    lines = (data / "labels.csv").read_text().splitlines()
-    lines[1], lines[2] = "0.png,a,", '1.png,b,"500,500,600,600"'
-    (data / "labels.csv").write_text("\n".join(lines) + "\n")
+    spoil_two_boxes(data)
     summary = extracted(data, tmp_path / "r.h5", max_bad=1.0)
     assert summary.errors == (("0.png", "no box"), ("1.png", "the box is outside of the image"))
 
